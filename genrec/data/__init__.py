@@ -1,0 +1,1 @@
+"""From logs to a prepared dataset: contract, readers, preparation, sequences, simulator."""

@@ -1,0 +1,147 @@
+"""Amazon Reviews 2014 in the original files: ``reviews_*.json(.gz)`` and ``meta_*.json(.gz)``.
+
+Review lines are strict JSON; meta lines are Python literals (strict JSON is accepted as well). A review is a purchase. Events
+keep the file order, which is the published sequence order: times have day resolution, so order must break the ties.
+
+Source: McAuley, Targett, Shi, van den Hengel, "Image-based recommendations on styles and substitutes", SIGIR 2015.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import warnings
+from pathlib import Path
+
+import polars as pl
+
+from genrec.data.readers.common import (
+    LINE,
+    RAW,
+    blank,
+    check_options,
+    join_quarantine,
+    parse_json_lines,
+    read_lines,
+    set_aside,
+    set_repeats_aside,
+)
+from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, QUARANTINE_SCHEMA, RawLog, conform
+from genrec.errors import UserError
+
+# As text, so that a value of a wrong type reaches our own check instead of becoming a silent null.
+REVIEW_FIELDS = {"reviewerID": pl.String(), "asin": pl.String(), "unixReviewTime": pl.String(), "overall": pl.String()}
+
+
+def read_amazon_2014(path: Path, options: dict) -> RawLog:
+    """Read a folder with one or more ``reviews_*`` files and, if there are any, their ``meta_*`` files."""
+    check_options("amazon-2014", options, ())
+    reviews = _files(path, "reviews_*.json")
+    if not reviews:
+        raise UserError(f"{path}: no reviews_*.json or reviews_*.json.gz; reader 'amazon-2014' needs the folder that holds one")
+    aside: list[pl.DataFrame] = []
+    read = [_read_reviews(file, aside) for file in reviews]
+    read_items = [_read_meta(file, aside) for file in _files(path, "meta_*.json")]
+    events = pl.concat([table for table, _ in read], how="diagonal")
+    if events["rating"].null_count() == events.height:
+        events = events.drop("rating")
+    items = [table for table, _ in read_items]
+    item_table = pl.concat(items) if items else pl.DataFrame(schema={**ITEM_SCHEMA, LINE: pl.Int64, "source": pl.String})
+    # Across files: two categories may list one product.
+    for file in item_table["source"].unique().to_list() if len(items) > 1 else []:
+        later = (pl.col("source") == file) & ~pl.col("item_id").is_first_distinct()
+        item_table = set_aside(item_table, later, file, "repeated item_id; its first row is kept", aside)
+    return RawLog(
+        events=conform(events, EVENT_SCHEMA, str(path)),
+        items=conform(item_table.drop(LINE, "source"), ITEM_SCHEMA, str(path)),
+        quarantine=join_quarantine(aside),
+        rows_read=sum(rows for _, rows in read) + sum(rows for _, rows in read_items),
+    )
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    return sorted([*folder.glob(pattern), *folder.glob(pattern + ".gz")])
+
+
+def _read_reviews(file: Path, aside: list[pl.DataFrame]) -> tuple[pl.DataFrame, int]:
+    lines, wrong = read_lines(file)
+    table, broken = parse_json_lines(lines, file.name, REVIEW_FIELDS)
+    aside += [wrong, broken]
+    table = set_aside(table, blank("reviewerID"), file.name, "no reviewerID", aside)
+    table = set_aside(table, blank("asin"), file.name, "no asin", aside)
+    table = table.with_columns(pl.col("unixReviewTime").cast(pl.Int64, strict=False).alias("timestamp"))
+    table = set_aside(table, pl.col("timestamp").is_null(), file.name, "unixReviewTime is not a whole number of seconds", aside)
+    events = table.select(
+        pl.col("reviewerID").alias("user_id"),
+        pl.col("asin").alias("item_id"),
+        "timestamp",
+        pl.lit("purchase").alias("action"),
+        pl.lit("feed").alias("surface"),
+        pl.col("overall").cast(pl.Float64, strict=False).alias("rating"),
+    )
+    return events, lines.height + wrong.height
+
+
+def _read_meta(file: Path, aside: list[pl.DataFrame]) -> tuple[pl.DataFrame, int]:
+    lines, wrong = read_lines(file)
+    rows: list[dict] = []
+    broken: list[tuple[str, int, str]] = []
+    for number, raw in lines.select(LINE, RAW).iter_rows():  # items, not events: a loop is fine here
+        value = _literal(raw)
+        if not isinstance(value, dict):
+            broken.append((file.name, number, "neither a Python literal nor JSON with an object on the line"))
+        elif not isinstance(value.get("asin"), str) or not value["asin"].strip():
+            broken.append((file.name, number, "no asin"))
+        else:
+            rows.append({LINE: number, "source": file.name, **_item(value)})
+    aside += [wrong, pl.DataFrame(broken, schema=QUARANTINE_SCHEMA, orient="row")]
+    table = pl.DataFrame(rows, schema={LINE: pl.Int64, "source": pl.String, **ITEM_SCHEMA})
+    return set_repeats_aside(table, "item_id", file.name, aside), lines.height + wrong.height
+
+
+def _literal(raw: str) -> object:
+    """The value on a meta line, or None when it is neither a Python literal nor JSON."""
+    if not raw.lstrip().startswith("{'"):
+        try:
+            return json.loads(raw)
+        except ValueError:
+            pass  # a Python literal may open with a double quote too
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an odd escape in a title is not the user's concern
+            return ast.literal_eval(raw.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def _item(value: dict) -> dict:
+    return {
+        "item_id": value["asin"],
+        "title": _text(value.get("title")),
+        "text": _text(value.get("description")),
+        "brand": _text(value.get("brand")),
+        "category": _first_path(value.get("categories")),
+        "price": _number(value.get("price")),
+    }
+
+
+def _text(value: object) -> str | None:
+    if isinstance(value, (list, tuple)):  # later copies of the data hold descriptions as a list of paragraphs
+        value = " ".join(str(part) for part in value)
+    text = str(value).strip() if value is not None else ""
+    return text or None
+
+
+def _first_path(value: object) -> list[str] | None:
+    if not isinstance(value, (list, tuple)) or not value:
+        return None
+    path = value[0] if isinstance(value[0], (list, tuple)) else value
+    levels = [str(level) for level in path if str(level).strip()]
+    return levels or None
+
+
+def _number(value: object) -> float | None:
+    try:
+        return float(str(value).lstrip("$").replace(",", "")) if value is not None else None
+    except ValueError:
+        return None

@@ -1,0 +1,303 @@
+"""Plain tables: Parquet, CSV, TSV or JSON lines (text ones also ``.gz`` or ``.zst``), with columns under any names.
+
+The reader for a log of your own: say which of your columns is the user, the item and the time, and it checks the rest.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
+from pathlib import Path
+
+import polars as pl
+
+from genrec.data.readers.common import (
+    LINE,
+    RAW,
+    blank,
+    check_options,
+    did_you_mean,
+    join_quarantine,
+    nearest,
+    parse_json_lines,
+    parse_record,
+    read_lines,
+    set_aside,
+    set_repeats_aside,
+    split_fields,
+)
+from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, REQUIRED_EVENT_COLUMNS, USER_SCHEMA, RawLog, conform
+from genrec.errors import UserError
+
+FORMATS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+}
+SEPARATORS = {"csv": ",", "tsv": "\t"}
+UNITS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+TIMESTAMP_UNITS = (*UNITS_PER_SECOND, "iso")
+SOURCE = "__source__"  # the file a row came from
+YEAR_2200 = 7_258_118_400  # seconds; a log's typical time beyond it is in a smaller unit than it says
+WITH_OFFSET = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M%:z")
+WITHOUT_OFFSET = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M")
+
+
+@dataclass
+class TableOptions:
+    """The options of the ``table`` reader. Paths are relative to the data path when that is a folder, else to its folder."""
+
+    events: str | None = None
+    """Events: a file, a folder of files or a pattern; the data path itself when not given."""
+    items: str | None = None
+    """Items: a file, a folder or a pattern (optional)."""
+    users: str | None = None
+    """Users: a file, a folder or a pattern (optional)."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """The contract's event column -> the file's column; a column not listed is looked for under its own name."""
+    item_columns: dict[str, str] = field(default_factory=dict)
+    """The same for items."""
+    user_columns: dict[str, str] = field(default_factory=dict)
+    """The same for users."""
+    category_separator: str = "|"
+    """What separates the levels of a category path held as text."""
+    timestamp_unit: str = "s"
+    """The unit of numeric times (s, ms, us, ns), or ``iso`` for text such as ``2024-05-01T12:30:00Z`` (UTC without an offset)."""
+
+
+def read_table(path: Path, options: dict) -> RawLog:
+    """Read events, and items and users where given, from plain tables.
+
+    Rows without an id or with an unreadable time, and rows that do not fit the file's own format, go to quarantine. Columns
+    beyond the contract are kept. Raises ``UserError`` for a wrong option, a missing file or a missing column.
+    """
+    settings = _parse_options(options)
+    base = path if path.is_dir() else path.parent
+    item_files = _files(_under(base, settings.items, "items")) if settings.items else []
+    user_files = _files(_under(base, settings.users, "users")) if settings.users else []
+    place = _under(base, settings.events, "events") if settings.events else path
+    event_files = _files(place, skip={*item_files, *user_files})
+    aside: list[pl.DataFrame] = []
+    event_tables = [_read_events(file, settings, aside) for file in event_files]
+    log = RawLog(events=conform(_stack([table for table, _ in event_tables]).drop(SOURCE), EVENT_SCHEMA, str(place)))
+    log.rows_read = sum(rows for _, rows in event_tables)
+    if item_files:
+        table, rows = _read_keyed(item_files, "item_id", "item_columns", settings.item_columns, aside)
+        log.items = conform(_typed_items(table, settings.category_separator), ITEM_SCHEMA, str(item_files[0]))
+        log.rows_read += rows
+    if user_files:
+        table, rows = _read_keyed(user_files, "user_id", "user_columns", settings.user_columns, aside)
+        log.users = conform(table, USER_SCHEMA, str(user_files[0]))
+        log.rows_read += rows
+    log.quarantine = join_quarantine(aside)
+    return log
+
+
+def is_glob(path: str) -> bool:
+    """Whether a path is a pattern such as ``logs/day-*.csv.gz``."""
+    return any(sign in path for sign in "*?[")
+
+
+def _parse_options(options: dict) -> TableOptions:
+    check_options("table", options, [entry.name for entry in dataclass_fields(TableOptions)])
+    settings = TableOptions(**options)
+    for key, schema in (("columns", EVENT_SCHEMA), ("item_columns", ITEM_SCHEMA), ("user_columns", None)):
+        mapping = getattr(settings, key) or {}
+        if not hasattr(mapping, "items") or not all(isinstance(theirs, str) for theirs in mapping.values()):
+            raise UserError(f"reader 'table': option {key} must map column names to column names, not {mapping!r}")
+        setattr(settings, key, dict(mapping))
+        for ours in mapping if key == "columns" else ():
+            if ours not in schema:
+                raise UserError(f"reader 'table': columns.{ours} is no column of the contract; {did_you_mean(ours, list(schema))}")
+    for key in ("events", "items", "users"):
+        value = getattr(settings, key)
+        if value is not None and not isinstance(value, (str, Path)):
+            raise UserError(f"reader 'table': option {key} must be a path, not {value!r}")
+    if settings.timestamp_unit not in TIMESTAMP_UNITS:
+        tail = did_you_mean(str(settings.timestamp_unit), TIMESTAMP_UNITS)
+        raise UserError(f"reader 'table': unknown timestamp_unit {settings.timestamp_unit!r}; {tail}")
+    if not isinstance(settings.category_separator, str) or not settings.category_separator:
+        raise UserError("reader 'table': option category_separator must be a non-empty text")
+    return settings
+
+
+def _under(base: Path, name: str, option: str) -> Path:
+    place = base / name
+    if not is_glob(str(name)) and not place.exists():
+        raise UserError(f"{place}: no such file or folder (option {option} of reader 'table')")
+    return place
+
+
+def file_format(path: Path) -> str | None:
+    """parquet, csv, tsv or json by the file's name, or None for any other."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packed = bool(suffixes) and suffixes[-1] in (".gz", ".zst")
+    if packed:
+        suffixes.pop()
+    found = FORMATS.get(suffixes[-1]) if suffixes else None
+    return None if packed and found == "parquet" else found
+
+
+def _files(place: Path, skip: set[Path] = frozenset()) -> list[Path]:
+    """The table files at a place (file, folder or pattern), by name."""
+    if place.is_dir():
+        found = [file for file in place.iterdir() if file.is_file() and not file.name.startswith(("_", "."))]
+    elif place.exists():  # before patterns: a file may have a bracket in its name
+        found = [place]
+    else:
+        found = [file for file in Path(place.anchor).glob(str(place.relative_to(place.anchor))) if file.is_file()]
+    known = sorted(file for file in found if file_format(file) and file not in skip)
+    if not known:
+        raise UserError(f"{place}: no table to read; expected {', '.join(FORMATS)} (text ones also .gz or .zst)")
+    return known
+
+
+def _load(file: Path) -> tuple[pl.DataFrame, pl.DataFrame, int]:
+    """One file as ``(table with the line column, quarantine, data rows)``."""
+    kind = file_format(file)
+    if kind == "parquet":
+        try:
+            table = pl.read_parquet(file)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise UserError(f"{file}: not readable as Parquet ({str(error).splitlines()[0]})") from error
+        return table.with_row_index(LINE, offset=1), join_quarantine([]), table.height
+    lines, wrong = read_lines(file)
+    if kind == "json":
+        table, broken = parse_json_lines(lines, file.name, None)
+        return table, join_quarantine([wrong, broken]), lines.height + wrong.height
+    if lines.is_empty():
+        raise UserError(f"{file}: empty; expected a header line and data")
+    header = parse_record(lines[RAW][0], SEPARATORS[kind])
+    if isinstance(header, str):
+        raise UserError(f"{file}: the header line cannot be read: {header}")
+    header = [name.strip() for name in header]
+    twice = [name for name, count in Counter(header).items() if count > 1]
+    if twice:
+        raise UserError(f"{file}: the header names column {twice[0]!r} twice; rename one")
+    table, ragged = split_fields(lines.slice(1), header, SEPARATORS[kind], file.name, quoted=True)
+    bad = join_quarantine([wrong, ragged])
+    # A quoted row may span lines, so rows are counted after the cut.
+    table = table.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in header)
+    return table, bad, table.height + bad.height
+
+
+def _renamed(table: pl.DataFrame, mapping: dict[str, str], required: Sequence[str], option: str, file: Path) -> pl.DataFrame:
+    """The table under the contract's names; a required or named column that is missing is a ``UserError``."""
+    have = [name for name in table.columns if name != LINE]
+    for ours in dict.fromkeys([*required, *mapping]):
+        theirs = mapping.get(ours, ours)
+        if theirs in have:
+            continue
+        close = nearest(theirs, have) or nearest(ours, have)
+        hint = f"nearest: {close!r}; " if close else ""
+        raise UserError(f"{file}: no column {theirs!r} for {ours}; {hint}the file has: {', '.join(have)}; set {option}.{ours}")
+    taken = set(mapping.values())
+    others = [name for name in have if name not in taken and name not in mapping]
+    return table.select(LINE, *[pl.col(theirs).alias(ours) for ours, theirs in mapping.items()], *others)
+
+
+def _texts(table: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+    """Ids and other text columns as text; a whole number held as a float (a column with gaps) loses its ``.0``."""
+    casts = []
+    for name in columns:
+        if name not in table.columns or table[name].dtype == pl.String:
+            continue
+        column = pl.col(name)
+        if table[name].dtype.is_float():
+            whole = column.cast(pl.Int64, strict=False)
+            column = pl.when(whole == column).then(whole.cast(pl.String)).otherwise(column.cast(pl.String))
+        elif table[name].dtype.is_nested():
+            continue
+        casts.append(column.cast(pl.String).alias(name))
+    return table.with_columns(casts)
+
+
+def _read_events(file: Path, settings: TableOptions, aside: list[pl.DataFrame]) -> tuple[pl.DataFrame, int]:
+    table, bad, rows = _load(file)
+    aside.append(bad)
+    table = _renamed(table, settings.columns, REQUIRED_EVENT_COLUMNS, "columns", file)
+    table = _texts(table, [name for name in EVENT_SCHEMA if name != "timestamp"])
+    for key in ("user_id", "item_id"):
+        table = set_aside(table, blank(key), file.name, f"no {key}", aside)
+    unit = settings.timestamp_unit
+    try:
+        table = table.with_columns(_seconds(table["timestamp"].dtype, unit).alias("timestamp"))
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{file}: the times cannot be read as {unit!r} ({str(error).splitlines()[0]})") from error
+    wanted = "an ISO date and time" if unit == "iso" else f"a number ({unit})"
+    table = set_aside(table, pl.col("timestamp").is_null(), file.name, f"the time is not {wanted}", aside)
+    typical = table["timestamp"].median()
+    if typical is not None and typical > YEAR_2200:
+        raise UserError(f"{file}: read as {unit!r} the times lie beyond the year 2200; set timestamp_unit to ms, us or ns")
+    return table.drop(LINE).with_columns(pl.lit(file.name).alias(SOURCE)), rows
+
+
+def _seconds(dtype: pl.DataType, unit: str) -> pl.Expr:
+    """The column ``timestamp`` of this type as whole seconds since 1970 UTC; null where it cannot be read."""
+    column = pl.col("timestamp")
+    if dtype.is_temporal():  # typed times need no unit
+        return column.cast(pl.Datetime("us", getattr(dtype, "time_zone", None))).dt.epoch("s")
+    if unit == "iso":
+        return _iso_seconds(column.cast(pl.String))
+    real = column.cast(pl.Float64, strict=False)
+    real = pl.when(real.is_finite()).then(real).cast(pl.Int64, strict=False)
+    # Whole numbers first: a 64-bit float cannot hold nanoseconds exactly.
+    whole = real if dtype.is_float() else pl.coalesce(column.cast(pl.Int64, strict=False), real)
+    return whole // UNITS_PER_SECOND[unit]
+
+
+def _iso_seconds(column: pl.Expr) -> pl.Expr:
+    text = column.str.strip_chars().str.replace("T", " ", literal=True).str.replace("Z$", "+00:00")
+    text = text.str.replace(r"([+-]\d\d)(\d\d)$", "$1:$2")
+    # A day alone ("2024-05-01") ends like an offset would not: it has no clock time before it.
+    text = pl.when(text.str.len_chars() == 10).then(pl.concat_str([text, pl.lit(" 00:00")])).otherwise(text)
+    zoned = [text.str.to_datetime(form, time_unit="us", time_zone="UTC", strict=False) for form in WITH_OFFSET]
+    plain = [text.str.to_datetime(form, time_unit="us", strict=False).dt.replace_time_zone("UTC") for form in WITHOUT_OFFSET]
+    return pl.coalesce([*zoned, *plain]).dt.epoch("s")
+
+
+def _read_keyed(
+    files: Sequence[Path], key: str, option: str, mapping: dict[str, str], aside: list[pl.DataFrame]
+) -> tuple[pl.DataFrame, int]:
+    """Items or users: one row for each key, over all files."""
+    tables, rows = [], 0
+    for file in files:
+        table, bad, count = _load(file)
+        aside.append(bad)
+        rows += count
+        table = _renamed(table, mapping, [key], option, file)
+        table = _texts(table, [key, "title", "text", "brand"] if key == "item_id" else [key])
+        table = set_aside(table, blank(key), file.name, f"no {key}", aside)
+        table = set_repeats_aside(table, key, file.name, aside)
+        tables.append(table.with_columns(pl.lit(file.name).alias(SOURCE)))
+    joined = _stack(tables)
+    for file in files if len(files) > 1 else ():
+        later = (pl.col(SOURCE) == file.name) & ~pl.col(key).is_first_distinct()
+        joined = set_aside(joined, later, file.name, f"repeated {key}; its first row is kept", aside)
+    return joined.drop(LINE, SOURCE), rows
+
+
+def _stack(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Tables below each other; a column that differs in type between files becomes the wider type."""
+    try:
+        return pl.concat(tables, how="diagonal_relaxed")
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"the files differ in the type of a column ({str(error).splitlines()[0]})") from error
+
+
+def _typed_items(table: pl.DataFrame, separator: str) -> pl.DataFrame:
+    if "category" in table.columns:
+        if table["category"].dtype == pl.String:
+            levels = pl.col("category").str.split(separator).list.eval(pl.element().filter(pl.element() != ""))
+            table = table.with_columns(pl.when(levels.list.len() > 0).then(levels).alias("category"))
+        elif not isinstance(table["category"].dtype, pl.List):
+            table = table.with_columns(pl.concat_list(pl.col("category").cast(pl.String)))
+    if "price" in table.columns:
+        table = table.with_columns(pl.col("price").cast(pl.Float64, strict=False))
+    return table

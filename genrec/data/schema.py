@@ -1,0 +1,98 @@
+"""The data contract: the tables a reader must produce, column by column.
+
+``events`` (one row per thing a person did, in the order of the log)
+
+=============  =============  ==========================================================================
+column         type           meaning
+=============  =============  ==========================================================================
+``user_id``    String         who; required
+``item_id``    String         what; required
+``timestamp``  Int64          seconds since 1970, UTC; required
+``action``     String         a stage of the feedback chain (``impression`` < ``click`` < ``purchase`` ...)
+``query``      String, null   the words searched; null for a recommendation
+``surface``    String, null   where it happened (``feed``, ``search``, ...)
+``request_id`` String, null   groups events answered by one request
+=============  =============  ==========================================================================
+
+``items``: ``item_id`` String, ``title`` String, ``text`` String, ``brand`` String, ``category`` List(String) from general to
+specific, ``price`` Float64 (any currency, one per log), then any further attribute columns. All but ``item_id`` may be null.
+
+``users`` (optional): ``user_id`` String, then attribute columns.
+
+``impressions`` (optional): what was shown per request: ``request_id``, ``user_id``, ``item_id``, ``timestamp``, ``position``, ``action``.
+
+``quarantine``: ``source`` String (file), ``line`` Int64 (from 1), ``reason`` String. A bad row goes here; it never kills the
+job and never vanishes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from genrec.errors import UserError
+
+EVENT_SCHEMA: dict[str, pl.DataType] = {
+    "user_id": pl.String(),
+    "item_id": pl.String(),
+    "timestamp": pl.Int64(),
+    "action": pl.String(),
+    "query": pl.String(),
+    "surface": pl.String(),
+    "request_id": pl.String(),
+}
+REQUIRED_EVENT_COLUMNS = ("user_id", "item_id", "timestamp")
+ITEM_SCHEMA: dict[str, pl.DataType] = {
+    "item_id": pl.String(),
+    "title": pl.String(),
+    "text": pl.String(),
+    "brand": pl.String(),
+    "category": pl.List(pl.String()),
+    "price": pl.Float64(),
+}
+USER_SCHEMA: dict[str, pl.DataType] = {"user_id": pl.String()}
+IMPRESSION_SCHEMA: dict[str, pl.DataType] = {
+    "request_id": pl.String(),
+    "user_id": pl.String(),
+    "item_id": pl.String(),
+    "timestamp": pl.Int64(),
+    "position": pl.Int64(),
+    "action": pl.String(),
+}
+QUARANTINE_SCHEMA: dict[str, pl.DataType] = {"source": pl.String(), "line": pl.Int64(), "reason": pl.String()}
+
+
+def empty(schema: dict[str, pl.DataType]) -> pl.DataFrame:
+    """An empty table of a schema."""
+    return pl.DataFrame(schema=schema)
+
+
+def conform(table: pl.DataFrame, schema: dict[str, pl.DataType], source: str) -> pl.DataFrame:
+    """Add missing optional columns as nulls, cast to the contract's types and put its columns first.
+
+    Further columns are kept behind them. Raises ``UserError`` when a column cannot be cast.
+    """
+    columns = []
+    for name, dtype in schema.items():
+        if name not in table.columns:
+            columns.append(pl.lit(None, dtype=dtype).alias(name))
+            continue
+        columns.append(pl.col(name).cast(dtype, strict=True))
+    extra = [pl.col(name) for name in table.columns if name not in schema]
+    try:
+        return table.select(columns + extra)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{source}: a column does not fit the data contract ({str(error).splitlines()[0]})") from error
+
+
+@dataclass
+class RawLog:
+    """What a reader returns: tables that satisfy the contract, and the rows that did not."""
+
+    events: pl.DataFrame
+    items: pl.DataFrame = field(default_factory=lambda: empty(ITEM_SCHEMA))
+    users: pl.DataFrame | None = None
+    impressions: pl.DataFrame | None = None
+    quarantine: pl.DataFrame = field(default_factory=lambda: empty(QUARANTINE_SCHEMA))
+    rows_read: int = 0

@@ -1,0 +1,1 @@
+"""Constrained beam search, exact scoring, dense retrieval, fusion."""

@@ -1,0 +1,120 @@
+"""Recency-weighted co-occurrence and transitions: two sparse products that pass most published models on the Amazon sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+
+from genrec.data.histories import Histories
+from genrec.errors import UserError
+
+FORMAT_VERSION = 1
+TRANSITION_WEIGHTS = ("count", "log")
+
+
+class CooccurrenceTransition:
+    """``score = h S`` with ``S = D^-1/2 C D^-1/2 + 1/2 (T + 1/2 T^T)``, where history h weighs its events ``decay ** age``.
+
+    C (n_items, n_items) counts the users who had both items, zero diagonal; D is diagonal, one plus the number of users who had
+    the item: the one damps cosines that rest on a single user and keeps unseen items finite. T[i, j] is the plain number of times j came right
+    after i, i and j different. T is not normalised: a frequent transition *is* strong evidence, and every
+    normalisation by degrees costs accuracy on Amazon Beauty. ``transitions="log"`` takes log(1 + count) instead, a little better there.
+
+    ``max_history``: only that many newest events of a user are counted, as co-occurrence costs their square.
+    """
+
+    def __init__(self, decay: float = 0.6, transitions: str = "count", max_history: int = 500):
+        if not 0 < decay <= 1 or max_history < 1:
+            raise UserError(f"CooccurrenceTransition got decay={decay}, max_history={max_history}; expected 0 < decay <= 1, max_history >= 1")
+        if transitions not in TRANSITION_WEIGHTS:
+            raise UserError(f"CooccurrenceTransition got transitions={transitions!r}; expected one of {', '.join(TRANSITION_WEIGHTS)}")
+        self.decay, self.transitions, self.max_history = decay, transitions, max_history
+        self.similar: sp.csr_matrix | None = None  # D^-1/2 C D^-1/2
+        self.following: sp.csr_matrix | None = None  # 1/2 (T + 1/2 T^T)
+
+    def fit(self, train: Histories, n_items: int) -> CooccurrenceTransition:
+        """Count ``train`` (one history per user, all of it used); item ids are in [0, n_items)."""
+        train = train.last_n(self.max_history)
+        self.similar = _similar(train, n_items)
+        moves = _moves(train, n_items)
+        if self.transitions == "log":
+            moves.data = np.log1p(moves.data)
+        self.following = (0.5 * moves + 0.25 * moves.T).tocsr().astype(np.float32)
+        return self
+
+    def score(self, histories: Histories) -> np.ndarray:
+        """(B, n_items) float32."""
+        similar, following = self.score_parts(histories)
+        similar += following
+        return similar
+
+    def score_parts(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
+        """The co-occurrence and the transition part of the score, each (B, n_items) float32, for use as separate evidence."""
+        if self.similar is None or self.following is None:
+            raise UserError("CooccurrenceTransition has not been fitted; call fit(train, n_items) first")
+        weighted = histories.to_csr(self.similar.shape[0], weights=lambda ages: self.decay ** ages.astype(np.float64))
+        return (weighted @ self.similar).toarray(), (weighted @ self.following).toarray()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything fitted, as plain arrays that ``from_state`` takes back."""
+        if self.similar is None or self.following is None:
+            raise UserError("CooccurrenceTransition has not been fitted; there is nothing to save")
+        arrays = {
+            "format_version": np.int64(FORMAT_VERSION),
+            "n_items": np.int64(self.similar.shape[0]),
+            "decay": np.float64(self.decay),
+            "transitions": np.int64(TRANSITION_WEIGHTS.index(self.transitions)),
+            "max_history": np.int64(self.max_history),
+        }
+        for name, matrix in (("similar", self.similar), ("following", self.following)):
+            arrays |= {f"{name}_data": matrix.data, f"{name}_indices": matrix.indices, f"{name}_indptr": matrix.indptr}
+        return {name: np.asarray(value) for name, value in arrays.items()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray]) -> CooccurrenceTransition:
+        """The model that ``state`` describes. Raises ``UserError`` for arrays of another format."""
+        if int(state.get("format_version", -1)) != FORMAT_VERSION:
+            raise UserError(f"the co-occurrence state is not of format {FORMAT_VERSION}; fit and save it again")
+        model = cls(float(state["decay"]), TRANSITION_WEIGHTS[int(state["transitions"])], int(state["max_history"]))
+        shape = (int(state["n_items"]),) * 2
+        model.similar, model.following = (
+            sp.csr_matrix((state[f"{name}_data"], state[f"{name}_indices"], state[f"{name}_indptr"]), shape=shape)
+            for name in ("similar", "following")
+        )
+        return model
+
+    def save(self, path: Path) -> None:
+        """Write ``state()`` as an npz file at exactly ``path``."""
+        with open(path, "wb") as file:
+            np.savez(file, **self.state())
+
+    @classmethod
+    def load(cls, path: Path) -> CooccurrenceTransition:
+        """Read what ``save`` wrote; nothing is unpickled."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls.from_state(dict(arrays))
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path}: not a saved co-occurrence model ({error}); fit and save it again") from error
+
+
+def _similar(train: Histories, n_items: int) -> sp.csr_matrix:
+    """D^-1/2 C D^-1/2, (n_items, n_items) float32."""
+    had = train.to_csr(n_items)
+    had.data[:] = 1  # users are counted, not repeats
+    together = (had.T @ had).tocsr()
+    together.setdiag(0)
+    together.eliminate_zeros()
+    scale = sp.diags(1 / np.sqrt(np.asarray(had.sum(axis=0), np.float64).ravel() + 1))
+    return (scale @ together @ scale).tocsr().astype(np.float32)
+
+
+def _moves(train: Histories, n_items: int) -> sp.csr_matrix:
+    """T, (n_items, n_items) float64: how often the column's item came right after the row's."""
+    before, after = train.items[:-1], train.items[1:]
+    adjacent = (train.ages[:-1] > 0) & (before != after)  # age 0 is the last of its history: no event follows it
+    moves = sp.coo_matrix((np.ones(int(adjacent.sum())), (before[adjacent], after[adjacent])), shape=(n_items, n_items))
+    return moves.tocsr()  # sums what came twice

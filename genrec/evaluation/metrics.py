@@ -1,0 +1,167 @@
+"""Item-level metrics, bootstrap intervals and beyond-accuracy measures. Arrays in, arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+from genrec.data.histories import Histories
+from genrec.errors import UserError
+
+PAD = -1  # item id of an empty place in a ranked list
+_CELLS = 1 << 22  # cells of a temporary table held at once
+_FEW_VALUES = 4096  # up to that many distinct values, resample their counts instead of the observations
+
+
+def top_k(
+    scores: np.ndarray | torch.Tensor, k: int, exclude: Histories | None = None
+) -> tuple[np.ndarray, np.ndarray] | tuple[torch.Tensor, torch.Tensor]:
+    """The k best items of each row, best first; of equal scores the lower item id comes first.
+
+    ``scores`` (B, n_items) float; ``exclude`` B histories whose items are never returned. Returns ids (B, k) int64 and
+    scores (B, k), as numpy for numpy and as tensors on the same device for a tensor. An item scored -inf (a mask) counts
+    as excluded. Places left over hold id -1 and -inf. Raises ``UserError`` for NaN scores or a misfit of shapes.
+    """
+    is_numpy = isinstance(scores, np.ndarray)
+    table = torch.tensor(scores) if is_numpy else scores.clone()  # a copy: it is masked below
+    if table.ndim != 2 or k < 1 or (exclude is not None and len(exclude) != len(table)):
+        raise UserError(f"top_k got scores {tuple(table.shape)} and k={k}; expected (B, n_items), k of at least 1, B histories to exclude")
+    if not table.is_floating_point():
+        table = table.double()
+    if torch.isnan(table).any():
+        raise UserError("top_k got NaN scores; expected numbers, or -inf for items that may not be returned")
+    if exclude is not None:
+        rows, items = torch.from_numpy(exclude.rows), torch.from_numpy(exclude.items.astype(np.int64))
+        table[rows.to(table.device), items.to(table.device)] = -torch.inf
+    ids, best = _stable_top(table, min(k, table.shape[1]))
+    ids = torch.where(best == -torch.inf, PAD, ids)
+    missing = k - ids.shape[1]
+    ids = torch.nn.functional.pad(ids, (0, missing), value=PAD)
+    best = torch.nn.functional.pad(best, (0, missing), value=-torch.inf)
+    return (ids.numpy(), best.numpy()) if is_numpy else (ids, best)
+
+
+def _stable_top(table: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and values (B, k) of the k largest per row, lower column first among equals; k at most the width.
+
+    ``torch.topk`` breaks ties as it likes, so only its k-th *value* is used: everything above it is in, and the columns that
+    equal it fill what is left from the lowest up.
+    """
+    if k == 0 or not len(table):
+        return torch.zeros((len(table), k), dtype=torch.int64, device=table.device), table[:, :k]
+    threshold = torch.topk(table, k, dim=1).values[:, -1:]
+    above, equal = table > threshold, table == threshold
+    room = k - above.sum(1, keepdim=True)
+    if bool((equal.sum(1, keepdim=True) > room).any()):
+        equal &= equal.cumsum(1, dtype=torch.int32) <= room
+    ids = (above | equal).nonzero()[:, 1].view(len(table), k)  # ascending ids, so a stable sort keeps ties in id order
+    best, order = table.gather(1, ids).sort(dim=1, descending=True, stable=True)
+    return ids.gather(1, order), best
+
+
+def per_request_metrics(ranked: np.ndarray, targets: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
+    """``recall@k``, ``ndcg@k`` and ``mrr@k`` of every request, each (N,) float64, with one relevant item per request.
+
+    ``ranked`` (N, K) item ids, best first, -1 where empty; ``targets`` (N,) item ids. With the target at rank r from 1:
+    recall is 1, nDCG 1 / log2(r + 1), MRR 1 / r when r <= k, else all are 0. Raises ``UserError`` for K < max(ks).
+    """
+    ranked, targets = np.asarray(ranked), np.asarray(targets)
+    if ranked.ndim != 2 or targets.shape != ranked.shape[:1]:
+        raise UserError(f"ranked lists {ranked.shape} and targets {targets.shape} do not fit; expected (N, K) and (N,)")
+    if not len(ks) or min(ks) < 1 or max(ks) > ranked.shape[1]:
+        raise UserError(f"metrics at {list(ks)} were asked of ranked lists of {ranked.shape[1]} items; rank at least that many")
+    hits = (ranked == targets[:, None]) & (ranked != PAD)
+    rank = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1.0, np.inf)  # (N,) from 1
+    metrics: dict[str, np.ndarray] = {}
+    for k in ks:
+        found = rank <= k
+        metrics[f"recall@{k}"] = found.astype(np.float64)
+        metrics[f"ndcg@{k}"] = np.where(found, 1 / np.log2(rank + 1), 0.0)
+        metrics[f"mrr@{k}"] = np.where(found, 1 / rank, 0.0)
+    return metrics
+
+
+def bootstrap_interval(values: np.ndarray, seed: int, n: int = 1000, level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval (low, high) of the mean of ``values`` (N,), one value per user, from n resamples."""
+    means = _bootstrap_means(_checked(values), seed, n)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def paired_test(a: np.ndarray, b: np.ndarray, seed: int, n: int = 1000, level: float = 0.95) -> tuple[float, float, float, float]:
+    """Paired bootstrap over users: mean of a - b, its interval (low, high) and a two-sided p.
+
+    ``a``, ``b`` (N,): the metric of two models for the same users in the same order. p is the share of resamples, centred
+    on no difference, that lie at least as far from 0 as the mean seen (Efron & Tibshirani 1993, 16.4); never below 1 / (n + 1).
+    """
+    if np.shape(a) != np.shape(b):
+        raise UserError(f"a paired test got {np.shape(a)} and {np.shape(b)} values; expected the same users in both")
+    difference = _checked(np.asarray(a, np.float64) - np.asarray(b, np.float64))
+    mean = float(difference.mean())
+    means = _bootstrap_means(difference, seed, n)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    at_least = np.abs(means - mean) >= abs(mean) - 1e-12  # the slack keeps equal models at p = 1 despite rounding
+    return mean, float(low), float(high), float((1 + at_least.sum()) / (1 + n))
+
+
+def _checked(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or not len(values):
+        raise UserError(f"a bootstrap got values of shape {values.shape}; expected (N,) with at least one user")
+    return values
+
+
+def _bootstrap_means(values: np.ndarray, seed: int, n: int) -> np.ndarray:
+    """(n,) means of resamples with replacement.
+
+    Recall@k has 2 distinct values and nDCG@k k + 1. Drawing how often each comes up is the same distribution as drawing users, and
+    its cost does not grow with them. Values with many levels are drawn in chunks of bounded size.
+    """
+    rng = np.random.default_rng(seed)
+    levels, counts = np.unique(values, return_counts=True)
+    if len(levels) <= _FEW_VALUES:
+        resampled = max(1, _CELLS // len(levels))
+        shares = counts / len(values)
+        return np.concatenate(
+            [rng.multinomial(len(values), shares, size=min(resampled, n - start)) @ levels / len(values) for start in range(0, n, resampled)]
+        )
+    resampled, means = max(1, _CELLS // len(values)), np.empty(n)
+    for start in range(0, n, resampled):
+        stop = min(n, start + resampled)
+        means[start:stop] = values[rng.integers(0, len(values), size=(stop - start, len(values)))].mean(axis=1)
+    return means
+
+
+def exposure(ranked: np.ndarray | Iterable[np.ndarray], n_items: int) -> np.ndarray:
+    """(n_items,) int64: how often each item is recommended in ``ranked`` (N, K), or in an iterable of such chunks; pads not counted."""
+    chunks = [ranked] if isinstance(ranked, np.ndarray) else ranked
+    total = np.zeros(n_items, np.int64)
+    for chunk in chunks:
+        total += np.bincount(chunk[chunk != PAD].ravel(), minlength=n_items)
+    return total
+
+
+def coverage(ranked: np.ndarray, n_items: int) -> float:
+    """Share of the catalogue that appears in at least one list of ``ranked`` (N, K)."""
+    return float((exposure(ranked, n_items) > 0).mean())
+
+
+def gini(ranked: np.ndarray, n_items: int) -> float:
+    """Gini index of exposure over the whole catalogue: 0 when all items are shown equally often, towards 1 when one item is."""
+    counts = np.sort(exposure(ranked, n_items))
+    if not counts.sum():
+        return 0.0
+    weights = 2 * np.arange(1, n_items + 1) - n_items - 1
+    return float((weights * counts).sum() / (n_items * counts.sum()))
+
+
+def novelty(ranked: np.ndarray, popularity: np.ndarray) -> float:
+    """Mean self-information -log2 p(item) in bits of the recommended items (Vargas & Castells 2011).
+
+    ``popularity`` (n_items,) events per item in the training data; one event is added to each, so unseen items stay finite.
+    """
+    share = (np.asarray(popularity, np.float64) + 1) / (np.sum(popularity) + len(popularity))
+    shown = ranked[ranked != PAD]
+    return float(-np.log2(share[shown]).mean()) if len(shown) else 0.0

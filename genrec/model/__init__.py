@@ -1,0 +1,1 @@
+"""The network: embeddings, rotary positions, backbone, code decoder."""

@@ -1,0 +1,138 @@
+"""The code decoder: emits an item's semantic ID level by level, as a walk from the trie's root to a leaf.
+
+Each level's distribution runs over the *legal children* of the node reached so far, in training as in decoding, so no probability is
+lost on identifiers that do not exist. A child is scored by the dot product of the decoder's state with the child's node vector: its
+code's vector, a vector of its own, and the mean vector of the items below it. Beauty's numbers behind that choice are in README.
+The heavy backbone has run before: the decoder attends over its context states and starts from the request's state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genrec.semantic_ids.trie import CatalogueTrie
+
+
+@dataclass
+class Memory:
+    """Projected context shared by all beams of a request.
+
+    ``state`` (B, R, dim) request states; ``keys`` / ``values`` per layer (B, heads, 1 + T, dim / heads); ``mask`` (B, R, 1 + T).
+    """
+
+    state: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
+    mask: Tensor
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention over the levels so far, cross-attention to the context, feed-forward."""
+
+    def __init__(self, dim: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.self_norm, self.cross_norm, self.feed_norm = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.self_out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.query, self.key_value = nn.Linear(dim, dim, bias=False), nn.Linear(dim, 2 * dim, bias=False)
+        self.cross_out = nn.Linear(dim, dim, bias=False)
+        self.up, self.down = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
+        self.drop = nn.Dropout(dropout)
+
+    def project_memory(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        batch, length, _ = context.shape
+        return self.key_value(context).view(batch, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def forward(
+        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor, cache: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """x (B, R, L, dim) new levels of R walks; ``cache`` holds keys and values (B x R, heads, earlier levels, dim / heads)."""
+        batch, walks, levels, dim = x.shape
+        rate = self.dropout if self.training else 0.0
+        q, k, v = self.qkv(self.self_norm(x)).view(batch * walks, levels, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            k, v = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None, dropout_p=rate)
+        x = x + self.drop(self.self_out(mixed.transpose(1, 2).reshape(batch, walks, levels, dim)))
+        q = self.query(self.cross_norm(x)).view(batch, walks * levels, self.heads, -1).transpose(1, 2)
+        spread = mask[:, None, :, None].expand(-1, -1, walks, levels, -1).reshape(batch, 1, walks * levels, -1)
+        mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=spread, dropout_p=rate)
+        x = x + self.drop(self.cross_out(mixed.transpose(1, 2).reshape(batch, walks, levels, dim)))
+        return x + self.drop(self.down(F.gelu(self.up(self.feed_norm(x))))), (k, v)
+
+
+class CodeDecoder(nn.Module):
+    """Walks the catalogue trie; see the module's docstring."""
+
+    def __init__(self, trie: CatalogueTrie, dim: int, layers: int, heads: int, dropout: float, node_vectors: str, temperature: float):
+        super().__init__()
+        self.node_kind = node_vectors
+        self.levels = trie.depth
+        self.layers = nn.ModuleList(DecoderLayer(dim, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(dim)
+        self.null = nn.Parameter(torch.zeros(1, 1, dim))
+        self.level = nn.Parameter(torch.randn(self.levels, dim) * 0.02)
+        self.heads = nn.ModuleList(nn.Linear(dim, dim) for _ in range(self.levels))
+        self.log_scale = nn.Parameter(torch.full((self.levels,), -torch.tensor(temperature).log().item()))
+        node_level = torch.repeat_interleave(torch.arange(-1, self.levels), trie.level_start.diff())
+        sizes = torch.tensor([int(trie.node_code[node_level == level].max()) + 1 for level in range(self.levels)])
+        code_start = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])
+        rows = trie.node_code.clamp(min=0) + code_start[node_level.clamp(min=0)]
+        self.register_buffer("code_row", torch.where(node_level < 0, code_start[-1], rows), persistent=False)
+        self.codes = nn.Embedding(int(code_start[-1]) + 1, dim)
+        self.nodes = nn.Embedding(trie.n_nodes, dim) if node_vectors != "codes" else None
+        for table in (self.codes, self.nodes):
+            if table is not None:
+                nn.init.normal_(table.weight, std=0.02)
+        self.project = nn.Linear(dim, dim, bias=False) if node_vectors == "items" else None
+        self.node_norm = nn.LayerNorm(dim)
+
+    def node_vectors(self, trie: CatalogueTrie, items: Tensor) -> Tensor:
+        """The vector of every trie node: (n_nodes, dim). ``items`` (n_items, dim) are the item vectors."""
+        vectors = self.codes(self.code_row)
+        if self.nodes is not None:
+            vectors = vectors + self.nodes.weight
+        if self.project is not None:
+            vectors = vectors + node_means(trie, self.project(items))
+        return self.node_norm(vectors)
+
+    def memory(self, state: Tensor, context: Tensor, visible: Tensor) -> Memory:
+        """state (B, R, dim), context (B, T, dim), visible (B, R, T) -> the shared memory; a learned null token is always visible."""
+        context = torch.cat([self.null.expand(len(context), -1, -1), context], dim=1)
+        projected = [layer.project_memory(context) for layer in self.layers]
+        mask = torch.cat([visible.new_ones(*visible.shape[:2], 1), visible], dim=-1)
+        return Memory(state, [k for k, _ in projected], [v for _, v in projected], mask)
+
+    def hidden(
+        self, memory: Memory, vectors: Tensor, nodes: Tensor, first: int = 0, cache: list | None = None
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Unit states that score the children of ``nodes`` (B, R, L): nodes reached at levels first .. first + L - 1.
+
+        ``memory.state`` and ``memory.mask`` may have one row per request while nodes has R beams of it; they are shared.
+        Returns (B, R, L, dim) and the cache for the next level.
+        """
+        levels = nodes.shape[2]
+        x = vectors[nodes] + memory.state[:, :, None] + self.level[first : first + levels]
+        grown = []
+        for index, layer in enumerate(self.layers):
+            past = cache[index] if cache else None
+            x, kept = layer(x, memory.keys[index], memory.values[index], memory.mask, past)
+            grown.append(kept)
+        x = self.norm(x)
+        out = torch.stack([self.heads[first + level](x[:, :, level]) for level in range(levels)], dim=2)
+        return F.normalize(out, dim=-1), grown
+
+
+def node_means(trie: CatalogueTrie, items: Tensor) -> Tensor:
+    """The mean item vector below each node: (n_nodes, dim)."""
+    paths = trie.item_path.flatten()
+    sums = items.new_zeros(trie.n_nodes, items.shape[1])
+    sums = sums.index_add(0, paths, items.repeat_interleave(trie.depth, dim=0))
+    sums = torch.cat([items.sum(0, keepdim=True), sums[1:]])
+    counts = torch.bincount(paths, minlength=trie.n_nodes).clamp(min=1)
+    counts[0] = len(items)
+    return sums / counts[:, None]

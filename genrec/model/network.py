@@ -1,0 +1,108 @@
+"""The network: item and query vectors, backbone, retrieval head and code decoder around one masked sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genrec.config import ModelConfig
+from genrec.model.backbone import Backbone, sequence_mask
+from genrec.model.code_decoder import CodeDecoder, Memory
+from genrec.model.embeddings import ItemEncoder, QueryEncoder
+from genrec.model.rope import rotary_angles
+from genrec.semantic_ids.catalogue import Catalogue
+
+
+@dataclass
+class Batch:
+    """B sequences of up to T events with up to R requests each. Contexts are padded on the right.
+
+    ``items`` / ``actions`` / ``queries`` (B, T) int64; ``times`` (B, T) float32 buckets since the sequence's origin; ``positions`` (B, R)
+    events visible to each request; ``request_times`` (B, R); ``request_queries`` (B, R); ``targets`` (B, R), -1 for padding or unknown.
+    Queries index the batch's own table, 0 for none: ``query_text`` (Q, text_dim), ``query_words`` with ``query_offsets`` (Q,).
+    """
+
+    items: Tensor
+    actions: Tensor
+    queries: Tensor
+    times: Tensor
+    positions: Tensor
+    request_times: Tensor
+    request_queries: Tensor
+    targets: Tensor
+    query_text: Tensor
+    query_words: Tensor
+    query_offsets: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+
+@dataclass
+class Encoded:
+    """``context`` (B, T, dim), ``requests`` (B, R, dim), ``visible`` (B, R, T) and the item vectors (n_items, dim) of this pass."""
+
+    context: Tensor
+    requests: Tensor
+    visible: Tensor
+    items: Tensor
+
+
+class GenerativeRecommender(nn.Module):
+    """One network for recommendation and search: encodes requests, retrieves by dot product, generates semantic IDs."""
+
+    def __init__(self, config: ModelConfig, catalogue: Catalogue, n_actions: int, time_base: float, generate: bool = True):
+        super().__init__()
+        self.config, self.catalogue, self.time_base = config, catalogue, time_base
+        dim = config.dim
+        self.item_encoder = ItemEncoder(catalogue, dim, config.use_ids, config.use_text, config.use_codes, config.item_dropout)
+        self.query_encoder = QueryEncoder(catalogue.text.shape[1], dim)
+        self.actions = nn.Embedding(n_actions, dim)
+        self.fuse_query = nn.Linear(dim, dim, bias=False)
+        self.no_query = nn.Parameter(torch.randn(dim) * 0.02)
+        self.request = nn.Parameter(torch.randn(dim) * 0.02)
+        self.input_norm, self.drop = nn.LayerNorm(dim), nn.Dropout(config.dropout)
+        self.backbone = Backbone(dim, config.layers, config.heads, config.dropout)
+        self.retrieval = nn.Linear(dim, dim)
+        nn.init.normal_(self.actions.weight, std=0.02)
+        self.decoder = None
+        if generate:
+            self.decoder = CodeDecoder(
+                catalogue.trie, dim, config.decoder_layers, config.heads, config.dropout, config.node_vectors, config.temperature
+            )
+
+    def to(self, *args, **kwargs) -> GenerativeRecommender:
+        module = super().to(*args, **kwargs)
+        self.catalogue.trie = self.catalogue.trie.to(self.request.device)
+        return module
+
+    def encode(self, batch: Batch, items: Tensor | None = None) -> Encoded:
+        """Run the backbone once over contexts and requests."""
+        items = self.item_encoder() if items is None else items
+        queries = self.query_encoder(batch.query_text, batch.query_words, batch.query_offsets)
+        context = items[batch.items] + self.actions(batch.actions) + self.fuse_query(queries)[batch.queries]
+        asked = torch.where((batch.request_queries > 0)[..., None], queries[batch.request_queries], self.no_query)
+        x = self.drop(self.input_norm(torch.cat([context, self.request + asked], dim=1)))
+        length = batch.items.shape[1]
+        index = torch.arange(length, device=x.device).expand(len(x), -1)
+        angles = rotary_angles(
+            torch.cat([index, batch.positions], dim=1), torch.cat([batch.times, batch.request_times], dim=1),
+            self.config.dim // self.config.heads // 2, self.config.time_share, self.time_base,
+        )  # fmt: skip
+        mask = sequence_mask(length, batch.positions)
+        x = self.backbone(x, angles, mask)
+        return Encoded(x[:, :length], x[:, length:], mask[:, length:, :length], items)
+
+    def retrieval_vectors(self, requests: Tensor) -> Tensor:
+        """Unit request vectors (..., dim) for the dot product with ``item_index``."""
+        return F.normalize(self.retrieval(requests), dim=-1)
+
+    def item_index(self, items: Tensor) -> Tensor:
+        """Unit item vectors divided by the temperature: (n_items, dim)."""
+        return F.normalize(items, dim=-1) / self.config.temperature
+
+    def decoder_memory(self, encoded: Encoded) -> Memory:
+        return self.decoder.memory(encoded.requests, encoded.context, encoded.visible)

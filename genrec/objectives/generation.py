@@ -1,0 +1,43 @@
+"""Cross-entropy of a semantic ID, level by level, over the legal children of each node on the way."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genrec.semantic_ids.trie import CatalogueTrie
+
+
+def path_log_probabilities(states: Tensor, scale: Tensor, vectors: Tensor, trie: CatalogueTrie, paths: Tensor) -> Tensor:
+    """Log-probability of each step of each walk: (N, levels).
+
+    ``states`` (N, levels, dim) unit states that score the children of the node before each step; ``scale`` (levels,) inverse temperatures;
+    ``vectors`` (n_nodes, dim) node vectors; ``paths`` (N, levels) the nodes walked to. A step with one legal child costs nothing.
+    """
+    root = paths.new_zeros(len(paths), 1)
+    parents = torch.cat([root, paths[:, :-1]], dim=1)
+    steps = []
+    for level in range(paths.shape[1]):
+        steps.append(_step(states[:, level] * scale[level], vectors, trie, parents[:, level], paths[:, level], level == 0))
+    return torch.stack(steps, dim=1)
+
+
+def _step(states: Tensor, vectors: Tensor, trie: CatalogueTrie, parents: Tensor, chosen: Tensor, first: bool) -> Tensor:
+    if first:  # every walk starts at the root: one dense product
+        start, count = int(trie.child_start[0]), int(trie.child_count[0])
+        return (states @ vectors[start : start + count].T).float().log_softmax(-1).gather(1, (chosen - start)[:, None])[:, 0]
+    counts = trie.child_count[parents]
+    open_rows = torch.nonzero(counts > 1)[:, 0]
+    result = states.new_zeros(len(states), dtype=torch.float32)
+    if len(open_rows) == 0:
+        return result
+    counts = counts[open_rows]
+    row = torch.repeat_interleave(torch.arange(len(open_rows), device=states.device), counts)
+    begin = counts.cumsum(0) - counts
+    child = trie.child_start[parents[open_rows]][row] + torch.arange(len(row), device=states.device) - begin[row]
+    local = states[open_rows]
+    logits = (local[row] * vectors[child]).sum(-1).float()
+    top = torch.full((len(open_rows),), -torch.inf, device=states.device).scatter_reduce(0, row, logits.detach(), "amax")
+    total = torch.zeros_like(top).index_add(0, row, (logits - top[row]).exp())
+    target = logits[begin + chosen[open_rows] - trie.child_start[parents[open_rows]]]
+    return result.index_copy(0, open_rows, target - top - total.log())

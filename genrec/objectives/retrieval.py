@@ -1,0 +1,31 @@
+"""InfoNCE over the catalogue: the whole softmax when it is small, else shared sampled negatives with logQ correction."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def full_softmax(requests: Tensor, index: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy of targets (N,) under logits requests (N, dim) . index (n_items, dim)."""
+    return F.cross_entropy(requests @ index.T, targets, label_smoothing=smoothing)
+
+
+def sampled_softmax(requests: Tensor, index: Tensor, targets: Tensor, negatives: int) -> Tensor:
+    """InfoNCE against in-batch targets and uniform negatives, corrected by each candidate's expected count (logQ).
+
+    Candidates are the batch's distinct targets and ``negatives`` uniform draws; a candidate equal to a row's own target is hidden.
+    With every item drawn as negative and no duplicates the value equals ``full_softmax``.
+    """
+    n_items = len(index)
+    in_batch, counts = targets.unique(return_counts=True)
+    drawn = torch.randperm(n_items, device=targets.device)[:negatives] if negatives < n_items else torch.arange(n_items, device=targets.device)
+    candidates = torch.cat([in_batch, drawn[~torch.isin(drawn, in_batch)]])
+    # Chance of being a candidate: drawn uniformly, or somebody's target (estimated by this batch's counts).
+    uniform = min(negatives / n_items, 1.0)
+    share = torch.cat([counts / counts.sum(), torch.zeros(len(candidates) - len(in_batch), device=targets.device)])
+    chance = 1 - (1 - uniform) * (1 - share).clamp(min=1e-6) ** len(targets)
+    logits = requests @ index[candidates].T - chance.clamp(min=1e-9).log()
+    place = torch.searchsorted(in_batch, targets)
+    return F.cross_entropy(logits, place)

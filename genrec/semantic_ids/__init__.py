@@ -1,0 +1,1 @@
+"""Semantic IDs: quantizers, collision resolution, quality report, catalogue trie."""

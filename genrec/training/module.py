@@ -1,0 +1,120 @@
+"""The Lightning module: one training step, validation by ranking."""
+
+from __future__ import annotations
+
+import math
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from genrec.config import Config
+from genrec.decoding.beam import leaf_items
+from genrec.decoding.scorers import generate
+from genrec.model.network import Batch, Encoded, GenerativeRecommender
+from genrec.objectives.generation import path_log_probabilities
+from genrec.objectives.retrieval import full_softmax, sampled_softmax
+
+VALIDATION_BEAM = 20
+
+
+class TrainingModule(L.LightningModule):
+    """Cross-entropy on codes plus InfoNCE; validation nDCG@10 of retrieval and generation, already-had items removed."""
+
+    def __init__(self, network: GenerativeRecommender, config: Config, steps_per_epoch: int):
+        super().__init__()
+        self.network, self.settings, self.seed = network, config.training, config.seed
+        self.steps_per_epoch = steps_per_epoch
+        self.ranks: dict[str, list[Tensor]] = {}
+
+    def on_train_epoch_start(self) -> None:
+        # Dropout's random state then depends on (seed, epoch) alone: a resumed epoch equals an uninterrupted one.
+        torch.manual_seed(self.seed * 100_003 + self.current_epoch)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        encoded = self.network.encode(batch)
+        live = batch.targets >= 0
+        targets = batch.targets[live]
+        if len(targets) == 0:
+            return encoded.requests.sum() * 0
+        settings = self.settings
+        loss = encoded.requests.sum() * 0
+        if settings.retrieve_weight:
+            requests = self.network.retrieval_vectors(encoded.requests[live])
+            table = self.network.item_index(encoded.items)
+            if settings.negatives:
+                retrieve = sampled_softmax(requests, table, targets, settings.negatives)
+            else:
+                retrieve = full_softmax(requests, table, targets, settings.label_smoothing)
+            loss = loss + settings.retrieve_weight * retrieve
+            self.log("train/retrieve", retrieve)
+        if self.network.decoder is not None and settings.generate_weight:
+            generation = self.generation_loss(batch, encoded, live)
+            loss = loss + settings.generate_weight * generation
+            self.log("train/generate", generation)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def generation_loss(self, batch: Batch, encoded: Encoded, live: Tensor) -> Tensor:
+        """Mean negative log-probability of the targets' semantic IDs."""
+        decoder, trie = self.network.decoder, self.network.catalogue.trie
+        vectors = decoder.node_vectors(trie, encoded.items)
+        paths = trie.item_path[batch.targets.clamp(min=0)]
+        entered = torch.cat([torch.zeros_like(paths[..., :1]), paths[..., :-1]], dim=-1)
+        states, _ = decoder.hidden(self.network.decoder_memory(encoded), vectors, entered)
+        steps = path_log_probabilities(states[live], decoder.log_scale.exp(), vectors, trie, paths[live])
+        return -steps.sum(-1).mean()
+
+    def validation_step(self, pair: tuple[Batch, Tensor], index: int) -> None:
+        batch, seen = pair
+        encoded = self.network.encode(batch)
+        requests = encoded.requests[:, 0]
+        targets = batch.targets[:, :1]
+        scores = self.network.retrieval_vectors(requests) @ self.network.item_index(encoded.items).T
+        # The target itself stays rankable even when it repeats, as a later repeat is still an answer to compare.
+        scores = scores.masked_fill(seen, -torch.inf)
+        self.ranks.setdefault("retrieve", []).append((scores > scores.gather(1, targets)).sum(1))
+        if self.network.decoder is not None:
+            trie = self.network.catalogue.trie
+            vectors = self.network.decoder.node_vectors(trie, encoded.items)
+            leaves, total = generate(self.network.decoder, self.network.decoder_memory(encoded), vectors, trie, VALIDATION_BEAM)
+            ids, total = leaf_items(trie, leaves, total, scores)
+            total = total.masked_fill((ids < 0) | seen.gather(1, ids.clamp(min=0)), -torch.inf)
+            found = (ids == targets) & total.isfinite()
+            own = torch.where(found, total, -torch.inf).max(1, keepdim=True).values
+            rank = torch.where(found.any(1), (total > own).sum(1), 10**9)
+            self.ranks.setdefault("generate", []).append(rank)
+
+    def on_validation_epoch_end(self) -> None:
+        quality = []
+        for mode, parts in self.ranks.items():
+            rank = torch.cat(parts).float()
+            hit = rank < 10
+            gain = torch.where(hit, 1 / torch.log2(rank + 2), torch.zeros_like(rank)).mean()
+            self.log(f"val/{mode}_recall@10", hit.float().mean())
+            self.log(f"val/{mode}_ndcg@10", gain)
+            quality.append(gain)
+        self.log("val/quality", torch.stack(quality).mean() if quality else torch.tensor(0.0), prog_bar=True)
+        self.ranks = {}
+
+    def configure_optimizers(self) -> dict:
+        settings = self.settings
+        decay, plain = [], []
+        for parameter in self.network.parameters():
+            (decay if parameter.ndim > 1 else plain).append(parameter)
+        groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+        total = max(self.steps_per_epoch * settings.epochs, 1)
+        warmup = min(settings.warmup_steps, total // 10 + 1)
+
+        def rate(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(total - warmup, 1))))
+
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, rate), "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        if isinstance(batch, Batch):
+            return batch.to(device)
+        return batch[0].to(device), batch[1].to(device)
