@@ -98,6 +98,7 @@ class TrainingConfig:
     label_smoothing: float = 0.0
     retrieve_weight: float = 1.0
     generate_weight: float = 1.0
+    generate_share: float = 0.5  # share of requests whose codes are also learnt in a step; a fresh draw each time
     negatives: int = 0  # 0 = softmax over the whole catalogue
     stride: int = 25  # new events per window of a long sequence
     valid_requests: int = 4000  # validation requests scored after each epoch
@@ -250,7 +251,7 @@ def validate(config: Config) -> None:
     shares = {
         "queries.share": config.queries.share, "model.dropout": config.model.dropout, "model.item_dropout": config.model.item_dropout,
         "model.time_share": config.model.time_share, "semantic_ids.behaviour_share": config.semantic_ids.behaviour_share,
-        "split.valid_share": config.split.valid_share, "split.test_share": config.split.test_share,
+        "training.generate_share": config.training.generate_share, "split.valid_share": config.split.valid_share, "split.test_share": config.split.test_share,
         "data.max_quarantine_share": config.data.max_quarantine_share,
     }  # fmt: skip
     for key, value in shares.items():

@@ -138,7 +138,9 @@ def make_tables(world: World, sessions: Sessions, shown: dict[str, np.ndarray], 
     per_request = np.diff(np.append(first, len(shown["request"])))
     index = pl.Series(np.repeat(np.arange(len(first)), per_request))
     query = _queries(world, shown["parts"][first], shown["wanted"][first])
-    request_id = pl.select(pl.lit("r") + pl.lit(pl.Series(shown["request"][first] + first_request)).cast(pl.String).str.zfill(9)).to_series()
+    request_id = pl.select(
+        pl.lit("r") + pl.lit(pl.Series(shown["request"][first] + first_request)).cast(pl.String).str.zfill(9)
+    ).to_series()
     impressions = pl.DataFrame({
         "request_id": request_id.gather(index),
         "user_id": world.user_ids.gather(sessions.user[shown["session"]]),

@@ -125,12 +125,16 @@ def build_world(config: SimulatorConfig, rng: np.random.Generator) -> World:
     n_items, n_users, dim = config.n_items, config.n_users, config.latent_dim
     departments = min(len(DEPARTMENTS), max(1, config.n_categories // 3))
     leaf_department = np.arange(config.n_categories) % departments
-    leaf_vectors = _unit(0.7 * _unit(rng.normal(size=(departments, dim)))[leaf_department] + _unit(rng.normal(size=(config.n_categories, dim))))
+    leaf_vectors = _unit(
+        0.7 * _unit(rng.normal(size=(departments, dim)))[leaf_department] + _unit(rng.normal(size=(config.n_categories, dim)))
+    )
     # Every category gets an item first, so that none is empty; ids say nothing about categories.
     leaf = np.concatenate([np.arange(config.n_categories), rng.integers(0, config.n_categories, n_items - config.n_categories)])
     leaf = rng.permutation(leaf)
-    traits = {name: rng.integers(0, size, n_items) for name, size in (
-        ("brand", config.n_brands), ("colour", len(COLOURS)), ("material", len(MATERIALS)), ("style", len(STYLES)))}
+    traits = {
+        name: rng.integers(0, size, n_items)
+        for name, size in (("brand", config.n_brands), ("colour", len(COLOURS)), ("material", len(MATERIALS)), ("style", len(STYLES)))
+    }
     vectors = leaf_vectors[leaf] + 0.25 * rng.normal(size=(n_items, dim)) / np.sqrt(dim)
     for (name, values), weight in zip(traits.items(), (0.6, 0.35, 0.25, 0.35)):
         vectors += weight * _unit(rng.normal(size=(values.max() + 1, dim)))[values]

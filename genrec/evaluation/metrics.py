@@ -46,19 +46,27 @@ def top_k(
 def _stable_top(table: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and values (B, k) of the k largest per row, lower column first among equals; k at most the width.
 
-    ``torch.topk`` breaks ties as it likes, so only its k-th *value* is used: everything above it is in, and the columns that
-    equal it fill what is left from the lowest up.
+    ``torch.topk`` breaks ties as it likes. That matters only for rows where place k and place k + 1 are equal, so only those
+    are chosen again.
     """
     if k == 0 or not len(table):
         return torch.zeros((len(table), k), dtype=torch.int64, device=table.device), table[:, :k]
-    threshold = torch.topk(table, k, dim=1).values[:, -1:]
-    above, equal = table > threshold, table == threshold
-    room = k - above.sum(1, keepdim=True)
-    if bool((equal.sum(1, keepdim=True) > room).any()):
-        equal &= equal.cumsum(1, dtype=torch.int32) <= room
-    ids = (above | equal).nonzero()[:, 1].view(len(table), k)  # ascending ids, so a stable sort keeps ties in id order
+    best, ids = torch.topk(table, min(k + 1, table.shape[1]), dim=1)
+    if best.shape[1] > k:
+        tied = ((best[:, k] == best[:, k - 1]) & (best[:, k] > -torch.inf)).nonzero()[:, 0]
+        ids = ids[:, :k].contiguous()
+        if len(tied):
+            ids[tied] = _lowest_ids(table[tied], best[tied, k - 1 : k], k)
+    ids = ids.sort(dim=1).values  # ascending ids, so a stable sort by score keeps ties in id order
     best, order = table.gather(1, ids).sort(dim=1, descending=True, stable=True)
     return ids.gather(1, order), best
+
+
+def _lowest_ids(table: torch.Tensor, threshold: torch.Tensor, k: int) -> torch.Tensor:
+    """(B, k) ascending ids: all columns above the row's ``threshold`` (B, 1), then those equal to it from the lowest up."""
+    above, equal = table > threshold, table == threshold
+    equal &= equal.cumsum(1, dtype=torch.int32) <= k - above.sum(1, keepdim=True)
+    return (above | equal).nonzero()[:, 1].view(len(table), k)
 
 
 def per_request_metrics(ranked: np.ndarray, targets: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:

@@ -29,6 +29,11 @@ class Memory:
     values: list[Tensor]
     mask: Tensor
 
+    def take(self, row: Tensor, lane: Tensor) -> Memory:
+        """Some requests as rows of their own (B = their number, R = 1): padding lanes then cost nothing."""
+        keys, values = [k[row] for k in self.keys], [v[row] for v in self.values]
+        return Memory(self.state[row, lane][:, None], keys, values, self.mask[row, lane][:, None])
+
 
 class DecoderLayer(nn.Module):
     """Self-attention over the levels so far, cross-attention to the context, feed-forward."""

@@ -1,152 +1,16 @@
-"""Batches: windows of long sequences, requests inside them, padding. All arrays; no loop over events or users."""
+"""The order of training batches: similar lengths together, decided by seed and epoch alone."""
 
 from __future__ import annotations
 
-import re
-import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
-import torch
 
-from genrec.config import ModelConfig, TrainingConfig
-from genrec.data.dataset import Dataset, Requests
-from genrec.model.embeddings import WORD_BUCKETS
+from genrec.config import TrainingConfig
+from genrec.data.dataset import Dataset
+from genrec.data.sequences import Windows
+from genrec.model.collate import Collator
 from genrec.model.network import Batch
-from genrec.text.encoder import TOKEN_PATTERN, TextEncoder
-
-
-@dataclass(frozen=True)
-class QueryFeatures:
-    """Features of a table of query texts: ``text`` (Q, text_dim) and hashed words ``words[offsets[q]:offsets[q + 1]]``."""
-
-    text: np.ndarray
-    words: np.ndarray
-    offsets: np.ndarray
-
-    @classmethod
-    def build(cls, texts: Sequence[str], encoder: TextEncoder) -> QueryFeatures:
-        hashed = [[zlib.crc32(word.encode()) % WORD_BUCKETS for word in re.findall(TOKEN_PATTERN, text.lower())] for text in texts]
-        offsets = np.concatenate([[0], np.cumsum([len(words) for words in hashed])]).astype(np.int64)
-        return cls(encoder.encode(texts), np.array([word for words in hashed for word in words], np.int64), offsets)
-
-    def take(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Text vectors, words and start offsets of some queries."""
-        lengths = np.diff(self.offsets)[ids]
-        starts = np.cumsum(lengths) - lengths
-        rows = np.repeat(self.offsets[ids] - starts, lengths) + np.arange(lengths.sum())
-        return self.text[ids], self.words[rows], starts
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Training windows: events ``start`` to ``stop`` - 1 of the log; events from ``first`` on are predicted. All (W,)."""
-
-    start: np.ndarray
-    first: np.ndarray
-    stop: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.start)
-
-
-def make_windows(offsets: np.ndarray, lengths: np.ndarray, max_length: int, stride: int) -> Windows:
-    """Cover each user's first ``lengths`` events: the first window predicts up to ``max_length`` events, each later one ``stride`` new ones.
-
-    No event is predicted twice, and every context fits into ``max_length``.
-    """
-    stride = min(stride, max_length)
-    extra = np.maximum(0, -(-(lengths - max_length - 1) // stride))
-    count = np.where(lengths > 0, 1 + extra, 0)
-    user = np.repeat(np.arange(len(lengths)), count)
-    place = np.arange(len(user)) - np.repeat(np.cumsum(count) - count, count)
-    first = np.where(place == 0, 0, max_length + 1 + (place - 1) * stride)
-    stop = np.minimum(lengths[user], max_length + 1 + place * stride)
-    start = np.maximum(0, stop - 1 - max_length)
-    begin = np.asarray(offsets)[user]
-    return Windows(begin + start, begin + np.maximum(first, start), begin + stop)
-
-
-class Collator:
-    """Builds ``Batch`` from windows of a dataset (training) or from requests (inference)."""
-
-    def __init__(self, model: ModelConfig, features: QueryFeatures):
-        self.model, self.features = model, features
-
-    def windows(self, data: Dataset, windows: Windows, rows: np.ndarray, recommend_searches: bool, searches: bool) -> Batch:
-        """A training batch. Every predicted event with a history is a recommendation request; one with a query is also a search request.
-
-        ``recommend_searches`` false (logged queries) keeps search events out of the recommendation requests.
-        """
-        start, first, stop = windows.start[rows], windows.first[rows], windows.stop[rows]
-        count = stop - first
-        row = np.repeat(np.arange(len(rows)), count)
-        event = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(count.sum())
-        position = event - start[row]
-        query = np.asarray(data.queries[event]).astype(np.int64)
-        plain = (position > 0) & (recommend_searches | (query < 0))
-        search = (query >= 0) & searches
-        row, event = np.concatenate([row[plain], row[search]]), np.concatenate([event[plain], event[search]])
-        query = np.concatenate([np.full(plain.sum(), -1), query[search]])
-        position = event - start[row]
-        lane, n_lanes = _lanes(row, len(rows))
-        shape = (len(rows), n_lanes)
-        targets = np.full(shape, -1, np.int64)
-        targets[row, lane] = data.items[event]
-        positions = np.zeros(shape, np.int64)
-        positions[row, lane] = position
-        asked = np.full(shape, -1, np.int64)
-        asked[row, lane] = query
-        times = np.asarray(data.timestamps)
-        seen = event if self.model.request_time else np.maximum(event - 1, start[row])
-        when = np.repeat(times[start][:, None], n_lanes, axis=1)
-        when[row, lane] = times[seen]
-        return self._finish(data, start, stop - start - 1, positions, when, asked, targets)
-
-    def requests(self, requests: Requests) -> Batch:
-        """An inference batch: the last ``max_length`` events of each history and one request behind them."""
-        lengths = np.minimum(np.diff(requests.offsets), self.model.max_length)
-        start = requests.offsets[1:] - lengths
-        last = np.clip(requests.offsets[1:] - 1, 0, max(len(requests.items) - 1, 0))
-        times = requests.times
-        if not self.model.request_time:
-            times = np.where(lengths > 0, requests.timestamps[last], requests.times) if len(requests.items) else requests.times
-        return self._finish(
-            requests, start, lengths, lengths[:, None].astype(np.int64), times[:, None], requests.request_queries[:, None].astype(np.int64),
-            requests.targets[:, None].astype(np.int64),
-        )  # fmt: skip
-
-    def _finish(self, source, start, lengths, positions, request_times, asked, targets) -> Batch:
-        width = max(int(lengths.max(initial=0)), 1)
-        lane = np.arange(width)
-        live = lane < lengths[:, None]
-        event = np.where(live, start[:, None] + lane, 0)
-        pick = (lambda array: np.asarray(array)[event]) if len(source.items) else (lambda array: np.zeros(event.shape, np.int64))
-        times = pick(source.timestamps)
-        origin = np.where(lengths > 0, times[:, 0], request_times[:, 0])[:, None]
-        history_queries = np.where(live, pick(source.queries), -1).astype(np.int64)
-        table, local = np.unique(np.concatenate([history_queries.ravel(), asked.ravel()]), return_inverse=True)
-        if len(table) == 0 or table[0] != -1:
-            table, local = np.concatenate([[-1], table]), local + 1
-        text, words, offsets = self.features.take(table[1:])
-        split = history_queries.size
-        tensors = (
-            np.where(live, pick(source.items), 0).astype(np.int64), np.where(live, pick(source.actions), 0).astype(np.int64),
-            local[:split].reshape(history_queries.shape), (np.where(live, times - origin, 0) / self.model.time_bucket).astype(np.float32),
-            positions, ((request_times - origin) / self.model.time_bucket).astype(np.float32), local[split:].reshape(asked.shape), targets,
-            text, words, offsets,
-        )  # fmt: skip
-        return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in tensors))
-
-
-def _lanes(row: np.ndarray, n_rows: int) -> tuple[np.ndarray, int]:
-    """The place of each request among its row's requests, and how many lanes that takes."""
-    order = np.argsort(row, kind="stable")
-    counts = np.bincount(row, minlength=n_rows)
-    lane = np.empty(len(row), np.int64)
-    lane[order] = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return lane, max(int(counts.max(initial=0)), 1)
 
 
 def epoch_batches(windows: Windows, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -175,12 +39,3 @@ class EpochLoader:
     def __iter__(self) -> Iterator[Batch]:
         for rows in self.batches:
             yield self.collator.windows(self.data, self.windows, rows, self.recommend_searches, self.searches)
-
-
-def request_batches(requests: Requests, collator: Collator, size: int) -> Iterator[tuple[np.ndarray, Requests, Batch]]:
-    """Chunks of requests sorted by history length (less padding): their indices, the chunk, its batch."""
-    order = np.argsort(np.minimum(np.diff(requests.offsets), collator.model.max_length), kind="stable")
-    for begin in range(0, len(order), size):
-        rows = order[begin : begin + size]
-        chunk = requests.take(rows)
-        yield rows, chunk, collator.requests(chunk)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import sys
@@ -22,10 +21,12 @@ from torch.utils.data import DataLoader
 from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, read_json, write_json
 from genrec.config import Config, config_from_dict, to_dict
 from genrec.data.dataset import TRAIN, VALID, Dataset
+from genrec.data.sequences import make_windows
 from genrec.errors import UserError
+from genrec.model.collate import Collator, QueryFeatures, request_batches
 from genrec.model.network import GenerativeRecommender
 from genrec.semantic_ids.tokenize import SemanticIds
-from genrec.training.batches import Collator, EpochLoader, QueryFeatures, make_windows, request_batches
+from genrec.training.batches import EpochLoader
 from genrec.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
     if is_current(target, KIND, key):
         log.info("train: up to date (%s)", target)
         return target
+    torch.set_flush_denormal(True)  # Adam's second moments of rare rows become denormal and make steps several times slower
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     if plan.epochs is None and not len(dataset.heldout_events("valid")):

@@ -59,10 +59,15 @@ class TrainingModule(L.LightningModule):
         """Mean negative log-probability of the targets' semantic IDs."""
         decoder, trie = self.network.decoder, self.network.catalogue.trie
         vectors = decoder.node_vectors(trie, encoded.items)
-        paths = trie.item_path[batch.targets.clamp(min=0)]
-        entered = torch.cat([torch.zeros_like(paths[..., :1]), paths[..., :-1]], dim=-1)
-        states, _ = decoder.hidden(self.network.decoder_memory(encoded), vectors, entered)
-        steps = path_log_probabilities(states[live], decoder.log_scale.exp(), vectors, trie, paths[live])
+        row, lane = live.nonzero(as_tuple=True)
+        if self.settings.generate_share < 1:
+            drawn = torch.rand(len(row), device=row.device) < self.settings.generate_share
+            drawn[:1] = True
+            row, lane = row[drawn], lane[drawn]
+        paths = trie.item_path[batch.targets[row, lane]]
+        entered = torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1]], dim=1)
+        states, _ = decoder.hidden(self.network.decoder_memory(encoded).take(row, lane), vectors, entered[:, None])
+        steps = path_log_probabilities(states[:, 0], decoder.log_scale.exp(), vectors, trie, paths)
         return -steps.sum(-1).mean()
 
     def validation_step(self, pair: tuple[Batch, Tensor], index: int) -> None:

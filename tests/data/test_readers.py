@@ -122,7 +122,10 @@ def test_movielens_layouts_agree(tmp_path, suffix):
 
 
 def test_movielens_min_rating_and_quarantine(tmp_path):
-    write(tmp_path / "ratings.csv", "userId,movieId,rating,timestamp\n1,7,5,10\n1,8,3,11\n,8,3,1\n1,,3,1\n1,8,x,1\n1,8,3,nan\n1,8,3\n1,9,4,12\n")
+    write(
+        tmp_path / "ratings.csv",
+        "userId,movieId,rating,timestamp\n1,7,5,10\n1,8,3,11\n,8,3,1\n1,,3,1\n1,8,x,1\n1,8,3,nan\n1,8,3\n1,9,4,12\n",
+    )
     log = read_log("movielens", str(tmp_path), {})
     assert log.events.height == 3 and accounted(log)
     assert set(reasons(log)) == {("ratings.csv", line) for line in (4, 5, 6, 7, 8)}
@@ -165,7 +168,9 @@ def test_table_missing_column_names_file_column_and_nearest(tmp_path):
     with pytest.raises(UserError) as caught:
         read_log("table", str(tmp_path / "log.csv"), {"columns": {"user_id": "user"}})
     message = str(caught.value)
-    assert "log.csv" in message and "'timestamp'" in message and "user, item_id, time_stamp" in message and "nearest: 'time_stamp'" in message
+    assert (
+        "log.csv" in message and "'timestamp'" in message and "user, item_id, time_stamp" in message and "nearest: 'time_stamp'" in message
+    )
     with pytest.raises(UserError, match="did you mean 'timestamp'"):
         read_log("table", str(tmp_path / "log.csv"), {"columns": {"timestamps": "time_stamp"}})
     with pytest.raises(UserError, match="did you mean 'timestamp_unit'"):
@@ -204,7 +209,10 @@ def test_table_folder_with_items_users_and_parquet(tmp_path):
     options = {"items": "things.csv", "users": "people.jsonl", "item_columns": {"item_id": "sku"}}
     log = read_log("table", str(tmp_path), options)
     assert log.events.select("user_id", "item_id", "timestamp").rows() == [("u2", "1", 7), ("u1", "1", 1714566)]
-    assert log.items.select("item_id", "title", "category", "price").rows() == [("1", "Lamp", ["Home", "Lamp"], 3.5), ("2", "Cup", None, None)]
+    assert log.items.select("item_id", "title", "category", "price").rows() == [
+        ("1", "Lamp", ["Home", "Lamp"], 3.5),
+        ("2", "Cup", None, None),
+    ]
     assert log.users.rows() == [("u1", 3)]
     assert set(reasons(log)) == {("b.parquet", 2), ("things.csv", 4)} and accounted(log)
     pattern = read_log("table", str(tmp_path / "[ab].*"), {})
@@ -212,7 +220,10 @@ def test_table_folder_with_items_users_and_parquet(tmp_path):
 
 
 def test_table_json_lines_with_a_broken_line_and_changing_types(tmp_path):
-    write(tmp_path / "log.ndjson", '{"user_id": 1, "item_id": "i", "timestamp": 5}\n{oops\n{"user_id": "b", "item_id": "i", "timestamp": NaN}\n')
+    write(
+        tmp_path / "log.ndjson",
+        '{"user_id": 1, "item_id": "i", "timestamp": 5}\n{oops\n{"user_id": "b", "item_id": "i", "timestamp": NaN}\n',
+    )
     log = read_log("table", str(tmp_path / "log.ndjson"), {})
     assert log.events.select("user_id", "timestamp").rows() == [("1", 5)] and accounted(log)
     assert sorted(line for _, line in reasons(log)) == [2, 3]

@@ -1,0 +1,88 @@
+"""Ranked answers to requests: generated, retrieved, or fused from both and the co-occurrence evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from genrec.config import DecodingConfig, ModelConfig
+from genrec.data.dataset import Requests
+from genrec.decoding.fusion import Fusion
+from genrec.decoding.proposals import MISSING, Candidates, Proposer
+from genrec.model.collate import Collator, QueryFeatures, request_batches
+from genrec.text.encoder import TextEncoder
+
+MODES = ("fused", "retrieve", "generate")
+Ranked = tuple[np.ndarray, np.ndarray]
+
+
+class Ranker:
+    """Answers many requests in batches; results come back in the order of the requests."""
+
+    def __init__(
+        self, proposer: Proposer, model: ModelConfig, encoder: TextEncoder, decoding: DecodingConfig, fusions: dict[str, Fusion] | None = None
+    ):
+        self.proposer, self.model, self.encoder, self.settings = proposer, model, encoder, decoding
+        self.fusions = fusions or {"recommendation": Fusion.default(), "search": Fusion.default()}
+        self._features: tuple[Sequence[str], QueryFeatures] | None = None
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return MODES if self.proposer.nodes is not None else MODES[:2]
+
+    def collator(self, texts: Sequence[str]) -> Collator:
+        if self._features is None or self._features[0] is not texts:
+            self._features = (texts, QueryFeatures.build(texts, self.encoder))
+        return Collator(self.model, self._features[1])
+
+    def candidates(self, requests: Requests, exclude_seen: bool, progress: Callable[[int], None] | None = None):
+        """Yield (indices, requests, candidates) chunk by chunk."""
+        device = self.proposer.items.device
+        for rows, chunk, batch in request_batches(requests, self.collator(requests.query_texts), self.settings.batch_size):
+            exclude = seen_mask(chunk, self.proposer.items.shape[0]).to(device) if exclude_seen else None
+            yield rows, chunk, self.proposer.propose(batch.to(device), chunk.histories, exclude)
+            if progress:
+                progress(len(rows))
+
+    def rank(
+        self, requests: Requests, k: int, modes: Sequence[str], exclude_seen: bool = True, progress: Callable[[int], None] | None = None
+    ) -> dict[str, Ranked]:
+        """Per mode: item ids (N, k), -1 where empty, and scores (N, k), best first.
+
+        A request without history and query is answered by popularity: nothing is known that could personalise it.
+        """
+        result = {mode: (np.full((len(requests), k), MISSING, np.int64), np.full((len(requests), k), -np.inf, np.float32)) for mode in modes}
+        for rows, chunk, found in self.candidates(requests, exclude_seen, progress):
+            blank = torch.from_numpy((np.diff(chunk.offsets) == 0) & (chunk.request_queries < 0))
+            for mode in modes:
+                ids, scores = self._order(mode, found, chunk, k)
+                if blank.any():
+                    best = self.proposer.popularity.topk(min(k, len(self.proposer.popularity)))
+                    ids[blank, : len(best.indices)], scores[blank, : len(best.values)] = best.indices, best.values
+                result[mode][0][rows], result[mode][1][rows] = ids.cpu().numpy(), scores.cpu().numpy()
+        return result
+
+    def _order(self, mode: str, found: Candidates, chunk: Requests, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if mode == "generate":
+            ids, scores = found.generated
+        elif mode == "retrieve":
+            scores, ids = found.retrieved.topk(min(k, found.retrieved.shape[1]), dim=1)
+            ids = ids.masked_fill(scores.isneginf(), MISSING)
+        else:
+            search = torch.from_numpy(chunk.request_queries >= 0)
+            ids, scores = self.fusions["recommendation"].rank(found, k)
+            if search.any():
+                searched = self.fusions["search"].rank(found, k)
+                ids[search], scores[search] = searched[0][search], searched[1][search]
+        pad = max(0, k - ids.shape[1])
+        ids = torch.nn.functional.pad(ids[:, :k], (0, pad), value=MISSING)
+        return ids.clone(), torch.nn.functional.pad(scores[:, :k], (0, pad), value=-torch.inf).clone()
+
+
+def seen_mask(requests: Requests, n_items: int) -> torch.Tensor:
+    """Which items each request's history already holds: (B, n_items) bool."""
+    mask = torch.zeros(len(requests), n_items, dtype=torch.bool)
+    mask[torch.from_numpy(requests.histories.rows.astype(np.int64)), torch.from_numpy(requests.items.astype(np.int64))] = True
+    return mask

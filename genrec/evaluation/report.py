@@ -1,0 +1,246 @@
+"""The results table, for files and for the terminal, and the folder that holds it with its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from genrec.artifacts import write_json
+from genrec.errors import UserError
+from genrec.evaluation import figures
+from genrec.evaluation.metrics import bootstrap_interval
+
+FITTED_ON = {"train": "fitted on train", "train+valid": "refitted on train+valid"}
+TASKS = {"recommendation": "Recommendation", "search": "Search"}
+REAL_QUERIES = "logged"  # any other kind of query was made by a rule
+HEADLINES = ("recall", "ndcg")
+RAW = "raw_"  # prefix of a metric taken without removing the items the user already had
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's results on one task, as the table shows them.
+
+    ``metrics`` maps ``recall@10``, ``ndcg@10``, ... (items already had removed) and ``raw_recall@10``, ... (not removed) to means;
+    ``intervals`` maps the same names to (low, high). ``query_kind`` is None for recommendation, ``logged`` for real queries, else
+    the rule that made them. Raises ``UserError`` for an unknown task or fit.
+    """
+
+    model: str
+    inputs: str  # what the model reads: "ids", "ids + text", ...
+    fitted_on: str
+    task: str
+    query_kind: str | None
+    metrics: dict[str, float]
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    uses_request_time: bool = False  # whether the model was given the time of the request it answers
+
+    def __post_init__(self) -> None:
+        if self.fitted_on not in FITTED_ON or self.task not in TASKS:
+            raise UserError(
+                f"result of {self.model}: fitted_on={self.fitted_on!r}, task={self.task!r}; "
+                f"expected one of {', '.join(FITTED_ON)} and one of {', '.join(TASKS)}"
+            )
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether its queries were made by a rule, not typed by people."""
+        return self.query_kind not in (None, REAL_QUERIES)
+
+
+@dataclass(frozen=True)
+class PerRequest:
+    """What the slices need of one model on one task, request by request."""
+
+    values: np.ndarray  # (N,) the metric, normally recall@10
+    history_lengths: np.ndarray  # (N,) events the request could see
+    target_popularity: np.ndarray  # (N,) training events of the target item
+
+    def __post_init__(self) -> None:
+        shapes = {np.shape(getattr(self, column.name)) for column in fields(self)}
+        if len(shapes) != 1 or len(next(iter(shapes))) != 1:
+            raise UserError(f"per-request arrays have shapes {sorted(shapes)}; expected one length (N,) for all")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table: the rows of one task and kind of query, a line per model and per column group a row or None."""
+
+    title: str
+    lines: tuple[tuple[Row | None, Row | None], ...]  # (line, group) in the order of FITTED_ON
+
+
+def sections(rows: Sequence[Row]) -> list[Section]:
+    """Rows by task and kind of query, in order of first appearance; recommendation first. Raises ``UserError`` for a row given twice."""
+    grouped: dict[tuple[str, str | None], dict[tuple, dict[str, Row]]] = {}
+    for row in sorted(rows, key=lambda row: list(TASKS).index(row.task)):
+        line = grouped.setdefault((row.task, row.query_kind), {}).setdefault((row.model, row.inputs, row.uses_request_time), {})
+        if row.fitted_on in line:
+            raise UserError(f"the result of {row.model} ({row.inputs}, {row.task}, {row.fitted_on}) is given twice; give each once")
+        line[row.fitted_on] = row
+    return [
+        Section(_title(task, kind), tuple(tuple(line.get(group) for group in FITTED_ON) for line in lines.values()))
+        for (task, kind), lines in grouped.items()
+    ]
+
+
+def _title(task: str, query_kind: str | None) -> str:
+    if query_kind is None:
+        return TASKS[task]
+    source = "logged queries" if query_kind == REAL_QUERIES else f"SYNTHETIC queries, rule: {query_kind}"
+    return f"{TASKS[task]} ({source})"
+
+
+def _headers(ks: Sequence[int]) -> list[str]:
+    names = [f"{metric}@{k}" for metric in HEADLINES for k in ks]
+    return ["model", "inputs", "request time", *(f"{name}, {group}" for group in FITTED_ON.values() for name in names)]
+
+
+def _cells(line: Sequence[Row | None], ks: Sequence[int]) -> list[str]:
+    first = next(row for row in line if row is not None)
+    names = [f"{metric}@{k}" for metric in HEADLINES for k in ks]
+    return [first.model, first.inputs, "used" if first.uses_request_time else "not used", *(_cell(row, name) for row in line for name in names)]
+
+
+def _cell(row: Row | None, name: str) -> str:
+    """``value [low, high] (raw value)``, or a dash where there is no such result."""
+    if row is None or name not in row.metrics:
+        return "–"
+    text = _number(row.metrics[name])
+    if name in row.intervals:
+        text += f" [{_number(row.intervals[name][0])}, {_number(row.intervals[name][1])}]"
+    if RAW + name in row.metrics:
+        text += f" (raw {_number(row.metrics[RAW + name])})"
+    return text
+
+
+def _number(value: float) -> str:
+    """Four decimals without the leading zero, as the field's papers print them."""
+    text = f"{value:.4f}"
+    return text[1:] if text.startswith("0.") else text
+
+
+def results_table_markdown(rows: Sequence[Row], ks: Sequence[int] = (10,), notes: Sequence[str] = ()) -> str:
+    """The results in Markdown: a table per task and kind of query, then what a reader must know to compare, then ``notes``."""
+    blocks = []
+    for section in sections(rows):
+        headers = _headers(ks)
+        lines = [headers, ["---"] * 3 + ["---:"] * (len(headers) - 3), *(_cells(line, ks) for line in section.lines)]
+        blocks.append("\n".join([f"## {section.title}", "", *("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines)]))
+    blocks.append("\n".join(f"- {note}" for note in [*caveats(rows), *notes]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def caveats(rows: Sequence[Row]) -> list[str]:
+    """What holds for every table of these rows: what was removed, which fit is which, synthetic queries, the request's time."""
+    found = ["Items the user already had are removed from the lists; the raw figure beside is without removal. Brackets: bootstrap interval over requests."]
+    if any(row.fitted_on == "train+valid" for row in rows):
+        found.append("Fitted on train and refitted on train+valid are different protocols: compare within a column group only.")
+    kinds = sorted({row.query_kind for row in rows if row.is_synthetic})
+    if kinds:
+        found.append(f"Queries of kind {', '.join(kinds)} are synthetic: made by a rule from the item that is sought, not typed by people.")
+    timed = list(dict.fromkeys(row.model for row in rows if row.uses_request_time))
+    found.append(
+        f"The request's own time was used by: {', '.join(timed)}; not by the others." if timed else "The request's own time was not used by any model."
+    )
+    return found
+
+
+def results_table_rich(rows: Sequence[Row], ks: Sequence[int] = (10,)) -> list[Table]:
+    """The results for a terminal: one ``rich`` table per task and kind of query; the last carries the caveats."""
+    tables = []
+    for section in sections(rows):
+        table = Table(title=section.title, title_justify="left", caption_justify="left")
+        for place, header in enumerate(_headers(ks)):
+            table.add_column(header, justify="left" if place < 3 else "right")
+        for line in section.lines:
+            table.add_row(*_cells(line, ks))
+        tables.append(table)
+    if tables:
+        tables[-1].caption = "\n".join(caveats(rows))
+    return tables
+
+
+def history_slices(per_request: PerRequest, seed: int, edges: Sequence[int] = (5, 10, 20)) -> list[figures.Bar]:
+    """Mean and interval by number of events the request could see: below the first edge, between edges, from the last on."""
+    bounds = [0, *edges]
+    labels = [f"{low}–{high - 1}" for low, high in zip(bounds, bounds[1:])] + [f"{bounds[-1]}+"]
+    return _bars(per_request.values, np.searchsorted(edges, per_request.history_lengths, side="right"), labels, seed)
+
+
+def popularity_slices(per_request: PerRequest, seed: int, n_slices: int = 4) -> list[figures.Bar]:
+    """Mean and interval by training popularity of the target: items never trained on ("cold"), then quantiles of the requests."""
+    popularity = np.asarray(per_request.target_popularity)
+    seen = popularity[popularity > 0]
+    edges = np.unique(np.quantile(seen, np.linspace(0, 1, n_slices + 1)[1:-1], method="higher")) if len(seen) else np.zeros(0)
+    bounds = [1, *(int(edge) + 1 for edge in edges)]
+    bounds = [low for low in bounds if low == 1 or low <= popularity.max()]  # a slice above the largest would be empty
+    labels = ["cold"] + [f"{low}–{high - 1}" for low, high in zip(bounds, bounds[1:])] + [f"{bounds[-1]}+"]
+    return _bars(per_request.values, np.searchsorted(bounds, popularity, side="right"), labels, seed)
+
+
+def _bars(values: np.ndarray, slices: np.ndarray, labels: Sequence[str], seed: int) -> list[figures.Bar]:
+    """A bar per slice, empty slices included, so that the models of one figure share their labels."""
+    bars = []
+    for place, label in enumerate(labels):
+        members = values[slices == place]
+        low, high = bootstrap_interval(members, seed) if len(members) else (float("nan"), float("nan"))
+        bars.append(figures.Bar(label, float(members.mean()) if len(members) else float("nan"), low, high, len(members)))
+    return bars
+
+
+def write_report(
+    folder: Path,
+    rows: Sequence[Row],
+    meta: Mapping[str, Any],
+    per_request: Mapping[str, PerRequest] | None = None,
+    ks: Sequence[int] = (10,),
+    notes: Sequence[str] = (),
+    seed: int = 0,
+) -> None:
+    """Write ``metrics.json``, ``table.md`` and PNG figures into ``folder``.
+
+    ``meta`` is stored as given: config, seed, split and its fingerprint, ties in time, commit. ``per_request`` maps a model's name to
+    its arrays, all for the same requests; without it there are no slice figures.
+    """
+    if not rows:
+        raise UserError("the report has no results; evaluate at least one model")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.md").write_text(results_table_markdown(rows, ks, notes), encoding="utf-8")
+    slices = {
+        f"recall_by_{name}": {model: cut(arrays, seed) for model, arrays in (per_request or {}).items() if len(arrays.values)}
+        for name, cut in (("history_length", history_slices), ("item_popularity", popularity_slices))
+    }
+    for name, models in slices.items():
+        if models:
+            figures.grouped_bars(folder / f"{name}.png", models, name.replace("_", " "))
+    for place, section in enumerate(sections(rows)):
+        figures.grouped_bars(folder / f"results_{place + 1}.png", _result_bars(section, f"{HEADLINES[0]}@{ks[0]}"), section.title, f"{HEADLINES[0]}@{ks[0]}")
+    shown = {name: {model: [bar.as_dict() for bar in bars] for model, bars in models.items()} for name, models in slices.items() if models}
+    write_json(folder / "metrics.json", {"meta": dict(meta), "rows": [asdict(row) for row in rows], "slices": shown, "notes": [*caveats(rows), *notes]})
+
+
+def _result_bars(section: Section, name: str) -> dict[str, list[figures.Bar]]:
+    """Column group -> a bar per line of the table."""
+    groups: dict[str, list[figures.Bar]] = {}
+    for place, group in enumerate(FITTED_ON.values()):
+        column = [line[place] for line in section.lines]
+        if any(row is not None and name in row.metrics for row in column):
+            groups[group] = [_result_bar(line[place], next(row for row in line if row is not None), name) for line in section.lines]
+    return groups
+
+
+def _result_bar(row: Row | None, line: Row, name: str) -> figures.Bar:
+    value = float("nan") if row is None else row.metrics.get(name, float("nan"))
+    low, high = (value, value) if row is None else row.intervals.get(name, (value, value))
+    return figures.Bar(f"{line.model} ({line.inputs})", value, low, high)

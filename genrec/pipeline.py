@@ -1,0 +1,181 @@
+"""The road from a config to a run folder: prepare, tokenize, train, fuse. Each stage is skipped while it is up to date.
+
+``RUN/config.json``, ``dataset/``, ``semantic_ids/``, ``model/`` and ``model_refit/`` (fitted on train, and on train + validation),
+``sasrec/`` and ``sasrec_refit/`` (the baseline), ``fusion/``, ``results/``.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, read_json, write_json
+from genrec.config import Config, check_keys, config_from_dict, load_config, to_dict
+from genrec.data.dataset import TRAIN, VALID, Dataset
+from genrec.data.datasets import DatasetUnavailable, fetch
+from genrec.data.prepare import prepare
+from genrec.decoding.fusion import Fusion
+from genrec.decoding.proposals import Proposer
+from genrec.decoding.ranker import Ranker
+from genrec.errors import UserError
+from genrec.evaluation.baselines import CooccurrenceTransition
+from genrec.semantic_ids.tokenize import SemanticIds, tokenize
+from genrec.training.fit import FitPlan, fit, load_network
+
+log = logging.getLogger(__name__)
+FUSION_KIND = "fusion"
+FITTED = {"train": ("model", "cooccurrence", TRAIN), "train+valid": ("model_refit", "cooccurrence_refit", VALID)}
+MAX_FUSION_REQUESTS = 8000
+
+
+class Run:
+    """A run folder and the config that made it."""
+
+    def __init__(self, folder: Path, config: Config):
+        self.folder, self.config = folder, config
+
+    @classmethod
+    def create(cls, config_path: str, overrides: list[str]) -> Run:
+        """The run of a config; ``config.json`` in its folder is what later commands read."""
+        config = load_config(config_path, overrides)
+        folder = Path(config.output) / config.name
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(folder, config)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """A run folder made earlier. ``UserError`` when it is none or is not whole."""
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise UserError(f"{folder} does not exist; make it with: genrec run CONFIG")
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder} is not a run folder (no config.json); make one with: genrec run CONFIG")
+        return cls(folder, config_from_dict(read_json(folder / "config.json"), str(folder / "config.json")))
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        return Dataset(self.folder / "dataset")
+
+    @cached_property
+    def ids(self) -> SemanticIds:
+        return SemanticIds.load(self.folder / "semantic_ids")
+
+    @property
+    def fitted(self) -> list[str]:
+        """Which fits are there: ``train``, and ``train+valid`` after a refit."""
+        return [name for name, (model, _, _) in FITTED.items() if (self.folder / model / "manifest.json").is_file()]
+
+    def ranker(self, fitted_on: str = "train", fused: bool = True) -> Ranker:
+        """Everything needed to answer requests with one of the fits."""
+        if fitted_on not in FITTED:
+            raise UserError(f"--fitted-on: '{fitted_on}' is not one of {', '.join(FITTED)}")
+        model, table, last = FITTED[fitted_on]
+        network, fitted_config = load_network(self.folder / model, len(self.dataset.actions_chain), self.ids)
+        network = network.to("cuda" if torch.cuda.is_available() and self.config.training.accelerator in ("auto", "gpu") else "cpu")
+        cooccurrence = CooccurrenceTransition.load(self.folder / "cooccurrence" / f"{table}.npz")
+        proposer = Proposer(network, cooccurrence, self.dataset.item_counts(last), self.config.decoding)
+        fusions = None
+        if fused:
+            open_artifact(self.folder / "fusion", FUSION_KIND)
+            weights = read_json(self.folder / "fusion" / "weights.json")
+            fusions = {task: Fusion.from_dict(values) for task, values in weights.items()}
+        return Ranker(proposer, fitted_config.model, self.ids.encoder, self.config.decoding, fusions)
+
+
+def locate_data(config: Config) -> Config:
+    """Fetch the configured data set when no path is given; without a network the simulator stands in, and the log says so."""
+    if config.data.path or not config.data.fetch:
+        return config
+    config = copy.deepcopy(config)
+    try:
+        config.data.path = str(fetch(config.data.fetch, Path("data")))
+    except DatasetUnavailable as error:
+        log.warning("%s", error)
+        log.warning("running on the built-in simulator instead: its numbers say nothing about real data")
+        config.data.reader, config.data.options, config.data.path = "simulator", {"n_users": 1000, "n_items": 500, "n_events": 40_000}, None
+        config.queries.synthetic = []
+    return config
+
+
+def stage_prepare(run: Run) -> None:
+    run.config = locate_data(run.config)
+    prepare(run.config, run.folder / "dataset")
+    write_json(run.folder / "config.json", to_dict(run.config))
+
+
+def stage_tokenize(run: Run) -> None:
+    stage_prepare(run)
+    tokenize(run.config, run.dataset, run.folder / "semantic_ids")
+
+
+def stage_train(run: Run) -> None:
+    """Fit on train, weigh the evidence on validation, and refit on train + validation with everything chosen before."""
+    stage_tokenize(run)
+    _fit_pair(run, run.config, "model", FitPlan())
+    _cooccurrence(run)
+    _fuse(run)
+    if "sasrec" in run.config.evaluation.baselines:
+        _fit_pair(run, sasrec_config(run.config), "sasrec", FitPlan(generate=False, searches=False))
+
+
+def _fit_pair(run: Run, config: Config, name: str, plan: FitPlan) -> None:
+    fit(config, run.dataset, run.ids, run.folder / name, plan)
+    if config.training.refit:
+        epochs = open_artifact(run.folder / name, "model")["info"]["epochs"]
+        again = FitPlan(VALID, epochs, plan.generate, plan.searches)
+        fit(config, run.dataset, run.ids, run.folder / f"{name}_refit", again)
+
+
+def sasrec_config(config: Config) -> Config:
+    """SASRec with cross-entropy: our backbone's retrieval path alone, on item ids alone, with its own tuned settings."""
+    check_keys(list(_dotted(config.evaluation.sasrec)), "evaluation.sasrec")
+    fixed = {"model": {"use_text": False, "use_codes": False, "item_dropout": 0.0, "time_share": 0.0}}
+    tree = OmegaConf.merge(OmegaConf.structured(config), fixed, OmegaConf.create(config.evaluation.sasrec))
+    return OmegaConf.to_object(tree)
+
+
+def _dotted(tree: dict, prefix: str = ""):
+    for key, value in tree.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+def _cooccurrence(run: Run) -> None:
+    target, key = run.folder / "cooccurrence", fingerprint(1, run.dataset.manifest["key"])
+    if is_current(target, "cooccurrence", key):
+        return
+    with atomic_folder(target, "cooccurrence", key) as folder:
+        for _, table, last in FITTED.values():
+            CooccurrenceTransition().fit(run.dataset.histories(last), run.dataset.n_items).save(folder / f"{table}.npz")
+
+
+def _fuse(run: Run) -> None:
+    """Fit one set of weights for recommendations and one for searches, on validation requests."""
+    target = run.folder / "fusion"
+    model_manifest = open_artifact(run.folder / "model", "model")
+    key = fingerprint(2, model_manifest["key"], to_dict(run.config.decoding))
+    if is_current(target, FUSION_KIND, key):
+        return
+    ranker = run.ranker("train", fused=False)
+    rng = np.random.default_rng(run.config.seed)
+    kinds: dict[str, list[str | None]] = {"recommendation": [None], "search": list(run.dataset.query_kinds)}
+    weights = {}
+    for task, tasks in kinds.items():
+        parts = []
+        for kind in tasks:
+            requests = run.dataset.requests("valid", kind)
+            keep = rng.permutation(len(requests))[: MAX_FUSION_REQUESTS // max(len(tasks), 1)]
+            for _, chunk, found in ranker.candidates(requests.take(keep), exclude_seen=True):
+                found.retrieved = found.generated = None  # only the evidence is kept
+                parts.append((found, torch.from_numpy(chunk.targets.astype(np.int64)).to(found.ids.device)))
+        weights[task] = Fusion.fit(parts).to_dict()
+        log.info("fusion: %s weights %s", task, {name: round(value, 3) for name, value in weights[task].items()})
+    with atomic_folder(target, FUSION_KIND, key) as folder:
+        write_json(folder / "weights.json", weights)
