@@ -92,7 +92,7 @@ class TrainingConfig:
     epochs: int = 40
     patience: int = 5
     batch_size: int = 256  # sequences per step
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.01
     warmup_steps: int = 100
     label_smoothing: float = 0.0

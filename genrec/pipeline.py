@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from omegaconf import OmegaConf
 
 from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, read_json, write_json
 from genrec.config import Config, check_keys, config_from_dict, load_config, to_dict
-from genrec.data.dataset import TRAIN, VALID, Dataset
+from genrec.data.dataset import TRAIN, VALID, Dataset, Requests
 from genrec.data.datasets import DatasetUnavailable, fetch
 from genrec.data.prepare import prepare
 from genrec.decoding.fusion import Fusion
@@ -25,6 +26,9 @@ from genrec.decoding.proposals import Proposer
 from genrec.decoding.ranker import Ranker
 from genrec.errors import UserError
 from genrec.evaluation.baselines import CooccurrenceTransition
+from genrec.evaluation.protocol import Evaluation, commit, evaluate
+from genrec.evaluation.report import write_report
+from genrec.model.collate import Collator, QueryFeatures
 from genrec.semantic_ids.tokenize import SemanticIds, tokenize
 from genrec.training.fit import FitPlan, fit, load_network
 
@@ -86,6 +90,24 @@ class Run:
             weights = read_json(self.folder / "fusion" / "weights.json")
             fusions = {task: Fusion.from_dict(values) for task, values in weights.items()}
         return Ranker(proposer, fitted_config.model, self.ids.encoder, self.config.decoding, fusions)
+
+
+    def sasrec_scorer(self, fitted_on: str) -> Callable[[Requests], np.ndarray]:
+        """Scores of the SASRec baseline over the catalogue: requests -> (N, n_items)."""
+        network, config = load_network(
+            self.folder / ("sasrec" if fitted_on == "train" else "sasrec_refit"), len(self.dataset.actions_chain), self.ids
+        )
+        collator = Collator(config.model, QueryFeatures.build(self.dataset.query_texts, self.ids.encoder))
+        with torch.inference_mode():
+            items = network.item_encoder()
+            index = network.item_index(items)
+
+        def score(requests: Requests) -> np.ndarray:
+            with torch.inference_mode():
+                encoded = network.encode(collator.requests(requests), items)
+                return (network.retrieval_vectors(encoded.requests[:, 0]) @ index.T).numpy()
+
+        return score
 
 
 def locate_data(config: Config) -> Config:
@@ -179,3 +201,23 @@ def _fuse(run: Run) -> None:
         log.info("fusion: %s weights %s", task, {name: round(value, 3) for name, value in weights[task].items()})
     with atomic_folder(target, FUSION_KIND, key) as folder:
         write_json(folder / "weights.json", weights)
+
+
+def stage_evaluate(run: Run, split: str = "test") -> Evaluation:
+    """Rows of a split, written to ``results/`` (test) or ``results_valid/``."""
+    result = evaluate(run, split)
+    config, info = run.config, run.dataset.info
+    meta = {
+        "split": split, "split_kind": info["split"], "split_fingerprint": info["split_fingerprint"], "tie_rule": info["tie_rule"],
+        "test_targets_tied_in_time": info["test_targets_tied_in_time"], "requests": len(run.dataset.heldout_events(split)),
+        "users": info["users"], "items": info["items"], "events": info["events"], "seed": config.seed, "commit": commit(),
+        "config": to_dict(config),
+    }  # fmt: skip
+    notes = [
+        f"{split} split, {info['split']}, fingerprint {info['split_fingerprint']}; full ranking over {info['items']} items; one item id per request; "
+        f"{info['test_targets_tied_in_time']} test events share their time with the event before them (tie rule: {info['tie_rule']}).",
+        *result.comparisons(),
+    ]
+    folder = run.folder / ("results" if split == "test" else f"results_{split}")
+    write_report(folder, result.rows, meta, result.per_request(), notes=notes, seed=config.seed)
+    return result

@@ -12,8 +12,7 @@ import numpy as np
 import polars as pl
 
 STOP_WORDS = frozenset(
-    "a an and are as at be by for from has in into is it its of on or other others our s t that the this to up was we with you your new pack "
-    "set size oz ounce ounces fl ml inch count".split()
+    ["a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "has", "in", "into", "is", "it", "its", "of", "on", "or", "other", "others", "our", "s", "t", "that", "the", "this", "to", "up", "was", "we", "with", "you", "your", "new", "pack", "set", "size", "oz", "ounce", "ounces", "fl", "ml", "inch", "count"]
 )
 _WORD = r"[^\W_]+"
 

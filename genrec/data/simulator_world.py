@@ -14,18 +14,13 @@ import polars as pl
 from genrec.errors import UserError
 
 TOP = "Shop"
-DEPARTMENTS = "Beauty Kitchen Garden Sports Toys Office Music Pets Home Travel Fashion Electronics".split()
-NOUNS = (
-    "lamp kettle backpack shampoo guitar notebook tent scarf blender keyboard puzzle leash perfume chair bottle jacket "
-    "headphones racket vase speaker brush wallet pan helmet drum stapler rug watch pillow camera sandals toaster lotion "
-    "bicycle mirror basket charger violin collar bench mug gloves printer doll candle suitcase necklace shovel skillet "
-    "lipstick dumbbell tripod desk hammock feeder sofa ladder cushion globe tray"
-).split()
-QUALIFIERS = "classic travel kids outdoor compact deluxe mini pro eco folding vintage smart".split()
-COLOURS = "red blue green black white yellow purple orange silver pink".split()
-MATERIALS = "cotton steel wooden leather glass bamboo ceramic silicone wool carbon".split()
-STYLES = "modern rustic elegant playful minimal sturdy delicate bold".split()
-SYLLABLES = "ve lo ra mi ka no ti su be da fen gor lin mar nel pol quin ros tar vox".split()
+DEPARTMENTS = ["Beauty", "Kitchen", "Garden", "Sports", "Toys", "Office", "Music", "Pets", "Home", "Travel", "Fashion", "Electronics"]
+NOUNS = ["lamp", "kettle", "backpack", "shampoo", "guitar", "notebook", "tent", "scarf", "blender", "keyboard", "puzzle", "leash", "perfume", "chair", "bottle", "jacket", "headphones", "racket", "vase", "speaker", "brush", "wallet", "pan", "helmet", "drum", "stapler", "rug", "watch", "pillow", "camera", "sandals", "toaster", "lotion", "bicycle", "mirror", "basket", "charger", "violin", "collar", "bench", "mug", "gloves", "printer", "doll", "candle", "suitcase", "necklace", "shovel", "skillet", "lipstick", "dumbbell", "tripod", "desk", "hammock", "feeder", "sofa", "ladder", "cushion", "globe", "tray"]
+QUALIFIERS = ["classic", "travel", "kids", "outdoor", "compact", "deluxe", "mini", "pro", "eco", "folding", "vintage", "smart"]
+COLOURS = ["red", "blue", "green", "black", "white", "yellow", "purple", "orange", "silver", "pink"]
+MATERIALS = ["cotton", "steel", "wooden", "leather", "glass", "bamboo", "ceramic", "silicone", "wool", "carbon"]
+STYLES = ["modern", "rustic", "elegant", "playful", "minimal", "sturdy", "delicate", "bold"]
+SYLLABLES = ["ve", "lo", "ra", "mi", "ka", "no", "ti", "su", "be", "da", "fen", "gor", "lin", "mar", "nel", "pol", "quin", "ros", "tar", "vox"]
 AGE_GROUPS = ("18-24", "25-34", "35-44", "45-54", "55+")
 COUNTRIES = ("DE", "FR", "GB", "JP", "US")
 LEAF_TEMPERATURE = 0.12  # how sharply a user's taste prefers some categories

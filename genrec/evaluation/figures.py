@@ -12,7 +12,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")  # Okabe & Ito: safe for colour-blind readers
+from genrec.errors import UserError
+
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")  # Okabe & Ito, colour-blind safe
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,19 @@ class Bar:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, which has no NaN: null instead."""
         numbers = {"value": self.value, "low": self.low, "high": self.high}
-        return {"label": self.label, "count": self.count, **{name: value if math.isfinite(value) else None for name, value in numbers.items()}}
+        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        return {"label": self.label, "count": self.count, **finite}
 
 
 def grouped_bars(path: Path, series: Mapping[str, Sequence[Bar]], title: str, measure: str = "recall") -> None:
     """Write a PNG: one colour per series, whose bars stand side by side under shared labels.
 
-    All series hold the same labels in the same order. Counts, where given, are those of the first series. Uses its own canvas, not
-    pyplot, so it changes no state of a notebook.
+    All series hold the same labels in the same order, else ``UserError``. Counts, where given, are those of the first series. Uses its
+    own canvas, not pyplot, so it changes no state of a notebook.
     """
     first = next(iter(series.values()), ())
+    if any([bar.label for bar in bars] != [bar.label for bar in first] for bars in series.values()):
+        raise UserError(f"figure '{title}': the models have different slices; give all of them arrays for the same requests")
     width = 0.8 / max(1, len(series))
     figure = Figure(figsize=(max(5.0, 1.6 + len(first) * max(0.9, 0.35 * len(series))), 4.2), layout="constrained")
     FigureCanvasAgg(figure)

@@ -132,9 +132,8 @@ def _bootstrap_means(values: np.ndarray, seed: int, n: int) -> np.ndarray:
     if len(levels) <= _FEW_VALUES:
         resampled = max(1, _CELLS // len(levels))
         shares = counts / len(values)
-        return np.concatenate(
-            [rng.multinomial(len(values), shares, size=min(resampled, n - start)) @ levels / len(values) for start in range(0, n, resampled)]
-        )
+        draws = (rng.multinomial(len(values), shares, size=min(resampled, n - start)) for start in range(0, n, resampled))
+        return np.concatenate([drawn @ levels for drawn in draws]) / len(values)
     resampled, means = max(1, _CELLS // len(values)), np.empty(n)
     for start in range(0, n, resampled):
         stop = min(n, start + resampled)

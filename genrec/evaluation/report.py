@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,7 @@ class PerRequest:
 class Section:
     """One table: the rows of one task and kind of query, a line per model and per column group a row or None."""
 
+    name: str  # for file names
     title: str
     lines: tuple[tuple[Row | None, Row | None], ...]  # (line, group) in the order of FITTED_ON
 
@@ -85,7 +88,7 @@ def sections(rows: Sequence[Row]) -> list[Section]:
             raise UserError(f"the result of {row.model} ({row.inputs}, {row.task}, {row.fitted_on}) is given twice; give each once")
         line[row.fitted_on] = row
     return [
-        Section(_title(task, kind), tuple(tuple(line.get(group) for group in FITTED_ON) for line in lines.values()))
+        Section(_file_name(task, kind), _title(task, kind), tuple(tuple(line.get(group) for group in FITTED_ON) for line in lines.values()))
         for (task, kind), lines in grouped.items()
     ]
 
@@ -97,6 +100,10 @@ def _title(task: str, query_kind: str | None) -> str:
     return f"{TASKS[task]} ({source})"
 
 
+def _file_name(task: str, query_kind: str | None) -> str:
+    return task if query_kind is None else f"{task}_{re.sub('[^A-Za-z0-9]+', '_', query_kind)}"
+
+
 def _headers(ks: Sequence[int]) -> list[str]:
     names = [f"{metric}@{k}" for metric in HEADLINES for k in ks]
     return ["model", "inputs", "request time", *(f"{name}, {group}" for group in FITTED_ON.values() for name in names)]
@@ -105,7 +112,8 @@ def _headers(ks: Sequence[int]) -> list[str]:
 def _cells(line: Sequence[Row | None], ks: Sequence[int]) -> list[str]:
     first = next(row for row in line if row is not None)
     names = [f"{metric}@{k}" for metric in HEADLINES for k in ks]
-    return [first.model, first.inputs, "used" if first.uses_request_time else "not used", *(_cell(row, name) for row in line for name in names)]
+    time = "used" if first.uses_request_time else "not used"
+    return [first.model, first.inputs, time, *(_cell(row, name) for row in line for name in names)]
 
 
 def _cell(row: Row | None, name: str) -> str:
@@ -143,16 +151,16 @@ def _escape(text: str) -> str:
 
 def caveats(rows: Sequence[Row]) -> list[str]:
     """What holds for every table of these rows: what was removed, which fit is which, synthetic queries, the request's time."""
-    found = ["Items the user already had are removed from the lists; the raw figure beside is without removal. Brackets: bootstrap interval over requests."]
+    removal = "Items the user already had are removed from the lists; the raw figure beside is without removal."
+    found = [f"{removal} Brackets: bootstrap interval over requests."]
     if any(row.fitted_on == "train+valid" for row in rows):
         found.append("Fitted on train and refitted on train+valid are different protocols: compare within a column group only.")
     kinds = sorted({row.query_kind for row in rows if row.is_synthetic})
     if kinds:
         found.append(f"Queries of kind {', '.join(kinds)} are synthetic: made by a rule from the item that is sought, not typed by people.")
     timed = list(dict.fromkeys(row.model for row in rows if row.uses_request_time))
-    found.append(
-        f"The request's own time was used by: {', '.join(timed)}; not by the others." if timed else "The request's own time was not used by any model."
-    )
+    used = f"used by: {', '.join(timed)}; not by the others." if timed else "not used by any model."
+    found.append(f"The request's own time was {used}")
     return found
 
 
@@ -174,8 +182,7 @@ def results_table_rich(rows: Sequence[Row], ks: Sequence[int] = (10,)) -> list[T
 def history_slices(per_request: PerRequest, seed: int, edges: Sequence[int] = (5, 10, 20)) -> list[figures.Bar]:
     """Mean and interval by number of events the request could see: below the first edge, between edges, from the last on."""
     bounds = [0, *edges]
-    labels = [f"{low}–{high - 1}" for low, high in zip(bounds, bounds[1:])] + [f"{bounds[-1]}+"]
-    return _bars(per_request.values, np.searchsorted(edges, per_request.history_lengths, side="right"), labels, seed)
+    return _bars(per_request.values, np.searchsorted(edges, per_request.history_lengths, side="right"), _range_labels(bounds), seed)
 
 
 def popularity_slices(per_request: PerRequest, seed: int, n_slices: int = 4) -> list[figures.Bar]:
@@ -185,8 +192,13 @@ def popularity_slices(per_request: PerRequest, seed: int, n_slices: int = 4) -> 
     edges = np.unique(np.quantile(seen, np.linspace(0, 1, n_slices + 1)[1:-1], method="higher")) if len(seen) else np.zeros(0)
     bounds = [1, *(int(edge) + 1 for edge in edges)]
     bounds = [low for low in bounds if low == 1 or low <= popularity.max()]  # a slice above the largest would be empty
-    labels = ["cold"] + [f"{low}–{high - 1}" for low, high in zip(bounds, bounds[1:])] + [f"{bounds[-1]}+"]
-    return _bars(per_request.values, np.searchsorted(bounds, popularity, side="right"), labels, seed)
+    return _bars(per_request.values, np.searchsorted(bounds, popularity, side="right"), ["cold", *_range_labels(bounds)], seed)
+
+
+def _range_labels(bounds: Sequence[int]) -> list[str]:
+    """Labels of [bound, next bound) for whole numbers; the last range is open."""
+    inner = [f"{low}" if high == low + 1 else f"{low}–{high - 1}" for low, high in pairwise(bounds)]
+    return [*inner, f"{bounds[-1]}+"]
 
 
 def _bars(values: np.ndarray, slices: np.ndarray, labels: Sequence[str], seed: int) -> list[figures.Bar]:
@@ -208,14 +220,15 @@ def write_report(
     notes: Sequence[str] = (),
     seed: int = 0,
 ) -> None:
-    """Write ``metrics.json``, ``table.md`` and PNG figures into ``folder``.
+    """Write ``metrics.json``, ``table.md``, a ``results_*.png`` per table and, from ``per_request``, ``recall_by_*.png``.
 
     ``meta`` is stored as given: config, seed, split and its fingerprint, ties in time, commit. ``per_request`` maps a model's name to
-    its arrays, all for the same requests; without it there are no slice figures.
+    its recall@ks[0], all for the same requests; without it there are no slice figures.
     """
     if not rows:
         raise UserError("the report has no results; evaluate at least one model")
     folder.mkdir(parents=True, exist_ok=True)
+    measure = f"{HEADLINES[0]}@{ks[0]}"
     (folder / "table.md").write_text(results_table_markdown(rows, ks, notes), encoding="utf-8")
     slices = {
         f"recall_by_{name}": {model: cut(arrays, seed) for model, arrays in (per_request or {}).items() if len(arrays.values)}
@@ -223,11 +236,19 @@ def write_report(
     }
     for name, models in slices.items():
         if models:
-            figures.grouped_bars(folder / f"{name}.png", models, name.replace("_", " "))
-    for place, section in enumerate(sections(rows)):
-        figures.grouped_bars(folder / f"results_{place + 1}.png", _result_bars(section, f"{HEADLINES[0]}@{ks[0]}"), section.title, f"{HEADLINES[0]}@{ks[0]}")
+            figures.grouped_bars(folder / f"{name}.png", models, name.replace("_", " "), measure)
+    for section in sections(rows):
+        figures.grouped_bars(folder / f"results_{section.name}.png", _result_bars(section, measure), section.title, measure)
     shown = {name: {model: [bar.as_dict() for bar in bars] for model, bars in models.items()} for name, models in slices.items() if models}
-    write_json(folder / "metrics.json", {"meta": dict(meta), "rows": [asdict(row) for row in rows], "slices": shown, "notes": [*caveats(rows), *notes]})
+    report = {"meta": dict(meta), "rows": [_plain(row) for row in rows], "slices": shown, "notes": [*caveats(rows), *notes]}
+    write_json(folder / "metrics.json", report)
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    """The row for JSON: numpy scalars become floats."""
+    metrics = {name: float(value) for name, value in row.metrics.items()}
+    intervals = {name: [float(low), float(high)] for name, (low, high) in row.intervals.items()}
+    return asdict(row) | {"metrics": metrics, "intervals": intervals}
 
 
 def _result_bars(section: Section, name: str) -> dict[str, list[figures.Bar]]:

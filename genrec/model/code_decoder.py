@@ -133,11 +133,10 @@ class CodeDecoder(nn.Module):
 
 
 def node_means(trie: CatalogueTrie, items: Tensor) -> Tensor:
-    """The mean item vector below each node: (n_nodes, dim)."""
-    paths = trie.item_path.flatten()
-    sums = items.new_zeros(trie.n_nodes, items.shape[1])
-    sums = sums.index_add(0, paths, items.repeat_interleave(trie.depth, dim=0))
-    sums = torch.cat([items.sum(0, keepdim=True), sums[1:]])
-    counts = torch.bincount(paths, minlength=trie.n_nodes).clamp(min=1)
-    counts[0] = len(items)
-    return sums / counts[:, None]
+    """The mean item vector below each node: (n_nodes, dim). Sums climb the trie level by level."""
+    bounds = trie.level_bounds
+    sums = [items.new_zeros(trie.n_leaves, items.shape[1]).index_add(0, trie.item_leaf - bounds[trie.depth], items)]
+    for level in range(trie.depth - 1, -1, -1):
+        parent = trie.node_parent[bounds[level + 1] : bounds[level + 2]] - bounds[level]
+        sums.append(items.new_zeros(bounds[level + 1] - bounds[level], items.shape[1]).index_add(0, parent, sums[-1]))
+    return torch.cat(sums[::-1]) / trie.node_item_count[:, None]

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, read_json, write_json
 from genrec.config import Config, config_from_dict, to_dict
-from genrec.data.dataset import TRAIN, VALID, Dataset
+from genrec.data.dataset import TRAIN, Dataset
 from genrec.data.sequences import make_windows
 from genrec.errors import UserError
 from genrec.model.collate import Collator, QueryFeatures, request_batches

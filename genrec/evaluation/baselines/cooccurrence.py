@@ -19,16 +19,16 @@ class CooccurrenceTransition:
     """``score = h S`` with ``S = D^-1/2 C D^-1/2 + 1/2 (T + 1/2 T^T)``, where history h weighs its events ``decay ** age``.
 
     C (n_items, n_items) counts the users who had both items, zero diagonal; D is diagonal, one plus the number of users who had
-    the item: the one damps cosines that rest on a single user and keeps unseen items finite. T[i, j] is the plain number of times j came right
-    after i, i and j different. T is not normalised: a frequent transition *is* strong evidence, and every
-    normalisation by degrees costs accuracy on Amazon Beauty. ``transitions="log"`` takes log(1 + count) instead, a little better there.
+    the item: the one damps cosines that rest on a single user and keeps unseen items finite. T[i, j] is the plain number of times
+    j came right after i, i and j different. T is not normalised: a frequent transition *is* strong evidence, and the symmetric or
+    row-wise forms cost accuracy on Amazon Beauty. ``transitions="log"`` takes log(1 + count) instead: better there on validation too.
 
     ``max_history``: only that many newest events of a user are counted, as co-occurrence costs their square.
     """
 
     def __init__(self, decay: float = 0.6, transitions: str = "count", max_history: int = 500):
         if not 0 < decay <= 1 or max_history < 1:
-            raise UserError(f"CooccurrenceTransition got decay={decay}, max_history={max_history}; expected 0 < decay <= 1, max_history >= 1")
+            raise UserError(f"CooccurrenceTransition got decay={decay}, max_history={max_history}; expected 0 < decay <= 1 and 1 or more")
         if transitions not in TRANSITION_WEIGHTS:
             raise UserError(f"CooccurrenceTransition got transitions={transitions!r}; expected one of {', '.join(TRANSITION_WEIGHTS)}")
         self.decay, self.transitions, self.max_history = decay, transitions, max_history

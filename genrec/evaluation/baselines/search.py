@@ -39,7 +39,8 @@ class BM25:
         scores = index.scores  # a CSC matrix of items by words, so its arrays are a CSR matrix of words by items
         n_words = len(scores["indptr"]) - 1
         self.weights = sp.csr_matrix((scores["data"], scores["indices"], scores["indptr"]), shape=(n_words, len(texts)), dtype=np.float32)
-        self.vocabulary = {word: place for word, place in index.vocab_dict.items() if place < n_words}
+        # bm25s indexes a text without words under the word "", which no query may match
+        self.vocabulary = {word: place for word, place in index.vocab_dict.items() if word and place < n_words}
         return self
 
     def score(self, queries: Sequence[str]) -> np.ndarray:
@@ -57,9 +58,8 @@ def _tokens(texts: Sequence[str]) -> list[list[str]]:
     """Lower-case words of each text without stop words."""
     if not len(texts):
         return []
-    return bm25s.tokenize(
-        list(texts), token_pattern=TOKEN_PATTERN, stopwords=sorted(STOP_WORDS), return_ids=False, show_progress=False, allow_empty=False
-    )
+    options = {"token_pattern": TOKEN_PATTERN, "stopwords": sorted(STOP_WORDS), "return_ids": False, "show_progress": False}
+    return bm25s.tokenize(list(texts), allow_empty=False, **options)
 
 
 class DenseText:

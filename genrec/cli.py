@@ -1,0 +1,226 @@
+"""The command line. Exit codes: 0 done, 2 the user's mistake (one clear line), 1 ours."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from genrec import __version__
+from genrec.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.splitlines()[0])
+datasets_app = typer.Typer(no_args_is_help=True, help="Data sets that arrive by themselves.")
+app.add_typer(datasets_app, name="datasets")
+console = Console()
+
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, see configs/.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. training.epochs=5.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder made by: genrec run CONFIG.")]
+FittedOn = Annotated[str | None, typer.Option("--fitted-on", help="train or train+valid.")]
+Count = Annotated[int, typer.Option("-k", help="How many items.")]
+Mode = Annotated[str, typer.Option("--mode", help="fused, retrieve or generate.")]
+
+
+@app.command()
+def run(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Everything that is not up to date, then the results table."""
+    from genrec.pipeline import Run, stage_evaluate, stage_train
+
+    job = Run.create(config, overrides or [])
+    stage_train(job)
+    result = stage_evaluate(job)
+    _show(result)
+    console.print(f"results: {job.folder / 'results'}")
+
+
+@app.command()
+def prepare(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Read the log and write the prepared dataset."""
+    from genrec.pipeline import Run, stage_prepare
+
+    job = Run.create(config, overrides or [])
+    stage_prepare(job)
+    console.print(f"dataset: {job.folder / 'dataset'}")
+
+
+@app.command()
+def tokenize(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Learn semantic IDs for the prepared items."""
+    from genrec.pipeline import Run, stage_tokenize
+
+    job = Run.create(config, overrides or [])
+    stage_tokenize(job)
+    console.print(f"semantic IDs: {job.folder / 'semantic_ids'}")
+
+
+@app.command()
+def train(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Fit the network, the fusion and the SASRec baseline; resumes where a stopped run was."""
+    from genrec.pipeline import Run, stage_train
+
+    job = Run.create(config, overrides or [])
+    stage_train(job)
+    console.print(f"model: {job.folder / 'model'}")
+
+
+@app.command()
+def evaluate(
+    run: RunPath,
+    split: Annotated[str, typer.Option(help="test or valid.")] = "test",
+    output: Annotated[Path | None, typer.Option(help="Also write metrics.json here.")] = None,
+) -> None:
+    """The results table of a run, with baselines, intervals and figures."""
+    from genrec.pipeline import Run, stage_evaluate
+
+    job = Run.open(run)
+    result = stage_evaluate(job, split)
+    _show(result)
+    if output:
+        folder = job.folder / ("results" if split == "test" else f"results_{split}")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text((folder / "metrics.json").read_text())
+
+
+def _show(result) -> None:
+    from genrec.evaluation.report import results_table_rich
+
+    for table in results_table_rich(result.rows):
+        console.print(table)
+    for line in result.comparisons():
+        console.print(line, highlight=False)
+
+
+@app.command()
+def recommend(
+    run: RunPath, user: Annotated[str | None, typer.Option(help="A user of the data; without one, the popular items.")] = None,
+    k: Count = 10, mode: Mode = "fused", fitted_on: FittedOn = None,
+) -> None:  # fmt: skip
+    """What a person wants next, by title."""
+    from genrec.recommender import Recommender
+
+    _answers(Recommender.load(run, fitted_on).recommend(user, k=k, mode=mode), f"for user {user}" if user else "popular")
+
+
+@app.command()
+def search(
+    run: RunPath, query: Annotated[str, typer.Argument(help="Query words.")],
+    user: Annotated[str | None, typer.Option(help="Personalise for this user.")] = None, k: Count = 10, mode: Mode = "fused",
+    fitted_on: FittedOn = None,
+) -> None:  # fmt: skip
+    """What a person means by a query, by title."""
+    from genrec.recommender import Recommender
+
+    if not query.strip():
+        raise UserError("the query is empty; give at least one word, or use: genrec recommend")
+    _answers(Recommender.load(run, fitted_on).search(query, user, k=k, mode=mode), f"'{query}'" + (f" for user {user}" if user else ""))
+
+
+def _answers(answers, title: str) -> None:
+    table = Table("rank", "item", "title", "score", title=title)
+    for rank, answer in enumerate(answers, 1):
+        table.add_row(str(rank), answer.item_id, answer.title or "", f"{answer.score:.3f}")
+    console.print(table)
+
+
+@app.command()
+def predict(
+    run: RunPath,
+    requests: Annotated[Path, typer.Option(help="Parquet: request_id, user_id or history, timestamp, query.")],
+    output: Annotated[Path, typer.Option(help="Parquet: request_id, rank, item_id, score.")],
+    k: Count = 100, mode: Mode = "fused", fitted_on: FittedOn = "train",
+    keep_seen: Annotated[bool, typer.Option("--keep-seen", help="Do not remove items the history already holds.")] = False,
+) -> None:  # fmt: skip
+    """Answer a table of requests. The default model is the one fitted on train, as in the table's first column."""
+    from genrec.predict import predict_file
+
+    written = predict_file(run, requests, output, k, mode, fitted_on, not keep_seen)
+    console.print(f"{written} rows: {output}")
+
+
+@app.command()
+def requests(
+    run: RunPath,
+    output: Annotated[Path, typer.Option(help="Folder for requests.parquet and truth.parquet.")],
+    split: Annotated[str, typer.Option(help="test or valid.")] = "test",
+    query_kind: Annotated[str | None, typer.Option(help="Searches with this kind of query instead of recommendations.")] = None,
+) -> None:
+    """Write a split's requests, with their histories, and the items that followed: to check our metrics with your own code."""
+    from genrec.predict import write_requests
+
+    console.print(f"{write_requests(run, output, split, query_kind)} requests: {output}")
+
+
+@datasets_app.command("list")
+def list_datasets() -> None:
+    """What can be fetched."""
+    from genrec.data.datasets import list_datasets as known
+
+    table = Table("name", "description", "terms")
+    for dataset in known():
+        table.add_row(dataset.name, dataset.description, dataset.terms)
+    console.print(table)
+
+
+@datasets_app.command()
+def fetch(name: str, root: Annotated[Path, typer.Option(help="Where data sets live.")] = Path("data")) -> None:
+    """Bring a data set and check it."""
+    from genrec.data.datasets import fetch as bring
+
+    console.print(f"{bring(name, root, lambda message: console.print(message))}")
+
+
+@app.command()
+def doctor(path: Annotated[Path | None, typer.Argument(help="A run folder to check, file by file.")] = None) -> None:
+    """Versions, devices, free disk and memory; with a run folder, whether it is whole."""
+    from genrec.doctor import check_run, machine
+
+    table = Table("what", "value")
+    for name, value in machine():
+        table.add_row(name, value)
+    console.print(table)
+    if path:
+        for line in check_run(path):
+            console.print(line)
+
+
+def main() -> None:
+    """Run the command line; a ``UserError`` becomes one line and exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_handler()])
+    for noisy in ("faiss", "faiss.loader", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "bm25s", "matplotlib", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("stopped; run the same command again to go on\n")
+        sys.exit(130)
+    except Exception as error:
+        # Click's own usage errors carry an exit code of 2 and a one-line message.
+        if hasattr(error, "format_message"):
+            sys.stderr.write(f"error: {error.format_message()}\n")
+            sys.exit(2)
+        logging.getLogger(__name__).exception("genrec %s failed; this is our mistake", __version__)
+        sys.exit(1)
+
+
+def _handler() -> logging.Handler:
+    if sys.stderr.isatty():
+        return RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    return handler
+
+
+if __name__ == "__main__":
+    main()

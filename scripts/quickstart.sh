@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# From a bare checkout to a trained model on real data, a results table, a recommendation and a search.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh
+genrec run configs/movielens-100k.yaml "$@"
+genrec recommend runs/movielens-100k --user 196
+genrec search runs/movielens-100k "science fiction" --user 196
