@@ -114,6 +114,7 @@ class DecodingConfig:
     beam: int = 50
     dense: int = 100
     cooccurrence: int = 100
+    text: int = 50  # for a request with a query
     batch_size: int = 256
 
 

@@ -12,7 +12,7 @@ from genrec.pipeline import Run
 from genrec.recommender import Recommender
 
 
-def read_requests(path: Path) -> tuple[pl.DataFrame, list | None]:
+def read_requests(path: Path) -> tuple[pl.DataFrame, pl.Series | None]:
     """The request table in its contract's types, and the given histories where it has them."""
     if not path.is_file():
         raise UserError(f"--requests: file not found: {path}")
@@ -31,7 +31,7 @@ def read_requests(path: Path) -> tuple[pl.DataFrame, list | None]:
         )
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
-    return plain, table["history"].to_list() if "history" in table.columns else None
+    return plain, table["history"] if "history" in table.columns else None
 
 
 def predict_file(

@@ -68,7 +68,11 @@ class Recommender:
             {"request_id": ["0"], "user_id": [user], "timestamp": [None], "query": [query]},
             schema={"request_id": pl.String, "user_id": pl.String, "timestamp": pl.Int64, "query": pl.String},
         )
-        histories = None if history is None else [list(history)]
+        histories = None
+        if history is not None:
+            events = [{"item_id": event} if isinstance(event, str) else dict(event) for event in history]
+            event_type = pl.Struct({"item_id": pl.String, "timestamp": pl.Int64, "action": pl.String})
+            histories = pl.Series("history", [events], dtype=pl.List(event_type))
         ids, scores = self.answer(self.requests(table, histories), k, mode, exclude_seen)
         return [
             Answer(self._item_ids[item], self._titles[item], float(score))
@@ -90,61 +94,66 @@ class Recommender:
             settings.dense = max(settings.dense, k)
         return self.ranker.rank(requests, k, [mode], exclude_seen, progress)[mode]
 
-    def requests(self, table: pl.DataFrame, histories: list | None = None) -> Requests:
+    def requests(self, table: pl.DataFrame, histories: pl.Series | None = None) -> Requests:
         """Requests of a table with ``user_id`` or ``histories``, and nullable ``timestamp`` and ``query``.
 
         A known user's history is what the run knows of them up to the request's time, never a test event. Items that are not in the
         catalogue are left out of a given history. Raises ``UserError`` with the row for an unknown user.
         """
         data = self.dataset
-        times = table["timestamp"].to_list()
-        rows = [self._given(history) for history in histories] if histories is not None else self._known(table["user_id"].to_list(), times)
-        query_index = {text: place for place, text in enumerate(data.query_texts)} if any(len(row[3]) for row in rows) else {}
-        texts = list(data.query_texts) if query_index else []
-        asked = []
-        for query in table["query"].to_list():
-            query = (query or "").strip()
-            asked.append(query_index.setdefault(query, len(query_index)) if query else -1)
-            if query and asked[-1] == len(texts):
-                texts.append(query)
-        offsets = np.concatenate([[0], np.cumsum([len(row[0]) for row in rows])]).astype(np.int64)
-        items, stamps, actions, queries = (
-            np.concatenate([row[part] for row in rows] or [np.zeros(0, np.int64)]).astype(np.int64) for part in range(4)
-        )
-        latest = [row[1][-1] if len(row[1]) else 0 for row in rows]
-        when = np.array([last if time is None else time for time, last in zip(times, latest, strict=True)], np.int64)
-        return Requests(offsets, items, stamps, actions, queries, when, np.array(asked, np.int64), np.full(len(rows), -1, np.int64), texts)
+        times = table["timestamp"].to_numpy().astype(np.float64)  # nan where unknown
+        if histories is None:
+            lengths, items, stamps, actions, queries = self._known(table["user_id"], times)
+        else:
+            lengths, items, stamps, actions, queries = self._given(histories)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        asked = table["query"].str.strip_chars().replace("", None)
+        texts = pl.concat([pl.Series("query", data.query_texts if (queries >= 0).any() else [], dtype=pl.String), asked.drop_nulls()])
+        texts = texts.unique(maintain_order=True)
+        request_queries = asked.replace_strict(texts, np.arange(len(texts)), default=-1, return_dtype=pl.Int64).fill_null(-1).to_numpy()
+        last = stamps[np.maximum(offsets[1:] - 1, 0)] if len(stamps) else np.zeros(len(table), np.int64)
+        when = np.where(np.isnan(times), np.where(lengths > 0, last, 0), times).astype(np.int64)
+        return Requests(offsets, items, stamps, actions, queries, when, request_queries, np.full(len(table), -1, np.int64), texts.to_list())
 
-    def _known(self, users: list[str | None], times: list[int | None]) -> list[tuple]:
+    def _known(self, users: pl.Series, times: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Lengths (N,) and ragged items, times, actions and queries of known users up to a time (nan: no limit)."""
         data = self.dataset
-        known = data.known_lengths(VALID)
-        rows = []
-        for place, (user, time) in enumerate(zip(users, times, strict=True)):
-            if user is None:
-                rows.append((np.zeros(0, np.int64),) * 4)
-                continue
-            index = data.user_index.get(user)
-            if index is None:
-                raise UserError(f"row {place + 1}: user '{user}' is not in the data; give a history instead, or no user")
-            start = data.offsets[index]
-            stop = start + known[index]
-            if time is not None:
-                stop = start + np.searchsorted(data.timestamps[start:stop], time, side="right")
-            rows.append((data.items[start:stop], data.timestamps[start:stop], data.actions[start:stop], data.queries[start:stop]))
-        return rows
+        index = users.replace_strict(data.user_ids, np.arange(data.n_users), default=-1, return_dtype=pl.Int64).fill_null(-1).to_numpy()
+        unknown = np.flatnonzero((index < 0) & users.is_not_null().to_numpy())
+        if len(unknown):
+            place = int(unknown[0])
+            raise UserError(f"row {place + 1}: user '{users[place]}' is not in the data; give a history instead, or no user")
+        lengths = np.where(index >= 0, data.known_lengths(VALID)[index], 0)
+        row = np.repeat(np.arange(len(index)), lengths)
+        event = np.repeat(data.offsets[index] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+        keep = np.isnan(times[row]) | (data.timestamps[event] <= times[row])
+        row, event = row[keep], event[keep]
+        columns = (data.items, data.timestamps, data.actions, data.queries)
+        return np.bincount(row, minlength=len(index)), *(np.asarray(column[event]).astype(np.int64) for column in columns)
 
-    def _given(self, history: Sequence[str | Mapping[str, Any]] | None) -> tuple:
+    def _given(self, histories: pl.Series) -> tuple[np.ndarray, ...]:
+        """The same of given histories: lists of item ids, or of {item_id, timestamp, action}."""
         data = self.dataset
-        events = [{"item_id": event} if isinstance(event, str) else event for event in history or []]
-        kept = [(data.item_index[str(event["item_id"])], event) for event in events if str(event.get("item_id")) in data.item_index]
+        if not isinstance(histories.dtype, pl.List):
+            raise UserError(f"column 'history' must hold lists of item ids or of {{item_id, timestamp, action}}, not {histories.dtype}")
+        events = pl.DataFrame({"row": np.arange(len(histories)), "item_id": histories}).explode("item_id").drop_nulls("item_id")
+        if isinstance(events["item_id"].dtype, pl.Struct):
+            events = events.select("row", pl.col("item_id").alias("event")).unnest("event")
+            if "item_id" not in events.columns:
+                raise UserError(f"column 'history': its entries have no field item_id, only {', '.join(events.columns[1:])}")
+        for name in ("timestamp", "action"):
+            if name not in events.columns:
+                events = events.with_columns(pl.lit(None).alias(name))
+        items = data.item_table.select("item_id", pl.int_range(pl.len()).alias("item"))
         chain = {name: place for place, name in enumerate(data.actions_chain)}
-        items = np.array([item for item, _ in kept], np.int64)
-        times = np.array([event.get("timestamp") or 0 for _, event in kept], np.int64)
-        actions = np.array([chain.get(event.get("action"), 0) for _, event in kept], np.int64)
-        if len(times) and not (np.diff(times) >= 0).all():
-            order = np.argsort(times, kind="stable")
-            items, times, actions = items[order], times[order], actions[order]
-        return items, times, actions, np.full(len(items), -1, np.int64)
+        events = (
+            events.with_columns(pl.col("item_id").cast(pl.String), pl.col("timestamp").cast(pl.Int64).fill_null(0))
+            .join(items, on="item_id", how="inner", maintain_order="left")
+            .with_columns(pl.col("action").cast(pl.String).replace_strict(chain, default=0, return_dtype=pl.Int64).fill_null(0))
+            .sort("row", "timestamp", maintain_order=True)
+        )
+        lengths = np.bincount(events["row"].to_numpy(), minlength=len(histories))
+        return lengths, *(events[name].to_numpy() for name in ("item", "timestamp", "action")), np.full(len(events), -1, np.int64)
 
     def predictions(self, table: pl.DataFrame, requests: Requests, k: int, mode: str, exclude_seen: bool, progress=None) -> pl.DataFrame:
         """The answer table: ``request_id``, ``rank`` (from 1), ``item_id``, ``score``."""

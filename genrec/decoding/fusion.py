@@ -1,7 +1,7 @@
 """Fusion: one weight per kind of evidence, fitted on validation requests by the likelihood of the item that came next.
 
-A list-wise softmax regression: convex, a handful of weights, so there is nothing to overfit on thousands of requests. Weights of
-recommendations and of searches are fitted apart.
+A list-wise softmax regression: convex, a handful of weights, pulled towards stated prior weights with the strength of a few requests, so
+that neither thousands of requests nor a dozen can spoil it. Weights of recommendations and of searches are fitted apart.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from genrec.decoding.proposals import FEATURES, MISSING, Candidates
 
-_RIDGE = 1e-3
+_PRIOR_STRENGTH = 5.0  # the prior's pull, in requests per squared standard deviation of evidence
+_PRIOR = {"generated": 0.3, "retrieved": 0.5, "cooccurrence": 0.5, "transition": 0.3, "text": 5.0}
 
 
 @dataclass
@@ -24,9 +25,8 @@ class Fusion:
 
     @classmethod
     def default(cls) -> Fusion:
-        """Before anything is fitted: the log-scores of the three sources, equally."""
-        prior = {"generated": 0.5, "retrieved": 1.0, "cooccurrence": 0.5, "transition": 0.25, "text": 1.0}
-        return cls(torch.tensor([prior.get(name, 0.0) for name in FEATURES]))
+        """Before anything is fitted: the log-scores of the sources, by rule of thumb."""
+        return cls(torch.tensor([_PRIOR.get(name, 0.0) for name in FEATURES]))
 
     @classmethod
     def fit(cls, parts: list[tuple[Candidates, Tensor]]) -> Fusion:
@@ -40,18 +40,20 @@ class Fusion:
             evidence.append(torch.nn.functional.pad(part.evidence[rows], (0, 0, 0, pad)))
             live.append(torch.nn.functional.pad(part.ids[rows] != MISSING, (0, pad)))
             place.append(hit[rows].float().argmax(1))
-        if not parts or sum(len(rows) for rows in place) < 10 * len(FEATURES):
+        n_rows = sum(len(rows) for rows in place)
+        if n_rows == 0:
             return cls.default()
         evidence, live, place = torch.cat(evidence).float(), torch.cat(live), torch.cat(place)
         mean, scale = evidence[live].mean(0), evidence[live].std(0).clamp(min=1e-6)
         evidence = ((evidence - mean) / scale).masked_fill(~live[..., None], 0)
-        weights = torch.zeros(len(FEATURES), requires_grad=True)
+        prior = cls.default().weights.to(scale.device) * scale
+        weights = prior.clone().requires_grad_()
         optimizer = torch.optim.LBFGS([weights], max_iter=60, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimizer.zero_grad()
             logits = (evidence @ weights).masked_fill(~live, -torch.inf)
-            loss = torch.nn.functional.cross_entropy(logits, place) + _RIDGE * weights.square().sum()
+            loss = torch.nn.functional.cross_entropy(logits, place) + _PRIOR_STRENGTH / n_rows * (weights - prior).square().sum()
             loss.backward()
             return loss
 

@@ -60,7 +60,7 @@ class Proposer:
 
     @torch.inference_mode()
     def propose(self, batch: Batch, histories: Histories, exclude: Tensor | None = None) -> Candidates:
-        """The union of the beam, the dense top and the co-occurrence top, with every source's score of every candidate."""
+        """The union of the beam, the dense top, the co-occurrence top and (for a query) the text top, with every source's score of each."""
         encoded = self.network.encode(batch, self.items)
         dense = (self.network.retrieval_vectors(encoded.requests[:, 0]) @ self.index.T).log_softmax(-1)
         similar, following = (torch.from_numpy(part).to(dense.device) for part in self.cooccurrence.score_parts(histories))
@@ -70,6 +70,9 @@ class Proposer:
         lists = [retrieved.topk(min(self.settings.dense, n_items), dim=1)]
         if self.settings.cooccurrence:
             lists.append((similar + following).masked_fill(hidden, 0).topk(min(self.settings.cooccurrence, n_items), dim=1))
+        text = self._text_match(batch)
+        if self.settings.text:
+            lists.append(text.masked_fill(hidden, 0).topk(min(self.settings.text, n_items), dim=1))
         ids = [torch.where(torch.isfinite(best.values) & (best.values != 0), best.indices, n_items) for best in lists]
         beam = torch.full_like(dense, -torch.inf)
         floor = dense.new_zeros(len(dense), 1)
@@ -92,13 +95,12 @@ class Proposer:
             [
                 torch.where(in_beam.isfinite(), in_beam, floor - 1), in_beam.isfinite().float(), dense.gather(1, place),
                 (pick_similar + _FLOOR).log(), (pick_similar > 0).float(), (pick_following + _FLOOR).log(), (pick_following > 0).float(),
-                self.popularity[place], self._text_match(batch, place),
+                self.popularity[place], text.gather(1, place),
             ], dim=-1,
         )  # fmt: skip
         return Candidates(torch.where(union < n_items, union, MISSING), evidence, retrieved, generated)
 
-    def _text_match(self, batch: Batch, ids: Tensor) -> Tensor:
-        """Cosine of the query's and the item's text vectors: (B, K); 0 without a query."""
-        asked = batch.request_queries[:, 0]
-        text = torch.cat([batch.query_text.new_zeros(1, self.text.shape[1]), batch.query_text])[asked]
-        return (text[:, None] @ self.text[ids].transpose(1, 2))[:, 0]
+    def _text_match(self, batch: Batch) -> Tensor:
+        """Cosine of the query's and each item's text vectors: (B, n_items); 0 without a query."""
+        table = torch.cat([batch.query_text.new_zeros(1, self.text.shape[1]), batch.query_text])
+        return table[batch.request_queries[:, 0]] @ self.text.T

@@ -2,8 +2,7 @@
 
 Each level's distribution runs over the *legal children* of the node reached so far, in training as in decoding, so no probability is
 lost on identifiers that do not exist. A child is scored by the dot product of the decoder's state with the child's node vector: its
-code's vector, a vector of its own, and the mean vector of the items below it. Beauty's numbers behind that choice are in README.
-The heavy backbone has run before: the decoder attends over its context states and starts from the request's state.
+code's vector, a vector of its own, and the mean vector of the items below it (``model.node_vectors``). The heavy backbone has run before: the decoder attends over its context states and starts from the request's state.
 """
 
 from __future__ import annotations

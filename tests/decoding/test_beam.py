@@ -1,0 +1,165 @@
+"""Beam search against scoring everything: exact where it is wide, legal always, and the same with or without a cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from genrec.decoding.beam import beam_search, leaf_items
+from genrec.decoding.scorers import CachedScorer, UncachedScorer, exact_scores, generate
+from genrec.model.code_decoder import CodeDecoder
+from genrec.semantic_ids.trie import build_trie
+
+VOCAB, ITEMS, DIM, BATCH = (6, 5, 4), 90, 16, 5
+
+
+@pytest.fixture(scope="module")
+def trie():
+    """A ragged catalogue whose leaves are often shared, with nodes that have a single child."""
+    codes = torch.stack([torch.randint(size, (ITEMS,), generator=torch.Generator().manual_seed(level)) for level, size in enumerate(VOCAB)], 1)
+    codes[:4] = torch.tensor([[5, 4, 3]])  # four items on one leaf
+    return build_trie(codes, VOCAB)
+
+
+@pytest.fixture(scope="module", params=["codes", "nodes", "items"])
+def parts(request, trie):
+    torch.manual_seed(1)
+    decoder = CodeDecoder(trie, DIM, 2, 2, 0.1, request.param, 0.3).eval()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            if parameter.ndim > 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+        visible = torch.arange(4) < torch.tensor([0, 1, 2, 3, 4])[:, None, None]
+        memory = decoder.memory(torch.randn(BATCH, 1, DIM), torch.randn(BATCH, 4, DIM), visible)
+        vectors = decoder.node_vectors(trie, torch.randn(ITEMS, DIM))
+    with torch.inference_mode():
+        yield decoder, memory, vectors
+
+
+def per_leaf(trie, scores: torch.Tensor) -> torch.Tensor:
+    """Item scores (B, n_items) -> leaf scores (B, n_leaves)."""
+    first = trie.leaf_items[trie.leaf_item_offsets[:-1]]
+    assert torch.equal(scores[:, trie.leaf_items], scores[:, first].repeat_interleave(trie.leaf_item_offsets.diff(), dim=1))
+    return scores[:, first]
+
+
+def test_the_fixture_has_shared_leaves_and_single_children(trie):
+    assert trie.n_leaves < ITEMS and int(trie.leaf_item_offsets.diff().max()) >= 4 and (trie.child_count == 1).any()
+
+
+def test_exact_scores_are_a_distribution_over_leaves(parts, trie):
+    leaves = per_leaf(trie, exact_scores(*parts, trie))
+    torch.testing.assert_close(leaves.logsumexp(1), torch.zeros(BATCH), rtol=0, atol=1e-5)
+    assert leaves.std(1).min() > 0.1  # the scores differ: a ranking means something
+    assert (leaves[0] - leaves[1]).abs().max() > 1e-2  # and so do the requests
+    torch.testing.assert_close(exact_scores(*parts, trie, chunk=7), exact_scores(*parts, trie), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [ITEMS, 500])
+def test_a_wide_beam_is_exact(parts, trie, width):
+    leaves, total = generate(*parts, trie, width)
+    exact = per_leaf(trie, exact_scores(*parts, trie))
+    order = exact.argsort(1, descending=True, stable=True)
+    assert leaves.shape == (BATCH, trie.n_leaves) or (leaves[:, trie.n_leaves :] == -1).all()
+    leaves, total = leaves[:, : trie.n_leaves], total[:, : trie.n_leaves]
+    torch.testing.assert_close(total, exact.gather(1, order), rtol=0, atol=1e-5)
+    index = leaves - trie.level_bounds[trie.depth]
+    assert torch.equal(index.sort(1).values, torch.arange(trie.n_leaves).expand(BATCH, -1))
+    torch.testing.assert_close(exact.gather(1, index), total, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 3, 20])
+def test_every_leaf_is_real_distinct_and_rightly_scored(parts, trie, width):
+    leaves, total = generate(*parts, trie, width)
+    exact = per_leaf(trie, exact_scores(*parts, trie))
+    assert leaves.shape == (BATCH, width) and total.dtype == torch.float32
+    bound = trie.level_bounds[trie.depth]
+    assert ((leaves >= bound) & (leaves < trie.n_nodes)).all()
+    assert all(len(set(row)) == width for row in leaves.tolist())
+    torch.testing.assert_close(total, exact.gather(1, leaves - bound), rtol=0, atol=1e-5)
+    assert (total.diff(dim=1) <= 0).all()
+
+
+def test_a_narrow_beam_finds_most_of_the_best(parts, trie):
+    leaves, _ = generate(*parts, trie, 20)
+    best = per_leaf(trie, exact_scores(*parts, trie)).topk(5).indices + trie.level_bounds[trie.depth]
+    assert (best[..., None] == leaves[:, None]).any(-1).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("width", [2, 7, ITEMS])
+def test_the_cache_changes_nothing(parts, trie, width):
+    decoder, memory, vectors = parts
+    cached = beam_search(trie, CachedScorer(decoder, memory, vectors), BATCH, width)
+    plain = beam_search(trie, UncachedScorer(decoder, memory, vectors), BATCH, width)
+    torch.testing.assert_close(cached[1], plain[1], rtol=0, atol=1e-5)
+    assert (cached[0] == plain[0]).float().mean() > 0.95  # near-ties may swap
+    again = beam_search(trie, CachedScorer(decoder, memory, vectors), BATCH, width)
+    assert torch.equal(cached[0], again[0]) and torch.equal(cached[1], again[1])
+
+
+@pytest.mark.parametrize("per_request", [False, True])
+def test_what_is_not_allowed_does_not_come_out(parts, trie, per_request):
+    keep = torch.rand(BATCH if per_request else 1, ITEMS, generator=torch.Generator().manual_seed(9)) < 0.3
+    allowed = trie.restrict(keep if per_request else keep[0])
+    leaves, total = generate(*parts, trie, ITEMS, allowed)
+    exact = per_leaf(trie, exact_scores(*parts, trie))
+    bound = trie.level_bounds[trie.depth]
+    open_leaves = (allowed if per_request else allowed[None])[:, bound:].expand(BATCH, -1)
+    for row in range(BATCH):
+        live = leaves[row] >= 0
+        assert open_leaves[row, leaves[row][live] - bound].all() and int(live.sum()) == int(open_leaves[row].sum())
+        assert total[row][~live].isneginf().all()
+        wanted = exact[row].masked_fill(~open_leaves[row], -torch.inf).sort(descending=True).values[: int(live.sum())]
+        torch.testing.assert_close(total[row][live], wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(exact[row, leaves[row][live] - bound], total[row][live], rtol=0, atol=1e-5)
+
+
+def test_nothing_allowed_gives_nothing(parts, trie):
+    leaves, total = generate(*parts, trie, 10, trie.restrict(torch.zeros(ITEMS, dtype=torch.bool)))
+    assert (leaves == -1).all() and total.isneginf().all()
+    ids, scores = leaf_items(trie, leaves, total)
+    assert (ids == -1).all() and scores.isneginf().all() and not scores.isnan().any()
+
+
+class _Flat:
+    """All children equally good."""
+
+    def advance(self, level, nodes, beams):
+        pass
+
+    def child_logits(self, level, children):
+        return torch.zeros(children.shape)
+
+
+def test_ties_go_to_the_lower_node():
+    codes = torch.cartesian_prod(torch.arange(4), torch.arange(4))
+    trie = build_trie(codes, (4, 4))
+    leaves, total = beam_search(trie, _Flat(), 2, 16)
+    assert torch.equal(leaves, torch.arange(5, 21).expand(2, -1))
+    torch.testing.assert_close(total, torch.full((2, 16), -torch.tensor(16.0).log()))
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_shared_leaves_split_their_mass(parts, trie, scored):
+    leaves, total = generate(*parts, trie, trie.n_leaves)
+    guide = torch.randn(BATCH, ITEMS, generator=torch.Generator().manual_seed(2)) if scored else None
+    ids, scores = leaf_items(trie, leaves, total, guide)
+    assert torch.equal(scores.isneginf(), ids < 0)
+    largest = ids.shape[1] // leaves.shape[1]
+    torch.testing.assert_close(scores.view(BATCH, -1, largest).logsumexp(-1), total, rtol=0, atol=1e-5)
+    for row in range(BATCH):
+        assert sorted(ids[row][ids[row] >= 0].tolist()) == list(range(ITEMS))
+        lane = {item: place for place, item in enumerate(ids[row].tolist())}
+        shares = scores[row, [lane[item] for item in range(4)]]
+        expected = torch.zeros(4) if guide is None else guide[row, trie.leaf_items[_range_of(trie, 0)]]
+        members = trie.leaf_items[_range_of(trie, 0)].tolist()
+        if guide is None:
+            assert len(set(round(float(share), 4) for share in shares)) == 1
+        else:
+            got = scores[row, [lane[item] for item in members]]
+            torch.testing.assert_close(got - got[0], expected - expected[0], rtol=0, atol=1e-5)
+
+
+def _range_of(trie, item: int) -> slice:
+    leaf = int(trie.item_leaf[item]) - trie.level_bounds[trie.depth]
+    return slice(int(trie.leaf_item_offsets[leaf]), int(trie.leaf_item_offsets[leaf + 1]))

@@ -1,0 +1,84 @@
+"""Fusion: evidence that decides is weighed, evidence that does not is not, and empty lanes never win."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from genrec.decoding.fusion import Fusion
+from genrec.decoding.proposals import FEATURES, MISSING, Candidates
+
+DECISIVE = FEATURES.index("cooccurrence")
+
+
+def constructed(batch: int, width: int, seed: int) -> tuple[Candidates, torch.Tensor]:
+    """Noise in every feature, except that one feature says (noisily) which candidate came next."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.stack([torch.randperm(200, generator=generator)[:width].sort().values for _ in range(batch)])
+    evidence = torch.randn(batch, width, len(FEATURES), generator=generator)
+    gumbel = -torch.rand(batch, width, generator=generator).log().neg().log()
+    place = (3 * evidence[..., DECISIVE] + gumbel).argmax(1)
+    ids[:, -2:] = MISSING
+    evidence[:, -2:] = 50.0  # an empty lane must not be read
+    return Candidates(ids, evidence), torch.where(place < width - 2, ids.gather(1, place[:, None])[:, 0], 999)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return Fusion.fit([constructed(300, 20, 0), constructed(200, 12, 1)])
+
+
+def hits(fusion: Fusion, part) -> float:
+    candidates, targets = part
+    known = targets < 999
+    return float((fusion.rank(candidates, 1)[0][:, 0] == targets)[known].float().mean())
+
+
+def test_the_deciding_feature_gets_the_weight(fitted):
+    weights = fitted.weights
+    assert weights.argmax() == DECISIVE
+    assert weights[DECISIVE] == pytest.approx(3, abs=0.6)  # the strength the data were made with
+    others = torch.cat([weights[:DECISIVE], weights[DECISIVE + 1 :]])
+    assert others.abs().max() < 0.4
+
+
+def test_fit_beats_the_default_on_new_requests(fitted):
+    part = constructed(300, 20, 7)
+    assert hits(fitted, part) > hits(Fusion.default(), part) + 0.2
+
+
+def test_the_scale_of_a_feature_does_not_matter(fitted):
+    parts = [constructed(300, 20, 0), constructed(200, 12, 1)]
+    for candidates, _ in parts:
+        candidates.evidence[..., DECISIVE] *= 100
+    scaled = Fusion.fit(parts)
+    assert scaled.weights[DECISIVE] * 100 == pytest.approx(float(fitted.weights[DECISIVE]), rel=0.02)
+
+
+def test_a_constant_feature_does_no_harm():
+    parts = [constructed(300, 20, 0)]
+    parts[0][0].evidence[..., 0] = 4.0
+    weights = Fusion.fit(parts).weights
+    assert weights.isfinite().all() and weights.argmax() == DECISIVE
+
+
+def test_too_little_to_learn_from_gives_the_default():
+    assert torch.equal(Fusion.fit([]).weights, Fusion.default().weights)
+    assert torch.equal(Fusion.fit([constructed(20, 10, 0)]).weights, Fusion.default().weights)
+    candidates, targets = constructed(300, 10, 0)
+    assert torch.equal(Fusion.fit([(candidates, targets * 0 + 999)]).weights, Fusion.default().weights)
+
+
+def test_serialisation(fitted):
+    assert torch.equal(Fusion.from_dict(fitted.to_dict()).weights, fitted.weights)
+    shuffled = dict(sorted(fitted.to_dict().items()))
+    assert torch.equal(Fusion.from_dict(shuffled).weights, fitted.weights)
+    with pytest.raises(KeyError):
+        Fusion.from_dict({"generated": 1.0})
+
+
+def test_ranking_ignores_empty_lanes_pads_and_breaks_ties_by_id():
+    evidence = torch.zeros(1, 4, len(FEATURES))
+    evidence[0, 3] = 100.0
+    ids, scores = Fusion.default().rank(Candidates(torch.tensor([[3, 5, 8, MISSING]]), evidence), 6)
+    assert ids.tolist() == [[3, 5, 8, MISSING, MISSING, MISSING]] and scores[0, 3:].isneginf().all() and (scores[0, :3] == 0).all()

@@ -1,0 +1,128 @@
+"""Losses against slow float64 references, values and gradients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from genrec.objectives.generation import path_log_probabilities
+from genrec.objectives.retrieval import full_softmax, sampled_softmax
+from genrec.semantic_ids.trie import build_trie
+
+VOCAB, ITEMS, DIM = (5, 4, 3), 40, 6
+
+
+@pytest.fixture(scope="module")
+def trie():
+    generator = torch.Generator().manual_seed(3)
+    codes = torch.stack([torch.randint(size, (ITEMS,), generator=generator) for size in VOCAB], dim=1)
+    codes[0] = torch.tensor([4, 3, 2])
+    codes[1:4, 0] = torch.tensor([4])
+    return build_trie(codes, VOCAB)
+
+
+def slow_paths(states, scale, vectors, trie, paths):
+    """One float64 softmax per step, written out."""
+    rows = []
+    for walk, path in enumerate(paths.tolist()):
+        node, steps = 0, []
+        for level, chosen in enumerate(path):
+            children = range(int(trie.child_start[node]), int(trie.child_start[node]) + int(trie.child_count[node]))
+            logits = {child: scale[level] * (states[walk, level] * vectors[child]).sum() for child in children}
+            steps.append(logits[chosen] - torch.stack(list(logits.values())).logsumexp(0))
+            node = chosen
+        rows.append(torch.stack(steps))
+    return torch.stack(rows)
+
+
+@pytest.fixture
+def walk(trie):
+    generator = torch.Generator().manual_seed(4)
+    paths = trie.item_path[torch.randint(ITEMS, (25,), generator=generator)]
+    states = torch.nn.functional.normalize(torch.randn(25, len(VOCAB), DIM, generator=generator, dtype=torch.float64), dim=-1)
+    scale = torch.tensor([3.0, 14.0, 60.0], dtype=torch.float64)
+    vectors = torch.randn(trie.n_nodes, DIM, generator=generator, dtype=torch.float64)
+    return states, scale, vectors, paths
+
+
+def test_path_log_probabilities_equal_the_reference(trie, walk):
+    states, scale, vectors, paths = walk
+    fast = path_log_probabilities(states.float(), scale.float(), vectors.float(), trie, paths)
+    slow = slow_paths(states, scale, vectors, trie, paths)
+    assert fast.dtype == torch.float32 and fast.shape == paths.shape
+    torch.testing.assert_close(fast.double(), slow, rtol=1e-4, atol=1e-4)
+    single = trie.child_count[torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1]], dim=1)] == 1
+    assert single.any() and (fast[single] == 0).all()
+
+
+def test_path_gradients_equal_the_reference(trie, walk):
+    states, scale, vectors, paths = walk
+    weight = torch.rand(paths.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    gradients = []
+    for compute, dtype in ((path_log_probabilities, torch.float32), (slow_paths, torch.float64)):
+        inputs = [value.to(dtype).requires_grad_() for value in (states, scale, vectors)]
+        (compute(*inputs, trie, paths) * weight.to(dtype)).sum().backward()
+        gradients.append([value.grad.double() for value in inputs])
+    for fast, slow in zip(*gradients, strict=True):
+        assert slow.abs().max() > 1e-2
+        torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-3)
+
+
+def test_very_unlikely_steps_stay_finite(trie, walk):
+    states, scale, vectors, paths = walk
+    steps = path_log_probabilities(states.float(), scale.float() * 1000, vectors.float(), trie, paths)
+    assert steps.isfinite().all() and steps.min() < -1000
+
+
+@pytest.fixture
+def dense():
+    generator = torch.Generator().manual_seed(6)
+    requests = torch.nn.functional.normalize(torch.randn(30, DIM, generator=generator, dtype=torch.float64), dim=-1)
+    index = torch.nn.functional.normalize(torch.randn(ITEMS, DIM, generator=generator, dtype=torch.float64), dim=-1) / 0.07
+    return requests, index, torch.randint(ITEMS, (30,), generator=generator)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_full_softmax_equals_the_reference(dense, smoothing):
+    requests, index, targets = dense
+    total = 0.0
+    for row, target in zip(requests.tolist(), targets.tolist(), strict=True):
+        logits = [sum(a * b for a, b in zip(row, item, strict=True)) for item in index.tolist()]
+        top = max(logits)
+        norm = top + math.log(sum(math.exp(logit - top) for logit in logits))
+        total += (1 - smoothing) * (norm - logits[target]) + smoothing * sum(norm - logit for logit in logits) / len(logits)
+    found = full_softmax(requests.float(), index.float(), targets, smoothing)
+    assert float(found) == pytest.approx(total / len(targets), rel=1e-5)
+
+
+@pytest.mark.parametrize("negatives", [ITEMS, 10 * ITEMS])
+def test_sampled_softmax_with_every_item_is_the_full_softmax(dense, negatives):
+    gradients, values = [], []
+    for compute in (lambda q, t: sampled_softmax(q, t, dense[2], negatives), lambda q, t: full_softmax(q, t, dense[2])):
+        inputs = [value.clone().requires_grad_() for value in dense[:2]]
+        loss = compute(*inputs)
+        loss.backward()
+        values.append(float(loss.detach()))
+        gradients.append([value.grad for value in inputs])
+    assert values[0] == pytest.approx(values[1], abs=1e-6)
+    for sampled, full in zip(*gradients, strict=True):
+        torch.testing.assert_close(sampled, full, rtol=1e-5, atol=1e-6)
+
+
+def test_sampled_softmax_comes_near_the_full_one(dense):
+    """The correction makes up for the missing candidates: without it the loss of half of the items is far too low."""
+    requests, index, targets = dense
+    torch.manual_seed(0)
+    index = index * 0.2  # many items matter, as in a large catalogue
+    drawn = torch.stack([sampled_softmax(requests, index, targets[:5].repeat(6), 15) for _ in range(400)]).mean()
+    full = full_softmax(requests, index, targets[:5].repeat(6))
+    assert float(drawn) == pytest.approx(float(full), rel=0.1)
+
+
+def test_more_targets_than_one_of_a_kind_count_once(dense):
+    """A repeated target is one candidate: no row is punished for its own item."""
+    requests, index, _ = dense
+    same = torch.full((30,), 7)
+    assert float(sampled_softmax(requests, index, same, 0)) == pytest.approx(0.0, abs=1e-9)
