@@ -196,7 +196,11 @@ def main() -> None:
     for noisy in ("faiss", "faiss.loader", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "bm25s", "matplotlib", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # where typer turns Ctrl+C or an Exit into a code, it returns it
+        if code == 130:
+            raise KeyboardInterrupt
+        if code:
+            sys.exit(code)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)

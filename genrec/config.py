@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from genrec.errors import UserError
 
@@ -204,8 +205,8 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
         raise UserError(f"{path or 'command line'}: {str(error).splitlines()[0]} (key {error.full_key})") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
-    except ValueError as error:
-        raise UserError(f"{path}: is not valid YAML ({str(error).splitlines()[0]})") from error
+    except (ValueError, YAMLError) as error:
+        raise UserError(f"{path or 'command line'}: is not valid YAML ({' '.join(str(error).split())})") from error
     validate(config)
     return config
 

@@ -56,8 +56,9 @@ def write_requests(run: Path, output: Path, split: str, query_kind: str | None) 
     events = pl.DataFrame({
         "row": requests.histories.rows, "item_id": names[requests.items.astype(np.int64)], "timestamp": requests.timestamps,
         "action": pl.Series(data.actions_chain, dtype=pl.String)[requests.actions.astype(np.int64)],
+        "query": data.texts_of(requests.queries),
     })  # fmt: skip
-    history = events.group_by("row", maintain_order=True).agg(pl.struct("item_id", "timestamp", "action").alias("history"))
+    history = events.group_by("row", maintain_order=True).agg(pl.struct("item_id", "timestamp", "action", "query").alias("history"))
     number = np.arange(len(requests))
     texts = pl.Series(requests.query_texts, dtype=pl.String)
     table = (

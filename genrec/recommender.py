@@ -48,7 +48,7 @@ class Recommender:
         self, user: str | None = None, history: Sequence[str | Mapping[str, Any]] | None = None, k: int = 10, mode: str = "fused",
         exclude_seen: bool = True,
     ) -> list[Answer]:  # fmt: skip
-        """What a known ``user``, or somebody with this ``history`` (item ids, oldest first, or {item_id, timestamp, action}), wants next.
+        """What a known ``user``, or somebody with this ``history`` (item ids, oldest first, or {item_id, timestamp, action, query}), wants next.
 
         Raises ``UserError`` for an unknown user, k below 1 or an unknown mode. Nobody and no history gives the popular items.
         """
@@ -71,7 +71,7 @@ class Recommender:
         histories = None
         if history is not None:
             events = [{"item_id": event} if isinstance(event, str) else dict(event) for event in history]
-            event_type = pl.Struct({"item_id": pl.String, "timestamp": pl.Int64, "action": pl.String})
+            event_type = pl.Struct({"item_id": pl.String, "timestamp": pl.Int64, "action": pl.String, "query": pl.String})
             histories = pl.Series("history", [events], dtype=pl.List(event_type))
         ids, scores = self.answer(self.requests(table, histories), k, mode, exclude_seen)
         return [
@@ -88,11 +88,15 @@ class Recommender:
             raise UserError(f"--mode: '{mode}' is not one of {', '.join(self.ranker.modes if mode in MODES else MODES)}")
         k = min(k, self.dataset.n_items)
         settings = self.ranker.settings
-        if mode == "generate":
-            settings.beam = max(settings.beam, k)
-        else:
-            settings.dense = max(settings.dense, k)
-        return self.ranker.rank(requests, k, [mode], exclude_seen, progress)[mode]
+        beam, dense = settings.beam, settings.dense
+        try:  # a long list needs more proposals; later answers must not depend on it
+            if mode == "generate":
+                settings.beam = max(beam, k)
+            else:
+                settings.dense = max(dense, k)
+            return self.ranker.rank(requests, k, [mode], exclude_seen, progress)[mode]
+        finally:
+            settings.beam, settings.dense = beam, dense
 
     def requests(self, table: pl.DataFrame, histories: pl.Series | None = None) -> Requests:
         """Requests of a table with ``user_id`` or ``histories``, and nullable ``timestamp`` and ``query``.
@@ -100,23 +104,24 @@ class Recommender:
         A known user's history is what the run knows of them up to the request's time, never a test event. Items that are not in the
         catalogue are left out of a given history. Raises ``UserError`` with the row for an unknown user.
         """
-        data = self.dataset
         times = table["timestamp"].to_numpy().astype(np.float64)  # nan where unknown
         if histories is None:
-            lengths, items, stamps, actions, queries = self._known(table["user_id"], times)
+            lengths, items, stamps, actions, searched = self._known(table["user_id"], times)
         else:
-            lengths, items, stamps, actions, queries = self._given(histories)
+            lengths, items, stamps, actions, searched = self._given(histories)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         asked = table["query"].str.strip_chars().replace("", None)
-        texts = pl.concat([pl.Series("query", data.query_texts if (queries >= 0).any() else [], dtype=pl.String), asked.drop_nulls()])
-        texts = texts.unique(maintain_order=True)
-        request_queries = asked.replace_strict(texts, np.arange(len(texts)), default=-1, return_dtype=pl.Int64).fill_null(-1).to_numpy()
+        texts = pl.concat([searched.alias("query"), asked.alias("query")]).drop_nulls().unique(maintain_order=True)
+        queries, request_queries = (
+            part.replace_strict(texts, np.arange(len(texts)), default=-1, return_dtype=pl.Int64).fill_null(-1).to_numpy()
+            for part in (searched, asked)
+        )
         last = stamps[np.maximum(offsets[1:] - 1, 0)] if len(stamps) else np.zeros(len(table), np.int64)
         when = np.where(np.isnan(times), np.where(lengths > 0, last, 0), times).astype(np.int64)
         return Requests(offsets, items, stamps, actions, queries, when, request_queries, np.full(len(table), -1, np.int64), texts.to_list())
 
-    def _known(self, users: pl.Series, times: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Lengths (N,) and ragged items, times, actions and queries of known users up to a time (nan: no limit)."""
+    def _known(self, users: pl.Series, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, pl.Series]:
+        """Lengths (N,) and ragged items, times, actions and query texts of known users up to a time (nan: no limit)."""
         data = self.dataset
         index = users.replace_strict(data.user_ids, np.arange(data.n_users), default=-1, return_dtype=pl.Int64).fill_null(-1).to_numpy()
         unknown = np.flatnonzero((index < 0) & users.is_not_null().to_numpy())
@@ -128,20 +133,22 @@ class Recommender:
         event = np.repeat(data.offsets[index] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
         keep = np.isnan(times[row]) | (data.timestamps[event] <= times[row])
         row, event = row[keep], event[keep]
-        columns = (data.items, data.timestamps, data.actions, data.queries)
-        return np.bincount(row, minlength=len(index)), *(np.asarray(column[event]).astype(np.int64) for column in columns)
+        items, stamps, actions, queries = (
+            np.asarray(column[event]).astype(np.int64) for column in (data.items, data.timestamps, data.actions, data.queries)
+        )
+        return np.bincount(row, minlength=len(index)), items, stamps, actions, data.texts_of(queries)
 
-    def _given(self, histories: pl.Series) -> tuple[np.ndarray, ...]:
-        """The same of given histories: lists of item ids, or of {item_id, timestamp, action}."""
+    def _given(self, histories: pl.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, pl.Series]:
+        """The same of given histories: lists of item ids, or of {item_id, timestamp, action, query}, all but the first nullable."""
         data = self.dataset
         if not isinstance(histories.dtype, pl.List):
-            raise UserError(f"column 'history' must hold lists of item ids or of {{item_id, timestamp, action}}, not {histories.dtype}")
+            raise UserError(f"column 'history' must hold lists of item ids or of {{item_id, timestamp, action, query}}, not {histories.dtype}")
         events = pl.DataFrame({"row": np.arange(len(histories)), "item_id": histories}).explode("item_id").drop_nulls("item_id")
         if isinstance(events["item_id"].dtype, pl.Struct):
             events = events.select("row", pl.col("item_id").alias("event")).unnest("event")
             if "item_id" not in events.columns:
                 raise UserError(f"column 'history': its entries have no field item_id, only {', '.join(events.columns[1:])}")
-        for name in ("timestamp", "action"):
+        for name in ("timestamp", "action", "query"):
             if name not in events.columns:
                 events = events.with_columns(pl.lit(None).alias(name))
         items = data.item_table.select("item_id", pl.int_range(pl.len()).alias("item"))
@@ -149,11 +156,14 @@ class Recommender:
         events = (
             events.with_columns(pl.col("item_id").cast(pl.String), pl.col("timestamp").cast(pl.Int64).fill_null(0))
             .join(items, on="item_id", how="inner", maintain_order="left")
-            .with_columns(pl.col("action").cast(pl.String).replace_strict(chain, default=0, return_dtype=pl.Int64).fill_null(0))
+            .with_columns(
+                pl.col("action").cast(pl.String).replace_strict(chain, default=0, return_dtype=pl.Int64).fill_null(0),
+                pl.col("query").cast(pl.String).str.strip_chars().replace("", None),
+            )
             .sort("row", "timestamp", maintain_order=True)
         )
         lengths = np.bincount(events["row"].to_numpy(), minlength=len(histories))
-        return lengths, *(events[name].to_numpy() for name in ("item", "timestamp", "action")), np.full(len(events), -1, np.int64)
+        return lengths, *(events[name].to_numpy() for name in ("item", "timestamp", "action")), events["query"]
 
     def predictions(self, table: pl.DataFrame, requests: Requests, k: int, mode: str, exclude_seen: bool, progress=None) -> pl.DataFrame:
         """The answer table: ``request_id``, ``rank`` (from 1), ``item_id``, ``score``."""

@@ -21,6 +21,7 @@ TINY = [
     "data.reader=simulator", "data.fetch=null", "data.path=null", "data.min_user_events=1", "data.min_item_events=1",
     "text.dim=16", "model.dim=16", "model.heads=2", "model.layers=1", "model.max_length=10", "training.epochs=2", "training.stride=5",
     "training.batch_size=64", "training.accelerator=cpu", "training.threads=1", "evaluation.ks=[5,10,20]", "evaluation.bootstrap=50",
+    "decoding.beam=30", "decoding.dense=40", "decoding.cooccurrence=20",
     *(f"data.options.{name}={value}" for name, value in SIMULATOR.items()),
 ]  # fmt: skip
 # One training step then equals the same step with an own random state, and the CPU stays cool: the tests share two cores with others.

@@ -80,6 +80,11 @@ class Dataset:
     def actions_chain(self) -> list[str]:
         return self.info["actions"]
 
+    def texts_of(self, queries: np.ndarray) -> pl.Series:
+        """The texts of query ids, null for -1."""
+        texts = pl.Series("query", [*self.query_texts, None], dtype=pl.String)
+        return texts[np.where(queries < 0, len(texts) - 1, queries).astype(np.int64)]
+
     @cached_property
     def user_ids(self) -> pl.Series:
         return pl.read_parquet(self.folder / "users.parquet")["user_id"]

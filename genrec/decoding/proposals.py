@@ -67,13 +67,14 @@ class Proposer:
         hidden = torch.zeros_like(dense, dtype=torch.bool) if exclude is None else exclude
         n_items = dense.shape[1]
         retrieved = dense.masked_fill(hidden, -torch.inf)
-        lists = [retrieved.topk(min(self.settings.dense, n_items), dim=1)]
+        best = retrieved.topk(min(self.settings.dense, n_items), dim=1)
+        ids, lists = [torch.where(best.values.isfinite(), best.indices, n_items)], []  # 0 is a score here: certainty
         if self.settings.cooccurrence:
             lists.append((similar + following).masked_fill(hidden, 0).topk(min(self.settings.cooccurrence, n_items), dim=1))
         text = self._text_match(batch)
         if self.settings.text:
             lists.append(text.masked_fill(hidden, 0).topk(min(self.settings.text, n_items), dim=1))
-        ids = [torch.where(torch.isfinite(best.values) & (best.values != 0), best.indices, n_items) for best in lists]
+        ids += [torch.where(best.values != 0, best.indices, n_items) for best in lists]
         beam = torch.full_like(dense, -torch.inf)
         floor = dense.new_zeros(len(dense), 1)
         generated = None

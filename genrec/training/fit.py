@@ -121,7 +121,10 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
     log.info("train: %s parameters, %d windows, %d steps per epoch", f"{size:,}", len(data.windows), data.steps_per_epoch)
     trainer, best = _trainer(config, plan, work, data)
     last = work / "last.ckpt"
-    trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None, weights_only=False)
+    try:
+        trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None, weights_only=False)
+    except SystemExit as stop:  # Lightning answers Ctrl+C with sys.exit(1)
+        raise KeyboardInterrupt from stop
     if trainer.interrupted:
         raise KeyboardInterrupt
     chosen = best.best_model_path if plan.epochs is None else str(last)
@@ -151,18 +154,27 @@ def _trainer(config: Config, plan: FitPlan, work: Path, data: TrainingData) -> t
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     trainer = L.Trainer(
         accelerator=config.training.accelerator, devices=1, max_epochs=plan.epochs or config.training.epochs, callbacks=callbacks,
-        logger=[TensorBoardLogger(work, "tensorboard", version=""), CSVLogger(work, "csv", version="")], gradient_clip_val=1.0,
+        logger=[TensorBoardLogger(work, "tensorboard", version=""), CSVLogger(work, "csv", version=_next_part(work))], gradient_clip_val=1.0,
         reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0, enable_progress_bar=sys.stderr.isatty(), enable_model_summary=False,
         limit_val_batches=1.0 if choosing else 0, log_every_n_steps=max(1, data.steps_per_epoch // 4),
     )  # fmt: skip
     return trainer, best
 
 
+def _next_part(work: Path) -> str:
+    """The folder of this start's curves: the logger would delete those of an earlier, stopped one."""
+    return f"{len(list(work.glob('csv/*'))):04d}"
+
+
 def _curves(work: Path) -> list[dict]:
+    """What was logged, over all starts; an epoch that was begun again counts once."""
     import polars as pl
 
-    path = work / "csv" / "metrics.csv"
-    return pl.read_csv(path, infer_schema_length=None).to_dicts() if path.is_file() else []
+    rows: list[dict] = []
+    for path in sorted(work.glob("csv/*/metrics.csv")):
+        part = pl.read_csv(path, infer_schema_length=None).to_dicts()
+        rows = [row for row in rows if not part or row["epoch"] < part[0]["epoch"]] + part
+    return rows
 
 
 def load_network(folder: Path, dataset_actions: int, ids: SemanticIds) -> tuple[GenerativeRecommender, Config]:

@@ -78,7 +78,8 @@ class TrainingModule(L.LightningModule):
         scores = self.network.retrieval_vectors(requests) @ self.network.item_index(encoded.items).T
         # The target itself stays rankable even when it repeats, as a later repeat is still an answer to compare.
         scores = scores.masked_fill(seen, -torch.inf)
-        self.ranks.setdefault("retrieve", []).append((scores > scores.gather(1, targets)).sum(1))
+        # "Not at most" counts NaN as above: a broken network must not rank every target first.
+        self.ranks.setdefault("retrieve", []).append((~(scores <= scores.gather(1, targets))).sum(1))
         if self.network.decoder is not None:
             trie = self.network.catalogue.trie
             vectors = self.network.decoder.node_vectors(trie, encoded.items)

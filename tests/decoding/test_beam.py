@@ -16,7 +16,9 @@ VOCAB, ITEMS, DIM, BATCH = (6, 5, 4), 90, 16, 5
 @pytest.fixture(scope="module")
 def trie():
     """A ragged catalogue whose leaves are often shared, with nodes that have a single child."""
-    codes = torch.stack([torch.randint(size, (ITEMS,), generator=torch.Generator().manual_seed(level)) for level, size in enumerate(VOCAB)], 1)
+    codes = torch.stack(
+        [torch.randint(size, (ITEMS,), generator=torch.Generator().manual_seed(level)) for level, size in enumerate(VOCAB)], 1
+    )
     codes[:4] = torch.tensor([[5, 4, 3]])  # four items on one leaf
     return build_trie(codes, VOCAB)
 
@@ -59,7 +61,7 @@ def test_exact_scores_are_a_distribution_over_leaves(parts, trie):
 def test_a_wide_beam_is_exact(parts, trie, width):
     leaves, total = generate(*parts, trie, width)
     exact = per_leaf(trie, exact_scores(*parts, trie))
-    order = exact.argsort(1, descending=True, stable=True)
+    order = exact.argsort(dim=1, descending=True, stable=True)
     assert leaves.shape == (BATCH, trie.n_leaves) or (leaves[:, trie.n_leaves :] == -1).all()
     leaves, total = leaves[:, : trie.n_leaves], total[:, : trie.n_leaves]
     torch.testing.assert_close(total, exact.gather(1, order), rtol=0, atol=1e-5)
@@ -154,7 +156,7 @@ def test_shared_leaves_split_their_mass(parts, trie, scored):
         expected = torch.zeros(4) if guide is None else guide[row, trie.leaf_items[_range_of(trie, 0)]]
         members = trie.leaf_items[_range_of(trie, 0)].tolist()
         if guide is None:
-            assert len(set(round(float(share), 4) for share in shares)) == 1
+            assert len({round(float(share), 4) for share in shares}) == 1
         else:
             got = scores[row, [lane[item] for item in members]]
             torch.testing.assert_close(got - got[0], expected - expected[0], rtol=0, atol=1e-5)

@@ -8,7 +8,7 @@ import torch
 from genrec.decoding.fusion import Fusion
 from genrec.decoding.proposals import FEATURES, MISSING, Candidates
 
-DECISIVE = FEATURES.index("cooccurrence")
+DECISIVE = FEATURES.index("popularity")  # a feature without a prior weight
 
 
 def constructed(batch: int, width: int, seed: int) -> tuple[Candidates, torch.Tensor]:
@@ -37,7 +37,7 @@ def hits(fusion: Fusion, part) -> float:
 def test_the_deciding_feature_gets_the_weight(fitted):
     weights = fitted.weights
     assert weights.argmax() == DECISIVE
-    assert weights[DECISIVE] == pytest.approx(3, abs=0.6)  # the strength the data were made with
+    assert weights[DECISIVE] == pytest.approx(3, abs=0.7)  # the strength the data were made with
     others = torch.cat([weights[:DECISIVE], weights[DECISIVE + 1 :]])
     assert others.abs().max() < 0.4
 
@@ -62,11 +62,16 @@ def test_a_constant_feature_does_no_harm():
     assert weights.isfinite().all() and weights.argmax() == DECISIVE
 
 
-def test_too_little_to_learn_from_gives_the_default():
+def test_nothing_to_learn_from_gives_the_default():
     assert torch.equal(Fusion.fit([]).weights, Fusion.default().weights)
-    assert torch.equal(Fusion.fit([constructed(20, 10, 0)]).weights, Fusion.default().weights)
     candidates, targets = constructed(300, 10, 0)
     assert torch.equal(Fusion.fit([(candidates, targets * 0 + 999)]).weights, Fusion.default().weights)
+
+
+def test_a_few_requests_move_the_weights_less_than_many(fitted):
+    few = Fusion.fit([constructed(6, 12, 0)]).weights
+    assert few.isfinite().all() and float(few[DECISIVE]) < float(fitted.weights[DECISIVE]) - 0.5
+    assert (few - Fusion.default().weights).norm() < (fitted.weights - Fusion.default().weights).norm()
 
 
 def test_serialisation(fitted):

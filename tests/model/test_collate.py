@@ -104,7 +104,9 @@ def test_without_searches_no_request_has_a_query(run, collator):
 
 def test_a_search_does_not_find_its_own_query_in_its_context(prepare_table, prepared_run):
     """Every event has a query of its own, so any query in sight must be that of an earlier event."""
-    events = [{"user_id": f"u{u}", "item_id": f"i{(u * 3 + e) % 9}", "timestamp": e, "query": f"q{u} e{e}"} for u in range(4) for e in range(14)]
+    events = [
+        {"user_id": f"u{u}", "item_id": f"i{(u * 3 + e) % 9}", "timestamp": e, "query": f"q{u} e{e}"} for u in range(4) for e in range(14)
+    ]
     data = prepare_table(events)
     features = QueryFeatures.build(data.query_texts, prepared_run.ids.encoder)
     collator = Collator(prepared_run.config.model, features)
@@ -167,7 +169,9 @@ def test_chunks_cover_all_requests_once(run, collator):
 
 def test_requests_without_any_history(run, collator):
     none = np.zeros(0, np.int64)
-    requests = Requests(np.zeros(3, np.int64), none, none, none, none, np.array([5, 9]), np.array([-1, 0]), np.array([-1, -1]), run.dataset.query_texts)
+    requests = Requests(
+        np.zeros(3, np.int64), none, none, none, none, np.array([5, 9]), np.array([-1, 0]), np.array([-1, -1]), run.dataset.query_texts
+    )
     batch = collator.requests(requests)
     assert batch.items.shape == (2, 1) and batch.positions.tolist() == [[0], [0]] and (batch.request_times == 0).all()
     assert batch.request_queries.tolist() == [[0], [1]]

@@ -1,0 +1,66 @@
+"""Proposals: distinct, complete, rightly scored, and none lost for being certain."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from genrec.data.dataset import TRAIN
+from genrec.decoding.proposals import FEATURES, MISSING, Proposer
+from genrec.decoding.ranker import seen_mask
+from genrec.evaluation.baselines import CooccurrenceTransition
+from genrec.model.collate import Collator, QueryFeatures
+
+
+@pytest.fixture(scope="module")
+def asked(prepared_run):
+    data = prepared_run.dataset
+    requests = data.requests("test", "logged").take(np.arange(12))
+    features = QueryFeatures.build(data.query_texts, prepared_run.ids.encoder)
+    return requests, Collator(prepared_run.config.model, features).requests(requests)
+
+
+def proposer(run, network, **settings) -> Proposer:
+    table = CooccurrenceTransition().fit(run.dataset.histories(TRAIN), run.dataset.n_items)
+    return Proposer(network, table, run.dataset.item_counts(TRAIN), replace(run.config.decoding, **settings))
+
+
+def test_candidates_are_distinct_allowed_and_rightly_scored(prepared_run, network, asked):
+    requests, batch = asked
+    exclude = seen_mask(requests, prepared_run.dataset.n_items)
+    made = proposer(prepared_run, network, beam=5, dense=6, cooccurrence=7)
+    found = made.propose(batch, requests.histories, exclude)
+    similar, following = made.cooccurrence.score_parts(requests.histories)
+    with torch.inference_mode():
+        encoded = network.encode(batch)
+        dense = (network.retrieval_vectors(encoded.requests[:, 0]) @ network.item_index(encoded.items).T).log_softmax(-1)
+    column = {name: found.evidence[..., place] for place, name in enumerate(FEATURES)}
+    for row, ids in enumerate(found.ids.tolist()):
+        live = [item for item in ids if item != MISSING]
+        assert len(set(live)) == len(live) and live == sorted(live) and not exclude[row, live].any()
+        assert set(dense[row].masked_fill(exclude[row], -torch.inf).topk(6).indices.tolist()) <= set(live)
+        generated = [item for item in found.generated[0][row].tolist() if item != MISSING]
+        assert set(generated) <= set(live) and generated
+        for lane, item in enumerate(ids):
+            if item == MISSING:
+                continue
+            assert float(column["retrieved"][row, lane]) == pytest.approx(float(dense[row, item]), abs=1e-5)
+            assert float(column["cooccurrence"][row, lane]) == pytest.approx(np.log(similar[row, item] + 1e-3), abs=1e-4)
+            assert bool(column["transits"][row, lane]) == bool(following[row, item] > 0)
+            assert bool(column["in_beam"][row, lane]) == (item in generated)
+            query = prepared_run.ids.encoder.encode([requests.query_texts[requests.request_queries[row]]])[0]
+            assert float(column["text"][row, lane]) == pytest.approx(float(query @ prepared_run.ids.catalogue.text[item].numpy()), abs=1e-4)
+
+
+def test_an_item_that_is_certain_is_still_proposed(prepared_run, network, asked, monkeypatch):
+    """Its log-probability is exactly 0, which must not read as "nothing there"."""
+    requests, batch = asked
+    made = proposer(prepared_run, network, dense=3, cooccurrence=0)
+    made.nodes, made.index = None, made.index * 1000
+    found = made.propose(replace(batch, request_queries=batch.request_queries * 0), requests.histories)
+    best = found.retrieved.max(1)
+    assert (best.values == 0).any()
+    assert (found.ids == best.indices[:, None]).any(1).all()

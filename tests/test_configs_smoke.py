@@ -1,0 +1,58 @@
+"""Every config of the repository runs from a log to a table, in miniature, on the simulator."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from genrec.pipeline import Run, stage_evaluate, stage_train
+from genrec.recommender import Recommender
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+SMALL = [
+    "data.options.n_users=60", "data.options.n_events=900", "data.options.n_items=40", "data.options.n_categories=4",
+    "data.options.n_brands=4", "training.epochs=1", "training.valid_requests=50", "evaluation.sasrec={}", "evaluation.bootstrap=20",
+]  # fmt: skip
+
+
+def check(run: Run) -> dict:
+    stage_train(run)
+    stage_evaluate(run)
+    metrics = json.loads((run.folder / "results" / "metrics.json").read_text())
+    assert {row["fitted_on"] for row in metrics["rows"]} == ({"train", "train+valid"} if run.config.training.refit else {"train"})
+    return metrics
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config(path, tmp_path, tiny_overrides):
+    run = Run.create(path, ["data.options={}", *tiny_overrides(tmp_path, *SMALL)])
+    assert run.folder.name == path.stem
+    metrics = check(run)
+    kinds = {row["query_kind"] for row in metrics["rows"]}
+    assert kinds == {None, "logged"}  # the simulator's searches win over synthetic queries
+    assert len(Recommender.load(run.folder).recommend(k=3)) == 3
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data.options.search_share=0", "queries.synthetic=[category,title]", "split.kind=global-time", "model.node_vectors=codes"],
+        ["model.request_time=true", "model.time_share=1", "training.negatives=20", "model.node_vectors=nodes", "training.refit=false"],
+        ["data.options.search_share=0", "model.use_ids=false", "semantic_ids.behaviour_share=0", "training.generate_weight=0", "decoding.cooccurrence=0"],
+        ["model.use_text=false", "model.use_codes=false", "training.retrieve_weight=0", "training.generate_share=1", "training.label_smoothing=0.1",
+         "data.keep_unseen_items=true", "training.refit=false"],
+    ],
+    ids=["synthetic-by-time", "request-time-sampled", "no-queries-cold-items", "generation-alone"],
+)  # fmt: skip
+def test_other_settings(overrides, tmp_path, tiny_overrides):
+    lean = ["evaluation.baselines=[popularity,bm25,text]"]
+    run = Run.create(None, tiny_overrides(tmp_path, *SMALL, *lean, *overrides))
+    metrics = check(run)
+    kinds = {row["query_kind"] for row in metrics["rows"]}
+    assert kinds == (
+        {None, "category", "title"} if run.config.queries.synthetic else {None, "logged"} if run.dataset.query_texts else {None}
+    )
+    assert ("SYNTHETIC" in (run.folder / "results" / "table.md").read_text()) == bool(run.config.queries.synthetic)
+    assert {row["uses_request_time"] for row in metrics["rows"] if row["model"].startswith("genrec")} == {run.config.model.request_time}

@@ -1,0 +1,95 @@
+"""Text vectors: unit length, reloadable, and silent where nothing is known."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from genrec.data.schema import ITEM_SCHEMA
+from genrec.text.encoder import TextEncoder, item_texts
+
+TEXTS = ["red running shoes", "blue running shoes", "red leather bag", "blue leather bag", "green tea", "black tea", "red tea pot"]
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return TextEncoder.fit(TEXTS, dim=5, max_features=1000, min_df=1, seed=0)
+
+
+def test_vectors_are_unit_and_near_for_like_texts(encoder):
+    vectors = encoder.encode(TEXTS)
+    assert vectors.shape == (7, 5) and vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    alike = vectors @ vectors.T
+    assert alike[0, 1] > alike[0, 4] + 0.3 and alike[4, 5] > alike[4, 3] + 0.1
+
+
+def test_round_trip(encoder, tmp_path):
+    encoder.save(tmp_path)
+    again = TextEncoder.load(tmp_path)
+    texts = [*TEXTS, "red tea shoes", "nothing known", ""]
+    assert np.array_equal(again.encode(texts), encoder.encode(texts)) and again.dim == encoder.dim
+    assert json.loads((tmp_path / "vocabulary.json").read_text()) == encoder.vocabulary
+
+
+def test_the_same_seed_gives_the_same_encoder(encoder):
+    again = TextEncoder.fit(TEXTS, dim=5, max_features=1000, min_df=1, seed=0)
+    assert np.array_equal(again.components, encoder.components) and again.vocabulary == encoder.vocabulary
+
+
+@pytest.mark.parametrize("text", ["", "zebra quantum", "茶", "!!! ...", "\0"])
+def test_unknown_words_give_the_zero_vector(encoder, text):
+    vectors = encoder.encode([text, "red bag"])
+    assert (vectors[0] == 0).all() and np.linalg.norm(vectors[1]) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_text_does_not_depend_on_its_neighbours(encoder):
+    np.testing.assert_allclose(encoder.encode(["tea pot"])[0], encoder.encode([*TEXTS, "tea pot"])[-1], atol=1e-6)
+
+
+def test_case_and_order_of_texts(encoder):
+    np.testing.assert_allclose(encoder.encode(["RED Bag"]), encoder.encode(["red bag"]), atol=1e-7)
+    assert encoder.encode([]).shape == (0, 5)
+
+
+def test_chinese(tmp_path):
+    texts = ["红色跑步鞋", "蓝色跑步鞋", "红色皮包", "绿茶", "红茶", "运动手表 Pro"]
+    encoder = TextEncoder.fit(texts, dim=4, max_features=1000, min_df=1, seed=0)
+    assert "跑 步" in encoder.vocabulary and "pro" in encoder.vocabulary and "跑步" not in " ".join(encoder.vocabulary)
+    found = encoder.encode(["跑步鞋"]) @ encoder.encode(texts).T
+    assert set(np.argsort(-found[0])[:2]) == {0, 1} and np.linalg.norm(found) > 0.5
+    encoder.save(tmp_path)
+    assert np.array_equal(TextEncoder.load(tmp_path).encode(texts), encoder.encode(texts))
+
+
+@pytest.mark.parametrize("texts", [["", "", ""], ["", "!!", "  "], [""]])
+def test_a_catalogue_without_words(texts, tmp_path):
+    encoder = TextEncoder.fit(texts, dim=8, max_features=10, min_df=2, seed=0)
+    assert (encoder.encode(texts) == 0).all() and (encoder.encode(["red shoes"]) == 0).all() and encoder.dim == 1
+    encoder.save(tmp_path)
+    assert (TextEncoder.load(tmp_path).encode(["red shoes"]) == 0).all()
+
+
+@pytest.mark.parametrize("texts", [["tea"], ["tea", "tea"], ["tea", ""], ["green tea", "black tea"]])
+def test_tiny_catalogues(texts):
+    encoder = TextEncoder.fit(texts, dim=8, max_features=10, min_df=2, seed=0)
+    vectors = encoder.encode(texts)
+    assert np.isfinite(vectors).all() and np.linalg.norm(vectors[0]) == pytest.approx(1, abs=1e-5)
+
+
+def test_dim_shrinks_to_what_the_texts_carry():
+    assert TextEncoder.fit(TEXTS, dim=300, max_features=1000, min_df=1, seed=0).dim == len(TEXTS) - 1
+
+
+def test_item_texts_join_what_there_is():
+    schema = {name: dtype for name, dtype in ITEM_SCHEMA.items() if name != "price"}
+    rows = [
+        {"item_id": "a", "title": "Bag", "text": "soft", "brand": "Acme", "category": ["Home", "Bags"]},
+        {"item_id": "b", "title": None, "text": None, "brand": None, "category": None},
+        {"item_id": "c", "title": "Pot", "text": None, "brand": None, "category": ["Home", None]},
+    ]
+    texts = item_texts(pl.DataFrame(rows, schema=schema))
+    assert [text.split() for text in texts] == [["Bag", "Acme", "Home", "Bags", "soft"], [], ["Pot", "Home"]]
