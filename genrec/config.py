@@ -202,7 +202,7 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
         merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides or [])))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise UserError(f"{path or 'command line'}: {str(error).splitlines()[0]} (key {error.full_key})") from error
+        raise UserError(f"{path or 'command line'}: {_reason(error)}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     except (ValueError, YAMLError) as error:
@@ -211,10 +211,18 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
     return config
 
 
+def _reason(error: OmegaConfBaseException) -> str:
+    """The first line of OmegaConf's message, with the key where it knows one."""
+    return str(error).splitlines()[0] + (f" (key {error.full_key})" if error.full_key else "")
+
+
 def config_from_dict(tree: dict, source: str) -> Config:
     """A config from the plain dictionary that ``to_dict`` made; the same checks as for a file."""
     check_keys(_flatten(tree), source)
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(tree)))
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(tree)))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{source}: {_reason(error)}") from error
 
 
 def to_dict(config: Any) -> dict:

@@ -27,6 +27,7 @@ from genrec.model.collate import Collator, QueryFeatures, request_batches
 from genrec.model.network import GenerativeRecommender
 from genrec.semantic_ids.tokenize import SemanticIds
 from genrec.training.batches import EpochLoader
+from genrec.training.curves import plot_curves
 from genrec.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
@@ -122,13 +123,13 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
     trainer, best = _trainer(config, plan, work, data)
     last = work / "last.ckpt"
     try:
-        trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None, weights_only=False)
+        trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     except SystemExit as stop:  # Lightning answers Ctrl+C with sys.exit(1)
         raise KeyboardInterrupt from stop
     if trainer.interrupted:
         raise KeyboardInterrupt
     chosen = best.best_model_path if plan.epochs is None else str(last)
-    state = torch.load(chosen, map_location="cpu", weights_only=False)
+    state = torch.load(chosen, map_location="cpu", weights_only=True)
     network.load_state_dict({name.removeprefix("network."): value for name, value in state["state_dict"].items()})
     curves = _curves(work)
     info = {"epochs": int(state["epoch"]) + 1, "parameters": size, "time_base": network.time_base, "generate": plan.generate,
@@ -137,6 +138,7 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
         save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / "model.safetensors")
         write_json(folder / "config.json", to_dict(config))
         write_json(folder / "curves.json", curves)
+        plot_curves(curves, folder / "curves.png")
     shutil.rmtree(work, ignore_errors=True)
     return target
 
@@ -154,7 +156,7 @@ def _trainer(config: Config, plan: FitPlan, work: Path, data: TrainingData) -> t
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     trainer = L.Trainer(
         accelerator=config.training.accelerator, devices=1, max_epochs=plan.epochs or config.training.epochs, callbacks=callbacks,
-        logger=[TensorBoardLogger(work, "tensorboard", version=""), CSVLogger(work, "csv", version=_next_part(work))], gradient_clip_val=1.0,
+        logger=[TensorBoardLogger(work.parent / "tensorboard", work.name.lstrip("."), version=""), CSVLogger(work, "csv", version=_next_part(work))], gradient_clip_val=1.0,
         reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0, enable_progress_bar=sys.stderr.isatty(), enable_model_summary=False,
         limit_val_batches=1.0 if choosing else 0, log_every_n_steps=max(1, data.steps_per_epoch // 4),
     )  # fmt: skip

@@ -76,10 +76,9 @@ class TrainingModule(L.LightningModule):
         requests = encoded.requests[:, 0]
         targets = batch.targets[:, :1]
         scores = self.network.retrieval_vectors(requests) @ self.network.item_index(encoded.items).T
-        # The target itself stays rankable even when it repeats, as a later repeat is still an answer to compare.
         scores = scores.masked_fill(seen, -torch.inf)
-        # "Not at most" counts NaN as above: a broken network must not rank every target first.
-        self.ranks.setdefault("retrieve", []).append((~(scores <= scores.gather(1, targets))).sum(1))
+        # "Not below" counts ties and NaN as above: neither a constant nor a broken network may rank every target first.
+        self.ranks.setdefault("retrieve", []).append((~(scores < scores.gather(1, targets))).sum(1) - 1)
         if self.network.decoder is not None:
             trie = self.network.catalogue.trie
             vectors = self.network.decoder.node_vectors(trie, encoded.items)
