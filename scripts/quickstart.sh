@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 source scripts/environment.sh
 genrec run configs/movielens-100k.yaml "$@"
 genrec recommend runs/movielens-100k --user 196
-genrec search runs/movielens-100k "science fiction" --user 196
+genrec search runs/movielens-100k "sci fi adventure" --user 196
