@@ -21,6 +21,12 @@ specific, ``price`` Float64 (any currency, one per log), then any further attrib
 
 ``impressions`` (optional): what was shown per request: ``request_id``, ``user_id``, ``item_id``, ``timestamp``, ``position``, ``action``.
 
+Columns beyond these are kept: one true/false column per feedback (``click``, ``long_view``, ``like`` ... ``hate``) where the log
+has them; ``action`` is then the deepest stage of the chain that the person reached.
+
+``judgments`` (optional): graded relevance of an item for a query, for evaluation only: ``query_id``, ``query``, ``item_id``, ``label``
+(the log's word), ``gain`` (from 0, higher is better), ``split``.
+
 ``quarantine``: ``source`` String (file), ``line`` Int64 (from 1), ``reason`` String. A bad row goes here; it never kills the
 job and never vanishes.
 """
@@ -60,6 +66,14 @@ IMPRESSION_SCHEMA: dict[str, pl.DataType] = {
     "position": pl.Int64(),
     "action": pl.String(),
 }
+JUDGMENT_SCHEMA: dict[str, pl.DataType] = {
+    "query_id": pl.String(),
+    "query": pl.String(),
+    "item_id": pl.String(),
+    "label": pl.String(),
+    "gain": pl.Float64(),
+    "split": pl.String(),
+}
 QUARANTINE_SCHEMA: dict[str, pl.DataType] = {"source": pl.String(), "line": pl.Int64(), "reason": pl.String()}
 
 
@@ -88,11 +102,20 @@ def conform(table: pl.DataFrame, schema: dict[str, pl.DataType], source: str) ->
 
 @dataclass
 class RawLog:
-    """What a reader returns: tables that satisfy the contract, and the rows that did not."""
+    """One part of what a reader yields: tables that satisfy the contract, and the rows that did not.
 
-    events: pl.DataFrame
+    A log is the parts' tables one below the other, in order. Memory is bounded by the largest part, so a reader of a format that can
+    be large yields one part per file or per batch of lines. ``rows_read`` counts the data rows of every file behind this part.
+    ``chain`` names the feedback chain from shallow to deep where the format has one (the same in every part).
+    ``filtered`` counts rows that a stated rule or option left out, by rule: nothing vanishes uncounted.
+    """
+
+    events: pl.DataFrame = field(default_factory=lambda: empty(EVENT_SCHEMA))
     items: pl.DataFrame = field(default_factory=lambda: empty(ITEM_SCHEMA))
     users: pl.DataFrame | None = None
     impressions: pl.DataFrame | None = None
     quarantine: pl.DataFrame = field(default_factory=lambda: empty(QUARANTINE_SCHEMA))
     rows_read: int = 0
+    judgments: pl.DataFrame | None = None
+    chain: tuple[str, ...] = ()
+    filtered: dict[str, int] = field(default_factory=dict)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import zstandard
 
 from genrec.data.readers import READERS, read_log
-from genrec.data.readers.common import LINE, RAW, read_lines, split_fields
+from genrec.data.readers.common import LINE, RAW, line_batches, read_lines, split_fields
 from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, QUARANTINE_SCHEMA, RawLog
 from genrec.errors import UserError
 
@@ -264,3 +265,15 @@ def test_read_log_messages(tmp_path):
             read_log(reader, str(tmp_path), {})
     with pytest.raises(UserError, match="did you mean 'n_users'"):
         read_log("simulator", None, {"n_user": 3})
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.csv.zst"])
+def test_line_batches_are_the_whole_file_whatever_their_size(tmp_path, name):
+    text = "a,b\r\n1,\"two\nlines\"\n\n2,plain\n3,\"x\ny\nz\"\n4,end".encode()
+    pack = {"gz": gzip.compress, "zst": zstandard.compress}.get(name.rsplit(".")[-1], bytes)
+    (tmp_path / name).write_bytes(pack(text))
+    whole, _ = read_lines(tmp_path / name)
+    for size in (8, 12, 20, 1000):
+        parts = [lines for lines, _ in line_batches(tmp_path / name, quoted=True, batch_bytes=size)]
+        assert pl.concat(parts).equals(whole)
+        assert all(sum(part["__raw__"].str.count_matches('"')) % 2 == 0 for part in parts if size > 8)

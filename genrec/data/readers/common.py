@@ -11,10 +11,11 @@ import difflib
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
+import zstandard
 
 from genrec.data.schema import QUARANTINE_SCHEMA, empty
 from genrec.errors import UserError
@@ -22,7 +23,7 @@ from genrec.errors import UserError
 LINE = "__line__"  # the line a row came from, counted from 1; no log has a column of this name
 RAW = "__raw__"  # the text of that line
 WRONG_ENCODING = "bytes that are not valid {encoding}"
-REPLACEMENT_CHARACTER = "\ufffd"
+BATCH_BYTES = 64 << 20
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
@@ -89,41 +90,60 @@ def read_lines(path: Path, encoding: str = "utf-8") -> tuple[pl.DataFrame, pl.Da
     Returns ``(lines, quarantine)``; ``lines`` has the line number (``LINE``, from 1, blank lines counted) and its text (``RAW``).
     Line ends may be LF or CRLF; a byte order mark is removed. Raises ``UserError`` when the file cannot be opened or unpacked.
     """
+    batches = list(line_batches(path, encoding, batch_bytes=-1))
+    if not batches:
+        return pl.DataFrame(schema={LINE: pl.Int64, RAW: pl.String}), empty(QUARANTINE_SCHEMA)
+    return batches[0]
+
+
+def line_batches(
+    path: Path, encoding: str = "utf-8", quoted: bool = False, batch_bytes: int = BATCH_BYTES
+) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+    """As ``read_lines``, but in batches of about ``batch_bytes``: memory stays flat however large the file is.
+
+    Line numbers go on from batch to batch. With ``quoted`` a batch ends where the double quotes before it are even in number, so that
+    a CSV record with a line break inside quotes is never cut (unless it is longer than a batch: then a stray quote is more likely).
+    An empty file yields nothing.
+    """
+    first, rest = 1, b""
+    for block in _blocks(path, batch_bytes):
+        block = rest + block
+        cut = block.rfind(b"\n") + 1 if batch_bytes > 0 else len(block)
+        if quoted and cut and block.count(b'"', 0, cut) % 2 and len(rest) < batch_bytes:
+            cut = block.rfind(b"\n", 0, block.rfind(b'"', 0, cut)) + 1
+        ready, rest = block[:cut], block[cut:]
+        if ready:
+            yield _numbered(ready.removesuffix(b"\n"), path, encoding, first)
+            first += ready.count(b"\n")
+    if rest:
+        yield _numbered(rest, path, encoding, first)
+
+
+def _blocks(path: Path, size: int) -> Iterator[bytes]:
+    try:
+        with _open(path) as file:
+            while block := file.read(size):
+                yield block
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); it may be cut off, fetch or copy it again") from error
+
+
+def _open(path: Path):
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")
     if path.suffix == ".zst":
-        raw = _read_zst(path)
-        wrong = raw.str.contains(REPLACEMENT_CHARACTER, literal=True).fill_null(False)
-    else:
-        raw, wrong = _decode(_read_bytes(path), encoding)
-    table = pl.DataFrame({LINE: pl.int_range(1, len(raw) + 1, eager=True, dtype=pl.Int64), RAW: raw, "wrong": wrong})
+        return zstandard.open(path, "rb")
+    return path.open("rb")
+
+
+def _numbered(content: bytes, path: Path, encoding: str, first: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    raw, wrong = _decode(content, encoding)
+    table = pl.DataFrame({LINE: pl.int_range(first, first + len(raw), eager=True, dtype=pl.Int64), RAW: raw, "wrong": wrong})
     bad = quarantine(path.name, table.filter("wrong"), WRONG_ENCODING.format(encoding=encoding))
     text = pl.col(RAW).str.strip_suffix("\r")
     text = pl.when(pl.col(LINE) == 1).then(text.str.strip_prefix("\ufeff")).otherwise(text)
     good = table.filter(~pl.col("wrong")).select(LINE, text.alias(RAW))
     return good.filter(~blank(RAW)), bad
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        if path.suffix == ".gz":
-            with gzip.open(path, "rb") as file:
-                return file.read()
-        return path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); it may be cut off, fetch or copy it again") from error
-
-
-def _read_zst(path: Path) -> pl.Series:
-    # The standard library has no zstd before Python 3.14, but the CSV reader unpacks it: one column, a separator no log holds.
-    # It replaces broken bytes, so a line that holds the replacement character is taken as broken.
-    try:
-        table = pl.read_csv(
-            path, has_header=False, separator="\x01", quote_char=None, infer_schema=False, new_columns=[RAW], encoding="utf8-lossy"
-        )
-    except pl.exceptions.NoDataError:
-        return pl.Series(RAW, [], dtype=pl.String)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{path}: cannot be read as zstd text ({str(error).splitlines()[0]})") from error
-    return table[RAW]
 
 
 def _decode(content: bytes, encoding: str) -> tuple[pl.Series, pl.Series]:
