@@ -33,6 +33,7 @@ job and never vanishes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -119,3 +120,20 @@ class RawLog:
     judgments: pl.DataFrame | None = None
     chain: tuple[str, ...] = ()
     filtered: dict[str, int] = field(default_factory=dict)
+
+
+def join_parts(parts: Iterable[RawLog]) -> RawLog:
+    """All parts of a log as one, in order: for small logs and tests. Tables that no part has stay None."""
+    whole = RawLog()
+    tables: dict[str, list[pl.DataFrame]] = {name: [] for name in ("events", "items", "users", "impressions", "judgments", "quarantine")}
+    for part in parts:
+        for name, found in tables.items():
+            if getattr(part, name) is not None:
+                found.append(getattr(part, name))
+        whole.rows_read += part.rows_read
+        whole.chain = part.chain or whole.chain
+        whole.filtered = {rule: whole.filtered.get(rule, 0) + part.filtered.get(rule, 0) for rule in {**whole.filtered, **part.filtered}}
+    for name, found in tables.items():
+        if found:
+            setattr(whole, name, pl.concat(found, how="diagonal_relaxed"))
+    return whole
