@@ -80,6 +80,7 @@ class ModelConfig:
     item_dropout: float = 0.1  # share of id vectors hidden in training, so that cold items work
     time_share: float = 0.25  # share of rotary planes turned by time instead of index
     time_bucket: float = 86400.0  # seconds per rotary time unit
+    last_event: bool = True  # a request starts from the event before it (a shortcut past the attention)
     request_time: bool = False  # may the request's own time be read?
     temperature: float = 0.07
     decoder_layers: int = 1

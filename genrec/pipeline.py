@@ -15,17 +15,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 
 from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, read_json, write_json
 from genrec.config import Config, check_keys, config_from_dict, load_config, to_dict
 from genrec.data.dataset import TRAIN, VALID, Dataset, Requests
 from genrec.data.datasets import DatasetUnavailable, fetch
 from genrec.data.prepare import prepare
+from genrec.decoding.evidence import Evidence, ItemFacts
 from genrec.decoding.fusion import Fusion
 from genrec.decoding.proposals import Proposer
 from genrec.decoding.ranker import Ranker
 from genrec.errors import UserError
-from genrec.evaluation.baselines import CooccurrenceTransition
+from genrec.evaluation.baselines import BM25
 from genrec.evaluation.protocol import Evaluation, commit, evaluate
 from genrec.evaluation.report import write_report
 from genrec.model.collate import Collator, QueryFeatures
@@ -34,8 +36,11 @@ from genrec.training.fit import FitPlan, fit, load_network
 
 log = logging.getLogger(__name__)
 FUSION_KIND = "fusion"
-FITTED = {"train": ("model", "cooccurrence", TRAIN), "train+valid": ("model_refit", "cooccurrence_refit", VALID)}
-MAX_FUSION_REQUESTS = 8000
+FUSION_VERSION = 3
+TASKS = ("recommendation", "search")
+FITTED = {"train": ("model", "evidence", TRAIN), "train+valid": ("model_refit", "evidence_refit", VALID)}
+EVIDENCE_KIND = "evidence"
+MAX_FUSION_REQUESTS = {"recommendation": 25_000, "search": 10_000}
 
 
 class Run:
@@ -70,6 +75,10 @@ class Run:
     def ids(self) -> SemanticIds:
         return SemanticIds.load(self.folder / "semantic_ids")
 
+    @cached_property
+    def lexical(self) -> BM25:
+        return BM25().fit(self.dataset.item_table)
+
     @property
     def fitted(self) -> list[str]:
         """Which fits are there: ``train``, and ``train+valid`` after a refit."""
@@ -79,18 +88,18 @@ class Run:
         """Everything needed to answer requests with one of the fits."""
         if fitted_on not in FITTED:
             raise UserError(f"--fitted-on: '{fitted_on}' is not one of {', '.join(FITTED)}")
-        model, table, last = FITTED[fitted_on]
+        model, table, _ = FITTED[fitted_on]
         network, fitted_config = load_network(self.folder / model, len(self.dataset.actions_chain), self.ids)
         network = network.to("cuda" if torch.cuda.is_available() and self.config.training.accelerator in ("auto", "gpu") else "cpu")
-        cooccurrence = CooccurrenceTransition.load(self.folder / "cooccurrence" / f"{table}.npz")
-        proposer = Proposer(network, cooccurrence, self.dataset.item_counts(last), self.config.decoding)
+        facts = ItemFacts.from_table(self.dataset.item_table, self.ids.catalogue.text.cpu().numpy())
+        open_artifact(self.folder / "evidence", EVIDENCE_KIND)
+        evidence = Evidence.load(self.folder / "evidence" / f"{table}.npz", facts)
+        proposer = Proposer(network, evidence, self.config.decoding, self.lexical)
         fusions = None
         if fused:
             open_artifact(self.folder / "fusion", FUSION_KIND)
-            weights = read_json(self.folder / "fusion" / "weights.json")
-            fusions = {task: Fusion.from_dict(values) for task, values in weights.items()}
+            fusions = {task: Fusion.from_state(load_file(self.folder / "fusion" / f"{task}.safetensors")) for task in TASKS}
         return Ranker(proposer, fitted_config.model, self.ids.encoder, self.config.decoding, fusions)
-
 
     def sasrec_scorer(self, fitted_on: str) -> Callable[[Requests], np.ndarray]:
         """Scores of the SASRec baseline over the catalogue: requests -> (N, n_items)."""
@@ -140,7 +149,7 @@ def stage_train(run: Run) -> None:
     """Fit on train, weigh the evidence on validation, and refit on train + validation with everything chosen before."""
     stage_tokenize(run)
     _fit_pair(run, run.config, "model", FitPlan())
-    _cooccurrence(run)
+    _evidence(run)
     _fuse(run)
     if "sasrec" in run.config.evaluation.baselines:
         _fit_pair(run, sasrec_config(run.config), "sasrec", FitPlan(generate=False, searches=False))
@@ -169,38 +178,43 @@ def _dotted(tree: dict, prefix: str = ""):
             yield from _dotted(value, f"{prefix}{key}.")
 
 
-def _cooccurrence(run: Run) -> None:
-    target, key = run.folder / "cooccurrence", fingerprint(1, run.dataset.manifest["key"])
-    if is_current(target, "cooccurrence", key):
+def _evidence(run: Run) -> None:
+    """Count what goes with what, up to each fit's split."""
+    target, key = run.folder / "evidence", fingerprint(1, run.dataset.manifest["key"])
+    if is_current(target, EVIDENCE_KIND, key):
         return
-    with atomic_folder(target, "cooccurrence", key) as folder:
+    with atomic_folder(target, EVIDENCE_KIND, key) as folder:
         for _, table, last in FITTED.values():
-            CooccurrenceTransition().fit(run.dataset.histories(last), run.dataset.n_items).save(folder / f"{table}.npz")
+            Evidence.build(run.dataset, run.ids.catalogue.text.cpu().numpy(), last).save(folder / f"{table}.npz")
 
 
 def _fuse(run: Run) -> None:
-    """Fit one set of weights for recommendations and one for searches, on validation requests."""
+    """Fit one ranking function for recommendations and one for searches, on validation requests."""
     target = run.folder / "fusion"
     model_manifest = open_artifact(run.folder / "model", "model")
-    key = fingerprint(2, model_manifest["key"], to_dict(run.config.decoding))
+    key = fingerprint(FUSION_VERSION, model_manifest["key"], to_dict(run.config.decoding))
     if is_current(target, FUSION_KIND, key):
         return
     ranker = run.ranker("train", fused=False)
     rng = np.random.default_rng(run.config.seed)
-    kinds: dict[str, list[str | None]] = {"recommendation": [None], "search": list(run.dataset.query_kinds)}
-    weights = {}
+    kinds: dict[str, list[str | None]] = dict(zip(TASKS, ([None], list(run.dataset.query_kinds)), strict=True))
+    fusions = {}
     for task, tasks in kinds.items():
         parts = []
         for kind in tasks:
             requests = run.dataset.requests("valid", kind)
-            keep = rng.permutation(len(requests))[: MAX_FUSION_REQUESTS // max(len(tasks), 1)]
+            keep = rng.permutation(len(requests))[: MAX_FUSION_REQUESTS[task] // max(len(tasks), 1)]
             for _, chunk, found in ranker.candidates(requests.take(keep), exclude_seen=True):
                 found.retrieved = found.generated = None  # only the evidence is kept
                 parts.append((found, torch.from_numpy(chunk.targets.astype(np.int64)).to(found.ids.device)))
-        weights[task] = Fusion.fit(parts).to_dict()
-        log.info("fusion: %s weights %s", task, {name: round(value, 3) for name, value in weights[task].items()})
+        fusions[task] = Fusion.fit(parts, run.config.seed)
+        form = "linear" if fusions[task].network is None else "linear + network"
+        largest = sorted(fusions[task].importance().items(), key=lambda pair: -abs(pair[1]))[:6]
+        log.info("fusion: %s, %s; largest linear weights %s", task, form, {name: round(value, 2) for name, value in largest})
     with atomic_folder(target, FUSION_KIND, key) as folder:
-        write_json(folder / "weights.json", weights)
+        for task, fusion in fusions.items():
+            save_file(fusion.state(), folder / f"{task}.safetensors")
+        write_json(folder / "weights.json", {task: fusion.importance() for task, fusion in fusions.items()})
 
 
 def stage_evaluate(run: Run, split: str = "test") -> Evaluation:

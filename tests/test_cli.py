@@ -125,7 +125,7 @@ def test_another_format_version(genrec, copy, folder):
 @pytest.mark.parametrize(
     ("lost", "words"),
     [("model/manifest.json", "no trained model"), ("dataset/manifest.json", "half-written"), ("semantic_ids/manifest.json", "half-written"),
-     ("fusion/manifest.json", "half-written"), ("model/model.safetensors", "is missing"), ("cooccurrence/cooccurrence.npz", "cooccurrence"),
+     ("fusion/manifest.json", "half-written"), ("model/model.safetensors", "is missing"), ("evidence/evidence.npz", "evidence"),
      ("config.json", "not a run folder")],
 )  # fmt: skip
 def test_a_half_written_run(genrec, copy, lost, words):

@@ -61,7 +61,7 @@ def test_the_report_is_on_disk(trained_run):
 
 def test_every_folder_is_whole(trained_run):
     names = {line.split(":")[0] for line in check_run(trained_run.folder)}
-    assert names == {"dataset", "semantic_ids", "model", "model_refit", "sasrec", "sasrec_refit", "cooccurrence", "fusion"}
+    assert names == {"dataset", "semantic_ids", "model", "model_refit", "sasrec", "sasrec_refit", "evidence", "fusion"}
 
 
 @pytest.mark.parametrize("fitted", ["train", "train+valid"])

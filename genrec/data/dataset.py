@@ -45,6 +45,16 @@ class Requests:
     def histories(self) -> Histories:
         return Histories(self.offsets, self.items)
 
+    def reference_times(self, own: bool) -> np.ndarray:
+        """Seconds since the epoch up to which a model may look, (N,): the request's own time, or that of the history's last event.
+
+        A request without history only has its own.
+        """
+        if own or not len(self.items):
+            return self.times
+        last = np.clip(self.offsets[1:] - 1, 0, len(self.items) - 1)
+        return np.where(np.diff(self.offsets) > 0, self.timestamps[last], self.times)
+
     def take(self, indices: np.ndarray) -> Requests:
         """The requests at these indices, in their order."""
         lengths = np.diff(self.offsets)[indices]

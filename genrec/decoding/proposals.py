@@ -1,4 +1,4 @@
-"""Proposals and evidence: the union of generated, retrieved and co-occurring items, each with the scores every source gives it."""
+"""Proposals and evidence: the union of generated, retrieved, co-occurring and matching items, each with what every source knows of it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from genrec.config import DecodingConfig
-from genrec.data.histories import Histories
+from genrec.data.dataset import Requests
 from genrec.decoding.beam import leaf_items
+from genrec.decoding.evidence import Evidence, log_scores, to_tensor
 from genrec.decoding.scorers import generate
+from genrec.evaluation.baselines import BM25
 from genrec.model.network import Batch, GenerativeRecommender
 
-FEATURES = ("generated", "in_beam", "retrieved", "cooccurrence", "cooccurs", "transition", "transits", "popularity", "text")
 MISSING = -1  # item id of an empty lane
-_FLOOR = 1e-3  # added before the logarithm of sparse scores
 
 
 @dataclass
@@ -33,15 +33,15 @@ class Candidates:
 
 
 class Proposer:
-    """Turns encoded requests into candidates. All arithmetic is dense tensor work on the network's device.
+    """Turns requests into candidates. Network arithmetic is dense tensor work on the network's device; counting is sparse work on the CPU.
 
-    ``cooccurrence`` is a fitted ``CooccurrenceTransition`` (anything with ``score_parts(histories)``); ``counts`` (n_items,) training events.
+    ``lexical`` answers queries word by word; without it its evidence is zero.
     """
 
-    def __init__(self, network: GenerativeRecommender, cooccurrence, counts: np.ndarray, decoding: DecodingConfig):
-        self.network, self.cooccurrence, self.settings = network, cooccurrence, decoding
+    def __init__(self, network: GenerativeRecommender, evidence: Evidence, decoding: DecodingConfig, lexical: BM25 | None = None):
+        self.network, self.evidence, self.settings, self.lexical = network, evidence, decoding, lexical
         device = network.request.device
-        self.popularity = torch.from_numpy(np.log1p(counts).astype(np.float32)).to(device)
+        self.popularity = torch.from_numpy(np.log1p(evidence.counts).astype(np.float32)).to(device)
         with torch.inference_mode():
             self.items = network.item_encoder()
             self.index = network.item_index(self.items)
@@ -59,25 +59,26 @@ class Proposer:
         return ids.gather(1, order).masked_fill(scores.isneginf(), MISSING), scores
 
     @torch.inference_mode()
-    def propose(self, batch: Batch, histories: Histories, exclude: Tensor | None = None) -> Candidates:
-        """The union of the beam, the dense top, the co-occurrence top and (for a query) the text top, with every source's score of each."""
+    def propose(self, batch: Batch, requests: Requests, exclude: Tensor | None = None) -> Candidates:
+        """The union of the beam, the dense top, the co-occurrence top and (for a query) the text and word matches, with their evidence.
+
+        ``exclude`` (B, n_items) bool: items that may not be proposed. ``requests`` are those that ``batch`` was made from.
+        """
         encoded = self.network.encode(batch, self.items)
         dense = (self.network.retrieval_vectors(encoded.requests[:, 0]) @ self.index.T).log_softmax(-1)
-        similar, following = (torch.from_numpy(part).to(dense.device) for part in self.cooccurrence.score_parts(histories))
+        n_items, device = dense.shape[1], dense.device
+        similar, following = (torch.from_numpy(part).to(device) for part in self.evidence.cooccurrence.score_parts(requests.histories))
         hidden = torch.zeros_like(dense, dtype=torch.bool) if exclude is None else exclude
-        n_items = dense.shape[1]
         retrieved = dense.masked_fill(hidden, -torch.inf)
         best = retrieved.topk(min(self.settings.dense, n_items), dim=1)
-        ids, lists = [torch.where(best.values.isfinite(), best.indices, n_items)], []  # 0 is a score here: certainty
-        if self.settings.cooccurrence:
-            lists.append((similar + following).masked_fill(hidden, 0).topk(min(self.settings.cooccurrence, n_items), dim=1))
-        text = self._text_match(batch)
-        if self.settings.text:
-            lists.append(text.masked_fill(hidden, 0).topk(min(self.settings.text, n_items), dim=1))
-        ids += [torch.where(best.values != 0, best.indices, n_items) for best in lists]
-        beam = torch.full_like(dense, -torch.inf)
+        ids = [torch.where(best.values.isfinite(), best.indices, n_items)]
+        text, words = self._text_match(batch), self._word_match(requests, device)
+        for scores, width in ((similar + following, self.settings.cooccurrence), (text, self.settings.text), (words, self.settings.text)):
+            if width and scores is not None:
+                best = scores.masked_fill(hidden, 0).topk(min(width, n_items), dim=1)
+                ids.append(torch.where(best.values != 0, best.indices, n_items))
+        beam, generated = torch.full_like(dense, -torch.inf), None
         floor = dense.new_zeros(len(dense), 1)
-        generated = None
         if self.nodes is not None:
             generated = found, scores = self._generate(encoded, dense, exclude)
             live = found >= 0
@@ -85,23 +86,45 @@ class Proposer:
             floor = torch.where(live, scores, torch.inf).min(1, keepdim=True).values
             floor = torch.where(floor.isfinite(), floor, 0.0)
             ids.append(torch.where(live, found, n_items))
-        union = torch.cat(ids, dim=1).sort(dim=1).values
-        repeated = torch.zeros_like(union, dtype=torch.bool)
-        repeated[:, 1:] = union[:, 1:] == union[:, :-1]
-        union = torch.where(repeated, n_items, union).sort(dim=1).values
+        union = _distinct(torch.cat(ids, dim=1), n_items)
+        live = union < n_items
         place = union.clamp(max=n_items - 1)
         in_beam = beam.gather(1, place)
-        pick_similar, pick_following = similar.gather(1, place), following.gather(1, place)
-        evidence = torch.stack(
-            [
-                torch.where(in_beam.isfinite(), in_beam, floor - 1), in_beam.isfinite().float(), dense.gather(1, place),
-                (pick_similar + _FLOOR).log(), (pick_similar > 0).float(), (pick_following + _FLOOR).log(), (pick_following > 0).float(),
-                self.popularity[place], text.gather(1, place),
-            ], dim=-1,
-        )  # fmt: skip
-        return Candidates(torch.where(union < n_items, union, MISSING), evidence, retrieved, generated)
+        pair = (similar + following).gather(1, place)
+        sources = [
+            torch.where(in_beam.isfinite(), in_beam, floor - 1), in_beam.isfinite().float(), dense.gather(1, place),
+            *log_scores(similar.gather(1, place)), *log_scores(following.gather(1, place)), text.gather(1, place),
+            *(2 * [torch.zeros_like(pair)] if words is None else log_scores(words.gather(1, place))),
+        ]  # fmt: skip
+        columns, until = place.cpu().numpy(), requests.reference_times(self.network.config.request_time)
+        known = [*self.evidence.item_features(columns, until), *self.evidence.history_features(columns, requests.histories)]
+        ranks = [_log_rank(dense.gather(1, place), live), _log_rank(pair, live)]
+        evidence = torch.cat([torch.stack(sources, -1), to_tensor(known, device), torch.stack(ranks, -1)], dim=-1)
+        return Candidates(torch.where(live, union, MISSING), evidence, retrieved, generated)
 
     def _text_match(self, batch: Batch) -> Tensor:
         """Cosine of the query's and each item's text vectors: (B, n_items); 0 without a query."""
         table = torch.cat([batch.query_text.new_zeros(1, self.text.shape[1]), batch.query_text])
         return table[batch.request_queries[:, 0]] @ self.text.T
+
+    def _word_match(self, requests: Requests, device: torch.device) -> Tensor | None:
+        """BM25 of the query's words for each item: (B, n_items), 0 without a query; None where no request has one."""
+        if self.lexical is None or not (requests.request_queries >= 0).any():
+            return None
+        texts = [requests.query_texts[query] if query >= 0 else "" for query in requests.request_queries]
+        return torch.from_numpy(self.lexical.score(texts)).to(device)
+
+
+def _distinct(ids: Tensor, empty: int) -> Tensor:
+    """Each row's distinct ids in rising order, ``empty`` behind them."""
+    ids = ids.sort(dim=1).values
+    repeated = torch.zeros_like(ids, dtype=torch.bool)
+    repeated[:, 1:] = ids[:, 1:] == ids[:, :-1]
+    return torch.where(repeated, empty, ids).sort(dim=1).values
+
+
+def _log_rank(scores: Tensor, live: Tensor) -> Tensor:
+    """log(1 + how many candidates of the row score higher): (B, K)."""
+    ordered = scores.masked_fill(~live, -torch.inf).sort(dim=1).values
+    above = scores.shape[1] - torch.searchsorted(ordered, scores.contiguous(), right=True)
+    return above.clamp(min=0).float().log1p()

@@ -42,7 +42,7 @@ class Ranker:
         device = self.proposer.items.device
         for rows, chunk, batch in request_batches(requests, self.collator(requests.query_texts), self.settings.batch_size):
             exclude = seen_mask(chunk, self.proposer.items.shape[0]).to(device) if exclude_seen else None
-            yield rows, chunk, self.proposer.propose(batch.to(device), chunk.histories, exclude)
+            yield rows, chunk, self.proposer.propose(batch.to(device), chunk, exclude)
             if progress:
                 progress(len(rows))
 

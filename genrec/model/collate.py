@@ -80,10 +80,7 @@ class Collator:
         """An inference batch: the last ``max_length`` events of each history and one request behind them."""
         lengths = np.minimum(np.diff(requests.offsets), self.model.max_length)
         start = requests.offsets[1:] - lengths
-        last = np.clip(requests.offsets[1:] - 1, 0, max(len(requests.items) - 1, 0))
-        times = requests.times
-        if not self.model.request_time:
-            times = np.where(lengths > 0, requests.timestamps[last], requests.times) if len(requests.items) else requests.times
+        times = requests.reference_times(self.model.request_time)
         return self._finish(
             requests, start, lengths, lengths[:, None].astype(np.int64), times[:, None], requests.request_queries[:, None].astype(np.int64),
             requests.targets[:, None].astype(np.int64),

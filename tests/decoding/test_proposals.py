@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from genrec.data.dataset import TRAIN
-from genrec.decoding.proposals import FEATURES, MISSING, Proposer
+from genrec.decoding.evidence import FEATURES, Evidence
+from genrec.decoding.proposals import MISSING, Proposer
 from genrec.decoding.ranker import seen_mask
-from genrec.evaluation.baselines import CooccurrenceTransition
+from genrec.evaluation.baselines import BM25
 from genrec.model.collate import Collator, QueryFeatures
 
 
@@ -24,19 +25,20 @@ def asked(prepared_run):
 
 
 def proposer(run, network, **settings) -> Proposer:
-    table = CooccurrenceTransition().fit(run.dataset.histories(TRAIN), run.dataset.n_items)
-    return Proposer(network, table, run.dataset.item_counts(TRAIN), replace(run.config.decoding, **settings))
+    evidence = Evidence.build(run.dataset, run.ids.catalogue.text.numpy(), TRAIN)
+    return Proposer(network, evidence, replace(run.config.decoding, **settings), BM25().fit(run.dataset.item_table))
 
 
 def test_candidates_are_distinct_allowed_and_rightly_scored(prepared_run, network, asked):
     requests, batch = asked
     exclude = seen_mask(requests, prepared_run.dataset.n_items)
     made = proposer(prepared_run, network, beam=5, dense=6, cooccurrence=7)
-    found = made.propose(batch, requests.histories, exclude)
-    similar, following = made.cooccurrence.score_parts(requests.histories)
+    found = made.propose(batch, requests, exclude)
+    similar, following = made.evidence.cooccurrence.score_parts(requests.histories)
     with torch.inference_mode():
         encoded = network.encode(batch)
         dense = (network.retrieval_vectors(encoded.requests[:, 0]) @ network.item_index(encoded.items).T).log_softmax(-1)
+    words = made.lexical.score([requests.query_texts[query] for query in requests.request_queries])
     column = {name: found.evidence[..., place] for place, name in enumerate(FEATURES)}
     for row, ids in enumerate(found.ids.tolist()):
         live = [item for item in ids if item != MISSING]
@@ -50,6 +52,7 @@ def test_candidates_are_distinct_allowed_and_rightly_scored(prepared_run, networ
             assert float(column["retrieved"][row, lane]) == pytest.approx(float(dense[row, item]), abs=1e-5)
             assert float(column["cooccurrence"][row, lane]) == pytest.approx(np.log(similar[row, item] + 1e-3), abs=1e-4)
             assert bool(column["transits"][row, lane]) == bool(following[row, item] > 0)
+            assert float(column["lexical"][row, lane]) == pytest.approx(np.log(words[row, item] + 1e-3), abs=1e-4)
             assert bool(column["in_beam"][row, lane]) == (item in generated)
             query = prepared_run.ids.encoder.encode([requests.query_texts[requests.request_queries[row]]])[0]
             assert float(column["text"][row, lane]) == pytest.approx(float(query @ prepared_run.ids.catalogue.text[item].numpy()), abs=1e-4)
@@ -60,7 +63,7 @@ def test_an_item_that_is_certain_is_still_proposed(prepared_run, network, asked,
     requests, batch = asked
     made = proposer(prepared_run, network, dense=3, cooccurrence=0)
     made.nodes, made.index = None, made.index * 1000
-    found = made.propose(replace(batch, request_queries=batch.request_queries * 0), requests.histories)
+    found = made.propose(replace(batch, request_queries=batch.request_queries * 0), replace(requests, request_queries=requests.request_queries * 0 - 1))
     best = found.retrieved.max(1)
     assert (best.values == 0).any()
     assert (found.ids == best.indices[:, None]).any(1).all()
