@@ -97,6 +97,12 @@ def sibling(folder: Path, name: str) -> Path | None:
     return next((folder / (name + suffix) for suffix in ("", *PACKED) if (folder / (name + suffix)).is_file()), None)
 
 
+def text_batches(file: Path) -> Iterator[Batch]:
+    """Lines as they are, in batches: columns ``LINE`` and ``RAW``."""
+    for lines, wrong in line_batches(file, batch_bytes=BATCH_BYTES):
+        yield Batch(lines, lines.height + wrong.height, file.name, [wrong])
+
+
 def json_batches(file: Path, schema: dict[str, pl.DataType]) -> Iterator[Batch]:
     """JSON objects, one a line, in batches; columns as ``schema`` says."""
     for lines, wrong in line_batches(file, batch_bytes=BATCH_BYTES):
