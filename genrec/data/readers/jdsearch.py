@@ -59,7 +59,7 @@ def read_jdsearch(path: Path, options: dict) -> Iterator[RawLog]:
     """Read behaviour (events and impressions), then products, in parts.
 
     A line of behaviour is kept whole or goes to quarantine whole, so rows read are people kept, products kept, rows in quarantine and
-    products left out because an earlier line has their id. Raises ``UserError`` when there is no behaviour file.
+    rows left out: people with neither history nor candidates, products whose id an earlier line has. Raises ``UserError`` when there is no behaviour file.
     """
     check_options("jdsearch", options, ())
     files = files_at(path)
@@ -124,6 +124,7 @@ def _check(batch: Batch) -> None:
     batch.refuse(unknown, "a candidate label is none of 0, 1, 2 and 3")
     for name in ("history_wid_list", "candidate_wid_list"):
         batch.refuse(pl.col(name).list.eval(pl.element().str.strip_chars() == "").list.any(), f"an empty id in {name}")
+    batch.leave_out((length["history_wid_list"] == 0) & (length["candidate_wid_list"] == 0), "neither history nor candidates")
 
 
 def _terms(column: str) -> pl.Expr:

@@ -96,9 +96,10 @@ def read_qilin(path: Path, options: dict) -> Iterator[RawLog]:
     if not tables:
         raise UserError(f"{path}: no file or folder named {', '.join(TABLES[:4])} ... (.parquet or .csv); reader 'qilin' needs one")
     clicked: list[pl.DataFrame] = []
+    once = FirstOnly("request_id", "repeated request; its first row is kept")
     for name in REQUESTS:
         for file in tables.get(name, ()):
-            yield from _requests(file, name, clicked)
+            yield from _requests(file, name, once, clicked)
     notes, people = FirstOnly("item_id", REPEATED_ITEM), FirstOnly("user_id", REPEATED_USER)
     for file in tables.get("notes", ()):
         for batch in _batches(file, NOTE_COLUMNS):
@@ -126,19 +127,17 @@ def _table(file: Path) -> str | None:
 
 
 def _batches(file: Path, columns: tuple[str, ...]) -> Iterator[Batch]:
-    """The columns of a table that it has: as text, but lists of a Parquet file as they are."""
+    """The rows of a table as text, but lists of a Parquet file as they are; of Parquet only the ``columns`` that it has."""
     if file.suffix == ".parquet":
         for batch in parquet_batches(file, columns, f"{file.parent.name}/{file.name}"):
             plain = [name for name, dtype in batch.table.schema.items() if name != LINE and not dtype.is_nested()]
             batch.table = batch.table.with_columns(pl.col(name).cast(pl.String) for name in plain)
             yield batch
         return
-    for batch in delimited_batches(file, ",", quoted=True):
-        batch.table = batch.table.select(LINE, *[name for name in columns if name in batch.table.columns])
-        yield batch
+    yield from delimited_batches(file, ",", quoted=True)
 
 
-def _requests(file: Path, table: str, clicked: list[pl.DataFrame]) -> Iterator[RawLog]:
+def _requests(file: Path, table: str, once: FirstOnly, clicked: list[pl.DataFrame]) -> Iterator[RawLog]:
     """Events and impressions of one file; for a test table, what was clicked in each request is added to ``clicked``."""
     key, details, surface, split = REQUESTS[table]
     columns = (key, "session_idx", "user_idx", *(("query",) if surface == "search" else ()), details)
@@ -150,7 +149,7 @@ def _requests(file: Path, table: str, clicked: list[pl.DataFrame]) -> Iterator[R
             batch.refuse(blank("query"), "no query")
         results = _shown(batch, details)
         query = filled("query") if surface == "search" else pl.lit(None, dtype=pl.String)
-        requests = batch.table.select(
+        batch.table = batch.table.select(
             LINE,
             pl.concat_str(pl.lit(table.split("_")[0] + ":"), key).alias("request_id"),
             pl.col("user_idx").alias("user_id"),
@@ -159,7 +158,8 @@ def _requests(file: Path, table: str, clicked: list[pl.DataFrame]) -> Iterator[R
             pl.lit(split).alias("split"),
             filled("session_idx").alias("session_id"),
         )
-        shown = requests.join(results, on=LINE, how="inner", maintain_order="right").drop(LINE)
+        once(batch)
+        shown = batch.table.join(results, on=LINE, how="inner", maintain_order="right").drop(LINE)
         acted = shown.filter(pl.col("action") != "impression")
         if split == "test":
             found = shown.filter("click").group_by("request_id", "query", maintain_order=True).agg(_notes("item_id"))
