@@ -23,7 +23,10 @@ META = [
         "main_category": "Home", "title": "Lamp", "average_rating": 4.5, "features": ["Red."], "description": ["Good.", "Lamp."],
         "price": 21.99, "store": "Vela", "categories": ["Home", "Lamps"], "details": {"Brand": "Other"}, "parent_asin": "B1",
     },
-    {"title": "Cup", "features": [], "description": [], "price": "from 12.99", "store": None, "categories": [], "details": {"Brand": "Cupco"}, "parent_asin": "B2"},
+    {
+        "title": "Cup", "features": [], "description": [], "price": "from 12.99", "store": None, "categories": [],
+        "details": {"Brand": "Cupco"}, "parent_asin": "B2",
+    },
 ]  # fmt: skip
 
 
@@ -76,7 +79,9 @@ def test_tables_with_and_without_header_keep_their_split(tmp_path):
 def test_bad_rows_have_their_reason(tmp_path):
     bad = [b'{"user_id"', {**REVIEW, "user_id": ""}, {**REVIEW, "parent_asin": None}, {**REVIEW, "timestamp": 1588687728}]
     write(tmp_path / "Home.jsonl", [*bad, REVIEW])
-    (tmp_path / "Toys.csv").write_text("user_id,parent_asin,rating,timestamp\nA1,B1,5.0\nA1,,5.0,1588687728000\nA1,B1,x,1588687728000\nA1,B1,1,now\n")
+    (tmp_path / "Toys.csv").write_text(
+        "user_id,parent_asin,rating,timestamp\nA1,B1,5.0\nA1,,5.0,1588687728000\nA1,B1,x,1588687728000\nA1,B1,1,now\n"
+    )
     write(tmp_path / "meta_Home.jsonl", [META[0], {"title": "no id"}, META[0]])
     log = read(tmp_path)
     found = {(source, line): reason for source, line, reason in log.quarantine.iter_rows()}

@@ -18,7 +18,7 @@ AMAZON_2018 = {
 AMAZON_2023 = {
     "X.jsonl": '{"user_id": "A1", "parent_asin": "B1", "timestamp": 1588687728923, "rating": 5.0, "verified_purchase": true}\n' * 3,
     "Y.csv": "user_id,parent_asin,rating,timestamp\nA1,B1,5.0,1588687728923\nA2,B1,4.0,1588687728924\n",
-    "meta_X.jsonl": '{"parent_asin": "B1", "title": "T", "price": 1.2, "categories": ["a"], "details": {"Brand": "V"}}\n{"parent_asin": "B2"}\n',
+    "meta_X.jsonl": '{"parent_asin": "B1", "price": 1.2, "categories": ["a"], "details": {"Brand": "V"}}\n{"parent_asin": "B2"}\n',
 }
 PRODUCT_SEARCH = {
     "train.qrels.txt": "A1_0 0 B1 1 \nA1_1 0 B1 1 \nA2_1 0 B2 1 \n",
@@ -30,7 +30,7 @@ PRODUCT_SEARCH = {
 ESCI = {
     "judgments.tsv": "query\tasin\tgain\nlamp\tB1\t100.000\nlamp\tB2\t0.000\n",
     "products.ndjson": '{"asin": "B1", "title": "Lamp", "category": ["Home"], "price": 3.5}\n{"asin": "B2", "title": "Cup"}\n',
-    "examples.csv": "query_id,query,product_id,product_locale,esci_label,split\n7,\"big, red\",B1,us,E,train\n7,x,B2,es,S,test\n",
+    "examples.csv": 'query_id,query,product_id,product_locale,esci_label,split\n7,"big, red",B1,us,E,train\n7,x,B2,es,S,test\n',
 }
 JDSEARCH = {
     "release_data.txt": "1\x182\t11_12\t1.0_0.0\t-1_5\x186\t13_14\tCLICK_ORD\t0_5_9\n3\t11\t0.0\t\t\t\t0\n",
@@ -81,7 +81,9 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
         elif kind == 1:
             del data[place : place + rng.randint(1, 8)]
         elif kind == 2:
-            data[place:place] = rng.choice([b'"', b"\n", b",", b"\t", b"_", b"[", b"{}", b"null", b"\xff\xfe", b"NaN", b"-1", b"\x00", b"'"])
+            data[place:place] = rng.choice(
+                [b'"', b"\n", b",", b"\t", b"_", b"[", b"{}", b"null", b"\xff\xfe", b"NaN", b"-1", b"\x00", b"'"]
+            )
         else:
             lines = data.split(b"\n")
             lines.insert(rng.randrange(len(lines)), rng.choice(lines))

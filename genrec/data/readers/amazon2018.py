@@ -33,7 +33,7 @@ import polars as pl
 
 from genrec.data.readers.amazon2014 import REVIEW_FIELDS
 from genrec.data.readers.common import blank, check_options
-from genrec.data.readers.sources import REPEATED_ITEM, Batch, FirstOnly, filled, files_at, json_batches, plain_name, sibling, text_lists
+from genrec.data.readers.sources import REPEATED_ITEM, Batch, FirstOnly, files_at, filled, json_batches, plain_name, sibling, text_lists
 from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, RawLog, conform
 from genrec.errors import UserError
 

@@ -38,8 +38,8 @@ from genrec.data.readers.sources import (
     Batch,
     FirstOnly,
     delimited_batches,
-    filled,
     files_at,
+    filled,
     json_batches,
     need,
     plain_name,
@@ -90,7 +90,9 @@ def _review_files(path: Path) -> dict[str, list[tuple[str | None, Path]]]:
         same = found.setdefault(match["name"], [])
         splits = [split for split, _ in same]
         if same and (match["split"] is None or match["split"] in splits or None in splits):
-            raise UserError(f"{same[0][1]} and {file.name} both hold reviews of {match['name']}; give one of them (or a pattern) as the path")
+            raise UserError(
+                f"{same[0][1]} and {file.name} both hold reviews of {match['name']}; give one of them (or a pattern) as the path"
+            )
         same.append((match["split"], file))
     if not found:
         raise UserError(f"{path}: no NAME.jsonl, NAME.csv or NAME.train.csv (plain, .gz or .zst); reader 'amazon-2023' needs such a file")

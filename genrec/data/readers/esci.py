@@ -35,8 +35,8 @@ from genrec.data.readers.sources import (
     Batch,
     FirstOnly,
     delimited_batches,
-    filled,
     files_at,
+    filled,
     json_batches,
     need,
     parquet_batches,
@@ -55,8 +55,8 @@ JUDGMENT_COLUMNS = (
     "query", "query_id", "product_id", "asin", "product_locale", "esci_label", "gain", "small_version", "large_version", "split",
 )  # fmt: skip
 PRODUCT_COLUMNS = (
-    "asin", "product_id", "product_title", "product_description", "product_bullet_point", "product_brand", "product_color", "product_locale",
-    "title", "description", "bullet_points", "brand", "color", "category", "price",
+    "product_id", "product_title", "product_description", "product_bullet_point", "product_brand", "product_color", "product_locale",
+    "asin", "title", "description", "bullet_points", "brand", "color", "category", "price",
 )  # fmt: skip
 
 

@@ -41,16 +41,31 @@ from pathlib import Path
 import polars as pl
 
 from genrec.data.readers.common import LINE, blank, check_options
-from genrec.data.readers.sources import REPEATED_ITEM, Batch, FirstOnly, delimited_batches, filled, files_at, need, plain_name
+from genrec.data.readers.sources import REPEATED_ITEM, Batch, FirstOnly, delimited_batches, files_at, filled, need, plain_name
 from genrec.data.schema import EVENT_SCHEMA, IMPRESSION_SCHEMA, ITEM_SCHEMA, RawLog, conform
 from genrec.errors import UserError
 
 CHAIN = ("impression", "click", "follow", "cart", "purchase")
 TYPES = {"CLICK": "click", "FLW": "follow", "CART": "cart", "ORD": "purchase"}
 LABELS = {0.0: "impression", 1.0: "click", 2.0: "cart", 3.0: "purchase"}
-BEHAVIOUR = ("query", "candidate_wid_list", "candidate_label_list", "history_qry_list", "history_wid_list", "history_type_list", "history_time_list")
+BEHAVIOUR = (
+    "query",
+    "candidate_wid_list",
+    "candidate_label_list",
+    "history_qry_list",
+    "history_wid_list",
+    "history_type_list",
+    "history_time_list",
+)
 LEVELS = tuple(f"cate_name_{level}" for level in (1, 2, 3, 4))
-PRODUCT = ("wid", "name", "brand_id", "brand_name", *(f"cate_{kind}_{level}" for level in (1, 2, 3, 4) for kind in ("id", "name")), "shop_id")
+PRODUCT = (
+    "wid",
+    "name",
+    "brand_id",
+    "brand_name",
+    *(f"cate_{kind}_{level}" for level in (1, 2, 3, 4) for kind in ("id", "name")),
+    "shop_id",
+)
 TERMS, NO_QUERY = "\x18", "-1"
 HISTORY, CANDIDATES = ("history_qry_list", "history_wid_list", "history_type_list"), ("candidate_wid_list", "candidate_label_list")
 
@@ -59,7 +74,8 @@ def read_jdsearch(path: Path, options: dict) -> Iterator[RawLog]:
     """Read behaviour (events and impressions), then products, in parts.
 
     A line of behaviour is kept whole or goes to quarantine whole, so rows read are people kept, products kept, rows in quarantine and
-    rows left out: people with neither history nor candidates, products whose id an earlier line has. Raises ``UserError`` when there is no behaviour file.
+    rows left out: people with neither history nor candidates, products whose id an earlier line has. Raises ``UserError`` when there
+    is no behaviour file.
     """
     check_options("jdsearch", options, ())
     files = files_at(path)

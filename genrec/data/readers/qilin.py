@@ -53,8 +53,8 @@ from genrec.data.readers.sources import (
     Batch,
     FirstOnly,
     delimited_batches,
-    filled,
     files_at,
+    filled,
     need,
     parquet_batches,
     plain_name,
@@ -206,7 +206,11 @@ def _shown(batch: Batch, details: str) -> pl.DataFrame:
 def _from_text(column: pl.Series) -> pl.Series:
     """Lists of results printed by NumPy or as JSON; null where a text is neither."""
     dtype = pl.List(pl.Struct(RESULT))
-    text = column.str.replace_all("'", '"', literal=True).str.replace_all(r"\}\s+\{", "},{").str.replace_all(r":\s*(?:nan|NaN|None)\b", ":null")
+    text = (
+        column.str.replace_all("'", '"', literal=True)
+        .str.replace_all(r"\}\s+\{", "},{")
+        .str.replace_all(r":\s*(?:nan|NaN|None)\b", ":null")
+    )
     try:
         return text.str.json_decode(dtype)
     except pl.exceptions.PolarsError:  # only now is it worth looking at each row by itself

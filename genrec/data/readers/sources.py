@@ -14,7 +14,17 @@ from pathlib import Path
 import polars as pl
 
 from genrec.data.readers import common
-from genrec.data.readers.common import LINE, RAW, blank, did_you_mean, join_quarantine, line_batches, parse_json_lines, set_aside, split_fields
+from genrec.data.readers.common import (
+    LINE,
+    RAW,
+    blank,
+    did_you_mean,
+    join_quarantine,
+    line_batches,
+    parse_json_lines,
+    set_aside,
+    split_fields,
+)
 from genrec.data.schema import RawLog
 from genrec.errors import UserError
 
@@ -142,7 +152,9 @@ def delimited_batches(
     if header is None and columns is None:
         raise UserError(f"{file}: empty; expected a header line and data")
     if before:
-        yield Batch(pl.DataFrame(schema={LINE: pl.Int64, **dict.fromkeys(columns or (), pl.String)}), sum(map(len, before)), file.name, before)
+        yield Batch(
+            pl.DataFrame(schema={LINE: pl.Int64, **dict.fromkeys(columns or (), pl.String)}), sum(map(len, before)), file.name, before
+        )
 
 
 def _named(header: list[str], file: Path) -> list[str]:
