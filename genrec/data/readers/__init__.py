@@ -10,8 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from genrec.data.readers.amazon2014 import read_amazon_2014
+from genrec.data.readers.amazon2018 import read_amazon_2018
+from genrec.data.readers.amazon2023 import read_amazon_2023
 from genrec.data.readers.common import did_you_mean
+from genrec.data.readers.esci import read_esci
+from genrec.data.readers.jdsearch import read_jdsearch
 from genrec.data.readers.movielens import read_movielens
+from genrec.data.readers.product_search import read_product_search
+from genrec.data.readers.qilin import read_qilin
 from genrec.data.readers.simulator import read_simulator
 from genrec.data.readers.table import is_glob, read_table
 from genrec.data.schema import RawLog
@@ -19,7 +25,13 @@ from genrec.errors import UserError
 
 READERS: dict[str, Callable[[Path, dict], RawLog]] = {
     "amazon-2014": read_amazon_2014,
+    "amazon-2018": read_amazon_2018,
+    "amazon-2023": read_amazon_2023,
+    "esci": read_esci,
+    "jdsearch": read_jdsearch,
     "movielens": read_movielens,
+    "product-search": read_product_search,
+    "qilin": read_qilin,
     "table": read_table,
     "simulator": read_simulator,
 }

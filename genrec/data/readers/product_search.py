@@ -1,0 +1,130 @@
+"""Product-search triples, the benchmark layout of HEM, ZAM and TEM: who bought what for which query, as TREC qrels.
+
+The path is a folder; each file plain, ``.gz`` or ``.zst``:
+
+- ``train.qrels.txt`` and ``test.qrels.txt``: lines ``USER_QUERYLINE 0 ASIN 1``, in which QUERYLINE is a line of ``query_text.txt`` from 0;
+- ``query_text.txt``: one query a line (made from category paths: synthetic, and to be called so); it is looked up, its lines are not rows;
+- ``items.tsv`` (optional): ``asin``, ``brand``, ``categories`` (levels joined by " > ");
+- ``train_review_id.txt`` (optional): names lines of a review file that is not part of the benchmark; its rows are counted as left out.
+
+==============  ==========================================================================================
+events          meaning
+==============  ==========================================================================================
+``user_id``     what stands before the last ``_`` of the first field; required
+``item_id``     ``ASIN``; required
+``timestamp``   **not a time**: the place of the purchase in the files, from 0, ``train`` before ``test``. A product belongs to several
+                query categories, so one purchase has one line for each of its queries; lines that follow each other with the same
+                person and product are one purchase and share the place
+``action``      "purchase"
+``query``       the text of line QUERYLINE
+``surface``     "search"
+``request_id``  ``USER_QUERYLINE``: the benchmark's topic, whose relevant products are all lines with it
+``split``       "train" or "test", as published; the split is by person and query, not by time
+==============  ==========================================================================================
+
+Sources: Ai, Zhang, Bi, Chen, Croft, "Learning a hierarchical embedding model for personalized product search", SIGIR 2017;
+Bi, Ai, Croft, "A transformer-based embedding model for personalized product search", SIGIR 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+
+from genrec.data.readers.common import LINE, RAW, blank, check_options, read_lines
+from genrec.data.readers.sources import REPEATED_ITEM, Batch, FirstOnly, delimited_batches, filled, need, sibling, text_batches
+from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, RawLog, conform
+from genrec.errors import UserError
+
+SPLITS = ("train", "test")
+TRIPLE = r"^\s*(?<user>\S+)_(?<query>\d{1,18})\s+\S+\s+(?<item>\S+)\s+(?<label>-?\d{1,9})\s*$"
+REVIEW_IDS = "train_review_id.txt: it names lines of a review file that is not part of the log"
+
+
+def read_product_search(path: Path, options: dict) -> Iterator[RawLog]:
+    """Read the folder in parts: events of train, then of test, then items.
+
+    A triple with label 0 is left out by the rule "label 0"; one whose query is not in ``query_text.txt`` goes to quarantine. An item
+    that a later line repeats keeps its first line. Raises ``UserError`` when the folder lacks the queries or both qrels files.
+    """
+    check_options("product-search", options, ())
+    qrels = {split: file for split in SPLITS if (file := sibling(path, f"{split}.qrels.txt"))}
+    if not qrels:
+        raise UserError(f"{path}: no train.qrels.txt or test.qrels.txt (plain, .gz or .zst); reader 'product-search' needs their folder")
+    text_file = sibling(path, "query_text.txt")
+    if text_file is None:
+        raise UserError(f"{path}: no query_text.txt (plain, .gz or .zst); the triples name its lines, put it beside them")
+    lines, wrong = read_lines(text_file)
+    if not wrong.is_empty():
+        yield RawLog(quarantine=wrong, rows_read=wrong.height)
+    queries = lines.select((pl.col(LINE) - 1).alias("place"), pl.col(RAW).str.strip_chars().alias("query"))
+    places = _Places()
+    for split, file in qrels.items():
+        places.leave_purchase()
+        for batch in text_batches(file):
+            _to_events(batch, queries, split, places)
+            yield batch.part(events=conform(batch.table, EVENT_SCHEMA, str(file)))
+    yield from _items(path)
+    if review_ids := sibling(path, "train_review_id.txt"):
+        for batch in text_batches(review_ids):
+            batch.count(REVIEW_IDS, batch.table.height)
+            yield batch.part()
+
+
+class _Places:
+    """Numbers purchases from 0 in the order of the lines, over batches and files."""
+
+    def __init__(self) -> None:
+        self._next, self._last = 0, (None, None)
+
+    def leave_purchase(self) -> None:
+        """The next line is a purchase of its own, whatever the line before was."""
+        self._last = (None, None)
+
+    def __call__(self, table: pl.DataFrame) -> pl.Series:
+        """The place of each line's purchase; lines one after the other with the same user and item share one."""
+        if table.is_empty():
+            return pl.Series("timestamp", [], dtype=pl.Int64)
+        user, item = self._last
+        same = (pl.col("user") == pl.col("user").shift(1, fill_value=user)) & (pl.col("item") == pl.col("item").shift(1, fill_value=item))
+        new = table.select((~same.fill_null(False)).cast(pl.Int64).alias("new"))["new"]
+        places = (new.cum_sum() + (self._next - 1)).alias("timestamp")
+        self._next, self._last = places[-1] + 1, (table["user"][-1], table["item"][-1])
+        return places
+
+
+def _to_events(batch: Batch, queries: pl.DataFrame, split: str, places: _Places) -> None:
+    found = batch.table.with_columns(pl.col(RAW).str.extract_groups(TRIPLE).struct.unnest())
+    batch.table = found.with_columns(pl.col("query").alias("place").cast(pl.Int64), pl.col("label").cast(pl.Int64)).drop("query")
+    batch.refuse(pl.col("user").is_null(), "not a line USER_QUERYLINE 0 ASIN 1")
+    batch.table = batch.table.join(queries, on="place", how="left", maintain_order="left")
+    batch.refuse(pl.col("query").is_null(), "its query is not in query_text.txt")
+    batch.leave_out(pl.col("label") <= 0, "label 0")
+    batch.table = batch.table.select(
+        pl.col("user").alias("user_id"),
+        pl.col("item").alias("item_id"),
+        places(batch.table),
+        pl.lit("purchase").alias("action"),
+        "query",
+        pl.lit("search").alias("surface"),
+        pl.concat_str("user", pl.lit("_"), "place").alias("request_id"),
+        pl.lit(split).alias("split"),
+    )
+
+
+def _items(folder: Path) -> Iterator[RawLog]:
+    file = sibling(folder, "items.tsv")
+    first = FirstOnly("item_id", REPEATED_ITEM)
+    for batch in delimited_batches(file, "\t") if file else ():
+        need(batch, ("asin", "brand", "categories"), file)
+        batch.refuse(blank("asin"), "no asin")
+        levels = pl.col("categories").str.split(" > ").list.eval(pl.element().str.strip_chars().filter(pl.element() != ""))
+        batch.table = batch.table.select(
+            pl.col("asin").alias("item_id"),
+            filled("brand").alias("brand"),
+            pl.when(levels.list.len() > 0).then(levels).alias("category"),
+        )
+        first(batch)
+        yield batch.part(items=conform(batch.table, ITEM_SCHEMA, str(file)))
