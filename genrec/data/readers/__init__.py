@@ -11,16 +11,24 @@ from pathlib import Path
 
 from genrec.data.readers.amazon2014 import read_amazon_2014
 from genrec.data.readers.common import did_you_mean
+from genrec.data.readers.kuairand import read_kuairand
+from genrec.data.readers.kuaisar import read_kuaisar
+from genrec.data.readers.kuaisearch import read_kuaisearch
 from genrec.data.readers.movielens import read_movielens
 from genrec.data.readers.simulator import read_simulator
 from genrec.data.readers.table import is_glob, read_table
+from genrec.data.readers.trivago import read_trivago
 from genrec.data.schema import RawLog
 from genrec.errors import UserError
 
 READERS: dict[str, Callable[[Path, dict], RawLog]] = {
     "amazon-2014": read_amazon_2014,
+    "kuairand": read_kuairand,
+    "kuaisar": read_kuaisar,
+    "kuaisearch": read_kuaisearch,
     "movielens": read_movielens,
     "table": read_table,
+    "trivago": read_trivago,
     "simulator": read_simulator,
 }
 PATHLESS_READERS = ("simulator",)
