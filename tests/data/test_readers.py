@@ -253,7 +253,7 @@ def test_read_lines_counts_blank_lines_and_strips_marks(tmp_path):
 
 
 def test_read_log_messages(tmp_path):
-    assert set(READERS) == {"amazon-2014", "movielens", "table", "simulator"}
+    assert {"amazon-2014", "movielens", "table", "simulator"} <= set(READERS)
     with pytest.raises(UserError, match="did you mean 'movielens'"):
         read_log("movielense", str(tmp_path), {})
     with pytest.raises(UserError, match="nowhere"):
