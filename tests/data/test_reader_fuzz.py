@@ -16,7 +16,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,7 +33,7 @@ from genrec.errors import UserError
 
 EXAMPLES = int(os.environ.get("GENREC_FUZZ_EXAMPLES", "0"))
 FUZZ = settings(
-    max_examples=EXAMPLES or 25,
+    max_examples=EXAMPLES or 12,
     derandomize=not EXAMPLES,
     database=None,
     deadline=None,
@@ -114,16 +113,18 @@ KUAIRAND = {
     + "1,10,20220425,0,1650812741436,1,0,0,0,0,0,1,6,49,0,0,0,0,1\n1,11,20220425,0,1650812741437,0,0,0,0,0,1,0,6,49,0,0,0,0,1\n"
     + "2,10,20220425,5,1650812934945,1,1,0,0,1,0,0,1184,11933,0,0,1,0,4\n",
     "log_random_4_22_to_5_08_pure.csv": KUAIRAND_HEADER + "1,12,20220425,0,1650812741999,1,0,0,0,0,0,1,6,49,0,0,0,1,1\n",
-    "video_features_basic_pure.csv": 'video_id,author_id,video_type,video_duration,tag\n10,7,NORMAL,87433,"39,68"\n11,8,AD,,\n12,8,NORMAL,5,2\n',
+    "video_features_basic_pure.csv": 'video_id,author_id,video_type,video_duration,tag\n10,7,NORMAL,87433,"39,68"\n11,8,AD,,\n12,8,X,5,2\n',
     "user_features_pure.csv": 'user_id,user_active_degree,fans_user_num,fans_user_num_range\n1,full_active,150,"[100,1k)"\n2,x,,0\n',
-    "train_sequences_upto_20220424.tsv": "user_id\thistory_len\tlast_time_ms\tlast50_watched_video_ids\tliked_video_ids\tlong_viewed_video_ids\n"
+    "train_sequences_upto_20220424.tsv": "user_id\thistory_len\tlast_time_ms\t"
+    "last50_watched_video_ids\tliked_video_ids\tlong_viewed_video_ids\n"
     "1\t3\t1650615878629\t10 11 10\t\t10\n2\t1\t1650615878630\t12\t12\t\n",
 }
 KUAISAR = {
     "rec_inter.csv": "user_id,item_id,time,timestamp,click,duration_ms,playing_time,like,follow,forward,search\n"
     "1,10,2023-05-22 15:53:20,1684742000123.0,1,45400.0,60792.0,0,0,0,0\n2,11,,1684742001000,0,4,,1,0,1,1\n",
     "src_inter.csv": "user_id,search_session_id,search_session_timestamp,keyword,search_source,item_id,click_cnt,item_type\n"
-    '1,7,1684763932919,"[20, 34, 3]",USER_INPUT,10,2,VIDEO\n1,7,1684763932919,"[20, 34, 3]",USER_INPUT,12,0,USER\n2,8,1684763992919,[5],,11,1,V\n',
+    '1,7,1684763932919,"[20, 34, 3]",USER_INPUT,10,2,VIDEO\n1,7,1684763932919,"[20, 34, 3]",USER_INPUT,12,0,USER\n'
+    "2,8,1684763992919,[5],,11,1,V\n",
     "item_features.csv": 'item_id,caption,author_id,first_level_category_name_en\n10,"[1, 213]",4,Funny\n11,[],5,UNKNOWN\n',
     "user_features.csv": "user_id,onehot_feat1\n1,3\n2,0\n",
     "social_network.csv": "user_id,user_follow_id\n1,2\n",
@@ -137,19 +138,28 @@ KUAISEARCH = {
         {**SEARCH, "session_id": 2, "impressed_item_ids": [2], "clicked_item_ids": [], "purchased_item_ids": [2]},
     ),
     "rank.jsonl": json_lines(
-        {**SEARCH, "target_item_id": 2, "target_item_price": 5.5, "is_clicked": 1, "is_purchased": 0, "user_statistical_features": {"a": 0.0}},
+        {
+            **SEARCH,
+            "target_item_id": 2,
+            "target_item_price": 5.5,
+            "is_clicked": 1,
+            "is_purchased": 0,
+            "user_statistical_features": {"a": 0.0},
+        },
         {**SEARCH, "target_item_id": 3, "is_clicked": 0, "is_purchased": 0},
     ),
     "relevance.jsonl": json_lines({"query": "裙", "item_title": "半裙", "brand": "无", "attr_value": "长裙", "score": 2}),
 }
-TRIVAGO_HEADER = "user_id session_id timestamp step action_type reference platform city device current_filters impressions prices"
 TRIVAGO = [
-    TRIVAGO_HEADER.split(),
-    "u|a|1541599500|1|interaction item image|7|FR|Rome|mobile|||".split("|"),
-    "u|a|1541599501|2|search for destination|Oslo|FR|Rome|mobile|||".split("|"),
-    "u|a|1541599502|3|filter selection|Hotel|FR|Rome|mobile|Hotel||".split("|"),
-    ["u", "a", "1541599503", "4", "clickout item", "8", "FR", "Rome", "mobile", "", "7|8|9", "70|80|90"],
-    "v|b|1541599503|1|search for item|9|FR|Rome|mobile|||".split("|"),
+    line.split("/")
+    for line in (
+        "user_id/session_id/timestamp/step/action_type/reference/platform/city/device/current_filters/impressions/prices",
+        "u/a/1541599500/1/interaction item image/7/FR/Rome/mobile///",
+        "u/a/1541599501/2/search for destination/Oslo/FR/Rome/mobile///",
+        "u/a/1541599502/3/filter selection/Hotel/FR/Rome/mobile/Hotel//",
+        "u/a/1541599503/4/clickout item/8/FR/Rome/mobile//7|8|9/70|80|90",
+        "v/b/1541599503/1/search for item/9/FR/Rome/mobile///",
+    )
 ]
 ATOMIC = {
     "m.inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\n2\t7\t3\t50\n1\t7\t5\t40.0\n",
@@ -210,17 +220,21 @@ CASES = {
         "table", {"log.jsonl": json_lines({"user_id": 1, "item_id": "i", "timestamp": 5, "more": [1]}) * 3}, headless=("log.jsonl",)
     ),
     "table-parquet": Case("table", {"log.parquet": parquet()}, pack=False),
-    "kuairand": Case(
-        "kuairand", KUAIRAND, kept=shown_rows, quoted=("video_features_basic_pure.csv", "user_features_pure.csv")
-    ),
+    "kuairand": Case("kuairand", KUAIRAND, kept=shown_rows, quoted=("video_features_basic_pure.csv", "user_features_pure.csv")),
     "kuairand-all": Case(
-        "kuairand", KUAIRAND, {"logs": "all", "history": True, "min_action": "like"}, shown_rows,
+        "kuairand",
+        KUAIRAND,
+        {"logs": "all", "history": True, "min_action": "like"},
+        shown_rows,
         quoted=("video_features_basic_pure.csv", "user_features_pure.csv"),
     ),
     "kuaisar": Case("kuaisar", KUAISAR, kept=shown_rows, quoted=tuple(name for name in KUAISAR if name != "social_network.csv")),
     "kuaisearch-recall": Case("kuaisearch", KUAISEARCH, kept=kuaisearch_rows, headless=tuple(KUAISEARCH)),
     "kuaisearch-rank": Case(
-        "kuaisearch", KUAISEARCH, {"requests": "rank", "relevance": False, "min_action": "impression"}, kuaisearch_rows,
+        "kuaisearch",
+        KUAISEARCH,
+        {"requests": "rank", "relevance": False, "min_action": "impression"},
+        kuaisearch_rows,
         headless=tuple(KUAISEARCH),
     ),
     "trivago-tsv": Case("trivago", {"trivago_val.tsv": "\n".join(map("\t".join, TRIVAGO)) + "\n"}),
@@ -232,7 +246,10 @@ CASES = {
     ),
     "amazon-2018": Case(
         "amazon-2018",
-        {"X_5.json": json_lines({**REVIEW, "verified": True}) * 2, "meta_X.json": json_lines({"asin": "B1", "price": "$1", "category": ["a"]})},
+        {
+            "X_5.json": json_lines({**REVIEW, "verified": True}) * 2,
+            "meta_X.json": json_lines({"asin": "B1", "price": "$1", "category": ["a"]}),
+        },
         headless=("X_5.json", "meta_X.json"),
     ),
     "amazon-2023": Case(
@@ -246,7 +263,9 @@ CASES = {
     "product-search": Case(
         "product-search",
         {
-            "train.qrels.txt": "A1_0 0 B1 1 \nA2_1 0 B2 1 \n", "test.qrels.txt": "A2_0 0 B1 1 \n", "query_text.txt": "red\nblue\n",
+            "train.qrels.txt": "A1_0 0 B1 1 \nA2_1 0 B2 1 \n",
+            "test.qrels.txt": "A2_0 0 B1 1 \n",
+            "query_text.txt": "red\nblue\n",
             "items.tsv": "asin\tbrand\tcategories\nB1\tV\tHome > Lamp\nB2\t\tHome\n",
         },
         headless=("train.qrels.txt", "test.qrels.txt"),
@@ -279,20 +298,45 @@ CASES = {
         kept=request_rows,
         quoted=("search_train.csv", "notes.csv", "user_feat.csv"),
     ),
-}  # fmt: skip
+}
 CASES = {name: case for name, case in CASES.items() if case.reader in READERS}
 
 DEEP = "[" * 3000 + "]" * 3000
 NASTY = [
-    "", " ", "\t", "null", "NaN", "nan", "inf", "-inf", "-1", "0", "2", "1e309", "1e18", "1.5", "9" * 30, "0x10", "true", "[]", "[1,", "[1, null]",
-    '{"a":1}', '{"a":{"b":[1,{}]}}', '"', '""', "'", "\\", "\\ud800", '"\\ud800"', "\x00", "\x1f", "\r", "\u2028", "\ufeff", "é", "\U0001f600", "|", ",", "a,b",
-    "x|y", "1970-01-01", "99999-99-99", "__line__", "item_id", "user_id", "timestamp", "action", "__import__('os')", "{", "}", DEEP, "é" * 5000, "(" * 500,
+    "", " ", "\t", "null", "NaN", "nan", "inf", "-inf", "-1", "0", "2", "1e309", "1e18", "1.5", "9" * 30, "0x10", "true", "[]", "[1,",
+    "[1, null]", '{"a":1}', '{"a":{"b":[1,{}]}}', '"', '""', "'", "\\", "\\ud800", '"\\ud800"', "\x00", "\x1f", "\r", "\u2028", "\ufeff", "é",
+    "\U0001f600", "|", ",", "a,b", "x|y", "1970-01-01", "99999-99-99", "__line__", "item_id", "user_id", "timestamp", "action",
+    "__import__('os')", "{", "}", DEEP, "é" * 5000, "(" * 500,
 ]  # fmt: skip
 NASTY_BYTES = [text.encode() for text in NASTY] + [b"\xff", b"\xed\xa0\x80", b"\xc3", b"\x80\x00"]
-JSON_NASTY = [None, True, -1, 0, 1.5, 10**30, 1e18, float("nan"), float("inf"), "", " ", "x", [], [1], [None], [[1]], ["a", 2], {}, {"a": [1]}, "\ud800", "9" * 30]
+JSON_NASTY = [
+    None,
+    True,
+    -1,
+    0,
+    1.5,
+    10**30,
+    1e18,
+    float("nan"),
+    float("inf"),
+    "",
+    " ",
+    "x",
+    [],
+    [1],
+    [None],
+    [[1]],
+    ["a", 2],
+    {},
+    {"a": [1]},
+    "\ud800",
+    "9" * 30,
+]
 JSON_NASTY += [reduce(lambda inner, _: [inner], range(600), 1)]
 Edit = tuple[int, int, int, int]
-EDITS = st.lists(st.tuples(st.integers(0, 13), st.integers(0, 10_000), st.integers(0, 10_000), st.integers(0, 10_000)), min_size=1, max_size=5)
+EDITS = st.lists(
+    st.tuples(st.integers(0, 13), st.integers(0, 10_000), st.integers(0, 10_000), st.integers(0, 10_000)), min_size=1, max_size=5
+)
 
 
 def edited(content: bytes, edit: Edit) -> bytes:
@@ -449,7 +493,8 @@ def test_damage_is_refused_or_accounted_for(name):
     assert any(log is not None for log in reached) and any(log is None or log.quarantine.height for log in reached)
 
 
-def test_no_message_is_a_traceback_of_the_parser():
-    """The edits reach every kind of value: a guard against a list that is edited into nothing."""
-    texts = {re.sub(rb"\s+", b" ", edited(b"a,b,c\n1,2,3\n", (kind, 5, 7, 11))) for kind in range(14)}
-    assert len(texts) > 9
+def test_the_edits_differ():
+    """A guard against edits that change nothing, with which the test above would pass for the wrong reason."""
+    content = b'a,b,c\n1,2,3\n{"d": 4}\n'
+    texts = {edited(content, (kind, 4, 7, 20)) for kind in range(14)}
+    assert len(texts) >= 12 and content not in texts

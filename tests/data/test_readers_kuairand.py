@@ -128,7 +128,11 @@ def test_random_logs_follow_the_option(tmp_path):
 
 
 def test_history_is_left_out_or_comes_before_the_log_in_order(tmp_path):
-    write(layout(tmp_path), "train_sequences_upto_20220424.tsv.gz", [*HISTORY, "2\t1\t1650615878630\t10\t\t", "4\t1\tsoon\t10\t\t", "5\t0\t1650615878630\t\t\t"])
+    write(
+        layout(tmp_path),
+        "train_sequences_upto_20220424.tsv.gz",
+        [*HISTORY, "2\t1\t1650615878630\t10\t\t", "4\t1\tsoon\t10\t\t", "5\t0\t1650615878630\t\t\t"],
+    )
     without = read(tmp_path)
     assert without.filtered == {"train_sequences left out by option history=false": 5} and accounted(without)
     log = read(tmp_path, history=True)
@@ -189,7 +193,11 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(UserError, match="twice"):
         read(tmp_path)
     (tmp_path / "log_standard_4_22_to_5_08_pure.csv.gz").unlink()
-    for header, words in ((HEADER.replace("time_ms", "time_msec", 1), "nearest: 'time_msec'"), (HEADER + ",item_id", "'item_id'"), (HEADER + ",tab", "twice")):
+    for header, words in (
+        (HEADER.replace("time_ms", "time_msec", 1), "nearest: 'time_msec'"),
+        (HEADER + ",item_id", "'item_id'"),
+        (HEADER + ",tab", "twice"),
+    ):
         write(tmp_path, "log_standard_4_22_to_5_08_pure.csv", [header, *GOOD])
         with pytest.raises(UserError, match=words):
             read(tmp_path)

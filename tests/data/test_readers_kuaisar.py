@@ -25,7 +25,8 @@ SEARCH = [
     "2,7,2023-05-22 21:59:52,1684763992919,[5],,11,1,VIDEO",
 ]
 ITEMS = [
-    "item_id,caption,author_id,item_type,first_level_category_name,first_level_category_name_en,second_level_category_name_en,third_level_category_name",
+    "item_id,caption,author_id,item_type,first_level_category_name,first_level_category_name_en,second_level_category_name_en,"
+    "third_level_category_name",
     '10,"[1, 213]",4,NORMAL,搞笑,Funny,Funny joke,空',
     "11,[],5,NORMAL,,UNKNOWN,empty,",
 ]
@@ -91,11 +92,22 @@ def test_beijing_time_where_there_are_no_milliseconds(tmp_path):
 
 def test_bad_rows_are_set_aside_one_by_one(tmp_path):
     layout(tmp_path)
-    write(tmp_path, "rec_inter.csv.gz", [*FEED, ",10,,1684742000123,1,1,1,0,0,0,0,0", "1,10,,1684742000,1,1,1,0,0,0,0,0", "1,10,,1684742000123,x,1,1,0,0,0,0,0"])
+    write(
+        tmp_path,
+        "rec_inter.csv.gz",
+        [*FEED, ",10,,1684742000123,1,1,1,0,0,0,0,0", "1,10,,1684742000,1,1,1,0,0,0,0,0", "1,10,,1684742000123,x,1,1,0,0,0,0,0"],
+    )
     write(
         tmp_path,
         "src_inter.csv",
-        [*SEARCH, '1,7,,1684763932919,"[20, 34",A,10,2,V', "1,7,,1684763932919,[2],A,10,-1,V", "1,,,1684763932919,[2],A,10,1,V", "1,7", '1,8,,1684763932919,"[20, ""3""]",A,10,1,V'],
+        [
+            *SEARCH,
+            '1,7,,1684763932919,"[20, 34",A,10,2,V',
+            "1,7,,1684763932919,[2],A,10,-1,V",
+            "1,,,1684763932919,[2],A,10,1,V",
+            "1,7",
+            '1,8,,1684763932919,"[20, ""3""]",A,10,1,V',
+        ],
     )
     write(tmp_path, "item_features.csv", [*ITEMS, ITEMS[1], '13,"{1}",4,N,,,,'])
     log = read(tmp_path)

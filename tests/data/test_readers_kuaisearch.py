@@ -15,19 +15,79 @@ from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
 
 ITEMS = [
-    {"item_id": 1, "item_title": "貂皮大衣", "brand_id": 1, "brand_name": "金粟兰", "seller_name": "s", "category_level1_name": "女装", "category_level2_name": "皮草", "category_level3_name": "UNKNOWN"},
+    {
+        "item_id": 1,
+        "item_title": "貂皮大衣",
+        "brand_id": 1,
+        "brand_name": "金粟兰",
+        "seller_name": "s",
+        "category_level1_name": "女装",
+        "category_level2_name": "皮草",
+        "category_level3_name": "UNKNOWN",
+    },
     {"item_id": 2, "item_title": "拖鞋", "brand_name": "UNKNOWN"},
 ]
 USERS = [{"user_id": 5, "gender": "M", "age_bucket": "31-40"}, {"user_id": 6, "gender": "F"}]
 RECALL = [
-    {"user_id": 5, "session_id": 1, "impressed_item_ids": [1, 2, 3], "clicked_item_ids": [3, 2], "purchased_item_ids": [2], "time_index": 40, "query": "拖鞋", "split": "train"},
-    {"user_id": 5, "session_id": 2, "impressed_item_ids": [1], "clicked_item_ids": [], "purchased_item_ids": [9], "time_index": 41, "query": "大衣", "split": "test"},
-    {"user_id": 6, "session_id": 3, "impressed_item_ids": [2, 1], "clicked_item_ids": [], "purchased_item_ids": [], "time_index": 39, "query": "鞋", "split": "train"},
-]  # fmt: skip
+    {
+        "user_id": 5,
+        "session_id": 1,
+        "impressed_item_ids": [1, 2, 3],
+        "clicked_item_ids": [3, 2],
+        "purchased_item_ids": [2],
+        "time_index": 40,
+        "query": "拖鞋",
+        "split": "train",
+    },
+    {
+        "user_id": 5,
+        "session_id": 2,
+        "impressed_item_ids": [1],
+        "clicked_item_ids": [],
+        "purchased_item_ids": [9],
+        "time_index": 41,
+        "query": "大衣",
+        "split": "test",
+    },
+    {
+        "user_id": 6,
+        "session_id": 3,
+        "impressed_item_ids": [2, 1],
+        "clicked_item_ids": [],
+        "purchased_item_ids": [],
+        "time_index": 39,
+        "query": "鞋",
+        "split": "train",
+    },
+]
 RANK = [
-    {"user_id": 5, "session_id": 1, "time_index": 40, "search_entrance": "mall", "recently_clicked_item_ids": [1], "query": "拖鞋", "target_item_id": 2, "target_item_price": 59.5, "is_clicked": 1, "is_purchased": 1, "user_statistical_features": {"a": 0.0}, "split": "train"},
-    {"user_id": 5, "session_id": 1, "time_index": 40, "search_entrance": "mall", "query": "拖鞋", "target_item_id": 1, "target_item_price": None, "is_clicked": 0, "is_purchased": 0, "split": "train"},
-]  # fmt: skip
+    {
+        "user_id": 5,
+        "session_id": 1,
+        "time_index": 40,
+        "search_entrance": "mall",
+        "recently_clicked_item_ids": [1],
+        "query": "拖鞋",
+        "target_item_id": 2,
+        "target_item_price": 59.5,
+        "is_clicked": 1,
+        "is_purchased": 1,
+        "user_statistical_features": {"a": 0.0},
+        "split": "train",
+    },
+    {
+        "user_id": 5,
+        "session_id": 1,
+        "time_index": 40,
+        "search_entrance": "mall",
+        "query": "拖鞋",
+        "target_item_id": 1,
+        "target_item_price": None,
+        "is_clicked": 0,
+        "is_purchased": 0,
+        "split": "train",
+    },
+]
 RELEVANCE = [
     {"query": "裙", "item_title": "半裙", "brand": "无品牌", "seller_name": "s", "attr_value": "长裙", "score": 2},
     {"query": "裤", "item_title": "半裙", "brand": "无品牌", "seller_name": "s", "attr_value": "长裙", "score": 0},
@@ -77,7 +137,10 @@ def test_recall_gives_requests_and_relevance_gives_judgments(tmp_path):
         ("5", "2", 40, "purchase", "拖鞋", "search", "train"),
         ("5", "9", 41, "purchase", "大衣", "search", "test"),  # bought although the list does not show it
     ]
-    assert log.items.select("item_id", "title", "brand", "category").rows()[:2] == [("1", "貂皮大衣", "金粟兰", ["女装", "皮草"]), ("2", "拖鞋", None, None)]
+    assert log.items.select("item_id", "title", "brand", "category").rows()[:2] == [
+        ("1", "貂皮大衣", "金粟兰", ["女装", "皮草"]),
+        ("2", "拖鞋", None, None),
+    ]
     assert log.items.height == 4 and log.items["text"].to_list() == [None, None, "长裙", "长裙"]
     first, other, branded = log.judgments["item_id"]
     assert first == other != branded and set(log.judgments["item_id"]) == set(log.items["item_id"][2:])
@@ -116,7 +179,18 @@ def test_bad_rows_are_set_aside_one_by_one(tmp_path):
     write(tmp_path, "items.jsonl.gz", [*ITEMS, ITEMS[0], {"item_title": "x"}])
     log = read(tmp_path)
     found = {(source, line): reason for source, line, reason in log.quarantine.iter_rows()}
-    words = ["user_id", "session_id", "time_index", "time_index", "no list", "no list", "clicked_item_ids", "no impressed", "broken JSON", "not a JSON"]
+    words = [
+        "user_id",
+        "session_id",
+        "time_index",
+        "time_index",
+        "no list",
+        "no list",
+        "clicked_item_ids",
+        "no impressed",
+        "broken JSON",
+        "not a JSON",
+    ]
     for line, word in enumerate(words, start=1):
         assert word in found["recall.jsonl", line]
     assert "score" in found["relevance.jsonl", 4] and "no query" in found["relevance.jsonl", 5]

@@ -12,11 +12,13 @@ from genrec.data.readers.trivago import CHAIN, read_trivago
 from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
 
-HEADER = "user_id session_id timestamp step action_type reference platform city device current_filters impressions prices".split()
+COLUMNS = "user_id session_id timestamp step action_type reference platform city device current_filters impressions prices"
 T = 1541599500
 
 
-def row(session: str, time: object, step: object, kind: str, reference: str, filters: str = "", shown: str = "", prices: str = "") -> list[str]:
+def row(
+    session: str, time: object, step: object, kind: str, reference: str, filters: str = "", shown: str = "", prices: str = ""
+) -> list[str]:
     return ["u" + session[:1], session, str(time), str(step), kind, reference, "FR", "Paris, France", "mobile", filters, shown, prices]
 
 
@@ -43,7 +45,7 @@ def write(file: Path, rows: list[list[str]], separator: str = "\t") -> Path:
     def field(text: str) -> str:
         return f'"{text}"' if separator == "," and "," in text else text
 
-    file.write_text("\n".join(separator.join(map(field, cells)) for cells in [HEADER, *rows]) + "\n")
+    file.write_text("\n".join(separator.join(map(field, cells)) for cells in [COLUMNS.split(), *rows]) + "\n")
     return file
 
 
