@@ -15,11 +15,15 @@ from genrec.data.readers.amazon2023 import read_amazon_2023
 from genrec.data.readers.common import did_you_mean
 from genrec.data.readers.esci import read_esci
 from genrec.data.readers.jdsearch import read_jdsearch
+from genrec.data.readers.kuairand import read_kuairand
+from genrec.data.readers.kuaisar import read_kuaisar
+from genrec.data.readers.kuaisearch import read_kuaisearch
 from genrec.data.readers.movielens import read_movielens
 from genrec.data.readers.product_search import read_product_search
 from genrec.data.readers.qilin import read_qilin
 from genrec.data.readers.simulator import read_simulator
 from genrec.data.readers.table import is_glob, read_table
+from genrec.data.readers.trivago import read_trivago
 from genrec.data.schema import RawLog
 from genrec.errors import UserError
 
@@ -29,10 +33,14 @@ READERS: dict[str, Callable[[Path, dict], RawLog]] = {
     "amazon-2023": read_amazon_2023,
     "esci": read_esci,
     "jdsearch": read_jdsearch,
+    "kuairand": read_kuairand,
+    "kuaisar": read_kuaisar,
+    "kuaisearch": read_kuaisearch,
     "movielens": read_movielens,
     "product-search": read_product_search,
     "qilin": read_qilin,
     "table": read_table,
+    "trivago": read_trivago,
     "simulator": read_simulator,
 }
 PATHLESS_READERS = ("simulator",)

@@ -279,6 +279,9 @@ def _fast_json(lines: pl.DataFrame, schema: dict[str, pl.DataType] | None) -> pl
 def _json_problem(raw: str) -> str | None:
     try:
         value = json.loads(raw)
-    except ValueError as error:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "half of a surrogate pair, which is no text"
+    except (ValueError, RecursionError) as error:
         return f"broken JSON ({str(error)[:80]})"
     return None if isinstance(value, dict) else "not a JSON object"

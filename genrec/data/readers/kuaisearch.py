@@ -1,0 +1,200 @@
+"""KuaiSearch: product searches of a short-video shop, in the published JSON lines.
+
+Files, told by a word in their names (``.jsonl`` or ``.json``; plain, ``.gz`` or ``.zst``); keys that are not named are not read:
+
+- ``*items*``: ``item_id``, ``item_title``, ``brand_name``, ``category_level1_name`` ... ``category_level3_name`` ("UNKNOWN" is none) ->
+  items; the ids of brand, seller and levels and ``seller_name`` are attributes;
+- ``*users*``: ``user_id``, ``gender``, ``age_bucket``, ``fre_country``, ``fre_province``, ``fre_city`` -> users;
+- ``*recall*``: one search a line: ``user_id``, ``session_id``, ``time_index``, ``query``, ``impressed_item_ids``, ``clicked_item_ids``,
+  ``purchased_item_ids``, ``split``;
+- ``*rank*``: one shown item of a search a line: ``target_item_id``, ``target_item_price``, ``is_clicked``, ``is_purchased``,
+  ``search_entrance`` and, as above, ``user_id``, ``session_id``, ``time_index``, ``query``, ``split``. The items that a person clicked
+  and bought before (without times, and repeated on every line) and the counts of 30 days are not read;
+- ``*relevance*``: ``query``, ``item_title``, ``brand``, ``seller_name``, ``attr_value``, ``score`` (0 to 3) -> ``judgments``, the score as
+  gain. Its products have no ids: each becomes an item "relevance-..." named by a hash of its texts, ``attr_value`` as its text.
+
+Recall and rank tell of the same searches, rank only of some and with more columns, so one of them is read (option ``requests``) and the
+rows of the other are counted as filtered.
+
+The chain is impression < click < purchase. ``impressions`` has a row for each shown item, with ``query``, ``split``, ``click`` and
+``purchase``, and with recall the place in the list as ``position`` (from 0). Events are the items clicked or bought, also those
+that the list of shown items leaves out. ``request_id`` is user, session and time. ``timestamp`` is ``time_index`` as it stands: a
+relative time whose unit and origin are not published, so take it as an order, not as a clock.
+
+Rows read = items (of the items file) + users + searches (recall: rows of ``impressions`` at position 0; rank: all its rows) + judgments +
+quarantine + filtered.
+
+Options: ``requests`` (recall or rank, default recall), ``min_action`` (a stage, default click), ``relevance`` (default true: whether
+the judgments and their products are read).
+
+Source: "KuaiSearch", arXiv 2602.11518 (data: benchen4395/KuaiSearch, MIT).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import polars as pl
+
+from genrec.data.readers.common import LINE, blank, check_options, set_aside
+from genrec.data.readers.feedback import (
+    Seen,
+    choice,
+    events_of,
+    files_by_kind,
+    finite,
+    flags,
+    id_columns,
+    json_batches,
+    json_list,
+    left_out,
+    part,
+    stage,
+    switch,
+    whole,
+)
+from genrec.data.schema import IMPRESSION_SCHEMA, ITEM_SCHEMA, JUDGMENT_SCHEMA, USER_SCHEMA, RawLog, conform
+from genrec.errors import UserError
+
+CHAIN = ("impression", "click", "purchase")
+FILES = {kind: rf"(.*[_-])?{kind}([_-].*)?\.jsonl?" for kind in ("items", "users", "recall", "rank", "relevance")}
+LEVELS = tuple(f"category_level{level}_name" for level in (1, 2, 3))
+ITEM_ATTRIBUTES = ("brand_id", "seller_id", "seller_name", "category_level1_id", "category_level2_id", "category_level3_id")
+ITEM_FIELDS = ("item_id", "item_title", "brand_name", *LEVELS, *ITEM_ATTRIBUTES)
+USER_FIELDS = ("user_id", "gender", "age_bucket", "fre_country", "fre_province", "fre_city")
+REQUEST_FIELDS = ("user_id", "session_id", "time_index", "query", "split")
+LISTS = {"impression": "impressed_item_ids", "click": "clicked_item_ids", "purchase": "purchased_item_ids"}
+RANK_FIELDS = ("target_item_id", "target_item_price", "is_clicked", "is_purchased", "search_entrance")
+RELEVANCE_FIELDS = ("query", "item_title", "brand", "seller_name", "attr_value", "score")
+
+
+def read_kuaisearch(path: Path, options: dict) -> Iterator[RawLog]:
+    """Read the files of KuaiSearch at a folder, a file or a glob, one part for each batch of lines.
+
+    Raises ``UserError`` for a wrong option, no file of the layout, or no file of the wanted requests.
+    """
+    check_options("kuaisearch", options, ("requests", "min_action", "relevance"))
+    requests = choice("kuaisearch", options, "requests", ("recall", "rank"), "recall")
+    least = choice("kuaisearch", options, "min_action", CHAIN, "click")
+    relevance = switch("kuaisearch", options, "relevance", True)
+    found = files_by_kind(path, FILES, "kuaisearch")
+    other = "rank" if requests == "recall" else "recall"
+    if found[other] and not found[requests]:
+        raise UserError(f"{path}: no {requests} file there but {found[other][0].name}; set option requests to {other}")
+    yield from _items(found["items"])
+    yield from _users(found["users"])
+    yield from left_out(found[other], f"{other} left out by option requests={requests}", headed=False)
+    for file in found[requests]:
+        yield from (_recall if requests == "recall" else _rank)(file, least)
+    if relevance:
+        yield from _relevance(found["relevance"])
+    else:
+        yield from left_out(found["relevance"], "relevance left out by option relevance=false", headed=False)
+
+
+def _items(files: Sequence[Path]) -> Iterator[RawLog]:
+    seen = Seen()
+    for file in files:
+        for table, aside in json_batches(file, ITEM_FIELDS):
+            table = id_columns(table, ["item_id"], file.name, aside)
+            table = seen.first_rows(table, "item_id", file.name, aside)
+            levels = pl.concat_list([_known(name) for name in LEVELS]).list.drop_nulls()
+            items = table.select(
+                "item_id",
+                pl.col("item_title").alias("title"),
+                _known("brand_name").alias("brand"),
+                pl.when(levels.list.len() > 0).then(levels).alias("category"),
+                *ITEM_ATTRIBUTES,
+            )
+            yield part(aside, table.height, items=conform(items, ITEM_SCHEMA, str(file)))
+
+
+def _known(column: str) -> pl.Expr:
+    return pl.when(pl.col(column).str.to_uppercase() != "UNKNOWN").then(pl.col(column))
+
+
+def _users(files: Sequence[Path]) -> Iterator[RawLog]:
+    seen = Seen()
+    for file in files:
+        for table, aside in json_batches(file, USER_FIELDS):
+            table = id_columns(table, ["user_id"], file.name, aside)
+            table = seen.first_rows(table, "user_id", file.name, aside).drop(LINE)
+            yield part(aside, table.height, users=conform(table, USER_SCHEMA, str(file)))
+
+
+def _requests(table: pl.DataFrame, source: str, aside: list[pl.DataFrame]) -> pl.DataFrame:
+    """What recall and rank have in common: ids, time, request and query."""
+    table = id_columns(table, ["user_id", "session_id"], source, aside)
+    table = table.with_columns(whole("time_index").alias("timestamp"))
+    table = set_aside(table, ~(pl.col("timestamp") >= 0).fill_null(False), source, "time_index is not a whole number from 0", aside)
+    request = pl.concat_str("user_id", "session_id", "timestamp", separator="/")
+    return table.with_columns(request.alias("request_id"), pl.lit("search").alias("surface")).drop("time_index", "session_id")
+
+
+def _recall(file: Path, least: str) -> Iterator[RawLog]:
+    for table, aside in json_batches(file, (*REQUEST_FIELDS, *LISTS.values())):
+        table = _requests(table, file.name, aside)
+        for name, theirs in LISTS.items():
+            ids = json_list(theirs)
+            table = set_aside(table, pl.col(theirs).is_not_null() & ids.is_null(), file.name, f"{theirs} is no list of ids", aside)
+            table = table.with_columns(pl.coalesce(ids, pl.lit([], dtype=pl.List(pl.String))).alias(name)).drop(theirs)
+        table = set_aside(table, pl.col("impression").list.len() == 0, file.name, "no impressed_item_ids", aside)
+        table = table.drop(LINE).with_row_index("row")
+        shown = table.with_columns(pl.int_ranges(0, pl.col("impression").list.len()).alias("position"))
+        shown = _reached(shown.explode("impression", "position").rename({"impression": "item_id"}), table)
+        met = ["click", "purchase"] if least != "impression" else ["impression", "click", "purchase"]
+        items = pl.concat_list(met).list.unique(maintain_order=True)
+        deeds = table.with_columns(items.alias("item_id")).explode("item_id").filter(pl.col("item_id").is_not_null())
+        events = events_of(_reached(deeds, table), CHAIN, least, str(file), extra=["split"])
+        shown = conform(shown, IMPRESSION_SCHEMA, str(file))
+        yield part(aside, table.height, events=events, impressions=shown, chain=CHAIN)
+
+
+def _reached(rows: pl.DataFrame, requests: pl.DataFrame) -> pl.DataFrame:
+    """Add ``click``, ``purchase`` and ``action`` to one row for each item of a request."""
+    rows = rows.drop(name for name in LISTS if name in rows.columns)
+    for name in CHAIN[1:]:
+        done = requests.select("row", pl.col(name).alias("item_id")).explode("item_id").drop_nulls().unique()
+        rows = rows.join(done.with_columns(pl.lit(True).alias(name)), on=["row", "item_id"], how="left", maintain_order="left")
+        rows = rows.with_columns(pl.col(name).fill_null(False))
+    return rows.with_columns(stage(rows, CHAIN)).drop("row")
+
+
+def _rank(file: Path, least: str) -> Iterator[RawLog]:
+    for table, aside in json_batches(file, (*REQUEST_FIELDS, *RANK_FIELDS)):
+        table = _requests(table, file.name, aside)
+        table = id_columns(table, ["target_item_id"], file.name, aside)
+        table = flags(table, {"click": "is_clicked", "purchase": "is_purchased"}, file.name, aside)
+        table = table.rename({"target_item_id": "item_id"}).with_columns(stage(table, CHAIN), finite("target_item_price").alias("price"))
+        shown = conform(table.drop(LINE, "target_item_price"), IMPRESSION_SCHEMA, str(file))
+        events = events_of(shown, CHAIN, least, str(file), extra=["split"])
+        yield part(aside, shown.height, events=events, impressions=shown, chain=CHAIN)
+
+
+def _relevance(files: Sequence[Path]) -> Iterator[RawLog]:
+    seen = Seen()
+    for file in files:
+        for table, aside in json_batches(file, RELEVANCE_FIELDS):
+            for name in ("query", "item_title"):
+                table = set_aside(table, blank(name), file.name, f"no {name}", aside)
+            score = whole("score")
+            table = set_aside(table, ~score.is_between(0, 3).fill_null(False), file.name, "score is no grade from 0 to 3", aside)
+            texts = table.select("item_title", "brand", "seller_name", "attr_value")
+            table = table.with_columns(
+                pl.Series("item_id", [f"relevance-{_digest(row)}" for row in texts.iter_rows()], dtype=pl.String),
+                pl.Series("query_id", [f"relevance-{_digest((query,))}" for query in table["query"]], dtype=pl.String),
+                score.cast(pl.String).alias("label"),
+                score.cast(pl.Float64).alias("gain"),
+            )
+            judgments = conform(table.select("query_id", "query", "item_id", "label", "gain"), JUDGMENT_SCHEMA, str(file))
+            new = table.filter(seen.fresh(table["item_id"])).select(
+                "item_id", pl.col("item_title").alias("title"), "brand", pl.col("attr_value").alias("text"), "seller_name"
+            )
+            yield part(aside, table.height, judgments=judgments, items=conform(new, ITEM_SCHEMA, str(file)))
+
+
+def _digest(texts: Sequence[str | None]) -> str:
+    """The same short name for the same texts on every machine."""
+    return blake2b("\x1f".join(text or "" for text in texts).encode(), digest_size=8).hexdigest()
