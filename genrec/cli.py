@@ -13,7 +13,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from genrec import __version__
-from genrec.errors import UserError
+from genrec.errors import UserError, machine_limit
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.splitlines()[0])
 datasets_app = typer.Typer(no_args_is_help=True, help="Data sets that arrive by themselves.")
@@ -213,6 +213,9 @@ def main() -> None:
         # Click's own usage errors carry an exit code of 2 and a one-line message.
         if hasattr(error, "format_message"):
             sys.stderr.write(f"error: {error.format_message()}\n")
+            sys.exit(2)
+        if line := machine_limit(error):
+            sys.stderr.write(f"error: {line}\n")
             sys.exit(2)
         logging.getLogger(__name__).exception("genrec %s failed; this is our mistake", __version__)
         sys.exit(1)
