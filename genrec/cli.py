@@ -32,9 +32,12 @@ Mode = Annotated[str, typer.Option("--mode", help="fused, retrieve or generate."
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
     """Everything that is not up to date, then the results table."""
     from genrec.pipeline import Run, stage_evaluate, stage_train
+    from genrec.training.distributed import rank_and_world
 
     job = Run.create(config, overrides or [])
     stage_train(job)
+    if rank_and_world()[0]:
+        return  # the first of the processes that trained together goes on alone
     result = stage_evaluate(job)
     _show(result)
     console.print(f"results: {job.folder / 'results'}")

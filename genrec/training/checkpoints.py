@@ -85,6 +85,7 @@ class Checkpoints(Checkpoint):
         self.best: str | None = None
         self.quality = -float("inf")
         self.rows: list[dict] = []
+        self.losses: dict[str, float] = {}  # of the step under way, summed over its parts
         self.clock = time.monotonic()
 
     @property
@@ -104,11 +105,18 @@ class Checkpoints(Checkpoint):
                 trainer.should_stop = True
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int) -> None:
-        if (index + 1) % trainer.accumulate_grad_batches:
-            return
-        step = trainer.global_step
+        parts = trainer.accumulate_grad_batches
+        whole = (index + 1) % parts == 0
+        step = trainer.global_step if whole else trainer.global_step + 1
         if step % self.log_every == 0:
-            self.row(trainer, "train/")
+            for name, value in trainer.callback_metrics.items():
+                if name.startswith("train/"):
+                    self.losses[name] = self.losses.get(name, 0.0) + float(value) / parts
+        if not whole:
+            return
+        if self.losses:
+            self._row(trainer, self.losses)
+            self.losses = {}
         last = index + 1 >= trainer.num_training_batches
         if not last and self._due(step):  # the epoch's end saves anyway, with its validation
             self.save(trainer)
@@ -125,7 +133,7 @@ class Checkpoints(Checkpoint):
         return step % LOOK_EVERY == 0 and gather(late)[0]
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.row(trainer, "val/")
+        self._row(trainer, {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")})
         quality = float(trainer.callback_metrics["val/quality"])
         quality = -1.0 if quality != quality else quality
         if quality > self.quality:
@@ -137,9 +145,7 @@ class Checkpoints(Checkpoint):
             self.keep(trainer)
         self.save(trainer)
 
-    def row(self, trainer: L.Trainer, group: str) -> None:
-        """Add the metrics of a group to the curves."""
-        values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(group)}
+    def _row(self, trainer: L.Trainer, values: dict[str, float]) -> None:
         self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **values})
 
     def keep(self, trainer: L.Trainer) -> None:

@@ -40,10 +40,10 @@ class TrainingModule(L.LightningModule):
         super().backward(loss * self.share, *args, **kwargs)
 
     def log(self, name: str, value: Tensor, **kwargs) -> None:
-        """A training loss is logged as the mean over the step's requests on all processes."""
-        if name.startswith("train/") and self.trainer.world_size > 1:
-            value, kwargs = value.detach() * self.share, kwargs | {"sync_dist": True}
-        super().log(name, value, **kwargs)
+        """Averaged over processes; a training loss by its share, so that the mean over a step's parts is that over its requests."""
+        if name.startswith("train/"):
+            value = value.detach() * self.share
+        super().log(name, value, sync_dist=self.trainer.world_size > 1, **kwargs)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         if isinstance(self.trainer.strategy, FSDPStrategy):  # the norm over all shards
