@@ -99,9 +99,8 @@ class EpochLoader:
         """The piece of the epoch at a place."""
         step, part = divmod(place, self.parts)
         rows = self.batches[step]
-        pieces = self.parts * self.world
-        piece = np.array_split(rows, pieces)[part * self.world + self.rank]
-        share = pieces * float(self.counts[piece].sum() / self.counts[rows].sum())
+        piece = np.array_split(np.array_split(rows, self.parts)[part], self.world)[self.rank]
+        share = self.parts * self.world * float(self.counts[piece].sum() / self.counts[rows].sum())
         if len(piece) == 0:  # fewer sequences than pieces: take part with one that does not count
             piece = rows[:1]
         return Part(self.collator.windows(self.data, self.windows, piece, self.recommend_searches, self.searches), share)
