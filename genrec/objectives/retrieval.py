@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from genrec.objectives.linear_cross_entropy import linear_cross_entropy
+
 
 def full_softmax(requests: Tensor, index: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of targets (N,) under logits requests (N, dim) . index (n_items, dim)."""
-    return F.cross_entropy(requests @ index.T, targets, label_smoothing=smoothing)
+    return linear_cross_entropy(requests, index, targets, smoothing)
 
 
 def sampled_softmax(
