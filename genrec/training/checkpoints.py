@@ -160,7 +160,7 @@ class Checkpoints(Checkpoint):
     def save(self, trainer: L.Trainer) -> None:
         """Write the whole state; then drop what is older than the one before it, and best weights that nothing relies on."""
         self.clock = time.monotonic()
-        trainer.save_checkpoint(self.work / f"step-{trainer.global_step:09d}" / STATE)
+        trainer.save_checkpoint(self.work / f"step-{trainer.global_step:09d}" / STATE, weights_only=False)
         if trainer.is_global_zero:
             self._prune()
 

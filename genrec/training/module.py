@@ -48,8 +48,8 @@ class TrainingModule(L.LightningModule):
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         if isinstance(self.trainer.strategy, FSDPStrategy):  # the norm over all shards
             self.trainer.strategy.model.clip_grad_norm_(gradient_clip_val)
-        else:
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:  # not Lightning's own, which refuses fused optimizers under bf16 for the sake of float16's scaled gradients
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         encoded = self.network.encode(batch)
