@@ -1,13 +1,19 @@
 """Atomic folders with a manifest: what made them, from what, and whether they are whole.
 
 A stage writes into a temporary folder beside its target and renames it at the end; a reader therefore sees a whole folder or none.
+What a killed process leaves behind is put right by the next one that looks at the same target.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import glob
 import hashlib
 import json
+import logging
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,6 +23,7 @@ from typing import Any
 
 from genrec.errors import UserError
 
+log = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
@@ -46,12 +53,13 @@ def atomic_folder(target: Path, kind: str, key: str, info: dict | None = None) -
     """Yield a temporary folder; on success write its manifest and rename it to ``target`` (an older one is replaced).
 
     ``key`` is the fingerprint of everything the content depends on. ``info`` (filled by the caller before the end) is kept in the
-    manifest. A failure inside leaves ``target`` as it was.
+    manifest. A failure inside leaves ``target`` as it was; so does a kill at any moment, see ``recover``. Everything is on the disk
+    before the old folder goes.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    recover(target)
+    temporary, lock = _claim(target)
+    old = temporary.with_suffix(".old")
     try:
         yield temporary
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
@@ -64,20 +72,100 @@ def atomic_folder(target: Path, kind: str, key: str, info: dict | None = None) -
             "info": info or {},
         }
         write_json(temporary / MANIFEST, manifest)
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
+        for path in (*files, *(p for p in temporary.rglob("*") if p.is_dir()), temporary):
+            _sync(path)
         if target.exists():
             target.rename(old)
         temporary.rename(target)
+        _sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
+    except Exception as error:
+        if shutil.disk_usage(target.parent).free < 1 << 20:  # some libraries do not say so
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
+        raise
     finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
         shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _claim(target: Path) -> tuple[Path, int | None]:
+    """A new temporary folder beside ``target`` and the lock that says its maker lives (None where the file system has no locks)."""
+    while True:
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+        temporary.mkdir()
+        lock = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN):
+                return temporary, None
+            continue  # somebody took it for a dead one's before it was locked
+        if temporary.is_dir():
+            return temporary, lock
+        os.close(lock)
+
+
+def _abandoned(temporary: Path) -> bool:
+    """Whether the process that made a temporary folder is gone: the system frees the lock of a killed one."""
+    try:
+        lock = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+
+
+def recover(target: Path) -> None:
+    """Put right what killed processes left beside ``target``.
+
+    Their half-written folders go. A folder they had set aside without putting the new one in its place comes back.
+    """
+    name = glob.escape(target.name)
+    for temporary in target.parent.glob(f".{name}.*.partial"):
+        if _abandoned(temporary):
+            log.info("removed %s, left by a process that was stopped", temporary)
+            shutil.rmtree(temporary, ignore_errors=True)
+    for old in target.parent.glob(f".{name}.*.old"):
+        if old.with_suffix(".partial").exists():
+            continue  # its maker lives and is between two renames
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            continue
+        try:
+            old.rename(target)
+            log.info("brought back %s, set aside by a process that was stopped", target)
+        except OSError:  # another process was faster
+            pass
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or a folder's list of names is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON through a temporary file, so that a stop never leaves half a file."""
+    text = json.dumps(value, indent=1, default=str) + "\n"
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:
@@ -96,6 +184,8 @@ def open_artifact(folder: Path, kind: str, verify: bool = False) -> dict:
     Raises ``UserError`` when the folder is missing, half-written, of another kind or format version, or when a file is missing,
     has another size or (with ``verify``) another checksum.
     """
+    if not folder.is_dir():
+        recover(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; make it with: genrec run CONFIG")
     if not (folder / MANIFEST).is_file():
@@ -116,7 +206,8 @@ def open_artifact(folder: Path, kind: str, verify: bool = False) -> dict:
 
 
 def is_current(folder: Path, kind: str, key: str) -> bool:
-    """Whether a whole folder made from exactly these inputs is there."""
+    """Whether a whole folder made from exactly these inputs is there; what killed processes left beside it is put right."""
+    recover(folder)
     try:
         return open_artifact(folder, kind)["key"] == key
     except UserError:

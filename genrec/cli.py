@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from genrec import __version__
-from genrec.errors import UserError
+from genrec.errors import UserError, machine_limit
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.splitlines()[0])
 datasets_app = typer.Typer(no_args_is_help=True, help="Data sets that arrive by themselves.")
@@ -32,9 +33,12 @@ Mode = Annotated[str, typer.Option("--mode", help="fused, retrieve or generate."
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
     """Everything that is not up to date, then the results table."""
     from genrec.pipeline import Run, stage_evaluate, stage_train
+    from genrec.training.distributed import rank_and_world
 
     job = Run.create(config, overrides or [])
     stage_train(job)
+    if rank_and_world()[0]:
+        return  # the first of the processes that trained together goes on alone
     result = stage_evaluate(job)
     _show(result)
     console.print(f"results: {job.folder / 'results'}")
@@ -177,22 +181,29 @@ def fetch(name: str, root: Annotated[Path, typer.Option(help="Where data sets li
 
 
 @app.command()
-def doctor(path: Annotated[Path | None, typer.Argument(help="A run folder to check, file by file.")] = None) -> None:
-    """Versions, devices, free disk and memory; with a run folder, whether it is whole."""
-    from genrec.doctor import check_run, machine
+def doctor(path: Annotated[Path | None, typer.Argument(help="A run folder, or a dataset, model or other artefact inside one.")] = None) -> None:
+    """Versions, devices, free disk and memory; with a path, what is whole there, what is broken (exit code 2) and the remedy."""
+    from genrec.doctor import check, machine
 
     table = Table("what", "value")
     for name, value in machine():
         table.add_row(name, value)
     console.print(table)
     if path:
-        for line in check_run(path):
-            console.print(line)
+        findings = []
+        for finding in check(path):
+            findings.append(finding)
+            console.print(f"{'BROKEN  ' if finding.broken else ''}{finding}", highlight=False, markup=False)
+        broken = [finding for finding in findings if finding.broken]
+        if broken:
+            more = f" (and {len(broken) - 1} more, see above)" if len(broken) > 1 else ""
+            raise UserError(f"{broken[0]}{more}")
 
 
 def main() -> None:
     """Run the command line; a ``UserError`` becomes one line and exit code 2."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_handler()])
+    level = logging.WARNING if int(os.environ.get("RANK", 0)) else logging.INFO  # of processes that train together, the first speaks
+    logging.basicConfig(level=level, format="%(message)s", handlers=[_handler()])
     for noisy in ("faiss", "faiss.loader", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "bm25s", "matplotlib", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
@@ -213,6 +224,9 @@ def main() -> None:
         # Click's own usage errors carry an exit code of 2 and a one-line message.
         if hasattr(error, "format_message"):
             sys.stderr.write(f"error: {error.format_message()}\n")
+            sys.exit(2)
+        if line := machine_limit(error):
+            sys.stderr.write(f"error: {line}\n")
             sys.exit(2)
         logging.getLogger(__name__).exception("genrec %s failed; this is our mistake", __version__)
         sys.exit(1)

@@ -93,7 +93,8 @@ class TrainingConfig:
 
     epochs: int = 40
     patience: int = 5
-    batch_size: int = 256  # sequences per step
+    batch_size: int = 256  # sequences per optimiser step, over all devices and accumulated parts
+    accumulate: int = 1  # parts a device's share of a step is computed in, one after the other; less memory, the same result
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     warmup_steps: int = 100
@@ -107,6 +108,11 @@ class TrainingConfig:
     refit: bool = True  # also fit on train + validation with everything chosen before
     threads: int = 0  # 0 = torch's choice
     accelerator: str = "auto"
+    devices: int = 0  # processes that train together, started by torchrun; 0 = as many as it has started, 1 without it
+    strategy: str = "auto"  # auto and ddp: a copy of the network per device; fsdp: the network sharded over GPUs
+    precision: str = "auto"  # 32, bf16; auto = bf16 on a GPU that has it
+    checkpoint_minutes: float = 10.0  # a checkpoint at least this often, and after each epoch; 0 = no clock
+    checkpoint_steps: int = 0  # also after so many optimiser steps; 0 = not
 
 
 @dataclass
@@ -236,6 +242,8 @@ def validate(config: Config) -> None:
     choices = {
         "split.kind": (config.split.kind, ("leave-last-out", "global-time")),
         "model.node_vectors": (config.model.node_vectors, ("codes", "nodes", "items")),
+        "training.strategy": (config.training.strategy, ("auto", "ddp", "fsdp")),
+        "training.precision": (config.training.precision, ("auto", "32", "bf16")),
     }
     for key, (value, allowed) in choices.items():
         if value not in allowed:
@@ -252,6 +260,7 @@ def validate(config: Config) -> None:
         "model.max_length": config.model.max_length, "model.decoder_layers": config.model.decoder_layers,
         "model.temperature": config.model.temperature, "model.time_bucket": config.model.time_bucket,
         "training.epochs": config.training.epochs, "training.batch_size": config.training.batch_size,
+        "training.accumulate": config.training.accumulate, "training.patience": config.training.patience,
         "training.learning_rate": config.training.learning_rate, "training.stride": config.training.stride,
         "text.dim": config.text.dim, "decoding.beam": config.decoding.beam, "decoding.dense": config.decoding.dense,
         "decoding.batch_size": config.decoding.batch_size,
@@ -259,6 +268,15 @@ def validate(config: Config) -> None:
     for key, value in positive.items():
         if not value > 0:
             raise UserError(f"{key}: must be above 0, is {value}")
+    not_negative = {
+        "training.devices": config.training.devices, "training.checkpoint_minutes": config.training.checkpoint_minutes,
+        "training.checkpoint_steps": config.training.checkpoint_steps, "training.negatives": config.training.negatives,
+        "training.threads": config.training.threads, "training.valid_requests": config.training.valid_requests,
+        "training.warmup_steps": config.training.warmup_steps,
+    }  # fmt: skip
+    for key, value in not_negative.items():
+        if value < 0:
+            raise UserError(f"{key}: must not be below 0, is {value}")
     shares = {
         "queries.share": config.queries.share, "model.dropout": config.model.dropout, "model.item_dropout": config.model.item_dropout,
         "model.time_share": config.model.time_share, "semantic_ids.behaviour_share": config.semantic_ids.behaviour_share,

@@ -1,4 +1,8 @@
-"""The one exception type that means "the user can fix this"."""
+"""The one exception type that means "the user can fix this", and the machine's own limits said plainly."""
+
+from __future__ import annotations
+
+import errno
 
 
 class UserError(Exception):
@@ -7,3 +11,31 @@ class UserError(Exception):
     The message is one line: what is wrong (file, row or key), what was expected, and what to do.
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+_NO_SPACE = ("No space left on device", "Disk quota exceeded", " requested and ")  # the last is numpy's: "9 requested and 5 written"
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "std::bad_alloc", "DefaultCPUAllocator", "out of memory")
+
+
+def machine_limit(error: BaseException | None) -> str | None:
+    """One line with the remedy when an error, or one of its causes, means a full disk or too little memory; else None.
+
+    Libraries wrap these in exceptions of their own (safetensors, Polars, torch), so the message's words count beside the type.
+    """
+    while error is not None:
+        words = str(error)
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(part in words for part in _NO_SPACE):
+            place = f" ({error.filename})" if getattr(error, "filename", None) else ""
+            return f"the disk is full{place}; free some space and run the same command again, what was finished is kept"
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or getattr(error, "errno", None) == errno.ENOMEM:
+            return _TOO_LITTLE
+        if isinstance(error, RuntimeError | OSError) and any(part in words for part in _NO_MEMORY):
+            return _TOO_LITTLE
+        error = error.__cause__ or error.__context__
+    return None
+
+
+_TOO_LITTLE = (
+    "out of memory; raise training.accumulate, lower training.batch_size, training.valid_requests or decoding.batch_size, "
+    "or set training.negatives, and run the same command again"
+)

@@ -32,6 +32,7 @@ from genrec.evaluation.protocol import Evaluation, commit, evaluate
 from genrec.evaluation.report import write_report
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.semantic_ids.tokenize import SemanticIds, tokenize
+from genrec.training.distributed import leader_first
 from genrec.training.fit import FitPlan, fit, load_network
 
 log = logging.getLogger(__name__)
@@ -135,22 +136,25 @@ def locate_data(config: Config) -> Config:
 
 
 def stage_prepare(run: Run) -> None:
-    run.config = locate_data(run.config)
-    prepare(run.config, run.folder / "dataset")
-    write_json(run.folder / "config.json", to_dict(run.config))
+    with leader_first():
+        run.config = locate_data(run.config)
+        prepare(run.config, run.folder / "dataset")
+        write_json(run.folder / "config.json", to_dict(run.config))
 
 
 def stage_tokenize(run: Run) -> None:
     stage_prepare(run)
-    tokenize(run.config, run.dataset, run.folder / "semantic_ids")
+    with leader_first():
+        tokenize(run.config, run.dataset, run.folder / "semantic_ids")
 
 
 def stage_train(run: Run) -> None:
     """Fit on train, weigh the evidence on validation, and refit on train + validation with everything chosen before."""
     stage_tokenize(run)
     _fit_pair(run, run.config, "model", FitPlan())
-    _evidence(run)
-    _fuse(run)
+    with leader_first():
+        _evidence(run)
+        _fuse(run)
     if "sasrec" in run.config.evaluation.baselines:
         _fit_pair(run, sasrec_config(run.config), "sasrec", FitPlan(generate=False, searches=False))
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
-from genrec.artifacts import MANIFEST, atomic_folder, file_fingerprint, fingerprint, is_current, open_artifact, read_json, write_json
-from genrec.errors import UserError
+from genrec import artifacts
+from genrec.artifacts import MANIFEST, atomic_folder, file_fingerprint, fingerprint, is_current, open_artifact, read_json, recover, write_json
+from genrec.errors import UserError, machine_limit
 
 
 @pytest.fixture
@@ -141,3 +149,81 @@ def test_fingerprints(tmp_path):
     changed = file_fingerprint(tmp_path)
     (tmp_path / "y").write_text("")
     assert before != changed != file_fingerprint(tmp_path)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from genrec import artifacts
+target, moment = Path(sys.argv[1]), sys.argv[2]
+rename = Path.rename
+def stop(self, other):
+    if moment == "before the first rename" or moment == "between the renames" and str(other) == str(target):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, other)
+Path.rename = stop
+artifacts.shutil.rmtree = lambda *a, **k: moment == "before the old one goes" and os.kill(os.getpid(), signal.SIGKILL)
+with artifacts.atomic_folder(target, "thing", "new") as place:
+    (place / "data.txt").write_text("second")
+    if moment == "while it is filled":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("moment", ["while it is filled", "before the first rename", "between the renames", "before the old one goes"])
+@pytest.mark.parametrize("then", ["open", "make"])
+def test_a_kill_at_any_moment(folder, moment, then):
+    result = subprocess.run([sys.executable, "-c", KILLED, str(folder), moment])
+    assert result.returncode == -signal.SIGKILL and len(list(folder.parent.iterdir())) == 2
+    if then == "make":
+        make(folder, "third", "third")
+    assert is_current(folder, "thing", "third" if then == "make" else "new" if moment == "before the old one goes" else "key")
+    assert open_artifact(folder, "thing", verify=True)
+    assert [path.name for path in folder.parent.iterdir()] == ["stage"], "something is left of the killed process"
+
+
+def test_a_living_process_keeps_its_temporary_folder(folder):
+    with atomic_folder(folder, "thing", "slow") as slow:
+        make(folder, "quick", "quick")
+        recover(folder)
+        assert slow.is_dir() and open_artifact(folder, "thing")["key"] == "quick"
+        (slow / "data.txt").write_text("slow")
+    assert open_artifact(folder, "thing")["key"] == "slow"
+
+
+def test_a_folder_set_aside_by_a_living_process_is_left_to_it(folder):
+    with atomic_folder(folder, "thing", "new") as place:
+        folder.rename(place.with_suffix(".old"))
+        assert not is_current(folder, "thing", "key") and place.with_suffix(".old").is_dir()
+        (place / "data.txt").write_text("second")
+    assert is_current(folder, "thing", "new") and [path.name for path in folder.parent.iterdir()] == ["stage"]
+
+
+def test_a_full_disk_that_a_library_does_not_name(folder, monkeypatch):
+    monkeypatch.setattr(artifacts.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(OSError) as error, atomic_folder(folder, "thing", "new"):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+    assert error.value.errno == errno.ENOSPC and "the disk is full" in machine_limit(error.value)
+    assert is_current(folder, "thing", "key")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y.npy"), "the disk is full (/x/y.npy)"),
+        (OSError("1000000 requested and 131056 written"), "the disk is full"),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "the disk is full"),
+        (MemoryError(), "out of memory"),
+        (np._core._exceptions._ArrayMemoryError((10**9,), np.dtype(np.int64)), "out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 400 bytes"), "out of memory"),
+        (RuntimeError("something else"), None),
+        (FileNotFoundError(errno.ENOENT, "no"), None),
+    ],
+)
+def test_limits_of_the_machine_are_one_line(error, words):
+    wrapped = ValueError("a library's own")
+    wrapped.__cause__ = error
+    for one in (error, wrapped):
+        line = machine_limit(one)
+        assert line is None if words is None else line.startswith(words) and "\n" not in line and "run the same command again" in line

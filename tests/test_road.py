@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from genrec.data.dataset import VALID
-from genrec.doctor import check_run
+from genrec.doctor import check
 from genrec.errors import UserError
 from genrec.pipeline import Run, stage_evaluate, stage_train
 from genrec.predict import predict_file, write_requests
@@ -60,7 +60,7 @@ def test_the_report_is_on_disk(trained_run):
 
 
 def test_every_folder_is_whole(trained_run):
-    names = {line.split(":")[0] for line in check_run(trained_run.folder)}
+    names = {finding.name for finding in check(trained_run.folder) if "whole" in finding.text}
     assert names == {"dataset", "semantic_ids", "model", "model_refit", "sasrec", "sasrec_refit", "evidence", "fusion"}
 
 

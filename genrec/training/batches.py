@@ -1,8 +1,13 @@
-"""The order of training batches: similar lengths together, decided by seed and epoch alone."""
+"""The order of training batches: similar lengths together, decided by seed and epoch alone.
+
+A batch is what one optimiser step learns from, whatever the number of processes and of accumulated parts: those divide it. The epoch's
+plan, and with it the result, therefore does not depend on them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,30 +17,101 @@ from genrec.data.sequences import Windows
 from genrec.model.collate import Collator
 from genrec.model.network import Batch
 
+POOL = 50  # batches whose sequences are sorted by size together
+BLOCK = 1 << 20  # windows counted at a time
 
-def epoch_batches(windows: Windows, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Batches of window rows of similar length, in an order that depends only on seed and epoch."""
+
+@dataclass
+class Part:
+    """A piece of a step's batch. ``share`` scales its mean loss so that the mean over all pieces is the mean over the step's requests."""
+
+    batch: Batch
+    share: float
+
+
+def request_counts(data: Dataset, windows: Windows, recommend_searches: bool, searches: bool) -> np.ndarray:
+    """How many requests the collator makes of each window: (W,) int64. See ``Collator.windows``."""
+    counts = np.empty(len(windows), np.int64)
+    for begin in range(0, len(windows), BLOCK):
+        rows = slice(begin, begin + BLOCK)
+        start, first, stop = windows.start[rows], windows.first[rows], windows.stop[rows]
+        low, high = int(first.min()), int(stop.max())
+        asked = np.asarray(data.queries[low:high]) >= 0
+        searched = np.concatenate([[0], np.cumsum(asked)])
+        in_window = searched[stop - low] - searched[first - low]
+        plain = stop - first - (first == start)  # a user's first event is no recommendation: nothing was seen before it
+        if not recommend_searches:
+            plain = plain - in_window + ((first == start) & asked[first - low])
+        counts[rows] = plain + (in_window if searches else 0)
+    return counts
+
+
+def step_seed(seed: int, epoch: int, place: int, rank: int) -> int:
+    """The random seed of one part of an epoch on one process (rank -1: what all of them draw alike)."""
+    return int(np.random.SeedSequence([seed, epoch, place, rank + 1]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def epoch_batches(windows: Windows, batch_size: int, seed: int, epoch: int, counts: np.ndarray | None = None) -> list[np.ndarray]:
+    """Batches of window rows of similar size, in an order that depends only on seed and epoch.
+
+    ``counts`` (W,) is the number of requests of each window; windows without one are left out.
+    """
     rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(windows))
+    rows = np.arange(len(windows)) if counts is None else np.flatnonzero(counts)
+    order = rng.permutation(rows)
     length = (windows.stop - windows.start)[order]
     # Sorting inside large pools keeps padding low and neighbours random.
-    pool = np.arange(len(order)) // (batch_size * 50)
-    order = order[np.lexsort((length, pool))]
+    pool = np.arange(len(order)) // (batch_size * POOL)
+    keys = (length, pool) if counts is None else (counts[order], length, pool)
+    order = order[np.lexsort(keys)]
     batches = np.array_split(order, max(1, -(-len(order) // batch_size)))
     return [batches[index] for index in rng.permutation(len(batches))]
 
 
 class EpochLoader:
-    """One epoch's batches, in order; length and content depend only on (seed, epoch)."""
+    """One process's parts of one epoch's batches, in order; length and content depend only on (seed, epoch) and the division.
 
-    def __init__(self, data: Dataset, windows: Windows, collator: Collator, training: TrainingConfig, seed: int, epoch: int, searches: bool):
-        self.data, self.windows, self.collator, self.searches = data, windows, collator, searches
-        self.batches = epoch_batches(windows, training.batch_size, seed, epoch)
-        self.recommend_searches = bool(data.info["synthetic_queries"]) or not searches
+    Every process yields equally many parts. ``state_dict`` holds how many were given out; after ``load_state_dict`` the next one comes,
+    and those before it are not built.
+    """
+
+    def __init__(
+        self, data: Dataset, windows: Windows, counts: np.ndarray, collator: Collator, training: TrainingConfig, seed: int, epoch: int,
+        searches: bool, rank: int = 0, world: int = 1,
+    ):  # fmt: skip
+        self.data, self.windows, self.counts, self.collator, self.searches = data, windows, counts, collator, searches
+        self.batches = epoch_batches(windows, training.batch_size, seed, epoch, counts)
+        self.recommend_searches = recommends_searches(data, searches)
+        self.epoch, self.rank, self.world, self.parts = epoch, rank, world, training.accumulate
+        self.given = 0
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.batches) * self.parts
 
-    def __iter__(self) -> Iterator[Batch]:
-        for rows in self.batches:
-            yield self.collator.windows(self.data, self.windows, rows, self.recommend_searches, self.searches)
+    def __iter__(self) -> Iterator[Part]:
+        begin, self.given = self.given, 0
+        for place in range(begin, len(self)):
+            self.given = place + 1
+            yield self.part(place)
+        self.given = 0
+
+    def part(self, place: int) -> Part:
+        """The piece of the epoch at a place."""
+        step, part = divmod(place, self.parts)
+        rows = self.batches[step]
+        piece = np.array_split(np.array_split(rows, self.parts)[part], self.world)[self.rank]
+        share = self.parts * self.world * float(self.counts[piece].sum() / self.counts[rows].sum())
+        if len(piece) == 0:  # fewer sequences than pieces: take part with one that does not count
+            piece = rows[:1]
+        return Part(self.collator.windows(self.data, self.windows, piece, self.recommend_searches, self.searches), share)
+
+    def state_dict(self) -> dict:
+        return {"epoch": self.epoch, "given": self.given}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.given = state["given"] if state["epoch"] == self.epoch and state["given"] < len(self) else 0
+
+
+def recommends_searches(data: Dataset, searches: bool) -> bool:
+    """Whether an event with a query is also learnt as a recommendation: not where the query is the person's own."""
+    return bool(data.info["synthetic_queries"]) or not searches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,26 +14,31 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader
 
 from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, read_json, write_json
-from genrec.config import Config, config_from_dict, to_dict
+from genrec.config import Config, TrainingConfig, config_from_dict, to_dict
 from genrec.data.dataset import TRAIN, Dataset
 from genrec.data.sequences import make_windows
 from genrec.errors import UserError
 from genrec.model.collate import Collator, QueryFeatures, request_batches
 from genrec.model.network import GenerativeRecommender
 from genrec.semantic_ids.tokenize import SemanticIds
-from genrec.training.batches import EpochLoader
+from genrec.training import checkpoints
+from genrec.training.batches import EpochLoader, recommends_searches, request_counts
+from genrec.training.checkpoints import Checkpoints
 from genrec.training.curves import plot_curves
+from genrec.training.distributed import join, launched, leader_first, rank_and_world
 from genrec.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
 KIND = "model"
-TRAIN_VERSION = 1
+TRAIN_VERSION = 2
+# Settings that say how a network is fitted, not to what: a run stopped on one machine may go on on another.
+WITHOUT_EFFECT = ("refit", "threads", "accelerator", "devices", "strategy", "checkpoint_minutes", "checkpoint_steps")
 
 
 @dataclass
@@ -45,40 +51,56 @@ class FitPlan:
     searches: bool = True
 
 
+class ValidationLoader:
+    """Validation requests of one process, with the items each has already had as a mask (B, n_items), made batch by batch."""
+
+    def __init__(self, dataset: Dataset, collator: Collator, limit: int, seed: int):
+        requests = dataset.requests("valid")
+        if limit and len(requests) > limit:
+            requests = requests.take(np.sort(np.random.default_rng(seed).permutation(len(requests))[:limit]))
+        rank, world = rank_and_world()
+        self.n_items = dataset.n_items
+        self.chunks = list(request_batches(requests.take(np.arange(rank, len(requests), world)), collator, 64))
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __iter__(self) -> Iterator:
+        for _, chunk, batch in self.chunks:
+            seen = torch.zeros(len(chunk), self.n_items, dtype=torch.bool)
+            seen[torch.from_numpy(chunk.histories.rows.astype(np.int64)), torch.from_numpy(chunk.items.astype(np.int64))] = True
+            yield batch, seen
+
+
 class TrainingData(L.LightningDataModule):
     """Epoch loaders of windows, and validation requests with their already-had items."""
 
     def __init__(self, dataset: Dataset, ids: SemanticIds, config: Config, plan: FitPlan):
         super().__init__()
         self.dataset, self.settings, self.seed, self.searches = dataset, config.training, config.seed, plan.searches
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # validation: more processes than requests
         self.collator = Collator(config.model, QueryFeatures.build(dataset.query_texts, ids.encoder))
         self.windows = make_windows(dataset.offsets, dataset.known_lengths(plan.last), config.model.max_length, config.training.stride)
-        self.validate = plan.epochs is None
+        self.counts = request_counts(dataset, self.windows, recommends_searches(dataset, plan.searches), plan.searches)
+        if not self.counts.any():
+            raise UserError("no training request: no user has two events before the split; give more data, or another split.kind")
 
     @property
     def steps_per_epoch(self) -> int:
-        return max(1, -(-len(self.windows) // self.settings.batch_size))
+        return -(-int((self.counts > 0).sum()) // self.settings.batch_size)
 
     def train_dataloader(self) -> EpochLoader:
         epoch = self.trainer.current_epoch if self.trainer else 0
-        return EpochLoader(self.dataset, self.windows, self.collator, self.settings, self.seed, epoch, self.searches)
+        return EpochLoader(
+            self.dataset, self.windows, self.counts, self.collator, self.settings, self.seed, epoch, self.searches, *rank_and_world()
+        )
 
-    def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.validation_batches, batch_size=None)
+    def val_dataloader(self) -> ValidationLoader:
+        return self.validation
 
     @cached_property
-    def validation_batches(self) -> list:
-        return list(self._validation()) if self.validate else []
-
-    def _validation(self) -> Iterator:
-        requests = self.dataset.requests("valid")
-        limit = self.settings.valid_requests
-        if limit and len(requests) > limit:
-            requests = requests.take(np.sort(np.random.default_rng(self.seed).permutation(len(requests))[:limit]))
-        for _, chunk, batch in request_batches(requests, self.collator, 64):
-            seen = torch.zeros(len(chunk), self.dataset.n_items, dtype=torch.bool)
-            seen[torch.from_numpy(chunk.histories.rows.astype(np.int64)), torch.from_numpy(chunk.items.astype(np.int64))] = True
-            yield batch, seen
+    def validation(self) -> ValidationLoader:
+        return ValidationLoader(self.dataset, self.collator, self.settings.valid_requests, self.seed)
 
 
 class PlainProgress(Callback):
@@ -91,7 +113,7 @@ class PlainProgress(Callback):
 
 def model_key(config: Config, ids_key: str, plan: FitPlan) -> str:
     """The fingerprint of everything a fitted network depends on."""
-    training = {name: value for name, value in to_dict(config.training).items() if name not in ("refit", "threads", "accelerator")}
+    training = {name: value for name, value in to_dict(config.training).items() if name not in WITHOUT_EFFECT}
     return fingerprint(TRAIN_VERSION, ids_key, to_dict(config.model), training, config.seed, plan.__dict__)
 
 
@@ -114,69 +136,101 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
         torch.set_num_threads(config.training.threads)
     if plan.epochs is None and not len(dataset.heldout_events("valid")):
         raise UserError(f"split.kind={config.split.kind}: no validation event; users need at least 3 events, or use split.kind=global-time")
+    check_launch(config.training)
+    join()
     network = new_network(config, dataset, ids, plan.generate)
     data = TrainingData(dataset, ids, config, plan)
     module = TrainingModule(network, config, data.steps_per_epoch)
     work = target.parent / f".{target.name}-{key}"
     size = sum(parameter.numel() for parameter in network.parameters())
     log.info("train: %s parameters, %d windows, %d steps per epoch", f"{size:,}", len(data.windows), data.steps_per_epoch)
-    trainer, best = _trainer(config, plan, work, data)
-    last = work / "last.ckpt"
+    keeper = _train(config, plan, work, module, data)
+    with leader_first():
+        if not is_current(target, KIND, key):
+            _write(target, key, config, plan, network, work / keeper.best, keeper.rows)
+        elif not rank_and_world()[0]:
+            log.info("train: %s was made by another process", target)
+    shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def _train(config: Config, plan: FitPlan, work: Path, module: TrainingModule, data: TrainingData) -> Checkpoints:
+    """Train from the newest usable checkpoint, or from the beginning, to the end."""
+    log_every = max(1, data.steps_per_epoch // 4)
+    keeper = Checkpoints(work, config.training, plan.epochs is None, log_every)
+    trainer = _trainer(config, plan, work, keeper, log_every)
+    with leader_first():
+        state = checkpoints.newest(work)
     try:
-        trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+        trainer.fit(module, data, ckpt_path=state, weights_only=True)
     except SystemExit as stop:  # Lightning answers Ctrl+C with sys.exit(1)
         raise KeyboardInterrupt from stop
     if trainer.interrupted:
         raise KeyboardInterrupt
-    chosen = best.best_model_path if plan.epochs is None else str(last)
-    state = torch.load(chosen, map_location="cpu", weights_only=True)
-    network.load_state_dict({name.removeprefix("network."): value for name, value in state["state_dict"].items()})
-    curves = _curves(work)
-    info = {"epochs": int(state["epoch"]) + 1, "parameters": size, "time_base": network.time_base, "generate": plan.generate,
+    return keeper
+
+
+def _write(target: Path, key: str, config: Config, plan: FitPlan, network: GenerativeRecommender, best: Path, curves: list[dict]) -> None:
+    """The model folder, from the best weights."""
+    epoch = open_artifact(best, checkpoints.BEST_KIND, verify=True)["info"]["epoch"]
+    network.load_state_dict(load_file(best / checkpoints.WEIGHTS))
+    size = sum(parameter.numel() for parameter in network.parameters())
+    info = {"epochs": epoch + 1, "parameters": size, "time_base": network.time_base, "generate": plan.generate,
             "fitted_on": "train" if plan.last == TRAIN else "train+valid"}  # fmt: skip
+    names = sorted({name for row in curves for name in row}, key=lambda name: ("/" in name, name))
+    curves = [{name: row.get(name) for name in names} for row in curves]
     with atomic_folder(target, KIND, key, info) as folder:
         save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / "model.safetensors")
         write_json(folder / "config.json", to_dict(config))
         write_json(folder / "curves.json", curves)
         plot_curves(curves, folder / "curves.png")
-    shutil.rmtree(work, ignore_errors=True)
-    return target
 
 
-def _trainer(config: Config, plan: FitPlan, work: Path, data: TrainingData) -> tuple[L.Trainer, ModelCheckpoint]:
-    choosing = plan.epochs is None
-    best = ModelCheckpoint(
-        work, "best", monitor="val/quality" if choosing else None, mode="max", save_last=True, enable_version_counter=False,
-        save_on_train_epoch_end=not choosing,
-    )  # fmt: skip
-    callbacks: list[Callback] = [best, PlainProgress()]
+def check_launch(settings: TrainingConfig) -> None:
+    """Raise ``UserError`` where ``devices`` and ``strategy`` do not fit how this process was started."""
+    started = launched()
+    if settings.devices and settings.devices != started:
+        raise UserError(
+            f"training.devices={settings.devices}, but {started} process{'es run' if started > 1 else ' runs'}; start with: torchrun "
+            f"--standalone --nproc-per-node {settings.devices} -m genrec.cli train CONFIG training.devices={settings.devices}"
+        )
+    on_gpu = settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if settings.strategy == "fsdp" and not on_gpu:
+        raise UserError("training.strategy=fsdp shards a network over GPUs and there is none here; use training.strategy=ddp")
+
+
+def precision(settings: TrainingConfig) -> str:
+    """Lightning's name of ``training.precision``; ``auto`` is bf16 on a GPU that has it, else 32."""
+    chosen = settings.precision
+    if chosen == "auto":
+        on_gpu = settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        chosen = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
+    return {"bf16": "bf16-mixed", "32": "32-true"}[chosen]
+
+
+def _strategy(settings: TrainingConfig) -> str | Strategy:
+    if settings.strategy == "fsdp":
+        return FSDPStrategy(state_dict_type="full")
+    # Which answers a batch trains can differ between processes (a batch without a query, say).
+    return DDPStrategy(find_unused_parameters=True) if launched() > 1 else "auto"
+
+
+def _trainer(config: Config, plan: FitPlan, work: Path, keeper: Checkpoints, log_every: int) -> L.Trainer:
+    choosing, settings = plan.epochs is None, config.training
+    callbacks: list[Callback] = [keeper, PlainProgress()]
     if choosing:
-        callbacks.append(EarlyStopping("val/quality", mode="max", patience=config.training.patience, check_on_train_epoch_end=False))
+        callbacks.append(EarlyStopping("val/quality", mode="max", patience=settings.patience, check_on_train_epoch_end=False))
     if sys.stderr.isatty():
         callbacks.append(TQDMProgressBar(refresh_rate=10))
-    trainer = L.Trainer(
-        accelerator=config.training.accelerator, devices=1, max_epochs=plan.epochs or config.training.epochs, callbacks=callbacks,
-        logger=[TensorBoardLogger(work.parent / "tensorboard", work.name.lstrip("."), version=""), CSVLogger(work, "csv", version=_next_part(work))], gradient_clip_val=1.0,
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if launched() > 1 else 1
+    return L.Trainer(
+        accelerator=settings.accelerator, devices=local, num_nodes=launched() // local, strategy=_strategy(settings),
+        precision=precision(settings), accumulate_grad_batches=settings.accumulate, plugins=[checkpoints.FolderIO()],
+        max_epochs=plan.epochs or settings.epochs, callbacks=callbacks, use_distributed_sampler=False,
+        logger=TensorBoardLogger(work.parent / "tensorboard", work.name.lstrip("."), version=""), gradient_clip_val=1.0,
         reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0, enable_progress_bar=sys.stderr.isatty(), enable_model_summary=False,
-        limit_val_batches=1.0 if choosing else 0, log_every_n_steps=max(1, data.steps_per_epoch // 4),
+        limit_val_batches=1.0 if choosing else 0, log_every_n_steps=log_every,
     )  # fmt: skip
-    return trainer, best
-
-
-def _next_part(work: Path) -> str:
-    """The folder of this start's curves: the logger would delete those of an earlier, stopped one."""
-    return f"{len(list(work.glob('csv/*'))):04d}"
-
-
-def _curves(work: Path) -> list[dict]:
-    """What was logged, over all starts; an epoch that was begun again counts once."""
-    import polars as pl
-
-    rows: list[dict] = []
-    for path in sorted(work.glob("csv/*/metrics.csv")):
-        part = pl.read_csv(path, infer_schema_length=None).to_dicts()
-        rows = [row for row in rows if not part or row["epoch"] < part[0]["epoch"]] + part
-    return rows
 
 
 def load_network(folder: Path, dataset_actions: int, ids: SemanticIds) -> tuple[GenerativeRecommender, Config]:

@@ -6,6 +6,7 @@ import math
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from genrec.config import Config
@@ -14,6 +15,8 @@ from genrec.decoding.scorers import generate
 from genrec.model.network import Batch, Encoded, GenerativeRecommender
 from genrec.objectives.generation import path_log_probabilities
 from genrec.objectives.retrieval import full_softmax, sampled_softmax
+from genrec.training.batches import Part, step_seed
+from genrec.training.distributed import gather, gather_rows
 
 VALIDATION_BEAM = 20
 
@@ -26,10 +29,27 @@ class TrainingModule(L.LightningModule):
         self.network, self.settings, self.seed = network, config.training, config.seed
         self.steps_per_epoch = steps_per_epoch
         self.ranks: dict[str, list[Tensor]] = {}
+        self.share = 1.0  # of this process's part in the step's mean loss, see Part
+        self.decayed = {name for name, parameter in network.named_parameters() if parameter.ndim > 1}  # sharded ones lose their shape
 
-    def on_train_epoch_start(self) -> None:
-        # Dropout's random state then depends on (seed, epoch) alone: a resumed epoch equals an uninterrupted one.
-        torch.manual_seed(self.seed * 100_003 + self.current_epoch)
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        # The random state depends on the place in the training alone: a run resumed anywhere equals an uninterrupted one.
+        torch.manual_seed(step_seed(self.seed, self.current_epoch, index, self.global_rank))
+
+    def backward(self, loss: Tensor, *args, **kwargs) -> None:
+        super().backward(loss * self.share, *args, **kwargs)
+
+    def log(self, name: str, value: Tensor, **kwargs) -> None:
+        """Averaged over processes; a training loss by its share, so that the mean over a step's parts is that over its requests."""
+        if name.startswith("train/"):
+            value = value.detach() * self.share
+        super().log(name, value, sync_dist=self.trainer.world_size > 1, **kwargs)
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        if isinstance(self.trainer.strategy, FSDPStrategy):  # the norm over all shards
+            self.trainer.strategy.model.clip_grad_norm_(gradient_clip_val)
+        else:  # not Lightning's own, which refuses fused optimizers under bf16 for the sake of float16's scaled gradients
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         encoded = self.network.encode(batch)
@@ -43,7 +63,9 @@ class TrainingModule(L.LightningModule):
             requests = self.network.retrieval_vectors(encoded.requests[live])
             table = self.network.item_index(encoded.items)
             if settings.negatives:
-                retrieve = sampled_softmax(requests, table, targets, settings.negatives)
+                # The candidates are the same on all processes: everybody's targets and one shared draw.
+                draw = torch.Generator().manual_seed(step_seed(self.seed, self.current_epoch, index, -1))
+                retrieve = sampled_softmax(requests, table, targets, settings.negatives, gather_rows(targets), draw)
             else:
                 retrieve = full_softmax(requests, table, targets, settings.label_smoothing)
             loss = loss + settings.retrieve_weight * retrieve
@@ -92,8 +114,9 @@ class TrainingModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         quality = []
-        for mode, parts in self.ranks.items():
-            rank = torch.cat(parts).float()
+        everybody = gather({mode: torch.cat(parts).cpu() for mode, parts in self.ranks.items()})
+        for mode in dict.fromkeys(mode for one in everybody for mode in one):
+            rank = torch.cat([one[mode] for one in everybody if mode in one]).sort().values.float().to(self.device)
             hit = rank < 10
             gain = torch.where(hit, 1 / torch.log2(rank + 2), torch.zeros_like(rank)).mean()
             self.log(f"val/{mode}_recall@10", hit.float().mean())
@@ -105,8 +128,8 @@ class TrainingModule(L.LightningModule):
     def configure_optimizers(self) -> dict:
         settings = self.settings
         decay, plain = [], []
-        for parameter in self.network.parameters():
-            (decay if parameter.ndim > 1 else plain).append(parameter)
+        for name, parameter in self.network.named_parameters():
+            (decay if name in self.decayed else plain).append(parameter)
         groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
         total = max(self.steps_per_epoch * settings.epochs, 1)
@@ -120,6 +143,7 @@ class TrainingModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, rate), "interval": "step"}}
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
-        if isinstance(batch, Batch):
-            return batch.to(device)
+        if isinstance(batch, Part):
+            self.share = batch.share
+            return batch.batch.to(device)
         return batch[0].to(device), batch[1].to(device)

@@ -47,13 +47,6 @@ def fitted(job, tmp_path_factory):
     return {"choosing": fit(*job, folder / "model", CHOOSING), "refit": fit(*job, folder / "model_refit", REFIT)}
 
 
-@pytest.fixture
-def keep_signals():
-    handler = signal.getsignal(signal.SIGINT)  # Lightning's shutdown turns Ctrl+C off
-    yield
-    signal.signal(signal.SIGINT, handler)
-
-
 def test_the_same_seed_gives_the_same_weights(job, fitted, tmp_path):
     torch.manual_seed(999)  # what ran before must not matter
     again = fit(*job, tmp_path / "again", CHOOSING)
@@ -70,41 +63,107 @@ def test_training_moves_every_weight_that_it_should(job, fitted):
     assert still == []
 
 
-@pytest.mark.parametrize("plan", ["choosing", "refit"])
-@pytest.mark.parametrize("moment", ["between epochs", "inside an epoch"])
-def test_a_stopped_run_goes_on_as_if_uninterrupted(job, fitted, tmp_path, monkeypatch, keep_signals, plan, moment):
-    seen = {"epochs": []}
-    train_step, epoch_start = TrainingModule.training_step, TrainingModule.on_train_epoch_start
+class Stopped(Exception):
+    """Stands for a kill: nothing is saved after it."""
 
-    def start(self):
-        seen["epochs"].append(self.current_epoch)
-        if moment == "between epochs" and self.current_epoch == 1:
-            raise KeyboardInterrupt
-        epoch_start(self)
+
+def stopped_at(patch, place: tuple[int, int] | None) -> list[tuple[int, int]]:
+    """Make training stop before the batch ``place`` (epoch, index); returns the list of batches that are trained on."""
+    seen: list[tuple[int, int]] = []
+    train_step = TrainingModule.training_step
 
     def step(self, batch, index):
-        if moment == "inside an epoch" and self.current_epoch == 1 and index == 2:
-            raise KeyboardInterrupt
+        if (self.current_epoch, index) == place:
+            raise Stopped
+        seen.append((self.current_epoch, index))
         return train_step(self, batch, index)
 
-    target = tmp_path / "model"
+    patch.setattr(TrainingModule, "training_step", step)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("plan", "place", "steps"), [("choosing", (1, 0), 0), ("choosing", (1, 3), 1), ("choosing", (2, 1), 2), ("refit", (2, 1), 0), ("refit", (1, 2), 2), ("refit", (0, 3), 1)]
+)
+def test_a_stopped_run_goes_on_as_if_uninterrupted(job, fitted, tmp_path, monkeypatch, plan, place, steps):
+    config, *rest = job
+    config = copy.deepcopy(config)
+    config.training.checkpoint_steps = steps
+    target, how = tmp_path / "model", CHOOSING if plan == "choosing" else REFIT
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingModule, "on_train_epoch_start", start)
-        patch.setattr(TrainingModule, "training_step", step)
-        with pytest.raises(KeyboardInterrupt):
-            fit(*job, target, CHOOSING if plan == "choosing" else REFIT)
-    assert seen["epochs"] == [0, 1] and not target.exists()
+        before = stopped_at(patch, place)
+        with pytest.raises(Stopped):
+            fit(config, *rest, target, how)
+    assert not target.exists()
     with monkeypatch.context() as patch:
-        seen["epochs"].clear()
-        moment = "later"
-        patch.setattr(TrainingModule, "on_train_epoch_start", start)
-        fit(*job, target, CHOOSING if plan == "choosing" else REFIT)
-    assert seen["epochs"] == [1, 2], "the first epoch was run again or one was left out"
+        after = stopped_at(patch, None)
+        fit(config, *rest, target, how)
+    per_epoch = max(index for epoch, index in after if epoch == 2) + 1
+    lost = 0 if steps == 1 or place[1] == 0 else (place[0] * per_epoch + place[1]) % steps if steps else place[1]
+    assert after[0] == (place[0], place[1] - lost), "more was trained again than since the last checkpoint"
+    assert len(before) - lost + len(after) == 3 * per_epoch
     assert same(weights(target), weights(fitted[plan]))
     assert open_artifact(target, "model")["info"] == open_artifact(fitted[plan], "model")["info"]
-    steps, uninterrupted = ([row["step"] for row in read_json(folder / "curves.json")] for folder in (target, fitted[plan]))
-    assert steps == uninterrupted, "the curves of the first epoch are lost"
+    assert read_json(target / "curves.json") == read_json(fitted[plan] / "curves.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "tensorboard"]
+
+
+def test_a_run_stopped_inside_a_step_of_several_parts_goes_on(job, tmp_path, monkeypatch):
+    config = copy.deepcopy(job[0])
+    config.training.accumulate, config.training.negatives, config.training.checkpoint_steps, config.training.batch_size = 2, 20, 1, 48
+    whole = fit(config, *job[1:], tmp_path / "whole", REFIT)
+    with monkeypatch.context() as patch:
+        stopped_at(patch, (1, 5))
+        with pytest.raises(Stopped):
+            fit(config, *job[1:], tmp_path / "model", REFIT)
+    with monkeypatch.context() as patch:
+        again = stopped_at(patch, None)
+        fit(config, *job[1:], tmp_path / "model", REFIT)
+    assert again[0] == (1, 4) and same(weights(tmp_path / "model"), weights(whole))
+    assert read_json(tmp_path / "model" / "curves.json") == read_json(whole / "curves.json")
+
+
+def test_ctrl_c_is_a_keyboard_interrupt(job, tmp_path, monkeypatch):
+    handler = signal.getsignal(signal.SIGINT)  # Lightning's shutdown turns Ctrl+C off
+    monkeypatch.setattr(TrainingModule, "training_step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(*job, tmp_path / "model", REFIT)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def test_a_broken_checkpoint_is_named_and_the_one_before_it_used(job, fitted, tmp_path, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        stopped_at(patch, (2, 1))
+        with pytest.raises(Stopped):
+            fit(*job, tmp_path / "model", REFIT)
+    work = next(tmp_path.glob(".model-*"))
+    older, newer = sorted(work.glob("step-*"))
+    content = bytearray((newer / "state.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newer / "state.ckpt").write_bytes(content)
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        again = stopped_at(patch, None)
+        fit(*job, tmp_path / "model", REFIT)
+    assert newer.name in caplog.text and "broken" in caplog.text
+    assert again[0] == (1, 0) and same(weights(tmp_path / "model"), weights(fitted["refit"]))
+
+
+def test_an_early_stop_decided_before_a_kill_stays_decided(job, tmp_path, monkeypatch):
+    config = copy.deepcopy(job[0])
+    config.training.epochs, config.training.patience, config.training.learning_rate = 6, 1, 1e-9  # nothing improves
+    whole = fit(config, *job[1:], tmp_path / "whole", CHOOSING)
+    epochs = max(row["epoch"] for row in read_json(whole / "curves.json")) + 1
+    assert epochs < 6
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module, "_write", lambda *_: (_ for _ in ()).throw(Stopped))
+        with pytest.raises(Stopped):
+            fit(config, *job[1:], tmp_path / "model", CHOOSING)
+    with monkeypatch.context() as patch:
+        again = stopped_at(patch, None)
+        fit(config, *job[1:], tmp_path / "model", CHOOSING)
+    assert again == [] and same(weights(tmp_path / "model"), weights(whole))
 
 
 @pytest.fixture
@@ -119,12 +178,8 @@ def test_up_to_date_is_skipped(job, fitted, fits_nothing, caplog):
     path = fitted["choosing"] / "model.safetensors"
     before = path.stat().st_mtime_ns
     changed = copy.deepcopy(job[0])
-    changed.training.threads, changed.training.refit, changed.evaluation.ks, changed.name = (
-        1,
-        False,
-        [3],
-        "elsewhere",
-    )  # do not touch weights
+    changed.training.threads, changed.training.refit, changed.evaluation.ks, changed.name = 1, False, [3], "elsewhere"
+    changed.training.checkpoint_steps, changed.training.checkpoint_minutes = 3, 0.0
     with caplog.at_level(logging.INFO):
         fit(changed, *job[1:], fitted["choosing"], CHOOSING)
     assert path.stat().st_mtime_ns == before and "up to date" in caplog.text

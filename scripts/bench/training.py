@@ -1,0 +1,226 @@
+"""Training throughput: real events per second against the same network padded to the maximum, and the share of the matrix products' own rate.
+
+    python scripts/bench/training.py --dataset runs/amazon-beauty/dataset
+    python scripts/bench/training.py                        # simulated lengths, 6.7 events on average
+    python scripts/bench/training.py --device cuda --dim 1024 --layers 12 --heads 16 --batch 512
+
+*ours*: batches of similar lengths, a request only where an event is predicted, whole training step (collation, forward, backward, clipping,
+AdamW). *padded*: the same network and optimiser, every sequence padded to ``--length`` events, with a request and a softmax over all items at
+every position, as most open code trains. Both in turn in one process; medians over rounds. "Products" are the matrix products that the real
+tokens need (forward and backward), timed alone in the same rounds; their share of the step is how close it comes to doing nothing else.
+With one thread the clock is the process's CPU time, so that other work on the machine matters less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from genrec.config import Config
+from genrec.data.dataset import TRAIN, Dataset
+from genrec.data.sequences import make_windows
+from genrec.model.collate import Collator, QueryFeatures
+from genrec.model.network import Batch, GenerativeRecommender
+from genrec.semantic_ids.catalogue import Catalogue
+from genrec.semantic_ids.quantizer import default_sizes
+from genrec.semantic_ids.tokenize import SemanticIds
+from genrec.semantic_ids.trie import build_trie
+from genrec.training.batches import EpochLoader, recommends_searches, request_counts
+from genrec.training.module import TrainingModule
+
+
+def simulated(options: argparse.Namespace):
+    """A log of random items whose users have 6.7 events on average, at least 3, with Beauty's long tail; random semantic IDs."""
+    rng = np.random.default_rng(0)
+    lengths = np.minimum(3 + rng.pareto(1.9, options.users) * 3.3, 200).astype(np.int64)
+    total = int(lengths.sum())
+    none = np.full(total, -1, np.int32)
+    data = SimpleNamespace(
+        offsets=np.concatenate([[0], np.cumsum(lengths)]), items=rng.integers(0, options.items, total).astype(np.int32), queries=none,
+        timestamps=np.sort(rng.integers(0, 10**8, total)), actions=np.zeros(total, np.int16), info={"synthetic_queries": True},
+        actions_chain=["event"], lengths=lengths,
+    )  # fmt: skip
+    sizes, books, size = default_sizes(options.items)
+    sizes = [*sizes, *[size] * books]
+    codes = torch.from_numpy(np.stack([rng.integers(0, one, options.items) for one in sizes], 1))
+    text = torch.from_numpy(rng.standard_normal((options.items, 256), dtype=np.float32))
+    features = QueryFeatures(np.zeros((0, 256), np.float32), np.zeros(0, np.int64), np.zeros(1, np.int64))
+    return data, Catalogue(text, codes, build_trie(codes, sizes)), features
+
+
+def recorded(folder: Path):
+    """A prepared dataset with the semantic IDs beside it."""
+    data, ids = Dataset(folder), SemanticIds.load(folder.parent / "semantic_ids")
+    data.lengths = data.known_lengths(TRAIN)
+    return data, ids.catalogue, QueryFeatures.build(data.query_texts, ids.encoder)
+
+
+class Step:
+    """A network, its optimiser and a loss: ``run(place)`` is one whole training step; returns its real events."""
+
+    def __init__(self, config: Config, data, catalogue: Catalogue, features: QueryFeatures, device: str, bf16: bool, searches: bool):
+        self.config, self.data, self.device, self.bf16 = config, data, device, bf16
+        torch.manual_seed(0)
+        self.network = GenerativeRecommender(config.model, catalogue, len(data.actions_chain), 10_000.0, True).to(device).train()
+        self.collator = Collator(config.model, features)
+        windows = make_windows(data.offsets, data.lengths, config.model.max_length, config.training.stride)
+        counts = request_counts(data, windows, recommends_searches(data, searches), searches)
+        self.loader = EpochLoader(data, windows, counts, self.collator, config.training, 1, 0, searches)
+        self.module = TrainingModule(self.network, config, len(self.loader))
+        self.module.log = lambda *_, **__: None
+        self.optimizer = self.module.configure_optimizers()["optimizer"]
+
+    def batch(self, place: int) -> Batch:
+        return self.loader.part(place).batch.to(self.device)
+
+    def loss(self, batch: Batch, place: int) -> torch.Tensor:
+        return self.module.training_step(batch, place)
+
+    def run(self, place: int) -> int:
+        rows = self.loader.batches[place]
+        batch = self.batch(place)
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+            loss = self.loss(batch, place)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        windows = self.loader.windows
+        return int((windows.stop[rows] - windows.start[rows]).sum())
+
+
+class Padded(Step):
+    """Everything to the maximum length: a request at every position, and the whole vocabulary at each of them."""
+
+    def batch(self, place: int) -> Batch:
+        batch = super().batch(place)
+        length = self.config.model.max_length
+        pad = length - batch.items.shape[1]
+        context = {name: F.pad(getattr(batch, name), (0, pad)) for name in ("items", "actions", "queries", "times")}
+        requests = max(length - batch.positions.shape[1], 0)
+        own = {name: F.pad(getattr(batch, name), (0, requests)) for name in ("positions", "request_times", "request_queries")}
+        return replace(batch, **context, **own, targets=F.pad(batch.targets, (0, requests), value=-1))
+
+    def loss(self, batch: Batch, place: int) -> torch.Tensor:
+        encoded = self.network.encode(batch)
+        settings = self.config.training
+        logits = self.network.retrieval_vectors(encoded.requests) @ self.network.item_index(encoded.items).T
+        loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-1)
+        if settings.generate_weight:
+            loss = loss + settings.generate_weight * self.module.generation_loss(batch, encoded, batch.targets >= 0)
+        return loss
+
+
+def products(step: Step, place: int) -> list[tuple[int, int, int, int]]:
+    """The matrix products (m, k, n, times: 3 forward and backward, 2 without a gradient of the input) that a batch's real tokens need."""
+    config, network = step.config, step.network
+    rows = step.loader.batches[place]
+    windows = step.loader.windows
+    context = int((windows.stop[rows] - windows.start[rows] - 1).sum())
+    requests = int(step.loader.counts[rows].sum())
+    dim, items, settings = config.model.dim, network.catalogue.n_items, config.training
+    tokens = context + requests
+    found = [(tokens, dim, 3 * dim, 3), (tokens, dim, dim, 3), (tokens, dim, 4 * dim, 3), (tokens, 4 * dim, dim, 3)] * config.model.layers
+    found += [(requests, dim, dim, 3), (items, network.catalogue.text.shape[1], dim, 2)]
+    found.append((requests, dim, min(items, settings.negatives + requests) if settings.negatives else items, 3))
+    if settings.generate_weight:
+        trie, drawn = network.catalogue.trie, int(requests * settings.generate_share)
+        walked = drawn * trie.depth
+        found += [(context, dim, 2 * dim, 3), *[(walked, dim, width, 3) for width in (3 * dim, dim, dim, dim, 2 * dim)]] * config.model.decoder_layers
+        found += [(walked, 2 * dim, dim, 3)] * config.model.decoder_layers + [(drawn, dim, dim, 3)] * trie.depth
+        found += [(drawn, dim, int(trie.child_count[0]), 3)]
+        if config.model.node_vectors == "items":
+            found.append((items, dim, dim, 3))
+    return found
+
+
+def time_products(shapes: list[tuple[int, int, int, int]], device: str, dtype: torch.dtype, clock) -> tuple[float, float]:
+    """Seconds that the products take alone, and their floating-point operations."""
+    seconds = operations = 0.0
+    cache: dict[tuple, float] = {}
+    for m, k, n, times in shapes:
+        if (m, k, n, times) not in cache:
+            a, b, g = (torch.randn(shape, device=device, dtype=dtype) for shape in ((m, k), (k, n), (m, n)))
+            best = float("inf")
+            for _ in range(3):
+                begin = clock()
+                _ = a @ b, a.T @ g
+                if times == 3:
+                    _ = g @ b.T
+                best = min(best, clock() - begin)
+            cache[m, k, n, times] = best
+        seconds += cache[m, k, n, times]
+        operations += 2.0 * m * k * n * times
+    return seconds, operations
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", type=Path, default=None, help="a prepared dataset, with semantic_ids/ beside it")
+    parser.add_argument("--users", type=int, default=22_363)
+    parser.add_argument("--items", type=int, default=12_101)
+    for name, default in (("length", 50), ("dim", 64), ("layers", 1), ("heads", 2), ("batch", 256), ("rounds", 5), ("threads", 1)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--padded-batch", type=int, default=64, help="sequences per padded step; its logits must fit into memory")
+    parser.add_argument("--negatives", type=int, default=1024, help="of the sampled row")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)
+    gpu = options.device != "cpu"
+
+    def clock() -> float:
+        if gpu:
+            torch.cuda.synchronize()
+        return time.process_time() if options.threads == 1 and not gpu else time.perf_counter()
+
+    data, catalogue, features = recorded(options.dataset) if options.dataset else simulated(options)
+    config = Config()
+    config.model = replace(config.model, dim=options.dim, layers=options.layers, heads=options.heads, max_length=options.length)
+    print(f"{len(data.offsets) - 1} users, {data.lengths.mean():.1f} training events each, {catalogue.n_items} items, dim {options.dim}, "
+          f"{options.layers} layers, {options.device}, {options.threads} thread(s)", flush=True)  # fmt: skip
+    kinds = {
+        "ours, retrieval + codes": (Step, {}, options.batch), "padded, retrieval + codes": (Padded, {}, options.padded_batch),
+        "ours, retrieval": (Step, {"generate_weight": 0.0}, options.batch),
+        "padded, retrieval": (Padded, {"generate_weight": 0.0}, options.padded_batch),
+        f"ours, retrieval, {options.negatives} negatives": (Step, {"generate_weight": 0.0, "negatives": options.negatives}, options.batch),
+    }  # fmt: skip
+    steps = {}
+    for name, (kind, changes, batch_size) in kinds.items():
+        own = replace(config, training=replace(config.training, batch_size=batch_size, **changes))
+        steps[name] = kind(own, data, catalogue, features, options.device, gpu, not name.startswith("padded"))
+    rates: dict[str, list[float]] = {name: [] for name in steps}
+    shares: dict[str, list[float]] = {name: [] for name in steps}
+    speeds: list[float] = []
+    for turn in range(options.rounds + 1):
+        for name, step in steps.items():
+            place = (turn * 7) % len(step.loader.batches)
+            begin = clock()
+            events = step.run(place)
+            seconds = clock() - begin
+            if turn == 0:  # warm
+                continue
+            rates[name].append(events / seconds)
+            if not isinstance(step, Padded):
+                alone, operations = time_products(products(step, place), options.device, torch.bfloat16 if gpu else torch.float32, clock)
+                shares[name].append(alone / seconds)
+                speeds.append(operations / alone)
+    print(f"\n{'step':<36}{'real events/s':>14}{'x padded':>10}{'products':>10}")
+    for name in steps:
+        objective = name.split(", ", 1)[1].split(", ")[0]
+        ratio = statistics.median(rates[name]) / statistics.median(rates[f"padded, {objective}"])
+        share = f"{statistics.median(shares[name]):>10.0%}" if shares[name] else f"{'':>10}"
+        print(f"{name:<36}{statistics.median(rates[name]):>14,.0f}{ratio:>10.1f}{share}")
+    print(f"matrix products alone: {statistics.median(speeds) / 1e9:,.0f} GFLOP/s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""The division of a step over processes and parts does not change what is learnt."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from genrec.artifacts import open_artifact, read_json
+from genrec.config import to_dict
+from genrec.data.dataset import TRAIN
+from genrec.data.sequences import make_windows
+from genrec.errors import UserError
+from genrec.model.collate import Collator, QueryFeatures
+from genrec.training.batches import EpochLoader, request_counts
+from genrec.training.fit import FitPlan, check_launch, fit
+
+WORKER = """
+import json, sys
+from pathlib import Path
+from genrec.config import config_from_dict
+from genrec.data.dataset import Dataset
+from genrec.semantic_ids.tokenize import SemanticIds
+from genrec.training.fit import FitPlan, fit
+run, config, target = Path(sys.argv[1]), config_from_dict(json.loads(sys.argv[2]), "test"), Path(sys.argv[3])
+fit(config, Dataset(run / "dataset"), SemanticIds.load(run / "semantic_ids"), target, FitPlan())
+"""
+
+
+@pytest.fixture(scope="module")
+def job(synthetic_run):
+    """Nothing random that differs between processes: no dropout, every code learnt."""
+    config = copy.deepcopy(synthetic_run.config)
+    config.model.dropout = config.model.item_dropout = 0.0
+    config.training.generate_share, config.training.epochs = 1.0, 2
+    return config, synthetic_run
+
+
+def train(config, run, target):
+    return fit(config, run.dataset, run.ids, target, FitPlan())
+
+
+def together(config, run, target, world: int) -> None:
+    """Fit in ``world`` new processes, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    base = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test",
+            "TORCHELASTIC_RESTART_COUNT": 0, "GROUP_RANK": 0, "OMP_NUM_THREADS": 1}  # fmt: skip
+    command = [sys.executable, "-c", WORKER, str(run.folder), json.dumps(to_dict(config)), str(target)]
+    logs = [target.parent / f"rank-{rank}.log" for rank in range(world)]
+    ranks = []
+    try:
+        for rank, log in enumerate(logs):
+            own = {name: str(value) for name, value in (base | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+            with log.open("w") as stream:
+                ranks.append(subprocess.Popen(command, env=os.environ | own, stdout=stream, stderr=subprocess.STDOUT))
+        for process, log in zip(ranks, logs, strict=True):
+            assert process.wait(timeout=900) == 0, log.read_text()[-3000:]
+    finally:
+        for process in ranks:
+            process.kill()
+    for log in logs:
+        log.unlink()
+
+
+def assert_alike(one, other):
+    a, b = (load_file(folder / "model.safetensors") for folder in (one, other))
+    for name, value in a.items():
+        torch.testing.assert_close(b[name], value, rtol=0, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
+    assert open_artifact(one, "model")["info"] == open_artifact(other, "model")["info"]
+    curves = [read_json(folder / "curves.json") for folder in (one, other)]
+    assert len(curves[0]) == len(curves[1]) > 4
+    for row, same in zip(*curves, strict=True):
+        assert {name: value for name, value in row.items() if value is not None} == pytest.approx(
+            {name: value for name, value in same.items() if value is not None}, rel=1e-4, abs=1e-6
+        )
+
+
+def test_two_processes_equal_one(job, tmp_path):
+    """With sampled negatives (shared by all), gradient accumulation, checkpoints inside the epoch and validation."""
+    config, run = copy.deepcopy(job[0]), job[1]
+    config.training.negatives, config.training.accumulate, config.training.checkpoint_steps = 20, 2, 2
+    one = train(config, run, tmp_path / "one")
+    config.training.devices = 2
+    together(config, run, tmp_path / "two", 2)
+    assert_alike(one, tmp_path / "two")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "tensorboard", "two"]
+
+
+def test_accumulated_parts_equal_the_whole_step(job, tmp_path):
+    config = copy.deepcopy(job[0])
+    whole = train(config, job[1], tmp_path / "whole")
+    config.training.accumulate = 3
+    assert_alike(whole, train(config, job[1], tmp_path / "parts"))
+
+
+def test_bf16_trains(job, tmp_path):
+    config = copy.deepcopy(job[0])
+    config.training.precision = "bf16"
+    curves = {}
+    for name in ("32", "bf16"):
+        config.training.precision = name
+        curves[name] = [row["train/loss"] for row in read_json(train(config, job[1], tmp_path / name) / "curves.json") if row["train/loss"]]
+    assert curves["bf16"] != curves["32"] and np.allclose(curves["bf16"], curves["32"], rtol=0.05)
+    assert all(value.dtype == torch.float32 for value in load_file(tmp_path / "bf16" / "model.safetensors").values())
+
+
+@pytest.fixture(scope="module", params=["logged", "synthetic"])
+def loader(request, prepared_run, synthetic_run):
+    """``loader(searches, rank, world, parts, epoch)`` over windows of a log, with its counts."""
+    run = prepared_run if request.param == "logged" else synthetic_run
+    data, config = run.dataset, copy.deepcopy(run.config)
+    collator = Collator(config.model, QueryFeatures.build(data.query_texts, run.ids.encoder))
+    windows = make_windows(data.offsets, data.known_lengths(TRAIN), 10, 5)
+
+    def make(searches=True, rank=0, world=1, parts=1, epoch=0, batch_size=64):
+        config.training.accumulate, config.training.batch_size = parts, batch_size
+        recommends = bool(data.info["synthetic_queries"]) or not searches
+        counts = request_counts(data, windows, recommends, searches)
+        return EpochLoader(data, windows, counts, collator, config.training, 3, epoch, searches, rank, world)
+
+    return make
+
+
+@pytest.mark.parametrize("searches", [False, True])
+def test_requests_are_counted_as_the_collator_makes_them(loader, searches):
+    one = loader(searches)
+    for begin in range(0, len(one.windows), 16):
+        rows = np.arange(begin, min(begin + 16, len(one.windows)))
+        batch = one.collator.windows(one.data, one.windows, rows, one.recommend_searches, searches)
+        assert ((batch.targets >= 0).sum(1).numpy() == one.counts[rows]).all()
+
+
+@pytest.mark.parametrize(("world", "parts"), [(1, 3), (2, 1), (3, 2), (40, 2)])
+def test_parts_and_processes_divide_each_step(loader, world, parts):
+    """Together they hold each request once, weighted so that the mean over the pieces is the mean over the requests."""
+    whole = loader()
+    pieces = [loader(rank=rank, world=world, parts=parts) for rank in range(world)]
+    assert {len(one) for one in pieces} == {len(whole) * parts}
+    for step in range(3):
+        targets = whole.part(step).batch.targets
+        wanted = sorted(targets[targets >= 0].tolist())
+        found, mean = [], 0.0
+        for one in pieces:
+            for part in range(parts):
+                piece = one.part(step * parts + part)
+                own = piece.batch.targets[piece.batch.targets >= 0]
+                assert len(own), "a piece without a request has no loss"
+                mean += piece.share * float(own.double().mean()) / (world * parts)
+                found += own.tolist() if piece.share else []
+        assert sorted(found) == wanted and mean == pytest.approx(np.mean(wanted))
+
+
+def test_a_loader_goes_on_where_its_state_says(loader):
+    whole = [part.batch.targets for part in loader(parts=2)]
+    first = loader(parts=2)
+    steps = iter(first)
+    for _ in range(5):
+        next(steps)
+    state, again = first.state_dict(), loader(parts=2)
+    built = []
+    again.collator, collator = copy.copy(again.collator), again.collator
+    again.collator.windows = lambda *args: built.append(1) or collator.windows(*args)
+    again.load_state_dict(state)
+    rest = [part.batch.targets for part in again]
+    assert len(rest) == len(built) == len(whole) - 5 and all(torch.equal(a, b) for a, b in zip(rest, whole[5:], strict=True))
+    later = loader(parts=2, epoch=1)
+    later.load_state_dict(state)  # of the epoch before
+    assert len(list(later)) == len(later)
+
+
+def test_every_window_with_a_request_is_in_the_epoch_once(loader):
+    one = loader()
+    assert np.array_equal(np.sort(np.concatenate(one.batches)), np.flatnonzero(one.counts)) and (one.counts == 0).any()
+
+
+def test_a_wrong_launch_is_said(job):
+    settings = copy.deepcopy(job[0].training)
+    settings.devices = 2
+    with pytest.raises(UserError, match="1 process runs; start with: torchrun"):
+        check_launch(settings)
+    settings.devices, settings.strategy = 1, "fsdp"
+    with pytest.raises(UserError, match="training.strategy=ddp"):
+        check_launch(settings)
