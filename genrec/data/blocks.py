@@ -61,8 +61,11 @@ class ArrayFile:
     def __init__(self, path: Path, dtype: np.dtype, length: int):
         """Create the file; values not written are 0."""
         self.path, self.dtype, self.length = path, np.dtype(dtype), length
-        np.lib.format.open_memmap(path, mode="w+", dtype=self.dtype, shape=(length,)).flush()
-        self._begin = path.stat().st_size - length * self.dtype.itemsize
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (length,)}
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            self._begin = file.tell()
+            file.truncate(self._begin + length * self.dtype.itemsize)
 
     def __len__(self) -> int:
         return self.length
@@ -81,4 +84,3 @@ class ArrayFile:
         """Put ``values`` (n,) at ``places`` (n,)."""
         array = np.load(self.path, mmap_mode="r+", allow_pickle=False)
         array[places] = values
-        array.flush()

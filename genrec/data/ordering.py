@@ -173,7 +173,7 @@ def clean(block: Columns, config: DataConfig, by_split: bool, removed: Counter) 
     order = sort_order(block["user"], block["time"], block["given"] if by_split else None)
     block = {name: column[order] for name, column in block.items()} if order is not None else block
     if config.duplicates != "keep":
-        block = _filter(block, ~_exact_repeats(block), removed, "duplicates")
+        block = _filter(block, ~_exact_repeats(block, by_split), removed, "duplicates")
     if config.duplicates == "drop-consecutive":
         again = np.zeros(len(block["user"]), bool)
         again[1:] = (block["user"][1:] == block["user"][:-1]) & (block["item"][1:] == block["item"][:-1])
@@ -207,13 +207,18 @@ def sort_order(user: np.ndarray, time: np.ndarray, given: np.ndarray | None = No
     return key & ((1 << bits) - 1)
 
 
-def _exact_repeats(block: Columns) -> np.ndarray:
-    """Events with the user, time, item, action and query of one before them, in a block sorted by user and time: (n,) bool."""
+def _exact_repeats(block: Columns, by_split: bool) -> np.ndarray:
+    """Events with the user, time, item, action and query of one before them, in a sorted block: (n,) bool.
+
+    An event that the log gives to two splits is no repeat where the log's split is used: ``by_split``.
+    """
     user, time = block["user"], block["time"]
     repeated = np.zeros(len(user), bool)
     if len(user) < 2:
         return repeated
     tied = (user[1:] == user[:-1]) & (time[1:] == time[:-1])
+    if by_split:
+        tied &= block["given"][1:] == block["given"][:-1]
     near = np.zeros(len(user), bool)
     near[1:] |= tied
     near[:-1] |= tied
