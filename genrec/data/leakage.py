@@ -42,29 +42,34 @@ class LeakageReport:
         if not train.any():
             return
         np.add.at(self.train_items, items[train], 1)
-        np.add.at(self.train_times, (times[train] - self.first_time) // self.resolution, 1)
+        place = times[train] - self.first_time
+        np.add.at(self.train_times, place if self.resolution == 1 else place // self.resolution, 1)
         latest = int(times[train].max())
         self.last_train = latest if self.last_train is None else max(latest, self.last_train)
 
     def see_targets(self, piece: Piece, items: np.ndarray, times: np.ndarray, split: np.ndarray) -> None:
         """Compare the targets of a piece with their users' training events."""
-        owner, train = piece.owner, split == TRAIN
-        users = piece.last - piece.first
+        lengths, train = np.diff(piece.offsets), split == TRAIN
+        warm = np.logical_or.reduceat(train, piece.offsets[:-1])
         for name, number in (("valid", VALID), ("test", TEST)):
-            rows = np.flatnonzero(split == number)
-            rows = rows[np.unique(owner[rows], return_index=True)[1]]
-            target = np.full(users, -1, np.int64)
-            target[owner[rows]] = rows
-            mine = target[owner]
-            same = train & (mine >= 0) & (items == items[mine])
-            exact = same & (times == times[mine])
-            asked = owner[rows]
-            known = np.bincount(owner[train], minlength=users)
-            self.parts[name].append({
-                "item": items[rows], "time": times[rows], "cold": known[asked] == 0,
-                "pair": np.bincount(owner[same], minlength=users)[asked] > 0,
-                "exact": np.bincount(owner[exact], minlength=users)[asked] > 0,
-            })  # fmt: skip
+            held = split == number
+            first = held.copy()  # the first held-out event of each user
+            first[1:] &= ~held[:-1]
+            first[piece.offsets[:-1]] = held[piece.offsets[:-1]]
+            rows = np.flatnonzero(first)
+            asked = np.searchsorted(piece.offsets, rows, side="right") - 1
+            wanted = np.full(len(lengths), -1, items.dtype)
+            wanted[asked] = items[rows]
+            same = np.flatnonzero(train & (items == np.repeat(wanted, lengths)))
+            owner = np.searchsorted(piece.offsets, same, side="right") - 1
+            target_time = np.zeros(len(lengths), np.int64)
+            target_time[asked] = times[rows]
+            pair, exact = np.zeros(len(lengths), bool), np.zeros(len(lengths), bool)
+            pair[owner] = True
+            exact[owner[times[same] == target_time[owner]]] = True
+            self.parts[name].append(
+                {"item": items[rows], "time": times[rows], "cold": ~warm[asked], "pair": pair[asked], "exact": exact[asked]}
+            )
 
     def result(self) -> dict:
         """The report of both splits, as plain numbers, with what they mean."""

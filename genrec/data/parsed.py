@@ -75,7 +75,7 @@ class ParsedLog:
         return [note["key"] for note in self.notes if note["chained"]]
 
     def files(self, kind: str) -> list[Path]:
-        """The Parquet files of a kind (``events``, ``impressions``, ``items`` ...), in the order of the log."""
+        """The Parquet files of a kind of rows beside the events (``impressions``, ``items`` ...), in the order of the log."""
         return [file for folder in self.folders for file in sorted(folder.glob(f"{kind}-*.parquet"))]
 
     def table(self, kind: str) -> pl.DataFrame | None:
@@ -96,10 +96,11 @@ class ParsedLog:
     def events(self, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
         """The events part by part: the place of the first one in the log, and the columns asked for."""
         place = 0
-        for file in self.files("events"):
-            part = pl.read_parquet(file, columns=columns)
-            yield place, part
-            place += part.height
+        for folder in self.folders:
+            for file in sorted(folder.glob("events-*.arrow")):
+                part = pl.read_ipc(file, columns=[name for name in columns if name in pl.read_ipc_schema(file)])
+                yield place, part
+                place += part.height
 
 
 def parse_log(config: Config, folder: Path) -> ParsedLog:
@@ -107,7 +108,7 @@ def parse_log(config: Config, folder: Path) -> ParsedLog:
     with_request = config.split.kind == "session" and config.split.session_by == "request"
     key = fingerprint(PARSE_VERSION, pl.__version__, config.data.reader, to_dict(config.data)["options"], with_request)
     folder.mkdir(parents=True, exist_ok=True)
-    sources = log_sources(config.data.reader, config.data.path, config.data.options)
+    sources = log_sources(config.data.reader, config.data.path, config.data.options, _event_columns(with_request))
     parsed, reader = ParsedLog([], []), None
     chained = [source for source in sources if source.events]
     for number, source in enumerate(chained):
@@ -128,6 +129,11 @@ def parse_log(config: Config, folder: Path) -> ParsedLog:
                 _Parser(ParsedLog([], []), with_request).parse(source, place, key, chained=False)
             _add(parsed, place)
     return parsed
+
+
+def _event_columns(with_request: bool) -> list[str]:
+    """The event columns that preparing makes use of."""
+    return ["user_id", "item_id", "timestamp", "action", "query", "split", *(["request_id"] if with_request else [])]
 
 
 def _stamp(source: LogSource) -> list:
@@ -175,7 +181,7 @@ class _Parser:
             "first_bad": None, "rows": {"rows_read": 0},
         }  # fmt: skip
         try:
-            for number, part in enumerate(source.parts()):
+            for number, part in enumerate(ahead(source.parts())):
                 self._write(part, number, work, note, fresh)
             for kind, names in fresh.items():
                 joined = pl.concat([pl.Series("name", [], pl.String), *(series.alias("name") for series in names)])
@@ -196,8 +202,11 @@ class _Parser:
             note["first_bad"] = part.quarantine.row(0, named=True)
         tables = {name: getattr(part, name) for name in TABLES}
         if part.events.height:
-            tables["events"] = self._coded_events(part.events, fresh)
-            note["columns"] = sorted({*note["columns"], *tables["events"].columns})
+            events = self._coded_events(part.events, fresh)
+            # Not packed: numbers are read again several times, and packing them took longer than parsing.
+            events.write_ipc(work / f"events-{number:06d}.arrow", compression="uncompressed")
+            note["columns"] = sorted({*note["columns"], *events.columns})
+            rows["events"] = rows.get("events", 0) + events.height
         if part.impressions is not None:
             tables["impressions"] = self._coded(part.impressions, {"user_id": "user", "item_id": "item"}, fresh)
         for name, table in tables.items():
@@ -242,3 +251,12 @@ class _Parser:
         return rest.with_columns(columns.values())
 
 
+
+
+def ahead(parts: Iterator[RawLog]) -> Iterator[RawLog]:
+    """The same parts, the next one being read in a thread while the last one is worked on."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, parts, None)
+        while (part := waiting.result()) is not None:
+            waiting = pool.submit(next, parts, None)
+            yield part

@@ -49,7 +49,7 @@ def log(tmp_path, monkeypatch):
     made = Log()
     made.folder.mkdir()
     real = table._read_events
-    monkeypatch.setattr(table, "_read_events", lambda file, settings: (made.read.append(file.name), real(file, settings))[1])
+    monkeypatch.setattr(table, "_read_events", lambda file, *more: (made.read.append(file.name), real(file, *more))[1])
     monkeypatch.setattr("genrec.data.ordering.PARTITION_EVENTS", 50)
     monkeypatch.setattr("genrec.data.splits.CHUNK_EVENTS", 40)
     return made

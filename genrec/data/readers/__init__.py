@@ -25,7 +25,7 @@ READERS: dict[str, Callable[[Path, dict], Iterator[RawLog]]] = {
     "simulator": read_simulator,
 }
 PATHLESS_READERS = ("simulator",)
-BY_FILE: dict[str, Callable[[Path, dict], list[LogSource]]] = {"table": table_sources}
+BY_FILE: dict[str, Callable[[Path, dict, list[str] | None], list[LogSource]]] = {"table": table_sources}
 """Readers whose event files can be read one by one: new files are appended to a prepared dataset without reading the old ones."""
 
 
@@ -39,11 +39,16 @@ def read_log(reader: str, path: str | Path | None, options: dict | None = None) 
     return READERS[reader](place, dict(options or {}))
 
 
-def log_sources(reader: str, path: str | Path | None, options: dict | None = None) -> list[LogSource]:
-    """The pieces of a log in order: one for each event file where the reader can read files one by one, else one for everything."""
+def log_sources(
+    reader: str, path: str | Path | None, options: dict | None = None, columns: list[str] | None = None
+) -> list[LogSource]:
+    """The pieces of a log in order: one for each event file where the reader can read files one by one, else one for everything.
+
+    ``columns`` names the event columns the caller will use (None: all); a reader may leave out the others.
+    """
     place, options = check_path(reader, path), dict(options or {})
     if reader in BY_FILE:
-        return BY_FILE[reader](place, options)
+        return BY_FILE[reader](place, options, columns)
     return [LogSource(log_files(reader, path), partial(READERS[reader], place, options))]
 
 

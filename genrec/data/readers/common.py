@@ -125,6 +125,15 @@ def blank(column: str) -> pl.Expr:
     return pl.col(column).is_null() | (pl.col(column).str.strip_chars() == "")
 
 
+def set_blank_aside(table: pl.DataFrame, key: str, source: str, aside: list[pl.DataFrame]) -> pl.DataFrame:
+    """The rows of ``table`` whose text column ``key`` holds something; the others go to quarantine."""
+    low, high = table[key].min(), table[key].max()
+    # Texts sort by their bytes: between "!" and "~" none is empty or starts with a space of any script. Looking at each costs far more.
+    if not table[key].null_count() and low is not None and low >= "!" and high < "\x7f":
+        return table
+    return set_aside(table, blank(key), source, f"no {key}", aside)
+
+
 def read_lines(path: Path, encoding: str = "utf-8") -> tuple[pl.DataFrame, pl.DataFrame]:
     """The non-blank lines of a text file (plain, ``.gz`` or ``.zst``), and the quarantine of lines in a wrong encoding.
 

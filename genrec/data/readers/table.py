@@ -30,6 +30,7 @@ from genrec.data.readers.common import (
     parse_json_lines,
     parse_record,
     set_aside,
+    set_blank_aside,
     split_fields,
 )
 from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, REQUIRED_EVENT_COLUMNS, USER_SCHEMA, RawLog, conform
@@ -85,14 +86,17 @@ def read_table(path: Path, options: dict) -> Iterator[RawLog]:
         yield from source.parts()
 
 
-def table_sources(path: Path, options: dict) -> list[LogSource]:
-    """The files behind a log, one by one: every event file, by name, then items and users together."""
+def table_sources(path: Path, options: dict, columns: list[str] | None = None) -> list[LogSource]:
+    """The files behind a log, one by one: every event file, by name, then items and users together.
+
+    ``columns``: the event columns that are wanted (None: all); others need not be read.
+    """
     settings = _parse_options(options)
     base = path if path.is_dir() else path.parent
     item_files = _files(_under(base, settings.items, "items")) if settings.items else []
     user_files = _files(_under(base, settings.users, "users")) if settings.users else []
     place = _under(base, settings.events, "events") if settings.events else path
-    sources = [LogSource([file], partial(_read_events, file, settings)) for file in _files(place, skip={*item_files, *user_files})]
+    sources = [LogSource([file], partial(_read_events, file, settings, columns)) for file in _files(place, skip={*item_files, *user_files})]
     if item_files or user_files:
         sources.append(LogSource([*item_files, *user_files], partial(_read_tables, item_files, user_files, settings), events=False))
     return sources
@@ -161,11 +165,14 @@ def _files(place: Path, skip: set[Path] = frozenset()) -> list[Path]:
     return known
 
 
-def _batches(file: Path) -> Iterator[tuple[pl.DataFrame, list[pl.DataFrame], int]]:
-    """One file in batches ``(table with the line column, quarantine, data rows)``; at least one, so that its columns are checked."""
+def _batches(file: Path, wanted: set[str] | None) -> Iterator[tuple[pl.DataFrame, list[pl.DataFrame], int]]:
+    """One file in batches ``(table with the line column, quarantine, data rows)``; at least one, so that its columns are checked.
+
+    Columns that are not ``wanted`` (None: all are) are left out where that saves reading them.
+    """
     kind = file_format(file)
     if kind == "parquet":
-        yield from _parquet_batches(file)
+        yield from _parquet_batches(file, wanted)
     elif kind == "json":
         for lines, wrong in line_batches(file):
             table, broken = parse_json_lines(lines, file.name, None)
@@ -174,10 +181,12 @@ def _batches(file: Path) -> Iterator[tuple[pl.DataFrame, list[pl.DataFrame], int
         yield from _csv_batches(file, SEPARATORS[kind])
 
 
-def _parquet_batches(file: Path) -> Iterator[tuple[pl.DataFrame, list[pl.DataFrame], int]]:
+def _parquet_batches(file: Path, wanted: set[str] | None) -> Iterator[tuple[pl.DataFrame, list[pl.DataFrame], int]]:
     first = 1
     try:
         scan = pl.scan_parquet(file, glob=False)
+        if wanted is not None and (names := [name for name in scan.collect_schema() if name in wanted]):
+            scan = scan.select(names)
         for table in scan.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True):
             yield table.with_row_index(LINE, offset=first), [], table.height
             first += table.height
@@ -246,10 +255,10 @@ class _Columns:
 
 
 def _renamed_batches(
-    file: Path, mapping: dict[str, str], required: Sequence[str], option: str
+    file: Path, mapping: dict[str, str], required: Sequence[str], option: str, wanted: list[str] | None = None
 ) -> Iterator[tuple[pl.DataFrame, list[pl.DataFrame], int]]:
     columns = _Columns(mapping, required, option, file)
-    for table, aside, rows in _batches(file):
+    for table, aside, rows in _batches(file, None if wanted is None else {*columns.wanted.values(), *wanted}):
         yield columns.rename(table), aside, rows
     columns.check()
 
@@ -270,18 +279,18 @@ def _texts(table: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
     return table.with_columns(casts)
 
 
-def _read_events(file: Path, settings: TableOptions) -> Iterator[RawLog]:
+def _read_events(file: Path, settings: TableOptions, wanted: list[str] | None) -> Iterator[RawLog]:
     unit = settings.timestamp_unit
-    for table, aside, rows in _renamed_batches(file, settings.columns, REQUIRED_EVENT_COLUMNS, "columns"):
+    for table, aside, rows in _renamed_batches(file, settings.columns, REQUIRED_EVENT_COLUMNS, "columns", wanted):
         table = _texts(table, [name for name in EVENT_SCHEMA if name != "timestamp"])
         for key in ("user_id", "item_id"):
-            table = set_aside(table, blank(key), file.name, f"no {key}", aside)
+            table = set_blank_aside(table, key, file.name, aside)
         try:
             table = table.with_columns(_seconds(table["timestamp"].dtype, unit).alias("timestamp"))
         except pl.exceptions.PolarsError as error:
             raise UserError(f"{file}: the times cannot be read as {unit!r} ({str(error).splitlines()[0]})") from error
-        wanted = "an ISO date and time" if unit == "iso" else f"a number ({unit})"
-        table = set_aside(table, pl.col("timestamp").is_null(), file.name, f"the time is not {wanted}", aside)
+        expected = "an ISO date and time" if unit == "iso" else f"a number ({unit})"
+        table = set_aside(table, pl.col("timestamp").is_null(), file.name, f"the time is not {expected}", aside)
         typical = table["timestamp"].median()
         if typical is not None and typical > YEAR_2200:
             raise UserError(f"{file}: read as {unit!r} the times lie beyond the year 2200; set timestamp_unit to ms, us or ns")
