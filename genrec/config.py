@@ -269,7 +269,8 @@ def validate(config: Config) -> None:
         "model.temperature": config.model.temperature, "model.time_bucket": config.model.time_bucket,
         "training.epochs": config.training.epochs, "training.batch_size": config.training.batch_size,
         "training.learning_rate": config.training.learning_rate, "training.stride": config.training.stride,
-        "split.session_gap": config.split.session_gap, "text.dim": config.text.dim, "decoding.beam": config.decoding.beam, "decoding.dense": config.decoding.dense,
+        "split.session_gap": config.split.session_gap, "text.dim": config.text.dim,
+        "decoding.beam": config.decoding.beam, "decoding.dense": config.decoding.dense,
         "decoding.batch_size": config.decoding.batch_size,
     }  # fmt: skip
     for key, value in positive.items():
@@ -278,7 +279,8 @@ def validate(config: Config) -> None:
     shares = {
         "queries.share": config.queries.share, "model.dropout": config.model.dropout, "model.item_dropout": config.model.item_dropout,
         "model.time_share": config.model.time_share, "semantic_ids.behaviour_share": config.semantic_ids.behaviour_share,
-        "training.generate_share": config.training.generate_share, "split.valid_share": config.split.valid_share, "split.test_share": config.split.test_share,
+        "training.generate_share": config.training.generate_share, "split.valid_share": config.split.valid_share,
+        "split.test_share": config.split.test_share,
         "data.max_quarantine_share": config.data.max_quarantine_share,
     }  # fmt: skip
     for key, value in shares.items():

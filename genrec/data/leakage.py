@@ -106,7 +106,8 @@ def summary(report: dict) -> list[str]:
             lines.append(f"{name}: no requests")
             continue
         lines.append(
-            f"{name}: {part['requests']} requests, {part['users_cold']} of cold users; {part['items']} items, {part['items_cold']} of them cold; "
+            f"{name}: {part['requests']} requests, {part['users_cold']} of cold users; {part['items']} items, "
+            f"{part['items_cold']} of them cold; "
             f"{part['pairs_seen']} targets repeat an item of the user's training; {part['targets_before_training_ends']} targets happened "
             f"before training ends (on average {part['train_events_later']:.1%} of training is later than the target)"
         )

@@ -27,7 +27,15 @@ log = logging.getLogger(__name__)
 PARTITION_EVENTS = 1 << 20  # events sorted at a time; about 100 bytes of memory each
 MAX_PARTITIONS = 256
 NEVER = np.iinfo(np.int64).max
-DTYPES = {"user": np.int32, "item": np.int32, "time": np.int64, "action": np.int16, "query": np.int32, "request": np.uint64, "given": np.int8}
+DTYPES = {
+    "user": np.int32,
+    "item": np.int32,
+    "time": np.int64,
+    "action": np.int16,
+    "query": np.int32,
+    "request": np.uint64,
+    "given": np.int8,
+}
 
 
 @dataclass
@@ -78,7 +86,7 @@ def deal(parsed: ParsedLog, config: Config, scratch: Path, n_users: int) -> tupl
     """The parsed events in partitions of whole users, in the order of the log; chosen actions and time window applied."""
     total = parsed.total("events")
     size = max(PARTITION_EVENTS, -(-total // MAX_PARTITIONS))
-    columns = [name for name in DTYPES if name in parsed.columns]
+    columns = [name for name in DTYPES if name in parsed.columns and (name != "given" or config.split.kind == "given")]
     dtypes = {name: DTYPES[name] for name in columns} | {"place": np.uint32 if total < 2**32 else np.int64}
     part_of = None
     if total > size:

@@ -121,7 +121,9 @@ def parse_log(config: Config, folder: Path) -> ParsedLog:
             reader.parse(source, place, key)
         _add(parsed, place)
     surplus = _forget(folder, len(chained), None) if reader is None else 0
-    log.info("prepare: %d events in %d sources are parsed%s", parsed.total("events"), len(chained), f", {surplus} are gone" if surplus else "")
+    log.info(
+        "prepare: %d events in %d sources are parsed%s", parsed.total("events"), len(chained), f", {surplus} are gone" if surplus else ""
+    )
     for source in sources:  # tables beside the events: they share no ids with them, so they are read by themselves
         if not source.events:
             place, key = folder / "tables", fingerprint(PARSE_VERSION, config.data.reader, to_dict(config.data)["options"], _stamp(source))
@@ -249,8 +251,6 @@ class _Parser:
             columns[kind] = pl.Series(kind, codes)
         rest = table.drop(name for name in kinds if name not in columns)
         return rest.with_columns(columns.values())
-
-
 
 
 def ahead(parts: Iterator[RawLog]) -> Iterator[RawLog]:

@@ -111,8 +111,8 @@ def check_quarantine(parsed: ParsedLog, limit: float) -> None:
 def row_counts(parsed: ParsedLog, ordered: OrderedLog) -> dict:
     """Every row of the log, accounted for.
 
-    ``read`` rows are ``events + items + users + judgments + quarantined`` and the ``filtered`` ones, plus ``impressions`` in formats where these
-    are rows of their own; ``events`` are the ``kept`` ones and those that each rule removed.
+    ``read`` rows are ``events + items + users + judgments + quarantined`` and the ``filtered`` ones, plus ``impressions`` in formats
+    where these are rows of their own; ``events`` are the ``kept`` ones and those that each rule removed.
     """
     rules = ("other_actions", "outside_window", "duplicates", "consecutive_repeats", "over_max_user_events", "below_minimum")
     return {
@@ -132,7 +132,9 @@ def previous_ids(target: Path, parsed: ParsedLog, config: Config) -> tuple[pl.Se
         return None
     if was != _log_identity(parsed, config) | {"sources": parsed.event_keys[: len(was["sources"])]}:
         return None
-    log.info("prepare: %d new sources behind the %d known ones; ids are kept", len(parsed.event_keys) - len(was["sources"]), len(was["sources"]))
+    log.info(
+        "prepare: %d new sources behind the %d known ones; ids are kept", len(parsed.event_keys) - len(was["sources"]), len(was["sources"])
+    )
     return pl.read_parquet(target / "users.parquet")["user_id"], pl.read_parquet(target / "items.parquet")["item_id"]
 
 
@@ -143,7 +145,13 @@ def _log_identity(parsed: ParsedLog, config: Config) -> dict:
 
 
 def build(
-    config: Config, parsed: ParsedLog, ordered: OrderedLog, before: tuple[pl.Series, pl.Series] | None, folder: Path, scratch: Path, info: dict
+    config: Config,
+    parsed: ParsedLog,
+    ordered: OrderedLog,
+    before: tuple[pl.Series, pl.Series] | None,
+    folder: Path,
+    scratch: Path,
+    info: dict,
 ) -> None:
     """Write the arrays and tables of the dataset to ``folder`` and fill the manifest's ``info``."""
     numbering = number_ids(ordered, parsed, config, before)
@@ -170,7 +178,7 @@ def build(
 
 
 def order_actions(parsed: ParsedLog, config: Config) -> tuple[list[str], np.ndarray]:
-    """The dataset's actions, and the code of an action -> its place: the feedback chain's order where the log has one, else as they appear."""
+    """The dataset's actions, and the code of an action -> its place: the feedback chain's order, else as they appear."""
     names = parsed.names("action").to_list()
     actions = [name for name in dict.fromkeys([*parsed.chain, *names]) if config.data.actions is None or name in config.data.actions]
     return actions, np.array([actions.index(name) if name in actions else -1 for name in names], np.int16)
@@ -180,7 +188,7 @@ def split_arrays(config: Config, arrays: Arrays, numbering: Numbering, folder: P
     """Split the events: ``split.npy``, what the manifest says about it, and the leakage report."""
     total, offsets = len(arrays.items), arrays.offsets
     split = ArrayFile(folder / "split.npy", np.uint8, total)
-    given_valid = arrays.extra is not None and any((arrays.extra.read(p.start, p.stop) == VALID).any() for p in pieces(offsets))
+    given_valid = config.split.kind == "given" and any((arrays.extra.read(p.start, p.stop) == VALID).any() for p in pieces(offsets))
     splitter = Splitter(config.split, arrays.timestamps, offsets, given_valid)
     report = leakage.LeakageReport(len(numbering.items), arrays.first_time, arrays.last_time)
     prints, counts, ties = SplitFingerprint(), np.zeros(3, np.int64), 0

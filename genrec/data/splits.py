@@ -89,7 +89,7 @@ class Splitter:
             self.cuts = quantile_higher(lambda: (times.read(p.start, p.stop) for p in pieces(offsets)), shares)
 
     def __call__(self, piece: Piece, times: np.ndarray, extra: np.ndarray | None) -> np.ndarray:
-        """TRAIN, VALID or TEST (n,) uint8 of a piece; ``times`` (n,), ``extra`` (n,) the request or the given split, where the rule needs it."""
+        """TRAIN, VALID or TEST (n,) uint8 of a piece; ``times`` (n,), ``extra`` (n,) the request or given split where the rule needs it."""
         if self.config.kind == "global-time":
             split = np.zeros(len(times), np.uint8)
             split[times >= self.cuts[0]] = VALID
@@ -112,7 +112,9 @@ class Splitter:
 
     def _given(self, piece: Piece, given: np.ndarray) -> np.ndarray:
         if (given < 0).any():
-            raise UserError(f"split.kind: 'given', but {int((given < 0).sum())} events have no split of train, valid or test; fill the column")
+            raise UserError(
+                f"split.kind: 'given', but {int((given < 0).sum())} events have no split of train, valid or test; fill the column"
+            )
         split = given.astype(np.uint8)
         if not self.given_valid:
             known = np.add.reduceat((split == TRAIN).astype(np.int64), piece.offsets[:-1])
@@ -122,7 +124,7 @@ class Splitter:
 
 
 def _last_groups(piece: Piece, starts: np.ndarray) -> np.ndarray:
-    """Each user's last group of events is test, the one before valid, where there are three; ``starts`` (n,) marks a group's first event."""
+    """Each user's last group of events is test, the one before valid, where there are three; ``starts`` (n,) marks first events."""
     group = np.cumsum(starts)
     ends, begins = group[piece.offsets[1:] - 1], group[piece.offsets[:-1]]
     from_end = np.repeat(ends, np.diff(piece.offsets)) - group

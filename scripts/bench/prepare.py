@@ -5,8 +5,8 @@
 The log is made once per size: one Parquet file a day, each in order of time, as a shop's log would lie. Every measurement is a process of
 its own with two threads, so its peak memory is its own. Two tables are printed: ours by size, and ours against pandas
 (``pip install pandas pyarrow``) doing the same on the same files: read, sort, drop duplicates, 5-core, dense ids, leave-last-out split,
-sequences, save. Ours also keeps queries and writes checksums, the leakage report and the manifest. CPU time is user + system: it does not depend on what else
-the machine does.
+sequences, save. Ours also keeps queries and writes checksums, the leakage report and the manifest. CPU time is user + system: it hardly
+depends on what else the machine does.
 """
 
 from __future__ import annotations

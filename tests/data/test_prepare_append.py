@@ -65,7 +65,9 @@ def same(one: Dataset, other: Dataset) -> bool:
     )
 
 
-@pytest.mark.parametrize("overrides", [[], ["split.kind=global-time", "data.end_time=2500"], ["split.kind=session", "data.duplicates=keep"]], ids=str)
+@pytest.mark.parametrize(
+    "overrides", [[], ["split.kind=global-time", "data.end_time=2500"], ["split.kind=session", "data.duplicates=keep"]], ids=str
+)
 def test_appending_equals_a_rebuild(log, overrides):
     log(0, 1)
     old = log.prepare("kept", *overrides)
@@ -93,13 +95,15 @@ def test_ids_stay_when_the_k_core_lets_an_old_id_in_late(log):
 
     def by_name(data: Dataset) -> dict:
         return {
-            user: (data.item_table["item_id"].gather(data.items[start:stop].astype(np.int64)).to_list(), data.timestamps[start:stop].tolist(),
-                   data.split[start:stop].tolist())
+            user: (data.item_table["item_id"].gather(data.items[start:stop].astype(np.int64)).to_list(),
+                   data.timestamps[start:stop].tolist(), data.split[start:stop].tolist())
             for user, start, stop in zip(data.user_ids, data.offsets[:-1], data.offsets[1:], strict=True)
         }  # fmt: skip
 
     assert by_name(appended) == by_name(rebuilt)
-    assert {key: appended.info[key] for key in ("users", "items", "rows", "leakage")} == {key: rebuilt.info[key] for key in ("users", "items", "rows", "leakage")}
+    assert {key: appended.info[key] for key in ("users", "items", "rows", "leakage")} == {
+        key: rebuilt.info[key] for key in ("users", "items", "rows", "leakage")
+    }
 
 
 @pytest.mark.parametrize("change", ["changed", "removed", "before"])

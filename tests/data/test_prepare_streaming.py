@@ -34,7 +34,10 @@ def random_log(seed: int, count: int = 150) -> list[dict]:
 def reference(log: list[dict], config) -> dict:
     """The same rules one event at a time, in memory."""
     data, removed = config.data, Counter()
-    rows = [{**row, "place": place, "action": row["action"] or "event", "query": (row["query"] or "").strip() or None} for place, row in enumerate(log)]
+    rows = [
+        {**row, "place": place, "action": row["action"] or "event", "query": (row["query"] or "").strip() or None}
+        for place, row in enumerate(log)
+    ]
 
     def keep(name, test):
         nonlocal rows
@@ -45,7 +48,9 @@ def reference(log: list[dict], config) -> dict:
     if data.actions:
         keep("other_actions", lambda row: row["action"] in data.actions)
     keep("outside_window", lambda row: int(data.start_time or 0) <= row["timestamp"] < int(data.end_time or 1e12))
-    rows.sort(key=lambda row: (row["user_id"], row["split"] == "test" if config.split.kind == "given" else 0, row["timestamp"], row["place"]))
+    rows.sort(
+        key=lambda row: (row["user_id"], row["split"] == "test" if config.split.kind == "given" else 0, row["timestamp"], row["place"])
+    )
     if data.duplicates != "keep":
         seen: set = set()
         columns = ["user_id", "item_id", "timestamp", "action", "query", *(["split"] if config.split.kind == "given" else [])]
@@ -53,7 +58,10 @@ def reference(log: list[dict], config) -> dict:
              and not seen.add(key))  # fmt: skip
     if data.duplicates == "drop-consecutive":
         before = {row["place"]: rows[number - 1] if number else None for number, row in enumerate(rows)}
-        keep("consecutive_repeats", lambda row: not ((last := before[row["place"]]) and (last["user_id"], last["item_id"]) == (row["user_id"], row["item_id"])))
+        keep(
+            "consecutive_repeats",
+            lambda row: not ((last := before[row["place"]]) and (last["user_id"], last["item_id"]) == (row["user_id"], row["item_id"])),
+        )
     if data.max_user_events:
         left = Counter(row["user_id"] for row in rows)
 
@@ -75,7 +83,8 @@ def reference(log: list[dict], config) -> dict:
     actions = [action for action in actions if not data.actions or action in data.actions]
     return {
         "rows": rows, "users": users, "items": list(dict.fromkeys(row["item_id"] for row in by_place)), "actions": actions,
-        "queries": list(dict.fromkeys(row["query"] for row in rows if row["query"])), "removed": removed, "split": reference_split(rows, users, config),
+        "queries": list(dict.fromkeys(row["query"] for row in rows if row["query"])), "removed": removed,
+        "split": reference_split(rows, users, config),
     }  # fmt: skip
 
 
@@ -124,14 +133,17 @@ def check_equal(data: Dataset, wanted: dict) -> None:
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Partitions, chunks and batches so small that everything happens many times."""
-    for name, size in (("ordering.PARTITION_EVENTS", 19), ("splits.CHUNK_EVENTS", 23), ("splits.QUANTILE_BINS", 3), ("readers.table.BATCH_ROWS", 31),
+    for name, size in (("ordering.PARTITION_EVENTS", 19), ("splits.CHUNK_EVENTS", 23), ("splits.QUANTILE_BINS", 3),
+                       ("readers.table.BATCH_ROWS", 31),
                        ("impressions.PARTITION_ROWS", 17)):  # fmt: skip
         monkeypatch.setattr(f"genrec.data.{name}", size)
 
 
 RULES = [
-    [], ["data.min_user_events=4", "data.min_item_events=6"], ["data.duplicates=keep"], ["data.duplicates=drop-consecutive", "data.min_item_events=5"],
-    ["data.max_user_events=5"], ["data.max_user_events=9", "data.min_user_events=3", "data.min_item_events=5"], ["data.actions=[buy,event]"],
+    [], ["data.min_user_events=4", "data.min_item_events=6"], ["data.duplicates=keep"],
+    ["data.duplicates=drop-consecutive", "data.min_item_events=5"],
+    ["data.max_user_events=5"],
+    ["data.max_user_events=9", "data.min_user_events=3", "data.min_item_events=5"], ["data.actions=[buy,event]"],
     ["data.start_time=600", "data.end_time=2400"], ["split.kind=global-time"], ["split.kind=session", "split.session_gap=3"],
     ["split.kind=session", "split.session_by=request", "data.min_item_events=3"], ["split.kind=given", "data.min_user_events=2"],
 ]  # fmt: skip
@@ -203,7 +215,11 @@ def test_leakage_of_a_handmade_log(prepare_table):
         "b": [("y", 1), ("x", 2), ("z", 3), ("w", 5)],  # the whole training of the others is later; w is cold, z is cold
         "c": [("x", 50), ("y", 50), ("y", 60), ("y", 50)],  # ties: x, y (first), y (last) at 50, then 60
     }  # fmt: skip
-    log = [{"user_id": user, "item_id": item, "timestamp": time, "action": f"{n}"} for user, own in times.items() for n, (item, time) in enumerate(own)]
+    log = [
+        {"user_id": user, "item_id": item, "timestamp": time, "action": f"{n}"}
+        for user, own in times.items()
+        for n, (item, time) in enumerate(own)
+    ]
     data = prepare_table(log)
     test, valid = data.info["leakage"]["test"], data.info["leakage"]["valid"]
     # train: a x10 y20, b y1 x2, c x50 y50; valid: a x30, b z3, c y50; test: a x40, b w5, c y60
@@ -211,7 +227,11 @@ def test_leakage_of_a_handmade_log(prepare_table):
         "requests": 3, "users_cold": 0, "items": 3, "items_cold": 1, "targets_of_cold_items": 1, "pairs_seen": 2, "exact_events_seen": 0,
         "targets_before_training_ends": 2, "train_events_later": round((2 + 4 + 0) / 6 / 3, 6),
     }  # fmt: skip
-    assert (valid["items_cold"], valid["pairs_seen"], valid["exact_events_seen"]) == (1, 2, 1)  # c's y at 50 twice: kept, the actions differ
+    assert (valid["items_cold"], valid["pairs_seen"], valid["exact_events_seen"]) == (
+        1,
+        2,
+        1,
+    )  # c's y at 50 twice: kept, the actions differ
     assert valid["train_events_later"] == round((2 + 4 + 0) / 6 / 3, 6)
     written = pl.read_json(data.folder / "leakage.json")
     assert written["test"][0] == test and set(written["meaning"][0]) == set(test)
@@ -239,7 +259,9 @@ def test_impressions_are_kept_with_dense_ids(tmp_path, small_pieces, monkeypatch
     shown, counts = data.impressions, data.info["impressions"]
     assert counts["kept"] == shown.height > 500 and counts["of_unknown_users_or_items"] > 0
     assert counts["kept"] + counts["of_unknown_users_or_items"] == data.info["rows"]["impressions"]
-    assert shown.select("user", "timestamp", "request_id").equals(shown.select("user", "timestamp", "request_id").sort("user", "timestamp", "request_id"))
+    assert shown.select("user", "timestamp", "request_id").equals(
+        shown.select("user", "timestamp", "request_id").sort("user", "timestamp", "request_id")
+    )
     assert data.actions_chain == ["impression", "click", "cart", "purchase"] and data.judgments is None
     # Every click in the events is an impression of that user, item and depth; ids are the dataset's own.
     clicks = np.flatnonzero(data.actions == 1)
@@ -265,7 +287,9 @@ def test_every_row_is_accounted_for(tmp_path, reader):
         (folder / "movies.csv").write_text("movieId,title,genres\n1,A (1990),Drama\n1,B,Drama\n")
         options = ["data.options.min_rating=2"]
     else:
-        (folder / "a.csv").write_text("user_id,item_id,timestamp\n" + "".join(f"u{n % 7},i{n % 5},{n // 2}\n" for n in range(60)) + "u1,i1,0\nu1,,5\n")
+        (folder / "a.csv").write_text(
+            "user_id,item_id,timestamp\n" + "".join(f"u{n % 7},i{n % 5},{n // 2}\n" for n in range(60)) + "u1,i1,0\nu1,,5\n"
+        )
         (folder / "b.jsonl").write_text('{"user_id": 5, "item_id": "i1", "timestamp": 3}\n[]\n')
     config = load_config(None, [f"data.reader={reader}", f"data.path={folder}", "data.min_item_events=8", "data.end_time=25", *options,
                                 "data.max_quarantine_share=0.2"])  # fmt: skip

@@ -39,9 +39,7 @@ def read_log(reader: str, path: str | Path | None, options: dict | None = None) 
     return READERS[reader](place, dict(options or {}))
 
 
-def log_sources(
-    reader: str, path: str | Path | None, options: dict | None = None, columns: list[str] | None = None
-) -> list[LogSource]:
+def log_sources(reader: str, path: str | Path | None, options: dict | None = None, columns: list[str] | None = None) -> list[LogSource]:
     """The pieces of a log in order: one for each event file where the reader can read files one by one, else one for everything.
 
     ``columns`` names the event columns the caller will use (None: all); a reader may leave out the others.

@@ -54,7 +54,9 @@ def read_amazon_2014(path: Path, options: dict) -> Iterator[RawLog]:
 def _files(place: Path, start: str) -> list[Path]:
     """The JSON files at a place (folder, file or pattern) whose names start so, by name."""
     found = place.iterdir() if place.is_dir() else [place] if place.exists() else glob_files(place)
-    return sorted(file for file in found if file.name.startswith(start) and file.name.removesuffix(".gz").removesuffix(".zst").endswith(".json"))
+    return sorted(
+        file for file in found if file.name.startswith(start) and file.name.removesuffix(".gz").removesuffix(".zst").endswith(".json")
+    )
 
 
 def _read_reviews(file: Path) -> Iterator[RawLog]:
@@ -94,7 +96,9 @@ def _read_meta(file: Path, seen: SeenKeys) -> Iterator[RawLog]:
         aside = [wrong, pl.DataFrame(broken, schema=QUARANTINE_SCHEMA, orient="row")]
         table = seen.first_rows(pl.DataFrame(rows, schema={LINE: pl.Int64, **ITEM_SCHEMA}), file.name, aside)
         yield RawLog(
-            items=conform(table.drop(LINE), ITEM_SCHEMA, str(file)), quarantine=join_quarantine(aside), rows_read=lines.height + wrong.height
+            items=conform(table.drop(LINE), ITEM_SCHEMA, str(file)),
+            quarantine=join_quarantine(aside),
+            rows_read=lines.height + wrong.height,
         )
 
 

@@ -31,7 +31,27 @@ from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, USER_SCHEMA, RawLog, c
 from genrec.errors import UserError
 
 OPTIONS = ("min_rating",)
-GENRES = ["unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"]
+GENRES = [
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+]
 CLASSIC_ITEM_COLUMNS = ["item_id", "title", "release_date", "video_release_date", "url", *GENRES]
 CLASSIC_USER_COLUMNS = ["user_id", "age", "gender", "occupation", "zip_code"]
 EVENT_COLUMNS = ["user_id", "item_id", "rating", "timestamp"]

@@ -238,9 +238,7 @@ class _Columns:
         if file_format(self.file) != "json":
             self.check()
         taken = {*self.wanted.values(), *self.wanted}
-        named = [
-            (pl.col(theirs) if theirs in have else pl.lit(None, dtype=pl.String)).alias(ours) for ours, theirs in self.wanted.items()
-        ]
+        named = [(pl.col(theirs) if theirs in have else pl.lit(None, dtype=pl.String)).alias(ours) for ours, theirs in self.wanted.items()]
         return table.select(LINE, *named, *[name for name in have if name not in taken])
 
     def check(self) -> None:
@@ -251,7 +249,9 @@ class _Columns:
                 continue
             close = nearest(theirs, have) or nearest(ours, have)
             hint = f"nearest: {close!r}; " if close else ""
-            raise UserError(f"{self.file}: no column {theirs!r} for {ours}; {hint}the file has: {', '.join(have)}; set {self.option}.{ours}")
+            raise UserError(
+                f"{self.file}: no column {theirs!r} for {ours}; {hint}the file has: {', '.join(have)}; set {self.option}.{ours}"
+            )
 
 
 def _renamed_batches(
