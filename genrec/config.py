@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass, field, fields, is_dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +20,36 @@ from genrec.errors import UserError
 class DataConfig:
     """Where the log is and what is kept of it."""
 
-    reader: str = "table"  # amazon-2014, movielens, table, simulator
+    reader: str = "table"  # a name in genrec.data.readers.READERS
     path: str | None = None  # folder or file of the log
     fetch: str | None = None  # data set fetched into `data/` when `path` is not given
     options: dict[str, Any] = field(default_factory=dict)  # passed to the reader
+    actions: list[str] | None = None  # actions that become events; null = all
+    start_time: str | None = None  # events from this time on: an ISO date or time (UTC) or seconds since 1970
+    end_time: str | None = None  # events before this time
+    duplicates: str = "drop-exact"  # keep; drop-exact: same user, item, time, action and query; drop-consecutive: also the item just before
+    max_user_events: int | None = None  # the newest events of a user that are kept
     min_user_events: int = 1  # iterative k-core over users ...
     min_item_events: int = 1  # ... and items
     keep_unseen_items: bool = False  # keep catalogue items that no event names
     max_quarantine_share: float = 0.05  # more bad rows than this stop the job
+    cache: bool = True  # keep the parsed log beside the dataset, so that new files are appended without reading the old ones
 
 
 @dataclass
 class SplitConfig:
-    """``leave-last-out``: each user's last event is test, the one before validation. ``global-time``: two cut times for everybody."""
+    """Which events are held out. Each user is asked once per split: at the first of the events held out.
+
+    ``leave-last-out``: the last event is test, the one before validation (users of at least three events). ``global-time``: two cut
+    times for everybody. ``session``: the last session is test, the one before validation (users of at least three sessions).
+    ``given``: as the log says.
+    """
 
     kind: str = "leave-last-out"
     valid_share: float = 0.1  # global-time only: share of events between the cuts ...
     test_share: float = 0.1  # ... and after the second
+    session_by: str = "gap"  # session only: gap = a pause of more than session_gap starts one; request = events of one request_id
+    session_gap: float = 30.0  # minutes
 
 
 @dataclass
@@ -240,7 +255,9 @@ def to_dict(config: Any) -> dict:
 def validate(config: Config) -> None:
     """Raise ``UserError`` for values that no run can work with; the key is named."""
     choices = {
-        "split.kind": (config.split.kind, ("leave-last-out", "global-time")),
+        "data.duplicates": (config.data.duplicates, ("keep", "drop-exact", "drop-consecutive")),
+        "split.kind": (config.split.kind, ("leave-last-out", "global-time", "session", "given")),
+        "split.session_by": (config.split.session_by, ("gap", "request")),
         "model.node_vectors": (config.model.node_vectors, ("codes", "nodes", "items")),
         "training.strategy": (config.training.strategy, ("auto", "ddp", "fsdp")),
         "training.precision": (config.training.precision, ("auto", "32", "bf16")),
@@ -262,7 +279,8 @@ def validate(config: Config) -> None:
         "training.epochs": config.training.epochs, "training.batch_size": config.training.batch_size,
         "training.accumulate": config.training.accumulate, "training.patience": config.training.patience,
         "training.learning_rate": config.training.learning_rate, "training.stride": config.training.stride,
-        "text.dim": config.text.dim, "decoding.beam": config.decoding.beam, "decoding.dense": config.decoding.dense,
+        "split.session_gap": config.split.session_gap, "text.dim": config.text.dim,
+        "decoding.beam": config.decoding.beam, "decoding.dense": config.decoding.dense,
         "decoding.batch_size": config.decoding.batch_size,
     }  # fmt: skip
     for key, value in positive.items():
@@ -280,15 +298,39 @@ def validate(config: Config) -> None:
     shares = {
         "queries.share": config.queries.share, "model.dropout": config.model.dropout, "model.item_dropout": config.model.item_dropout,
         "model.time_share": config.model.time_share, "semantic_ids.behaviour_share": config.semantic_ids.behaviour_share,
-        "training.generate_share": config.training.generate_share, "split.valid_share": config.split.valid_share, "split.test_share": config.split.test_share,
+        "training.generate_share": config.training.generate_share, "split.valid_share": config.split.valid_share,
+        "split.test_share": config.split.test_share,
         "data.max_quarantine_share": config.data.max_quarantine_share,
     }  # fmt: skip
     for key, value in shares.items():
         if not 0 <= value <= 1:
             raise UserError(f"{key}: must lie between 0 and 1, is {value}")
+    if config.data.max_user_events is not None and config.data.max_user_events < 1:
+        raise UserError(f"data.max_user_events: must be at least 1 or null, is {config.data.max_user_events}")
+    if config.data.actions is not None and not config.data.actions:
+        raise UserError("data.actions: an empty list keeps no event; name actions, or null for all")
+    start, end = (seconds_of(getattr(config.data, key), f"data.{key}") for key in ("start_time", "end_time"))
+    if start is not None and end is not None and start >= end:
+        raise UserError(f"data.start_time: {config.data.start_time} is not before data.end_time {config.data.end_time}")
     if config.model.dim % (2 * config.model.heads):
         raise UserError(f"model.dim: {config.model.dim} cannot be divided by 2 x model.heads = {2 * config.model.heads}")
     if not (config.model.use_ids or config.model.use_text or config.model.use_codes):
         raise UserError("model: at least one of use_ids, use_text, use_codes must be true")
     if not config.evaluation.ks or min(config.evaluation.ks) < 1:
         raise UserError("evaluation.ks: a list of whole numbers of at least 1")
+
+
+def seconds_of(value: str | None, key: str) -> int | None:
+    """A time of the config as seconds since 1970: whole seconds, or an ISO date or time (UTC where it has no offset)."""
+    if value is None:
+        return None
+    text = str(value).strip()
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UserError(f"{key}: '{value}' is neither an ISO date or time nor whole seconds") from None
+    return math.floor((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())

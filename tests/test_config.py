@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from genrec.config import Config, config_from_dict, load_config, to_dict
+from genrec.config import Config, config_from_dict, load_config, seconds_of, to_dict
 from genrec.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -119,3 +119,25 @@ def test_lists_are_not_shared_between_configs():
     Config().evaluation.ks.append(3)
     load_config(None).evaluation.ks.append(4)
     assert load_config(None).evaluation.ks == [5, 10, 20]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.duplicates=drop"], "data.duplicates: 'drop' is not one of keep, drop-exact, drop-consecutive"),
+        (["data.start_time=soon"], "data.start_time: 'soon' is neither"),
+        (["data.start_time=2024-01-02", "data.end_time=2024-01-02"], "data.start_time: 2024-01-02 is not before"),
+        (["data.actions=[]"], "data.actions: an empty list"),
+        (["data.max_user_events=0"], "data.max_user_events: must be at least 1"),
+        (["split.kind=sessions"], "split.kind: 'sessions' is not one of"),
+        (["split.session_by=day"], "split.session_by: 'day' is not one of gap, request"),
+        (["split.session_gap=0"], "split.session_gap: must be above 0"),
+    ],
+)
+def test_data_and_split_values_that_cannot_be(overrides, said):
+    with pytest.raises(UserError, match=said):
+        load_config(None, overrides)
+
+
+def test_times_of_a_config_are_seconds_in_utc():
+    assert [seconds_of(text, "k") for text in ("7", "1970-01-02", "1970-01-01T02:00:00+01:00", None)] == [7, 86_400, 3_600, None]

@@ -150,6 +150,20 @@ class Dataset:
         )  # fmt: skip
 
     @cached_property
+    def impressions(self) -> pl.DataFrame | None:
+        """What was shown, by user, time and request: dense ``user`` and ``item``, then the reader's columns; None for a log without."""
+        return self._optional_table("impressions")
+
+    @cached_property
+    def judgments(self) -> pl.DataFrame | None:
+        """Graded relevance of items for queries, as the reader gave it; None for a log without."""
+        return self._optional_table("judgments")
+
+    def _optional_table(self, name: str) -> pl.DataFrame | None:
+        path = self.folder / f"{name}.parquet"
+        return pl.read_parquet(path) if path.is_file() else None
+
+    @cached_property
     def heldout_queries(self) -> pl.DataFrame:
         return pl.read_parquet(self.folder / "heldout_queries.parquet")
 

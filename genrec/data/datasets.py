@@ -25,7 +25,7 @@ import polars as pl
 
 from genrec.data.readers import read_log
 from genrec.data.readers.common import did_you_mean
-from genrec.data.schema import RawLog
+from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
 
 TIMEOUT_S = 10
@@ -151,7 +151,7 @@ def fetch(name: str, root: Path, progress: Progress | None = None) -> Path:
 def verify(dataset: Dataset, folder: Path) -> None:
     """Raise ``DatasetCorrupt`` unless the folder holds the data set: its counts, and its content hash where one is known."""
     try:
-        log = read_log(dataset.reader, folder, {})
+        log = join_parts(read_log(dataset.reader, folder, {}))
     except UserError as error:
         raise DatasetCorrupt(f"{dataset.name}: cannot be read ({error})") from error
     found = {"users": log.events["user_id"].n_unique(), "items": log.items.height, "events": log.events.height}

@@ -1,33 +1,48 @@
-"""From a raw log to a prepared dataset: duplicates, k-core, dense ids, order, split, queries.
+"""From a raw log of any size to a prepared dataset: parse, order and clean, dense ids, split, queries, leakage report.
 
-Tie rule: events are ordered by user, then time, then their place in the log.
+Tie rule: events are ordered by user, then time, then their place in the log. Memory is bounded by a part of the reader, a partition of
+events and the distinct ids; events lie on disk between the steps. The parsed log stays in ``.<dataset>.parsed`` beside the dataset
+(``data.cache``): when new files are appended to the log only these are parsed, and everything behind parsing is done again from
+numbers. Users and items then keep their ids, and new ones come behind.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from genrec.artifacts import atomic_folder, file_fingerprint, fingerprint, is_current
+from genrec.artifacts import MANIFEST, atomic_folder, file_fingerprint, fingerprint, is_current, open_artifact, write_json
 from genrec.config import Config, to_dict
-from genrec.data import queries as query_rules
+from genrec.data import leakage
+from genrec.data.assemble import Arrays, Numbering, number_ids, write_arrays
+from genrec.data.attach import attach_queries
+from genrec.data.blocks import ArrayFile
 from genrec.data.dataset import ARRAYS, KIND, TEST, TRAIN, VALID
-from genrec.data.readers import read_log
-from genrec.data.schema import RawLog
+from genrec.data.impressions import write_impressions, write_together
+from genrec.data.ordering import OrderedLog, order_events
+from genrec.data.parsed import ParsedLog, parse_log
+from genrec.data.readers import log_files
+from genrec.data.schema import QUARANTINE_SCHEMA, empty
+from genrec.data.splits import HELD_OUT_RULE, RULES, SplitFingerprint, Splitter, pieces, tied_targets
 from genrec.errors import UserError
 
 log = logging.getLogger(__name__)
-PREPARE_VERSION = 1  # raised when the same config would give another dataset
+PREPARE_VERSION = 2  # raised when the same config would give another dataset
+TIE_RULE = "time, then place in the log"
 
 
 def prepare_key(config: Config) -> str:
     """The fingerprint of everything a prepared dataset depends on."""
-    path = Path(config.data.path) if config.data.path else None
-    files = file_fingerprint(path) if path and path.exists() else None
-    return fingerprint(PREPARE_VERSION, to_dict(config.data), to_dict(config.split), to_dict(config.queries), files, config.seed)
+    files = [file_fingerprint(file) for file in log_files(config.data.reader, config.data.path)]
+    data = {key: value for key, value in to_dict(config.data).items() if key != "cache"}
+    return fingerprint(PREPARE_VERSION, data, to_dict(config.split), to_dict(config.queries), files, config.seed)
 
 
 def prepare(config: Config, target: Path) -> Path:
@@ -36,163 +51,181 @@ def prepare(config: Config, target: Path) -> Path:
     if is_current(target, KIND, key):
         log.info("prepare: up to date (%s)", target)
         return target
-    raw = read_log(config.data.reader, config.data.path, config.data.options)
-    check_quarantine(raw, config.data.max_quarantine_share)
-    events, counts = clean_events(raw.events, config)
-    if events.is_empty():
-        raise UserError(f"data.path {config.data.path}: no event is left after filtering (read {raw.rows_read}, {counts})")
-    tables, arrays, info = build(events, raw, config)
-    info["rows"] = {"read": raw.rows_read, "quarantined": len(raw.quarantine), **counts}
-    with atomic_folder(target, KIND, key, info) as folder:
-        for name, table in tables.items():
-            table.write_parquet(folder / f"{name}.parquet")
-        for name, array in arrays.items():
-            np.save(folder / f"{name}.npy", array, allow_pickle=False)
-    log.info("prepare: %s", ", ".join(f"{key} {value}" for key, value in info.items() if isinstance(value, int | str)))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(target) as scratch:
+        cache = target.with_name(f".{target.name}.parsed")
+        parsed = parse_log(config, cache if config.data.cache else scratch / "parsed")
+        if not config.data.cache:
+            shutil.rmtree(cache, ignore_errors=True)
+        check_quarantine(parsed, config.data.max_quarantine_share)
+        ordered = order_events(parsed, config, scratch)
+        if not len(ordered):
+            raise UserError(f"data.path {config.data.path}: no event is left after filtering ({_counted(row_counts(parsed, ordered))})")
+        before = previous_ids(target, parsed, config)
+        info: dict = {}
+        with atomic_folder(target, KIND, key, info) as folder:
+            build(config, parsed, ordered, before, folder, scratch, info)
+    for line in summary(info):
+        log.info("prepare: %s", line)
     return target
 
 
-def check_quarantine(raw: RawLog, limit: float) -> None:
+@contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """A folder beside the target for what lies on disk between the steps, removed at the end; also those of jobs that were killed."""
+    for old in target.parent.glob(f".{target.name}.*.scratch"):
+        if not _alive(int(old.name.split(".")[-2])):
+            shutil.rmtree(old, ignore_errors=True)
+    folder = target.with_name(f".{target.name}.{os.getpid()}.scratch")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return pid != os.getpid()
+
+
+def check_quarantine(parsed: ParsedLog, limit: float) -> None:
     """Stop when the share of bad rows passes the limit; the first reason is named."""
-    bad = len(raw.quarantine)
-    if bad == 0:
+    bad, read, first = parsed.total("quarantine"), parsed.total("rows_read"), parsed.first_bad
+    if first is None:
         return
-    first = raw.quarantine.row(0, named=True)
-    log.warning("%d of %d rows were put aside, the first: %s line %s: %s", bad, raw.rows_read, *first.values())
-    if bad > limit * max(raw.rows_read, 1):
+    log.warning("%d of %d rows were put aside, the first: %s line %s: %s", bad, read, first["source"], first["line"], first["reason"])
+    if bad > limit * max(read, 1):
         raise UserError(
-            f"{first['source']} line {first['line']}: {first['reason']}; {bad} of {raw.rows_read} rows are bad, more than "
+            f"{first['source']} line {first['line']}: {first['reason']}; {bad} of {read} rows are bad, more than "
             f"data.max_quarantine_share={limit} allows"
         )
 
 
-def clean_events(events: pl.DataFrame, config: Config) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Drop exact duplicates, then users and items below the minimum counts until none is left."""
-    before = len(events)
-    events = events.unique(["user_id", "item_id", "timestamp", "action", "query"], keep="first", maintain_order=True)
-    counts = {"duplicates": before - len(events)}
-    before = len(events)
-    while True:
-        kept = events.filter(
-            (pl.len().over("user_id") >= config.data.min_user_events) & (pl.len().over("item_id") >= config.data.min_item_events)
-        )
-        if len(kept) == len(events):
-            break
-        events = kept
-    counts["below_minimum"] = before - len(events)
-    return events, counts
+def row_counts(parsed: ParsedLog, ordered: OrderedLog) -> dict:
+    """Every row of the log, accounted for.
 
-
-def build(events: pl.DataFrame, raw: RawLog, config: Config) -> tuple[dict[str, pl.DataFrame], dict[str, np.ndarray], dict]:
-    """Tables, arrays and the manifest's info of the prepared dataset."""
-    users = events.select("user_id").unique(maintain_order=True)
-    if raw.users is not None:
-        users = users.join(raw.users.unique("user_id", keep="first"), on="user_id", how="left", maintain_order="left")
-    items = catalogue(events, raw.items, config.data.keep_unseen_items)
-    actions = events["action"].fill_null("event").unique(maintain_order=True).to_list()
-    dense = events.select(
-        pl.col("user_id").replace_strict(users["user_id"], np.arange(len(users)), return_dtype=pl.Int64).alias("user"),
-        pl.col("item_id").replace_strict(items["item_id"], np.arange(len(items)), return_dtype=pl.Int64).alias("item"),
-        "timestamp",
-        pl.col("action").fill_null("event").replace_strict(actions, np.arange(len(actions)), return_dtype=pl.Int64).alias("action"),
-        pl.col("query").str.strip_chars().replace("", None),
-    ).sort("user", "timestamp", maintain_order=True)
-    user = dense["user"].to_numpy()
-    times = dense["timestamp"].to_numpy()
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(users)))]).astype(np.int64)
-    split = split_events(user, times, offsets, config)
-    query_table, event_queries, heldout, synthetic = attach_queries(dense, users, items, split, config)
-    arrays = {
-        "offsets": offsets, "items": dense["item"].to_numpy().astype(np.int32), "timestamps": times,
-        "actions": dense["action"].to_numpy().astype(np.int16), "queries": event_queries, "split": split,
-    }  # fmt: skip
-    assert set(arrays) == set(ARRAYS)
-    info = {
-        "users": len(users), "items": len(items), "events": len(dense), "actions": actions,
-        "train_events": int((split == TRAIN).sum()), "valid_events": int((split == VALID).sum()), "test_events": int((split == TEST).sum()),
-        "split": config.split.kind, "tie_rule": "time, then place in the log", "test_targets_tied_in_time": tied_targets(times, offsets, split),
-        "synthetic_queries": synthetic, "search_events": int((event_queries >= 0).sum()),
-        "split_fingerprint": split_fingerprint(users, items, arrays),
-    }  # fmt: skip
-    tables = {"users": users, "items": items, "queries": query_table, "heldout_queries": heldout, "quarantine": raw.quarantine}
-    return tables, arrays, info
-
-
-def catalogue(events: pl.DataFrame, items: pl.DataFrame, keep_unseen: bool) -> pl.DataFrame:
-    """The item table in order of first appearance in the log; unseen items behind, when they are kept."""
-    items = items.unique("item_id", keep="first", maintain_order=True)
-    table = events.select("item_id").unique(maintain_order=True).join(items, on="item_id", how="left", maintain_order="left")
-    if keep_unseen:
-        table = pl.concat([table, items.join(table, on="item_id", how="anti", maintain_order="left")], how="diagonal_relaxed")
-    return table
-
-
-def split_events(user: np.ndarray, times: np.ndarray, offsets: np.ndarray, config: Config) -> np.ndarray:
-    """TRAIN, VALID or TEST for each event: (n_events,) uint8. Within a user the three never interleave."""
-    split = np.zeros(len(user), np.uint8)
-    if config.split.kind == "leave-last-out":
-        length = np.diff(offsets)
-        from_end = offsets[user + 1] - 1 - np.arange(len(user))
-        enough = length[user] >= 3
-        split[enough & (from_end == 1)] = VALID
-        split[enough & (from_end == 0)] = TEST
-        return split
-    cuts = np.quantile(times, [1 - config.split.valid_share - config.split.test_share, 1 - config.split.test_share], method="higher")
-    split[times >= cuts[0]] = VALID
-    split[times >= cuts[1]] = TEST
-    return split
-
-
-def tied_targets(times: np.ndarray, offsets: np.ndarray, split: np.ndarray) -> int:
-    """How many test events carry the same time as the event before them: their order is the log's word, not the clock's."""
-    test = np.flatnonzero(split == TEST)
-    test = test[~np.isin(test, offsets[:-1])]
-    return int((times[test] == times[test - 1]).sum())
-
-
-def split_fingerprint(users: pl.DataFrame, items: pl.DataFrame, arrays: dict[str, np.ndarray]) -> str:
-    """Changes with any user, item, order or split decision."""
-    return fingerprint(
-        *[int(query_rules.mix(query_rules.string_hash(table) + np.arange(len(table), dtype=np.uint64)).sum(dtype=np.uint64))
-          for table in (users["user_id"], items["item_id"])],
-        *[int(query_rules.mix(arrays[name].astype(np.uint64) * np.uint64(31) + np.arange(len(arrays[name]), dtype=np.uint64)).sum(dtype=np.uint64))
-          for name in ("offsets", "items", "split")],
-    )  # fmt: skip
-
-
-def attach_queries(
-    dense: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame, split: np.ndarray, config: Config
-) -> tuple[pl.DataFrame, np.ndarray, pl.DataFrame, bool]:
-    """The query table, each event's query (-1 = none), the held-out events' queries by kind, and whether they are synthetic.
-
-    Logged queries win: synthetic ones are only made for a log that has none.
+    ``read`` rows are ``events + items + users + judgments + quarantined`` and the ``filtered`` ones, plus ``impressions`` in formats
+    where these are rows of their own; ``events`` are the ``kept`` ones and those that each rule removed.
     """
-    logged = dense["query"]
-    kinds = config.queries.synthetic
-    if logged.null_count() < len(logged) or not kinds:
-        chosen, held = logged, {"logged": logged}
-    else:
-        user_hash = query_rules.string_hash(users["user_id"])[dense["user"].to_numpy()]
-        item_hash = query_rules.string_hash(items["item_id"])[dense["item"].to_numpy()]
-        event_hash = query_rules.mix(user_hash * np.uint64(0x9E3779B1) + item_hash)
-        event_items = dense["item"].to_numpy()
-        held = {}
-        if "category" in kinds:
-            held["category"] = query_rules.category_queries(items)[event_items]
-        if "title" in kinds:
-            held["title"] = query_rules.title_queries(items, event_items, event_hash)
-        draw = query_rules.mix(event_hash + np.uint64(1))
-        kind = pl.Series((query_rules.mix(event_hash + np.uint64(2)) % np.uint64(len(kinds))).astype(np.int64))
-        wanted = pl.Series((draw % np.uint64(10_000)) < config.queries.share * 10_000)
-        frame = pl.DataFrame({name: series.alias(name) for name, series in held.items()}).with_columns(kind=kind, wanted=wanted)
-        pick = pl.coalesce([pl.when(pl.col("kind") == index).then(pl.col(name)) for index, name in enumerate(kinds)])
-        chosen = frame.select(pl.when("wanted").then(pick).alias("query"))["query"]
-    held_rows = np.flatnonzero(split != TRAIN)
-    heldout = pl.concat(
-        [pl.DataFrame({"event": held_rows, "kind": [kind] * len(held_rows), "query": series[held_rows]}) for kind, series in held.items()]
-    ).filter(pl.col("query").is_not_null())
-    table = pl.concat([chosen.drop_nulls().alias("query"), heldout["query"]]).unique(maintain_order=True)
-    ids = np.arange(len(table))
-    event_queries = chosen.replace_strict(table, ids, default=-1, return_dtype=pl.Int64).fill_null(-1).to_numpy().astype(np.int32)
-    heldout = heldout.with_columns(pl.col("query").replace_strict(table, ids, return_dtype=pl.Int64))
-    return table.to_frame(), event_queries, heldout, "logged" not in held
+    rules = ("other_actions", "outside_window", "duplicates", "consecutive_repeats", "over_max_user_events", "below_minimum")
+    return {
+        "read": parsed.total("rows_read"), "quarantined": parsed.total("quarantine"), "filtered": parsed.filtered,
+        **{kind: parsed.total(kind) for kind in ("events", "items", "users", "judgments", "impressions")},
+        **{rule: ordered.removed[rule] for rule in rules}, "kept": len(ordered),
+    }  # fmt: skip
+
+
+def previous_ids(target: Path, parsed: ParsedLog, config: Config) -> tuple[pl.Series, pl.Series] | None:
+    """Users and items of the dataset at ``target`` when the log goes on from its log, under the same rules; else None."""
+    if not (target / MANIFEST).is_file():
+        return None
+    try:
+        was = open_artifact(target, KIND)["info"]["log"]
+    except (UserError, KeyError):
+        return None
+    if was != _log_identity(parsed, config) | {"sources": parsed.event_keys[: len(was["sources"])]}:
+        return None
+    log.info(
+        "prepare: %d new sources behind the %d known ones; ids are kept", len(parsed.event_keys) - len(was["sources"]), len(was["sources"])
+    )
+    return pl.read_parquet(target / "users.parquet")["user_id"], pl.read_parquet(target / "items.parquet")["item_id"]
+
+
+def _log_identity(parsed: ParsedLog, config: Config) -> dict:
+    """What the dataset's ids come from: the sources in order, and the rules."""
+    rules = {key: value for key, value in to_dict(config.data).items() if key not in ("cache", "max_quarantine_share", "path", "fetch")}
+    return {"sources": parsed.event_keys, "rules": fingerprint(rules)}
+
+
+def build(
+    config: Config,
+    parsed: ParsedLog,
+    ordered: OrderedLog,
+    before: tuple[pl.Series, pl.Series] | None,
+    folder: Path,
+    scratch: Path,
+    info: dict,
+) -> None:
+    """Write the arrays and tables of the dataset to ``folder`` and fill the manifest's ``info``."""
+    numbering = number_ids(ordered, parsed, config, before)
+    actions, action_index = order_actions(parsed, config)
+    arrays = write_arrays(ordered, numbering, action_index, folder, scratch)
+    log.info("prepare: %d events of %d users are in order", len(arrays.items), len(numbering.users))
+    split, info_split, report = split_arrays(config, arrays, numbering, folder)
+    names = parsed.names("query") if "query" in parsed.columns else pl.Series("name", [], pl.String)
+    query_table, heldout, synthetic = attach_queries(arrays, split, numbering.users, numbering.items, names, config)
+    shown = write_impressions(parsed, numbering.user_index, numbering.item_index, arrays.offsets, folder, scratch)
+    for name, table in {"users": numbering.users, "items": numbering.items, "queries": query_table, "heldout_queries": heldout}.items():
+        table.write_parquet(folder / f"{name}.parquet")
+    empty(QUARANTINE_SCHEMA).write_parquet(folder / "quarantine.parquet")
+    for kind in ("quarantine", "judgments"):
+        write_together(parsed.files(kind), folder / f"{kind}.parquet")
+    write_json(folder / "leakage.json", report)
+    assert all((folder / f"{name}.npy").is_file() for name in ARRAYS)
+    searches = sum(int((arrays.queries.read(piece.start, piece.stop) >= 0).sum()) for piece in pieces(arrays.offsets))
+    info |= {
+        "users": len(numbering.users), "items": len(numbering.items), "events": len(arrays.items), "actions": actions, **info_split,
+        "synthetic_queries": synthetic, "search_events": searches, "rows": row_counts(parsed, ordered), "impressions": shown,
+        "leakage": {name: report[name] for name in ("valid", "test")}, "log": _log_identity(parsed, config),
+    }  # fmt: skip
+
+
+def order_actions(parsed: ParsedLog, config: Config) -> tuple[list[str], np.ndarray]:
+    """The dataset's actions, and the code of an action -> its place: the feedback chain's order, else as they appear."""
+    names = parsed.names("action").to_list()
+    actions = [name for name in dict.fromkeys([*parsed.chain, *names]) if config.data.actions is None or name in config.data.actions]
+    return actions, np.array([actions.index(name) if name in actions else -1 for name in names], np.int16)
+
+
+def split_arrays(config: Config, arrays: Arrays, numbering: Numbering, folder: Path) -> tuple[ArrayFile, dict, dict]:
+    """Split the events: ``split.npy``, what the manifest says about it, and the leakage report."""
+    total, offsets = len(arrays.items), arrays.offsets
+    split = ArrayFile(folder / "split.npy", np.uint8, total)
+    given_valid = config.split.kind == "given" and any((arrays.extra.read(p.start, p.stop) == VALID).any() for p in pieces(offsets))
+    splitter = Splitter(config.split, arrays.timestamps, offsets, given_valid)
+    report = leakage.LeakageReport(len(numbering.items), arrays.first_time, arrays.last_time)
+    prints, counts, ties = SplitFingerprint(), np.zeros(3, np.int64), 0
+    for piece in pieces(offsets):
+        times, items = arrays.timestamps.read(piece.start, piece.stop), arrays.items.read(piece.start, piece.stop)
+        extra = arrays.extra.read(piece.start, piece.stop) if arrays.extra else None
+        decided = splitter(piece, times, extra)
+        split.write(piece.start, decided)
+        counts += np.bincount(decided, minlength=3)
+        ties += tied_targets(piece, times, decided)
+        prints.add("items", piece.start, items)
+        prints.add("split", piece.start, decided)
+        report.see_train(items, times, decided)
+    for piece in pieces(offsets):
+        report.see_targets(
+            piece, *(array.read(piece.start, piece.stop) for array in (arrays.items, arrays.timestamps, split))
+        )  # fmt: skip
+    info = {
+        "train_events": int(counts[TRAIN]), "valid_events": int(counts[VALID]), "test_events": int(counts[TEST]),
+        "split": config.split.kind, "split_rule": RULES[config.split.kind], "held_out_rule": HELD_OUT_RULE, "tie_rule": TIE_RULE,
+        "test_targets_tied_in_time": ties, "cut_times": splitter.cuts,
+        "split_fingerprint": prints.result(numbering.users["user_id"], numbering.items["item_id"], offsets),
+    }  # fmt: skip
+    return split, info, report.result()
+
+
+def summary(info: dict) -> list[str]:
+    """What a person should read after preparing: counts, the split, the rows left out, the leakage report."""
+    lines = [
+        f"{info['events']} events, {info['users']} users, {info['items']} items; split {info['split']} {info['split_fingerprint']}: "
+        f"{info['train_events']} train, {info['valid_events']} valid, {info['test_events']} test events",
+        f"rows: {_counted(info['rows'])}",
+        f"ties: {info['test_targets_tied_in_time']} test events share their time with the one before (rule: {info['tie_rule']})",
+    ]
+    return lines + [f"leakage: {line}" for line in leakage.summary(info["leakage"])]
+
+
+def _counted(rows: dict) -> str:
+    flat = {**{key: value for key, value in rows.items() if key != "filtered"}, **rows["filtered"]}
+    return ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in flat.items() if value)

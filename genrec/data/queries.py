@@ -57,12 +57,9 @@ def category_queries(items: pl.DataFrame) -> pl.Series:
     return _align(words, len(items))
 
 
-def title_queries(items: pl.DataFrame, event_items: np.ndarray, event_hash: np.ndarray) -> pl.Series:
-    """One query per event from two or three title words: (n_events,) String, null for an item without usable words.
-
-    ``event_items`` (n_events,) dense item ids; ``event_hash`` (n_events,) uint64 of (user, item).
-    """
-    words = (
+def title_words(items: pl.DataFrame) -> pl.DataFrame:
+    """The usable words of each title, in order: ``item``, ``word``, ``place``."""
+    return (
         items.select(pl.int_range(pl.len()).alias("item"), pl.col("title").str.to_lowercase().str.extract_all(_WORD).alias("word"))
         .explode("word")
         .filter(pl.col("word").is_not_null() & (pl.col("word").str.len_chars() > 1) & ~pl.col("word").is_in(list(STOP_WORDS)))
@@ -70,6 +67,13 @@ def title_queries(items: pl.DataFrame, event_items: np.ndarray, event_hash: np.n
         .unique(["item", "word"], keep="first", maintain_order=True)
         .with_columns(pl.int_range(pl.len()).over("item").cast(pl.UInt64).alias("place"))
     )
+
+
+def title_queries(words: pl.DataFrame, event_items: np.ndarray, event_hash: np.ndarray) -> pl.Series:
+    """One query per event from two or three title words: (n_events,) String, null for an item without usable words.
+
+    ``words`` as ``title_words`` gives them; ``event_items`` (n_events,) dense item ids; ``event_hash`` (n_events,) uint64 of (user, item).
+    """
     events = pl.DataFrame({"event": np.arange(len(event_items)), "item": event_items.astype(np.int64), "hash": event_hash})
     drawn = events.join(words, on="item", how="inner", maintain_order="left_right")
     with np.errstate(over="ignore"):

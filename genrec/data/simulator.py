@@ -64,10 +64,10 @@ def simulate(config: SimulatorConfig, keep_impressions: bool = True) -> RawLog:
     return RawLog(events, items, users, impressions, rows_read=events.height + items.height + users.height)
 
 
-def write(config: SimulatorConfig, folder: Path) -> Written:
+def write(config: SimulatorConfig, folder: Path, keep_impressions: bool = True) -> Written:
     """Stream the log into ``folder`` as Parquet: ``events/part-*``, ``impressions/part-*``, ``items``, ``users``.
 
-    Memory stays flat. Parts hold whole users, ordered by user and time. The ``table`` reader reads the result back.
+    ``keep_impressions=False`` leaves the impressions out (they are some five times the events). Memory stays flat. Parts hold whole users, ordered by user and time. The ``table`` reader reads the result back.
     """
     world = make_world(config)
     for name in ("events", "impressions"):
@@ -79,9 +79,10 @@ def write(config: SimulatorConfig, folder: Path) -> Written:
     events = impressions = 0
     for number, chunk in enumerate(simulate_chunks(config, world)):
         chunk.events.write_parquet(folder / "events" / f"part-{number:05d}.parquet", compression="lz4")
-        chunk.impressions.write_parquet(folder / "impressions" / f"part-{number:05d}.parquet", compression="lz4")
         events += chunk.events.height
-        impressions += chunk.impressions.height
+        if keep_impressions:
+            chunk.impressions.write_parquet(folder / "impressions" / f"part-{number:05d}.parquet", compression="lz4")
+            impressions += chunk.impressions.height
     return Written(folder, events, impressions)
 
 

@@ -13,8 +13,14 @@ import pytest
 
 from genrec.data import datasets
 from genrec.data.datasets import DATASETS, DatasetCorrupt, DatasetUnavailable, fetch, list_datasets
-from genrec.data.readers import read_log
+from genrec.data.readers import read_log as read_parts
+from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
+
+
+def read_log(*arguments) -> RawLog:
+    """A whole log at once."""
+    return join_parts(read_parts(*arguments))
 
 NAME = "movielens-100k"
 RATINGS = [(1, 7, 3, 50), (2, 7, 5, 40), (1, 8, 1, 60)]

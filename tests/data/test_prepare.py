@@ -11,9 +11,8 @@ import pytest
 
 from genrec.config import load_config
 from genrec.data.dataset import TEST, TRAIN, VALID, Dataset
-from genrec.data.prepare import clean_events, prepare
+from genrec.data.prepare import prepare
 from genrec.data.queries import STOP_WORDS
-from genrec.data.schema import EVENT_SCHEMA
 from genrec.errors import UserError
 
 WORD = re.compile(r"[^\W_]+")
@@ -122,15 +121,13 @@ def test_equal_times_keep_the_order_of_the_log(prepare_table):
 
 
 @pytest.mark.parametrize(("users", "items"), [(1, 1), (3, 1), (1, 4), (3, 3), (5, 4)])
-def test_k_core_equals_brute_force(users, items):
+def test_k_core_equals_brute_force(users, items, prepare_table):
     rng = np.random.default_rng(2)
     events = [
         (f"u{int(u)}", f"i{int(i)}", n) for n, (u, i) in enumerate(zip(rng.zipf(1.6, 300) % 40, rng.zipf(1.6, 300) % 40, strict=True))
     ]
-    frame = pl.DataFrame([dict(zip(("user_id", "item_id", "timestamp"), event, strict=True)) for event in events])
-    frame = frame.with_columns(pl.lit(None, dtype=dtype).alias(name) for name, dtype in EVENT_SCHEMA.items() if name not in frame.columns)
-    config = load_config(None, [f"data.min_user_events={users}", f"data.min_item_events={items}"])
-    kept, counts = clean_events(frame, config)
+    table = [dict(zip(("user_id", "item_id", "timestamp"), event, strict=True)) for event in events]
+    data = prepare_table(table, None, f"data.min_user_events={users}", f"data.min_item_events={items}")
     left = list(events)
     while True:  # one user or item at a time
         by_user, by_item = Counter(e[0] for e in left), Counter(e[1] for e in left)
@@ -140,8 +137,9 @@ def test_k_core_equals_brute_force(users, items):
         if weak is None:
             break
         left = [e for e in left if e[0 if weak[0] == "u" else 1] != weak[1]]
-    assert kept.select("user_id", "item_id", "timestamp").rows() == left
-    assert counts == {"duplicates": 0, "below_minimum": 300 - len(left)} and (users == items == 1 or 0 < len(left) < 300)
+    assert sorted(log_of(data).select("user_id", "item_id", "timestamp").rows()) == sorted(left)
+    counts = data.info["rows"]
+    assert counts["duplicates"] == 0 and counts["below_minimum"] == 300 - len(left) and (users == items == 1 or 0 < len(left) < 300)
 
 
 def test_only_exact_duplicates_are_dropped(prepare_table):

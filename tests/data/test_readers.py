@@ -10,9 +10,10 @@ import polars as pl
 import pytest
 import zstandard
 
-from genrec.data.readers import READERS, read_log
+from genrec.data.readers import READERS
+from genrec.data.readers import read_log as read_parts
 from genrec.data.readers.common import LINE, RAW, line_batches, read_lines, split_fields
-from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, QUARANTINE_SCHEMA, RawLog
+from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, QUARANTINE_SCHEMA, RawLog, join_parts
 from genrec.errors import UserError
 
 REVIEWS = [
@@ -26,9 +27,14 @@ META = [
 ]
 
 
+def read_log(*arguments) -> RawLog:
+    """A whole log at once."""
+    return join_parts(read_parts(*arguments))
+
+
 def accounted(log: RawLog) -> bool:
     users = 0 if log.users is None else log.users.height
-    return log.rows_read == log.events.height + log.items.height + users + log.quarantine.height
+    return log.rows_read == log.events.height + log.items.height + users + log.quarantine.height + sum(log.filtered.values())
 
 
 def reasons(log: RawLog) -> dict[tuple[str, int], str]:

@@ -6,13 +6,18 @@ import numpy as np
 import polars as pl
 import pytest
 
-from genrec.data.readers import read_log
-from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA
+from genrec.data.readers import read_log as read_parts
+from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, RawLog, join_parts
 from genrec.data.simulator import SimulatorConfig, make_world, simulate, simulate_chunks, true_preference, true_score, write
 from genrec.data.simulator_world import _brand_names
 from genrec.errors import UserError
 
 SMALL = SimulatorConfig(n_users=300, n_items=600, n_events=12_000, n_categories=24, n_brands=12, seed=3)
+
+
+def read_log(*arguments) -> RawLog:
+    """A whole log at once."""
+    return join_parts(read_parts(*arguments))
 
 
 @pytest.fixture(scope="module")

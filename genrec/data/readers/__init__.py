@@ -1,18 +1,19 @@
-"""Readers: from the files of a log, in their original layout, to the tables of the data contract.
+"""Readers: from the files of a log, in their original layout, to the tables of the data contract, part by part.
 
-``rows_read`` of the returned log counts the data rows of all its files (headers and blank lines are no rows), so
-``events + items + users + quarantine == rows_read`` unless an option (such as ``min_rating``) left rows out.
+``rows_read`` of the parts counts the data rows of all files (headers and blank lines are no rows), so
+``events + items + users + quarantine + filtered == rows_read`` for a format whose rows go to one table each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from genrec.data.readers.amazon2014 import read_amazon_2014
 from genrec.data.readers.amazon2018 import read_amazon_2018
 from genrec.data.readers.amazon2023 import read_amazon_2023
-from genrec.data.readers.common import did_you_mean
+from genrec.data.readers.common import LogSource, did_you_mean, glob_files, is_glob
 from genrec.data.readers.esci import read_esci
 from genrec.data.readers.jdsearch import read_jdsearch
 from genrec.data.readers.kuairand import read_kuairand
@@ -22,12 +23,12 @@ from genrec.data.readers.movielens import read_movielens
 from genrec.data.readers.product_search import read_product_search
 from genrec.data.readers.qilin import read_qilin
 from genrec.data.readers.simulator import read_simulator
-from genrec.data.readers.table import is_glob, read_table
+from genrec.data.readers.table import read_table, table_sources
 from genrec.data.readers.trivago import read_trivago
 from genrec.data.schema import RawLog
 from genrec.errors import UserError
 
-READERS: dict[str, Callable[[Path, dict], RawLog]] = {
+READERS: dict[str, Callable[[Path, dict], Iterator[RawLog]]] = {
     "amazon-2014": read_amazon_2014,
     "amazon-2018": read_amazon_2018,
     "amazon-2023": read_amazon_2023,
@@ -44,22 +45,49 @@ READERS: dict[str, Callable[[Path, dict], RawLog]] = {
     "simulator": read_simulator,
 }
 PATHLESS_READERS = ("simulator",)
+BY_FILE: dict[str, Callable[[Path, dict, list[str] | None], list[LogSource]]] = {"table": table_sources}
+"""Readers whose event files can be read one by one: new files are appended to a prepared dataset without reading the old ones."""
 
 
-def read_log(reader: str, path: str | Path | None, options: dict | None = None) -> RawLog:
-    """Read a log with the named reader.
+def read_log(reader: str, path: str | Path | None, options: dict | None = None) -> Iterator[RawLog]:
+    """Read a log with the named reader, part by part (``schema.join_parts`` makes one log of them).
 
-    ``path`` is a folder (``table``: also a file or a pattern) and ``options`` are the reader's own. Raises ``UserError`` for
-    an unknown reader or option and for a path that does not exist.
+    ``path`` is a folder, a file or a pattern, as the reader takes it, and ``options`` are the reader's own. Raises ``UserError``
+    for an unknown reader and for a path that does not exist at once, for an unknown option or a broken file while it is read.
     """
+    place = check_path(reader, path)
+    return READERS[reader](place, dict(options or {}))
+
+
+def log_sources(reader: str, path: str | Path | None, options: dict | None = None, columns: list[str] | None = None) -> list[LogSource]:
+    """The pieces of a log in order: one for each event file where the reader can read files one by one, else one for everything.
+
+    ``columns`` names the event columns the caller will use (None: all); a reader may leave out the others.
+    """
+    place, options = check_path(reader, path), dict(options or {})
+    if reader in BY_FILE:
+        return BY_FILE[reader](place, options, columns)
+    return [LogSource(log_files(reader, path), partial(READERS[reader], place, options))]
+
+
+def log_files(reader: str, path: str | Path | None) -> list[Path]:
+    """Every file under the path of a log, by name: a change in any of them may change the log."""
+    if reader in PATHLESS_READERS or not path:
+        return []
+    place = Path(path)
+    if place.is_dir():
+        return sorted(file for file in place.rglob("*") if file.is_file())
+    return [place] if place.exists() else glob_files(place)
+
+
+def check_path(reader: str, path: str | Path | None) -> Path:
+    """The path for a reader; ``UserError`` for an unknown reader, and where nothing is there."""
     if reader not in READERS:
         raise UserError(f"unknown reader {reader!r}; {did_you_mean(reader, list(READERS))}")
-    options = dict(options or {})
     if reader in PATHLESS_READERS:
-        return READERS[reader](Path(), options)
+        return Path()
     if not path:
         raise UserError(f"reader {reader!r} needs a path to its data; none was given")
-    place = Path(path)
-    if not place.exists() and not (reader == "table" and is_glob(str(path))):
+    if not Path(path).exists() and not is_glob(path):
         raise UserError(f"{path}: no such file or folder for reader {reader!r}; check the path")
-    return READERS[reader](place, options)
+    return Path(path)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -18,13 +19,14 @@ import polars as pl
 from genrec.data.readers.common import (
     LINE,
     RAW,
+    SeenKeys,
     blank,
     check_options,
+    glob_files,
     join_quarantine,
+    line_batches,
     parse_json_lines,
-    read_lines,
     set_aside,
-    set_repeats_aside,
 )
 from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, QUARANTINE_SCHEMA, RawLog, conform
 from genrec.errors import UserError
@@ -33,70 +35,71 @@ from genrec.errors import UserError
 REVIEW_FIELDS = {"reviewerID": pl.String(), "asin": pl.String(), "unixReviewTime": pl.String(), "overall": pl.String()}
 
 
-def read_amazon_2014(path: Path, options: dict) -> RawLog:
-    """Read a folder with one or more ``reviews_*`` files and, if there are any, their ``meta_*`` files."""
+def read_amazon_2014(path: Path, options: dict) -> Iterator[RawLog]:
+    """Read ``reviews_*`` files and, if there are any, ``meta_*`` files, in parts: the events by file, then the items.
+
+    ``path`` is the folder that holds them, one review file, or a pattern (also over folders).
+    """
     check_options("amazon-2014", options, ())
-    reviews = _files(path, "reviews_*.json")
+    reviews, metas = _files(path, "reviews_"), _files(path, "meta_")
     if not reviews:
         raise UserError(f"{path}: no reviews_*.json or reviews_*.json.gz; reader 'amazon-2014' needs the folder that holds one")
-    aside: list[pl.DataFrame] = []
-    read = [_read_reviews(file, aside) for file in reviews]
-    read_items = [_read_meta(file, aside) for file in _files(path, "meta_*.json")]
-    events = pl.concat([table for table, _ in read], how="diagonal")
-    if events["rating"].null_count() == events.height:
-        events = events.drop("rating")
-    items = [table for table, _ in read_items]
-    item_table = pl.concat(items) if items else pl.DataFrame(schema={**ITEM_SCHEMA, LINE: pl.Int64, "source": pl.String})
-    # Across files: two categories may list one product.
-    for file in item_table["source"].unique().to_list() if len(items) > 1 else []:
-        later = (pl.col("source") == file) & ~pl.col("item_id").is_first_distinct()
-        item_table = set_aside(item_table, later, file, "repeated item_id; its first row is kept", aside)
-    return RawLog(
-        events=conform(events, EVENT_SCHEMA, str(path)),
-        items=conform(item_table.drop(LINE, "source"), ITEM_SCHEMA, str(path)),
-        quarantine=join_quarantine(aside),
-        rows_read=sum(rows for _, rows in read) + sum(rows for _, rows in read_items),
+    for file in reviews:
+        yield from _read_reviews(file)
+    seen = SeenKeys("item_id")  # across files too: two categories may list one product
+    for file in metas:
+        yield from _read_meta(file, seen)
+
+
+def _files(place: Path, start: str) -> list[Path]:
+    """The JSON files at a place (folder, file or pattern) whose names start so, by name."""
+    found = place.iterdir() if place.is_dir() else [place] if place.exists() else glob_files(place)
+    return sorted(
+        file for file in found if file.name.startswith(start) and file.name.removesuffix(".gz").removesuffix(".zst").endswith(".json")
     )
 
 
-def _files(folder: Path, pattern: str) -> list[Path]:
-    return sorted([*folder.glob(pattern), *folder.glob(pattern + ".gz")])
+def _read_reviews(file: Path) -> Iterator[RawLog]:
+    for lines, wrong in line_batches(file):
+        table, broken = parse_json_lines(lines, file.name, REVIEW_FIELDS)
+        aside = [wrong, broken]
+        table = set_aside(table, blank("reviewerID"), file.name, "no reviewerID", aside)
+        table = set_aside(table, blank("asin"), file.name, "no asin", aside)
+        table = table.with_columns(pl.col("unixReviewTime").cast(pl.Int64, strict=False).alias("timestamp"))
+        table = set_aside(table, pl.col("timestamp").is_null(), file.name, "unixReviewTime is not a whole number of seconds", aside)
+        events = table.select(
+            pl.col("reviewerID").alias("user_id"),
+            pl.col("asin").alias("item_id"),
+            "timestamp",
+            pl.lit("purchase").alias("action"),
+            pl.lit("feed").alias("surface"),
+            pl.col("overall").cast(pl.Float64, strict=False).alias("rating"),
+        )
+        if events["rating"].null_count() == events.height:
+            events = events.drop("rating")
+        events = conform(events, EVENT_SCHEMA, str(file))
+        yield RawLog(events, quarantine=join_quarantine(aside), rows_read=lines.height + wrong.height)
 
 
-def _read_reviews(file: Path, aside: list[pl.DataFrame]) -> tuple[pl.DataFrame, int]:
-    lines, wrong = read_lines(file)
-    table, broken = parse_json_lines(lines, file.name, REVIEW_FIELDS)
-    aside += [wrong, broken]
-    table = set_aside(table, blank("reviewerID"), file.name, "no reviewerID", aside)
-    table = set_aside(table, blank("asin"), file.name, "no asin", aside)
-    table = table.with_columns(pl.col("unixReviewTime").cast(pl.Int64, strict=False).alias("timestamp"))
-    table = set_aside(table, pl.col("timestamp").is_null(), file.name, "unixReviewTime is not a whole number of seconds", aside)
-    events = table.select(
-        pl.col("reviewerID").alias("user_id"),
-        pl.col("asin").alias("item_id"),
-        "timestamp",
-        pl.lit("purchase").alias("action"),
-        pl.lit("feed").alias("surface"),
-        pl.col("overall").cast(pl.Float64, strict=False).alias("rating"),
-    )
-    return events, lines.height + wrong.height
-
-
-def _read_meta(file: Path, aside: list[pl.DataFrame]) -> tuple[pl.DataFrame, int]:
-    lines, wrong = read_lines(file)
-    rows: list[dict] = []
-    broken: list[tuple[str, int, str]] = []
-    for number, raw in lines.select(LINE, RAW).iter_rows():  # items, not events: a loop is fine here
-        value = _literal(raw)
-        if not isinstance(value, dict):
-            broken.append((file.name, number, "neither a Python literal nor JSON with an object on the line"))
-        elif not isinstance(value.get("asin"), str) or not value["asin"].strip():
-            broken.append((file.name, number, "no asin"))
-        else:
-            rows.append({LINE: number, "source": file.name, **_item(value)})
-    aside += [wrong, pl.DataFrame(broken, schema=QUARANTINE_SCHEMA, orient="row")]
-    table = pl.DataFrame(rows, schema={LINE: pl.Int64, "source": pl.String, **ITEM_SCHEMA})
-    return set_repeats_aside(table, "item_id", file.name, aside), lines.height + wrong.height
+def _read_meta(file: Path, seen: SeenKeys) -> Iterator[RawLog]:
+    for lines, wrong in line_batches(file):
+        rows: list[dict] = []
+        broken: list[tuple[str, int, str]] = []
+        for number, raw in lines.select(LINE, RAW).iter_rows():  # items, not events: a loop is fine here
+            value = _literal(raw)
+            if not isinstance(value, dict):
+                broken.append((file.name, number, "neither a Python literal nor JSON with an object on the line"))
+            elif not isinstance(value.get("asin"), str) or not value["asin"].strip():
+                broken.append((file.name, number, "no asin"))
+            else:
+                rows.append({LINE: number, **_item(value)})
+        aside = [wrong, pl.DataFrame(broken, schema=QUARANTINE_SCHEMA, orient="row")]
+        table = seen.first_rows(pl.DataFrame(rows, schema={LINE: pl.Int64, **ITEM_SCHEMA}), file.name, aside)
+        yield RawLog(
+            items=conform(table.drop(LINE), ITEM_SCHEMA, str(file)),
+            quarantine=join_quarantine(aside),
+            rows_read=lines.height + wrong.height,
+        )
 
 
 def _literal(raw: str) -> object:

@@ -11,13 +11,15 @@ import difflib
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 import zstandard
 
-from genrec.data.schema import QUARANTINE_SCHEMA, empty
+from genrec.data.ids import IdMap
+from genrec.data.schema import QUARANTINE_SCHEMA, RawLog, empty
 from genrec.errors import UserError
 
 LINE = "__line__"  # the line a row came from, counted from 1; no log has a column of this name
@@ -69,8 +71,9 @@ def join_quarantine(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
 def set_aside(table: pl.DataFrame, bad: pl.Expr, source: str, reason: str, aside: list[pl.DataFrame]) -> pl.DataFrame:
     """The rows of ``table`` that are not ``bad``; the bad ones go to ``aside`` as quarantine rows."""
     marked = table.select(bad.fill_null(False).alias("bad"))["bad"]
-    if marked.any():
-        aside.append(quarantine(source, table.filter(marked), reason))
+    if not marked.any():
+        return table
+    aside.append(quarantine(source, table.filter(marked), reason))
     return table.filter(~marked)
 
 
@@ -79,9 +82,56 @@ def set_repeats_aside(table: pl.DataFrame, key: str, source: str, aside: list[pl
     return set_aside(table, ~pl.col(key).is_first_distinct(), source, f"repeated {key}; its first row is kept", aside)
 
 
+@dataclass(frozen=True)
+class LogSource:
+    """A piece of a log that can be read by itself: ``files``, and ``parts()`` that reads them.
+
+    ``events=False`` marks tables (items, users) that stand beside the events and may change without touching them.
+    """
+
+    files: list[Path]
+    parts: Callable[[], Iterator[RawLog]]
+    events: bool = True
+
+
+class SeenKeys:
+    """The keys of a table read in batches: keeps the first row of each over all batches and files, the later ones go to quarantine."""
+
+    def __init__(self, key: str):
+        self.key, self._ids = key, IdMap()
+
+    def first_rows(self, table: pl.DataFrame, source: str, aside: list[pl.DataFrame]) -> pl.DataFrame:
+        """The rows of ``table`` whose key was not met before."""
+        known = len(self._ids)
+        codes, _ = self._ids.encode(table[self.key])
+        table = table.with_columns(pl.Series("__known__", codes < known))
+        repeated = pl.col("__known__") | ~pl.col(self.key).is_first_distinct()
+        return set_aside(table, repeated, source, f"repeated {self.key}; its first row is kept", aside).drop("__known__")
+
+
+def is_glob(path: str | Path) -> bool:
+    """Whether a path is a pattern such as ``logs/day-*.csv.gz``."""
+    return any(sign in str(path) for sign in "*?[")
+
+
+def glob_files(pattern: Path) -> list[Path]:
+    """The files that match an absolute or relative pattern, by name."""
+    anchor = Path(pattern.anchor)
+    return sorted(file for file in anchor.glob(str(pattern.relative_to(anchor))) if file.is_file())
+
+
 def blank(column: str) -> pl.Expr:
     """True where a text column holds nothing: null, empty or spaces only."""
     return pl.col(column).is_null() | (pl.col(column).str.strip_chars() == "")
+
+
+def set_blank_aside(table: pl.DataFrame, key: str, source: str, aside: list[pl.DataFrame]) -> pl.DataFrame:
+    """The rows of ``table`` whose text column ``key`` holds something; the others go to quarantine."""
+    low, high = table[key].min(), table[key].max()
+    # Texts sort by their bytes: between "!" and "~" none is empty or starts with a space of any script. Looking at each costs far more.
+    if not table[key].null_count() and low is not None and low >= "!" and high < "\x7f":
+        return table
+    return set_aside(table, blank(key), source, f"no {key}", aside)
 
 
 def read_lines(path: Path, encoding: str = "utf-8") -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -6,9 +6,10 @@ The reader for a log of your own: say which of your columns is the user, the ite
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -16,16 +17,20 @@ import polars as pl
 from genrec.data.readers.common import (
     LINE,
     RAW,
+    LogSource,
+    SeenKeys,
     blank,
     check_options,
     did_you_mean,
+    glob_files,
+    is_glob,
     join_quarantine,
+    line_batches,
     nearest,
     parse_json_lines,
     parse_record,
-    read_lines,
     set_aside,
-    set_repeats_aside,
+    set_blank_aside,
     split_fields,
 )
 from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, REQUIRED_EVENT_COLUMNS, USER_SCHEMA, RawLog, conform
@@ -43,7 +48,7 @@ FORMATS = {
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 UNITS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 TIMESTAMP_UNITS = (*UNITS_PER_SECOND, "iso")
-SOURCE = "__source__"  # the file a row came from
+BATCH_ROWS = 1 << 20  # rows of a Parquet file held at a time
 YEAR_2200 = 7_258_118_400  # seconds; a log's typical time beyond it is in a smaller unit than it says
 WITH_OFFSET = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M%:z")
 WITHOUT_OFFSET = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M")
@@ -71,37 +76,39 @@ class TableOptions:
     """The unit of numeric times (s, ms, us, ns), or ``iso`` for text such as ``2024-05-01T12:30:00Z`` (UTC without an offset)."""
 
 
-def read_table(path: Path, options: dict) -> RawLog:
-    """Read events, and items and users where given, from plain tables.
+def read_table(path: Path, options: dict) -> Iterator[RawLog]:
+    """Read events, and items and users where given, from plain tables, in parts.
 
     Rows without an id or with an unreadable time, and rows that do not fit the file's own format, go to quarantine. Columns
     beyond the contract are kept. Raises ``UserError`` for a wrong option, a missing file or a missing column.
+    """
+    for source in table_sources(path, options):
+        yield from source.parts()
+
+
+def table_sources(path: Path, options: dict, columns: list[str] | None = None) -> list[LogSource]:
+    """The files behind a log, one by one: every event file, by name, then items and users together.
+
+    ``columns``: the event columns that are wanted (None: all); others need not be read.
     """
     settings = _parse_options(options)
     base = path if path.is_dir() else path.parent
     item_files = _files(_under(base, settings.items, "items")) if settings.items else []
     user_files = _files(_under(base, settings.users, "users")) if settings.users else []
     place = _under(base, settings.events, "events") if settings.events else path
-    event_files = _files(place, skip={*item_files, *user_files})
-    aside: list[pl.DataFrame] = []
-    event_tables = [_read_events(file, settings, aside) for file in event_files]
-    log = RawLog(events=conform(_stack([table for table, _ in event_tables]).drop(SOURCE), EVENT_SCHEMA, str(place)))
-    log.rows_read = sum(rows for _, rows in event_tables)
-    if item_files:
-        table, rows = _read_keyed(item_files, "item_id", "item_columns", settings.item_columns, aside)
-        log.items = conform(_typed_items(table, settings.category_separator), ITEM_SCHEMA, str(item_files[0]))
-        log.rows_read += rows
-    if user_files:
-        table, rows = _read_keyed(user_files, "user_id", "user_columns", settings.user_columns, aside)
-        log.users = conform(table, USER_SCHEMA, str(user_files[0]))
-        log.rows_read += rows
-    log.quarantine = join_quarantine(aside)
-    return log
+    sources = [LogSource([file], partial(_read_events, file, settings, columns)) for file in _files(place, skip={*item_files, *user_files})]
+    if item_files or user_files:
+        sources.append(LogSource([*item_files, *user_files], partial(_read_tables, item_files, user_files, settings), events=False))
+    return sources
 
 
-def is_glob(path: str) -> bool:
-    """Whether a path is a pattern such as ``logs/day-*.csv.gz``."""
-    return any(sign in path for sign in "*?[")
+def _read_tables(item_files: Sequence[Path], user_files: Sequence[Path], settings: TableOptions) -> Iterator[RawLog]:
+    for table, aside, rows in _read_keyed(item_files, "item_id", "item_columns", settings.item_columns):
+        items = conform(_typed_items(table, settings.category_separator), ITEM_SCHEMA, str(item_files[0]))
+        yield RawLog(items=items, quarantine=join_quarantine(aside), rows_read=rows)
+    for table, aside, rows in _read_keyed(user_files, "user_id", "user_columns", settings.user_columns):
+        users = conform(table, USER_SCHEMA, str(user_files[0]))
+        yield RawLog(users=users, quarantine=join_quarantine(aside), rows_read=rows)
 
 
 def _parse_options(options: dict) -> TableOptions:
@@ -151,55 +158,109 @@ def _files(place: Path, skip: set[Path] = frozenset()) -> list[Path]:
     elif place.exists():  # before patterns: a file may have a bracket in its name
         found = [place]
     else:
-        found = [file for file in Path(place.anchor).glob(str(place.relative_to(place.anchor))) if file.is_file()]
+        found = glob_files(place)
     known = sorted(file for file in found if file_format(file) and file not in skip)
     if not known:
         raise UserError(f"{place}: no table to read; expected {', '.join(FORMATS)} (text ones also .gz or .zst)")
     return known
 
 
-def _load(file: Path) -> tuple[pl.DataFrame, pl.DataFrame, int]:
-    """One file as ``(table with the line column, quarantine, data rows)``."""
+def _batches(file: Path, wanted: set[str] | None) -> Iterator[tuple[pl.DataFrame, list[pl.DataFrame], int]]:
+    """One file in batches ``(table with the line column, quarantine, data rows)``; at least one, so that its columns are checked.
+
+    Columns that are not ``wanted`` (None: all are) are left out where that saves reading them.
+    """
     kind = file_format(file)
     if kind == "parquet":
-        try:
-            table = pl.read_parquet(file)
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise UserError(f"{file}: not readable as Parquet ({str(error).splitlines()[0]})") from error
-        return table.with_row_index(LINE, offset=1), join_quarantine([]), table.height
-    lines, wrong = read_lines(file)
-    if kind == "json":
-        table, broken = parse_json_lines(lines, file.name, None)
-        return table, join_quarantine([wrong, broken]), lines.height + wrong.height
-    if lines.is_empty():
+        yield from _parquet_batches(file, wanted)
+    elif kind == "json":
+        for lines, wrong in line_batches(file):
+            table, broken = parse_json_lines(lines, file.name, None)
+            yield table, [wrong, broken], lines.height + wrong.height
+    else:
+        yield from _csv_batches(file, SEPARATORS[kind])
+
+
+def _parquet_batches(file: Path, wanted: set[str] | None) -> Iterator[tuple[pl.DataFrame, list[pl.DataFrame], int]]:
+    first = 1
+    try:
+        scan = pl.scan_parquet(file, glob=False)
+        if wanted is not None and (names := [name for name in scan.collect_schema() if name in wanted]):
+            scan = scan.select(names)
+        for table in scan.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True):
+            yield table.with_row_index(LINE, offset=first), [], table.height
+            first += table.height
+        if first == 1:
+            yield pl.DataFrame(schema=scan.collect_schema()).with_row_index(LINE), [], 0
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{file}: not readable as Parquet ({str(error).splitlines()[0]})") from error
+
+
+def _csv_batches(file: Path, separator: str) -> Iterator[tuple[pl.DataFrame, list[pl.DataFrame], int]]:
+    header = None
+    for lines, wrong in line_batches(file, quoted=True):
+        if header is None:
+            if lines.is_empty():
+                continue
+            header = _header(lines[RAW][0], separator, file)
+            lines = lines.slice(1)
+        table, ragged = split_fields(lines, header, separator, file.name, quoted=True)
+        # A quoted row may span lines, so rows are counted after the cut.
+        rows = table.height + ragged.height + wrong.height
+        yield table.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in header), [wrong, ragged], rows
+    if header is None:
         raise UserError(f"{file}: empty; expected a header line and data")
-    header = parse_record(lines[RAW][0], SEPARATORS[kind])
+
+
+def _header(line: str, separator: str, file: Path) -> list[str]:
+    header = parse_record(line, separator)
     if isinstance(header, str):
         raise UserError(f"{file}: the header line cannot be read: {header}")
     header = [name.strip() for name in header]
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
         raise UserError(f"{file}: the header names column {twice[0]!r} twice; rename one")
-    table, ragged = split_fields(lines.slice(1), header, SEPARATORS[kind], file.name, quoted=True)
-    bad = join_quarantine([wrong, ragged])
-    # A quoted row may span lines, so rows are counted after the cut.
-    table = table.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in header)
-    return table, bad, table.height + bad.height
+    return header
 
 
-def _renamed(table: pl.DataFrame, mapping: dict[str, str], required: Sequence[str], option: str, file: Path) -> pl.DataFrame:
-    """The table under the contract's names; a required or named column that is missing is a ``UserError``."""
-    have = [name for name in table.columns if name != LINE]
-    for ours in dict.fromkeys([*required, *mapping]):
-        theirs = mapping.get(ours, ours)
-        if theirs in have:
-            continue
-        close = nearest(theirs, have) or nearest(ours, have)
-        hint = f"nearest: {close!r}; " if close else ""
-        raise UserError(f"{file}: no column {theirs!r} for {ours}; {hint}the file has: {', '.join(have)}; set {option}.{ours}")
-    taken = set(mapping.values())
-    others = [name for name in have if name not in taken and name not in mapping]
-    return table.select(LINE, *[pl.col(theirs).alias(ours) for ours, theirs in mapping.items()], *others)
+class _Columns:
+    """The columns of a file under the contract's names; a required or named column that no row has is a ``UserError``."""
+
+    def __init__(self, mapping: dict[str, str], required: Sequence[str], option: str, file: Path):
+        self.option, self.file = option, file
+        self.wanted = {ours: mapping.get(ours, ours) for ours in dict.fromkeys([*required, *mapping])}
+        self.met: dict[str, None] = {}
+
+    def rename(self, table: pl.DataFrame) -> pl.DataFrame:
+        """One batch; a column that it lacks is null there, for JSON rows need not all have every field."""
+        have = [name for name in table.columns if name != LINE]
+        self.met.update(dict.fromkeys(have))
+        if file_format(self.file) != "json":
+            self.check()
+        taken = {*self.wanted.values(), *self.wanted}
+        named = [(pl.col(theirs) if theirs in have else pl.lit(None, dtype=pl.String)).alias(ours) for ours, theirs in self.wanted.items()]
+        return table.select(LINE, *named, *[name for name in have if name not in taken])
+
+    def check(self) -> None:
+        """Raise ``UserError`` for the first wanted column that no batch has had so far."""
+        have = list(self.met)
+        for ours, theirs in self.wanted.items():
+            if theirs in have:
+                continue
+            close = nearest(theirs, have) or nearest(ours, have)
+            hint = f"nearest: {close!r}; " if close else ""
+            raise UserError(
+                f"{self.file}: no column {theirs!r} for {ours}; {hint}the file has: {', '.join(have)}; set {self.option}.{ours}"
+            )
+
+
+def _renamed_batches(
+    file: Path, mapping: dict[str, str], required: Sequence[str], option: str, wanted: list[str] | None = None
+) -> Iterator[tuple[pl.DataFrame, list[pl.DataFrame], int]]:
+    columns = _Columns(mapping, required, option, file)
+    for table, aside, rows in _batches(file, None if wanted is None else {*columns.wanted.values(), *wanted}):
+        yield columns.rename(table), aside, rows
+    columns.check()
 
 
 def _texts(table: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
@@ -218,24 +279,23 @@ def _texts(table: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
     return table.with_columns(casts)
 
 
-def _read_events(file: Path, settings: TableOptions, aside: list[pl.DataFrame]) -> tuple[pl.DataFrame, int]:
-    table, bad, rows = _load(file)
-    aside.append(bad)
-    table = _renamed(table, settings.columns, REQUIRED_EVENT_COLUMNS, "columns", file)
-    table = _texts(table, [name for name in EVENT_SCHEMA if name != "timestamp"])
-    for key in ("user_id", "item_id"):
-        table = set_aside(table, blank(key), file.name, f"no {key}", aside)
+def _read_events(file: Path, settings: TableOptions, wanted: list[str] | None) -> Iterator[RawLog]:
     unit = settings.timestamp_unit
-    try:
-        table = table.with_columns(_seconds(table["timestamp"].dtype, unit).alias("timestamp"))
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"{file}: the times cannot be read as {unit!r} ({str(error).splitlines()[0]})") from error
-    wanted = "an ISO date and time" if unit == "iso" else f"a number ({unit})"
-    table = set_aside(table, pl.col("timestamp").is_null(), file.name, f"the time is not {wanted}", aside)
-    typical = table["timestamp"].median()
-    if typical is not None and typical > YEAR_2200:
-        raise UserError(f"{file}: read as {unit!r} the times lie beyond the year 2200; set timestamp_unit to ms, us or ns")
-    return table.drop(LINE).with_columns(pl.lit(file.name).alias(SOURCE)), rows
+    for table, aside, rows in _renamed_batches(file, settings.columns, REQUIRED_EVENT_COLUMNS, "columns", wanted):
+        table = _texts(table, [name for name in EVENT_SCHEMA if name != "timestamp"])
+        for key in ("user_id", "item_id"):
+            table = set_blank_aside(table, key, file.name, aside)
+        try:
+            table = table.with_columns(_seconds(table["timestamp"].dtype, unit).alias("timestamp"))
+        except pl.exceptions.PolarsError as error:
+            raise UserError(f"{file}: the times cannot be read as {unit!r} ({str(error).splitlines()[0]})") from error
+        expected = "an ISO date and time" if unit == "iso" else f"a number ({unit})"
+        table = set_aside(table, pl.col("timestamp").is_null(), file.name, f"the time is not {expected}", aside)
+        typical = table["timestamp"].median()
+        if typical is not None and typical > YEAR_2200:
+            raise UserError(f"{file}: read as {unit!r} the times lie beyond the year 2200; set timestamp_unit to ms, us or ns")
+        events = conform(table.drop(LINE), EVENT_SCHEMA, str(file))
+        yield RawLog(events, quarantine=join_quarantine(aside), rows_read=rows)
 
 
 def _seconds(dtype: pl.DataType, unit: str) -> pl.Expr:
@@ -245,6 +305,8 @@ def _seconds(dtype: pl.DataType, unit: str) -> pl.Expr:
         return column.cast(pl.Datetime("us", getattr(dtype, "time_zone", None))).dt.epoch("s")
     if unit == "iso":
         return _iso_seconds(column.cast(pl.String))
+    if dtype.is_integer():
+        return column.cast(pl.Int64, strict=False) // UNITS_PER_SECOND[unit]
     real = column.cast(pl.Float64, strict=False)
     real = pl.when(real.is_finite()).then(real).cast(pl.Int64, strict=False)
     # Whole numbers first: a 64-bit float cannot hold nanoseconds exactly.
@@ -263,32 +325,15 @@ def _iso_seconds(column: pl.Expr) -> pl.Expr:
 
 
 def _read_keyed(
-    files: Sequence[Path], key: str, option: str, mapping: dict[str, str], aside: list[pl.DataFrame]
-) -> tuple[pl.DataFrame, int]:
-    """Items or users: one row for each key, over all files."""
-    tables, rows = [], 0
+    files: Sequence[Path], key: str, option: str, mapping: dict[str, str]
+) -> Iterator[tuple[pl.DataFrame, list[pl.DataFrame], int]]:
+    """Items or users in batches: one row for each key, over all files."""
+    seen = SeenKeys(key)
     for file in files:
-        table, bad, count = _load(file)
-        aside.append(bad)
-        rows += count
-        table = _renamed(table, mapping, [key], option, file)
-        table = _texts(table, [key, "title", "text", "brand"] if key == "item_id" else [key])
-        table = set_aside(table, blank(key), file.name, f"no {key}", aside)
-        table = set_repeats_aside(table, key, file.name, aside)
-        tables.append(table.with_columns(pl.lit(file.name).alias(SOURCE)))
-    joined = _stack(tables)
-    for file in files if len(files) > 1 else ():
-        later = (pl.col(SOURCE) == file.name) & ~pl.col(key).is_first_distinct()
-        joined = set_aside(joined, later, file.name, f"repeated {key}; its first row is kept", aside)
-    return joined.drop(LINE, SOURCE), rows
-
-
-def _stack(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """Tables below each other; a column that differs in type between files becomes the wider type."""
-    try:
-        return pl.concat(tables, how="diagonal_relaxed")
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"the files differ in the type of a column ({str(error).splitlines()[0]})") from error
+        for table, aside, rows in _renamed_batches(file, mapping, [key], option):
+            table = _texts(table, [key, "title", "text", "brand"] if key == "item_id" else [key])
+            table = set_aside(table, blank(key), file.name, f"no {key}", aside)
+            yield seen.first_rows(table, file.name, aside).drop(LINE), aside, rows
 
 
 def _typed_items(table: pl.DataFrame, separator: str) -> pl.DataFrame:

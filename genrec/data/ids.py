@@ -1,0 +1,55 @@
+"""Whole numbers for strings, batch after batch: the dictionary behind every dense id."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+
+class IdMap:
+    """Codes 0, 1, 2 ... for strings in order of first appearance; memory grows with the distinct strings, never with the rows."""
+
+    def __init__(self, known: pl.Series | None = None):
+        """``known`` are distinct strings that get the first codes, in their order."""
+        self._type = pl.Categorical(pl.Categories.random())
+        self._anchor = pl.Series([""], dtype=pl.String).cast(self._type)  # the engine forgets its numbers when no series uses them
+        self._codes = np.zeros(0, np.int32)  # what the engine calls a string -> our code
+        self._size = 0
+        if known is not None:
+            self.encode(known)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def encode(self, values: pl.Series) -> tuple[np.ndarray, pl.Series]:
+        """The codes of ``values`` (n,) as (n,) int32, -1 for null, and the strings that were new, in order of their codes."""
+        values = values.cast(pl.String)
+        raw = values.cast(self._type).to_physical().cast(pl.Int64).fill_null(-1).to_numpy()
+        # The engine numbers strings as it meets them today, but nothing promises that: its numbers are looked up in ours.
+        grown = int(raw.max(initial=-1)) + 1 - len(self._codes)
+        if grown > 0:
+            self._codes = np.concatenate([self._codes, np.full(grown, -1, np.int32)])
+        codes = self._codes[raw] if len(self._codes) else np.full(len(raw), -1, np.int32)
+        codes[raw < 0] = -1
+        rows = np.flatnonzero((codes < 0) & (raw >= 0))
+        if not len(rows):
+            return codes, values.clear()
+        new, first = np.unique(raw[rows], return_index=True)
+        order = np.argsort(first)
+        self._codes[new[order]] = np.arange(self._size, self._size + len(new), dtype=np.int32)
+        self._size += len(new)
+        codes[rows] = self._codes[raw[rows]]
+        return codes, values.gather(rows[first[order]])
+
+
+def first_order(codes: np.ndarray, order: np.ndarray) -> int:
+    """Number the codes of a batch that have none yet, by first appearance: fills ``order`` (-1 = not numbered), returns how many it has.
+
+    ``codes`` (n,) may hold -1, which is passed over; ``order`` (n_codes,) holds the numbers given so far.
+    """
+    known = int(order.max(initial=-1)) + 1
+    fresh = codes[codes >= 0]
+    fresh = fresh[order[fresh] < 0]
+    new, first = np.unique(fresh, return_index=True)
+    order[new[np.argsort(first)]] = np.arange(known, known + len(new))
+    return known + len(new)
