@@ -116,7 +116,11 @@ class TrainingConfig:
     label_smoothing: float = 0.0
     retrieve_weight: float = 1.0
     generate_weight: float = 1.0
+    decoder_epochs: int = 8  # epochs of the code decoder alone, on the fitted network; 0 = it learns together with everything else
+    decoder_learning_rate: float = 2e-3  # of those epochs
     generate_share: float = 0.5  # share of requests whose codes are also learnt in a step; a fresh draw each time
+    shuffle_ties: float = 0.0  # share of sequences whose events of equal time are permuted, anew in each epoch
+    shuffle_whole: float = 0.0  # share of sequences permuted altogether
     negatives: int = 0  # 0 = softmax over the whole catalogue
     stride: int = 25  # new events per window of a long sequence
     valid_requests: int = 4000  # validation requests scored after each epoch
@@ -278,7 +282,7 @@ def validate(config: Config) -> None:
         "model.temperature": config.model.temperature, "model.time_bucket": config.model.time_bucket,
         "training.epochs": config.training.epochs, "training.batch_size": config.training.batch_size,
         "training.accumulate": config.training.accumulate, "training.patience": config.training.patience,
-        "training.learning_rate": config.training.learning_rate, "training.stride": config.training.stride,
+        "training.learning_rate": config.training.learning_rate, "training.decoder_learning_rate": config.training.decoder_learning_rate, "training.stride": config.training.stride,
         "split.session_gap": config.split.session_gap, "text.dim": config.text.dim,
         "decoding.beam": config.decoding.beam, "decoding.dense": config.decoding.dense,
         "decoding.batch_size": config.decoding.batch_size,
@@ -291,6 +295,7 @@ def validate(config: Config) -> None:
         "training.checkpoint_steps": config.training.checkpoint_steps, "training.negatives": config.training.negatives,
         "training.threads": config.training.threads, "training.valid_requests": config.training.valid_requests,
         "training.warmup_steps": config.training.warmup_steps,
+        "training.decoder_epochs": config.training.decoder_epochs,
     }  # fmt: skip
     for key, value in not_negative.items():
         if value < 0:
@@ -298,7 +303,8 @@ def validate(config: Config) -> None:
     shares = {
         "queries.share": config.queries.share, "model.dropout": config.model.dropout, "model.item_dropout": config.model.item_dropout,
         "model.time_share": config.model.time_share, "semantic_ids.behaviour_share": config.semantic_ids.behaviour_share,
-        "training.generate_share": config.training.generate_share, "split.valid_share": config.split.valid_share,
+        "training.generate_share": config.training.generate_share, "training.shuffle_ties": config.training.shuffle_ties,
+        "training.shuffle_whole": config.training.shuffle_whole, "split.valid_share": config.split.valid_share,
         "split.test_share": config.split.test_share,
         "data.max_quarantine_share": config.data.max_quarantine_share,
     }  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -160,11 +161,14 @@ def stage_train(run: Run) -> None:
 
 
 def _fit_pair(run: Run, config: Config, name: str, plan: FitPlan) -> None:
-    fit(config, run.dataset, run.ids, run.folder / name, plan)
-    if config.training.refit:
-        epochs = open_artifact(run.folder / name, "model")["info"]["epochs"]
-        again = FitPlan(VALID, epochs, plan.generate, plan.searches)
-        fit(config, run.dataset, run.ids, run.folder / f"{name}_refit", again)
+    """Fit on train, and again on train + validation for as many epochs as the first fit chose. The decoder follows where it learns alone."""
+    apart = plan.generate and config.training.decoder_epochs > 0 and config.training.generate_weight > 0
+    plans = [(f"{name}_trunk", replace(plan, generate=False)), (name, plan)] if apart else [(name, plan)]
+    for suffix, last in (("", plan.last), ("_refit", VALID))[: 1 + config.training.refit]:
+        for stage, wanted in plans:
+            chosen = open_artifact(run.folder / stage, "model")["info"]["epochs"] if suffix else plan.epochs
+            trunk = run.folder / f"{name}_trunk{suffix}" if apart and stage == name else None
+            fit(config, run.dataset, run.ids, run.folder / f"{stage}{suffix}", replace(wanted, last=last, epochs=chosen, trunk=trunk))
 
 
 def sasrec_config(config: Config) -> Config:

@@ -61,7 +61,7 @@ def test_the_report_is_on_disk(trained_run):
 
 def test_every_folder_is_whole(trained_run):
     names = {finding.name for finding in check(trained_run.folder) if "whole" in finding.text}
-    assert names == {"dataset", "semantic_ids", "model", "model_refit", "sasrec", "sasrec_refit", "evidence", "fusion"}
+    assert names == {"dataset", "semantic_ids", "model", "model_refit", "model_trunk", "model_trunk_refit", "sasrec", "sasrec_refit", "evidence", "fusion"}
 
 
 @pytest.mark.parametrize("fitted", ["train", "train+valid"])

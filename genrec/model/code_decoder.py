@@ -95,13 +95,21 @@ class CodeDecoder(nn.Module):
         self.project = nn.Linear(dim, dim, bias=False) if node_vectors == "items" else None
         self.node_norm = nn.LayerNorm(dim)
 
-    def node_vectors(self, trie: CatalogueTrie, items: Tensor) -> Tensor:
-        """The vector of every trie node: (n_nodes, dim). ``items`` (n_items, dim) are the item vectors."""
-        vectors = self.codes(self.code_row)
+    def node_vectors(self, trie: CatalogueTrie, items: Tensor, nodes: Tensor | None = None, means: Tensor | None = None) -> Tensor:
+        """The vector of every trie node, or of ``nodes`` (N,) alone: (n_nodes or N, dim).
+
+        ``items`` (n_items, dim) are the item vectors; ``means`` their ``node_means``, where the caller has kept them.
+        """
+        rows = slice(None) if nodes is None else nodes
+        vectors = self.codes(self.code_row[rows])
         if self.nodes is not None:
-            vectors = vectors + self.nodes.weight
+            vectors = vectors + (self.nodes.weight if nodes is None else self.nodes(nodes))
         if self.project is not None:
-            vectors = vectors + node_means(trie, self.project(items))
+            if means is None and nodes is None:  # fewer items than nodes
+                vectors = vectors + node_means(trie, self.project(items))
+            else:
+                means = node_means(trie, items) if means is None else means
+                vectors = vectors + self.project(means[rows])
         return self.node_norm(vectors)
 
     def memory(self, state: Tensor, context: Tensor, visible: Tensor) -> Memory:

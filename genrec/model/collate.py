@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from genrec.config import ModelConfig
+from genrec.data.augment import Shuffle, shuffled
 from genrec.data.dataset import Dataset, Requests
 from genrec.data.sequences import Windows
 from genrec.model.embeddings import WORD_BUCKETS
@@ -46,12 +47,17 @@ class Collator:
     def __init__(self, model: ModelConfig, features: QueryFeatures):
         self.model, self.features = model, features
 
-    def windows(self, data: Dataset, windows: Windows, rows: np.ndarray, recommend_searches: bool, searches: bool) -> Batch:
+    def windows(
+        self, data: Dataset, windows: Windows, rows: np.ndarray, recommend_searches: bool, searches: bool, shuffle: Shuffle | None = None
+    ) -> Batch:
         """A training batch. Every predicted event with a history is a recommendation request; one with a query is also a search request.
 
-        ``recommend_searches`` false (logged queries) keeps search events out of the recommendation requests.
+        ``recommend_searches`` false (logged queries) keeps search events out of the recommendation requests. ``shuffle`` permutes events.
         """
         start, first, stop = windows.start[rows], windows.first[rows], windows.stop[rows]
+        if shuffle is not None:
+            data, begin = shuffled(data, start, stop, shuffle)
+            start, first, stop = begin, first - start + begin, stop - start + begin
         count = stop - first
         row = np.repeat(np.arange(len(rows)), count)
         event = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(count.sum())

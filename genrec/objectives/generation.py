@@ -9,24 +9,46 @@ from torch.nn import functional as F
 from genrec.semantic_ids.trie import CatalogueTrie
 
 
-def path_log_probabilities(states: Tensor, scale: Tensor, vectors: Tensor, trie: CatalogueTrie, paths: Tensor) -> Tensor:
+def walked_nodes(trie: CatalogueTrie, paths: Tensor) -> tuple[Tensor, Tensor]:
+    """The nodes that the loss of ``paths`` (N, levels) looks at: their children on the way, the root first.
+
+    Returns the distinct nodes (M,), rising, and the row of each node among them: (n_nodes,), meaningless for the others.
+    """
+    parents = torch.cat([paths.new_zeros(1), paths[:, :-1].flatten()]).unique()
+    counts = trie.child_count[parents]
+    begin = counts.cumsum(0) - counts
+    row = torch.repeat_interleave(torch.arange(len(parents), device=paths.device), counts)
+    children = trie.child_start[parents][row] + torch.arange(len(row), device=paths.device) - begin[row]
+    nodes = torch.cat([paths.new_zeros(1), children]).unique()  # every walked node is a child of the one before it
+    place = torch.zeros(trie.n_nodes, dtype=torch.long, device=paths.device)
+    place[nodes] = torch.arange(len(nodes), device=paths.device)
+    return nodes, place
+
+
+def path_log_probabilities(
+    states: Tensor, scale: Tensor, vectors: Tensor, trie: CatalogueTrie, paths: Tensor, place: Tensor | None = None
+) -> Tensor:
     """Log-probability of each step of each walk: (N, levels).
 
     ``states`` (N, levels, dim) unit states that score the children of the node before each step; ``scale`` (levels,) inverse temperatures;
-    ``vectors`` (n_nodes, dim) node vectors; ``paths`` (N, levels) the nodes walked to. A step with one legal child costs nothing.
+    ``vectors`` (n_nodes, dim) node vectors, or those of some nodes with ``place`` (n_nodes,) the row of each; ``paths`` (N, levels) the
+    nodes walked to. A step with one legal child costs nothing.
     """
     root = paths.new_zeros(len(paths), 1)
     parents = torch.cat([root, paths[:, :-1]], dim=1)
     steps = []
     for level in range(paths.shape[1]):
-        steps.append(_step(states[:, level] * scale[level], vectors, trie, parents[:, level], paths[:, level], level == 0))
+        steps.append(_step(states[:, level] * scale[level], vectors, trie, parents[:, level], paths[:, level], level == 0, place))
     return torch.stack(steps, dim=1)
 
 
-def _step(states: Tensor, vectors: Tensor, trie: CatalogueTrie, parents: Tensor, chosen: Tensor, first: bool) -> Tensor:
+def _step(
+    states: Tensor, vectors: Tensor, trie: CatalogueTrie, parents: Tensor, chosen: Tensor, first: bool, place: Tensor | None
+) -> Tensor:
     if first:  # every walk starts at the root: one dense product
         start, count = int(trie.child_start[0]), int(trie.child_count[0])
-        return (states @ vectors[start : start + count].T).float().log_softmax(-1).gather(1, (chosen - start)[:, None])[:, 0]
+        children = vectors[start : start + count] if place is None else vectors[place[start : start + count]]
+        return (states @ children.T).float().log_softmax(-1).gather(1, (chosen - start)[:, None])[:, 0]
     counts = trie.child_count[parents]
     open_rows = torch.nonzero(counts > 1)[:, 0]
     result = states.new_zeros(len(states), dtype=torch.float32)
@@ -38,7 +60,7 @@ def _step(states: Tensor, vectors: Tensor, trie: CatalogueTrie, parents: Tensor,
     child = trie.child_start[parents[open_rows]][row] + torch.arange(len(row), device=states.device) - begin[row]
     local = states[open_rows]
     # Embedding lookups: their backward pass adds rows faster than that of indexing.
-    logits = (F.embedding(row, local) * F.embedding(child, vectors)).sum(-1).float()
+    logits = (F.embedding(row, local) * F.embedding(child if place is None else place[child], vectors)).sum(-1).float()
     top = torch.full((len(open_rows),), -torch.inf, device=states.device).scatter_reduce(0, row, logits.detach(), "amax")
     total = torch.zeros_like(top).index_add(0, row, (logits - top[row]).exp())
     target = logits[begin + chosen[open_rows] - trie.child_start[parents[open_rows]]]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from genrec.config import TrainingConfig
+from genrec.data.augment import Shuffle
 from genrec.data.dataset import Dataset
 from genrec.data.sequences import Windows
 from genrec.model.collate import Collator
@@ -84,6 +85,9 @@ class EpochLoader:
         self.recommend_searches = recommends_searches(data, searches)
         self.epoch, self.rank, self.world, self.parts = epoch, rank, world, training.accumulate
         self.given = 0
+        self.shuffle = None
+        if training.shuffle_ties or training.shuffle_whole:
+            self.shuffle = Shuffle(training.shuffle_ties, training.shuffle_whole, step_seed(seed, epoch, 1 << 31, -1))
 
     def __len__(self) -> int:
         return len(self.batches) * self.parts
@@ -103,7 +107,7 @@ class EpochLoader:
         share = self.parts * self.world * float(self.counts[piece].sum() / self.counts[rows].sum())
         if len(piece) == 0:  # fewer sequences than pieces: take part with one that does not count
             piece = rows[:1]
-        return Part(self.collator.windows(self.data, self.windows, piece, self.recommend_searches, self.searches), share)
+        return Part(self.collator.windows(self.data, self.windows, piece, self.recommend_searches, self.searches, self.shuffle), share)
 
     def state_dict(self) -> dict:
         return {"epoch": self.epoch, "given": self.given}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import shutil
@@ -49,6 +50,7 @@ class FitPlan:
     epochs: int | None = None  # None: choose on validation
     generate: bool = True
     searches: bool = True
+    trunk: Path | None = None  # a fitted model without a decoder: only the decoder is fitted, on top of it
 
 
 class ValidationLoader:
@@ -114,7 +116,9 @@ class PlainProgress(Callback):
 def model_key(config: Config, ids_key: str, plan: FitPlan) -> str:
     """The fingerprint of everything a fitted network depends on."""
     training = {name: value for name, value in to_dict(config.training).items() if name not in WITHOUT_EFFECT}
-    return fingerprint(TRAIN_VERSION, ids_key, to_dict(config.model), training, config.seed, plan.__dict__)
+    what = {name: value for name, value in plan.__dict__.items() if name != "trunk"}
+    trunk = open_artifact(plan.trunk, KIND)["key"] if plan.trunk else None
+    return fingerprint(TRAIN_VERSION, ids_key, to_dict(config.model), training, config.seed, what, trunk)
 
 
 def new_network(config: Config, dataset: Dataset, ids: SemanticIds, generate: bool) -> GenerativeRecommender:
@@ -139,8 +143,12 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
     check_launch(config.training)
     join()
     network = new_network(config, dataset, ids, plan.generate)
+    if plan.trunk:
+        _stand_on(network, plan.trunk)
+        config = copy.deepcopy(config)
+        config.training.epochs, config.training.learning_rate = config.training.decoder_epochs, config.training.decoder_learning_rate
     data = TrainingData(dataset, ids, config, plan)
-    module = TrainingModule(network, config, data.steps_per_epoch)
+    module = TrainingModule(network, config, data.steps_per_epoch, plan.trunk is not None)
     work = target.parent / f".{target.name}-{key}"
     size = sum(parameter.numel() for parameter in network.parameters())
     log.info("train: %s parameters, %d windows, %d steps per epoch", f"{size:,}", len(data.windows), data.steps_per_epoch)
@@ -152,6 +160,16 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
             log.info("train: %s was made by another process", target)
     shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def _stand_on(network: GenerativeRecommender, trunk: Path) -> None:
+    """Give the network a fitted trunk's weights and fix all but the decoder."""
+    wrong = network.load_state_dict(load_file(trunk / "model.safetensors"), strict=False)
+    missing = [name for name in wrong.missing_keys if not name.startswith("decoder.")]
+    if missing or wrong.unexpected_keys:
+        raise UserError(f"{trunk}: does not fit the network ({[*missing, *wrong.unexpected_keys][0]}); delete it and run again")
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith("decoder."))
 
 
 def _train(config: Config, plan: FitPlan, work: Path, module: TrainingModule, data: TrainingData) -> Checkpoints:

@@ -12,8 +12,9 @@ from torch import Tensor
 from genrec.config import Config
 from genrec.decoding.beam import leaf_items
 from genrec.decoding.scorers import generate
+from genrec.model.code_decoder import node_means
 from genrec.model.network import Batch, Encoded, GenerativeRecommender
-from genrec.objectives.generation import path_log_probabilities
+from genrec.objectives.generation import path_log_probabilities, walked_nodes
 from genrec.objectives.retrieval import full_softmax, sampled_softmax
 from genrec.training.batches import Part, step_seed
 from genrec.training.distributed import gather, gather_rows
@@ -24,8 +25,10 @@ VALIDATION_BEAM = 20
 class TrainingModule(L.LightningModule):
     """Cross-entropy on codes plus InfoNCE; validation nDCG@10 of retrieval and generation, already-had items removed."""
 
-    def __init__(self, network: GenerativeRecommender, config: Config, steps_per_epoch: int):
+    def __init__(self, network: GenerativeRecommender, config: Config, steps_per_epoch: int, decoder_only: bool = False):
         super().__init__()
+        self.decoder_only = decoder_only
+        self.frozen: tuple[Tensor, Tensor] | None = None  # item vectors and node means of a fixed network
         self.network, self.settings, self.seed = network, config.training, config.seed
         self.steps_per_epoch = steps_per_epoch
         self.ranks: dict[str, list[Tensor]] = {}
@@ -52,6 +55,8 @@ class TrainingModule(L.LightningModule):
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
+        if self.decoder_only:
+            return self.decoder_step(batch)
         encoded = self.network.encode(batch)
         live = batch.targets >= 0
         targets = batch.targets[live]
@@ -77,10 +82,26 @@ class TrainingModule(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def generation_loss(self, batch: Batch, encoded: Encoded, live: Tensor) -> Tensor:
+    def decoder_step(self, batch: Batch) -> Tensor:
+        """The code decoder learns alone: everything before it is fixed, so item vectors and their means are computed once."""
+        self.network.eval()
+        self.network.decoder.train()
+        with torch.no_grad():
+            if self.frozen is None:
+                items = self.network.item_encoder()
+                self.frozen = items, node_means(self.network.catalogue.trie, items)
+            encoded = self.network.encode(batch, self.frozen[0])
+        live = batch.targets >= 0
+        if not live.any():
+            return sum(parameter.sum() for parameter in self.network.decoder.parameters()) * 0
+        loss = self.generation_loss(batch, encoded, live, self.frozen[1])
+        self.log("train/generate", loss)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def generation_loss(self, batch: Batch, encoded: Encoded, live: Tensor, means: Tensor | None = None) -> Tensor:
         """Mean negative log-probability of the targets' semantic IDs."""
         decoder, trie = self.network.decoder, self.network.catalogue.trie
-        vectors = decoder.node_vectors(trie, encoded.items)
         row, lane = live.nonzero(as_tuple=True)
         if self.settings.generate_share < 1:
             drawn = torch.rand(len(row), device=row.device) < self.settings.generate_share
@@ -88,8 +109,10 @@ class TrainingModule(L.LightningModule):
             row, lane = row[drawn], lane[drawn]
         paths = trie.item_path[batch.targets[row, lane]]
         entered = torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1]], dim=1)
-        states, _ = decoder.hidden(self.network.decoder_memory(encoded).take(row, lane), vectors, entered[:, None])
-        steps = path_log_probabilities(states[:, 0], decoder.log_scale.exp(), vectors, trie, paths)
+        nodes, place = walked_nodes(trie, paths)
+        vectors = decoder.node_vectors(trie, encoded.items, nodes, means)
+        states, _ = decoder.hidden(self.network.decoder_memory(encoded).take(row, lane), vectors, place[entered][:, None])
+        steps = path_log_probabilities(states[:, 0], decoder.log_scale.exp(), vectors, trie, paths, place)
         return -steps.sum(-1).mean()
 
     def validation_step(self, pair: tuple[Batch, Tensor], index: int) -> None:
@@ -129,6 +152,8 @@ class TrainingModule(L.LightningModule):
         settings = self.settings
         decay, plain = [], []
         for name, parameter in self.network.named_parameters():
+            if not parameter.requires_grad:
+                continue
             (decay if name in self.decayed else plain).append(parameter)
         groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
