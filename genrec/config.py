@@ -56,12 +56,19 @@ class TextConfig:
 
 @dataclass
 class SemanticIdConfig:
-    """Residual k-means and OPQ. ``null`` sizes follow the catalogue's size by rule."""
+    """How items get their codes; see genrec/semantic_ids/quantizers. ``null`` sizes follow the catalogue's size by rule."""
 
+    quantizer: str = "rq-opq"  # rq-opq, rq-kmeans, rq-vae, opq (flat), random (a control)
     level_sizes: list[int] | None = None
     opq_subcodebooks: int | None = None
     opq_size: int | None = None
-    balance_last: bool = True
+    balance: str = "last"  # rq-opq, last residual level: none, last, last-per-code, last-per-parent
+    normalise_residuals: bool = True  # rq-opq: residuals of length 1 before each further level
+    iterations: int = 25  # rounds of k-means at most
+    fit_sample: int = 1_000_000  # vectors the codebooks are fitted on; of more, so many are drawn
+    vae_dim: int = 32  # rq-vae: width of the latent space ...
+    vae_epochs: int = 100  # ... and epochs
+    resolve_collisions: bool = True  # give items that share a code the nearest free one in the last two levels
     behaviour_share: float = 0.5  # weight of co-consumption vectors beside the text vectors; 0 = text only
 
 
@@ -235,10 +242,13 @@ def validate(config: Config) -> None:
     choices = {
         "split.kind": (config.split.kind, ("leave-last-out", "global-time")),
         "model.node_vectors": (config.model.node_vectors, ("codes", "nodes", "items")),
+        "semantic_ids.quantizer": (config.semantic_ids.quantizer, ("rq-opq", "rq-kmeans", "rq-vae", "opq", "random")),
+        "semantic_ids.balance": (config.semantic_ids.balance, ("none", "last", "last-per-code", "last-per-parent")),
     }
     for key, (value, allowed) in choices.items():
         if value not in allowed:
             raise UserError(f"{key}: '{value}' is not one of {', '.join(allowed)}")
+    _check_semantic_ids(config.semantic_ids)
     for kind in config.queries.synthetic:
         if kind not in ("category", "title"):
             raise UserError(f"queries.synthetic: '{kind}' is not one of category, title")
@@ -273,3 +283,15 @@ def validate(config: Config) -> None:
         raise UserError("model: at least one of use_ids, use_text, use_codes must be true")
     if not config.evaluation.ks or min(config.evaluation.ks) < 1:
         raise UserError("evaluation.ks: a list of whole numbers of at least 1")
+
+
+def _check_semantic_ids(ids: SemanticIdConfig) -> None:
+    if ids.level_sizes is not None and (not ids.level_sizes or min(ids.level_sizes) < 1):
+        raise UserError(f"semantic_ids.level_sizes: {ids.level_sizes} is not a list of whole numbers of at least 1; null sizes them by rule")
+    if ids.opq_subcodebooks is not None and ids.opq_subcodebooks < 0:
+        raise UserError(f"semantic_ids.opq_subcodebooks: must be 0 (no OPQ) or more, is {ids.opq_subcodebooks}")
+    if ids.opq_size is not None and (ids.opq_size < 1 or ids.opq_size & (ids.opq_size - 1)):
+        raise UserError(f"semantic_ids.opq_size: must be a power of two, is {ids.opq_size}")
+    for key in ("iterations", "fit_sample", "vae_dim", "vae_epochs"):
+        if not getattr(ids, key) > 0:
+            raise UserError(f"semantic_ids.{key}: must be above 0, is {getattr(ids, key)}")
