@@ -132,6 +132,7 @@ def _word_counts(texts: Sequence[str]) -> tuple[csr_matrix, np.ndarray]:
 def _distinctive(below: csr_matrix, everywhere: np.ndarray, words: np.ndarray, known: set[str] | frozenset[str] = frozenset()) -> list[str]:
     """Words of a node from the counts (m, n_words) of its items and the shares (n_words,) of all items that have each word."""
     here = np.asarray(below.mean(axis=0)).ravel()
+    here = np.where(here * below.shape[0] > min(1, below.shape[0] - 1), here, 0)  # a word of one item does not name a node of several
     weight = here * np.log(np.where(here > 0, here, 1) / np.maximum(everywhere, 1e-9))
     best = np.argsort(-weight, kind="stable")[: TREE_WORDS + len(known)]
     return [str(words[index]) for index in best if here[index] > 0 and words[index] not in known][:TREE_WORDS]

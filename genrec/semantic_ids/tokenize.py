@@ -225,3 +225,16 @@ def _item_columns(items: pl.DataFrame) -> pl.DataFrame:
             column = pl.concat_list(column)
         columns.append(column.cast(kind).alias(name))
     return items.select(columns)
+
+
+def read_items(path: Path) -> pl.DataFrame:
+    """New items from a Parquet, CSV or JSON-lines file. Raises ``UserError`` where it is missing or none of these."""
+    readers = {".parquet": pl.read_parquet, ".csv": pl.read_csv, ".jsonl": pl.read_ndjson, ".ndjson": pl.read_ndjson}
+    if not path.is_file():
+        raise UserError(f"items file not found: {path}")
+    if path.suffix not in readers:
+        raise UserError(f"{path}: expected a file that ends in {', '.join(readers)}")
+    try:
+        return readers[path.suffix](path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:200]})") from error
