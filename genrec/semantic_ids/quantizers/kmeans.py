@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from scipy.sparse import csc_matrix
 
-MAX_POINTS_PER_CENTROID = 256  # beyond this a seeded subsample is enough, as faiss has it
+MAX_POINTS_PER_CENTROID = 256  # beyond this a seeded subsample is enough, as faiss has it ...
+MIN_SAMPLE = 1 << 17  # ... but few centroids are cheap enough to see more, and serve better for it
 _BLOCK_CELLS = 1 << 20  # products held at once: 4 MB of float32
 _BLOCK_ROWS = 4096
 _FAST_ROWS = 8192  # smaller inputs are exact at once; they also never touch torch's process-wide precision
-_FIRST_POINTS = 32  # points per centroid in the first, cheap rounds
+_FIRST_POINTS = 64  # points per centroid in the first, cheap rounds
 _GROWTH = 4  # how much larger each next part of the sample is
-_LAST_ROUNDS = 8  # rounds over the whole sample that the growing parts leave at most
-_TOLERANCE = 1e-4  # rounds stop when the error falls by less than this share
+_LAST_ROUNDS = 10  # rounds over the whole sample that the growing parts leave at most
+_TOLERANCE = 5e-5  # rounds stop when the error falls by less than this share
 _CLOSE = 2.0**-6  # five standard deviations of a bfloat16 product, as a share of |x| |c| / sqrt(d)
 
 
@@ -34,13 +35,13 @@ def nearest(vectors: np.ndarray, centroids: np.ndarray, rough: bool = False) -> 
     """
     n, k = len(vectors), len(centroids)
     index, gain = np.empty(n, np.int64), np.empty(n, np.float32)
-    table = torch.from_numpy(np.ascontiguousarray(centroids, np.float32))
+    table = _tensor(centroids)
     half = -(table * table).sum(1) / 2
     reach = float((-2 * half).max().sqrt()) * _CLOSE / vectors.shape[1] ** 0.5
     low_precision = n >= _FAST_ROWS and k > 1 and _has_bfloat16()
 
     def work(rows: slice, buffer: torch.Tensor) -> None:
-        part = torch.from_numpy(np.ascontiguousarray(vectors[rows], np.float32))
+        part = _tensor(vectors[rows])
         scores = torch.addmm(half, part, table.T, out=buffer[: len(part)]).numpy()
         best = scores.argmax(1)
         value = np.take_along_axis(scores, best[:, None], 1)[:, 0]
@@ -69,7 +70,7 @@ def _exact(vectors: np.ndarray, table: torch.Tensor, half: torch.Tensor) -> tupl
     index, gain = np.empty(len(vectors), np.int64), np.empty(len(vectors), np.float32)
 
     def work(rows: slice, buffer: torch.Tensor) -> None:
-        part = torch.from_numpy(np.ascontiguousarray(vectors[rows], np.float32))
+        part = _tensor(vectors[rows])
         scores = torch.addmm(half, part, table.T, out=buffer[: len(part)]).numpy()
         best = scores.argmax(1)
         index[rows], gain[rows] = best, np.take_along_axis(scores, best[:, None], 1)[:, 0]
@@ -85,11 +86,11 @@ def two_best(vectors: np.ndarray, centroids: np.ndarray, closed: np.ndarray | No
     """
     n, k = len(vectors), len(centroids)
     index, gap = np.empty(n, np.int64), np.empty(n, np.float32)
-    table = torch.from_numpy(np.ascontiguousarray(centroids, np.float32))
+    table = _tensor(centroids)
     half = -(table * table).sum(1) / 2
 
     def work(rows: slice, buffer: torch.Tensor) -> None:
-        part = torch.from_numpy(np.ascontiguousarray(vectors[rows], np.float32))
+        part = _tensor(vectors[rows])
         scores = torch.addmm(half, part, table.T, out=buffer[: len(part)]).numpy()
         if closed is not None:
             scores[closed[rows]] = -np.inf
@@ -112,7 +113,7 @@ def k_means(vectors: np.ndarray, k: int, seed: int, iterations: int = 25, start:
     """
     vectors = np.asarray(vectors)
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(vectors))[: max(k * MAX_POINTS_PER_CENTROID, k)]
+    order = rng.permutation(len(vectors))[: max(k * MAX_POINTS_PER_CENTROID, MIN_SAMPLE)]
     centroids = np.array(vectors[order[:k]] if start is None else start, np.float32)
     for size, rounds in _parts(len(order), k, iterations):
         # in the order of the file, as rows are read faster so
@@ -161,6 +162,12 @@ def _lloyd(vectors: np.ndarray, centroids: np.ndarray, rounds: int) -> np.ndarra
             break
         before = total
     return centroids
+
+
+def _tensor(rows: np.ndarray) -> torch.Tensor:
+    """Float32 rows as a tensor; those of a read-only memory map are copied, as torch cannot mark a tensor read-only."""
+    rows = np.ascontiguousarray(rows, np.float32)
+    return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
 
 
 def _each_block(work: Callable[[slice, torch.Tensor], None], n: int, k: int) -> None:

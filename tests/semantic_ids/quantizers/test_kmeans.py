@@ -96,8 +96,8 @@ def test_error_is_no_worse_than_faiss(n, k):
 
 def test_growing_parts_end_with_the_whole_sample():
     parts = kmeans._parts(100_000, 10, 25)
-    assert [size for size, _ in parts] == [390, 1562, 6250, 25_000, 100_000] and parts[-1][1] < 25
-    assert kmeans._parts(300, 10, 25) == [(300, 25)]
+    assert [size for size, _ in parts] == [1562, 6250, 25_000, 100_000] and parts[-1][1] < 25
+    assert kmeans._parts(2000, 10, 25) == [(2000, 25)]
 
 
 def test_same_seed_same_centroids():
