@@ -65,6 +65,7 @@ class SemanticIdConfig:
     balance: str = "last"  # rq-opq, last residual level: none, last, last-per-code, last-per-parent
     normalise_residuals: bool = True  # rq-opq: residuals of length 1 before each further level
     iterations: int = 25  # rounds of k-means at most
+    fit_queries: bool = False  # fit on the training queries' vectors beside the items', as OneSearch does
     fit_sample: int = 1_000_000  # vectors the codebooks are fitted on; of more, so many are drawn
     vae_dim: int = 32  # rq-vae: width of the latent space ...
     vae_epochs: int = 100  # ... and epochs

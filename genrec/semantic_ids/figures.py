@@ -17,7 +17,9 @@ from genrec.semantic_ids.trie import prefix_ids
 from genrec.text.encoder import TOKEN_PATTERN
 
 TREE_NODES, TREE_CHILDREN, TREE_WORDS = 12, 4, 4
-_STOP = frozenset("a an and are as at by for from in into is it of on or s t the to with your".split())
+_STOP = frozenset(
+    ["a", "an", "and", "are", "as", "at", "by", "for", "from", "in", "into", "is", "it", "of", "on", "or", "s", "t", "the", "to", "with", "your"]
+)
 
 
 def plot_codebook_use(report: dict[str, Any], path: str | Path) -> None:

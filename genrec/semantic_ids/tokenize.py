@@ -53,7 +53,8 @@ def tokenize(config: Config, dataset: Dataset, target: Path) -> Path:
     space = ItemSpace.fit(text, behaviour, settings.behaviour_share)
     vectors = space.vectors(text, behaviour)
     without = _without_vector(vectors)
-    quantized = fit_quantizer(vectors, settings, config.seed)
+    beside = space.vectors(encoder.encode(_training_queries(dataset))) if settings.fit_queries else None
+    quantized = fit_quantizer(vectors, settings, config.seed, beside)
     popularity = dataset.item_counts(TRAIN)
     codes, resolution = _resolved(quantized, vectors, popularity, settings.resolve_collisions)
     codebooks = quantized.codebooks
@@ -107,6 +108,15 @@ def _resolved(quantized: Quantized, vectors: np.ndarray, popularity: np.ndarray,
         return codes, asdict(report) | before
     collisions = len(leaf) - int(leaf.max()) - 1
     return quantized.codes, asdict(CollisionReport(len(leaf), collisions, collisions, 0, 0.0)) | before
+
+
+def _training_queries(dataset: Dataset) -> list[str]:
+    """The distinct queries of training events. ``UserError`` where there are none."""
+    asked = np.unique(np.asarray(dataset.queries)[np.asarray(dataset.split) == TRAIN])
+    texts = [dataset.query_texts[query] for query in asked[asked >= 0]]
+    if not texts:
+        raise UserError("semantic_ids.fit_queries: the training events have no queries; set it to false, or queries.synthetic")
+    return texts
 
 
 def query_agreement(dataset: Dataset, encoder: TextEncoder, space: ItemSpace, codebooks: Codebooks, codes: np.ndarray) -> dict[str, Any] | None:

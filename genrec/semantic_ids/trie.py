@@ -60,7 +60,7 @@ class CatalogueTrie:
     def n_leaves(self) -> int:
         return len(self.leaf_item_offsets) - 1
 
-    def to(self, device: torch.device | str) -> "CatalogueTrie":
+    def to(self, device: torch.device | str) -> CatalogueTrie:
         """The same trie with every tensor on `device`."""
         return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
 
@@ -71,7 +71,7 @@ class CatalogueTrie:
         }
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Tensor]) -> "CatalogueTrie":
+    def from_state_dict(cls, state: dict[str, Tensor]) -> CatalogueTrie:
         """Inverse of `state_dict`. Raises UserError where a tensor is missing."""
         missing = [part.name for part in fields(cls) if part.name not in state]
         if missing:

@@ -89,7 +89,7 @@ def test_a_codebook_of_another_encoder_is_refused(synthetic_run, tmp_path):
     "override",
     [
         "quantizer=rq-kmeans", "quantizer=opq", "level_sizes=[8,4]", "opq_subcodebooks=0", "opq_size=2", "balance=none",
-        "normalise_residuals=false", "iterations=1", "fit_sample=20", "resolve_collisions=false", "behaviour_share=0",
+        "normalise_residuals=false", "fit_queries=true", "iterations=1", "fit_sample=20", "resolve_collisions=false", "behaviour_share=0",
     ],
 )  # fmt: skip
 def test_every_setting_changes_the_codes(synthetic_run, tmp_path, override, no_figures):
@@ -121,6 +121,12 @@ def test_rq_vae_settings(override):
 def test_impossible_settings_name_their_key(override, named):
     with pytest.raises(UserError, match=named):
         load_config(None, [f"semantic_ids.{override}"])
+
+
+def test_queries_cannot_be_fitted_where_there_are_none(prepare_table, tmp_path, no_figures):
+    dataset = prepare_table(EVENTS, [{"item_id": f"i{item}", "title": f"thing {item}"} for item in range(4)])
+    with pytest.raises(UserError, match="fit_queries"):
+        tokenize(load_config(None, ["semantic_ids.fit_queries=true"]), dataset, tmp_path / "ids")
 
 
 EVENTS = [{"user_id": f"u{user}", "item_id": f"i{(user + step) % 4}", "timestamp": step} for user in range(3) for step in range(4)]

@@ -36,14 +36,18 @@ class Quantized:
     notes: dict = field(default_factory=dict)
 
 
-def fit_quantizer(vectors: np.ndarray, settings: SemanticIdConfig, seed: int) -> Quantized:
+def fit_quantizer(vectors: np.ndarray, settings: SemanticIdConfig, seed: int, beside: np.ndarray | None = None) -> Quantized:
     """Fit the quantizer that `settings.quantizer` names to vectors (n, d), which may be a memory map.
 
+    Vectors `beside` (m, d), such as those of queries, are fitted too but get no codes, and no balance counts them.
     Sizes follow the number of vectors by `default_sizes` where the settings leave them open; a size beyond it is lowered to it, and
     the log says so. Raises UserError for vectors that are empty, not finite, or all zero.
     """
     levels, n_sub, sub_size = _sizes(len(vectors), settings)
     flat = [*levels, *[sub_size] * n_sub]
+    items = vectors
+    if beside is not None and len(beside):
+        vectors = np.concatenate([vectors, beside])
     if settings.quantizer == "rq-vae":
         quantized = Quantized(*fit_rq_vae(vectors, flat, seed, settings.vae_dim, settings.vae_epochs, settings.fit_sample))
     elif settings.quantizer == "random":
@@ -61,6 +65,8 @@ def fit_quantizer(vectors: np.ndarray, settings: SemanticIdConfig, seed: int) ->
                 settings.normalise_residuals and is_paper, settings.fit_sample,
             )
         )  # fmt: skip
+    if vectors is not items:
+        quantized.codes = encode_balanced(quantized.codebooks, items, settings.balance if settings.quantizer == "rq-opq" else "none")
     quantized.notes |= {"quantizer": settings.quantizer, "sizes": list(quantized.codebooks.sizes)}
     return quantized
 

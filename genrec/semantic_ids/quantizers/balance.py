@@ -10,7 +10,7 @@ from genrec.semantic_ids.quantizers.kmeans import cluster_means, two_best
 
 BALANCED_ROUNDS = 10  # Lloyd rounds under the capacity, started from the unconstrained centroids
 _CELLS = 1 << 24  # (parent, centroid) places held at once
-_ROWS_AT_ONCE = 1 << 18  # vectors read at once from a source that is not in memory
+_ROWS_AT_ONCE = 1 << 16  # vectors read at once from a source that is not in memory
 
 
 class Rows(Protocol):

@@ -29,7 +29,7 @@ def fitted(request):
 
 
 def test_codes_and_sizes(fitted):
-    name, vectors, quantized = fitted
+    name, _, quantized = fitted
     sizes = quantized.codebooks.sizes
     assert quantized.codes.shape == (400, 5) and quantized.codes.dtype == np.int64
     assert (quantized.codes >= 0).all() and (quantized.codes < sizes).all()
@@ -99,6 +99,19 @@ def test_zero_vectors_have_codes_and_nan_is_refused(name):
         fit_quantizer(vectors, SemanticIdConfig(quantizer=name, **SETTINGS), seed=0)
     with pytest.raises(UserError, match="dimensions"):
         encode(quantized.codebooks, np.zeros((2, 9), np.float32))
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_vectors_beside_are_fitted_but_get_no_codes(name):
+    vectors, beside = clustered(200, 6), clustered(100, 6, seed=3) + 2
+    settings = SemanticIdConfig(quantizer=name, **SETTINGS)
+    quantized = fit_quantizer(vectors, settings, 0, beside)
+    assert quantized.codes.shape == (200, 5)
+    alone = fit_quantizer(vectors, settings, 0)
+    table = "rotation" if name == "opq" else "residual.0"
+    assert not np.array_equal(quantized.codebooks.to_arrays()[table], alone.codebooks.to_arrays()[table])
+    if name == "rq-opq":
+        assert np.bincount(quantized.codes[:, 2]).max() <= 50  # 200 items over 4 codes
 
 
 def test_rq_vae_reports_collapse(monkeypatch, caplog):

@@ -10,7 +10,6 @@ import pytest
 from genrec.errors import UserError
 from genrec.semantic_ids.quantizers import (
     Codebooks,
-    codebooks as codebooks_module,
     default_sizes,
     encode,
     encode_balanced,
@@ -18,6 +17,7 @@ from genrec.semantic_ids.quantizers import (
     reconstruct,
     reconstruction_error,
 )
+from genrec.semantic_ids.quantizers import codebooks as codebooks_module
 
 
 def clustered(n: int, d: int, seed: int = 0) -> np.ndarray:
@@ -174,7 +174,7 @@ def test_encode_rejects_another_dimension(fitted):
 @pytest.mark.parametrize("normalise", [False, True])
 def test_each_balance_keeps_its_bound(balance, columns, normalise):
     vectors = clustered(700, 12)
-    codebooks, codes = fit_codebooks(vectors, (8, 4, 8), 2, 4, seed=0, balance=balance, normalise=normalise)
+    _, codes = fit_codebooks(vectors, (8, 4, 8), 2, 4, seed=0, balance=balance, normalise=normalise)
     parent = np.unique(codes[:, columns], axis=0, return_inverse=True)[1].reshape(-1) if columns else np.zeros(700, int)
     table = np.zeros((parent.max() + 1, 8), int)
     np.add.at(table, (parent, codes[:, 2]), 1)
