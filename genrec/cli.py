@@ -61,7 +61,23 @@ def tokenize(config: ConfigPath, overrides: Overrides = None) -> None:
 
     job = Run.create(config, overrides or [])
     stage_tokenize(job)
-    console.print(f"semantic IDs: {job.folder / 'semantic_ids'}")
+    _show_ids(job.folder / "semantic_ids")
+
+
+def _show_ids(folder: Path) -> None:
+    from genrec.artifacts import read_json
+    from genrec.semantic_ids.report import headline, summary
+
+    report = read_json(folder / "report.json")
+    header, *rows = headline(report)
+    table = Table(*header, title=f"semantic IDs: {report['quantizer']['quantizer']}")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print(summary(report), highlight=False)
+    if report["quantizer"].get("collapsed"):
+        console.print(f"collapsed levels: {report['quantizer']['collapsed']}; fewer codes or another quantizer", style="bold red")
+    console.print(f"report and figures: {folder}")
 
 
 @app.command()
@@ -159,6 +175,24 @@ def requests(
     from genrec.predict import write_requests
 
     console.print(f"{write_requests(run, output, split, query_kind)} requests: {output}")
+
+
+@app.command()
+def drift(
+    run: RunPath, items: Annotated[Path, typer.Argument(metavar="ITEMS", help="New items: Parquet, CSV or JSON lines with title, brand, category, text.")]
+) -> None:  # fmt: skip
+    """Do the codes still fit these new items, or is it time to tokenize again?"""
+    from genrec.semantic_ids.tokenize import SemanticIds, read_items
+
+    report = SemanticIds.load(run / "semantic_ids").drift_report(read_items(items))
+    table = Table("what", "value", "no drift")
+    expected = {"far_share": "0.05", "taken": f"{report['taken_fit']:.3f}", "effective_codes": "1", "growth": "below 2"}
+    for name, value in report.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "taken_fit":
+            table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value), expected.get(name, ""))
+    console.print(table)
+    console.print("tokenize again: " + ", ".join(report["reasons"]) if report["retokenize"] else "the codes still fit", highlight=False)
+    console.print(report["rule"], style="dim", highlight=False)
 
 
 @datasets_app.command("list")

@@ -71,12 +71,20 @@ class TextConfig:
 
 @dataclass
 class SemanticIdConfig:
-    """Residual k-means and OPQ. ``null`` sizes follow the catalogue's size by rule."""
+    """How items get their codes; see genrec/semantic_ids/quantizers. ``null`` sizes follow the catalogue's size by rule."""
 
+    quantizer: str = "rq-opq"  # rq-opq, rq-kmeans, rq-vae, opq (flat), random (a control)
     level_sizes: list[int] | None = None
     opq_subcodebooks: int | None = None
     opq_size: int | None = None
-    balance_last: bool = True
+    balance: str = "last"  # rq-opq, last residual level: none, last, last-per-code, last-per-parent
+    normalise_residuals: bool = True  # rq-opq: residuals of length 1 before each further level
+    iterations: int = 25  # rounds of k-means at most
+    fit_queries: bool = False  # fit on the training queries' vectors beside the items', as OneSearch does
+    fit_sample: int = 1_000_000  # vectors the codebooks are fitted on; of more, so many are drawn
+    vae_dim: int = 32  # rq-vae: width of the latent space ...
+    vae_epochs: int = 100  # ... and epochs
+    resolve_collisions: bool = True  # give items that share a code the nearest free one in the last two levels
     behaviour_share: float = 0.5  # weight of co-consumption vectors beside the text vectors; 0 = text only
 
 
@@ -265,10 +273,13 @@ def validate(config: Config) -> None:
         "model.node_vectors": (config.model.node_vectors, ("codes", "nodes", "items")),
         "training.strategy": (config.training.strategy, ("auto", "ddp", "fsdp")),
         "training.precision": (config.training.precision, ("auto", "32", "bf16")),
+        "semantic_ids.quantizer": (config.semantic_ids.quantizer, ("rq-opq", "rq-kmeans", "rq-vae", "opq", "random")),
+        "semantic_ids.balance": (config.semantic_ids.balance, ("none", "last", "last-per-code", "last-per-parent")),
     }
     for key, (value, allowed) in choices.items():
         if value not in allowed:
             raise UserError(f"{key}: '{value}' is not one of {', '.join(allowed)}")
+    _check_semantic_ids(config.semantic_ids)
     for kind in config.queries.synthetic:
         if kind not in ("category", "title"):
             raise UserError(f"queries.synthetic: '{kind}' is not one of category, title")
@@ -340,3 +351,15 @@ def seconds_of(value: str | None, key: str) -> int | None:
     except ValueError:
         raise UserError(f"{key}: '{value}' is neither an ISO date or time nor whole seconds") from None
     return math.floor((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+
+def _check_semantic_ids(ids: SemanticIdConfig) -> None:
+    if ids.level_sizes is not None and (not ids.level_sizes or min(ids.level_sizes) < 1):
+        raise UserError(f"semantic_ids.level_sizes: {ids.level_sizes} is not a list of whole numbers of at least 1; null sizes them by rule")
+    if ids.opq_subcodebooks is not None and ids.opq_subcodebooks < 0:
+        raise UserError(f"semantic_ids.opq_subcodebooks: must be 0 (no OPQ) or more, is {ids.opq_subcodebooks}")
+    if ids.opq_size is not None and (ids.opq_size < 1 or ids.opq_size & (ids.opq_size - 1)):
+        raise UserError(f"semantic_ids.opq_size: must be a power of two, is {ids.opq_size}")
+    for key in ("iterations", "fit_sample", "vae_dim", "vae_epochs"):
+        if not getattr(ids, key) > 0:
+            raise UserError(f"semantic_ids.{key}: must be above 0, is {getattr(ids, key)}")

@@ -1,11 +1,13 @@
 """Give items that share a semantic ID codes of their own, as near as possible to where they were."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
 
 from genrec.errors import UserError
-from genrec.semantic_ids.quantizer import Codebooks, reconstruct
+from genrec.semantic_ids.quantizers import Codebooks, reconstruct
 from genrec.semantic_ids.trie import prefix_ids
 
 BLOCK_CELLS = 1 << 24  # cells of the (prefixes, codes) distance table held at once: 64 MB of float32
@@ -23,14 +25,15 @@ class CollisionReport:
 
 
 def resolve_collisions(
-    codes: np.ndarray, vectors: np.ndarray, codebooks: Codebooks, popularity: np.ndarray | None = None
+    codes: np.ndarray, vectors: np.ndarray, codebooks: Codebooks, popularity: np.ndarray | None = None, fixed: int = 0
 ) -> tuple[np.ndarray, CollisionReport]:
     """Move colliding items to the nearest free code that differs only in the last two levels.
 
     `codes` (n, L) int, `vectors` (n, d) float32, `popularity` (n,) larger is more popular (None: all equal). On each code the
     most popular item (then the lowest index) stays. The others choose in the same order: each takes, of the codes with its
     first L - 2 levels that nobody holds, the one whose reconstruction is nearest to its vector. Where none is free the item
-    keeps sharing. Returns new codes (n, L) int64 and a report; deterministic.
+    keeps sharing. The first `fixed` rows are there already: they keep their codes whatever they share, and whatever comes after
+    them makes way. Returns new codes (n, L) int64 and a report; deterministic. For an RQ-VAE "nearest" is in its latent space.
 
     Codes of different prefixes never compete, so the first choosers of all prefixes choose at once, then the second, and so
     on: exactly the sequential result, without a loop over items.
@@ -38,11 +41,14 @@ def resolve_collisions(
     """
     codes = np.array(codes, np.int64)
     _check(codes, vectors, codebooks, popularity)
+    vectors = codebooks.project(vectors)
     original = codes.copy()
     order = np.arange(len(codes)) if popularity is None else np.argsort(-np.asarray(popularity, np.float64), kind="stable")
+    order = order[np.argsort(order >= fixed, kind="stable")]
     waiting = order[~_first_on_code(codes[order])]  # in order of choice
     collisions_before = len(waiting)
-    if collisions_before:
+    waiting = waiting[waiting >= fixed]
+    if len(waiting):
         _move(codes, waiting, vectors, codebooks)
     moved = np.flatnonzero((codes != original).any(1))
     report = CollisionReport(
@@ -77,7 +83,7 @@ def _move(codes: np.ndarray, waiting: np.ndarray, vectors: np.ndarray, codebooks
     n_varied = min(2, codes.shape[1])
     tables = codebooks.code_vectors()[-n_varied:]
     # a semantic ID of one level varies that level beside a dummy level of a single zero vector
-    left = tables[0] if n_varied == 2 else np.zeros((1, codebooks.dimension), np.float32)
+    left = tables[0] if n_varied == 2 else np.zeros((1, codebooks.latent_dimension), np.float32)
     right = tables[-1]
     target = vectors[waiting] - reconstruct(codebooks, codes[waiting, :-n_varied])  # what the last two levels have to express
 

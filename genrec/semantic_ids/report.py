@@ -1,16 +1,16 @@
-"""How good are these semantic IDs? One report of plain numbers, and a plot of how evenly the codes are used."""
+"""How good are these semantic IDs? One report of plain numbers, and its headline."""
+
+from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from genrec.errors import UserError
-from genrec.semantic_ids.quantizer import Codebooks, reconstruct
+from genrec.semantic_ids.quantizers import Codebooks, reconstruction_error
+from genrec.semantic_ids.quantizers.codebooks import unit
 from genrec.semantic_ids.trie import prefix_ids
 
 NEIGHBOURS = 10
@@ -28,8 +28,8 @@ def quality_report(codes: np.ndarray, vectors: np.ndarray, codebooks: Codebooks,
     - `independent_coding_rate`: share of items whose semantic ID no other item has;
     - `entropy_bits`, `entropy_share` (of log2 of the level's size), `gini` of code use: per level, unused codes included;
     - `reconstruction_error`: per prefix length, sum |x - x'|^2 / sum |x|^2;
-    - `neighbours`: share of the 10 nearest neighbours (L2, sample of at most 2,000 items) that have the same first code / first
-      two codes, next to the same share for two random items;
+    - `neighbours`: `shared`, per prefix length the share of the 10 nearest neighbours by cosine (of a sample of at most 2,000 items)
+      that have the same prefix, next to `random`, the same share for two random items;
     - `collisions`: `shared_items` (share of items that share a code), `weighted` (share of all popularity on them), `popular` (share
       of the tenth of items that is most popular), `largest` (items on the fullest code);
     - `code_use`: per level, items per code in decreasing order.
@@ -60,27 +60,54 @@ def quality_report(codes: np.ndarray, vectors: np.ndarray, codebooks: Codebooks,
         "entropy_bits": entropy,
         "entropy_share": [bits / math.log2(size) if size > 1 else 1.0 for bits, size in zip(entropy, sizes, strict=True)],
         "gini": [_gini(counts) for counts in use],
-        "reconstruction_error": _reconstruction_error(codes, vectors, codebooks),
+        "reconstruction_error": reconstruction_error(codebooks, codes, vectors),
         "neighbours": _neighbours_kept(prefixes, vectors),
         "collisions": _collisions(on_code, weight),
         "code_use": [counts.tolist() for counts in use],
     }
 
 
-def plot_codebook_use(report: dict[str, Any], path: str | Path) -> None:
-    """Draw items per code, most used first, one panel per level, against the even use; `path`'s ending picks the format."""
-    # Figure with its own canvas: no global pyplot state, no display needed
-    figure = Figure(figsize=(3.2 * len(report["code_use"]), 3.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(report["code_use"]), squeeze=False)[0]
-    for level, (panel, counts) in enumerate(zip(panels, report["code_use"], strict=True)):
-        panel.fill_between(range(1, len(counts) + 1), counts, step="mid", alpha=0.6)
-        panel.axhline(report["items"] / len(counts), color="black", linewidth=0.8, linestyle="--", label="even use")
-        panel.set(title=f"level {level + 1}: {len(counts)} codes, Gini {report['gini'][level]:.2f}", xlabel="code, by use")
-        panel.title.set_fontsize("small")
-    panels[0].set_ylabel("items")
-    panels[0].legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+def prefix_agreement(left: np.ndarray, right: np.ndarray) -> dict[str, list[float]]:
+    """How often pairs of codes (n, L) agree, per prefix length: `shared`, and `random` where the pairs are broken up.
+
+    For queries and the items they led to: a common first code is what lets the generator start right.
+    """
+    _, prefixes = prefix_ids(np.concatenate([left, right]))
+    n = len(left)
+    shared = (prefixes[:n] == prefixes[n:]).mean(0)
+    random = []
+    for column in prefixes.T:
+        size = int(column.max()) + 1
+        random.append(float((np.bincount(column[:n], minlength=size) / n) @ (np.bincount(column[n:], minlength=size) / n)))
+    return {"shared": shared.tolist(), "random": random}
+
+
+def headline(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The report as a small table: a header row, then one row per prefix length; the last rows concern the whole code."""
+    rows: list[tuple[str, ...]] = [("", *(f"L1..{level}" if level > 1 else "L1" for level in range(1, len(report["sizes"]) + 1)))]
+
+    def add(name: str, values: list, form: str) -> None:
+        rows.append((name, *(format(value, form) for value in values)))
+
+    add("codes", report["sizes"], "d")
+    add("prefixes in use", report["distinct_prefixes"], ",d")
+    add("of those possible for so many items", list(report["utilisation_reachable"].values()), ".1%")
+    add("Gini of the level's codes", report["gini"], ".2f")
+    add("reconstruction error", report["reconstruction_error"], ".3f")
+    add("10 nearest neighbours with the same prefix", report["neighbours"]["shared"], ".1%")
+    queries = report.get("queries")
+    if queries:
+        add(f"{queries['kind']} query and its item", queries["shared"], ".1%")
+        add("query and a random item", queries["random"], ".2%")
+    return rows
+
+
+def summary(report: dict[str, Any]) -> str:
+    """One line: how many items have a code of their own, before and after collisions were resolved."""
+    rate, crowd = report["independent_coding_rate"], report["collisions"]
+    before = report.get("collision_resolution", {}).get("independent_coding_rate_before")
+    first = f"{report['items']:,} items, {rate:.2%} with a code of their own" + (f" ({before:.2%} before collisions were resolved)" if before is not None else "")
+    return f"{first}; codes shared carry {crowd['weighted']:.2%} of all events"
 
 
 def _entropy_bits(counts: np.ndarray) -> float:
@@ -95,30 +122,23 @@ def _gini(descending: np.ndarray) -> float:
     return float(2 * (rank * descending).sum() / (k * descending.sum()) - (k + 1) / k)
 
 
-def _reconstruction_error(codes: np.ndarray, vectors: np.ndarray, codebooks: Codebooks) -> list[float]:
-    total = max(float((vectors.astype(np.float64) ** 2).sum()), np.finfo(np.float32).tiny)
-    lengths = range(1, codes.shape[1] + 1)
-    return [float(((vectors - reconstruct(codebooks, codes[:, :length])) ** 2).sum(dtype=np.float64)) / total for length in lengths]
-
-
-def _neighbours_kept(prefixes: np.ndarray, vectors: np.ndarray) -> dict[str, float]:
-    n = len(vectors)
-    shown = {"first_level": 0, "first_two_levels": min(1, prefixes.shape[1] - 1)}
+def _neighbours_kept(prefixes: np.ndarray, vectors: np.ndarray) -> dict[str, list[float]]:
+    n, levels = prefixes.shape
     if n < 2:
-        return {name: 1.0 for name in shown} | {f"{name}_random": 1.0 for name in shown}
+        return {"shared": [1.0] * levels, "random": [1.0] * levels}
     sample = np.sort(np.random.default_rng(SAMPLE_SEED).choice(n, min(n, NEIGHBOUR_SAMPLE), replace=False))
-    found = faiss.knn(vectors[sample], vectors, min(NEIGHBOURS + 1, n))[1]
+    table = np.ascontiguousarray(unit(vectors))
+    found = faiss.knn(table[sample], table, min(NEIGHBOURS + 1, n), faiss.METRIC_INNER_PRODUCT)[1]
     # an item is not its own neighbour; where duplicates pushed it out of the list, the last one found goes instead
     is_self = found == sample[:, None]
     is_self[~is_self.any(1), -1] = True
     neighbours = found[~is_self].reshape(len(sample), -1)
-    result = {}
-    for name, level in shown.items():
-        column = prefixes[:, level]
-        result[name] = float((column[neighbours] == column[sample][:, None]).mean())
+    shared, random = [], []
+    for column in prefixes.T:
+        shared.append(float((column[neighbours] == column[sample][:, None]).mean()))
         counts = np.bincount(column).astype(np.float64)
-        result[f"{name}_random"] = float((counts * (counts - 1)).sum() / (n * (n - 1)))
-    return result
+        random.append(float((counts * (counts - 1)).sum() / (n * (n - 1))))
+    return {"shared": shared, "random": random}
 
 
 def _collisions(on_code: np.ndarray, weight: np.ndarray) -> dict[str, float | int]:

@@ -7,6 +7,8 @@ laid out in the order of their leaves, so the items below *any* node are one ran
 Source: the CSR layout follows STATIC (arXiv 2602.22647).
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -58,7 +60,7 @@ class CatalogueTrie:
     def n_leaves(self) -> int:
         return len(self.leaf_item_offsets) - 1
 
-    def to(self, device: torch.device | str) -> "CatalogueTrie":
+    def to(self, device: torch.device | str) -> CatalogueTrie:
         """The same trie with every tensor on `device`."""
         return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
 
@@ -69,7 +71,7 @@ class CatalogueTrie:
         }
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Tensor]) -> "CatalogueTrie":
+    def from_state_dict(cls, state: dict[str, Tensor]) -> CatalogueTrie:
         """Inverse of `state_dict`. Raises UserError where a tensor is missing."""
         missing = [part.name for part in fields(cls) if part.name not in state]
         if missing:
@@ -164,6 +166,20 @@ def build_trie(codes: Tensor, vocab_sizes: Sequence[int]) -> CatalogueTrie:
         max_branching=tuple(int(child_count[bounds[level] : bounds[level + 1]].max()) for level in range(depth)),
         level_bounds=tuple(int(bound) for bound in bounds),
     )
+
+
+def extend_trie(trie: CatalogueTrie, codes: Tensor) -> tuple[CatalogueTrie, Tensor]:
+    """The trie of a catalogue that grew by items with codes (m, L), and where its nodes went.
+
+    The new items get the ids after the old ones. Equal to `build_trie` of all codes. Returns the trie and node_map
+    (old n_nodes,) int64: the new id of each old node, to carry over whatever is kept per node.
+    Raises UserError for a code outside its level's vocabulary.
+    """
+    old = trie.node_code[trie.item_path]  # (n_items, L)
+    grown = build_trie(torch.cat([old, codes.to(old)]), trie.vocab_sizes)
+    node_map = torch.zeros_like(trie.node_code)  # the root stays 0
+    node_map[trie.item_path] = grown.item_path[: trie.n_items]
+    return grown, node_map
 
 
 def _check_codes(table: np.ndarray, vocab_sizes: Sequence[int]) -> None:

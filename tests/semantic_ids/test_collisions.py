@@ -4,7 +4,7 @@ import pytest
 from genrec.errors import UserError
 from genrec.semantic_ids import collisions
 from genrec.semantic_ids.collisions import resolve_collisions
-from genrec.semantic_ids.quantizer import Codebooks, fit_codebooks, reconstruct
+from genrec.semantic_ids.quantizers import Codebooks, fit_codebooks, reconstruct
 
 
 def sequential(codes, vectors, codebooks, popularity):
@@ -120,3 +120,12 @@ def test_user_errors(crowded):
         resolve_collisions(codes, vectors[:5], codebooks)
     with pytest.raises(UserError, match="popularity"):
         resolve_collisions(codes, vectors, codebooks, popularity[:5])
+
+
+def test_fixed_rows_keep_their_codes_and_the_others_make_way(crowded):
+    vectors, codebooks, codes, popularity = crowded
+    resolved, report = resolve_collisions(codes, vectors, codebooks, popularity, fixed=200)
+    assert np.array_equal(resolved[:200], codes[:200])
+    held = {tuple(code) for code in codes[:200]}
+    assert not held & {tuple(code) for code in resolved[200:]} and len({tuple(code) for code in resolved[200:]}) == 100
+    assert report.collisions_after == 200 - len(held)  # those among the fixed rows

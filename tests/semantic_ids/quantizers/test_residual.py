@@ -1,19 +1,23 @@
-import json
+"""RQ-OPQ: codes, codebooks, balance, normalised residuals, streaming and bad input."""
+
+from __future__ import annotations
+
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from genrec.errors import UserError
-from genrec.semantic_ids.quantizer import (
+from genrec.semantic_ids.quantizers import (
     Codebooks,
-    balanced_assignment,
     default_sizes,
     encode,
+    encode_balanced,
     fit_codebooks,
     reconstruct,
+    reconstruction_error,
 )
-from genrec.semantic_ids.report import plot_codebook_use, quality_report
+from genrec.semantic_ids.quantizers import codebooks as codebooks_module
 
 
 def clustered(n: int, d: int, seed: int = 0) -> np.ndarray:
@@ -26,27 +30,6 @@ def clustered(n: int, d: int, seed: int = 0) -> np.ndarray:
 def fitted():
     vectors = clustered(900, 24)
     return vectors, *fit_codebooks(vectors, (16, 8, 8), 2, 8, seed=3)
-
-
-@pytest.mark.parametrize("n, k", [(100, 10), (103, 10), (7, 7), (9, 8), (64, 1)])
-def test_balanced_assignment_keeps_the_bound_and_places_everyone(n, k):
-    vectors = clustered(n, 6)
-    assigned = balanced_assignment(vectors, vectors[:k])
-    counts = np.bincount(assigned, minlength=k)
-    assert assigned.min() >= 0 and counts.sum() == n
-    assert counts.max() <= -(-n // k)
-
-
-def test_balanced_assignment_is_nearest_where_there_is_room():
-    centroids = np.array([[0.0], [10.0]], np.float32)
-    vectors = np.array([[1.0], [9.0], [0.5], [11.0]], np.float32)
-    assert balanced_assignment(vectors, centroids).tolist() == [0, 1, 0, 1]
-
-
-def test_balanced_assignment_evicts_who_loses_least():
-    centroids = np.array([[0.0], [10.0]], np.float32)
-    vectors = np.array([[0.0], [4.0], [1.0], [2.0]], np.float32)
-    assert balanced_assignment(vectors, centroids).tolist() == [0, 1, 0, 1]
 
 
 def test_only_the_last_residual_level_is_balanced(fitted):
@@ -72,14 +55,14 @@ def test_another_seed_another_result(fitted):
 def test_encode_repeats_the_training_assignment(fitted):
     vectors, codebooks, codes = fitted
     assert np.array_equal(encode(codebooks, vectors)[:, :2], codes[:, :2])
-    assert np.array_equal(encode(codebooks, vectors, balance_last=True), codes)
-    unbalanced, codes = fit_codebooks(vectors, (16, 8, 8), 2, 8, seed=3, balance_last=False)
+    assert np.array_equal(encode_balanced(codebooks, vectors, "last"), codes)
+    unbalanced, codes = fit_codebooks(vectors, (16, 8, 8), 2, 8, seed=3, balance="none")
     assert np.array_equal(encode(unbalanced, vectors), codes)
 
 
 def test_every_level_lowers_the_reconstruction_error():
     vectors = clustered(900, 25)  # 25 is padded to 26 for two sub-codebooks
-    codebooks, codes = fit_codebooks(vectors, (16, 8, 8), 2, 8, seed=0, balance_last=False)
+    codebooks, codes = fit_codebooks(vectors, (16, 8, 8), 2, 8, seed=0, balance="none")
     errors = [((vectors - reconstruct(codebooks, codes[:, :length])) ** 2).sum() for length in range(6)]
     assert codes.shape == (900, 5) and codebooks.sizes == (16, 8, 8, 8, 8)
     assert all(after < before for before, after in pairwise(errors))
@@ -156,6 +139,17 @@ def test_arrays_round_trip(fitted):
         Codebooks.from_arrays({"residual.0": codebooks.residual[0]})
 
 
+def test_files_round_trip_and_refuse_another_encoder(fitted, tmp_path):
+    vectors, codebooks, _ = fitted
+    codebooks.save(tmp_path / "codebooks.safetensors", "here")
+    assert np.array_equal(encode(Codebooks.load(tmp_path / "codebooks.safetensors", "here"), vectors), encode(codebooks, vectors))
+    with pytest.raises(UserError, match="another encoder"):
+        Codebooks.load(tmp_path / "codebooks.safetensors", "there")
+    (tmp_path / "codebooks.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be read"):
+        Codebooks.load(tmp_path / "codebooks.safetensors", "here")
+
+
 @pytest.mark.parametrize(
     "vectors, sizes, opq, message",
     [
@@ -176,36 +170,50 @@ def test_encode_rejects_another_dimension(fitted):
         encode(fitted[1], np.zeros((2, 5)))
 
 
-def test_quality_report(fitted, tmp_path):
-    vectors, codebooks, codes = fitted
-    popularity = np.arange(len(vectors))
-    report = quality_report(codes, vectors, codebooks, popularity)
-    _, counts = np.unique(codes, axis=0, return_counts=True)
-    assert report["independent_coding_rate"] == pytest.approx((counts == 1).sum() / len(codes))
-    assert report["distinct_prefixes"][1] == len(np.unique(codes[:, :2], axis=0))
-    assert report["utilisation"]["CUR_L1L2"] == pytest.approx(report["distinct_prefixes"][1] / 128)
-    assert report["gini"][2] < 0.02 < report["gini"][0]
-    assert report["neighbours"]["first_level"] > report["neighbours"]["first_level_random"]
-    assert json.loads(json.dumps(report)) == report
-    plot_codebook_use(report, tmp_path / "use.png")
-    assert (tmp_path / "use.png").stat().st_size > 1000
+@pytest.mark.parametrize(("balance", "columns"), [("last", []), ("last-per-code", [1]), ("last-per-parent", [0, 1])])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_each_balance_keeps_its_bound(balance, columns, normalise):
+    vectors = clustered(700, 12)
+    _, codes = fit_codebooks(vectors, (8, 4, 8), 2, 4, seed=0, balance=balance, normalise=normalise)
+    parent = np.unique(codes[:, columns], axis=0, return_inverse=True)[1].reshape(-1) if columns else np.zeros(700, int)
+    table = np.zeros((parent.max() + 1, 8), int)
+    np.add.at(table, (parent, codes[:, 2]), 1)
+    assert (table.max(1) <= -(-table.sum(1) // 8)).all()
+    free = fit_codebooks(vectors, (8, 4, 8), 2, 4, seed=0, balance="none", normalise=normalise)[1]
+    assert np.array_equal(free[:, :2], codes[:, :2]) and not np.array_equal(free, codes)
 
 
-def test_report_counts_collisions_by_popularity():
-    vectors = np.array([[0.0], [0.0], [5.0], [9.0]], np.float32)
-    codebooks = Codebooks([np.array([[0.0], [5.0], [9.0], [20.0]], np.float32)])
-    report = quality_report(np.array([[0], [0], [1], [2]]), vectors, codebooks, np.array([6, 2, 1, 1]))
-    assert report["collisions"] == {"shared_items": 0.5, "weighted": 0.8, "popular": 1.0, "largest": 2}
-    assert report["utilisation"] == {"CUR_L1": 0.75} and report["utilisation_reachable"] == {"CUR_L1": 0.75}
-    assert report["reconstruction_error"] == [0.0]
-    assert report["entropy_bits"] == [pytest.approx(1.5)]
-    assert report["gini"] == [pytest.approx(0.375)]
+def test_normalised_residuals_spread_the_codes_and_stay_a_plain_sum():
+    # half of the vectors lie next to their centroid: unless residuals are normalised these all get the same second code
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(8, 10)) * 10
+    reach = np.where(np.arange(800) % 2, 0.05, 2.0)[:, None]
+    vectors = (centres[rng.integers(0, 8, 800)] + rng.normal(size=(800, 10)) * reach).astype(np.float32)
+    largest = {}
+    for normalise in (False, True):
+        codebooks, codes = fit_codebooks(vectors, (8, 16), 2, 8, seed=0, balance="none", normalise=normalise)
+        largest[normalise] = np.bincount(codes[:, 1]).max()
+        assert np.array_equal(encode(codebooks, vectors), codes)
+        errors = reconstruction_error(codebooks, codes, vectors)
+        assert all(after < before for before, after in pairwise(errors))
+    assert largest[True] < 0.7 * largest[False]
 
 
-@pytest.mark.parametrize("n", [1, 2, 5])
-def test_report_of_tiny_catalogues(n, tmp_path):
-    vectors = clustered(n, 4)
-    codebooks, codes = fit_codebooks(vectors, *default_sizes(n), seed=0)
-    report = quality_report(codes, vectors, codebooks, None)
-    json.dumps(report, allow_nan=False)
-    plot_codebook_use(report, tmp_path / "use.png")
+@pytest.mark.parametrize("balance", ["none", "last", "last-per-parent"])
+def test_a_memory_map_read_in_blocks_gives_the_same_codes(tmp_path, monkeypatch, balance):
+    vectors = clustered(400, 12)
+    np.save(tmp_path / "vectors.npy", vectors)
+    whole = fit_codebooks(vectors, (8, 4, 4), 2, 4, seed=0, balance=balance, sample=150, normalise=True)
+    monkeypatch.setattr(codebooks_module, "BLOCK_ROWS", 37)
+    mapped = fit_codebooks(np.load(tmp_path / "vectors.npy", mmap_mode="r"), (8, 4, 4), 2, 4, seed=0, balance=balance, sample=150, normalise=True)
+    assert np.array_equal(whole[1], mapped[1]) and len(mapped[1]) == 400
+    assert not np.array_equal(whole[0].residual[0], fit_codebooks(vectors, (8, 4, 4), 2, 4, seed=0)[0].residual[0])  # a sample was fitted
+
+
+def test_a_row_that_is_not_finite_is_named_in_any_block(monkeypatch):
+    codebooks, _ = fit_codebooks(clustered(50, 4), (4,), 0, 0, seed=0)
+    monkeypatch.setattr(codebooks_module, "BLOCK_ROWS", 8)
+    vectors = clustered(50, 4)
+    vectors[33, 2] = np.inf
+    with pytest.raises(UserError, match="row 33 is not finite"):
+        encode(codebooks, vectors)

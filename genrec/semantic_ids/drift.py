@@ -1,0 +1,89 @@
+"""Do the codebooks still fit the catalogue? New items against what the fit saw, and a rule that says when to tokenize again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from genrec.semantic_ids.quantizers import Codebooks, encode, reconstruct
+from genrec.semantic_ids.trie import prefix_ids
+
+FAR_QUANTILE = 0.95
+MAX_FAR_SHARE = 0.15  # three times the share that is that far in the fit's own catalogue
+COLLISION_FACTOR, COLLISION_SLACK = 2.0, 0.05
+MIN_EFFECTIVE_CODES = 0.5
+MAX_GROWTH = 2.0
+MIN_ITEMS = 30  # fewer new items say nothing
+SAMPLE = 20_000
+DRAWS = 20
+RULE = (
+    f"tokenize again when more than {MAX_FAR_SHARE:.0%} of the new items are farther from their first code than {FAR_QUANTILE:.0%} of the "
+    f"catalogue was, or they meet taken codes more than {COLLISION_FACTOR:g} times as often as the catalogue did (+ {COLLISION_SLACK:.0%}), or they use "
+    f"fewer than {MIN_EFFECTIVE_CODES:.0%} as many first codes as equally many items of the catalogue, or the catalogue has grown to more than "
+    f"{MAX_GROWTH:g} times the items fitted on; never on fewer than {MIN_ITEMS} new items"
+)
+
+
+def drift_baseline(codebooks: Codebooks, vectors: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
+    """What `drift_report` compares with; ready for JSON.
+
+    `vectors` (n, d) are the catalogue's items *as new ones would be seen* (no co-consumption of their own), `codes` (n, L) the codes
+    they have. At most 20,000 items are read.
+    """
+    rows = np.arange(len(vectors))
+    if len(rows) > SAMPLE:
+        rows = np.sort(np.random.default_rng(0).choice(len(rows), SAMPLE, replace=False))
+    seen = encode(codebooks, vectors[rows])
+    return {
+        "items": len(vectors),
+        "far": float(np.quantile(_distance(codebooks, seen, vectors[rows]), FAR_QUANTILE)),
+        "taken": float((_holders(codes, seen) > (seen == codes[rows]).all(1)).mean()),  # by another item than itself
+        "first_codes": np.bincount(seen[:, 0], minlength=codebooks.sizes[0]).tolist(),
+    }
+
+
+def drift_report(codebooks: Codebooks, baseline: dict[str, Any], catalogue: np.ndarray, codes: np.ndarray, vectors: np.ndarray) -> dict[str, Any]:
+    """Compare new items, `codes` (m, L) of `vectors` (m, d), with the fit's `baseline`; `catalogue` (n, L) are the codes in use.
+
+    Keys: `new_items`; `far_share` (farther from their first code than 95 % of the catalogue was; 0.05 is no drift); `taken` and
+    `taken_fit` (share of items whose code, before resolution, another item of the catalogue has); `effective_codes` (2^entropy of the first code's use, as
+    a share of what equally many items of the catalogue use, 1 is no drift); `growth` (items now and new / items fitted on);
+    `reasons` (which of the rule's limits are passed), `retokenize` and the `rule` itself. Empty codes (m = 0) are no drift.
+    """
+    m = len(codes)
+    report: dict[str, Any] = {"new_items": m, "growth": (len(catalogue) + m) / baseline["items"], "taken_fit": baseline["taken"]}
+    if m:
+        report["far_share"] = float((_distance(codebooks, codes, vectors) > baseline["far"]).mean())
+        report["taken"] = float((_holders(catalogue, codes) > 0).mean())
+        report["effective_codes"] = _effective_share(np.asarray(baseline["first_codes"]), codes[:, 0])
+    limits = {
+        "far_share": report.get("far_share", 0) > MAX_FAR_SHARE,
+        "taken": report.get("taken", 0) > COLLISION_FACTOR * baseline["taken"] + COLLISION_SLACK,
+        "effective_codes": report.get("effective_codes", 1) < MIN_EFFECTIVE_CODES,
+        "growth": report["growth"] > MAX_GROWTH,
+    }
+    report["reasons"] = [name for name, passed in limits.items() if passed and m >= MIN_ITEMS]
+    return report | {"retokenize": bool(report["reasons"]), "rule": RULE}
+
+
+def _distance(codebooks: Codebooks, codes: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """(n,) distance of each vector from what its first code alone stands for."""
+    return np.linalg.norm(codebooks.project(vectors) - reconstruct(codebooks, codes[:, :1]), axis=1)
+
+
+def _holders(catalogue: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """(m,) how many items of the catalogue (n, L) have each of the codes (m, L)."""
+    leaf = prefix_ids(np.concatenate([catalogue, codes]))[1][:, -1]
+    return np.bincount(leaf[: len(catalogue)], minlength=int(leaf.max()) + 1)[leaf[len(catalogue) :]]
+
+
+def _effective_share(counts: np.ndarray, first: np.ndarray) -> float:
+    """Codes that the new items use as good as evenly, against the mean of seeded draws of equally many from `counts`."""
+    draws = np.random.default_rng(0).multinomial(len(first), counts / counts.sum(), size=DRAWS)
+    return float(_effective(np.bincount(first, minlength=len(counts))[None])[0] / _effective(draws).mean())
+
+
+def _effective(counts: np.ndarray) -> np.ndarray:
+    share = counts / counts.sum(1, keepdims=True)
+    return np.exp(-(share * np.log(np.where(share > 0, share, 1))).sum(1))

@@ -1,0 +1,145 @@
+"""Figures of a quality report: how evenly the codes are used, what the prefixes keep, and the tree of the first two levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import CountVectorizer
+
+from genrec.semantic_ids.trie import prefix_ids
+from genrec.text.encoder import TOKEN_PATTERN
+
+TREE_NODES, TREE_CHILDREN, TREE_WORDS = 12, 4, 4
+_STOP = frozenset(
+    ["a", "an", "and", "are", "as", "at", "by", "for", "from", "in", "into", "is", "it", "of", "on", "or", "s", "t", "the", "to", "with", "your"]
+)
+
+
+def plot_codebook_use(report: dict[str, Any], path: str | Path) -> None:
+    """Draw items per code, most used first, one panel per level, against the even use; `path`'s ending picks the format."""
+    figure = _figure(3.2 * len(report["code_use"]), 3.0)
+    panels = figure.subplots(1, len(report["code_use"]), squeeze=False)[0]
+    for level, (panel, counts) in enumerate(zip(panels, report["code_use"], strict=True)):
+        panel.fill_between(range(1, len(counts) + 1), counts, step="mid", alpha=0.6)
+        panel.axhline(report["items"] / len(counts), color="black", linewidth=0.8, linestyle="--", label="even use")
+        panel.set(title=f"level {level + 1}: {len(counts)} codes, Gini {report['gini'][level]:.2f}", xlabel="code, by use")
+        panel.title.set_fontsize("small")
+    panels[0].set_ylabel("items")
+    panels[0].legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def plot_prefixes(report: dict[str, Any], path: str | Path) -> None:
+    """Draw, per prefix length, what a prefix keeps: neighbours, queries' items, and the error of its reconstruction."""
+    figure = _figure(8.0, 3.2)
+    kept, error = figure.subplots(1, 2)
+    lengths = range(1, len(report["sizes"]) + 1)
+    pairs = {"10 nearest neighbours": report["neighbours"]}
+    if report.get("queries"):
+        pairs[f"{report['queries']['kind']} query and its item"] = report["queries"]
+    for name, values in pairs.items():
+        line = kept.plot(lengths, values["shared"], marker="o", label=name)[0]
+        kept.plot(lengths, values["random"], linestyle=":", color=line.get_color(), label=f"{name}, at random")
+    kept.set(title="share with the same prefix", xlabel="prefix length", xticks=list(lengths), ylim=(0, None))
+    kept.legend(fontsize="x-small")
+    error.bar(lengths, report["reconstruction_error"], alpha=0.7)
+    error.set(title="reconstruction error", xlabel="prefix length", xticks=list(lengths), ylim=(0, None))
+    figure.savefig(path, dpi=120)
+
+
+def code_tree(codes: np.ndarray, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """The fullest nodes of the first level and their fullest children, with the words that set them apart.
+
+    `codes` (n, L), `texts` one per item. Each node: `code`, `items`, `words`, and `children` on the first level. A word's weight at
+    a node is p(word | node) log(p(word | node) / p(word)): frequent below the node and rare elsewhere. At most 12 nodes of 4 children.
+    """
+    counts, words = _word_counts(texts)
+    everywhere = np.asarray(counts.mean(axis=0)).ravel()
+    _, prefixes = prefix_ids(codes)
+    first = prefixes[:, 0]
+    tree = []
+    for node in _fullest(first, np.arange(len(codes)), TREE_NODES):
+        rows = np.flatnonzero(first == node)
+        entry = {"code": int(codes[rows[0], 0]), "items": len(rows), "words": _distinctive(counts[rows], everywhere, words), "children": []}
+        if codes.shape[1] > 1:
+            second = prefixes[:, 1]
+            for child in _fullest(second, rows, TREE_CHILDREN):
+                below = rows[second[rows] == child]
+                known = set(entry["words"])  # a child shows what its parent has not said
+                entry["children"].append(
+                    {"code": int(codes[below[0], 1]), "items": len(below), "words": _distinctive(counts[below], everywhere, words, known)}
+                )
+        tree.append(entry)
+    return tree
+
+
+def plot_tree(tree: list[dict[str, Any]], path: str | Path, n_first: int) -> None:
+    """Draw `code_tree`: the catalogue, its fullest first-level nodes, and their fullest children, each with its words.
+
+    `n_first` is the number of first-level codes in use, said in the title.
+    """
+    lines = max(1, sum(max(1, len(node["children"])) for node in tree))
+    figure = _figure(11.0, 0.8 + 0.24 * lines)
+    axes = figure.add_subplot()
+    place = 0.0
+    places = []
+    for node in tree:
+        height = max(1, len(node["children"]))
+        middle = place + (height - 1) / 2
+        places.append(middle)
+        _label(axes, 0.10, middle, node, bold=True)
+        for offset, child in enumerate(node["children"]):
+            axes.plot([0.46, 0.52], [middle, place + offset], color="0.6", linewidth=0.8)
+            _label(axes, 0.53, place + offset, child)
+        place += height
+    root = float(np.mean(places)) if places else 0.0
+    for middle in places:
+        axes.plot([0.02, 0.09], [root, middle], color="0.6", linewidth=0.8)
+    axes.set(xlim=(0, 1), ylim=(place, -1), title=f"the {len(tree)} fullest of {n_first} first codes, and their fullest children")
+    axes.title.set_fontsize("small")
+    axes.axis("off")
+    figure.savefig(path, dpi=110)
+
+
+def _label(axes: Axes, x: float, y: float, node: dict[str, Any], bold: bool = False) -> None:
+    # a dollar sign would start matplotlib's formulas
+    text = f"{node['code']} ({node['items']:,}): {', '.join(node['words']) or 'no words'}".replace("$", r"\$")
+    axes.text(x, y, text, fontsize=7, va="center", fontweight="bold" if bold else "normal")
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)  # its own canvas: no global pyplot state, no display needed
+    return figure
+
+
+def _word_counts(texts: Sequence[str]) -> tuple[csr_matrix, np.ndarray]:
+    counter = CountVectorizer(lowercase=True, token_pattern=TOKEN_PATTERN, binary=True, dtype=np.float32, max_features=20_000)
+    try:
+        counts = counter.fit_transform(texts)
+    except ValueError:  # no words at all
+        return csr_matrix((len(texts), 1), dtype=np.float32), np.array([""])
+    words = counter.get_feature_names_out()
+    readable = np.array([len(word) > 1 and word not in _STOP and not word.isdigit() for word in words])
+    return (counts[:, readable], words[readable]) if readable.any() else (csr_matrix((len(texts), 1), dtype=np.float32), np.array([""]))
+
+
+def _distinctive(below: csr_matrix, everywhere: np.ndarray, words: np.ndarray, known: set[str] | frozenset[str] = frozenset()) -> list[str]:
+    """Words of a node from the counts (m, n_words) of its items and the shares (n_words,) of all items that have each word."""
+    here = np.asarray(below.mean(axis=0)).ravel()
+    here = np.where(here * below.shape[0] > min(1, below.shape[0] - 1), here, 0)  # a word of one item does not name a node of several
+    weight = here * np.log(np.where(here > 0, here, 1) / np.maximum(everywhere, 1e-9))
+    best = np.argsort(-weight, kind="stable")[: TREE_WORDS + len(known)]
+    return [str(words[index]) for index in best if here[index] > 0 and words[index] not in known][:TREE_WORDS]
+
+
+def _fullest(nodes: np.ndarray, rows: np.ndarray, limit: int) -> np.ndarray:
+    found, counts = np.unique(nodes[rows], return_counts=True)
+    return found[np.argsort(-counts, kind="stable")[:limit]]

@@ -1,0 +1,218 @@
+"""Lloyd's k-means and nearest-centroid search in cache-sized blocks.
+
+A block of rows is multiplied with all centroids and its best column taken while the products are still in cache, so no (n, k)
+table exists. Where the processor multiplies bfloat16 in hardware, large inputs use it: Lloyd's rounds as they are (their noise is far
+below the effect of another seed), assignments with a second look in float32 at every row whose best two are close.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from scipy.sparse import csc_matrix
+
+MAX_POINTS_PER_CENTROID = 256  # beyond this a seeded subsample is enough, as faiss has it ...
+MIN_SAMPLE = 1 << 17  # ... but few centroids are cheap enough to see more, and serve better for it
+_BLOCK_CELLS = 1 << 20  # products held at once: 4 MB of float32
+_BLOCK_ROWS = 4096
+_FAST_ROWS = 8192  # smaller inputs are exact at once; they also never touch torch's process-wide precision
+_FIRST_POINTS = 64  # points per centroid in the first, cheap rounds
+_GROWTH = 4  # how much larger each next part of the sample is
+_LAST_ROUNDS = 10  # rounds over the whole sample that the growing parts leave at most
+_TOLERANCE = 5e-5  # rounds stop when the error falls by less than this share
+_CLOSE = 2.0**-6  # five standard deviations of a bfloat16 product, as a share of |x| |c| / sqrt(d)
+
+
+def nearest(vectors: np.ndarray, centroids: np.ndarray, rough: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest centroid of each vector: index (n,) int64 and gain (n,) float32, where |x - c|^2 = |x|^2 - 2 gain.
+
+    `vectors` (n, d) and `centroids` (k, d) float32. Equal distances go to the lower index. With `rough` the products may be rounded
+    to bfloat16, so of two centroids that are nearly equally near the farther may be returned.
+    """
+    n, k = len(vectors), len(centroids)
+    index, gain = np.empty(n, np.int64), np.empty(n, np.float32)
+    table = _tensor(centroids)
+    half = -(table * table).sum(1) / 2
+    reach = float((-2 * half).max().sqrt()) * _CLOSE / vectors.shape[1] ** 0.5
+    low_precision = n >= _FAST_ROWS and k > 1 and _has_bfloat16()
+
+    def work(rows: slice, buffer: torch.Tensor) -> None:
+        part = _tensor(vectors[rows])
+        scores = torch.addmm(half, part, table.T, out=buffer[: len(part)]).numpy()
+        best = scores.argmax(1)
+        value = np.take_along_axis(scores, best[:, None], 1)[:, 0]
+        if low_precision and not rough:
+            margin = part.norm(dim=1).numpy() * reach
+            close = np.flatnonzero((scores >= (value - margin)[:, None]).sum(1) > 1)
+            unsure[rows] = False
+            unsure[rows.start + close] = True
+        index[rows], gain[rows] = best, value
+
+    unsure = np.zeros(n, bool)
+    with _bfloat16_products(low_precision):
+        _each_block(work, n, k)
+    if unsure.any():
+        again = np.flatnonzero(unsure)
+        low_precision = False
+        exact_index, exact_gain = np.empty(len(again), np.int64), np.empty(len(again), np.float32)
+        for start in range(0, len(again), 1 << 16):  # a copy of few rows at a time
+            rows = again[start : start + (1 << 16)]
+            exact_index[start : start + len(rows)], exact_gain[start : start + len(rows)] = _exact(vectors[rows], table, half)
+        index[again], gain[again] = exact_index, exact_gain
+    return index, gain
+
+
+def _exact(vectors: np.ndarray, table: torch.Tensor, half: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    index, gain = np.empty(len(vectors), np.int64), np.empty(len(vectors), np.float32)
+
+    def work(rows: slice, buffer: torch.Tensor) -> None:
+        part = _tensor(vectors[rows])
+        scores = torch.addmm(half, part, table.T, out=buffer[: len(part)]).numpy()
+        best = scores.argmax(1)
+        index[rows], gain[rows] = best, np.take_along_axis(scores, best[:, None], 1)[:, 0]
+
+    _each_block(work, len(vectors), len(table))
+    return index, gain
+
+
+def two_best(vectors: np.ndarray, centroids: np.ndarray, closed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest open centroid (n,) int64 and how much farther (squared distance) the second nearest is (n,) float32.
+
+    `closed` (n, k) bool masks centroids per row. The gap is inf where only one is open.
+    """
+    n, k = len(vectors), len(centroids)
+    index, gap = np.empty(n, np.int64), np.empty(n, np.float32)
+    table = _tensor(centroids)
+    half = -(table * table).sum(1) / 2
+
+    def work(rows: slice, buffer: torch.Tensor) -> None:
+        part = _tensor(vectors[rows])
+        scores = torch.addmm(half, part, table.T, out=buffer[: len(part)]).numpy()
+        if closed is not None:
+            scores[closed[rows]] = -np.inf
+        best = scores.argmax(1)[:, None]
+        value = np.take_along_axis(scores, best, 1)
+        np.put_along_axis(scores, best, -np.inf, 1)
+        index[rows], gap[rows] = best[:, 0], 2 * (value[:, 0] - scores.max(1))
+
+    with _bfloat16_products(n >= _FAST_ROWS and _has_bfloat16()):
+        _each_block(work, n, k)
+    return index, gap
+
+
+def k_means(vectors: np.ndarray, k: int, seed: int, iterations: int = 25, start: np.ndarray | None = None) -> np.ndarray:
+    """Centroids (k, d) float32 of vectors (n, d), k at most n; `start` (k, d) replaces the seeded choice of k vectors.
+
+    At most `iterations` rounds of Lloyd. On large inputs the first rounds see a growing part of the sample, which moves the
+    centroids most of the way at a fraction of the cost. A cluster that lost all its vectors restarts at the vector that is worst served.
+    Same seed, same result.
+    """
+    vectors = np.asarray(vectors)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(vectors))[: max(k * MAX_POINTS_PER_CENTROID, MIN_SAMPLE)]
+    centroids = np.array(vectors[order[:k]] if start is None else start, np.float32)
+    for size, rounds in _parts(len(order), k, iterations):
+        # in the order of the file, as rows are read faster so
+        part = vectors if size == len(vectors) else vectors[np.sort(order[:size])]
+        centroids = _lloyd(np.ascontiguousarray(part, np.float32), centroids, rounds)
+    return centroids
+
+
+def cluster_means(vectors: np.ndarray, assigned: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means (k, d) float32 (0 for an empty cluster) and counts (k,) of vectors (n, d) by their cluster (n,)."""
+    n = len(vectors)
+    # by column: one pass over the vectors in their order, adding into a table that stays in cache
+    choice = csc_matrix((np.ones(n, np.float32), assigned, np.arange(n + 1)), (k, n))
+    counts = np.bincount(assigned, minlength=k)
+    return (choice @ vectors / np.maximum(counts, 1)[:, None]).astype(np.float32), counts
+
+
+def _parts(n: int, k: int, iterations: int) -> list[tuple[int, int]]:
+    """(vectors, rounds) of each stage of k-means, the last over all n."""
+    sizes = [n]
+    while sizes[0] >= _GROWTH * _FIRST_POINTS * k:
+        sizes.insert(0, sizes[0] // _GROWTH)
+    rounds = [iterations] * len(sizes)
+    if len(sizes) > 1:
+        rounds[-1] = min(iterations, _LAST_ROUNDS)
+    return list(zip(sizes, rounds, strict=True))
+
+
+def _lloyd(vectors: np.ndarray, centroids: np.ndarray, rounds: int) -> np.ndarray:
+    square = np.einsum("nd,nd->n", vectors, vectors)
+    before = np.inf
+    for _ in range(rounds):
+        assigned, gain = nearest(vectors, centroids, rough=True)
+        error = square - 2 * gain
+        means, counts = cluster_means(vectors, assigned, len(centroids))
+        centroids = np.where(counts[:, None] > 0, means, centroids)
+        empty = np.flatnonzero(counts == 0)
+        total = float(error.sum(dtype=np.float64))
+        if len(empty):
+            worst = np.argsort(-error, kind="stable")[: len(empty)]
+            worst = worst[error[worst] > 1e-6 * square[worst]]  # where every vector is served, as with many duplicates, none moves
+            centroids[empty[: len(worst)]] = vectors[worst]
+            if not len(worst):
+                break
+        elif total >= before * (1 - _TOLERANCE):
+            break
+        before = total
+    return centroids
+
+
+def _tensor(rows: np.ndarray) -> torch.Tensor:
+    """Float32 rows as a tensor; those of a read-only memory map are copied, as torch cannot mark a tensor read-only."""
+    rows = np.ascontiguousarray(rows, np.float32)
+    return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
+
+
+def _each_block(work: Callable[[slice, torch.Tensor], None], n: int, k: int) -> None:
+    """Call `work(rows, buffer)` for consecutive slices of n rows; on several threads where torch has them.
+
+    Blocks write to places of their own, so the result does not depend on the threads.
+    """
+    size = int(np.clip(_BLOCK_CELLS // max(k, 1), 16, _BLOCK_ROWS))
+    blocks = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+    threads = min(torch.get_num_threads(), len(blocks) // 4)
+    if threads < 2:
+        buffer = torch.empty(min(size, n), k)
+        for rows in blocks:
+            work(rows, buffer)
+        return
+
+    def share(part: list[slice]) -> None:
+        torch.set_num_threads(1)
+        buffer = torch.empty(size, k)
+        for rows in part:
+            work(rows, buffer)
+
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(share, [blocks[first::threads] for first in range(threads)]))
+    finally:
+        torch.set_num_threads(before)
+
+
+def _has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware, and torch can be told to use it for float32 products."""
+    tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return hasattr(torch.backends.mkldnn, "matmul") and bool(tiles())
+
+
+@contextmanager
+def _bfloat16_products(wanted: bool) -> Iterator[None]:
+    if not wanted:
+        yield
+        return
+    setting = torch.backends.mkldnn.matmul
+    before = setting.fp32_precision
+    setting.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before

@@ -1,0 +1,191 @@
+"""Residual k-means, with OPQ behind it (RQ-OPQ) or alone: vectors to semantic IDs, coarse to fine.
+
+Source: OneSearch (arXiv 2509.03236), section on keyword-enhanced hierarchical quantization. Notable choices:
+- residual levels shrink (early levels hold the shared, prominent features) and only the *last* one is balanced:
+  balancing all of them was measured to lower the use of the codebooks, balancing the last one to raise it;
+- OPQ then codes what is left with independent sub-codebooks, which is what makes most items' codes their own;
+- residuals may be brought to length 1 before each further level. Without it one code near the origin collects every item that
+  its parent already describes well, and the other codes stay thin;
+- a reconstruction is a plain sum of one vector per level, OPQ and normalised residuals included (`Codebooks.code_vectors`);
+- below a parent we balance over the level's one shared codebook, where OneSearch trains a codebook per parent: a code keeps its
+  meaning across parents, a new item of an unseen parent has a code, and the codebooks do not grow with the catalogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from genrec.errors import UserError
+from genrec.semantic_ids.quantizers.balance import balanced_assignment, balanced_lloyd
+from genrec.semantic_ids.quantizers.codebooks import (
+    Codebooks,
+    blocks,
+    encode,
+    level_input,
+    opq_codes,
+    power_of_two_below,
+    reconstruct,
+    unit,
+)
+from genrec.semantic_ids.quantizers.kmeans import k_means, nearest
+from genrec.semantic_ids.quantizers.opq import fit_opq
+from genrec.semantic_ids.trie import prefix_ids
+
+BALANCE = ("none", "last", "last-per-code", "last-per-parent")
+FIT_SAMPLE = 1_000_000
+
+
+def fit_codebooks(
+    vectors: np.ndarray,
+    level_sizes: Sequence[int],
+    opq_subcodebooks: int,
+    opq_size: int,
+    seed: int,
+    iterations: int = 25,
+    balance: str = "last",
+    normalise: bool = False,
+    sample: int = FIT_SAMPLE,
+) -> tuple[Codebooks, np.ndarray]:
+    """Fit residual k-means and OPQ; return the codebooks and the codes (n, L) int64 of all vectors.
+
+    `vectors` (n, d) may be a memory map: the fit reads `sample` of its rows, drawn by the seed, and the codes of all are made block
+    by block. Sizes are clamped to the rows fitted on (to the power of two below them for OPQ). `opq_subcodebooks=0` leaves OPQ out,
+    no level sizes leave OPQ alone. Same seed, same result.
+
+    `balance` concerns the last residual level. "last": no code is given to more than ceil(n / k) vectors. "last-per-code": among the
+    vectors of one code of the level before, none is given to more than ceil(n_p / k); "last-per-parent": the same among the vectors
+    of one whole prefix (OneSearch's two variants). Balanced codes differ from `encode`'s at that level and at the OPQ levels after it.
+
+    Source: OneSearch, RQ-OPQ. Raises UserError for empty or non-finite vectors and for sizes that make no codebook.
+    """
+    _check_sizes(level_sizes, opq_subcodebooks, opq_size, balance)
+    points = drawn_sample(vectors, sample, seed)
+    codebooks = _fit(points, level_sizes, opq_subcodebooks, opq_size, seed, iterations, balance, normalise)
+    return codebooks, encode_balanced(codebooks, vectors, balance)
+
+
+def _fit(
+    points: np.ndarray, level_sizes: Sequence[int], n_sub: int, opq_size: int, seed: int, iterations: int, balance: str, normalise: bool
+) -> Codebooks:
+    n = len(points)
+    codebooks = Codebooks([], width=points.shape[1])
+    residual, codes = points, np.zeros((n, 0), np.int64)
+    for level, size in enumerate(level_sizes):
+        if normalise and level:
+            residual = unit(residual)
+        centroids = k_means(residual, min(size, n), seed + level, iterations)
+        if balance != "none" and level == len(level_sizes) - 1:
+            parents = _parents(codes, balance)
+            centroids = balanced_lloyd(residual, centroids, parents)
+            assigned = balanced_assignment(residual, centroids, parents)
+        else:
+            assigned = nearest(residual, centroids)[0]
+        residual = residual - centroids[assigned]
+        codes = np.column_stack([codes, assigned])
+        codebooks.residual.append(centroids)
+    if n_sub:
+        residual = unit(residual) if normalise and len(level_sizes) else residual
+        size = min(opq_size, power_of_two_below(n))
+        codebooks.rotation, codebooks.sub_codebooks = fit_opq(residual, n_sub, size, seed, iterations)
+        codes = np.column_stack([codes, opq_codes(codebooks, residual)])
+    if normalise:
+        codebooks.scales = _scales(codebooks, points, codes)
+    return codebooks
+
+
+def _scales(codebooks: Codebooks, points: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """One factor per level: the one that, multiplied with the level's words, leaves the least squared error of the prefix."""
+    scales = np.ones(codes.shape[1], np.float32)
+    left = points
+    for level, table in enumerate(codebooks.code_vectors()):
+        words = table[codes[:, level]]
+        if level:
+            energy = float((words**2).sum(dtype=np.float64))
+            scales[level] = float((words * left).sum(dtype=np.float64)) / energy if energy else 0.0
+        left = left - scales[level] * words
+    return scales
+
+
+def encode_balanced(codebooks: Codebooks, vectors: np.ndarray, balance: str) -> np.ndarray:
+    """Codes (n, L) int64 of vectors (n, d) as `encode` gives them, but with the last residual level balanced over *these* vectors.
+
+    Use it when the codebooks were fitted on a sample, or on items and queries together, and the catalogue alone is to be balanced.
+    """
+    codes = encode(codebooks, vectors)
+    last = len(codebooks.residual) - 1
+    if balance == "none" or last < 0:
+        return codes
+    residuals = _Residuals(codebooks, vectors, codes, last)
+    codes[:, last] = balanced_assignment(residuals, codebooks.residual[last], _parents(codes[:, :last], balance))
+    if len(codebooks.sub_codebooks):
+        for rows, _ in blocks(vectors):
+            part = np.arange(rows.start, rows.stop)
+            codes[rows, last + 1 :] = opq_codes(codebooks, residuals[part] - codebooks.residual[last][codes[rows, last]])
+    return codes
+
+
+class _Residuals:
+    """What residual level `level` of some rows quantizes, worked out from their codes when it is read."""
+
+    def __init__(self, codebooks: Codebooks, vectors: np.ndarray, codes: np.ndarray, level: int):
+        self.codebooks, self.vectors, self.codes, self.level = codebooks, vectors, codes, level
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        residual = np.ascontiguousarray(self.vectors[rows], np.float32)
+        for level in range(self.level):
+            residual = level_input(self.codebooks, residual, level)
+            residual = residual - self.codebooks.residual[level][self.codes[rows, level]]
+        return level_input(self.codebooks, residual, self.level)
+
+
+def _parents(codes: np.ndarray, balance: str) -> np.ndarray | None:
+    """(n,) int64 whose vectors are balanced among themselves, from the codes (n, l) of the levels before; None for all together."""
+    if balance == "last" or not codes.shape[1]:
+        return None
+    return codes[:, -1] if balance == "last-per-code" else prefix_ids(codes)[1][:, -1]
+
+
+def fit_random(vectors: np.ndarray, sizes: Sequence[int], seed: int, sample: int = FIT_SAMPLE) -> tuple[Codebooks, np.ndarray]:
+    """The control: codes are a hash of the vector, codebooks the means that decode such codes best. Returns both.
+
+    Equal vectors share all codes; nothing else about two codes means anything.
+    """
+    points = drawn_sample(vectors, sample, seed)
+    tables = [np.zeros((size, vectors.shape[1]), np.float32) for size in sizes]
+    codebooks = Codebooks(tables, hash_seed=seed)
+    codes, residual = encode(codebooks, points), points
+    for level, size in enumerate(sizes):
+        sums = np.zeros((size, points.shape[1]), np.float32)
+        np.add.at(sums, codes[:, level], residual)
+        counts = np.bincount(codes[:, level], minlength=size)[:, None]
+        codebooks.residual[level] = sums / np.maximum(counts, 1)
+        residual = points - reconstruct(codebooks, codes[:, : level + 1])
+    return codebooks, encode(codebooks, vectors)
+
+
+def drawn_sample(vectors: np.ndarray, sample: int, seed: int) -> np.ndarray:
+    """At most `sample` rows as float32, drawn by the seed and in their order. Raises UserError for what cannot be quantized."""
+    if np.ndim(vectors) != 2 or 0 in vectors.shape:
+        raise UserError(f"vectors have shape {np.shape(vectors)}; expected (n, d) with n and d at least 1")
+    if len(vectors) > sample:
+        rows = np.sort(np.random.default_rng(seed).choice(len(vectors), sample, replace=False))
+        vectors = np.asarray(vectors[rows])
+    for _ in blocks(vectors):
+        pass  # refuses rows that are not finite
+    return np.ascontiguousarray(vectors, np.float32)
+
+
+def _check_sizes(level_sizes: Sequence[int], opq_subcodebooks: int, opq_size: int, balance: str) -> None:
+    if (not len(level_sizes) and not opq_subcodebooks) or min(level_sizes, default=1) < 1:
+        raise UserError(f"level_sizes is {tuple(level_sizes)}; expected at least one level, each of size 1 or more")
+    if opq_subcodebooks < 0:
+        raise UserError(f"opq_subcodebooks is {opq_subcodebooks}; expected 0 (no OPQ) or more")
+    if opq_subcodebooks and (opq_size < 1 or opq_size & (opq_size - 1)):
+        raise UserError(f"opq_size is {opq_size}; expected a power of two; try {power_of_two_below(max(opq_size, 1))}")
+    if balance not in BALANCE:
+        raise UserError(f"balance is '{balance}'; expected one of {', '.join(BALANCE)}")
