@@ -47,11 +47,19 @@ class QueryConfig:
 
 @dataclass
 class TextConfig:
-    """TF-IDF and truncated SVD over title, brand, category and text."""
+    """Text vectors over title, brand, category and text: ``tfidf`` (no download), ``hf`` (``model``) or ``minilm`` (``genrec[minilm]``)."""
 
-    dim: int = 256
+    encoder: str = "tfidf"
+    dim: int = 256  # tfidf only, as the next two; the others have their model's width
     max_features: int = 50_000
     min_df: int = 2
+    model: str | None = None  # hf only: a Hugging Face name or a local folder
+    query_prefix: str = ""  # hf and minilm: what the model expects before a query ...
+    item_prefix: str = ""  # ... and before an item's text
+    max_tokens: int = 128  # hf and minilm: the rest of a text is cut off
+    batch_size: int = 64  # hf and minilm: texts per forward pass
+    cache: str | None = None  # hf and minilm: folder of vectors by content; null = OUTPUT/text-cache
+    finetune: bool = False  # train a projection on query-item and item-item pairs of the training events
 
 
 @dataclass
@@ -63,6 +71,8 @@ class SemanticIdConfig:
     opq_size: int | None = None
     balance_last: bool = True
     behaviour_share: float = 0.5  # weight of co-consumption vectors beside the text vectors; 0 = text only
+    keywords: bool = True  # join the vectors of core keywords (brand, category, mined words) to the text vectors
+    keyword_share: float = 0.5  # weight of the keywords' mean vector
 
 
 @dataclass
@@ -234,6 +244,7 @@ def validate(config: Config) -> None:
     """Raise ``UserError`` for values that no run can work with; the key is named."""
     choices = {
         "split.kind": (config.split.kind, ("leave-last-out", "global-time")),
+        "text.encoder": (config.text.encoder, ("tfidf", "hf", "minilm")),
         "model.node_vectors": (config.model.node_vectors, ("codes", "nodes", "items")),
     }
     for key, (value, allowed) in choices.items():
@@ -252,7 +263,8 @@ def validate(config: Config) -> None:
         "model.temperature": config.model.temperature, "model.time_bucket": config.model.time_bucket,
         "training.epochs": config.training.epochs, "training.batch_size": config.training.batch_size,
         "training.learning_rate": config.training.learning_rate, "training.stride": config.training.stride,
-        "text.dim": config.text.dim, "decoding.beam": config.decoding.beam, "decoding.dense": config.decoding.dense,
+        "text.dim": config.text.dim, "text.max_features": config.text.max_features, "text.min_df": config.text.min_df,
+        "text.max_tokens": config.text.max_tokens, "text.batch_size": config.text.batch_size, "decoding.beam": config.decoding.beam, "decoding.dense": config.decoding.dense,
         "decoding.batch_size": config.decoding.batch_size,
     }  # fmt: skip
     for key, value in positive.items():
@@ -261,12 +273,15 @@ def validate(config: Config) -> None:
     shares = {
         "queries.share": config.queries.share, "model.dropout": config.model.dropout, "model.item_dropout": config.model.item_dropout,
         "model.time_share": config.model.time_share, "semantic_ids.behaviour_share": config.semantic_ids.behaviour_share,
+        "semantic_ids.keyword_share": config.semantic_ids.keyword_share,
         "training.generate_share": config.training.generate_share, "split.valid_share": config.split.valid_share, "split.test_share": config.split.test_share,
         "data.max_quarantine_share": config.data.max_quarantine_share,
     }  # fmt: skip
     for key, value in shares.items():
         if not 0 <= value <= 1:
             raise UserError(f"{key}: must lie between 0 and 1, is {value}")
+    if (config.text.encoder == "hf") != (config.text.model is not None):
+        raise UserError(f"text.model: is {config.text.model}; text.encoder=hf needs a Hugging Face name or a local folder, the others need null")
     if config.model.dim % (2 * config.model.heads):
         raise UserError(f"model.dim: {config.model.dim} cannot be divided by 2 x model.heads = {2 * config.model.heads}")
     if not (config.model.use_ids or config.model.use_text or config.model.use_codes):
