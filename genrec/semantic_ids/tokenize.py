@@ -19,18 +19,19 @@ from genrec.semantic_ids.catalogue import Catalogue
 from genrec.semantic_ids.collisions import resolve_collisions
 from genrec.semantic_ids.quantizer import Codebooks, default_sizes, fit_codebooks
 from genrec.semantic_ids.report import plot_codebook_use, quality_report
+from genrec.semantic_ids.text_space import TextSpace
 from genrec.semantic_ids.trie import build_trie
-from genrec.text.encoder import TextEncoder, item_texts
+from genrec.text.encoder import TextEncoder, encoder_key
 
 log = logging.getLogger(__name__)
 KIND = "semantic-ids"
 BEHAVIOUR_DIM = 128
-TOKENIZE_VERSION = 1
+TOKENIZE_VERSION = 2
 
 
 def tokenize_key(config: Config, dataset: Dataset) -> str:
     """The fingerprint of everything the semantic IDs depend on."""
-    return fingerprint(TOKENIZE_VERSION, dataset.manifest["key"], to_dict(config.text), to_dict(config.semantic_ids), config.seed)
+    return fingerprint(TOKENIZE_VERSION, dataset.manifest["key"], encoder_key(config.text), to_dict(config.semantic_ids), config.seed)
 
 
 def behaviour_vectors(train: Histories, n_items: int, seed: int) -> np.ndarray:
@@ -59,11 +60,10 @@ def tokenize(config: Config, dataset: Dataset, target: Path) -> Path:
     if is_current(target, KIND, key):
         log.info("tokenize: up to date (%s)", target)
         return target
-    texts = item_texts(dataset.item_table)
-    encoder = TextEncoder.fit(texts, config.text.dim, config.text.max_features, config.text.min_df, config.seed)
-    text = encoder.encode(texts)
+    space = TextSpace.fit(config, dataset)
+    text, enhanced = space.item_vectors(dataset.item_table)
     behaviour = behaviour_vectors(dataset.histories(TRAIN), dataset.n_items, config.seed)
-    vectors = joint_vectors(text, behaviour, config.semantic_ids.behaviour_share)
+    vectors = joint_vectors(enhanced, behaviour, config.semantic_ids.behaviour_share)
     settings = config.semantic_ids
     sizes, sub_codebooks, sub_size = default_sizes(dataset.n_items)
     sizes = settings.level_sizes or sizes
@@ -76,7 +76,7 @@ def tokenize(config: Config, dataset: Dataset, target: Path) -> Path:
     report = quality_report(codes, vectors, codebooks, popularity)
     info = {"sizes": list(codebooks.sizes), "collisions_before": collisions.collisions_before, "collisions_after": collisions.collisions_after}
     with atomic_folder(target, KIND, key, info) as folder:
-        encoder.save(folder)
+        space.save(folder)
         np.save(folder / "text.npy", text)
         np.save(folder / "codes.npy", codes.astype(np.int64))
         save_file({name: np.ascontiguousarray(value) for name, value in codebooks.to_arrays().items()}, folder / "codebooks.safetensors")
@@ -90,15 +90,24 @@ def tokenize(config: Config, dataset: Dataset, target: Path) -> Path:
 class SemanticIds:
     """A tokenize folder, loaded."""
 
-    encoder: TextEncoder
+    space: TextSpace
     codebooks: Codebooks
     catalogue: Catalogue
     key: str
 
+    @property
+    def encoder(self) -> TextEncoder:
+        return self.space.encoder
+
+    def keywords_of(self, item_id: str) -> list[tuple[str, str]]:
+        """(keyword, type) of an item: the words that explain its semantic ID."""
+        return self.space.keywords_of(item_id)
+
     @classmethod
-    def load(cls, folder: Path) -> SemanticIds:
+    def load(cls, folder: Path, cache: Path | None = None) -> SemanticIds:
+        """Open a tokenize folder. ``cache``: where a slow text encoder keeps vectors of texts it has seen."""
         manifest = open_artifact(folder, KIND)
         codes = torch.from_numpy(np.load(folder / "codes.npy", allow_pickle=False))
         text = torch.from_numpy(np.load(folder / "text.npy", allow_pickle=False))
         codebooks = Codebooks.from_arrays(load_file(folder / "codebooks.safetensors"))
-        return cls(TextEncoder.load(folder), codebooks, Catalogue(text, codes, build_trie(codes, codebooks.sizes)), manifest["key"])
+        return cls(TextSpace.load(folder, cache), codebooks, Catalogue(text, codes, build_trie(codes, codebooks.sizes)), manifest["key"])

@@ -98,7 +98,9 @@ class TransformerEncoder(TextEncoder):
         with Progress(f"encoding texts ({self.name})", len(missing), shown=len(missing) >= SHARD) as progress:
             for start in range(0, len(missing), SHARD):
                 rows = missing[start : start + SHARD]
-                for part in np.array_split(rows, -(-len(rows) // self.batch_size)):
+                longest = max(1, min(len(said[first[rows[0]]]), self.settings.max_tokens * 4))
+                size = min(SHARD, self.batch_size * self.settings.max_tokens * 4 // longest)  # short texts go in larger batches
+                for part in np.array_split(rows, -(-len(rows) // size)):
                     found[part] = self._forward([said[first[index]] for index in part])
                     progress.advance(len(part))
                 if self.cache:
