@@ -50,9 +50,10 @@ class TextConfig:
     """Text vectors over title, brand, category and text: ``tfidf`` (no download), ``hf`` (``model``) or ``minilm`` (``genrec[minilm]``)."""
 
     encoder: str = "tfidf"
-    dim: int = 256  # tfidf only, as the next two; the others have their model's width
-    max_features: int = 50_000
+    dim: int = 256  # tfidf only, as the next three; the others have their model's width
+    max_features: int = 50_000  # of words, and of character n-grams
     min_df: int = 2
+    character_share: float = 0.5  # weight of character n-grams beside words, for typos and model numbers
     model: str | None = None  # hf only: a Hugging Face name or a local folder
     query_prefix: str = ""  # hf and minilm: what the model expects before a query ...
     item_prefix: str = ""  # ... and before an item's text
@@ -273,7 +274,7 @@ def validate(config: Config) -> None:
     shares = {
         "queries.share": config.queries.share, "model.dropout": config.model.dropout, "model.item_dropout": config.model.item_dropout,
         "model.time_share": config.model.time_share, "semantic_ids.behaviour_share": config.semantic_ids.behaviour_share,
-        "semantic_ids.keyword_share": config.semantic_ids.keyword_share,
+        "text.character_share": config.text.character_share, "semantic_ids.keyword_share": config.semantic_ids.keyword_share,
         "training.generate_share": config.training.generate_share, "split.valid_share": config.split.valid_share, "split.test_share": config.split.test_share,
         "data.max_quarantine_share": config.data.max_quarantine_share,
     }  # fmt: skip

@@ -60,7 +60,7 @@ class TextEncoder(ABC):
         if kind == "tfidf":
             from genrec.text.tfidf import TfidfEncoder
 
-            encoder: TextEncoder = TfidfEncoder.read(folder)
+            encoder: TextEncoder = TfidfEncoder.read(folder, description)
         elif kind in ("hf", "minilm"):
             from genrec.text.transformer import TransformerEncoder
 
@@ -81,7 +81,7 @@ def fit_encoder(config: TextConfig, texts: Sequence[str], seed: int, cache: Path
     if config.encoder == "tfidf":
         from genrec.text.tfidf import TfidfEncoder
 
-        return TfidfEncoder.fit(texts, config.dim, config.max_features, config.min_df, seed)
+        return TfidfEncoder.fit(texts, config.dim, config.max_features, config.min_df, seed, config.character_share)
     from genrec.text.transformer import TransformerEncoder
 
     return TransformerEncoder.open(config, cache)
