@@ -123,7 +123,8 @@ def with_fallback(histories: Histories, fallback: Histories) -> Histories:
 
 
 def _matrix(column: np.ndarray, weights: np.ndarray, histories: Histories, size: int) -> sp.csr_matrix:
-    matrix = sp.csr_matrix((weights, column, histories.offsets), shape=(len(histories), size))
+    # copies: summing duplicates works in place, on arrays that other levels share
+    matrix = sp.csr_matrix((weights.copy(), column.copy(), histories.offsets.copy()), shape=(len(histories), size))
     matrix.sum_duplicates()
     return matrix
 
