@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import polars as pl
 import pytest
 
 from genrec.data.schema import ITEM_SCHEMA
-from genrec.text.encoder import TextEncoder, item_texts
+from genrec.text import tfidf
+from genrec.text.encoder import TOKEN_PATTERN, TextEncoder, item_texts
 from genrec.text.tfidf import TfidfEncoder
 
 TEXTS = ["red running shoes", "blue running shoes", "red leather bag", "blue leather bag", "green tea", "black tea", "red tea pot"]
@@ -94,3 +96,29 @@ def test_item_texts_join_what_there_is():
     ]
     texts = item_texts(pl.DataFrame(rows, schema=schema))
     assert [text.split() for text in texts] == [["Bag", "Acme", "Home", "Bags", "soft"], [], ["Pot", "Home"]]
+
+
+def test_characters_bring_typos_near_and_survive_a_save(tmp_path):
+    encoder = TfidfEncoder.fit(TEXTS, dim=6, max_features=1000, min_df=1, seed=0, character_share=0.5)
+    found = encoder.encode(["lether bags", "runing shos"]) @ encoder.encode(TEXTS).T
+    assert set(np.argsort(-found[0])[:2]) == {2, 3} and set(np.argsort(-found[1])[:2]) == {0, 1}
+    assert (TfidfEncoder.fit(TEXTS, 6, 1000, 1, 0).encode(["lether bags"]) == 0).all()
+    encoder.save(tmp_path)
+    assert np.array_equal(TextEncoder.load(tmp_path).encode([*TEXTS, "lether"]), encoder.encode([*TEXTS, "lether"]))
+
+
+def test_a_large_catalogue_is_sampled_and_encoded_in_blocks(monkeypatch):
+    monkeypatch.setattr(tfidf, "FIT_TEXTS", 5)
+    monkeypatch.setattr(tfidf, "BLOCK", 2)
+    encoder = TfidfEncoder.fit(TEXTS, 3, 1000, 1, 0)
+    vectors = encoder.encode(TEXTS)
+    assert vectors.shape == (7, 3) and encoder.dim == 3
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        np.testing.assert_allclose(encoder.encode([text])[0], vector, atol=1e-6)
+
+
+def test_tokens_of_many_scripts():
+    words = {"Red shoes 3x": ["Red", "shoes", "3x"], "跑步鞋Pro": ["跑", "步", "鞋", "Pro"], "हिन्दी शब्द": ["हिन्दी", "शब्द"],
+             "ชา": ["ช", "า"], "한국어 신발": ["한국어", "신발"], "чай_зелёный": ["чай", "зелёный"], "ﾃｨ": ["ﾃ", "ｨ"]}  # fmt: skip
+    for text, expected in words.items():
+        assert re.findall(TOKEN_PATTERN, text) == expected

