@@ -18,8 +18,10 @@ MAX_TITLES = 200_000  # mined; a larger catalogue is sampled
 SERIES_SHARE = 0.9  # of a word group's items are of one brand: a product line
 FINAL_SHARE = 0.5  # of a word group's places end a phrase: it names the thing
 COVERED_SHARE = 0.8  # of a word group's items also have the same longer group: only the longer one is a keyword
-_JOINERS = frozenset("for with and in by of to from on or de la le les du des et el y und mit der die das für con para per".split())
-_EMPTY = frozenset("all one us now more no not can will only very just any each both x".split())
+_JOINERS = frozenset(
+    ["for", "with", "and", "in", "by", "of", "to", "from", "on", "or", "de", "la", "le", "les", "du", "des", "et", "el", "y", "und", "mit", "der", "die", "das"]
+)
+_EMPTY = frozenset(["all", "one", "us", "now", "more", "no", "not", "can", "will", "only", "very", "just", "any", "each", "both", "x"])
 _KEYWORD_TOKEN = rf"\d+(?:[.,]\d+)+|{TOKEN_PATTERN}|[,;:|()\[\]/•–—+&!?，。、；：（）【】]"
 _BREAK = rf"^[^\w{SPACELESS}]+$"
 _HAN = rf"([{SPACELESS}]) "

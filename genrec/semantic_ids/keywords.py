@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import ahocorasick
@@ -205,7 +206,7 @@ def structured_keywords(items: pl.DataFrame) -> pl.DataFrame:
 
 
 def _price_bands(table: pl.DataFrame) -> pl.DataFrame:
-    names = ["price unknown", *(f"price {low} to {high}" for low, high in zip(PRICE_BANDS, PRICE_BANDS[1:], strict=False)), f"price {PRICE_BANDS[-1]} and more"]
+    names = ["price unknown", *(f"price {low} to {high}" for low, high in pairwise(PRICE_BANDS)), f"price {PRICE_BANDS[-1]} and more"]
     prices = table.select("row", "price").filter(pl.col("price").is_finite() & (pl.col("price") >= 0))
     band = np.searchsorted(np.array(PRICE_BANDS), prices["price"].to_numpy(), side="right")
     return pl.DataFrame({"row": prices["row"], "keyword": pl.Series(names, dtype=pl.String)[band], "type": pl.Series(["price"] * len(prices), dtype=pl.String)})

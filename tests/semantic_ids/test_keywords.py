@@ -26,7 +26,7 @@ def catalogue() -> pl.DataFrame:
         rows.append({"title": f"Acme running shoes, {filler} red", "brand": "Acme", "category": ["Shop", "Shoes"], "price": 70.0})
         rows.append({"title": f"running water bottle {filler}", "brand": None, "category": ["Shop", "Bottles & Flasks"], "price": None})
         rows.append({"title": f"{filler} shoelaces black", "brand": "Acme", "category": ["Shop", "Shoes"], "price": 3.0})
-    return table(rows)
+    return table([*rows, *[{"title": f"object{number} thing{number}", "category": ["Shop"]} for number in range(30)]])
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +79,9 @@ def test_mining_keeps_groups_that_hold_together(items):
 
 
 def test_item_counts_of_groups_equal_a_slow_count():
-    titles = pl.Series(["a1 b2 c3", "b2 c3 a1 b2", "b2 c3", "x9, b2", "b2 x9", "c3 b2"] * 3)
-    found = dict(mine(titles, pl.Series([""] * 18), pl.Series([], dtype=pl.String), 1, 0).select("keyword", "items").iter_rows())
-    assert found, "the largest share of titles a group may have must leave some"
+    titles = pl.Series(["a1 b2 c3", "b2 c3 a1 b2", "b2 c3", "x9, b2", "b2 x9", "c3 b2"] * 3 + [f"n{number}" for number in range(90)])
+    found = dict(mine(titles, pl.Series([""] * len(titles)), pl.Series([], dtype=pl.String), 1, 0).select("keyword", "items").iter_rows())
+    assert len(found) > 92 and any(" " in keyword for keyword in found)
     for keyword, count in found.items():
         assert count == sum(f" {keyword} " in f" {title.replace(',', ' |')} " for title in titles)
 
@@ -110,7 +110,7 @@ def test_items_take_columns_first_and_text_after(dictionary, items):
 
 def test_clicked_pairs_rank_the_keywords_they_share(items):
     plain = KeywordDictionary.build(items)
-    clicked = pl.DataFrame({"query": ["black shoelaces"] * 5 + ["red"], "item": [3] * 5 + [1]})
+    clicked = pl.DataFrame({"query": ["shoelaces black"] * 5 + ["red"], "item": [3] * 5 + [1]})
     ranked = KeywordDictionary.build(items, clicked)
     assert set(ranked.table["keyword"]) == set(plain.table["keyword"])
     best = ranked.table["keyword"].to_list()
@@ -127,9 +127,8 @@ def test_a_brand_that_is_a_common_word_is_not_matched_in_text():
 
 
 def test_chinese():
-    rows = [{"title": f"{word}跑步鞋{word}"} for word in ("红色", "蓝色", "黑色", "白色", "绿色")] * 2 + [{"title": f"绿茶{n}"} for n in "一二三四五六七八"] + [
-        {"title": f"完全不同的东西{n}"} for n in "甲乙丙丁" * 10
-    ]
+    rows = [{"title": word + thing} for word in ("红色", "轻便", "透气") for thing in ("跑步鞋", "皮包", "雨伞")] * 2
+    rows += [{"title": chr(0x5000 + number) + chr(0x6000 + number)} for number in range(40)]
     dictionary = KeywordDictionary.build(table(rows))
     found = words_of(dictionary, dictionary.of_texts(["我要红色跑步鞋"]))[0]
     assert "跑步鞋" in found and found["红色"] == "colour"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -19,8 +21,7 @@ def world():
     """Queries equal their item's vector in half of the dimensions; the other half, which is louder, says nothing."""
     rng = np.random.default_rng(0)
     said = rng.normal(size=(400, 6))
-    noise = lambda: 2 * rng.normal(size=(400, 6))  # noqa: E731
-    queries, items = (unit(np.concatenate([said, noise()], axis=1)) for _ in range(2))
+    queries, items = (unit(np.concatenate([said, 2 * rng.normal(size=(400, 6))], axis=1)) for _ in range(2))
     order = np.arange(400)
     return queries, items, Pairs(order[:300], order[:300]), Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64))
 
@@ -75,7 +76,7 @@ def test_pairs_come_from_training_events_only(prepared_run):
     for start, stop in zip(data.offsets, data.offsets[1:], strict=False):
         kept = [event for event in range(start, stop) if data.split[event] == TRAIN]
         slow_searched |= {(int(data.queries[event]), int(data.items[event])) for event in kept if data.queries[event] >= 0}
-        for one, two in zip(kept, kept[1:], strict=False):
+        for one, two in pairwise(kept):
             pair = tuple(sorted((int(data.items[one]), int(data.items[two]))))
             if pair[0] != pair[1]:
                 moves[pair] = moves.get(pair, 0) + 1
