@@ -21,8 +21,8 @@ DESCRIPTION = "encoder.json"
 ROLES = ("query", "item")
 # Scripts written without spaces (kana, Han, Thai, Lao, Myanmar, Khmer) are read character by character; bigrams then stand for
 # words. Marks of Indic scripts belong to the word around them.
-SPACELESS = "々-〇぀-ヿ㐀-鿿豈-﫿ｦ-ﾟ\U00020000-\U000323af฀-໿က-႟ក-៿"
-_MARKS = "ऀ-ॣ०-෿"
+SPACELESS = "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U000323af\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+_MARKS = "\u0900-\u0963\u0966-\u0dff"
 TOKEN_PATTERN = rf"[{SPACELESS}]|(?:[^\W_{SPACELESS}]|[{_MARKS}])+"
 
 
