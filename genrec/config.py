@@ -62,11 +62,20 @@ class QueryConfig:
 
 @dataclass
 class TextConfig:
-    """TF-IDF and truncated SVD over title, brand, category and text."""
+    """Text vectors over title, brand, category and text: ``tfidf`` (no download), ``hf`` (``model``) or ``minilm`` (``genrec[minilm]``)."""
 
-    dim: int = 256
-    max_features: int = 50_000
+    encoder: str = "tfidf"
+    dim: int = 256  # tfidf only, as the next three; the others have their model's width
+    max_features: int = 50_000  # of words, and of character n-grams
     min_df: int = 2
+    character_share: float = 0.5  # weight of character n-grams beside words, for typos and model numbers
+    model: str | None = None  # hf only: a Hugging Face name or a local folder
+    query_prefix: str = ""  # hf and minilm: what the model expects before a query ...
+    item_prefix: str = ""  # ... and before an item's text
+    max_tokens: int = 128  # hf and minilm: the rest of a text is cut off
+    batch_size: int = 64  # hf and minilm: texts per forward pass
+    cache: str | None = None  # hf and minilm: folder of vectors by content; null = OUTPUT/text-cache
+    finetune: bool = False  # train a projection on query-item and item-item pairs of the training events
 
 
 @dataclass
@@ -86,6 +95,8 @@ class SemanticIdConfig:
     vae_epochs: int = 100  # ... and epochs
     resolve_collisions: bool = True  # give items that share a code the nearest free one in the last two levels
     behaviour_share: float = 0.5  # weight of co-consumption vectors beside the text vectors; 0 = text only
+    keywords: bool = True  # join the vectors of core keywords (brand, category, mined words) to the text vectors
+    keyword_share: float = 0.5  # weight of the keywords' mean vector
 
 
 @dataclass
@@ -270,6 +281,7 @@ def validate(config: Config) -> None:
         "data.duplicates": (config.data.duplicates, ("keep", "drop-exact", "drop-consecutive")),
         "split.kind": (config.split.kind, ("leave-last-out", "global-time", "session", "given")),
         "split.session_by": (config.split.session_by, ("gap", "request")),
+        "text.encoder": (config.text.encoder, ("tfidf", "hf", "minilm")),
         "model.node_vectors": (config.model.node_vectors, ("codes", "nodes", "items")),
         "training.strategy": (config.training.strategy, ("auto", "ddp", "fsdp")),
         "training.precision": (config.training.precision, ("auto", "32", "bf16")),
@@ -295,6 +307,8 @@ def validate(config: Config) -> None:
         "training.accumulate": config.training.accumulate, "training.patience": config.training.patience,
         "training.learning_rate": config.training.learning_rate, "training.decoder_learning_rate": config.training.decoder_learning_rate, "training.stride": config.training.stride,
         "split.session_gap": config.split.session_gap, "text.dim": config.text.dim,
+        "text.max_features": config.text.max_features, "text.min_df": config.text.min_df,
+        "text.max_tokens": config.text.max_tokens, "text.batch_size": config.text.batch_size,
         "decoding.beam": config.decoding.beam, "decoding.dense": config.decoding.dense,
         "decoding.batch_size": config.decoding.batch_size,
     }  # fmt: skip
@@ -314,6 +328,7 @@ def validate(config: Config) -> None:
     shares = {
         "queries.share": config.queries.share, "model.dropout": config.model.dropout, "model.item_dropout": config.model.item_dropout,
         "model.time_share": config.model.time_share, "semantic_ids.behaviour_share": config.semantic_ids.behaviour_share,
+        "text.character_share": config.text.character_share, "semantic_ids.keyword_share": config.semantic_ids.keyword_share,
         "training.generate_share": config.training.generate_share, "training.shuffle_ties": config.training.shuffle_ties,
         "training.shuffle_whole": config.training.shuffle_whole, "split.valid_share": config.split.valid_share,
         "split.test_share": config.split.test_share,
@@ -329,6 +344,8 @@ def validate(config: Config) -> None:
     start, end = (seconds_of(getattr(config.data, key), f"data.{key}") for key in ("start_time", "end_time"))
     if start is not None and end is not None and start >= end:
         raise UserError(f"data.start_time: {config.data.start_time} is not before data.end_time {config.data.end_time}")
+    if (config.text.encoder == "hf") != (config.text.model is not None):
+        raise UserError(f"text.model: is {config.text.model}; text.encoder=hf needs a Hugging Face name or a local folder, the others need null")
     if config.model.dim % (2 * config.model.heads):
         raise UserError(f"model.dim: {config.model.dim} cannot be divided by 2 x model.heads = {2 * config.model.heads}")
     if not (config.model.use_ids or config.model.use_text or config.model.use_codes):

@@ -32,6 +32,7 @@ from genrec.evaluation.baselines import BM25
 from genrec.evaluation.protocol import Evaluation, commit, evaluate
 from genrec.evaluation.report import write_report
 from genrec.model.collate import Collator, QueryFeatures
+from genrec.semantic_ids.text_space import text_cache
 from genrec.semantic_ids.tokenize import SemanticIds, tokenize
 from genrec.training.distributed import leader_first
 from genrec.training.fit import FitPlan, fit, load_network
@@ -75,7 +76,7 @@ class Run:
 
     @cached_property
     def ids(self) -> SemanticIds:
-        return SemanticIds.load(self.folder / "semantic_ids")
+        return SemanticIds.load(self.folder / "semantic_ids", text_cache(self.config))
 
     @cached_property
     def lexical(self) -> BM25:

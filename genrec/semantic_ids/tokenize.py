@@ -24,19 +24,21 @@ from genrec.semantic_ids.figures import code_tree, plot_codebook_use, plot_prefi
 from genrec.semantic_ids.quantizers import Codebooks, Quantized, encode, fit_quantizer
 from genrec.semantic_ids.report import prefix_agreement, quality_report, summary
 from genrec.semantic_ids.space import ItemSpace, behaviour_vectors
+from genrec.semantic_ids.text_space import TextSpace
 from genrec.semantic_ids.trie import build_trie, extend_trie, prefix_ids
-from genrec.text.encoder import TextEncoder, item_texts
+from genrec.text.encoder import TextEncoder, encoder_key, item_texts
 
 log = logging.getLogger(__name__)
 KIND = "semantic-ids"
-TOKENIZE_VERSION = 2
+TOKENIZE_VERSION = 3
 QUERY_PAIRS = 10_000  # query-item pairs the report reads at most
 ITEM_COLUMNS = {"title": pl.String, "brand": pl.String, "category": pl.List(pl.String), "text": pl.String}
+OTHER_COLUMNS = {"price": pl.Float64}  # read where it is there
 
 
 def tokenize_key(config: Config, dataset: Dataset) -> str:
     """The fingerprint of everything the semantic IDs depend on."""
-    return fingerprint(TOKENIZE_VERSION, dataset.manifest["key"], to_dict(config.text), to_dict(config.semantic_ids), config.seed)
+    return fingerprint(TOKENIZE_VERSION, dataset.manifest["key"], encoder_key(config.text), to_dict(config.semantic_ids), config.seed)
 
 
 def tokenize(config: Config, dataset: Dataset, target: Path) -> Path:
@@ -46,14 +48,13 @@ def tokenize(config: Config, dataset: Dataset, target: Path) -> Path:
         log.info("tokenize: up to date (%s)", target)
         return target
     settings = config.semantic_ids
-    texts = item_texts(dataset.item_table)
-    encoder = TextEncoder.fit(texts, config.text.dim, config.text.max_features, config.text.min_df, config.seed)
-    text = encoder.encode(texts)
+    words = TextSpace.fit(config, dataset)
+    text, enhanced = words.item_vectors(dataset.item_table)
     behaviour = behaviour_vectors(dataset.histories(TRAIN), dataset.n_items, config.seed)
-    space = ItemSpace.fit(text, behaviour, settings.behaviour_share)
-    vectors = space.vectors(text, behaviour)
+    space = ItemSpace.fit(enhanced, behaviour, settings.behaviour_share)
+    vectors = space.vectors(enhanced, behaviour)
     without = _without_vector(vectors)
-    beside = space.vectors(encoder.encode(_training_queries(dataset))) if settings.fit_queries else None
+    beside = space.vectors(words.query_vectors(_training_queries(dataset))[1]) if settings.fit_queries else None
     quantized = fit_quantizer(vectors, settings, config.seed, beside)
     popularity = dataset.item_counts(TRAIN)
     codes, resolution = _resolved(quantized, vectors, popularity, settings.resolve_collisions)
@@ -62,8 +63,8 @@ def tokenize(config: Config, dataset: Dataset, target: Path) -> Path:
         "quantizer": quantized.notes,
         "collision_resolution": resolution,
         "items_without_vector": without,
-        "queries": query_agreement(dataset, encoder, space, codebooks, codes),
-        "tree": code_tree(codes, texts),
+        "queries": query_agreement(dataset, words, space, codebooks, codes),
+        "tree": code_tree(codes, item_texts(dataset.item_table)),
     }
     info = quantized.notes | {
         "collisions_before": resolution["collisions_before"],
@@ -72,12 +73,12 @@ def tokenize(config: Config, dataset: Dataset, target: Path) -> Path:
         "items_without_vector": without,
     }
     with atomic_folder(target, KIND, key, info) as folder:
-        encoder.save(folder)
+        words.save(folder)
         np.save(folder / "text.npy", text)
         np.save(folder / "codes.npy", codes.astype(np.int64))
         codebooks.save(folder / "codebooks.safetensors", key)
         save_file(space.to_arrays(), folder / "space.safetensors")
-        write_json(folder / "drift.json", drift_baseline(codebooks, space.vectors(text), codes))
+        write_json(folder / "drift.json", drift_baseline(codebooks, space.vectors(enhanced), codes))
         write_json(folder / "report.json", report)
         plot_codebook_use(report, folder / "codebook_use.png")
         plot_prefixes(report, folder / "prefixes.png")
@@ -119,7 +120,7 @@ def _training_queries(dataset: Dataset) -> list[str]:
     return texts
 
 
-def query_agreement(dataset: Dataset, encoder: TextEncoder, space: ItemSpace, codebooks: Codebooks, codes: np.ndarray) -> dict[str, Any] | None:
+def query_agreement(dataset: Dataset, words: TextSpace, space: ItemSpace, codebooks: Codebooks, codes: np.ndarray) -> dict[str, Any] | None:
     """How often a training query's code starts as its item's code does; None where the data have no queries.
 
     At most 10,000 pairs, drawn by a fixed seed. ``kind`` is "synthetic" where the queries were made from the items;
@@ -130,13 +131,13 @@ def query_agreement(dataset: Dataset, encoder: TextEncoder, space: ItemSpace, co
         return None
     events = np.sort(np.random.default_rng(0).permutation(events)[:QUERY_PAIRS])
     asked, at = np.unique(np.asarray(dataset.queries[events]), return_inverse=True)
-    text = encoder.encode([dataset.query_texts[query] for query in asked])
+    text, enhanced = words.query_vectors([dataset.query_texts[query] for query in asked])
     known = text.any(1)[at]
     kind = "synthetic" if dataset.info["synthetic_queries"] else "logged"
     result = {"kind": kind, "pairs": int(known.sum()), "without_known_words": float(1 - known.mean())}
     if not known.any():
         return None
-    query_codes = encode(codebooks, space.vectors(text))[at[known]]
+    query_codes = encode(codebooks, space.vectors(enhanced))[at[known]]
     return result | prefix_agreement(query_codes, codes[np.asarray(dataset.items[events])[known]])
 
 
@@ -167,35 +168,47 @@ class Appended:
 class SemanticIds:
     """A tokenize folder, loaded."""
 
-    encoder: TextEncoder
+    words: TextSpace
     codebooks: Codebooks
     catalogue: Catalogue
     key: str
     space: ItemSpace
     baseline: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def encoder(self) -> TextEncoder:
+        return self.words.encoder
+
+    def keywords_of(self, item_id: str) -> list[tuple[str, str]]:
+        """(keyword, type) of an item: the words that explain its semantic ID."""
+        return self.words.keywords_of(item_id)
+
     @classmethod
-    def load(cls, folder: Path) -> SemanticIds:
-        """Raises ``UserError`` where the folder is not whole, or a codebook belongs to another encoder's vectors."""
+    def load(cls, folder: Path, cache: Path | None = None) -> SemanticIds:
+        """Open a tokenize folder. ``cache``: where a slow text encoder keeps vectors of texts it has seen.
+
+        Raises ``UserError`` where the folder is not whole, or a codebook belongs to another encoder's vectors.
+        """
         manifest = open_artifact(folder, KIND)
         codes = torch.from_numpy(np.load(folder / "codes.npy", allow_pickle=False))
         text = torch.from_numpy(np.load(folder / "text.npy", allow_pickle=False))
         codebooks = Codebooks.load(folder / "codebooks.safetensors", manifest["key"])
         space = ItemSpace.from_arrays(load_file(folder / "space.safetensors"))
         catalogue = Catalogue(text, codes, build_trie(codes, codebooks.sizes))
-        return cls(TextEncoder.load(folder), codebooks, catalogue, manifest["key"], space, read_json(folder / "drift.json"))
+        return cls(TextSpace.load(folder, cache), codebooks, catalogue, manifest["key"], space, read_json(folder / "drift.json"))
 
     def encode_new(self, items: pl.DataFrame | Sequence[str]) -> NewCodes:
         """Codes of new items (a table with title, brand, category, text, whichever it has) or of texts such as queries.
 
         The codebooks stay as they are. Co-consumption, which nothing new has, is predicted from the text.
         """
-        texts = item_texts(_item_columns(items)) if isinstance(items, pl.DataFrame) else list(items)
-        if not texts:
+        if not len(items):
             empty = np.zeros((0, len(self.codebooks.sizes)), np.int64)
-            return NewCodes(empty, self.encoder.encode([]), np.zeros((0, self.codebooks.dimension), np.float32), np.zeros(0, bool))
-        text = self.encoder.encode(texts)
-        vectors = self.space.vectors(text)
+            text, vectors = np.zeros((0, self.encoder.dim), np.float32), np.zeros((0, self.codebooks.dimension), np.float32)
+            return NewCodes(empty, text, vectors, np.zeros(0, bool))
+        new = isinstance(items, pl.DataFrame)
+        text, enhanced = self.words.item_vectors(_item_columns(items)) if new else self.words.query_vectors(list(items))
+        vectors = self.space.vectors(enhanced)
         return NewCodes(encode(self.codebooks, vectors), text, vectors, text.any(1))
 
     def append(self, items: pl.DataFrame | Sequence[str]) -> Appended:
@@ -234,7 +247,8 @@ def _item_columns(items: pl.DataFrame) -> pl.DataFrame:
         if name == "category" and name in items.columns and items.schema[name] == pl.String:
             column = pl.concat_list(column)
         columns.append(column.cast(kind).alias(name))
-    return items.select(columns)
+    columns += [pl.lit(None, dtype=kind).alias(name) for name, kind in OTHER_COLUMNS.items() if name not in items.columns]
+    return items.with_columns(columns)
 
 
 def read_items(path: Path) -> pl.DataFrame:

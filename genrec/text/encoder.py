@@ -1,79 +1,90 @@
-"""Text vectors without a download: TF-IDF, truncated SVD, unit length. Items and queries share the space."""
+"""What every text encoder offers, and how one is made, saved and loaded again.
+
+Encoders: ``tfidf`` (genrec/text/tfidf.py, no download), ``hf`` and ``minilm`` (genrec/text/transformer.py). A trained projection
+(genrec/text/projection.py) can sit on top of each.
+"""
 
 from __future__ import annotations
 
-import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from safetensors.numpy import load_file, save_file
-from scipy.sparse import csr_matrix
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import CountVectorizer
 
-# Words of scripts without spaces are read character by character; bigrams then stand for words.
-TOKEN_PATTERN = r"[぀-ヿ㐀-鿿]|[^\W_぀-ヿ㐀-鿿]+"
+from genrec.artifacts import fingerprint, read_json, write_json
+from genrec.config import TextConfig, to_dict
+from genrec.errors import UserError
+
+DESCRIPTION = "encoder.json"
+ROLES = ("query", "item")
+# Scripts written without spaces (kana, Han, Thai, Lao, Myanmar, Khmer) are read character by character; bigrams then stand for
+# words. Marks of Indic scripts belong to the word around them.
+SPACELESS = "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U000323af\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+_MARKS = "\u0900-\u0963\u0966-\u0dff"
+TOKEN_PATTERN = rf"[{SPACELESS}]|(?:[^\W_{SPACELESS}]|[{_MARKS}])+"
 
 
-class TextEncoder:
-    """Maps texts to unit vectors (n, dim) float32; a text without known words maps to the zero vector."""
+class TextEncoder(ABC):
+    """Maps texts to unit vectors (n, dim) float32; a text in which nothing is known maps to the zero vector."""
 
-    def __init__(self, vocabulary: list[str], idf: np.ndarray, components: np.ndarray):
-        self.vocabulary, self.idf, self.components = vocabulary, idf.astype(np.float32), components.astype(np.float32)
-        self._counter = _counter(vocabulary={term: index for index, term in enumerate(vocabulary)})
+    name: str
 
     @property
-    def dim(self) -> int:
-        return self.components.shape[0]
+    @abstractmethod
+    def dim(self) -> int: ...
 
-    @classmethod
-    def fit(cls, texts: Sequence[str], dim: int, max_features: int, min_df: int, seed: int) -> TextEncoder:
-        """Fit on item texts. ``dim`` shrinks to what the texts can carry; texts without words give one constant dimension."""
-        counter = _counter(max_features=max_features, min_df=min(min_df, max(1, len(texts) // 2)))
-        try:
-            counts = counter.fit_transform(texts)
-        except ValueError:  # no words at all: a catalogue of bare ids
-            return cls(["\0"], np.ones(1), np.zeros((1, 1)))
-        vocabulary = counter.get_feature_names_out().tolist()
-        frequency = np.asarray((counts > 0).sum(axis=0)).ravel()
-        idf = np.log((1 + len(texts)) / (1 + frequency)) + 1
-        weighted = _weight(counts, idf)
-        rank = min(dim, min(weighted.shape) - 1)
-        if rank < 1:
-            return cls(vocabulary, idf, np.ones((1, len(vocabulary))))
-        return cls(vocabulary, idf, TruncatedSVD(rank, random_state=seed).fit(weighted).components_)
+    @abstractmethod
+    def encode(self, texts: Sequence[str], role: str = "query") -> np.ndarray:
+        """Vectors (n, dim) float32 of texts that are queries or items; models with prefixes treat the two differently."""
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        if not len(texts):
-            return np.zeros((0, self.dim), np.float32)
-        vectors = _weight(self._counter.transform(texts), self.idf) @ self.components.T
-        norm = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return (vectors / np.maximum(norm, 1e-9)).astype(np.float32)
+    @abstractmethod
+    def describe(self) -> dict:
+        """JSON-ready settings that ``load`` needs besides the files of ``save``; holds ``encoder``, the kind."""
 
     def save(self, folder: Path) -> None:
-        (folder / "vocabulary.json").write_text(json.dumps(self.vocabulary, ensure_ascii=False))
-        save_file({"idf": self.idf, "components": np.ascontiguousarray(self.components)}, folder / "text.safetensors")
+        """Write everything ``load`` needs into an existing folder. Weights of ``hf`` and ``minilm`` stay where they are."""
+        write_json(folder / DESCRIPTION, self.describe())
 
-    @classmethod
-    def load(cls, folder: Path) -> TextEncoder:
-        arrays = load_file(folder / "text.safetensors")
-        return cls(json.loads((folder / "vocabulary.json").read_text()), arrays["idf"], arrays["components"])
+    @staticmethod
+    def load(folder: Path, cache: Path | None = None) -> TextEncoder:
+        """The encoder saved in ``folder``. ``cache``: a folder of vectors by content, for encoders that are slow.
+
+        Raises ``UserError`` when files are missing, or when the model the texts were encoded with is missing or has changed.
+        """
+        from genrec.text.projection import ProjectedEncoder
+
+        description = read_json(folder / DESCRIPTION)
+        kind = description.get("encoder")
+        if kind == "tfidf":
+            from genrec.text.tfidf import TfidfEncoder
+
+            encoder: TextEncoder = TfidfEncoder.read(folder, description)
+        elif kind in ("hf", "minilm"):
+            from genrec.text.transformer import TransformerEncoder
+
+            encoder = TransformerEncoder.read(description, str(folder / DESCRIPTION), cache)
+        else:
+            raise UserError(f"{folder / DESCRIPTION}: encoder '{kind}' is unknown to this genrec; run genrec tokenize again")
+        return ProjectedEncoder.read(encoder, folder) if description.get("projected") else encoder
 
 
-def _counter(**options) -> CountVectorizer:
-    return CountVectorizer(lowercase=True, token_pattern=TOKEN_PATTERN, ngram_range=(1, 2), dtype=np.float32, **options)
+def encoder_key(config: TextConfig) -> str:
+    """A fingerprint of the settings that change vectors: not the cache's place nor the batch size."""
+    settings = to_dict(config)
+    return fingerprint({name: value for name, value in settings.items() if name not in ("cache", "batch_size")})
 
 
-def _weight(counts: csr_matrix, idf: np.ndarray) -> csr_matrix:
-    """Sublinear term frequency times idf, unit length rows."""
-    weighted = counts.copy().astype(np.float32)
-    weighted.data = 1 + np.log(weighted.data)
-    weighted = weighted.multiply(idf[None, :]).tocsr()
-    norm = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
-    weighted.data /= np.repeat(np.maximum(norm, 1e-9), np.diff(weighted.indptr))
-    return weighted.astype(np.float32)
+def fit_encoder(config: TextConfig, texts: Sequence[str], seed: int, cache: Path | None = None) -> TextEncoder:
+    """The encoder of a config. ``texts`` are the items' texts: TF-IDF learns its words from them, the others are ready as they are."""
+    if config.encoder == "tfidf":
+        from genrec.text.tfidf import TfidfEncoder
+
+        return TfidfEncoder.fit(texts, config.dim, config.max_features, config.min_df, seed, config.character_share)
+    from genrec.text.transformer import TransformerEncoder
+
+    return TransformerEncoder.open(config, cache)
 
 
 def item_texts(items: pl.DataFrame) -> list[str]:
@@ -85,3 +96,9 @@ def item_texts(items: pl.DataFrame) -> list[str]:
         pl.col("text").fill_null(""),
     ]
     return items.select(pl.concat_str(parts, separator=" "))["title"].to_list()
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows of length one, float32; zero rows stay zero."""
+    vectors = np.asarray(vectors, np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)

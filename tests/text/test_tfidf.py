@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import polars as pl
 import pytest
 
 from genrec.data.schema import ITEM_SCHEMA
-from genrec.text.encoder import TextEncoder, item_texts
+from genrec.text import tfidf
+from genrec.text.encoder import TOKEN_PATTERN, TextEncoder, item_texts
+from genrec.text.tfidf import TfidfEncoder
 
 TEXTS = ["red running shoes", "blue running shoes", "red leather bag", "blue leather bag", "green tea", "black tea", "red tea pot"]
 
 
 @pytest.fixture(scope="module")
 def encoder():
-    return TextEncoder.fit(TEXTS, dim=5, max_features=1000, min_df=1, seed=0)
+    return TfidfEncoder.fit(TEXTS, dim=5, max_features=1000, min_df=1, seed=0)
 
 
 def test_vectors_are_unit_and_near_for_like_texts(encoder):
@@ -32,11 +35,11 @@ def test_round_trip(encoder, tmp_path):
     again = TextEncoder.load(tmp_path)
     texts = [*TEXTS, "red tea shoes", "nothing known", ""]
     assert np.array_equal(again.encode(texts), encoder.encode(texts)) and again.dim == encoder.dim
-    assert json.loads((tmp_path / "vocabulary.json").read_text()) == encoder.vocabulary
+    assert json.loads((tmp_path / "vocabulary.json").read_text())["words"] == encoder.vocabulary
 
 
 def test_the_same_seed_gives_the_same_encoder(encoder):
-    again = TextEncoder.fit(TEXTS, dim=5, max_features=1000, min_df=1, seed=0)
+    again = TfidfEncoder.fit(TEXTS, dim=5, max_features=1000, min_df=1, seed=0)
     assert np.array_equal(again.components, encoder.components) and again.vocabulary == encoder.vocabulary
 
 
@@ -57,7 +60,7 @@ def test_case_and_order_of_texts(encoder):
 
 def test_chinese(tmp_path):
     texts = ["红色跑步鞋", "蓝色跑步鞋", "红色皮包", "绿茶", "红茶", "运动手表 Pro"]
-    encoder = TextEncoder.fit(texts, dim=4, max_features=1000, min_df=1, seed=0)
+    encoder = TfidfEncoder.fit(texts, dim=4, max_features=1000, min_df=1, seed=0)
     assert "跑 步" in encoder.vocabulary and "pro" in encoder.vocabulary and "跑步" not in " ".join(encoder.vocabulary)
     found = encoder.encode(["跑步鞋"]) @ encoder.encode(texts).T
     assert set(np.argsort(-found[0])[:2]) == {0, 1} and np.linalg.norm(found) > 0.5
@@ -67,7 +70,7 @@ def test_chinese(tmp_path):
 
 @pytest.mark.parametrize("texts", [["", "", ""], ["", "!!", "  "], [""]])
 def test_a_catalogue_without_words(texts, tmp_path):
-    encoder = TextEncoder.fit(texts, dim=8, max_features=10, min_df=2, seed=0)
+    encoder = TfidfEncoder.fit(texts, dim=8, max_features=10, min_df=2, seed=0)
     assert (encoder.encode(texts) == 0).all() and (encoder.encode(["red shoes"]) == 0).all() and encoder.dim == 1
     encoder.save(tmp_path)
     assert (TextEncoder.load(tmp_path).encode(["red shoes"]) == 0).all()
@@ -75,13 +78,13 @@ def test_a_catalogue_without_words(texts, tmp_path):
 
 @pytest.mark.parametrize("texts", [["tea"], ["tea", "tea"], ["tea", ""], ["green tea", "black tea"]])
 def test_tiny_catalogues(texts):
-    encoder = TextEncoder.fit(texts, dim=8, max_features=10, min_df=2, seed=0)
+    encoder = TfidfEncoder.fit(texts, dim=8, max_features=10, min_df=2, seed=0)
     vectors = encoder.encode(texts)
     assert np.isfinite(vectors).all() and np.linalg.norm(vectors[0]) == pytest.approx(1, abs=1e-5)
 
 
 def test_dim_shrinks_to_what_the_texts_carry():
-    assert TextEncoder.fit(TEXTS, dim=300, max_features=1000, min_df=1, seed=0).dim == len(TEXTS) - 1
+    assert TfidfEncoder.fit(TEXTS, dim=300, max_features=1000, min_df=1, seed=0).dim == len(TEXTS) - 1
 
 
 def test_item_texts_join_what_there_is():
@@ -93,3 +96,29 @@ def test_item_texts_join_what_there_is():
     ]
     texts = item_texts(pl.DataFrame(rows, schema=schema))
     assert [text.split() for text in texts] == [["Bag", "Acme", "Home", "Bags", "soft"], [], ["Pot", "Home"]]
+
+
+def test_characters_bring_typos_near_and_survive_a_save(tmp_path):
+    encoder = TfidfEncoder.fit(TEXTS, dim=6, max_features=1000, min_df=1, seed=0, character_share=0.5)
+    found = encoder.encode(["lether bags", "runing shos"]) @ encoder.encode(TEXTS).T
+    assert set(np.argsort(-found[0])[:2]) == {2, 3} and set(np.argsort(-found[1])[:2]) == {0, 1}
+    assert (TfidfEncoder.fit(TEXTS, 6, 1000, 1, 0).encode(["lether bags"]) == 0).all()
+    encoder.save(tmp_path)
+    assert np.array_equal(TextEncoder.load(tmp_path).encode([*TEXTS, "lether"]), encoder.encode([*TEXTS, "lether"]))
+
+
+def test_a_large_catalogue_is_sampled_and_encoded_in_blocks(monkeypatch):
+    monkeypatch.setattr(tfidf, "FIT_TEXTS", 5)
+    monkeypatch.setattr(tfidf, "BLOCK", 2)
+    encoder = TfidfEncoder.fit(TEXTS, 3, 1000, 1, 0)
+    vectors = encoder.encode(TEXTS)
+    assert vectors.shape == (7, 3) and encoder.dim == 3
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        np.testing.assert_allclose(encoder.encode([text])[0], vector, atol=1e-6)
+
+
+def test_tokens_of_many_scripts():
+    words = {"Red shoes 3x": ["Red", "shoes", "3x"], "跑步鞋Pro": ["跑", "步", "鞋", "Pro"], "हिन्दी शब्द": ["हिन्दी", "शब्द"],
+             "ชา": ["ช", "า"], "한국어 신발": ["한국어", "신발"], "чай_зелёный": ["чай", "зелёный"], "ﾃｨ": ["ﾃ", "ｨ"]}  # fmt: skip
+    for text, expected in words.items():
+        assert re.findall(TOKEN_PATTERN, text) == expected

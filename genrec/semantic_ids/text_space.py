@@ -1,0 +1,140 @@
+"""What the words of items and queries say: the text encoder, the projection for both tasks, and the core keywords, in one object."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from safetensors.numpy import load_file, save_file
+
+from genrec.artifacts import read_json, write_json
+from genrec.config import Config
+from genrec.data.dataset import TRAIN, Dataset
+from genrec.errors import UserError
+from genrec.semantic_ids.keywords import KeywordDictionary, fuse
+from genrec.text.encoder import TextEncoder, fit_encoder, item_texts
+from genrec.text.projection import ProjectedEncoder, fit_projection, training_pairs
+
+log = logging.getLogger(__name__)
+ITEM_KEYWORDS, VECTORS = "keywords.parquet", "keyword_vectors.safetensors"
+
+
+def text_cache(config: Config) -> Path | None:
+    """The folder of vectors by content; none for TF-IDF, which is faster than reading them."""
+    if config.text.encoder == "tfidf":
+        return None
+    return Path(config.text.cache) if config.text.cache else Path(config.output) / "text-cache"
+
+
+@dataclass
+class TextSpace:
+    """``encoder``: texts to vectors e. ``keywords`` (None where they are off) and their vectors (keywords, d) make e' of e.
+
+    ``share``: weight of the keywords in e'. ``item_keywords``: item_id, keyword, type of the catalogue; empty where they are off.
+    """
+
+    encoder: TextEncoder
+    keywords: KeywordDictionary | None
+    keyword_vectors: np.ndarray
+    share: float
+    item_keywords: pl.DataFrame
+
+    @classmethod
+    def fit(cls, config: Config, dataset: Dataset) -> TextSpace:
+        """From the items' table and, for the projection and the rank of keywords, the training events."""
+        items, settings = dataset.item_table, config.semantic_ids
+        texts = item_texts(items)
+        encoder = fit_encoder(config.text, texts, config.seed, text_cache(config))
+        if config.text.finetune:
+            encoder = finetuned(encoder, dataset, texts, config.seed)
+        none = pl.DataFrame(schema={"item_id": pl.String, "keyword": pl.String, "type": pl.String})
+        space = cls(encoder, None, np.zeros((0, encoder.dim), np.float32), settings.keyword_share, none)
+        if settings.keywords:
+            space.keywords = KeywordDictionary.build(items, clicked_pairs(dataset), config.seed)
+            space.keyword_vectors = encoder.encode(space.keywords.shown_keywords, "item")
+            space.keyword_vectors[~space.keywords.spoken] = 0
+            space.item_keywords = space.keywords.shown(space.keywords.of_items(items), items["item_id"])
+            log.info("tokenize: %s", space.summary(items))
+        return space
+
+    def item_vectors(self, items: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        """e and e' of items, known or new: twice (n, d) float32."""
+        plain = self.encoder.encode(item_texts(items), "item")
+        if self.keywords is None:
+            return plain, plain
+        return plain, fuse(plain, self.keywords.of_items(items), self.keyword_vectors, self.share)
+
+    def query_vectors(self, queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """e and e' of queries: twice (n, d) float32."""
+        plain = self.encoder.encode(queries, "query")
+        if self.keywords is None:
+            return plain, plain
+        return plain, fuse(plain, self.keywords.of_texts(queries), self.keyword_vectors, self.share)
+
+    def keywords_of(self, item_id: str) -> list[tuple[str, str]]:
+        """(keyword, type) of an item of the catalogue, the order of no meaning; empty where keywords are off or none was found."""
+        return self._by_item.get(item_id, [])
+
+    @cached_property
+    def _by_item(self) -> dict[str, list[tuple[str, str]]]:
+        grouped = self.item_keywords.group_by("item_id", maintain_order=True).agg(pl.struct("keyword", "type").alias("found"))
+        return {item: [(entry["keyword"], entry["type"]) for entry in found] for item, found in grouped.iter_rows()}
+
+    def summary(self, items: pl.DataFrame) -> str:
+        """One line for a person: how many keywords, and those of one item."""
+        counts = self.item_keywords.group_by("item_id").len()
+        line = f"{len(self.keywords)} keywords, {len(self.item_keywords) / max(len(items), 1):.1f} an item, {len(items) - len(counts)} items without"
+        if not len(counts):
+            return line
+        item = counts.sort("len", "item_id", descending=[True, False])["item_id"][0]
+        title = items.filter(pl.col("item_id") == item)["title"][0] or item
+        return f"{line}; e.g. '{title[:60]}': " + ", ".join(f"{keyword} ({kind})" for keyword, kind in self.keywords_of(item))
+
+    def save(self, folder: Path) -> None:
+        """Write encoder, keyword dictionary and the items' keywords (``keywords.parquet``) into an existing folder."""
+        self.encoder.save(folder)
+        self.item_keywords.write_parquet(folder / ITEM_KEYWORDS)
+        write_json(folder / "text_space.json", {"keywords": self.keywords is not None, "keyword_share": self.share})
+        if self.keywords is not None:
+            self.keywords.save(folder)
+            save_file({"vectors": np.ascontiguousarray(self.keyword_vectors)}, folder / VECTORS)
+
+    @classmethod
+    def load(cls, folder: Path, cache: Path | None = None) -> TextSpace:
+        """What ``save`` wrote. ``cache`` as in ``TextEncoder.load``. Raises ``UserError`` when a part is missing or does not fit."""
+        encoder, settings = TextEncoder.load(folder, cache), read_json(folder / "text_space.json")
+        for name in (ITEM_KEYWORDS, *((VECTORS,) if settings["keywords"] else ())):
+            if not (folder / name).is_file():
+                raise UserError(f"{folder / name} is missing; run genrec tokenize again")
+        keywords = KeywordDictionary.load(folder) if settings["keywords"] else None
+        vectors = load_file(folder / VECTORS)["vectors"] if keywords else np.zeros((0, encoder.dim), np.float32)
+        if vectors.shape != (len(keywords or ()), encoder.dim):
+            raise UserError(f"{folder / VECTORS}: shape {vectors.shape} does not fit its dictionary and encoder; run genrec tokenize again")
+        return cls(encoder, keywords, vectors, settings["keyword_share"], pl.read_parquet(folder / ITEM_KEYWORDS))
+
+
+def clicked_pairs(dataset: Dataset) -> pl.DataFrame:
+    """``query`` and ``item`` (row of the items' table) of training events that came from a search."""
+    rows = np.flatnonzero((np.asarray(dataset.split) == TRAIN) & (np.asarray(dataset.queries) >= 0))
+    queries, items = np.asarray(dataset.queries)[rows], np.asarray(dataset.items)[rows]
+    return pl.DataFrame({"query": dataset.texts_of(queries), "item": items.astype(np.int64)})
+
+
+def finetuned(encoder: TextEncoder, dataset: Dataset, texts: Sequence[str], seed: int) -> TextEncoder:
+    """The encoder with a projection trained on the training events' query-item and item-item pairs."""
+    searched, together = training_pairs(dataset)
+    asked = np.unique(searched.left)  # only texts of training searches are read
+    query_vectors = np.zeros((len(dataset.query_texts), encoder.dim), np.float32)
+    query_vectors[asked] = encoder.encode(dataset.texts_of(asked).to_list(), "query")
+    weight, losses = fit_projection(query_vectors, encoder.encode(texts, "item"), searched, together, seed)
+    if losses:
+        log.info("tokenize: fine-tuned on %d query-item and %d item-item pairs, held-out InfoNCE %.3f -> %.3f",
+                 losses["searched"], losses["together"], losses["before"], losses["after"])  # fmt: skip
+    else:
+        log.warning("tokenize: text.finetune has too few pairs to train on; the text vectors stay as they are")
+    return ProjectedEncoder(encoder, weight)
