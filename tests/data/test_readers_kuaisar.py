@@ -24,11 +24,11 @@ SEARCH = [
     '1,7,2023-05-22 21:58:52,1684763932919,"[20, 34, 3]",USER_INPUT,12,0,USER',
     "2,7,2023-05-22 21:59:52,1684763992919,[5],,11,1,VIDEO",
 ]
+LEVELS = "first_level_category_name,first_level_category_name_en,second_level_category_name_en,third_level_category_name"
 ITEMS = [
-    "item_id,caption,author_id,item_type,first_level_category_name,first_level_category_name_en,second_level_category_name_en,"
-    "third_level_category_name",
-    '10,"[1, 213]",4,NORMAL,搞笑,Funny,Funny joke,空',
-    "11,[],5,NORMAL,,UNKNOWN,empty,",
+    f"item_id,caption,author_id,{LEVELS}",
+    '10,"[1, 213]",4,搞笑,Funny,Funny joke,空',
+    "11,[],5,,UNKNOWN,empty,",
 ]
 USERS = ["user_id,onehot_feat1,search_active_level", "1,3,2", "2,0,1"]
 
@@ -109,7 +109,7 @@ def test_bad_rows_are_set_aside_one_by_one(tmp_path):
             '1,8,,1684763932919,"[20, ""3""]",A,10,1,V',
         ],
     )
-    write(tmp_path, "item_features.csv", [*ITEMS, ITEMS[1], '13,"{1}",4,N,,,,'])
+    write(tmp_path, "item_features.csv", [*ITEMS, ITEMS[1], '13,"{1}",4,,,,'])
     log = read(tmp_path)
     found = {(source, line): reason for source, line, reason in log.quarantine.iter_rows()}
     expected = {

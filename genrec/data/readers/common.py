@@ -223,8 +223,14 @@ def split_fields(
     """Cut lines into text fields; a line with too many or too few goes to quarantine.
 
     ``quoted`` reads double quotes as CSV does (RFC 4180), also around a line break; the row's line is then its first one.
-    Returns ``(table, quarantine)``; ``table`` has ``LINE`` and ``columns``, all text, in file order.
+    Returns ``(table, quarantine)``; ``table`` has ``LINE`` and ``columns``, all text, in file order. Raises ``UserError`` for a column
+    named twice or like the line column.
     """
+    taken = {LINE}
+    for name in columns:
+        if name in taken:
+            raise UserError(f"{source}: the header names column {name!r} a second time; rename one")
+        taken.add(name)
     if not quoted:
         return _split_plain(lines, columns, separator, source)
     with_quote = pl.col(RAW).str.contains('"', literal=True)
