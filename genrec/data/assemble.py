@@ -9,10 +9,11 @@ import numpy as np
 import polars as pl
 
 from genrec.config import Config
-from genrec.data.blocks import ArrayFile, BlockFile, Columns
-from genrec.data.ordering import OrderedLog
+from genrec.data.blocks import ArrayFile, BlockFile
+from genrec.data.ordering import OrderedLog, left
 from genrec.data.parsed import ParsedLog
 from genrec.data.schema import ITEM_SCHEMA, empty
+from genrec.data.threads import in_threads
 
 
 @dataclass
@@ -104,14 +105,14 @@ def write_arrays(ordered: OrderedLog, numbering: Numbering, actions: np.ndarray,
     arrays = Arrays(
         offsets, ArrayFile(folder / "items.npy", np.int32, total), ArrayFile(folder / "timestamps.npy", np.int64, total),
         ArrayFile(folder / "actions.npy", np.int16, total), ArrayFile(folder / "queries.npy", np.int32, total),
-        ArrayFile(scratch / "extra.npy", dtypes[extra], total) if extra else None, 2**62, -(2**62),
+        ArrayFile(scratch / "extra.npy", dtypes[extra], total) if extra else None, 0, 0,
     )  # fmt: skip
-    for file in ordered.files:
-        block = _left(ordered, file)
+
+    def place(file: BlockFile) -> tuple[int, int] | None:
+        block = left(ordered, file, [name for name in dtypes if name != "place"])
+        file.remove()
         if not len(block["user"]):
-            continue
-        arrays.first_time = min(arrays.first_time, int(block["time"].min()))
-        arrays.last_time = max(arrays.last_time, int(block["time"].max()))
+            return None
         targets = {
             arrays.items: numbering.item_index[block["item"]],
             arrays.timestamps: block["time"],
@@ -121,14 +122,11 @@ def write_arrays(ordered: OrderedLog, numbering: Numbering, actions: np.ndarray,
         if extra:
             targets[arrays.extra] = block[extra]
         _put(targets, _places(block["user"], numbering.user_index, offsets))
-        file.remove()
+        return int(block["time"].min()), int(block["time"].max())
+
+    spans = [span for span in in_threads(place, ordered.files) if span]
+    arrays.first_time, arrays.last_time = min(first for first, _ in spans), max(last for _, last in spans)
     return arrays
-
-
-def _left(ordered: OrderedLog, file: BlockFile) -> Columns:
-    block = file.read([name for name in file.dtypes if name != "place"])
-    keep = ordered.kept(block)
-    return block if keep.all() else {name: column[keep] for name, column in block.items()}
 
 
 def _places(user: np.ndarray, user_index: np.ndarray, offsets: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ MEANING = {
 
 
 class LeakageReport:
-    """Two passes over the sorted log in pieces of whole users: ``see_train`` for all of it, then ``see_targets``."""
+    """Two passes over the sorted log in pieces of whole users: ``see_train`` for all of it, then ``targets``."""
 
     def __init__(self, n_items: int, first_time: int, last_time: int):
         """Times run from ``first_time`` to ``last_time`` (seconds); later is decided to ``resolution`` seconds."""
@@ -47,8 +47,15 @@ class LeakageReport:
         latest = int(times[train].max())
         self.last_train = latest if self.last_train is None else max(latest, self.last_train)
 
-    def see_targets(self, piece: Piece, items: np.ndarray, times: np.ndarray, split: np.ndarray) -> None:
-        """Compare the targets of a piece with their users' training events."""
+    def see_targets(self, found: dict[str, dict[str, np.ndarray]]) -> None:
+        """Add what ``targets`` found in a piece."""
+        for name, part in found.items():
+            self.parts[name].append(part)
+
+    @staticmethod
+    def targets(piece: Piece, items: np.ndarray, times: np.ndarray, split: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+        """The targets of a piece, by split, compared with their users' training events."""
+        found = {}
         lengths, train = np.diff(piece.offsets), split == TRAIN
         warm = np.logical_or.reduceat(train, piece.offsets[:-1])
         for name, number in (("valid", VALID), ("test", TEST)):
@@ -67,9 +74,8 @@ class LeakageReport:
             pair, exact = np.zeros(len(lengths), bool), np.zeros(len(lengths), bool)
             pair[owner] = True
             exact[owner[times[same] == target_time[owner]]] = True
-            self.parts[name].append(
-                {"item": items[rows], "time": times[rows], "cold": ~warm[asked], "pair": pair[asked], "exact": exact[asked]}
-            )
+            found[name] = {"item": items[rows], "time": times[rows], "cold": ~warm[asked], "pair": pair[asked], "exact": exact[asked]}
+        return found
 
     def result(self) -> dict:
         """The report of both splits, as plain numbers, with what they mean."""

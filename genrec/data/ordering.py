@@ -7,10 +7,8 @@ back. The rules, in this order: chosen actions and time window, duplicates, the 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from genrec.config import Config, DataConfig, seconds_of
 from genrec.data.blocks import BlockFile, Columns
 from genrec.data.parsed import ParsedLog
 from genrec.data.readers.common import did_you_mean
+from genrec.data.threads import ahead, in_threads
 from genrec.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -72,12 +71,10 @@ def order_events(parsed: ParsedLog, config: Config, scratch: Path) -> OrderedLog
     by_split = config.split.kind == "given"
     if by_split and "given" not in parsed.columns:
         raise UserError(f"split.kind: 'given' needs a log with a column 'split'; reader {config.data.reader!r} found none")
-    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        work = [pool.submit(_clean_partition, ordered, part, config.data, by_split, scratch) for part in partitions]
-        for done, future in enumerate(work, 1):
-            ordered.files.append(future.result())
-            if done % 20 == 0:
-                log.info("prepare: sorted %d of %d partitions", done, len(partitions))
+    for file in in_threads(lambda part: _clean_partition(ordered, part, config.data, by_split, scratch), partitions):
+        ordered.files.append(file)
+        if len(ordered.files) % 20 == 0:
+            log.info("prepare: sorted %d of %d partitions", len(ordered.files), len(partitions))
     k_core(ordered, config.data.min_user_events, config.data.min_item_events)
     return ordered
 
@@ -97,7 +94,7 @@ def deal(parsed: ParsedLog, config: Config, scratch: Path, n_users: int) -> tupl
     files = [BlockFile(scratch / f"dealt-{number:03d}", dtypes) for number in range(1 if part_of is None else int(part_of[-1]) + 1)]
     allowed, removed = _chosen_actions(parsed, config.data), Counter()
     window = seconds_of(config.data.start_time, "data.start_time"), seconds_of(config.data.end_time, "data.end_time")
-    for place, part in parsed.events(columns):
+    for place, part in ahead(parsed.events(columns)):
         block = {name: _column(part, name) for name in columns}
         block["place"] = np.arange(place, place + part.height, dtype=dtypes["place"])
         block = _choose(block, allowed, window, removed)
@@ -257,11 +254,9 @@ def k_core(ordered: OrderedLog, min_user: int, min_item: int) -> None:
         ordered.user_counts[weak_users] = 0
         ordered.item_counts[weak_items] = 0
         users, items = np.zeros_like(ordered.user_counts), np.zeros_like(ordered.item_counts)
-        for file in ordered.files:
-            block = file.read(["user", "item"])
-            keep = ordered.kept(block)
-            np.add.at(users, block["user"][keep], 1)
-            np.add.at(items, block["item"][keep], 1)
+        for block in in_threads(lambda file: left(ordered, file, ["user", "item"]), ordered.files):
+            np.add.at(users, block["user"], 1)
+            np.add.at(items, block["item"], 1)
         ordered.user_counts, ordered.item_counts = users, items
         rounds += 1
     ordered.removed["below_minimum"] += before - len(ordered)
@@ -269,6 +264,11 @@ def k_core(ordered: OrderedLog, min_user: int, min_item: int) -> None:
         log.info("prepare: k-core took %d rounds", rounds)
         ordered.first_user.fill(NEVER)
         ordered.first_item.fill(NEVER)
-        for file in ordered.files:
-            block = file.read(["user", "item", "place"])
-            note_first(ordered, _filter(block, ordered.kept(block), Counter(), ""))
+        for block in in_threads(lambda file: left(ordered, file, ["user", "item", "place"]), ordered.files):
+            note_first(ordered, block)
+
+
+def left(ordered: OrderedLog, file: BlockFile, names: list[str]) -> Columns:
+    """The events of a partition that are left."""
+    block = file.read(names)
+    return _filter(block, ordered.kept(block), Counter(), "")

@@ -26,6 +26,7 @@ from genrec.data.ids import IdMap
 from genrec.data.readers import log_sources
 from genrec.data.readers.common import LogSource
 from genrec.data.schema import RawLog
+from genrec.data.threads import THREADS, ahead
 from genrec.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -170,7 +171,7 @@ class _Parser:
         self.maps = {kind: IdMap(parsed.names(kind)) for kind in IDS}
         self.with_request = with_request
         self.rows, self.said = parsed.total("events"), parsed.total("events")
-        self.pool = ThreadPoolExecutor(2)  # two id columns are looked up at the same time
+        self.pool = ThreadPoolExecutor(THREADS)  # two id columns are looked up at the same time
 
     def parse(self, source: LogSource, place: Path, key: str, chained: bool = True) -> None:
         """Write one source; the folder appears under its name when it is whole."""
@@ -252,11 +253,3 @@ class _Parser:
         rest = table.drop(name for name in kinds if name not in columns)
         return rest.with_columns(columns.values())
 
-
-def ahead(parts: Iterator[RawLog]) -> Iterator[RawLog]:
-    """The same parts, the next one being read in a thread while the last one is worked on."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(next, parts, None)
-        while (part := waiting.result()) is not None:
-            waiting = pool.submit(next, parts, None)
-            yield part

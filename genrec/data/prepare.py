@@ -30,7 +30,8 @@ from genrec.data.ordering import OrderedLog, order_events
 from genrec.data.parsed import ParsedLog, parse_log
 from genrec.data.readers import log_files
 from genrec.data.schema import QUARANTINE_SCHEMA, empty
-from genrec.data.splits import HELD_OUT_RULE, RULES, SplitFingerprint, Splitter, pieces, tied_targets
+from genrec.data.splits import HELD_OUT_RULE, RULES, Piece, SplitFingerprint, Splitter, digest, pieces, tied_targets
+from genrec.data.threads import in_threads
 from genrec.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -192,20 +193,25 @@ def split_arrays(config: Config, arrays: Arrays, numbering: Numbering, folder: P
     splitter = Splitter(config.split, arrays.timestamps, offsets, given_valid)
     report = leakage.LeakageReport(len(numbering.items), arrays.first_time, arrays.last_time)
     prints, counts, ties = SplitFingerprint(), np.zeros(3, np.int64), 0
-    for piece in pieces(offsets):
+
+    def decide(piece: Piece) -> tuple[np.ndarray, ...]:
         times, items = arrays.timestamps.read(piece.start, piece.stop), arrays.items.read(piece.start, piece.stop)
         extra = arrays.extra.read(piece.start, piece.stop) if arrays.extra else None
         decided = splitter(piece, times, extra)
         split.write(piece.start, decided)
-        counts += np.bincount(decided, minlength=3)
-        ties += tied_targets(piece, times, decided)
-        prints.add("items", piece.start, items)
-        prints.add("split", piece.start, decided)
+        digests = {"items": digest(piece.start, items), "split": digest(piece.start, decided)}
+        return items, times, decided, np.bincount(decided, minlength=3), tied_targets(piece, times, decided), digests
+
+    for items, times, decided, found, tied, digests in in_threads(decide, pieces(offsets)):
+        counts, ties = counts + found, ties + tied
+        prints.add(digests)
         report.see_train(items, times, decided)
-    for piece in pieces(offsets):
-        report.see_targets(
-            piece, *(array.read(piece.start, piece.stop) for array in (arrays.items, arrays.timestamps, split))
-        )  # fmt: skip
+
+    def targets(piece: Piece) -> dict:
+        return report.targets(piece, *(array.read(piece.start, piece.stop) for array in (arrays.items, arrays.timestamps, split)))
+
+    for found in in_threads(targets, pieces(offsets)):
+        report.see_targets(found)
     info = {
         "train_events": int(counts[TRAIN]), "valid_events": int(counts[VALID]), "test_events": int(counts[TEST]),
         "split": config.split.kind, "split_rule": RULES[config.split.kind], "held_out_rule": HELD_OUT_RULE, "tie_rule": TIE_RULE,

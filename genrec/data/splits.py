@@ -18,7 +18,7 @@ from genrec.data.dataset import TEST, TRAIN, VALID
 from genrec.data.queries import mix, string_hash
 from genrec.errors import UserError
 
-CHUNK_EVENTS = 1 << 21
+CHUNK_EVENTS = 1 << 20
 QUANTILE_BINS = 1 << 16
 HELD_OUT_RULE = "one request per user and split: at its first held-out event, which is the target; later ones are not asked"
 RULES = {
@@ -149,18 +149,19 @@ class SplitFingerprint:
     def __init__(self) -> None:
         self.sums = {"items": 0, "split": 0}
 
-    def add(self, name: str, start: int, values: np.ndarray) -> None:
-        """Events ``start`` to ``start + n`` of ``items`` or ``split``."""
-        self.sums[name] = (self.sums[name] + _digest(start, values)) % 2**64
+    def add(self, digests: dict[str, int]) -> None:
+        """The ``digest`` of a piece's ``items`` and ``split``."""
+        self.sums = {name: (self.sums[name] + value) % 2**64 for name, value in digests.items()}
 
     def result(self, users: pl.Series, items: pl.Series, offsets: np.ndarray) -> str:
         """The fingerprint, given the ids in order and the users' offsets."""
         with np.errstate(over="ignore"):
             ids = [int(mix(string_hash(names) + np.arange(len(names), dtype=np.uint64)).sum(dtype=np.uint64)) for names in (users, items)]
-        return fingerprint(*ids, _digest(0, offsets), self.sums["items"], self.sums["split"])
+        return fingerprint(*ids, digest(0, offsets), self.sums["items"], self.sums["split"])
 
 
-def _digest(start: int, values: np.ndarray) -> int:
+def digest(start: int, values: np.ndarray) -> int:
+    """A number that changes with any of the values (n,), the first of which has place ``start``; digests of pieces add up."""
     with np.errstate(over="ignore"):
         place = np.arange(start, start + len(values), dtype=np.uint64)
         return int(mix(values.astype(np.uint64) * np.uint64(31) + place).sum(dtype=np.uint64))
