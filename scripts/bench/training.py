@@ -33,7 +33,7 @@ from genrec.semantic_ids.catalogue import Catalogue
 from genrec.semantic_ids.quantizer import default_sizes
 from genrec.semantic_ids.tokenize import SemanticIds
 from genrec.semantic_ids.trie import build_trie
-from genrec.training.batches import EpochLoader, recommends_searches, request_counts
+from genrec.training.batches import EpochLoader, request_counts
 from genrec.training.module import TrainingModule
 
 
@@ -66,14 +66,14 @@ def recorded(folder: Path):
 class Step:
     """A network, its optimiser and a loss: ``run(place)`` is one whole training step; returns its real events."""
 
-    def __init__(self, config: Config, data, catalogue: Catalogue, features: QueryFeatures, device: str, bf16: bool, searches: bool):
+    def __init__(self, config: Config, data, catalogue: Catalogue, features: QueryFeatures, device: str, bf16: bool):
         self.config, self.data, self.device, self.bf16 = config, data, device, bf16
         torch.manual_seed(0)
         self.network = GenerativeRecommender(config.model, catalogue, len(data.actions_chain), 10_000.0, True).to(device).train()
         self.collator = Collator(config.model, features)
         windows = make_windows(data.offsets, data.lengths, config.model.max_length, config.training.stride)
-        counts = request_counts(data, windows, recommends_searches(data, searches), searches)
-        self.loader = EpochLoader(data, windows, counts, self.collator, config.training, 1, 0, searches)
+        counts = request_counts(data, windows, True, False)  # recommendations alone, as the padded one has
+        self.loader = EpochLoader(data, windows, counts, self.collator, config.training, 1, 0, False)
         self.module = TrainingModule(self.network, config, len(self.loader))
         self.module.log = lambda *_, **__: None
         self.optimizer = self.module.configure_optimizers()["optimizer"]
@@ -196,7 +196,7 @@ def main() -> None:
     steps = {}
     for name, (kind, changes, batch_size) in kinds.items():
         own = replace(config, training=replace(config.training, batch_size=batch_size, **changes))
-        steps[name] = kind(own, data, catalogue, features, options.device, gpu, not name.startswith("padded"))
+        steps[name] = kind(own, data, catalogue, features, options.device, gpu)
     rates: dict[str, list[float]] = {name: [] for name in steps}
     shares: dict[str, list[float]] = {name: [] for name in steps}
     speeds: list[float] = []

@@ -139,7 +139,7 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_it_used(job, fitted, tm
         with pytest.raises(Stopped):
             fit(*job, tmp_path / "model", REFIT)
     work = next(tmp_path.glob(".model-*"))
-    older, newer = sorted(work.glob("step-*"))
+    _, newer = sorted(work.glob("step-*"))
     content = bytearray((newer / "state.ckpt").read_bytes())
     content[len(content) // 2] ^= 1
     (newer / "state.ckpt").write_bytes(content)
