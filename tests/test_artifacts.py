@@ -14,7 +14,17 @@ import pytest
 import torch
 
 from genrec import artifacts
-from genrec.artifacts import MANIFEST, atomic_folder, file_fingerprint, fingerprint, is_current, open_artifact, read_json, recover, write_json
+from genrec.artifacts import (
+    MANIFEST,
+    atomic_folder,
+    file_fingerprint,
+    fingerprint,
+    is_current,
+    open_artifact,
+    read_json,
+    recover,
+    write_json,
+)
 from genrec.errors import UserError, machine_limit
 
 

@@ -1,11 +1,11 @@
-"""Training throughput: real events per second against the same network padded to the maximum, and the share of the matrix products' own rate.
+"""Training throughput: real events per second against the same network padded to the maximum, and the share of the products' own rate.
 
     python scripts/bench/training.py --dataset runs/amazon-beauty/dataset
     python scripts/bench/training.py                        # simulated lengths, 6.7 events on average
     python scripts/bench/training.py --device cuda --dim 1024 --layers 12 --heads 16 --batch 512
 
-*ours*: batches of similar lengths, a request only where an event is predicted, whole training step (collation, forward, backward, clipping,
-AdamW). *padded*: the same network and optimiser, every sequence padded to ``--length`` events, with a request and a softmax over all items at
+*ours*: batches of similar lengths, a request only where an event is predicted; the whole training step (collation, forward, backward,
+clipping, AdamW). *padded*: the same network and optimiser, every sequence padded to ``--length`` events, with a request and a softmax over all items at
 every position, as most open code trains. Both in turn in one process; medians over rounds. "Products" are the matrix products that the real
 tokens need (forward and backward), timed alone in the same rounds; their share of the step is how close it comes to doing nothing else.
 With one thread the clock is the process's CPU time, so that other work on the machine matters less.
@@ -134,8 +134,8 @@ def products(step: Step, place: int) -> list[tuple[int, int, int, int]]:
     if settings.generate_weight:
         trie, drawn = network.catalogue.trie, int(requests * settings.generate_share)
         walked = drawn * trie.depth
-        found += [(context, dim, 2 * dim, 3), *[(walked, dim, width, 3) for width in (3 * dim, dim, dim, dim, 2 * dim)]] * config.model.decoder_layers
-        found += [(walked, 2 * dim, dim, 3)] * config.model.decoder_layers + [(drawn, dim, dim, 3)] * trie.depth
+        layer = [(context, dim, 2 * dim, 3), *[(walked, dim, width, 3) for width in (3 * dim, dim, dim, dim, 2 * dim)], (walked, 2 * dim, dim, 3)]
+        found += layer * config.model.decoder_layers + [(drawn, dim, dim, 3)] * trie.depth
         found += [(drawn, dim, int(trie.child_count[0]), 3)]
         if config.model.node_vectors == "items":
             found.append((items, dim, dim, 3))
