@@ -236,7 +236,7 @@ def doctor(path: Annotated[Path | None, typer.Argument(help="A run folder, or a 
 
 def main() -> None:
     """Run the command line; a ``UserError`` becomes one line and exit code 2."""
-    level = logging.WARNING if int(os.environ.get("RANK", 0)) else logging.INFO  # of processes that train together, the first speaks
+    level = logging.WARNING if int(os.environ.get("RANK", "0")) else logging.INFO  # of processes that train together, the first speaks
     logging.basicConfig(level=level, format="%(message)s", handlers=[_handler()])
     for noisy in ("faiss", "faiss.loader", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "bm25s", "matplotlib", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -157,7 +157,8 @@ def _dataset(folder: Path) -> Iterator[str]:
         if len(getattr(data, name)) != n_events:
             yield f"{name}.npy has {len(getattr(data, name))} entries for {n_events} events"
             return
-    for name, limit in (("items", data.n_items), ("queries", len(data.query_texts)), ("actions", len(data.actions_chain)), ("split", TEST + 1)):
+    limits = {"items": data.n_items, "queries": len(data.query_texts), "actions": len(data.actions_chain), "split": TEST + 1}
+    for name, limit in limits.items():
         values = getattr(data, name)
         low = -1 if name == "queries" else 0
         if n_events and not (low <= int(values.min()) and int(values.max()) < limit):

@@ -13,8 +13,8 @@ class UserError(Exception):
     """
 
 
-_NO_SPACE = ("No space left on device", "Disk quota exceeded", " requested and ")  # the last is numpy's: "9 requested and 5 written"
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "std::bad_alloc", "DefaultCPUAllocator", "out of memory")
+_NO_SPACE = ("No space left on device", "Disk quota exceeded", " requested and ")  # the last: numpy
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "std::bad_alloc", "out of memory")
 
 
 def machine_limit(error: BaseException | None) -> str | None:

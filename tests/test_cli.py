@@ -168,6 +168,24 @@ def test_our_mistakes_are_code_1_with_a_traceback(genrec, monkeypatch):
     assert genrec("doctor")[0] == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "words"), [(OSError(28, "No space left on device"), "the disk is full"), (MemoryError(), "out of memory"),
+                         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory")],
+)  # fmt: skip
+def test_limits_of_the_machine_are_one_line(genrec, monkeypatch, copy, tmp_path, error, words):
+    """The prepared dataset stays as it was."""
+    def fail(*_, **__):
+        raise error
+
+    config = json.loads((copy / "config.json").read_text()) | {"output": str(tmp_path), "name": "copy", "seed": 99}
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    before = (copy / "dataset" / "manifest.json").read_bytes()
+    monkeypatch.setattr("numpy.save", fail)
+    refused(genrec("prepare", tmp_path / "config.yaml"), words, "run the same command again")
+    assert (copy / "dataset" / "manifest.json").read_bytes() == before and not list(copy.glob(".*"))
+    assert genrec("doctor", copy / "dataset")[0] == 0
+
+
 def test_ctrl_c_says_how_to_go_on(genrec, monkeypatch, tmp_path):
     def stopped(run):
         raise KeyboardInterrupt

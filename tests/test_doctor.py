@@ -17,7 +17,8 @@ from genrec.training.checkpoints import FolderIO
 
 @pytest.fixture
 def run(trained_run, tmp_path):
-    return shutil.copytree(trained_run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("results*", "*refit", "sasrec", "tensorboard"))
+    left_out = shutil.ignore_patterns("results*", "*refit", "sasrec", "tensorboard")
+    return shutil.copytree(trained_run.folder, tmp_path / "run", ignore=left_out)
 
 
 def rewrite(path, value) -> None:
@@ -35,8 +36,9 @@ def broken(path) -> list[str]:
 def test_a_sound_run(run):
     findings = {finding.name: finding for finding in check(run)}
     assert not any(finding.broken for finding in findings.values())
-    assert {name for name, finding in findings.items() if "whole" in finding.text} == {"dataset", "semantic_ids", "model", "cooccurrence", "fusion"}
-    assert set(findings) <= {"dataset", "semantic_ids", "model", "cooccurrence", "fusion"}, "a sound run gave cause for remarks"
+    wanted = {"dataset", "semantic_ids", "model", "cooccurrence", "fusion"}
+    assert {name for name, finding in findings.items() if "whole" in finding.text} == wanted
+    assert set(findings) == wanted, "a sound run gave cause for remarks"
     for part in ("dataset", "model", "model/model.safetensors", "dataset/items.npy"):
         assert not broken(run / part)
 
@@ -90,16 +92,18 @@ def test_what_is_stale_missing_or_left_over(run):
     (run / ".model-key" / "step-000000008" / "state.ckpt").write_bytes(b"")
     found = [str(finding) for finding in check(run)]
     assert not broken(run), "nothing of this stops a run"
-    for words in ("fusion: not made yet", "semantic_ids: made from another config", ".model.abcd.partial: left by", "step-000000007: whole, epoch 1",
-                  "step-000000008: broken"):  # fmt: skip
+    for words in (
+        "fusion: not made yet", "semantic_ids: made from another config", ".model.abcd.partial: left by", "step-000000007: whole, epoch 1",
+        "step-000000008: broken",
+    ):  # fmt: skip
         assert any(words in line for line in found), (words, found)
 
 
 def test_what_is_no_run(tmp_path):
     (tmp_path / "file.txt").write_text("")
-    for path, words in ((tmp_path, "not a run folder"), (tmp_path / "file.txt", "no part of an artefact"), (tmp_path / "gone", "does not exist")):
+    for name, words in ((".", "not a run folder"), ("file.txt", "no part of an artefact"), ("gone", "does not exist")):
         with pytest.raises(UserError, match=words):
-            list(check(path))
+            list(check(tmp_path / name))
 
 
 def test_the_machine():

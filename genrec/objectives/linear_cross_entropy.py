@@ -33,7 +33,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return d_rows * grad, d_table * grad, None, None
 
 
-def _passes(rows: Tensor, table: Tensor, targets: Tensor, smoothing: float, step: int, wanted: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _passes(
+    rows: Tensor, table: Tensor, targets: Tensor, smoothing: float, step: int, wanted: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The mean loss and, where wanted, its gradients in float32."""
     count, size = len(rows), len(table)
     loss = torch.zeros((), device=rows.device)
@@ -71,8 +73,8 @@ def _passes(rows: Tensor, table: Tensor, targets: Tensor, smoothing: float, step
 
 
 def linear_cross_entropy(rows: Tensor, table: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of ``targets`` (N,) under the logits rows (N, dim) . table (V, dim): as ``F.cross_entropy``, in less time and memory.
+    """Mean cross-entropy of ``targets`` (N,) under the logits rows (N, dim) . table (V, dim), in less time and memory.
 
-    ``smoothing`` as in ``F.cross_entropy``. Gradients flow to ``rows`` and ``table``, once (not twice differentiable).
+    Equals ``F.cross_entropy``, ``smoothing`` included, but for rounding. Gradients flow to ``rows`` and ``table``, once (not twice differentiable).
     """
     return _LinearCrossEntropy.apply(rows, table, targets, smoothing)

@@ -18,7 +18,7 @@ from genrec.data.sequences import Windows
 from genrec.model.collate import Collator
 from genrec.model.network import Batch
 
-POOL = 50  # batches whose sequences are sorted by size together
+POOL = 200  # batches whose sequences are sorted by size together: 88 % of the places in a batch of Beauty hold something
 BLOCK = 1 << 20  # windows counted at a time
 
 

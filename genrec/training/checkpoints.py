@@ -1,4 +1,4 @@
-"""Checkpoints of a training: each an artefact folder (whole or not there, with checksums), the newest two kept, the best weights beside them.
+"""Checkpoints of a training: each an artefact folder (whole or not there, with checksums), the newest two kept, the best weights beside.
 
 ``step-000001200/`` is the whole state after 1200 optimiser steps; its manifest names the ``best-*`` folder it relies on, which stays as
 long as it does. ``best-000001000/`` holds the weights that validation liked best (for a fixed number of epochs: the last ones).
@@ -7,6 +7,7 @@ long as it does. ``best-000001000/`` holds the weights that validation liked bes
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from pathlib import Path
@@ -135,7 +136,7 @@ class Checkpoints(Checkpoint):
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._row(trainer, {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")})
         quality = float(trainer.callback_metrics["val/quality"])
-        quality = -1.0 if quality != quality else quality
+        quality = -1.0 if math.isnan(quality) else quality
         if quality > self.quality:
             self.quality = quality
             self.keep(trainer)

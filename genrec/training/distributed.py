@@ -17,7 +17,7 @@ PATIENCE = timedelta(days=1)  # the others wait while the first prepares the dat
 
 def launched() -> int:
     """How many processes ``torchrun`` has started (1 without it)."""
-    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def join() -> None:
@@ -55,7 +55,7 @@ def leader_first() -> Iterator[None]:
 
 def gather(value: Any) -> list[Any]:
     """Everybody's value, in the order of ranks. Small values only."""
-    rank, world = rank_and_world()
+    _, world = rank_and_world()
     if world == 1:
         return [value]
     found = [None] * world

@@ -240,7 +240,7 @@ def _trainer(config: Config, plan: FitPlan, work: Path, keeper: Checkpoints, log
         callbacks.append(EarlyStopping("val/quality", mode="max", patience=settings.patience, check_on_train_epoch_end=False))
     if sys.stderr.isatty():
         callbacks.append(TQDMProgressBar(refresh_rate=10))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if launched() > 1 else 1
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() > 1 else 1
     return L.Trainer(
         accelerator=settings.accelerator, devices=local, num_nodes=launched() // local, strategy=_strategy(settings),
         precision=precision(settings), accumulate_grad_batches=settings.accumulate, plugins=[checkpoints.FolderIO()],

@@ -2,8 +2,8 @@
 
     python scripts/bench/kill.py --kills 200 --seed 1
 
-A run is killed (SIGKILL) up to ``--per-run`` times and each time started again with the same command, then left to end. Its dataset, semantic
-IDs, co-occurrence tables, weights, fusion and curves must equal, byte for byte, those of a run that nobody killed, and nothing may be left
+A run is killed (SIGKILL) up to ``--per-run`` times and each time started again with the same command, then left to end. Its dataset,
+semantic IDs, co-occurrence tables, weights, fusion and curves must equal, byte for byte, those of a run that nobody killed, and nothing may be left
 beside them. A third of the kills is meant for each stage, uniformly over the seconds it takes; the table says where they really fell.
 Ends with code 1 when a run differs. Everything is simulated; no file outside ``--keep`` (a temporary folder) is touched.
 """
@@ -91,7 +91,9 @@ class Job:
         return found | {path.name: "left behind" for path in self.run.glob(".*")}
 
 
-def disturb(job: Job, plan: list[str], lasts: dict[str, tuple[float, float]], draw: random.Random, fell: Counter) -> tuple[list[str], str | None]:
+def disturb(
+    job: Job, plan: list[str], lasts: dict[str, tuple[float, float]], draw: random.Random, fell: Counter
+) -> tuple[list[str], str | None]:
     """Kill a job at each planned stage in turn. Returns what could not be done (it ended before), and what went wrong."""
     todo = sorted(plan, key=STAGES.index)
     while todo:
@@ -134,7 +136,8 @@ def bench(folder: Path, options: argparse.Namespace) -> list[str]:
         raise SystemExit(f"the undisturbed run failed:\n{reference.log.read_text()[-3000:]}")
     wanted = reference.contents()
     # The first stage's seconds include Python's imports: most of that time nothing is at stake.
-    lasts = {stage: (0.6 * marks[1] if stage == "prepare" else 0.0, end - begin) for stage, begin, end in zip(STAGES, marks, marks[1:], strict=False)}
+    lasts = {stage: (0.0, end - begin) for stage, begin, end in zip(STAGES, marks, marks[1:], strict=False)}
+    lasts["prepare"] = (0.6 * marks[1], marks[1])
     print("undisturbed: " + ", ".join(f"{stage} {end:.1f} s" for stage, (_, end) in lasts.items()), flush=True)
     plan = [STAGES[index % 3] for index in range(options.kills)]
     draw.shuffle(plan)

@@ -1,11 +1,11 @@
-"""Training throughput: real events per second against the same network padded to the maximum, and the share of the matrix products' own rate.
+"""Training throughput: real events per second against the same network padded to the maximum, and the share of the products' own rate.
 
     python scripts/bench/training.py --dataset runs/amazon-beauty/dataset
     python scripts/bench/training.py                        # simulated lengths, 6.7 events on average
     python scripts/bench/training.py --device cuda --dim 1024 --layers 12 --heads 16 --batch 512
 
-*ours*: batches of similar lengths, a request only where an event is predicted, whole training step (collation, forward, backward, clipping,
-AdamW). *padded*: the same network and optimiser, every sequence padded to ``--length`` events, with a request and a softmax over all items at
+*ours*: batches of similar lengths, a request only where an event is predicted; the whole training step (collation, forward, backward,
+clipping, AdamW). *padded*: the same network and optimiser, every sequence padded to ``--length`` events, with a request and a softmax over all items at
 every position, as most open code trains. Both in turn in one process; medians over rounds. "Products" are the matrix products that the real
 tokens need (forward and backward), timed alone in the same rounds; their share of the step is how close it comes to doing nothing else.
 With one thread the clock is the process's CPU time, so that other work on the machine matters less.
@@ -33,7 +33,7 @@ from genrec.semantic_ids.catalogue import Catalogue
 from genrec.semantic_ids.quantizer import default_sizes
 from genrec.semantic_ids.tokenize import SemanticIds
 from genrec.semantic_ids.trie import build_trie
-from genrec.training.batches import EpochLoader, recommends_searches, request_counts
+from genrec.training.batches import EpochLoader, request_counts
 from genrec.training.module import TrainingModule
 
 
@@ -66,14 +66,14 @@ def recorded(folder: Path):
 class Step:
     """A network, its optimiser and a loss: ``run(place)`` is one whole training step; returns its real events."""
 
-    def __init__(self, config: Config, data, catalogue: Catalogue, features: QueryFeatures, device: str, bf16: bool, searches: bool):
+    def __init__(self, config: Config, data, catalogue: Catalogue, features: QueryFeatures, device: str, bf16: bool):
         self.config, self.data, self.device, self.bf16 = config, data, device, bf16
         torch.manual_seed(0)
         self.network = GenerativeRecommender(config.model, catalogue, len(data.actions_chain), 10_000.0, True).to(device).train()
         self.collator = Collator(config.model, features)
         windows = make_windows(data.offsets, data.lengths, config.model.max_length, config.training.stride)
-        counts = request_counts(data, windows, recommends_searches(data, searches), searches)
-        self.loader = EpochLoader(data, windows, counts, self.collator, config.training, 1, 0, searches)
+        counts = request_counts(data, windows, True, False)  # recommendations alone, as the padded one has
+        self.loader = EpochLoader(data, windows, counts, self.collator, config.training, 1, 0, False)
         self.module = TrainingModule(self.network, config, len(self.loader))
         self.module.log = lambda *_, **__: None
         self.optimizer = self.module.configure_optimizers()["optimizer"]
@@ -134,8 +134,8 @@ def products(step: Step, place: int) -> list[tuple[int, int, int, int]]:
     if settings.generate_weight:
         trie, drawn = network.catalogue.trie, int(requests * settings.generate_share)
         walked = drawn * trie.depth
-        found += [(context, dim, 2 * dim, 3), *[(walked, dim, width, 3) for width in (3 * dim, dim, dim, dim, 2 * dim)]] * config.model.decoder_layers
-        found += [(walked, 2 * dim, dim, 3)] * config.model.decoder_layers + [(drawn, dim, dim, 3)] * trie.depth
+        layer = [(context, dim, 2 * dim, 3), *[(walked, dim, width, 3) for width in (3 * dim, dim, dim, dim, 2 * dim)], (walked, 2 * dim, dim, 3)]
+        found += layer * config.model.decoder_layers + [(drawn, dim, dim, 3)] * trie.depth
         found += [(drawn, dim, int(trie.child_count[0]), 3)]
         if config.model.node_vectors == "items":
             found.append((items, dim, dim, 3))
@@ -196,7 +196,7 @@ def main() -> None:
     steps = {}
     for name, (kind, changes, batch_size) in kinds.items():
         own = replace(config, training=replace(config.training, batch_size=batch_size, **changes))
-        steps[name] = kind(own, data, catalogue, features, options.device, gpu, not name.startswith("padded"))
+        steps[name] = kind(own, data, catalogue, features, options.device, gpu)
     rates: dict[str, list[float]] = {name: [] for name in steps}
     shares: dict[str, list[float]] = {name: [] for name in steps}
     speeds: list[float] = []

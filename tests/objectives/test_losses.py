@@ -106,7 +106,7 @@ def test_sampled_softmax_with_every_item_is_the_full_softmax(dense, negatives):
         loss.backward()
         values.append(float(loss.detach()))
         gradients.append([value.grad for value in inputs])
-    assert values[0] == pytest.approx(values[1], rel=1e-6)
+    assert values[0] == pytest.approx(values[1], abs=5e-6)
     for sampled, full in zip(*gradients, strict=True):
         torch.testing.assert_close(sampled, full, rtol=1e-5, atol=1e-6)
 

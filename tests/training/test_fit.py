@@ -83,7 +83,8 @@ def stopped_at(patch, place: tuple[int, int] | None) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize(
-    ("plan", "place", "steps"), [("choosing", (1, 0), 0), ("choosing", (1, 3), 1), ("choosing", (2, 1), 2), ("refit", (2, 1), 0), ("refit", (1, 2), 2), ("refit", (0, 3), 1)]
+    ("plan", "place", "steps"),
+    [("choosing", (1, 0), 0), ("choosing", (1, 3), 1), ("choosing", (2, 1), 2), ("refit", (2, 1), 0), ("refit", (1, 2), 2), ("refit", (0, 3), 1)],
 )
 def test_a_stopped_run_goes_on_as_if_uninterrupted(job, fitted, tmp_path, monkeypatch, plan, place, steps):
     config, *rest = job
@@ -139,7 +140,7 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_it_used(job, fitted, tm
         with pytest.raises(Stopped):
             fit(*job, tmp_path / "model", REFIT)
     work = next(tmp_path.glob(".model-*"))
-    older, newer = sorted(work.glob("step-*"))
+    _, newer = sorted(work.glob("step-*"))
     content = bytearray((newer / "state.ckpt").read_bytes())
     content[len(content) // 2] ^= 1
     (newer / "state.ckpt").write_bytes(content)
