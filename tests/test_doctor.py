@@ -36,7 +36,7 @@ def broken(path) -> list[str]:
 def test_a_sound_run(run):
     findings = {finding.name: finding for finding in check(run)}
     assert not any(finding.broken for finding in findings.values())
-    wanted = {"dataset", "semantic_ids", "model", "cooccurrence", "fusion"}
+    wanted = {"dataset", "semantic_ids", "model_trunk", "model", "evidence", "fusion"}
     assert {name for name, finding in findings.items() if "whole" in finding.text} == wanted
     assert set(findings) == wanted, "a sound run gave cause for remarks"
     for part in ("dataset", "model", "model/model.safetensors", "dataset/items.npy"):

@@ -89,7 +89,7 @@ def test_a_codebook_of_another_encoder_is_refused(synthetic_run, tmp_path):
     "override",
     [
         "quantizer=rq-kmeans", "quantizer=opq", "level_sizes=[8,4]", "opq_subcodebooks=0", "opq_size=2", "balance=none",
-        "normalise_residuals=false", "fit_queries=true", "iterations=1", "fit_sample=20", "resolve_collisions=false", "behaviour_share=0",
+        "normalise_residuals=false", "fit_queries=true", "iterations=1", "fit_sample=20", "behaviour_share=0",
     ],
 )  # fmt: skip
 def test_every_setting_changes_the_codes(synthetic_run, tmp_path, override, no_figures):
@@ -97,6 +97,15 @@ def test_every_setting_changes_the_codes(synthetic_run, tmp_path, override, no_f
     tokenize(config, synthetic_run.dataset, tmp_path / "ids")
     default = synthetic_run.ids.catalogue.codes.numpy()
     assert not np.array_equal(np.load(tmp_path / "ids" / "codes.npy"), default)
+
+
+def test_collisions_are_resolved_on_request(synthetic_run, tmp_path, no_figures):
+    crowded = ["text.dim=16", "semantic_ids.level_sizes=[4,4,8]", "semantic_ids.opq_subcodebooks=0"]
+    distinct = []
+    for resolve in ("true", "false"):
+        folder = tokenize(load_config(None, [*crowded, f"semantic_ids.resolve_collisions={resolve}"]), synthetic_run.dataset, tmp_path / resolve)
+        distinct.append(len(np.unique(np.load(folder / "codes.npy"), axis=0)))
+    assert distinct[0] > distinct[1]
 
 
 @pytest.mark.parametrize("override", ["vae_dim=4", "vae_epochs=2"])
