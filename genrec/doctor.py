@@ -27,7 +27,7 @@ from genrec.semantic_ids.tokenize import KIND as SEMANTIC_IDS
 from genrec.semantic_ids.tokenize import tokenize_key
 from genrec.training import checkpoints
 
-STAGES = {"dataset": "prepare", "semantic_ids": "tokenize", "model": "train", "cooccurrence": "train", "fusion": "train"}
+STAGES = {"dataset": "prepare", "semantic_ids": "tokenize", "model": "train", "evidence": "train", "fusion": "train"}
 LOW_DISK = 1 << 30
 
 
