@@ -106,7 +106,7 @@ class ModelConfig:
     dim: int = 128
     layers: int = 2
     heads: int = 4
-    dropout: float = 0.2
+    dropout: float = 0.3
     max_length: int = 50  # events of history read
     use_ids: bool = True
     use_text: bool = True
@@ -116,7 +116,7 @@ class ModelConfig:
     time_bucket: float = 86400.0  # seconds per rotary time unit
     last_event: bool = True  # a request starts from the event before it (a shortcut past the attention)
     request_time: bool = False  # may the request's own time be read?
-    temperature: float = 0.07
+    temperature: float = 0.1
     decoder_layers: int = 1
     node_vectors: str = "items"  # codes, nodes, items: what the code decoder's outputs are compared with
 
@@ -125,11 +125,11 @@ class ModelConfig:
 class TrainingConfig:
     """Optimisation. The epoch count of the refit is the one chosen on validation."""
 
-    epochs: int = 40
-    patience: int = 5
-    batch_size: int = 256  # sequences per optimiser step, over all devices and accumulated parts
+    epochs: int = 20
+    patience: int = 3
+    batch_size: int = 128  # sequences per optimiser step, over all devices and accumulated parts
     accumulate: int = 1  # parts a device's share of a step is computed in, one after the other; less memory, the same result
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup_steps: int = 100
     label_smoothing: float = 0.0
@@ -140,7 +140,7 @@ class TrainingConfig:
     generate_share: float = 0.5  # share of requests whose codes are also learnt in a step; a fresh draw each time
     shuffle_ties: float = 0.0  # share of sequences whose events of equal time are permuted, anew in each epoch
     shuffle_whole: float = 0.0  # share of sequences permuted altogether
-    negatives: int = 0  # 0 = softmax over the whole catalogue
+    negatives: int | None = None  # drawn per step; 0 = softmax over the whole catalogue; null = that up to 4096 items, else 2048
     stride: int = 25  # new events per window of a long sequence
     valid_requests: int = 4000  # validation requests scored after each epoch
     refit: bool = True  # also fit on train + validation with everything chosen before
@@ -317,7 +317,7 @@ def validate(config: Config) -> None:
             raise UserError(f"{key}: must be above 0, is {value}")
     not_negative = {
         "training.devices": config.training.devices, "training.checkpoint_minutes": config.training.checkpoint_minutes,
-        "training.checkpoint_steps": config.training.checkpoint_steps, "training.negatives": config.training.negatives,
+        "training.checkpoint_steps": config.training.checkpoint_steps, "training.negatives": config.training.negatives or 0,
         "training.threads": config.training.threads, "training.valid_requests": config.training.valid_requests,
         "training.warmup_steps": config.training.warmup_steps,
         "training.decoder_epochs": config.training.decoder_epochs,

@@ -20,6 +20,7 @@ from genrec.training.batches import Part, step_seed
 from genrec.training.distributed import gather, gather_rows
 
 VALIDATION_BEAM = 20
+SMALL_CATALOGUE, NEGATIVES = 4096, 2048  # by rule: the whole softmax up to so many items, else so many drawn
 
 
 class TrainingModule(L.LightningModule):
@@ -67,10 +68,11 @@ class TrainingModule(L.LightningModule):
         if settings.retrieve_weight:
             requests = self.network.retrieval_vectors(encoded.requests[live])
             table = self.network.item_index(encoded.items)
-            if settings.negatives:
+            negatives = self.negatives(len(table))
+            if negatives:
                 # The candidates are the same on all processes: everybody's targets and one shared draw.
                 draw = torch.Generator().manual_seed(step_seed(self.seed, self.current_epoch, index, -1))
-                retrieve = sampled_softmax(requests, table, targets, settings.negatives, gather_rows(targets), draw)
+                retrieve = sampled_softmax(requests, table, targets, negatives, gather_rows(targets), draw)
             else:
                 retrieve = full_softmax(requests, table, targets, settings.label_smoothing)
             loss = loss + settings.retrieve_weight * retrieve
@@ -81,6 +83,11 @@ class TrainingModule(L.LightningModule):
             self.log("train/generate", generation)
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def negatives(self, n_items: int) -> int:
+        """How many negatives a step draws; 0 for the softmax over the whole catalogue."""
+        wanted = self.settings.negatives
+        return wanted if wanted is not None else 0 if n_items <= SMALL_CATALOGUE else NEGATIVES
 
     def decoder_step(self, batch: Batch) -> Tensor:
         """The code decoder learns alone: everything before it is fixed, so item vectors and their means are computed once."""

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from genrec.objectives.generation import path_log_probabilities
+from genrec.objectives.generation import path_log_probabilities, walked_nodes
 from genrec.objectives.retrieval import full_softmax, sampled_softmax
 from genrec.semantic_ids.trie import build_trie
 
@@ -55,6 +55,16 @@ def test_path_log_probabilities_equal_the_reference(trie, walk):
     torch.testing.assert_close(fast.double(), slow, rtol=1e-4, atol=1e-4)
     single = trie.child_count[torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1]], dim=1)] == 1
     assert single.any() and (fast[single] == 0).all()
+
+
+def test_vectors_of_the_walked_nodes_alone_are_enough(trie, walk):
+    states, scale, vectors, paths = walk
+    paths = paths[:4]
+    nodes, place = walked_nodes(trie, paths)
+    assert len(nodes) < trie.n_nodes and nodes.tolist() == sorted(set(nodes.tolist())) and set(paths.flatten().tolist()) < set(nodes.tolist())
+    whole = path_log_probabilities(states[:4].float(), scale.float(), vectors.float(), trie, paths)
+    some = path_log_probabilities(states[:4].float(), scale.float(), vectors.float()[nodes], trie, paths, place)
+    assert torch.equal(some, whole)
 
 
 def test_path_gradients_equal_the_reference(trie, walk):

@@ -186,7 +186,7 @@ def test_up_to_date_is_skipped(job, fitted, fits_nothing, caplog):
     assert path.stat().st_mtime_ns == before and "up to date" in caplog.text
 
 
-@pytest.mark.parametrize("change", ["training.learning_rate=0.01", "model.dropout=0.3", "training.epochs=4", "seed=7", "training.stride=4"])
+@pytest.mark.parametrize("change", ["training.learning_rate=0.01", "model.dropout=0.25", "training.epochs=4", "seed=7", "training.stride=4"])
 def test_changed_settings_fit_again(job, fitted, fits_nothing, change, tiny_overrides):
     changed = copy.deepcopy(job[0])
     section, _, name = change.split("=")[0].rpartition(".")
@@ -262,3 +262,35 @@ def test_the_order_of_batches_depends_on_seed_and_epoch(job):
     assert all(np.array_equal(np.sort(rows), np.arange(len(windows))) for rows in flat)
     assert np.array_equal(flat[0], flat[1]) and not np.array_equal(flat[0], flat[2]) and not np.array_equal(flat[0], flat[3])
     assert len(orders[0]) == -(-len(windows) // 32) and max(map(len, orders[0])) <= 32
+
+
+def test_the_decoder_learns_on_a_fixed_trunk(job, tmp_path):
+    """Only its own weights move, and what retrieval answers stays as it was."""
+    config, data, ids = copy.deepcopy(job[0]), *job[1:]
+    config.training.decoder_epochs = 2
+    trunk = fit(config, data, ids, tmp_path / "trunk", FitPlan(generate=False))
+    model = fit(config, data, ids, tmp_path / "model", FitPlan(trunk=trunk))
+    before, after = weights(trunk), weights(model)
+    assert before.keys() < after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    fresh = new_network(config, data, ids, True).state_dict()
+    moved = [name for name in after.keys() - before.keys() if not torch.equal(after[name], fresh[name])]
+    assert all(name.startswith("decoder.") for name in moved) and {"decoder.codes.weight", "decoder.nodes.weight", "decoder.project.weight"} <= set(moved)
+    assert model_key(config, ids.key, FitPlan(trunk=trunk)) != model_key(config, ids.key, FitPlan())
+
+
+def test_node_vectors_of_some_nodes_equal_those_of_all(job):
+    from genrec.model.code_decoder import node_means
+
+    network = new_network(*job, True)
+    trie, items = network.catalogue.trie, network.item_encoder()
+    nodes = torch.arange(0, trie.n_nodes, 3)
+    whole = network.decoder.node_vectors(trie, items)
+    torch.testing.assert_close(network.decoder.node_vectors(trie, items, nodes), whole[nodes], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network.decoder.node_vectors(trie, items, nodes, node_means(trie, items)), whole[nodes], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("negatives", "items", "used"), [(None, 4096, 0), (None, 5000, 2048), (0, 9000, 0), (7, 100, 7)])
+def test_negatives_by_rule(job, negatives, items, used):
+    config = copy.deepcopy(job[0])
+    config.training.negatives = negatives
+    assert TrainingModule(new_network(*job, False), config, 1).negatives(items) == used
