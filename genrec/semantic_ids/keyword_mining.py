@@ -19,7 +19,32 @@ SERIES_SHARE = 0.9  # of a word group's items are of one brand: a product line
 FINAL_SHARE = 0.5  # of a word group's places end a phrase: it names the thing
 COVERED_SHARE = 0.8  # of a word group's items also have the same longer group: only the longer one is a keyword
 _JOINERS = frozenset(
-    ["for", "with", "and", "in", "by", "of", "to", "from", "on", "or", "de", "la", "le", "les", "du", "des", "et", "el", "y", "und", "mit", "der", "die", "das"]
+    [
+        "for",
+        "with",
+        "and",
+        "in",
+        "by",
+        "of",
+        "to",
+        "from",
+        "on",
+        "or",
+        "de",
+        "la",
+        "le",
+        "les",
+        "du",
+        "des",
+        "et",
+        "el",
+        "y",
+        "und",
+        "mit",
+        "der",
+        "die",
+        "das",
+    ]
 )
 _EMPTY = frozenset(["all", "one", "us", "now", "more", "no", "not", "can", "will", "only", "very", "just", "any", "each", "both", "x"])
 _KEYWORD_TOKEN = rf"\d+(?:[.,]\d+)+|{TOKEN_PATTERN}|[,;:|()\[\]/•–—+&!?，。、；：（）【】]"
@@ -53,7 +78,8 @@ def mine(titles: pl.Series, brands: pl.Series, categories: pl.Series, min_items:
 
     Kept are groups of 1 to 4 words in at least ``min_items`` and at most a fifth of the titles, without a stop word at either end,
     and, from two words on, held together: normalised pointwise mutual information of every split at least 0.3. The score is
-    ``items x log(N / items) x cohesion``, cohesion of a single word being 0.5. ``brands`` and ``categories`` (normal forms of names) help to type.
+    ``items x log(N / items) x cohesion``, cohesion of a single word being 0.5. ``brands`` and ``categories`` (normal forms of
+    names) help to type.
     """
     if len(titles) > MAX_TITLES:
         rows = np.sort(np.random.default_rng(seed).choice(len(titles), MAX_TITLES, replace=False))
@@ -82,7 +108,9 @@ def mine(titles: pl.Series, brands: pl.Series, categories: pl.Series, min_items:
         frames.append(_described(grams, np.flatnonzero(keep), cohesion, ends, size, item, brands, names, n))
     found = pl.concat(frames) if frames else pl.DataFrame(schema={"keyword": pl.String, "items": pl.Int64, "score": pl.Float64,
                                                                  "final": pl.Float64, "one_brand": pl.Float64})  # fmt: skip
-    return _typed(_without_parts(found), set(brands.drop_nulls().to_list()), set(categories.to_list())).select("keyword", "type", "items", "score")
+    return _typed(_without_parts(found), set(brands.drop_nulls().to_list()), set(categories.to_list())).select(
+        "keyword", "type", "items", "score"
+    )
 
 
 def _single(name: str) -> bool:
@@ -139,16 +167,25 @@ def _described(grams, kept, cohesion, ends, size, item, brands, names, n) -> pl.
     """The kept groups with their score, how often they end a phrase, and the share of their most common brand."""
     place = np.flatnonzero(grams.of >= 0)
     of = grams.of[place]
-    final = np.bincount(of, weights=ends[place + size - 1], minlength=len(grams.items)) / np.maximum(np.bincount(of, minlength=len(grams.items)), 1)
+    final = np.bincount(of, weights=ends[place + size - 1], minlength=len(grams.items)) / np.maximum(
+        np.bincount(of, minlength=len(grams.items)), 1
+    )
     owner = pl.DataFrame({"gram": of, "item": item[place]}).filter(pl.col("gram").is_in(kept)).unique()
     owner = owner.with_columns(pl.Series("brand", brands.to_numpy()[owner["item"].to_numpy()], dtype=pl.String))
-    top = owner.filter(pl.col("brand").is_not_null() & (pl.col("brand") != "")).group_by("gram", "brand").len().group_by("gram").agg(pl.col("len").max())
+    top = (
+        owner.filter(pl.col("brand").is_not_null() & (pl.col("brand") != ""))
+        .group_by("gram", "brand")
+        .len()
+        .group_by("gram")
+        .agg(pl.col("len").max())
+    )
     most = np.zeros(len(grams.items))
     most[top["gram"].to_numpy()] = top["len"].to_numpy()
     items = grams.items[kept]
     return pl.DataFrame({
         "keyword": [" ".join(names[word] for word in row) for row in grams.words[kept].tolist()],
-        "items": items.astype(np.int64), "score": items * np.log(n / items) * cohesion[kept], "final": final[kept], "one_brand": most[kept] / items,
+        "items": items.astype(np.int64), "score": items * np.log(n / items) * cohesion[kept], "final": final[kept],
+        "one_brand": most[kept] / items,
     }, schema={"keyword": pl.String, "items": pl.Int64, "score": pl.Float64, "final": pl.Float64, "one_brand": pl.Float64})  # fmt: skip
 
 

@@ -56,8 +56,14 @@ class KeywordDictionary:
         Rank of a mined keyword: the clicked pairs whose query and item both have it, then its own score (see ``mine``).
         """
         named = structured_keywords(items)
-        counts = named.group_by("keyword", "type").agg(pl.col("row").n_unique().alias("items")).filter(pl.col("items") <= max(len(items) // 2, 1))
-        counts = counts.sort("items", "keyword", "type", descending=[True, False, False]).unique("keyword", keep="first", maintain_order=True)
+        counts = (
+            named.group_by("keyword", "type")
+            .agg(pl.col("row").n_unique().alias("items"))
+            .filter(pl.col("items") <= max(len(items) // 2, 1))
+        )
+        counts = counts.sort("items", "keyword", "type", descending=[True, False, False]).unique(
+            "keyword", keep="first", maintain_order=True
+        )
         brands = normal_form(items["brand"]).str.strip_chars(" ")
         categories = counts.filter(pl.col("type") == "entity")["keyword"]
         titles = _titles(items)
@@ -70,7 +76,8 @@ class KeywordDictionary:
         table = counts.join(mined.select("keyword", "score", pl.col("type").alias("said_type")), on="keyword", how="full", coalesce=True)
         table = table.select(
             "keyword", pl.coalesce("type", "said_type").alias("type"), pl.col("type").is_not_null().alias("structured"),
-            (~pl.col("keyword").is_in(common.to_list()) & ~pl.col("keyword").is_in(list(STOP_WORDS)) & (pl.col("type").fill_null("") != "price")
+            (~pl.col("keyword").is_in(common.to_list()) & ~pl.col("keyword").is_in(list(STOP_WORDS))
+             & (pl.col("type").fill_null("") != "price")
              & (pl.col("keyword").str.len_chars() > 1)).alias("mined"),
             pl.coalesce("score", pl.col("items").cast(pl.Float64)).alias("score"),
         ).sort("score", "keyword", descending=[True, False])  # fmt: skip
@@ -186,7 +193,9 @@ def structured_keywords(items: pl.DataFrame) -> pl.DataFrame:
     values with commas, slashes or ampersands are several keywords; values of more than 6 words are none.
     """
     table = items.with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
-    wanted = {"brand": "brand", "category": "entity"} | {name: COLUMN_TYPES[name.lower()] for name in items.columns if name.lower() in COLUMN_TYPES}
+    wanted = {"brand": "brand", "category": "entity"} | {
+        name: COLUMN_TYPES[name.lower()] for name in items.columns if name.lower() in COLUMN_TYPES
+    }
     frames = []
     for column, kind in wanted.items():
         values = table.select("row", pl.col(column).alias("value"))
@@ -196,7 +205,9 @@ def structured_keywords(items: pl.DataFrame) -> pl.DataFrame:
             continue
         values = values.with_columns(pl.col("value").cast(pl.String)).drop_nulls()
         if column != "brand":
-            values = values.with_columns(pl.col("value").str.replace_all(r"\s+(?:and|und|et|y)\s+|[,;/|&、，；]", "\n").str.split("\n")).explode("value")
+            values = values.with_columns(
+                pl.col("value").str.replace_all(r"\s+(?:and|und|et|y)\s+|[,;/|&、，；]", "\n").str.split("\n")
+            ).explode("value")
         keyword = normal_form(values["value"]).str.replace_all(r"\|", " ").str.replace_all(r" +", " ").str.strip_chars(" ")
         kinds = keyword.replace_strict(_CATEGORY_TYPES if column == "category" else {}, default=kind, return_dtype=pl.String)
         frames.append(pl.DataFrame({"row": values["row"], "keyword": keyword, "type": kinds}))
@@ -209,12 +220,20 @@ def _price_bands(table: pl.DataFrame) -> pl.DataFrame:
     names = ["price unknown", *(f"price {low} to {high}" for low, high in pairwise(PRICE_BANDS)), f"price {PRICE_BANDS[-1]} and more"]
     prices = table.select("row", "price").filter(pl.col("price").is_finite() & (pl.col("price") >= 0))
     band = np.searchsorted(np.array(PRICE_BANDS), prices["price"].to_numpy(), side="right")
-    return pl.DataFrame({"row": prices["row"], "keyword": pl.Series(names, dtype=pl.String)[band], "type": pl.Series(["price"] * len(prices), dtype=pl.String)})
+    return pl.DataFrame(
+        {
+            "row": prices["row"],
+            "keyword": pl.Series(names, dtype=pl.String)[band],
+            "type": pl.Series(["price"] * len(prices), dtype=pl.String),
+        }
+    )
 
 
 def _titles(items: pl.DataFrame) -> pl.Series:
     """The title, or the text of an item without one."""
-    return items.select(pl.coalesce(pl.when(pl.col("title").str.strip_chars() != "").then(pl.col("title")), pl.col("text")).fill_null(""))["title"]
+    return items.select(pl.coalesce(pl.when(pl.col("title").str.strip_chars() != "").then(pl.col("title")), pl.col("text")).fill_null(""))[
+        "title"
+    ]
 
 
 def _best(matrix: sp.csr_matrix, limit: int | np.ndarray) -> sp.csr_matrix:

@@ -88,7 +88,8 @@ class TextSpace:
     def summary(self, items: pl.DataFrame) -> str:
         """One line for a person: how many keywords, and those of one item."""
         counts = self.item_keywords.group_by("item_id").len()
-        line = f"{len(self.keywords)} keywords, {len(self.item_keywords) / max(len(items), 1):.1f} an item, {len(items) - len(counts)} items without"
+        line = f"{len(self.keywords)} keywords, {len(self.item_keywords) / max(len(items), 1):.1f} an item, "
+        line += f"{len(items) - len(counts)} items without"
         if not len(counts):
             return line
         item = counts.sort("len", "item_id", descending=[True, False])["item_id"][0]

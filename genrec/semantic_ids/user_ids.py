@@ -23,8 +23,8 @@ _ROUNDING = 1e-6  # a weighted mean of equal codes is that code, whatever float6
 def recency_weights(histories: Histories) -> np.ndarray:
     """(n_events,) float64: ``lambda_i = exp(sqrt(i)) / sum_t exp(sqrt(t))``, i = 1 the oldest event of its history, t over the history.
 
-    The weights of a history that is not empty add up to 1. The root of the history's length is subtracted before ``exp``, which changes
-    nothing but keeps long histories finite.
+    The weights of a history that is not empty add up to 1. The root of the history's length is subtracted before ``exp``, which
+    changes nothing but keeps long histories finite.
     """
     place = np.arange(len(histories.items)) - np.repeat(histories.offsets[:-1], histories.lengths) + 1
     raised = np.exp(np.sqrt(place) - np.repeat(np.sqrt(histories.lengths), histories.lengths))
@@ -41,7 +41,8 @@ def behaviour_codes(codes: np.ndarray, histories: Histories) -> np.ndarray:
     _check(codes, histories)
     weights = recency_weights(histories)
     sums = np.column_stack([
-        np.bincount(histories.rows, weights=weights * codes[histories.items, level], minlength=len(histories)) for level in range(codes.shape[1])
+        np.bincount(histories.rows, weights=weights * codes[histories.items, level], minlength=len(histories))
+        for level in range(codes.shape[1])
     ])  # fmt: skip
     result = np.ceil(sums - _ROUNDING).astype(np.int64)
     result[histories.lengths == 0] = NO_CODE
@@ -97,10 +98,10 @@ def long_history_vectors(
 
 
 def clicked_for_query(request_queries: np.ndarray, queries: np.ndarray, items: np.ndarray, count: int = SHORT) -> Histories:
-    """For each request the items most often taken after its query, least often first (the last weighs most): len(request_queries) histories.
+    """For each request the items most often taken after its query, least often first, as the last weighs most: N histories.
 
-    ``queries``, ``items`` (n_events,): training events, -1 where there was no query; ``request_queries`` (N,) query ids, -1 for none. Ties go
-    to the lower item id. This is how OneSearch gives a user without any history an ID. A query never seen gives an empty history.
+    ``queries``, ``items`` (n_events,): training events, -1 where there was no query; ``request_queries`` (N,) query ids, -1 for none.
+    Ties go to the lower item id. This is how OneSearch gives a user without any history an ID. A query never seen gives an empty history.
     """
     asked = queries >= 0
     pairs, clicks = np.unique(np.column_stack([queries[asked], items[asked]]).astype(np.int64), axis=0, return_counts=True)
@@ -132,6 +133,8 @@ def _matrix(column: np.ndarray, weights: np.ndarray, histories: Histories, size:
 def _check(codes: np.ndarray, histories: Histories, sizes: Sequence[int] | None = None) -> None:
     items = histories.items
     if codes.ndim != 2 or (len(items) and not 0 <= items.min() <= items.max() < len(codes)):
-        raise UserError(f"histories name items outside the {codes.shape} codes; expected (n_items, levels) codes and ids from 0 to n_items - 1")
+        raise UserError(
+            f"histories name items outside the {codes.shape} codes; expected (n_items, levels) codes and ids from 0 to n_items - 1"
+        )
     if sizes is not None and (len(sizes) > codes.shape[1] or not len(sizes) or (codes[:, : len(sizes)] >= np.asarray(sizes)).any()):
         raise UserError(f"codes {codes.shape} do not fit levels of sizes {tuple(sizes)}; pass the codebooks the codes were made with")

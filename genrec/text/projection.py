@@ -50,7 +50,9 @@ class ProjectedEncoder(TextEncoder):
     def __init__(self, base: TextEncoder, weight: np.ndarray):
         self.base, self.weight, self.name = base, weight.astype(np.float32), base.name
         if self.weight.shape != (base.dim, base.dim):
-            raise UserError(f"projection: its shape is {self.weight.shape}, the text encoder needs {(base.dim, base.dim)}; run genrec tokenize again")
+            raise UserError(
+                f"projection: its shape is {self.weight.shape}, the text encoder needs {(base.dim, base.dim)}; run genrec tokenize again"
+            )
 
     @property
     def dim(self) -> int:
@@ -93,7 +95,9 @@ def training_pairs(dataset: Dataset) -> tuple[Pairs, Pairs]:
     next_to = (owner[train][1:] == owner[train][:-1]) & (items[1:] != items[:-1])
     moves = np.column_stack([items[:-1][next_to], items[1:][next_to]])
     shape = (dataset.n_items,) * 2
-    counts = sp.coo_matrix((np.ones(len(moves)), (moves.min(1, initial=dataset.n_items), moves.max(1, initial=0))), shape=shape).tocsr().tocoo()
+    counts = (
+        sp.coo_matrix((np.ones(len(moves)), (moves.min(1, initial=dataset.n_items), moves.max(1, initial=0))), shape=shape).tocsr().tocoo()
+    )
     strong = counts.data > 1 if (counts.data > 1).any() else counts.data > 0
     return Pairs(searched[:, 0], searched[:, 1]), Pairs(counts.row[strong].astype(np.int64), counts.col[strong].astype(np.int64))
 
@@ -109,10 +113,16 @@ def fit_projection(
     """
     rng = np.random.default_rng(seed)
     tables = (torch.from_numpy(query_vectors), torch.from_numpy(item_vectors))
-    kinds = [(tables[0], pairs) if kind == "searched" else (tables[1], pairs) for kind, pairs in (("searched", searched), ("together", together))]
+    kinds = [
+        (tables[0], pairs) if kind == "searched" else (tables[1], pairs) for kind, pairs in (("searched", searched), ("together", together))
+    ]
     parts = []
     for left_table, pairs in kinds:
-        real = np.flatnonzero((left_table.numpy()[pairs.left] ** 2).any(1) & (item_vectors[pairs.right] ** 2).any(1)) if len(pairs) else np.zeros(0, int)
+        real = (
+            np.flatnonzero((left_table.numpy()[pairs.left] ** 2).any(1) & (item_vectors[pairs.right] ** 2).any(1))
+            if len(pairs)
+            else np.zeros(0, int)
+        )
         order = rng.permutation(real)[:MAX_PAIRS]
         held = int(len(order) * HELD_OUT)
         if held >= 2:
@@ -159,7 +169,9 @@ def _loss(weight: torch.Tensor, left_table: torch.Tensor, items: torch.Tensor, p
     left, right = left_table[torch.from_numpy(pairs.left)], items[torch.from_numpy(pairs.right)]
     left, right = (functional.normalize(x + x @ weight.T, dim=1) for x in (left, right))
     scores = left @ right.T / TEMPERATURE
-    same = (torch.from_numpy(pairs.left)[:, None] == torch.from_numpy(pairs.left)) | (torch.from_numpy(pairs.right)[:, None] == torch.from_numpy(pairs.right))
+    same = (torch.from_numpy(pairs.left)[:, None] == torch.from_numpy(pairs.left)) | (
+        torch.from_numpy(pairs.right)[:, None] == torch.from_numpy(pairs.right)
+    )
     scores = scores.masked_fill(same & ~torch.eye(len(pairs), dtype=torch.bool), float("-inf"))
     target = torch.arange(len(pairs))
     return 0.5 * (functional.cross_entropy(scores, target) + functional.cross_entropy(scores.T, target))

@@ -76,9 +76,7 @@ class TfidfEncoder(TextEncoder):
         return self.words.vocabulary
 
     @classmethod
-    def fit(
-        cls, texts: Sequence[str], dim: int, max_features: int, min_df: int, seed: int, character_share: float = 0.0
-    ) -> TfidfEncoder:
+    def fit(cls, texts: Sequence[str], dim: int, max_features: int, min_df: int, seed: int, character_share: float = 0.0) -> TfidfEncoder:
         """Fit on item texts. ``dim`` shrinks to what the texts can carry; texts without words give one constant dimension."""
         if len(texts) > FIT_TEXTS:
             chosen = np.sort(np.random.default_rng(seed).choice(len(texts), FIT_TEXTS, replace=False))
@@ -106,7 +104,10 @@ class TfidfEncoder(TextEncoder):
         words = self.words.weigh(texts)
         if self.characters is None:
             return words
-        parts = [np.float32((1 - self.character_share) ** 0.5) * words, np.float32(self.character_share**0.5) * self.characters.weigh(texts)]
+        parts = [
+            np.float32((1 - self.character_share) ** 0.5) * words,
+            np.float32(self.character_share**0.5) * self.characters.weigh(texts),
+        ]
         return sp.hstack(parts, format="csr", dtype=np.float32)
 
     def describe(self) -> dict:

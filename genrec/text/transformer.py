@@ -92,7 +92,9 @@ class TransformerEncoder(TextEncoder):
             return vectors
         keys, first, inverse = np.unique(text_keys(said), axis=0, return_index=True, return_inverse=True)
         empty = np.array([not said[index] for index in first])
-        found, known = self.cache.get(keys) if self.cache is not None else (np.zeros((len(keys), self.dim), np.float32), np.zeros(len(keys), bool))
+        found, known = (
+            self.cache.get(keys) if self.cache is not None else (np.zeros((len(keys), self.dim), np.float32), np.zeros(len(keys), bool))
+        )
         missing = np.flatnonzero(~known & ~empty)
         missing = missing[np.argsort([-len(said[first[index]]) for index in missing], kind="stable")]
         with Progress(f"encoding texts ({self.name})", len(missing), shown=len(missing) >= SHARD) as progress:

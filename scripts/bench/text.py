@@ -1,4 +1,4 @@
-"""Text encoders compared: relevance of real queries, agreement of first codes, transitions and searches of a prepared dataset, speed, memory.
+"""Text encoders compared: relevance of real queries, agreement of first codes, transitions and searches of a dataset, speed, memory.
 
     python scripts/bench/text.py --esci FOLDER                  # products.ndjson.gz and judgments.tsv.gz of the ESCI sample
     python scripts/bench/text.py --dataset RUN/dataset          # with and without the projection trained on its training events
@@ -48,7 +48,8 @@ def read_esci(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
         "item_id": [row["asin"] for row in rows], "title": [row["title"] for row in rows], "brand": [row["brand"] for row in rows],
         "text": [" ".join(filter(None, (row["bullet_points"], row["description"]))) for row in rows],
         "category": pl.Series([row["category"] or [] for row in rows], dtype=pl.List(pl.String)),
-        "price": pl.Series([row["price"] for row in rows], dtype=pl.Float64), "color": pl.Series([row["color"] for row in rows], dtype=pl.String),
+        "price": pl.Series([row["price"] for row in rows], dtype=pl.Float64),
+        "color": pl.Series([row["color"] for row in rows], dtype=pl.String),
     })  # fmt: skip
     judged = pl.read_csv(folder / "judgments.tsv.gz", separator="\t")
     row = judged["asin"].replace_strict(items["item_id"], np.arange(len(items)), return_dtype=pl.Int64)
@@ -69,7 +70,9 @@ def ndcg(scores: np.ndarray, query: np.ndarray, gain: np.ndarray, k: int = 10) -
     return dcg(scores)[best > 0] / best[best > 0]
 
 
-def first_code_agreement(items: np.ndarray, queries: np.ndarray, judged_item: np.ndarray, judged_query: np.ndarray, seed: int) -> dict[str, float]:
+def first_code_agreement(
+    items: np.ndarray, queries: np.ndarray, judged_item: np.ndarray, judged_query: np.ndarray, seed: int
+) -> dict[str, float]:
     """Share of the given pairs with one first code, against all query-item pairs; the default quantizer fitted on items and queries."""
     both = np.concatenate([items, queries])
     sizes, sub_codebooks, sub_size = default_sizes(len(both))
@@ -82,7 +85,9 @@ def first_code_agreement(items: np.ndarray, queries: np.ndarray, judged_item: np
 
 def open_encoder(name: str, texts: list[str], args: argparse.Namespace) -> tuple[TextEncoder, dict[str, float]]:
     """The encoder, and its speed on a sample of the texts without a cache."""
-    overrides = [f"text.encoder={name}", f"text.dim={args.dim}"] if name in ("tfidf", "minilm") else ["text.encoder=hf", f"text.model={name}"]
+    overrides = (
+        [f"text.encoder={name}", f"text.dim={args.dim}"] if name in ("tfidf", "minilm") else ["text.encoder=hf", f"text.model={name}"]
+    )
     config = load_config(None, overrides).text
     start = time.perf_counter()
     encoder = fit_encoder(config, texts, args.seed)
@@ -112,7 +117,10 @@ def esci_rows(name: str, args: argparse.Namespace) -> list[dict]:
     plain = encoder.encode(item_texts(items), "item"), encoder.encode(queries.to_list(), "query")
     keywords = KeywordDictionary.build(items, seed=args.seed)
     words = keyword_vectors(encoder, keywords)
-    fused = tuple(fuse(part, found, words, 0.5) for part, found in zip(plain, (keywords.of_items(items), keywords.of_texts(queries.to_list())), strict=True))
+    fused = tuple(
+        fuse(part, found, words, 0.5)
+        for part, found in zip(plain, (keywords.of_items(items), keywords.of_texts(queries.to_list())), strict=True)
+    )
     rows = []
     for label, (items_, queries_) in (("off", plain), ("on", fused)):
         values = ndcg((items_[item] * queries_[query]).sum(1), query, gain)
@@ -160,7 +168,10 @@ def dataset_rows(name: str, args: argparse.Namespace) -> list[dict]:
 def one(task: str, name: str, args: argparse.Namespace) -> list[dict]:
     rows = (esci_rows if task == "esci" else dataset_rows)(name, args)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return [{**{key: value if isinstance(value, str) else round(float(value), 5) for key, value in row.items()}, "peak_mb": round(peak)} for row in rows]
+    return [
+        {**{key: value if isinstance(value, str) else round(float(value), 5) for key, value in row.items()}, "peak_mb": round(peak)}
+        for row in rows
+    ]
 
 
 def show(task: str, rows: list[dict]) -> None:

@@ -14,7 +14,9 @@ from genrec.semantic_ids.keywords import PER_TEXT, KeywordDictionary, fuse, stru
 
 
 def table(rows: list[dict]) -> pl.DataFrame:
-    return conform(pl.DataFrame([{"item_id": str(place), **row} for place, row in enumerate(rows)], infer_schema_length=None), ITEM_SCHEMA, "test")
+    return conform(
+        pl.DataFrame([{"item_id": str(place), **row} for place, row in enumerate(rows)], infer_schema_length=None), ITEM_SCHEMA, "test"
+    )
 
 
 def catalogue() -> pl.DataFrame:
@@ -22,7 +24,9 @@ def catalogue() -> pl.DataFrame:
     rows = []
     for number in range(12):
         filler = ["lovely", "fine", "great", "good"][number % 4]
-        rows.append({"title": f"{filler} polka dot dress for women", "brand": "Dotty", "category": ["Shop", "Clothing", "Dresses"], "price": 30.0})
+        rows.append(
+            {"title": f"{filler} polka dot dress for women", "brand": "Dotty", "category": ["Shop", "Clothing", "Dresses"], "price": 30.0}
+        )
         rows.append({"title": f"Acme running shoes, {filler} red", "brand": "Acme", "category": ["Shop", "Shoes"], "price": 70.0})
         rows.append({"title": f"running water bottle {filler}", "brand": None, "category": ["Shop", "Bottles & Flasks"], "price": None})
         rows.append({"title": f"{filler} shoelaces black", "brand": "Acme", "category": ["Shop", "Shoes"], "price": 3.0})
@@ -51,7 +55,8 @@ def test_normal_form():
 
 
 def test_columns_give_their_types():
-    rows = [{"brand": "L'Oréal Paris", "category": ["Beauty", "Hair & Scalp", "Women"], "price": 12.5, "color": "Navy/White", "Material": ["cotton"],
+    rows = [{"brand": "L'Oréal Paris", "category": ["Beauty", "Hair & Scalp", "Women"], "price": 12.5, "color": "Navy/White",
+             "Material": ["cotton"],
              "season": None, "image": "http://x/y.jpg"}]  # fmt: skip
     found = structured_keywords(table(rows)).select("keyword", "type").rows()
     assert found == [("l oréal paris", "brand"), ("women", "audience"), ("hair", "entity"), ("scalp", "entity"), ("beauty", "entity"),
@@ -95,7 +100,9 @@ def test_longest_match_and_whole_words(dictionary, items):
     slow = set(dictionary.table.filter("mined")["keyword"])
     for text, row in zip(texts[:3], found, strict=False):
         inside = {keyword for keyword in slow if f" {keyword} " in normal_form(pl.Series([text]))[0]}
-        assert set(row) == {keyword for keyword in inside if not any(keyword != other and f" {keyword} " in f" {other} " for other in inside)}
+        assert set(row) == {
+            keyword for keyword in inside if not any(keyword != other and f" {keyword} " in f" {other} " for other in inside)
+        }
 
 
 def test_items_take_columns_first_and_text_after(dictionary, items):
@@ -119,7 +126,11 @@ def test_clicked_pairs_rank_the_keywords_they_share(items):
 
 
 def test_a_brand_that_is_a_common_word_is_not_matched_in_text():
-    rows = [{"title": f"simple {thing} number {number}", "brand": "Simple" if number == 0 else "Acme"} for number in range(10) for thing in ("lamp", "desk")]
+    rows = [
+        {"title": f"simple {thing} number {number}", "brand": "Simple" if number == 0 else "Acme"}
+        for number in range(10)
+        for thing in ("lamp", "desk")
+    ]
     dictionary = KeywordDictionary.build(table([*rows, *[{"title": f"other thing {n}"} for n in range(90)]]))
     row = dictionary.table.filter(pl.col("keyword") == "simple")
     assert row["structured"].to_list() == [True] and row["mined"].to_list() == [False]
@@ -154,7 +165,9 @@ def test_catalogues_that_say_nothing(rows):
 
 def test_fusion_equals_the_formula(dictionary):
     rng = np.random.default_rng(0)
-    vectors, words = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (rng.normal(size=(3, 6)), rng.normal(size=(len(dictionary), 6))))
+    vectors, words = (
+        x / np.linalg.norm(x, axis=1, keepdims=True) for x in (rng.normal(size=(3, 6)), rng.normal(size=(len(dictionary), 6)))
+    )
     words[0] = 0  # a keyword the encoder does not know is not counted
     matches = np.zeros((3, len(dictionary)), bool)
     matches[0, [0, 1, 2]] = matches[1, 0] = True
@@ -166,7 +179,8 @@ def test_fusion_equals_the_formula(dictionary):
 
 @pytest.mark.parametrize(
     ("phrase", "kind"),
-    [("16 oz", "specification"), ("1875 watt", "specification"), ("spf 30", "specification"), ("1000xm4", "model"), ("waterproof", "function"),
+    [("16 oz", "specification"), ("1875 watt", "specification"), ("spf 30", "specification"), ("1000xm4", "model"),
+     ("waterproof", "function"),
      ("anti aging", "function"), ("red", "colour"), ("stainless steel", "material"), ("polka dot", "pattern"), ("unheard", None)],
 )  # fmt: skip
 def test_words_give_types(phrase, kind):

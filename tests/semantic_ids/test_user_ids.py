@@ -129,7 +129,10 @@ def test_nothing_after_the_request_is_read(prepared_run):
     before, kept = ids(), data.items
     try:
         changed = np.array(kept)
-        later = np.arange(len(changed)) >= events[np.minimum(np.searchsorted(owner, np.repeat(np.arange(data.n_users), np.diff(data.offsets))), len(owner) - 1)]
+        later = (
+            np.arange(len(changed))
+            >= events[np.minimum(np.searchsorted(owner, np.repeat(np.arange(data.n_users), np.diff(data.offsets))), len(owner) - 1)]
+        )
         known = np.isin(np.repeat(np.arange(data.n_users), np.diff(data.offsets)), owner)
         changed[later & known] = (changed[later & known] + 7) % data.n_items
         assert (changed != kept).any()
@@ -147,7 +150,10 @@ def test_nothing_after_the_request_is_read(prepared_run):
         (lambda codes: behaviour_codes(codes, Histories.from_lists([[99]])), "outside"),
         (lambda codes: code_weights(codes, (2, 2, 2), Histories.from_lists([[1]])), "do not fit levels of sizes"),
         (lambda codes: with_fallback(Histories.from_lists([[1]]), Histories.from_lists([])), "expected one each"),
-        (lambda codes: long_history_vectors(codes, Histories.from_lists([[1]]), [np.zeros((9, 2))], np.array([3]), 2), "numbers from 0 to 1"),
+        (
+            lambda codes: long_history_vectors(codes, Histories.from_lists([[1]]), [np.zeros((9, 2))], np.array([3]), 2),
+            "numbers from 0 to 1",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(codes, call, named):

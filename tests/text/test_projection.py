@@ -80,7 +80,9 @@ def test_pairs_come_from_training_events_only(prepared_run):
             pair = tuple(sorted((int(data.items[one]), int(data.items[two]))))
             if pair[0] != pair[1]:
                 moves[pair] = moves.get(pair, 0) + 1
-    assert set(zip(searched.left.tolist(), searched.right.tolist(), strict=True)) == slow_searched and len(slow_searched) == len(searched) > 0
+    assert (
+        set(zip(searched.left.tolist(), searched.right.tolist(), strict=True)) == slow_searched and len(slow_searched) == len(searched) > 0
+    )
     assert set(zip(together.left.tolist(), together.right.tolist(), strict=True)) == {pair for pair, count in moves.items() if count > 1}
     kept_items, kept_queries = data.items, data.queries
     try:
@@ -90,4 +92,7 @@ def test_pairs_come_from_training_events_only(prepared_run):
         again = training_pairs(data)
     finally:
         data.items, data.queries = kept_items, kept_queries
-    assert all(np.array_equal(one.left, two.left) and np.array_equal(one.right, two.right) for one, two in zip((searched, together), again, strict=True))
+    assert all(
+        np.array_equal(one.left, two.left) and np.array_equal(one.right, two.right)
+        for one, two in zip((searched, together), again, strict=True)
+    )
