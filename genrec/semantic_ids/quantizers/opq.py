@@ -7,8 +7,10 @@ import numpy as np
 from genrec.semantic_ids.quantizers.codebooks import padded
 from genrec.semantic_ids.quantizers.kmeans import k_means, nearest
 
-INNER_ITERATIONS = 4  # k-means iterations between two updates of the rotation
-TRAIN_POINTS = 65_536  # the rotation has d * d parameters, more points only cost time
+ROTATIONS = 12  # updates of the rotation
+FIRST_ITERATIONS = 10  # k-means iterations before the first of them ...
+INNER_ITERATIONS = 2  # ... and between two: the codebooks only have to follow; they are trained in full at the end
+TRAIN_POINTS = 32_768  # the rotation has d * d parameters, more points only cost time
 
 
 def fit_opq(vectors: np.ndarray, n_sub: int, size: int, seed: int, iterations: int) -> tuple[np.ndarray, np.ndarray]:
@@ -20,17 +22,16 @@ def fit_opq(vectors: np.ndarray, n_sub: int, size: int, seed: int, iterations: i
     """
     rng = np.random.default_rng(seed)
     points = padded(vectors, -(-vectors.shape[1] // n_sub) * n_sub)
-    limit = max(TRAIN_POINTS, 256 * size)
+    limit = max(TRAIN_POINTS, 128 * size)
     if len(points) > limit:
         points = points[np.sort(rng.choice(len(points), limit, replace=False))]
     rotation = np.linalg.qr(rng.normal(size=(points.shape[1],) * 2))[0].astype(np.float32)
     words: list[np.ndarray] | None = None
-    for step in range(iterations + 1):
-        # the codebooks only have to follow the rotation in between; they are trained in full at both ends
-        rounds = iterations if step in (0, iterations) else INNER_ITERATIONS
+    for step in range(ROTATIONS + 1):
+        rounds = iterations if step == ROTATIONS else min(iterations, INNER_ITERATIONS if step else FIRST_ITERATIONS)
         parts = [np.ascontiguousarray(part) for part in np.split(points @ rotation.T, n_sub, axis=1)]
         words = [k_means(part, size, seed, rounds, words and words[sub]) for sub, part in enumerate(parts)]
-        if step < iterations:
+        if step < ROTATIONS:
             decoded = np.hstack([table[nearest(part, table, rough=True)[0]] for table, part in zip(words, parts, strict=True)])
             left, _, right = np.linalg.svd((points.T @ decoded).astype(np.float64))  # orthogonal Procrustes
             rotation = (left @ right).T.astype(np.float32)
