@@ -67,7 +67,7 @@ class Evaluation:
             ranked = ranker.rank(task.requests, max(self.ks), ranker.modes)
             raw = ranker.rank(task.requests, max(self.ks), ranker.modes, exclude_seen=False) if task.query_kind is None else {}
             for mode in ranker.modes:
-                extra = " + co-occurrence" if mode == "fused" else ""
+                extra = " + co-occurrence, brand, category, price, past times" if mode == "fused" else ""
                 self.add(OUR_NAMES[mode], inputs + extra, fitted, task, ranked[mode][0], raw[mode][0] if raw else None, config.request_time)
 
     def baselines(self, fitted: str, last: int) -> None:
