@@ -57,7 +57,6 @@ def nearest(vectors: np.ndarray, centroids: np.ndarray, rough: bool = False) -> 
         _each_block(work, n, k)
     if unsure.any():
         again = np.flatnonzero(unsure)
-        low_precision = False
         exact_index, exact_gain = np.empty(len(again), np.int64), np.empty(len(again), np.float32)
         for start in range(0, len(again), 1 << 16):  # a copy of few rows at a time
             rows = again[start : start + (1 << 16)]
