@@ -198,16 +198,18 @@ def _parquet_batches(file: Path, wanted: set[str] | None) -> Iterator[tuple[pl.D
 
 def _csv_batches(file: Path, separator: str) -> Iterator[tuple[pl.DataFrame, list[pl.DataFrame], int]]:
     header = None
+    early: list[pl.DataFrame] = []  # undecodable lines before the header
     for lines, wrong in line_batches(file, quoted=True):
         if header is None:
             if lines.is_empty():
+                early.append(wrong)
                 continue
             header = _header(lines[RAW][0], separator, file)
             lines = lines.slice(1)
         table, ragged = split_fields(lines, header, separator, file.name, quoted=True)
-        # A quoted row may span lines, so rows are counted after the cut.
-        rows = table.height + ragged.height + wrong.height
-        yield table.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in header), [wrong, ragged], rows
+        aside, early = [*early, wrong, ragged], []
+        rows = table.height + sum(part.height for part in aside)  # a quoted row may span lines, so rows are counted after the cut
+        yield table.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in header), aside, rows
     if header is None:
         raise UserError(f"{file}: empty; expected a header line and data")
 
