@@ -324,6 +324,14 @@ def parse_json_lines(lines: pl.DataFrame, source: str, schema: dict[str, pl.Data
     return table, bad
 
 
+def parse_json(text: str) -> object:
+    """The value of a JSON text; None for text that is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
 def _as_text(value: object) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
