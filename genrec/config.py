@@ -42,7 +42,7 @@ class SplitConfig:
 
     ``leave-last-out``: the last event is test, the one before validation (users of at least three events). ``global-time``: two cut
     times for everybody. ``session``: the last session is test, the one before validation (users of at least three sessions).
-    ``given``: as the log says.
+    ``given``: as the log says; without a validation part, all of a user's last training time is validation (two times at least).
     """
 
     kind: str = "leave-last-out"

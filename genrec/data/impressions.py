@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from genrec.data.parsed import ParsedLog
+from genrec.data.schema import stack
 
 PARTITION_ROWS = 1 << 20  # rows sorted at a time
 MAX_PARTITIONS = 64
@@ -44,7 +45,7 @@ def write_impressions(
     target = folder / "impressions.parquet"
     ready = []
     for part in sorted(dealt):
-        table = pl.concat([pl.read_parquet(place) for place in dealt[part]], how="diagonal_relaxed")
+        table = stack([pl.read_parquet(place) for place in dealt[part]])
         table = table.select("user", "item", pl.exclude("user", "item")).sort(*ORDER, maintain_order=True)
         ready.append(scratch / f"shown-{part:03d}.parquet")
         table.write_parquet(ready[-1], compression="lz4")
@@ -57,4 +58,4 @@ def write_impressions(
 def write_together(files: list[Path], target: Path) -> None:
     """One Parquet file from many, in order, without holding them in memory."""
     if files:
-        pl.concat([pl.scan_parquet(file, glob=False) for file in files], how="diagonal_relaxed").sink_parquet(target, maintain_order=True)
+        stack([pl.scan_parquet(file, glob=False) for file in files]).sink_parquet(target, maintain_order=True)

@@ -25,9 +25,8 @@ from genrec.config import Config, to_dict
 from genrec.data.ids import IdMap
 from genrec.data.readers import log_sources
 from genrec.data.readers.common import LogSource
-from genrec.data.schema import RawLog
+from genrec.data.schema import RawLog, stack
 from genrec.data.threads import THREADS, ahead
-from genrec.errors import UserError
 
 log = logging.getLogger(__name__)
 PARSE_VERSION = 1  # raised when the same files would be parsed into something else
@@ -82,12 +81,7 @@ class ParsedLog:
     def table(self, kind: str) -> pl.DataFrame | None:
         """The rows of a kind from all sources in memory, or None where there are none: for tables that are small beside the events."""
         files = self.files(kind)
-        if not files:
-            return None
-        try:
-            return pl.concat([pl.read_parquet(file) for file in files], how="diagonal_relaxed")
-        except pl.exceptions.PolarsError as error:
-            raise UserError(f"the {kind} differ in the type of a column between files ({str(error).splitlines()[0]})") from error
+        return stack([pl.read_parquet(file) for file in files]) if files else None
 
     def names(self, kind: str) -> pl.Series:
         """The strings behind the codes of ``user``, ``item``, ``query`` or ``action``: string number c has code c."""

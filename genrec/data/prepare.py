@@ -35,7 +35,7 @@ from genrec.data.threads import in_threads
 from genrec.errors import UserError
 
 log = logging.getLogger(__name__)
-PREPARE_VERSION = 2  # raised when the same config would give another dataset
+PREPARE_VERSION = 3  # raised when the same config would give another dataset
 TIE_RULE = "time, then place in the log"
 
 

@@ -33,12 +33,16 @@ job and never vanishes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
+from typing import TypeVar
 
 import polars as pl
 
 from genrec.errors import UserError
+
+Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 
 EVENT_SCHEMA: dict[str, pl.DataType] = {
     "user_id": pl.String(),
@@ -122,6 +126,56 @@ class RawLog:
     filtered: dict[str, int] = field(default_factory=dict)
 
 
+def json_text(column: str) -> pl.Expr:
+    """A column of lists or objects as their JSON text; null stays null."""
+    # Only objects can be encoded: the column becomes the one field of an object, whose wrapping is cut off again.
+    wrapped = pl.struct(pl.col(column).alias("v")).struct.json_encode()
+    return pl.when(pl.col(column).is_not_null()).then(wrapped.str.slice(len('{"v":')).str.head(-1)).alias(column)
+
+
+def stack(tables: Sequence[Frame]) -> Frame:
+    """Tables one below the other; a column that one of them lacks is null there.
+
+    A column whose types have nothing in common (a list here, a text there) becomes text, lists and objects as JSON: a value must not
+    be lost because another part of the log holds another kind.
+    """
+    schemas = [table.collect_schema() for table in tables]
+    found: dict[str, list[pl.DataType]] = {}
+    for schema in schemas:
+        for name, dtype in schema.items():
+            if dtype not in found.setdefault(name, []):
+                found[name].append(dtype)
+    mixed = [name for name, dtypes in found.items() if len(dtypes) > 1 and not _have_common_type(dtypes)]
+    if mixed:
+        as_text = [
+            [json_text(name) if schema[name].is_nested() else pl.col(name).cast(pl.String, strict=False) for name in mixed if name in schema]
+            for schema in schemas
+        ]
+        tables = [table.with_columns(columns) for table, columns in zip(tables, as_text, strict=True)]
+    return pl.concat(tables, how="diagonal_relaxed")
+
+
+def _have_common_type(dtypes: Sequence[pl.DataType]) -> bool:
+    if not all(_alike(*pair) for pair in combinations(dtypes, 2)):
+        return False  # the engine would turn an object into a text without its names, and fail on a list
+    try:
+        pl.concat([pl.DataFrame(schema={"column": dtype}) for dtype in dtypes], how="diagonal_relaxed")
+    except pl.exceptions.PolarsError:
+        return False
+    return True
+
+
+def _alike(one: pl.DataType, other: pl.DataType) -> bool:
+    """Whether two types are of one build: lists of the like, objects whose common fields are alike, or both plain."""
+    if pl.Null in (one, other):
+        return True
+    if isinstance(one, pl.Struct) and isinstance(other, pl.Struct):
+        fields = {entry.name: entry.dtype for entry in other.fields}
+        return all(_alike(entry.dtype, fields[entry.name]) for entry in one.fields if entry.name in fields)
+    lists = [isinstance(dtype, (pl.List, pl.Array)) for dtype in (one, other)]
+    return _alike(one.inner, other.inner) if all(lists) else not one.is_nested() and not other.is_nested()
+
+
 def join_parts(parts: Iterable[RawLog]) -> RawLog:
     """All parts of a log as one, in order: for small logs and tests. Tables that no part has stay None."""
     whole = RawLog()
@@ -135,5 +189,5 @@ def join_parts(parts: Iterable[RawLog]) -> RawLog:
         whole.filtered = {rule: whole.filtered.get(rule, 0) + part.filtered.get(rule, 0) for rule in {**whole.filtered, **part.filtered}}
     for name, found in tables.items():
         if found:
-            setattr(whole, name, pl.concat(found, how="diagonal_relaxed"))
+            setattr(whole, name, stack(found))
     return whole

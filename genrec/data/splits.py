@@ -25,7 +25,8 @@ RULES = {
     "leave-last-out": "the last event of each user with at least 3 is test, the one before it valid",
     "global-time": "two cut times for everybody: events from the first on are valid, from the second on test",
     "session": "the last session of each user with at least 3 is test, the one before it valid",
-    "given": "as the log says; without a validation part, the last training event of each user with at least 2 is valid",
+    "given": "as the log says; without a validation part, the training events of each user's last training time are valid, for "
+    "users with at least 2 such times",
 }
 
 
@@ -96,7 +97,7 @@ class Splitter:
             split[times >= self.cuts[1]] = TEST
             return split
         if self.config.kind == "given":
-            return self._given(piece, extra)
+            return self._given(piece, times, extra)
         if self.config.kind == "session":
             return _last_groups(piece, self._session_starts(piece, times, extra))
         return _last_groups(piece, np.ones(len(times), bool))
@@ -110,16 +111,20 @@ class Splitter:
         starts[piece.offsets[:-1]] = True
         return starts
 
-    def _given(self, piece: Piece, given: np.ndarray) -> np.ndarray:
+    def _given(self, piece: Piece, times: np.ndarray, given: np.ndarray) -> np.ndarray:
         if (given < 0).any():
             raise UserError(
                 f"split.kind: 'given', but {int((given < 0).sum())} events have no split of train, valid or test; fill the column"
             )
         split = given.astype(np.uint8)
         if not self.given_valid:
+            # A user's training events come first. Those of one time may be one act told several times (a purchase once for each of its
+            # queries): either all of them are held out or none.
             known = np.add.reduceat((split == TRAIN).astype(np.int64), piece.offsets[:-1])
-            last = piece.offsets[:-1] + known - 1
-            split[last[known >= 2]] = VALID
+            begins, last = piece.offsets[:-1], np.maximum(piece.offsets[:-1] + known - 1, piece.offsets[:-1])
+            enough = (known >= 2) & (times[begins] < times[last])
+            latest = np.repeat(np.where(enough, times[last], np.iinfo(np.int64).max), np.diff(piece.offsets))
+            split[(split == TRAIN) & (times == latest)] = VALID
         return split
 
 

@@ -150,7 +150,7 @@ class Evidence:
         table = self.cooccurrence
         last, alike = histories.last_n(1).to_csr(n_items), histories.to_csr(n_items)
         decayed = histories.to_csr(n_items, weights=lambda ages: DECAY ** ages.astype(np.float64))
-        pick = lambda rows, matrix: np.take_along_axis((rows @ matrix).toarray(), items, 1)  # noqa: E731
+        pick = lambda rows, matrix: np.take_along_axis((rows @ matrix).toarray(), items, 1)
         return [
             np.log(pick(last, table.similar) + _FLOOR), pick(last, table.following), pick(decayed, self._forward), pick(decayed, self._backward),
             np.log(pick(alike, table.similar) + _FLOOR),

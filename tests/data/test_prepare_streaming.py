@@ -97,8 +97,9 @@ def reference_split(rows: list[dict], users: list[str], config) -> list[int]:
     for user in users:
         own = [row for row in rows if row["user_id"] == user]
         if kind == "given":
-            train = sum(row["split"] == "train" for row in own)
-            split += [TRAIN] * (train - (train >= 2)) + [VALID] * (train >= 2) + [TEST] * (len(own) - train)
+            train = [row["timestamp"] for row in own if row["split"] == "train"]
+            last = train.count(train[-1]) if train and train[0] < train[-1] else 0
+            split += [TRAIN] * (len(train) - last) + [VALID] * last + [TEST] * (len(own) - len(train))
             continue
         groups: list[list] = []
         for row in own:

@@ -275,7 +275,7 @@ def test_read_log_messages(tmp_path):
 
 @pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.csv.zst"])
 def test_line_batches_are_the_whole_file_whatever_their_size(tmp_path, name):
-    text = "a,b\r\n1,\"two\nlines\"\n\n2,plain\n3,\"x\ny\nz\"\n4,end".encode()
+    text = b"a,b\r\n1,\"two\nlines\"\n\n2,plain\n3,\"x\ny\nz\"\n4,end"
     pack = {"gz": gzip.compress, "zst": zstandard.compress}.get(name.rsplit(".")[-1], bytes)
     (tmp_path / name).write_bytes(pack(text))
     whole, _ = read_lines(tmp_path / name)

@@ -32,8 +32,8 @@ from pathlib import Path
 import polars as pl
 
 from genrec.data.readers.amazon2014 import REVIEW_FIELDS
-from genrec.data.readers.common import blank, check_options
-from genrec.data.readers.sources import REPEATED_ITEM, Batch, FirstOnly, files_at, filled, json_batches, plain_name, sibling, text_lists
+from genrec.data.readers.common import SeenKeys, blank, check_options
+from genrec.data.readers.sources import REPEATED_ITEM, Batch, files_at, filled, json_batches, plain_name, sibling, text_lists
 from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, RawLog, conform
 from genrec.errors import UserError
 
@@ -85,13 +85,13 @@ def read_amazon_2018(path: Path, options: dict) -> Iterator[RawLog]:
         for batch in json_batches(file, fields):
             clean_reviews(batch, ("reviewerID", "asin", "unixReviewTime", "overall"), settings)
             yield batch.part(events=conform(batch.table, EVENT_SCHEMA, str(file)))
-    first = FirstOnly("item_id", REPEATED_ITEM)
+    first = SeenKeys("item_id")
     metas = [sibling(file.parent, f"meta_{name}.json") for name, file in reviews.items()]
     for file in filter(None, metas):
         for batch in json_batches(file, dict.fromkeys(META_FIELDS, pl.String())):
             batch.refuse(blank("asin"), "no asin")
             batch.table = _items(batch.table)
-            first(batch)
+            batch.keep_first(first, REPEATED_ITEM)
             yield batch.part(items=conform(batch.table, ITEM_SCHEMA, str(file)))
 
 

@@ -32,11 +32,10 @@ from pathlib import Path
 import polars as pl
 
 from genrec.data.readers.amazon2018 import ReviewOptions, category_path, clean_reviews, first_price, joined_texts
-from genrec.data.readers.common import LINE, blank
+from genrec.data.readers.common import LINE, SeenKeys, blank
 from genrec.data.readers.sources import (
     REPEATED_ITEM,
     Batch,
-    FirstOnly,
     delimited_batches,
     files_at,
     filled,
@@ -70,13 +69,13 @@ def read_amazon_2023(path: Path, options: dict) -> Iterator[RawLog]:
                 if split:
                     batch.table = batch.table.with_columns(pl.lit(split).alias("split"))
                 yield batch.part(events=conform(batch.table, EVENT_SCHEMA, str(file)))
-    first = FirstOnly("item_id", REPEATED_ITEM)
+    first = SeenKeys("item_id")
     metas = [sibling(files[0][1].parent, f"meta_{name}.jsonl") for name, files in reviews.items()]
     for file in filter(None, metas):
         for batch in json_batches(file, dict.fromkeys(META_FIELDS, pl.String())):
             batch.refuse(blank("parent_asin"), "no parent_asin")
             batch.table = _items(batch.table)
-            first(batch)
+            batch.keep_first(first, REPEATED_ITEM)
             yield batch.part(items=conform(batch.table, ITEM_SCHEMA, str(file)))
 
 

@@ -95,18 +95,24 @@ class LogSource:
 
 
 class SeenKeys:
-    """The keys of a table read in batches: keeps the first row of each over all batches and files, the later ones go to quarantine."""
+    """The keys of a table read in batches, so that a repeated one is found however far apart its rows are. Exact; holds every key."""
 
     def __init__(self, key: str):
         self.key, self._ids = key, IdMap()
 
-    def first_rows(self, table: pl.DataFrame, source: str, aside: list[pl.DataFrame]) -> pl.DataFrame:
-        """The rows of ``table`` whose key was not met before."""
+    def fresh(self, table: pl.DataFrame) -> pl.Series:
+        """True where the key (text, no nulls) comes for the first time, over all batches and files: (n,) Boolean."""
         known = len(self._ids)
         codes, _ = self._ids.encode(table[self.key])
-        table = table.with_columns(pl.Series("__known__", codes < known))
-        repeated = pl.col("__known__") | ~pl.col(self.key).is_first_distinct()
-        return set_aside(table, repeated, source, f"repeated {self.key}; its first row is kept", aside).drop("__known__")
+        return pl.Series("fresh", codes >= known) & table[self.key].is_first_distinct()
+
+    def first_rows(self, table: pl.DataFrame, source: str, aside: list[pl.DataFrame]) -> pl.DataFrame:
+        """The first row of each key; the later ones go to quarantine (``aside``)."""
+        fresh = self.fresh(table)
+        if fresh.all():
+            return table
+        aside.append(quarantine(source, table.filter(~fresh), f"repeated {self.key}; its first row is kept"))
+        return table.filter(fresh)
 
 
 def is_glob(path: str | Path) -> bool:
@@ -316,6 +322,14 @@ def parse_json_lines(lines: pl.DataFrame, source: str, schema: dict[str, pl.Data
         texts = {name: [_as_text(row.get(name)) for row in rows] for name in names}
         table = pl.DataFrame(texts, schema={name: pl.String for name in names}).insert_column(0, good[LINE])
     return table, bad
+
+
+def parse_json(text: str) -> object:
+    """The value of a JSON text; None for text that is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _as_text(value: object) -> str | None:

@@ -29,11 +29,11 @@ from pathlib import Path
 import polars as pl
 
 from genrec.data.readers.amazon2018 import category_path
-from genrec.data.readers.common import blank, check_options, did_you_mean
+from genrec.data.readers.common import SeenKeys, blank, check_options, did_you_mean
 from genrec.data.readers.sources import (
     REPEATED_ITEM,
+    REPEATED_JUDGMENT,
     Batch,
-    FirstOnly,
     delimited_batches,
     files_at,
     filled,
@@ -79,18 +79,18 @@ def read_esci(path: Path, options: dict) -> Iterator[RawLog]:
     products = [file for file in files if "products" in file.name]
     if not judgments and not products:
         raise UserError(f"{path}: no file with 'examples', 'judgments' or 'products' in its name; reader 'esci' needs one")
-    pairs = FirstOnly("pair", "repeated judgment; its first row is kept")
+    pairs = SeenKeys("pair")
     for file in judgments:
         for batch in _batches(file, JUDGMENT_COLUMNS):
             _only(batch, file, locale, version)
             _to_judgments(batch, file, pairs)
             yield batch.part(judgments=conform(batch.table, JUDGMENT_SCHEMA, str(file)))
-    first = FirstOnly("item_id", REPEATED_ITEM)
+    first = SeenKeys("item_id")
     for file in products:
         for batch in _batches(file, PRODUCT_COLUMNS):
             _only(batch, file, locale, None)
             _to_items(batch, file)
-            first(batch)
+            batch.keep_first(first, REPEATED_ITEM)
             yield batch.part(items=conform(batch.table, ITEM_SCHEMA, str(file)))
 
 
@@ -134,7 +134,7 @@ def _only(batch: Batch, file: Path, locale: str | None, version: str | None) -> 
         batch.leave_out(number != 1, "version")
 
 
-def _to_judgments(batch: Batch, file: Path, pairs: FirstOnly) -> None:
+def _to_judgments(batch: Batch, file: Path, pairs: SeenKeys) -> None:
     _complete(batch, file, JUDGMENT_COLUMNS, (("query",), ("product_id", "asin"), ("esci_label", "gain")))
     item = pl.coalesce(filled("product_id"), filled("asin"))
     batch.refuse(blank("query"), "no query")
@@ -151,7 +151,7 @@ def _to_judgments(batch: Batch, file: Path, pairs: FirstOnly) -> None:
         letter.replace_strict(GAINS, return_dtype=pl.Float64).alias("gain"),
         filled("split").alias("split"),
     ).with_columns(pl.concat_str("query_id", "item_id", separator="\x1f").alias("pair"))
-    pairs(batch)
+    batch.keep_first(pairs, REPEATED_JUDGMENT)
     batch.table = batch.table.drop("pair")
 
 

@@ -11,11 +11,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from genrec.data.readers import common
-from genrec.data.readers.common import LINE, RAW, blank, did_you_mean, join_quarantine, nearest, quarantine, set_aside
+from genrec.data.readers.common import LINE, RAW, blank, did_you_mean, join_quarantine, nearest, set_aside
 from genrec.data.schema import EVENT_SCHEMA, QUARANTINE_SCHEMA, RawLog, conform, empty
 from genrec.errors import UserError
 
@@ -237,31 +236,6 @@ def events_of(shown: pl.DataFrame, chain: Sequence[str], least: str, source: str
         kept = kept.filter(~pl.col("hate").fill_null(False))
     columns = [name for name in (*EVENT_SCHEMA, *extra) if name in kept.columns]
     return conform(kept.select(columns), EVENT_SCHEMA, source)
-
-
-class Seen:
-    """The keys that earlier batches held, so that a repeated item or user is found however far apart its rows are.
-
-    Keeps a 64-bit hash of each key (8 bytes): a false alarm in 20 million keys has a chance of about one in 100,000.
-    """
-
-    def __init__(self) -> None:
-        self._known = np.empty(0, dtype=np.uint64)
-
-    def fresh(self, keys: pl.Series) -> pl.Series:
-        """True where a key (no nulls) comes for the first time: (n,) Boolean."""
-        hashes = keys.hash().to_numpy()
-        known = np.isin(hashes, self._known, kind="sort") if len(self._known) else np.zeros(len(hashes), dtype=bool)
-        first = keys.is_first_distinct().to_numpy() & ~known
-        self._known = np.sort(np.concatenate([self._known, hashes[first]]))
-        return pl.Series("fresh", first, dtype=pl.Boolean)
-
-    def first_rows(self, table: pl.DataFrame, key: str, source: str, aside: list[pl.DataFrame]) -> pl.DataFrame:
-        """The first row of each key; later ones, also from later batches and files, go to ``aside``."""
-        fresh = self.fresh(table[key])
-        if not fresh.all():
-            aside.append(quarantine(source, table.filter(~fresh), f"repeated {key}; its first row is kept"))
-        return table.filter(fresh)
 
 
 def rows_aside(aside: Sequence[pl.DataFrame]) -> int:

@@ -40,8 +40,8 @@ from pathlib import Path
 
 import polars as pl
 
-from genrec.data.readers.common import LINE, blank, check_options
-from genrec.data.readers.sources import REPEATED_ITEM, Batch, FirstOnly, delimited_batches, files_at, filled, need, plain_name
+from genrec.data.readers.common import LINE, SeenKeys, blank, check_options
+from genrec.data.readers.sources import REPEATED_ITEM, Batch, delimited_batches, files_at, filled, need, plain_name
 from genrec.data.schema import EVENT_SCHEMA, IMPRESSION_SCHEMA, ITEM_SCHEMA, RawLog, conform
 from genrec.errors import UserError
 
@@ -97,14 +97,14 @@ def read_jdsearch(path: Path, options: dict) -> Iterator[RawLog]:
                 impressions=conform(candidates.drop("place"), IMPRESSION_SCHEMA, str(file)),
                 chain=CHAIN,
             )
-    first = FirstOnly("item_id", REPEATED_ITEM)
+    first = SeenKeys("item_id")
     for file in files:
         if file.name.startswith(("product_data", "product_meta_data")):
             for batch in delimited_batches(file, "\t", columns=PRODUCT, is_header=lambda fields: "wid" in fields):
                 need(batch, ("wid", "name", "brand_name", *LEVELS, "brand_id", "shop_id"), file)
                 batch.refuse(blank("wid"), "no wid")
                 batch.table = _items(batch.table)
-                first(batch)
+                batch.keep_first(first, REPEATED_ITEM)
                 yield batch.part(items=conform(batch.table, ITEM_SCHEMA, str(file)), chain=CHAIN)
 
 

@@ -38,9 +38,8 @@ from pathlib import Path
 
 import polars as pl
 
-from genrec.data.readers.common import LINE, check_options, set_aside
+from genrec.data.readers.common import LINE, SeenKeys, check_options, set_aside
 from genrec.data.readers.feedback import (
-    Seen,
     choice,
     events_of,
     files_by_kind,
@@ -108,12 +107,12 @@ def read_kuairand(path: Path, options: dict) -> Iterator[RawLog]:
 
 def _keyed(files: list[Path], theirs: str, ours: str) -> Iterator[RawLog]:
     """Items or users: the first row of each id."""
-    seen = Seen()
+    seen = SeenKeys(ours)
     for file in files:
         own = [name for name in ITEM_SCHEMA if ours == "item_id"]
         for table, aside in headed_batches(file, ",", [theirs], own=own):
             table = id_columns(table.rename({theirs: ours}), [ours], file.name, aside)
-            table = seen.first_rows(table, ours, file.name, aside).drop(LINE)
+            table = seen.first_rows(table, file.name, aside).drop(LINE)
             numbers = ITEM_NUMBERS if ours == "item_id" else USER_NUMBERS
             table = table.with_columns(whole(name) for name in numbers if name in table.columns)
             if ours == "user_id":
@@ -154,7 +153,7 @@ def _log(file: Path, least: str) -> Iterator[RawLog]:
 
 
 def _history(file: Path, least: str) -> Iterator[RawLog]:
-    seen = Seen()
+    seen = SeenKeys("user_id")
     for table, aside in headed_batches(file, "\t", ["user_id", "last_time_ms", *HISTORY_LISTS.values()]):
         table = id_columns(table, ["user_id"], file.name, aside)
         table = table.with_columns(milliseconds("last_time_ms").alias("time_ms"))
@@ -162,7 +161,7 @@ def _history(file: Path, least: str) -> Iterator[RawLog]:
         ids = [pl.col(theirs).str.extract_all(r"\S+").alias(ours) for ours, theirs in HISTORY_LISTS.items()]
         table = table.select(LINE, "user_id", "time_ms", *ids)
         table = set_aside(table, pl.col("shown").is_null(), file.name, f"no {HISTORY_LISTS['shown']}", aside)
-        table = seen.first_rows(table, "user_id", file.name, aside)
+        table = seen.first_rows(table, file.name, aside)
         shown = _history_rows(table)
         events = events_of(shown, CHAIN, least, str(file), extra=["time_ms"])
         yield part(aside, table.height, events=events, impressions=shown, chain=CHAIN)

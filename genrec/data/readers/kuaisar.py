@@ -33,11 +33,10 @@ from pathlib import Path
 
 import polars as pl
 
-from genrec.data.readers.common import LINE, check_options, set_aside
+from genrec.data.readers.common import LINE, SeenKeys, check_options, set_aside
 from genrec.data.readers.feedback import (
     YEAR_2000,
     YEAR_2200,
-    Seen,
     choice,
     events_of,
     files_by_kind,
@@ -79,18 +78,18 @@ def read_kuaisar(path: Path, options: dict) -> Iterator[RawLog]:
     check_options("kuaisar", options, ("min_action",))
     least = choice("kuaisar", options, "min_action", CHAIN, "click")
     found = files_by_kind(path, FILES, "kuaisar")
-    seen_items, seen_users = Seen(), Seen()
+    seen_items, seen_users = SeenKeys("item_id"), SeenKeys("user_id")
     for file in found["items"]:
         own = [name for name in ITEM_SCHEMA if name != "item_id"]
         for table, aside in headed_batches(file, ",", ["item_id"], own=own):
             table = id_columns(table, ["item_id"], file.name, aside)
             table = _items(table, file.name, aside)
-            table = seen_items.first_rows(table, "item_id", file.name, aside).drop(LINE)
+            table = seen_items.first_rows(table, file.name, aside).drop(LINE)
             yield part(aside, table.height, items=conform(table, ITEM_SCHEMA, str(file)))
     for file in found["users"]:
         for table, aside in headed_batches(file, ",", ["user_id"]):
             table = id_columns(table, ["user_id"], file.name, aside)
-            table = seen_users.first_rows(table, "user_id", file.name, aside).drop(LINE)
+            table = seen_users.first_rows(table, file.name, aside).drop(LINE)
             yield part(aside, table.height, users=conform(table, USER_SCHEMA, str(file)))
     yield from left_out(found["network"], "social_network is not read")
     for kind in ("feed", "search"):

@@ -38,9 +38,8 @@ from pathlib import Path
 
 import polars as pl
 
-from genrec.data.readers.common import LINE, blank, check_options, set_aside
+from genrec.data.readers.common import LINE, SeenKeys, blank, check_options, set_aside
 from genrec.data.readers.feedback import (
-    Seen,
     choice,
     events_of,
     files_by_kind,
@@ -95,11 +94,11 @@ def read_kuaisearch(path: Path, options: dict) -> Iterator[RawLog]:
 
 
 def _items(files: Sequence[Path]) -> Iterator[RawLog]:
-    seen = Seen()
+    seen = SeenKeys("item_id")
     for file in files:
         for table, aside in json_batches(file, ITEM_FIELDS):
             table = id_columns(table, ["item_id"], file.name, aside)
-            table = seen.first_rows(table, "item_id", file.name, aside)
+            table = seen.first_rows(table, file.name, aside)
             levels = pl.concat_list([_known(name) for name in LEVELS]).list.drop_nulls()
             items = table.select(
                 "item_id",
@@ -116,11 +115,11 @@ def _known(column: str) -> pl.Expr:
 
 
 def _users(files: Sequence[Path]) -> Iterator[RawLog]:
-    seen = Seen()
+    seen = SeenKeys("user_id")
     for file in files:
         for table, aside in json_batches(file, USER_FIELDS):
             table = id_columns(table, ["user_id"], file.name, aside)
-            table = seen.first_rows(table, "user_id", file.name, aside).drop(LINE)
+            table = seen.first_rows(table, file.name, aside).drop(LINE)
             yield part(aside, table.height, users=conform(table, USER_SCHEMA, str(file)))
 
 
@@ -174,7 +173,7 @@ def _rank(file: Path, least: str) -> Iterator[RawLog]:
 
 
 def _relevance(files: Sequence[Path]) -> Iterator[RawLog]:
-    seen = Seen()
+    seen = SeenKeys("item_id")
     for file in files:
         for table, aside in json_batches(file, RELEVANCE_FIELDS):
             for name in ("query", "item_title"):
@@ -189,7 +188,7 @@ def _relevance(files: Sequence[Path]) -> Iterator[RawLog]:
                 score.cast(pl.Float64).alias("gain"),
             )
             judgments = conform(table.select("query_id", "query", "item_id", "label", "gain"), JUDGMENT_SCHEMA, str(file))
-            new = table.filter(seen.fresh(table["item_id"])).select(
+            new = table.filter(seen.fresh(table)).select(
                 "item_id", pl.col("item_title").alias("title"), "brand", pl.col("attr_value").alias("text"), "seller_name"
             )
             yield part(aside, table.height, judgments=judgments, items=conform(new, ITEM_SCHEMA, str(file)))

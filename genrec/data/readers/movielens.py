@@ -83,14 +83,17 @@ def _delimited(
     file: Path, separator: str, columns: list[str] | None = None, quoted: bool = False, encoding: str = "utf-8"
 ) -> Iterator[tuple[pl.DataFrame, list[pl.DataFrame], int]]:
     """A text table in batches ``(table, quarantine so far, data rows)``; without ``columns`` the first line holds their names."""
+    early: list[pl.DataFrame] = []  # undecodable lines before the header
     for lines, wrong in line_batches(file, encoding, quoted):
         if columns is None:
             if lines.is_empty():
+                early.append(wrong)
                 continue
             columns = [name.strip() for name in lines[RAW][0].split(separator)]
             lines = lines.slice(1)
         table, ragged = split_fields(lines, columns, separator, file.name, quoted)
-        yield table, [wrong, ragged], table.height + ragged.height + wrong.height
+        aside, early = [*early, wrong, ragged], []
+        yield table, aside, table.height + sum(part.height for part in aside)
     if columns is None:
         raise UserError(f"{file}: empty; expected a header line and data")
 

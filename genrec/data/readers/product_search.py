@@ -33,8 +33,8 @@ from pathlib import Path
 
 import polars as pl
 
-from genrec.data.readers.common import LINE, RAW, blank, check_options, read_lines
-from genrec.data.readers.sources import REPEATED_ITEM, Batch, FirstOnly, delimited_batches, filled, need, sibling, text_batches
+from genrec.data.readers.common import LINE, RAW, SeenKeys, blank, check_options, read_lines
+from genrec.data.readers.sources import REPEATED_ITEM, Batch, delimited_batches, filled, need, sibling, text_batches
 from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, RawLog, conform
 from genrec.errors import UserError
 
@@ -116,7 +116,7 @@ def _to_events(batch: Batch, queries: pl.DataFrame, split: str, places: _Places)
 
 def _items(folder: Path) -> Iterator[RawLog]:
     file = sibling(folder, "items.tsv")
-    first = FirstOnly("item_id", REPEATED_ITEM)
+    first = SeenKeys("item_id")
     for batch in delimited_batches(file, "\t") if file else ():
         need(batch, ("asin", "brand", "categories"), file)
         batch.refuse(blank("asin"), "no asin")
@@ -126,5 +126,5 @@ def _items(folder: Path) -> Iterator[RawLog]:
             filled("brand").alias("brand"),
             pl.when(levels.list.len() > 0).then(levels).alias("category"),
         )
-        first(batch)
+        batch.keep_first(first, REPEATED_ITEM)
         yield batch.part(items=conform(batch.table, ITEM_SCHEMA, str(file)))

@@ -46,12 +46,13 @@ from pathlib import Path
 
 import polars as pl
 
-from genrec.data.readers.common import LINE, blank, check_options
+from genrec.data.readers.common import LINE, SeenKeys, blank, check_options
 from genrec.data.readers.sources import (
     REPEATED_ITEM,
+    REPEATED_JUDGMENT,
+    REPEATED_REQUEST,
     REPEATED_USER,
     Batch,
-    FirstOnly,
     delimited_batches,
     files_at,
     filled,
@@ -96,11 +97,11 @@ def read_qilin(path: Path, options: dict) -> Iterator[RawLog]:
     if not tables:
         raise UserError(f"{path}: no file or folder named {', '.join(TABLES[:4])} ... (.parquet or .csv); reader 'qilin' needs one")
     clicked: list[pl.DataFrame] = []
-    once = FirstOnly("request_id", "repeated request; its first row is kept")
+    once = SeenKeys("request_id")
     for name in REQUESTS:
         for file in tables.get(name, ()):
             yield from _requests(file, name, once, clicked)
-    notes, people = FirstOnly("item_id", REPEATED_ITEM), FirstOnly("user_id", REPEATED_USER)
+    notes, people = SeenKeys("item_id"), SeenKeys("user_id")
     for file in tables.get("notes", ()):
         for batch in _batches(file, NOTE_COLUMNS):
             _to_items(batch, file, notes)
@@ -137,7 +138,7 @@ def _batches(file: Path, columns: tuple[str, ...]) -> Iterator[Batch]:
     yield from delimited_batches(file, ",", quoted=True)
 
 
-def _requests(file: Path, table: str, once: FirstOnly, clicked: list[pl.DataFrame]) -> Iterator[RawLog]:
+def _requests(file: Path, table: str, once: SeenKeys, clicked: list[pl.DataFrame]) -> Iterator[RawLog]:
     """Events and impressions of one file; for a test table, what was clicked in each request is added to ``clicked``."""
     key, details, surface, split = REQUESTS[table]
     columns = (key, "session_idx", "user_idx", *(("query",) if surface == "search" else ()), details)
@@ -158,7 +159,7 @@ def _requests(file: Path, table: str, once: FirstOnly, clicked: list[pl.DataFram
             pl.lit(split).alias("split"),
             filled("session_idx").alias("session_id"),
         )
-        once(batch)
+        batch.keep_first(once, REPEATED_REQUEST)
         shown = batch.table.join(results, on=LINE, how="inner", maintain_order="right").drop(LINE)
         acted = shown.filter(pl.col("action") != "impression")
         if split == "test":
@@ -230,7 +231,7 @@ def _field(value: object, dtype: type[pl.DataType]) -> str | float | None:
     return str(value) if dtype == pl.String else float(value)
 
 
-def _to_items(batch: Batch, file: Path, first: FirstOnly) -> None:
+def _to_items(batch: Batch, file: Path, first: SeenKeys) -> None:
     need(batch, NOTE_COLUMNS[:6], file)
     batch.refuse(blank("note_idx"), "no note_idx")
     levels = pl.concat_list(filled(f"taxonomy{level}_id") for level in (1, 2, 3)).list.drop_nulls()
@@ -241,28 +242,28 @@ def _to_items(batch: Batch, file: Path, first: FirstOnly) -> None:
         pl.when(levels.list.len() > 0).then(levels).alias("category"),
         *[pl.col(name).cast(pl.Float64, strict=False) for name in NOTE_NUMBERS if name in batch.table.columns],
     )
-    first(batch)
+    batch.keep_first(first, REPEATED_ITEM)
 
 
-def _to_users(batch: Batch, file: Path, first: FirstOnly) -> None:
+def _to_users(batch: Batch, file: Path, first: SeenKeys) -> None:
     need(batch, ("user_idx",), file)
     batch.refuse(blank("user_idx"), "no user_idx")
     have = [name for name in USER_COLUMNS[1:] if name in batch.table.columns]
     numbers = [pl.col(name).cast(pl.Float64, strict=False) for name in have if name in USER_NUMBERS]
     texts = [filled(name).alias(name) for name in have if name not in USER_NUMBERS]
     batch.table = batch.table.select(pl.col("user_idx").alias("user_id"), *texts, *numbers)
-    first(batch)
+    batch.keep_first(first, REPEATED_USER)
 
 
 def _judgments(file: Path, table: str, clicked: list[pl.DataFrame]) -> Iterator[RawLog]:
     batches = list(_batches(file, ("qid", "pid")))  # small: the test requests only, and a topic may lie across batches
-    first = FirstOnly("pair", "repeated judgment; its first row is kept")
+    first = SeenKeys("pair")
     for batch in batches:
         need(batch, ("qid", "pid"), file)
         batch.refuse(blank("qid"), "no qid")
         batch.refuse(blank("pid"), "no pid")
         batch.table = batch.table.with_columns(pl.concat_str("qid", "pid", separator=" ").alias("pair"))
-        first(batch)
+        batch.keep_first(first, REPEATED_JUDGMENT)
     pairs = pl.concat([batch.table.select("qid", "pid") for batch in batches]) if batches else pl.DataFrame(schema={"qid": pl.String})
     topics = pairs.group_by("qid", maintain_order=True).agg(_notes("pid")) if batches else pairs
     known = pl.concat(clicked).filter(pl.col("table") == table) if clicked else pl.DataFrame()

@@ -17,6 +17,7 @@ from genrec.data.readers import common
 from genrec.data.readers.common import (
     LINE,
     RAW,
+    SeenKeys,
     blank,
     did_you_mean,
     join_quarantine,
@@ -32,6 +33,8 @@ PACKED = (".gz", ".zst")
 BATCH_BYTES = common.BATCH_BYTES
 PARQUET_ROWS = 50_000
 REPEATED_ITEM = "repeated item_id; its first row is kept"
+REPEATED_JUDGMENT = "repeated judgment; its first row is kept"
+REPEATED_REQUEST = "repeated request; its first row is kept"
 REPEATED_USER = "repeated user_id; its first row is kept"
 
 
@@ -55,6 +58,10 @@ class Batch:
         self.count(rule, self.table.height - kept.height)
         self.table = kept
 
+    def keep_first(self, seen: SeenKeys, rule: str) -> None:
+        """Leave out, by a named rule, the rows whose key was met before."""
+        self.leave_out(~seen.fresh(self.table), rule)
+
     def count(self, rule: str, rows: int) -> None:
         """Count rows that a rule left out."""
         if rows:
@@ -63,22 +70,6 @@ class Batch:
     def part(self, **tables) -> RawLog:
         """The part of the log that these rows make; ``tables`` are its fields."""
         return RawLog(quarantine=join_quarantine(self.aside), rows_read=self.rows, filtered=self.filtered, **tables)
-
-
-class FirstOnly:
-    """Keeps the first row of each key over all the batches it is given; the later ones are left out and counted."""
-
-    def __init__(self, key: str, rule: str) -> None:
-        self.key, self.rule = key, rule
-        self._seen: set[str] = set()
-
-    def __call__(self, batch: Batch) -> None:
-        keys = batch.table[self.key].to_list()  # items or users, not events: a loop is fine here
-        first = []
-        for key in keys:
-            first.append(key not in self._seen)
-            self._seen.add(key)
-        batch.leave_out(~pl.Series(first, dtype=pl.Boolean), self.rule)
 
 
 def files_at(path: Path, subfolders: bool = False) -> list[Path]:

@@ -27,13 +27,15 @@ from genrec.data.readers.common import (
     join_quarantine,
     line_batches,
     nearest,
+    parse_json,
     parse_json_lines,
     parse_record,
     set_aside,
     set_blank_aside,
     split_fields,
 )
-from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, REQUIRED_EVENT_COLUMNS, USER_SCHEMA, RawLog, conform
+from genrec.data.readers.sources import text_lists
+from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, REQUIRED_EVENT_COLUMNS, USER_SCHEMA, RawLog, conform, json_text
 from genrec.errors import UserError
 
 FORMATS = {
@@ -198,16 +200,18 @@ def _parquet_batches(file: Path, wanted: set[str] | None) -> Iterator[tuple[pl.D
 
 def _csv_batches(file: Path, separator: str) -> Iterator[tuple[pl.DataFrame, list[pl.DataFrame], int]]:
     header = None
+    early: list[pl.DataFrame] = []  # undecodable lines before the header
     for lines, wrong in line_batches(file, quoted=True):
         if header is None:
             if lines.is_empty():
+                early.append(wrong)
                 continue
             header = _header(lines[RAW][0], separator, file)
             lines = lines.slice(1)
         table, ragged = split_fields(lines, header, separator, file.name, quoted=True)
-        # A quoted row may span lines, so rows are counted after the cut.
-        rows = table.height + ragged.height + wrong.height
-        yield table.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in header), [wrong, ragged], rows
+        aside, early = [*early, wrong, ragged], []
+        rows = table.height + sum(part.height for part in aside)  # a quoted row may span lines, so rows are counted after the cut
+        yield table.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in header), aside, rows
     if header is None:
         raise UserError(f"{file}: empty; expected a header line and data")
 
@@ -264,7 +268,7 @@ def _renamed_batches(
 
 
 def _texts(table: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
-    """Ids and other text columns as text; a whole number held as a float (a column with gaps) loses its ``.0``."""
+    """Ids and other text columns as text; a whole number held as a float (a column with gaps) loses its ``.0``, a list becomes JSON."""
     casts = []
     for name in columns:
         if name not in table.columns or table[name].dtype == pl.String:
@@ -274,17 +278,35 @@ def _texts(table: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
             whole = column.cast(pl.Int64, strict=False)
             column = pl.when(whole == column).then(whole.cast(pl.String)).otherwise(column.cast(pl.String))
         elif table[name].dtype.is_nested():
-            continue
+            column = json_text(name)
         casts.append(column.cast(pl.String).alias(name))
     return table.with_columns(casts)
+
+
+def _holds_lists(table: pl.DataFrame, file: Path) -> set[str]:
+    """The columns that may hold lists or objects: those of such a type, and text from JSON, where a list beside texts came as text."""
+    json = file_format(file) == "json"
+    return {name for name, dtype in table.schema.items() if dtype.is_nested() or (json and dtype == pl.String)}
+
+
+def set_list_aside(table: pl.DataFrame, key: str, source: str, aside: list[pl.DataFrame]) -> pl.DataFrame:
+    """The rows of ``table`` whose id (text) is no list or object, written as JSON; the others go to quarantine."""
+    looks = table[key].str.contains(r"^\s*[\[{]")
+    if not looks.any():
+        return table
+    ids = table.filter(looks)[key].unique()
+    lists = [text for text in ids if isinstance(parse_json(text), (list, dict))]  # "[deleted]" is an id like any other
+    return set_aside(table, pl.col(key).is_in(lists), source, f"{key} is a list or an object", aside)
 
 
 def _read_events(file: Path, settings: TableOptions, wanted: list[str] | None) -> Iterator[RawLog]:
     unit = settings.timestamp_unit
     for table, aside, rows in _renamed_batches(file, settings.columns, REQUIRED_EVENT_COLUMNS, "columns", wanted):
-        table = _texts(table, [name for name in EVENT_SCHEMA if name != "timestamp"])
+        lists = _holds_lists(table, file)
+        table = _texts(table, [name for name in EVENT_SCHEMA if name != "timestamp" or table["timestamp"].dtype.is_nested()])
         for key in ("user_id", "item_id"):
             table = set_blank_aside(table, key, file.name, aside)
+            table = set_list_aside(table, key, file.name, aside) if key in lists else table
         try:
             table = table.with_columns(_seconds(table["timestamp"].dtype, unit).alias("timestamp"))
         except pl.exceptions.PolarsError as error:
@@ -331,18 +353,27 @@ def _read_keyed(
     seen = SeenKeys(key)
     for file in files:
         for table, aside, rows in _renamed_batches(file, mapping, [key], option):
+            lists = _holds_lists(table, file)
             table = _texts(table, [key, "title", "text", "brand"] if key == "item_id" else [key])
             table = set_aside(table, blank(key), file.name, f"no {key}", aside)
+            table = set_list_aside(table, key, file.name, aside) if key in lists else table
             yield seen.first_rows(table, file.name, aside).drop(LINE), aside, rows
 
 
 def _typed_items(table: pl.DataFrame, separator: str) -> pl.DataFrame:
     if "category" in table.columns:
+        if isinstance(table["category"].dtype, pl.Struct):
+            table = table.with_columns(json_text("category"))
         if table["category"].dtype == pl.String:
-            levels = pl.col("category").str.split(separator).list.eval(pl.element().filter(pl.element() != ""))
+            levels = pl.col("category").str.split(separator)
+            listed = pl.col("category").str.contains(r"^\s*\[.*\]\s*$")  # a list that stood beside texts in a JSON file
+            if table.select(listed.any()).item():
+                levels = pl.when(listed).then(text_lists(table["category"].str.strip_chars())).otherwise(levels)
+            levels = levels.list.eval(pl.element().filter(pl.element() != ""))
             table = table.with_columns(pl.when(levels.list.len() > 0).then(levels).alias("category"))
         elif not isinstance(table["category"].dtype, pl.List):
             table = table.with_columns(pl.concat_list(pl.col("category").cast(pl.String)))
     if "price" in table.columns:
-        table = table.with_columns(pl.col("price").cast(pl.Float64, strict=False))
+        price = json_text("price") if table["price"].dtype.is_nested() else pl.col("price")
+        table = table.with_columns(price.cast(pl.Float64, strict=False))
     return table

@@ -40,9 +40,8 @@ from pathlib import Path
 
 import polars as pl
 
-from genrec.data.readers.common import LINE, blank, check_options, set_aside
+from genrec.data.readers.common import LINE, SeenKeys, blank, check_options, set_aside
 from genrec.data.readers.feedback import (
-    Seen,
     choice,
     files_by_kind,
     finite,
@@ -76,12 +75,12 @@ def read_trivago(path: Path, options: dict) -> Iterator[RawLog]:
     least = choice("trivago", options, "min_action", CHAIN[1:], CHAIN[1])
     with_filters = switch("trivago", options, "filters", True)
     found = files_by_kind(path, FILES, "trivago")
-    seen = Seen()
+    seen = SeenKeys("item_id")
     for file in found["items"]:
         own = [name for name in ITEM_SCHEMA if name != "item_id"]
         for table, aside in headed_batches(file, None, ["item_id", "properties"], own=own):
             table = id_columns(table, ["item_id"], file.name, aside)
-            table = seen.first_rows(table, "item_id", file.name, aside).drop(LINE)
+            table = seen.first_rows(table, file.name, aside).drop(LINE)
             table = table.rename({"properties": "text"}).with_columns(pl.col("text").str.replace_all("|", ", ", literal=True))
             yield part(aside, table.height, items=conform(table, ITEM_SCHEMA, str(file)))
     for file in found["sessions"]:
