@@ -7,8 +7,11 @@ laid out in the order of their leaves, so the items below *any* node are one ran
 Source: the CSR layout follows STATIC (arXiv 2602.22647).
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -58,7 +61,48 @@ class CatalogueTrie:
     def n_leaves(self) -> int:
         return len(self.leaf_item_offsets) - 1
 
-    def to(self, device: torch.device | str) -> "CatalogueTrie":
+    @cached_property
+    def largest_leaf(self) -> int:
+        """The most items that share one leaf."""
+        return int(self.leaf_item_offsets.diff().max())
+
+    @cached_property
+    def _child_sums(self) -> list[Tensor]:
+        """Per level, how many children its 1, 2, 3, ... most branching nodes have together."""
+        levels = [self.child_count[self.level_bounds[level] : self.level_bounds[level + 1]] for level in range(self.depth)]
+        return [counts.topk(min(len(counts), 4096)).values.cumsum(0).cpu() for counts in levels]
+
+    def most_children(self, level: int, width: int) -> int:
+        """The most children that ``width`` distinct nodes of a level can have together: a static shape that nothing exceeds."""
+        sums = self._child_sums[level]
+        if width <= len(sums):
+            return int(sums[width - 1])
+        nodes = self.level_bounds[level + 1] - self.level_bounds[level]
+        beyond = min(width, nodes) - len(sums)
+        last = int(sums[-1] - sums[-2]) if len(sums) > 1 else 0
+        return min(int(sums[-1]) + beyond * last, self.level_bounds[level + 2] - self.level_bounds[level + 1])
+
+    @cached_property
+    def only_leaf(self) -> Tensor:
+        """The leaf below each node that has a single one (a leaf is its own), -1 for the others: (n_nodes,) int32.
+
+        A walk that reaches such a node is decided: what is left of it has probability 1.
+        """
+        leaf = torch.arange(self.level_bounds[self.depth], self.n_nodes, dtype=torch.int32, device=self.child_start.device)
+        levels = [leaf]
+        for level in range(self.depth - 1, -1, -1):
+            here = slice(self.level_bounds[level], self.level_bounds[level + 1])
+            below = levels[-1][self.child_start[here] - self.level_bounds[level + 1]]
+            levels.append(torch.where(self.child_count[here] == 1, below, -1))
+        return torch.cat(levels[::-1])
+
+    @cached_property
+    def open_nodes(self) -> tuple[int, ...]:
+        """Nodes of levels 0 to L - 1 with more than one leaf below: the rows that a network must run to score the whole catalogue."""
+        is_open = self.only_leaf < 0
+        return tuple(int(is_open[self.level_bounds[level] : self.level_bounds[level + 1]].sum()) for level in range(self.depth))
+
+    def to(self, device: torch.device | str) -> CatalogueTrie:
         """The same trie with every tensor on `device`."""
         return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
 
@@ -69,7 +113,7 @@ class CatalogueTrie:
         }
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Tensor]) -> "CatalogueTrie":
+    def from_state_dict(cls, state: dict[str, Tensor]) -> CatalogueTrie:
         """Inverse of `state_dict`. Raises UserError where a tensor is missing."""
         missing = [part.name for part in fields(cls) if part.name not in state]
         if missing:
@@ -88,9 +132,13 @@ class CatalogueTrie:
         if item_mask.dtype != torch.bool or item_mask.ndim not in (1, 2) or item_mask.shape[-1] != self.n_items:
             found = f"{item_mask.dtype} {tuple(item_mask.shape)}"
             raise UserError(f"item_mask is {found}; expected bool, ({self.n_items},) or (batch, {self.n_items})")
+        return self.allowed_count(item_mask) > 0
+
+    def allowed_count(self, item_mask: Tensor) -> Tensor:
+        """How many items of a bool mask (..., n_items) lie below each node: (..., n_nodes) int32."""
         running = torch.cumsum(item_mask[..., self.leaf_items], dim=-1, dtype=torch.int32)
         running = torch.nn.functional.pad(running, (1, 0))  # (..., n_items + 1)
-        return running[..., self.node_item_start + self.node_item_count] > running[..., self.node_item_start]
+        return running[..., self.node_item_start + self.node_item_count] - running[..., self.node_item_start]
 
     def _tensors(self) -> dict[str, Tensor]:
         return {part.name: getattr(self, part.name) for part in fields(self) if part.name not in _TUPLES}
