@@ -106,6 +106,8 @@ def beam_search(
             if bool(finished.any()):
                 lane = torch.arange(nodes.shape[1], device=device).expand(batch, -1)
                 parts.append((trie.child_start[nodes.clamp(min=0)], total.masked_fill(~finished, -torch.inf), torch.zeros_like(lane), lane))
+        if not parts:  # nothing is left that is allowed
+            break
         children, scores, slots, place = (torch.cat(part, dim=1) if len(parts) > 1 else part[0] for part in zip(*parts, strict=True))
         if constraint is not None:
             scores = scores.masked_fill(~constraint.keep(children), -torch.inf)
@@ -178,7 +180,8 @@ def expand_children(
     step = logits - highest.gather(1, owner)
     mass = torch.zeros_like(highest).scatter_add_(1, owner, step.exp())
     # step <= 0 and mass >= 1 hold exactly in floating point, so a child never scores above its parent: the certificate rests on it.
-    return children, owner, total.gather(1, owner) + (step - mass.log().gather(1, owner))
+    scores = total.gather(1, owner) + (step - mass.log().gather(1, owner))
+    return children, owner, scores.masked_fill_(~valid, -torch.inf)
 
 
 def select(scores: Tensor, nodes: Tensor, width: int, group: Tensor | None = None, per_group: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,6 +23,8 @@ def leaf_scores(trie: CatalogueTrie, scorer: Scorer, batch: int, chunk: int = 40
         below = scores.repeat_interleave(counts, dim=1)  # a closed node's only child has its score
         below_slots = torch.zeros(len(nodes), dtype=torch.long, device=device)
         for part in torch.nonzero(is_open)[:, 0].split(max(chunk // batch, 1)):
+            if not len(part):  # splitting nothing gives one empty part
+                continue
             rows = nodes[part].expand(batch, -1)
             slot = scorer.expand(level, rows, None if slots is None else slots[part].expand(batch, -1))
             live = torch.ones_like(rows, dtype=torch.bool)

@@ -108,8 +108,10 @@ def test_a_narrow_beam_finds_most_of_the_best(parts, trie):
 def test_the_pool_and_static_shapes_change_nothing(parts, trie, width, static):
     pooled = beam(parts, trie, width, static=static)
     plain = beam(parts, trie, width, UncachedScorer, static=False)
-    torch.testing.assert_close(pooled.scores, plain.scores, rtol=0, atol=1e-5)
-    assert (pooled.leaves == plain.leaves).float().mean() > 0.95  # near-ties may swap
+    columns = min(pooled.scores.shape[1], plain.scores.shape[1])  # what static shapes add is empty
+    assert pooled.scores[:, columns:].isneginf().all() and plain.scores[:, columns:].isneginf().all()
+    torch.testing.assert_close(pooled.scores[:, :columns], plain.scores[:, :columns], rtol=0, atol=1e-5)
+    assert (pooled.leaves[:, :columns] == plain.leaves[:, :columns]).float().mean() > 0.95  # near-ties may swap
     torch.testing.assert_close(pooled.bound, plain.bound, rtol=0, atol=1e-5)
     again = beam(parts, trie, width, static=static)
     assert torch.equal(pooled.leaves, again.leaves) and torch.equal(pooled.scores, again.scores)
@@ -159,7 +161,7 @@ def test_at_most_so_many_beams_share_a_first_code(parts, trie, most):
     first = trie.item_path[trie.leaf_items[trie.leaf_item_offsets[:-1]], 0]
     for row in range(BATCH):
         leaves = found.leaves[row][found.leaves[row] >= 0] - trie.level_bounds[trie.depth]
-        assert len(leaves) == min(8, most * 6) and first[leaves].unique(return_counts=True)[1].max() == min(most, 8)
+        assert len(leaves) == min(8, most * 6) and first[leaves].unique(return_counts=True)[1].max() <= most
         torch.testing.assert_close(exact[row, leaves], found.scores[row, : len(leaves)], rtol=0, atol=1e-5)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from genrec.decoding.beam import beam_search
@@ -55,7 +55,7 @@ worlds = st.fixed_dictionaries(
 
 
 @torch.no_grad()
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
 @given(world=worlds, width=st.integers(1, 70), k=st.integers(1, 12), rows=st.integers(1, 9), constrained=st.booleans())
 def test_every_search_keeps_its_word(world, width, k, rows, constrained):
     trie, parts = make(**world)
