@@ -35,18 +35,22 @@ def dense_index(kind: str, vectors: Tensor) -> DenseIndex:
 
 
 class ExactIndex:
-    """Blocks of the item matrix times the queries, on the device of the vectors; equal scores go to the lower id."""
+    """Blocks of the item matrix times the queries, on the device of the vectors; equal scores go to the lower id.
 
-    def __init__(self, vectors: Tensor, block: int = 1 << 15):
+    ``block`` items at a time; by default as many as make 16 million scores.
+    """
+
+    def __init__(self, vectors: Tensor, block: int | None = None):
         self.vectors, self.block = vectors, block
 
     def search(self, queries: Tensor, k: int, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         k = _checked_k(k, len(self.vectors))
         ids = scores = None
-        for start in range(0, len(self.vectors), self.block):
-            block = (queries @ self.vectors[start : start + self.block].T).float()
+        size = self.block or max((1 << 24) // max(len(queries), 1), 4096)
+        for start in range(0, len(self.vectors), size):
+            block = (queries @ self.vectors[start : start + size].T).float()
             if hidden is not None:
-                block.masked_fill_(hidden[:, start : start + self.block], -torch.inf)
+                block = block.masked_fill(hidden[:, start : start + size], -torch.inf)
             place, best = top_k(block, min(k, block.shape[1]))
             place = place + start
             if ids is not None:  # earlier blocks come first: their ids are lower, and so are their lanes

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -37,12 +38,32 @@ class LlamaScorer:
 
     def __init__(self, model: LlamaForCausalLM, prompt: Tensor, tokens: Tensor):
         self.model, self.tokens, self.length = model, tokens, prompt.shape[1]
-        # The last prompt position is the root's row: its state scores the first codes.
-        result = model.model(prompt, use_cache=True)
-        self.context = [(layer.keys, layer.values) for layer in result.past_key_values.layers]
-        self.states = result.last_hidden_state[:, -1:]
+        self.context: list[tuple[Tensor, Tensor]] = []
         self.lines: list[tuple[Tensor, Tensor]] = []
-        self.depth, self.base = 0, 0
+        self.base = 0
+        inner = model.model
+        x = inner.embed_tokens(prompt)
+        turn = inner.rotary_emb(x, torch.arange(self.length)[None])
+        for index, layer in enumerate(inner.layers):
+            q, k, v = self._project(layer, x, turn)
+            self.context.append((k, v))
+            if index == len(inner.layers) - 1:  # the last position is the root's row: only its state scores codes
+                x, q = x[:, -1:], q[:, :, -1:]
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1)
+            x = self._close(layer, x, mixed)
+        self.states = inner.norm(x)
+
+    @staticmethod
+    def _project(layer, x: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        mine, attention = layer.input_layernorm(x), layer.self_attn
+        shape = (*x.shape[:2], -1, attention.head_dim)
+        q, k, v = (part(mine).view(shape).transpose(1, 2) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
+        return *apply_rotary_pos_emb(q, k, *turn), v
+
+    @staticmethod
+    def _close(layer, x: Tensor, mixed: Tensor) -> Tensor:
+        x = x + layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
+        return x + layer.mlp(layer.post_attention_layernorm(x))
 
     def expand(self, depth: int, nodes: Tensor, parents: Tensor | None) -> int:
         if depth == 0:
@@ -54,9 +75,7 @@ class LlamaScorer:
         grown = []
         place = None if depth == 1 else (parents - self.base)[:, None, :, None, None]
         for index, layer in enumerate(inner.layers):
-            mine, attention = layer.input_layernorm(x), layer.self_attn
-            q, k, v = (part(mine).view(batch, rows, heads, width).transpose(1, 2) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
-            q, k = apply_rotary_pos_emb(q, k, *turn)
+            q, k, v = self._project(layer, x, turn)
             line_k, line_v = k[:, :, :, None], v[:, :, :, None]  # (B, heads, rows, codes, width)
             if place is not None:
                 old_k, old_v = self.lines[index]
@@ -66,8 +85,7 @@ class LlamaScorer:
             own = (q[:, :, :, None] * line_k).sum(-1)
             weight = (torch.cat([q @ keys.transpose(2, 3), own], dim=-1) * width**-0.5).softmax(-1)
             mixed = weight[..., : self.length] @ values + (weight[..., self.length :, None] * line_v).sum(3)
-            x = x + attention.o_proj(mixed.transpose(1, 2).reshape(batch, rows, -1))
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
+            x = self._close(layer, x, mixed)
             grown.append((line_k, line_v))
         self.lines = grown
         self.base = 1 if depth == 1 else self.base + self.states.shape[1]
@@ -83,9 +101,8 @@ class LlamaScorer:
         return torch.linalg.vecdot(weight, states)
 
 
-def hugging_face(model: LlamaForCausalLM, prompt: Tensor, trie: CatalogueTrie, tokens: Tensor, beams: int) -> tuple[list, Tensor]:
-    """Constrained ``generate`` with a Python-dict trie: code tokens of the beams, and their scores."""
-    table = dict_trie(tokens[trie.item_path].tolist())
+def hugging_face(model: LlamaForCausalLM, prompt: Tensor, table: dict, depth: int, beams: int) -> tuple[list, Tensor]:
+    """Constrained ``generate`` with a Python-dict trie of tokens: code tokens of the beams, and their scores."""
     length = prompt.shape[1]
 
     def legal(batch: int, sequence: Tensor) -> list[int]:
@@ -95,7 +112,7 @@ def hugging_face(model: LlamaForCausalLM, prompt: Tensor, trie: CatalogueTrie, t
         return list(node) or [EOS]
 
     result = model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=trie.depth, num_beams=beams, num_return_sequences=beams, do_sample=False,
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=depth, num_beams=beams, num_return_sequences=beams, do_sample=False,
         prefix_allowed_tokens_fn=legal, renormalize_logits=True, length_penalty=0.0, return_dict_in_generate=True, output_scores=True,
     )  # fmt: skip
     return result.sequences[:, length:].tolist(), result.sequences_scores

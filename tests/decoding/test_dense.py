@@ -15,7 +15,9 @@ ITEMS, DIM, BATCH = 3000, 16, 4
 @pytest.fixture(scope="module")
 def world():
     torch.manual_seed(0)
-    return F.normalize(torch.randn(ITEMS, DIM), dim=-1), torch.randn(BATCH, DIM)
+    near = torch.randn(40, DIM)[torch.randint(40, (ITEMS,))]  # clusters, as item vectors have them
+    vectors = F.normalize(near + 0.5 * torch.randn(ITEMS, DIM), dim=-1)
+    return vectors, vectors[:BATCH] + 0.1 * torch.randn(BATCH, DIM)
 
 
 @pytest.mark.parametrize("kind", ["exact", "flat"])
