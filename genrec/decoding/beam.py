@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from genrec.decoding.constraints import Constraint, NodeMask
+from genrec.decoding.index import SearchIndex
 from genrec.errors import UserError
 from genrec.semantic_ids.trie import CatalogueTrie
 
@@ -75,7 +76,7 @@ def level_widths(width: int | Sequence[int], depth: int) -> tuple[int, ...]:
 
 
 def beam_search(
-    trie: CatalogueTrie, scorer: Scorer, batch: int, width: int | Sequence[int], allowed: Tensor | Constraint | None = None,
+    trie: CatalogueTrie | SearchIndex, scorer: Scorer, batch: int, width: int | Sequence[int], allowed: Tensor | Constraint | None = None,
     per_first: int = 0, static: bool | None = None,
 ) -> Found:  # fmt: skip
     """The most probable leaves per request that a beam of ``width``, or of one width per level, finds.
@@ -105,7 +106,7 @@ def beam_search(
             finished = (nodes >= 0) & ~picked.open
             if bool(finished.any()):
                 lane = torch.arange(nodes.shape[1], device=device).expand(batch, -1)
-                parts.append((trie.child_start[nodes.clamp(min=0)], total.masked_fill(~finished, -torch.inf), torch.zeros_like(lane), lane))
+                parts.append((trie.child_start[nodes.clamp(min=0)].long(), total.masked_fill(~finished, -torch.inf), torch.zeros_like(lane), lane))
         if not parts:  # nothing is left that is allowed
             break
         children, scores, slots, place = (torch.cat(part, dim=1) if len(parts) > 1 else part[0] for part in zip(*parts, strict=True))
@@ -133,13 +134,13 @@ class _Rows:
     open: Tensor
 
 
-def _open_rows(trie: CatalogueTrie, level: int, nodes: Tensor, static: bool) -> _Rows:
+def _open_rows(trie: CatalogueTrie | SearchIndex, level: int, nodes: Tensor, static: bool) -> _Rows:
     live = nodes >= 0
     filler = trie.level_bounds[level]
     safe = torch.where(live, nodes, filler)
     if static or level == 0:
         return _Rows(None, safe, live, live)
-    branching = live & (trie.only_leaf[safe] < 0)
+    branching = live & (trie.single_leaf(safe) < 0)
     most = int(branching.sum(1).max())
     if most == nodes.shape[1]:
         return _Rows(None, safe, branching, branching)
@@ -147,7 +148,7 @@ def _open_rows(trie: CatalogueTrie, level: int, nodes: Tensor, static: bool) -> 
     return _Rows(place, safe.gather(1, place), branching.gather(1, place), branching)
 
 
-def ragged_children(trie: CatalogueTrie, nodes: Tensor, live: Tensor, lanes: int | None) -> tuple[Tensor, Tensor, Tensor]:
+def ragged_children(trie: CatalogueTrie | SearchIndex, nodes: Tensor, live: Tensor, lanes: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """The children of the live ones of nodes (B, M), side by side: children, owner (position in nodes), valid, each (B, lanes).
 
     Without ``lanes`` there are as many as the request with the most children has; this reads a value back.
@@ -164,7 +165,7 @@ def ragged_children(trie: CatalogueTrie, nodes: Tensor, live: Tensor, lanes: int
 
 
 def expand_children(
-    trie: CatalogueTrie, level: int | None, scorer: Scorer, slot: int, nodes: Tensor, live: Tensor, total: Tensor, static: bool
+    trie: CatalogueTrie | SearchIndex, level: int | None, scorer: Scorer, slot: int, nodes: Tensor, live: Tensor, total: Tensor, static: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Children (B, N) of expanded nodes (B, M), their owner and their log-probabilities, renormalised over legal children.
 
@@ -243,17 +244,15 @@ def _take(values: Tensor | None, place: Tensor | None) -> Tensor | None:
     return values if values is None or place is None else values.gather(1, place)
 
 
-def leaf_items(trie: CatalogueTrie, leaves: Tensor, scores: Tensor, item_scores: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def leaf_items(trie: CatalogueTrie | SearchIndex, leaves: Tensor, scores: Tensor, item_scores: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Items of leaves (B, W): ids and log-probabilities (B, W x largest leaf); lanes without an item have -1 and -inf.
 
     A leaf with several items splits its probability by ``item_scores`` (B, n_items) where given, else evenly.
     """
-    starts = trie.leaf_item_offsets
-    leaf = (leaves - trie.level_bounds[trie.depth]).clamp(min=0)
-    counts = (starts[leaf + 1] - starts[leaf]).masked_fill(leaves < 0, 0)
+    start, counts = trie.leaf_range((leaves - trie.level_bounds[trie.depth]).clamp(min=0))
     lane = torch.arange(trie.largest_leaf, device=leaves.device)
-    live = lane < counts[..., None]
-    ids = trie.leaf_items[(starts[leaf][..., None] + lane).clamp(max=len(trie.leaf_items) - 1)]
+    live = lane < counts.masked_fill(leaves < 0, 0)[..., None]
+    ids = trie.leaf_items[(start[..., None] + lane).clamp(max=trie.n_items - 1)].long()
     inner = torch.zeros_like(ids, dtype=torch.float32)
     if item_scores is not None:
         inner = item_scores.gather(1, ids.flatten(1)).view_as(ids).float()

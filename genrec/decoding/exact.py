@@ -7,19 +7,20 @@ from torch import Tensor
 
 from genrec.decoding.beam import Found, Scorer, as_constraint, expand_children, just_below, select, sort_keys
 from genrec.decoding.constraints import Constraint
+from genrec.decoding.index import SearchIndex
 from genrec.decoding.scorers import CachedScorer
 from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.semantic_ids.trie import CatalogueTrie
 
 
-def leaf_scores(trie: CatalogueTrie, scorer: Scorer, batch: int, chunk: int = 4096) -> Tensor:
+def leaf_scores(trie: CatalogueTrie | SearchIndex, scorer: Scorer, batch: int, chunk: int = 4096) -> Tensor:
     """Log-probability of every leaf: (B, n_leaves) float32, each distinct open prefix run once, ``chunk`` rows at a time."""
     device = trie.child_start.device
     scores, slots = torch.zeros(batch, 1, device=device), None
     for level in range(trie.depth):
         nodes = torch.arange(trie.level_bounds[level], trie.level_bounds[level + 1], device=device)
         counts = trie.child_start[nodes + 1] - trie.child_start[nodes]
-        is_open = (trie.only_leaf[nodes] < 0) | (nodes == 0)
+        is_open = (trie.single_leaf(nodes) < 0) | (nodes == 0)
         below = scores.repeat_interleave(counts, dim=1)  # a closed node's only child has its score
         below_slots = torch.zeros(len(nodes), dtype=torch.long, device=device)
         for part in torch.nonzero(is_open)[:, 0].split(max(chunk // batch, 1)):
@@ -35,7 +36,7 @@ def leaf_scores(trie: CatalogueTrie, scorer: Scorer, batch: int, chunk: int = 40
     return scores
 
 
-def full_search(trie: CatalogueTrie, scorer: Scorer, batch: int, width: int, allowed: Tensor | Constraint | None = None) -> Found:
+def full_search(trie: CatalogueTrie | SearchIndex, scorer: Scorer, batch: int, width: int, allowed: Tensor | Constraint | None = None) -> Found:
     """The best ``width`` leaves by scoring all of them: exact, whatever it costs."""
     scores, constraint = leaf_scores(trie, scorer, batch), as_constraint(allowed)
     leaves = torch.arange(trie.level_bounds[trie.depth], trie.n_nodes, device=scores.device).expand(batch, -1)
@@ -52,7 +53,7 @@ def exact_scores(decoder: CodeDecoder, memory: Memory, vectors: Tensor, trie: Ca
 
 
 def best_first(
-    trie: CatalogueTrie, scorer: Scorer, batch: int, k: int, width: int, allowed: Tensor | Constraint | None = None,
+    trie: CatalogueTrie | SearchIndex, scorer: Scorer, batch: int, k: int, width: int, allowed: Tensor | Constraint | None = None,
     rows: int = 24, limit: int = 4096,
 ) -> Found:  # fmt: skip
     """Expand the best prefixes, ``rows`` per request and round, until nothing left can enter the top ``k``.
@@ -85,7 +86,7 @@ def best_first(
 class _Frontier:
     """Open prefixes still to expand, (B, F): score, node, level and the slot of the parent; and the best leaves so far, (B, W)."""
 
-    def __init__(self, trie: CatalogueTrie, scorer: Scorer, batch: int, width: int, constraint: Constraint | None, k: int):
+    def __init__(self, trie: CatalogueTrie | SearchIndex, scorer: Scorer, batch: int, width: int, constraint: Constraint | None, k: int):
         self.trie, self.scorer, self.constraint, self.k = trie, scorer, constraint, k
         device = trie.child_start.device
         self.leaves = torch.full((batch, width), -1, dtype=torch.long, device=device)
@@ -120,7 +121,7 @@ class _Frontier:
     def _add(self, nodes: Tensor, levels: Tensor, parents: Tensor, scores: Tensor) -> None:
         if self.constraint is not None:
             scores = scores.masked_fill(~self.constraint.keep(nodes), -torch.inf)
-        leaf = self.trie.only_leaf[nodes].long()
+        leaf = self.trie.single_leaf(nodes).long()
         is_open = leaf < 0
         every = torch.cat([self.found, scores.masked_fill(is_open, -torch.inf)], dim=1)
         leaves = torch.cat([self.leaves, leaf], dim=1)

@@ -70,20 +70,23 @@ class CatalogueTrie:
         return int(self.leaf_item_offsets.diff().max())
 
     @cached_property
-    def _child_sums(self) -> list[Tensor]:
-        """Per level, how many children its 1, 2, 3, ... most branching nodes have together."""
+    def child_sums(self) -> list[Tensor]:
+        """Per level, how many children its 1, 2, 3, ... (at most 4096) most branching nodes have together."""
         levels = [self.child_count[self.level_bounds[level] : self.level_bounds[level + 1]] for level in range(self.depth)]
         return [counts.topk(min(len(counts), 4096)).values.cumsum(0).cpu() for counts in levels]
 
     def most_children(self, level: int, width: int) -> int:
-        """The most children that ``width`` distinct nodes of a level can have together: a static shape that nothing exceeds."""
-        sums = self._child_sums[level]
-        if width <= len(sums):
-            return int(sums[width - 1])
-        nodes = self.level_bounds[level + 1] - self.level_bounds[level]
-        beyond = min(width, nodes) - len(sums)
-        last = int(sums[-1] - sums[-2]) if len(sums) > 1 else 0
-        return min(int(sums[-1]) + beyond * last, self.level_bounds[level + 2] - self.level_bounds[level + 1])
+        """The most children that `width` distinct nodes of a level can have together: a static shape that nothing exceeds."""
+        return most_children(self.child_sums[level], self.level_bounds, level, width)
+
+    def single_leaf(self, nodes: Tensor) -> Tensor:
+        """`only_leaf` of nodes (any shape)."""
+        return self.only_leaf[nodes]
+
+    def leaf_range(self, leaf: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the items of leaves stand in `leaf_items`, by leaf index: first place and number."""
+        start = self.leaf_item_offsets[leaf]
+        return start, self.leaf_item_offsets[leaf + 1] - start
 
     @cached_property
     def only_leaf(self) -> Tensor:
@@ -159,6 +162,16 @@ class CatalogueTrie:
 
     def _tensors(self) -> dict[str, Tensor]:
         return {part.name: getattr(self, part.name) for part in fields(self) if part.name not in _TUPLES}
+
+
+def most_children(sums: Sequence[int], level_bounds: Sequence[int], level: int, width: int) -> int:
+    """The most children that `width` nodes of a level can have; `sums` are those of its 1, 2, 3, ... most branching nodes together."""
+    if width <= len(sums):
+        return int(sums[width - 1])
+    nodes = level_bounds[level + 1] - level_bounds[level]
+    beyond = min(width, nodes) - len(sums)
+    last = int(sums[-1] - sums[-2]) if len(sums) > 1 else 0
+    return min(int(sums[-1]) + beyond * last, level_bounds[level + 2] - level_bounds[level + 1])
 
 
 _TUPLES = ("vocab_sizes", "max_branching", "level_bounds")

@@ -7,9 +7,10 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from genrec.decoding.beam import beam_search
+from genrec.decoding.beam import beam_search, leaf_items
 from genrec.decoding.constraints import Excluded
 from genrec.decoding.exact import best_first, exact_scores, full_search, leaf_scores
+from genrec.decoding.index import SearchIndex
 from genrec.decoding.scorers import CachedScorer, UncachedScorer
 from genrec.model.code_decoder import CodeDecoder
 from genrec.objectives.generation import path_log_probabilities
@@ -75,6 +76,16 @@ def test_every_search_keeps_its_word(world, width, k, rows, constrained):
         "full": full_search(trie, CachedScorer(*parts, 1), batch, width, constraint),
         "best-first": best_first(trie, CachedScorer(*parts, 1), batch, k, width, constraint, rows=rows),
     }
+    index = SearchIndex.from_trie(trie)
+    for name, small in {
+        "beam": beam_search(index, CachedScorer(*parts), batch, width, constraint),
+        "static": beam_search(index, CachedScorer(*parts), batch, width, constraint, static=True),
+        "full": full_search(index, CachedScorer(*parts, 1), batch, width, constraint),
+        "best-first": best_first(index, CachedScorer(*parts, 1), batch, k, width, constraint, rows=rows),
+    }.items():
+        assert torch.equal(small.leaves, searches[name].leaves) and torch.equal(small.scores, searches[name].scores), name
+        for one, other in zip(leaf_items(index, small.leaves, small.scores), leaf_items(trie, small.leaves, small.scores), strict=True):
+            assert torch.equal(one, other)
     for name, found in searches.items():
         for row in range(batch):
             live = found.leaves[row] >= 0
@@ -131,3 +142,12 @@ def test_a_search_stopped_early_says_so(limit):
         missing = exact[row].clone()
         missing[found.leaves[row][found.leaves[row] >= 0] - trie.level_bounds[trie.depth]] = -torch.inf
         assert missing.max() <= found.bound[row] + 1e-5
+
+
+def test_the_search_index_is_small():
+    codes = torch.cartesian_prod(torch.arange(20), torch.arange(20), torch.arange(5))
+    trie = build_trie(codes, (20, 20, 5))
+    index = SearchIndex.from_trie(trie)
+    assert index.nbytes == 4 * (1 + 20 + 400 + 1) + 4 * 2000
+    assert (index.depth, index.n_nodes, index.n_items) == (trie.depth, trie.n_nodes, trie.n_items)
+    assert torch.equal(index.single_leaf(torch.arange(trie.n_nodes)).int(), trie.only_leaf)
