@@ -20,7 +20,6 @@ from genrec.decoding.index import SearchIndex
 from genrec.errors import UserError
 from genrec.semantic_ids.trie import CatalogueTrie
 
-
 BLOCK = 16  # lanes per block of the pre-cut
 
 
@@ -84,7 +83,8 @@ def beam_search(
     ``allowed`` hides nodes after normalisation: a ``Constraint``, or a bool mask (n_nodes,) or (B, n_nodes) as ``trie.restrict`` makes
     it; the ranking of what remains is exact. ``per_first`` > 0 keeps at most so many beams with the same first code. ``static`` gives
     every tensor a shape that depends on the trie and the widths alone and never reads a value back (the default off the CPU, needed
-    for CUDA graphs); else shapes follow the beams' true number of children. Ties go to the lower node. Raises ``UserError`` for a bad width.
+    for CUDA graphs); else shapes follow the beams' true number of children. Ties go to the lower node.
+    Raises ``UserError`` for a bad width.
     """
     device = trie.child_start.device
     widths, constraint = level_widths(width, trie.depth), as_constraint(allowed)
@@ -99,14 +99,18 @@ def beam_search(
         if picked.place is None or picked.place.shape[1]:
             slot = scorer.expand(level, picked.nodes, _take(parents, picked.place))
             rows += picked.nodes.shape[1]
-            children, owner, scores = expand_children(trie, level, scorer, slot, picked.nodes, picked.live, _take(total, picked.place), static)
+            children, owner, scores = expand_children(
+                trie, level, scorer, slot, picked.nodes, picked.live, _take(total, picked.place), static
+            )
             place = owner if picked.place is None else picked.place.gather(1, owner)
             parts.append((children, scores, owner + slot, place))
         if not static:
             finished = (nodes >= 0) & ~picked.open
             if bool(finished.any()):
                 lane = torch.arange(nodes.shape[1], device=device).expand(batch, -1)
-                parts.append((trie.child_start[nodes.clamp(min=0)].long(), total.masked_fill(~finished, -torch.inf), torch.zeros_like(lane), lane))
+                parts.append(
+                    (trie.child_start[nodes.clamp(min=0)].long(), total.masked_fill(~finished, -torch.inf), torch.zeros_like(lane), lane)
+                )
         if not parts:  # nothing is left that is allowed
             break
         children, scores, slots, place = (torch.cat(part, dim=1) if len(parts) > 1 else part[0] for part in zip(*parts, strict=True))
@@ -165,7 +169,14 @@ def ragged_children(trie: CatalogueTrie | SearchIndex, nodes: Tensor, live: Tens
 
 
 def expand_children(
-    trie: CatalogueTrie | SearchIndex, level: int | None, scorer: Scorer, slot: int, nodes: Tensor, live: Tensor, total: Tensor, static: bool
+    trie: CatalogueTrie | SearchIndex,
+    level: int | None,
+    scorer: Scorer,
+    slot: int,
+    nodes: Tensor,
+    live: Tensor,
+    total: Tensor,
+    static: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Children (B, N) of expanded nodes (B, M), their owner and their log-probabilities, renormalised over legal children.
 
@@ -244,7 +255,9 @@ def _take(values: Tensor | None, place: Tensor | None) -> Tensor | None:
     return values if values is None or place is None else values.gather(1, place)
 
 
-def leaf_items(trie: CatalogueTrie | SearchIndex, leaves: Tensor, scores: Tensor, item_scores: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def leaf_items(
+    trie: CatalogueTrie | SearchIndex, leaves: Tensor, scores: Tensor, item_scores: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Items of leaves (B, W): ids and log-probabilities (B, W x largest leaf); lanes without an item have -1 and -inf.
 
     A leaf with several items splits its probability by ``item_scores`` (B, n_items) where given, else evenly.

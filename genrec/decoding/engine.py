@@ -73,7 +73,14 @@ class GraphedBeam:
     """
 
     def __init__(
-        self, decoder: CodeDecoder, vectors: Tensor, trie: CatalogueTrie, widths: tuple[int, ...], batch: int, length: int, per_first: int = 0
+        self,
+        decoder: CodeDecoder,
+        vectors: Tensor,
+        trie: CatalogueTrie,
+        widths: tuple[int, ...],
+        batch: int,
+        length: int,
+        per_first: int = 0,
     ):
         layer, device, dtype = decoder.layers[0], vectors.device, torch.bfloat16
         dim, layers = vectors.shape[1], len(decoder.layers)

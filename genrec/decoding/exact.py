@@ -36,7 +36,9 @@ def leaf_scores(trie: CatalogueTrie | SearchIndex, scorer: Scorer, batch: int, c
     return scores
 
 
-def full_search(trie: CatalogueTrie | SearchIndex, scorer: Scorer, batch: int, width: int, allowed: Tensor | Constraint | None = None) -> Found:
+def full_search(
+    trie: CatalogueTrie | SearchIndex, scorer: Scorer, batch: int, width: int, allowed: Tensor | Constraint | None = None
+) -> Found:
     """The best ``width`` leaves by scoring all of them: exact, whatever it costs."""
     scores, constraint = leaf_scores(trie, scorer, batch), as_constraint(allowed)
     leaves = torch.arange(trie.level_bounds[trie.depth], trie.n_nodes, device=scores.device).expand(batch, -1)

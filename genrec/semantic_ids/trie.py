@@ -281,7 +281,12 @@ def _assemble(table: np.ndarray, order: np.ndarray, vocab_sizes: Sequence[int]) 
         nodes = bounds[-1] + np.cumsum(differs)
         path[order, level] = nodes
         start = np.concatenate([[0], np.flatnonzero(differs)])  # first item of every node of this level
-        for name, values in (("code", column[start]), ("parent", parents[start]), ("start", start), ("count", np.diff(start, append=n_items))):
+        for name, values in (
+            ("code", column[start]),
+            ("parent", parents[start]),
+            ("start", start),
+            ("count", np.diff(start, append=n_items)),
+        ):
             parts[name].append(values)
         bounds.append(bounds[-1] + len(start))
         parents = nodes

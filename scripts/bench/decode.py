@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from genrec.config import DecodingConfig
 from genrec.decoding.beam import beam_search, ragged_children, select
-from genrec.decoding.dense import dense_index
+from genrec.decoding.dense import KINDS, dense_index
 from genrec.decoding.engine import Searcher
 from genrec.decoding.exact import full_search
 from genrec.decoding.index import SearchIndex
@@ -32,7 +32,7 @@ from genrec.decoding.scorers import CachedScorer
 from genrec.model.code_decoder import CodeDecoder
 from genrec.semantic_ids.trie import CatalogueTrie, build_trie, extend_trie
 
-
+PYTHON_LIMIT = 2_000_000  # items above which tries of Python objects no longer fit
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 clock = CLOCKS["wall"]
 
@@ -88,34 +88,34 @@ def bench_trie(sizes: list[int]) -> dict:
         held = sum(tensor.numel() * tensor.element_size() for tensor in trie.state_dict().values())
         rows.append({
             "items": items, "nodes": trie.n_nodes, "build s": round(built, 2), "extend by 0.1 % s": round(clock() - start, 2),
-            "MB": round(held / 1e6, 1), "search index MB": round(SearchIndex.from_trie(trie).nbytes / 1e6, 1), "peak process MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "MB": round(held / 1e6, 1), "search index MB": round(SearchIndex.from_trie(trie).nbytes / 1e6, 1),
+            "peak process MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         })  # fmt: skip
     return table("Trie", rows)
 
 
 def bench_mask(sizes: list[int], width: int, repeats: int) -> dict:
     """One step's mask and state, no network: legal children of ``width`` random prefixes of two codes, then the top ``width``."""
-    rows = []
-    for items in sizes:
-        trie = build_trie(catalogue(items, 3), vocabulary(3))
-        first, last = trie.level_bounds[2], trie.level_bounds[3]
-        nodes = torch.randint(first, last, (1, width))
-        nodes = nodes.unique()[None]
-        live = torch.ones_like(nodes, dtype=torch.bool)
+    return table(f"Legal children of {width} prefixes", [mask_row(items, width, repeats) for items in sizes])
 
-        def gather() -> torch.Tensor:
-            return ragged_children(trie, nodes, live, None)[0]
 
-        children = gather()
-        scores = torch.randn(children.shape)
-        row = {"items": items, "beams": nodes.shape[1], "children": children.shape[1]}
-        row["gather ms"] = timed(gather, repeats)["p50"]
-        row["top-k ms"] = timed(lambda: select(scores, children, width), repeats)["p50"]
-        paths = trie.node_code[trie.item_path]
-        prefixes = [tuple(paths[int((trie.item_path[:, 1] == node).nonzero()[0]), :2].tolist()) for node in nodes[0][:512]]
-        row |= other_tries(paths, prefixes, repeats)
-        rows.append(row)
-    return table(f"Legal children of {width} prefixes", rows)
+def mask_row(items: int, width: int, repeats: int) -> dict:
+    trie = build_trie(catalogue(items, 3), vocabulary(3))
+    nodes = torch.randint(trie.level_bounds[2], trie.level_bounds[3], (1, width)).unique()[None]
+    live = torch.ones_like(nodes, dtype=torch.bool)
+
+    def gather() -> torch.Tensor:
+        return ragged_children(trie, nodes, live, None)[0]
+
+    children = gather()
+    scores = torch.randn(children.shape)
+    row = {"items": items, "beams": nodes.shape[1], "children": children.shape[1], "gather ms": timed(gather, repeats)["p50"]}
+    row["top-k ms"] = timed(lambda: select(scores, children, width), repeats)["p50"]
+    if items > PYTHON_LIMIT:
+        return row
+    paths = trie.node_code[trie.item_path]
+    first = trie.leaf_items[trie.node_item_start[nodes[0]]]  # an item below each prefix
+    return row | other_tries(paths, [tuple(prefix) for prefix in paths[first, :2].tolist()], repeats)
 
 
 def other_tries(paths: torch.Tensor, prefixes: list[tuple[int, ...]], repeats: int) -> dict[str, float]:
@@ -128,7 +128,9 @@ def other_tries(paths: torch.Tensor, prefixes: list[tuple[int, ...]], repeats: i
 
     def by_search() -> list:
         return [
-            sorted({code[2] for code in ordered[bisect.bisect_left(ordered, prefix) : bisect.bisect_left(ordered, (prefix[0], prefix[1] + 1))]})
+            sorted(
+                {code[2] for code in ordered[bisect.bisect_left(ordered, prefix) : bisect.bisect_left(ordered, (prefix[0], prefix[1] + 1))]}
+            )
             for prefix in prefixes
         ]
 
@@ -155,20 +157,33 @@ def bench_llama(args: argparse.Namespace) -> dict:
     for history in args.histories:
         prompt = torch.randint(2, model.config.vocab_size, (1, history), generator=torch.Generator().manual_seed(history))
         for beams in args.beams:
-            ours = timed(lambda: beam_search(trie, LlamaScorer(model, prompt, tokens), 1, beams), args.repeats)
-            found = beam_search(trie, LlamaScorer(model, prompt, tokens), 1, beams)
-            prefill = timed(lambda: LlamaScorer(model, prompt, tokens), args.repeats)
-            row = {"history": history, "beams": beams, "ours p50": ours["p50"], "p99": ours["p99"], "prefill": prefill["p50"]}
-            if beams <= args.hf_beams:
-                theirs = timed(lambda: hugging_face(model, prompt, table_of_tokens, trie.depth, beams), max(args.repeats // 3, 1))
-                lists, scores = hugging_face(model, prompt, table_of_tokens, trie.depth, beams)
-                walks = tokens[trie.item_path[[int((trie.item_leaf == leaf).nonzero()[0]) for leaf in found.leaves[0]]]].tolist()
-                row |= {"HF p50": theirs["p50"], "times faster": round(theirs["p50"] / ours["p50"], 1)}
-                row |= {"same leaves": round(len({*map(tuple, walks)} & {*map(tuple, lists)}) / len(walks), 3)}
-                row |= {"largest score gap": f"{float((scores - found.scores[0]).abs().max()):.0e}"}
-            floor = 2 * weights * (history + found.rows - 1) / rate * 1e3
-            rows.append(row | {"floor ms": round(floor, 2), "share of floor": round(floor / ours["p50"], 2), "proven": int(found.proven)})
+            row, network_rows = llama_row(args, trie, model, prompt, tokens, table_of_tokens, beams)
+            floor = 2 * weights * (history + network_rows - 1) / rate * 1e3
+            rows.append(row | {"floor ms": round(floor, 2), "share of floor": round(floor / row["ours p50"], 2)})
     return table(f"Llama-shaped network {args.layers} x {args.dim}, {args.items} items, batch 1", rows)
+
+
+def llama_row(args: argparse.Namespace, trie: CatalogueTrie, model, prompt, tokens, table_of_tokens: dict, beams: int) -> tuple[dict, int]:
+    """One row of the table, and how many rows our search ran through the network after the prompt."""
+
+    def search():
+        return beam_search(trie, LlamaScorer(model, prompt, tokens), 1, beams)
+
+    def generate():
+        return hugging_face(model, prompt, table_of_tokens, trie.depth, beams)
+
+    found, ours = search(), timed(search, args.repeats)
+    prefill = timed(lambda: LlamaScorer(model, prompt, tokens), args.repeats)
+    row = {"history": prompt.shape[1], "beams": beams, "ours p50": ours["p50"], "p99": ours["p99"], "prefill": prefill["p50"]}
+    if beams <= args.hf_beams:
+        theirs = timed(generate, max(args.repeats // 3, 1))
+        lists, scores = generate()
+        members = trie.leaf_items[trie.leaf_item_offsets[found.leaves[0] - trie.level_bounds[trie.depth]]]
+        walks = tokens[trie.item_path[members]].tolist()
+        row |= {"HF p50": theirs["p50"], "times faster": round(theirs["p50"] / ours["p50"], 1)}
+        row |= {"same leaves": round(len({*map(tuple, walks)} & {*map(tuple, lists)}) / len(walks), 3)}
+        row |= {"largest score gap": f"{float((scores - found.scores[0]).abs().max()):.0e}"}
+    return row | {"proven": int(found.proven)}, found.rows
 
 
 def make_decoder(items: int, levels: int, dim: int, history: int, batch: int):
@@ -202,14 +217,21 @@ def decoder_row(args: argparse.Namespace, trie: CatalogueTrie, decoder: CodeDeco
     row = {"levels": trie.depth, "items": trie.n_items, "batch": batch, "beam": beams, **whole}
     row |= {"requests/s": round(batch / whole["p50"] * 1e3, 1), "rows": found.rows}
     row |= {"proven top 10": round(float(found.exact(10).float().mean()), 2)}
-    row |= {"memory ms": timed(project, args.repeats)["p50"], "network ms": round(scorer.network * 1e3, 2), "children ms": round(scorer.children * 1e3, 2)}
+    row |= {
+        "memory ms": timed(project, args.repeats)["p50"],
+        "network ms": round(scorer.network * 1e3, 2),
+        "children ms": round(scorer.children * 1e3, 2),
+    }
     if beams >= 10:
         best = Searcher(decoder, vectors, trie, DecodingConfig(beam=beams, search="exact"))
         exact = best.search(memory)
         row |= {"exact p50": timed(lambda: best.search(project()), args.repeats)["p50"], "exact rows": exact.rows}
         row |= {"certified": round(float(exact.exact(10).float().mean()), 2), "beam has of exact 10": overlap(found.leaves, exact.leaves)}
     small = Searcher(decoder, vectors, trie, DecodingConfig(beam=beams, int8=True))
-    row |= {"int8 p50": timed(lambda: small.search(project()), args.repeats)["p50"], "int8 overlap@10": overlap(small.search(memory).leaves, found.leaves)}
+    row |= {
+        "int8 p50": timed(lambda: small.search(project()), args.repeats)["p50"],
+        "int8 overlap@10": overlap(small.search(memory).leaves, found.leaves),
+    }
     if sum(trie.open_nodes) * batch <= args.full_rows:
         every = full_search(trie, CachedScorer(decoder, memory, vectors, max(sum(trie.open_nodes), 1)), batch, beams)
         row |= {"beam has of full 10": overlap(found.leaves, every.leaves)}
@@ -246,19 +268,25 @@ def bench_dense(items: int, dim: int, repeats: int) -> dict:
     pick = torch.randint(len(centres), (items,), generator=generator)
     vectors = F.normalize(centres[pick] + 0.7 * torch.randn(items, dim, generator=generator), dim=-1)
     queries = F.normalize(vectors[:256] + 0.05 * torch.randn(min(256, items), dim, generator=generator), dim=-1)
-    rows, truth = [], (queries @ vectors.T).topk(min(100, items)).indices
-    for kind in ("exact", "flat", "ivf", "hnsw"):
-        start = clock()
-        index = dense_index(kind, vectors)
-        row = {"index": kind, "build s": round(clock() - start, 2), "one query ms": timed(lambda: index.search(queries[:1], 100), repeats)["p50"]}
-        row |= {"256 queries ms": timed(lambda: index.search(queries, 100), max(repeats // 3, 1))["p50"]}
-        rows.append(row | {"recall@100": overlap(index.search(queries, 100)[0], truth, 100)})
+    truth = (queries @ vectors.T).topk(min(100, items)).indices
+    rows = [dense_row(kind, vectors, queries, truth, repeats) for kind in KINDS]
     return table(f"Dense retrieval, {items} x {dim}, top 100", rows)
+
+
+def dense_row(kind: str, vectors: torch.Tensor, queries: torch.Tensor, truth: torch.Tensor, repeats: int) -> dict:
+    start = clock()
+    index = dense_index(kind, vectors)
+    row = {"index": kind, "build s": round(clock() - start, 2)}
+    row |= {"one query ms": timed(lambda: index.search(queries[:1], 100), repeats)["p50"]}
+    row |= {f"{len(queries)} queries ms": timed(lambda: index.search(queries, 100), max(repeats // 3, 1))["p50"]}
+    return row | {"recall@100": overlap(index.search(queries, 100)[0], truth, 100)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=["trie", "mask", "llama", "decoder", "dense"], choices=["trie", "mask", "llama", "decoder", "dense"])
+    parser.add_argument(
+        "--parts", nargs="+", default=["trie", "mask", "llama", "decoder", "dense"], choices=["trie", "mask", "llama", "decoder", "dense"]
+    )
     parser.add_argument("--items", type=int, default=5000, help="catalogue of the Llama table and of the dense table")
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)

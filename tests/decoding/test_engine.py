@@ -104,7 +104,7 @@ def test_the_pre_cut_changes_nothing():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_cuda_graph_equals_the_cpu(parts):
     trie, decoder, memory, vectors = parts
-    move = lambda part: part.cuda()  # noqa: E731
+    move = lambda part: part.cuda()
     there = type(memory)(move(memory.state), [move(k) for k in memory.keys], [move(v) for v in memory.values], move(memory.mask))
     graph = GraphedBeam(decoder.cuda(), vectors.cuda(), trie.to("cuda"), (20, 20, 20), 4, 8)
     found = graph(there)
