@@ -30,10 +30,15 @@ class Searcher:
 
     def __init__(self, decoder: CodeDecoder, vectors: Tensor, trie: CatalogueTrie, settings: DecodingConfig):
         self.decoder, self.vectors, self.trie, self.settings = decoder, vectors, trie, settings
-        self.widths = level_widths(settings.level_beams or settings.beam, trie.depth)
+        level_widths(settings.level_beams or settings.beam, trie.depth)  # a wrong number of widths shows before the first request
         if settings.int8:
             self.decoder = quantized(decoder)
-        self.graphs: dict[tuple[int, ...], GraphedBeam] = {}
+        self.graphs: dict[tuple, GraphedBeam] = {}
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The beam width of each level; read at every search, since a caller who wants more results raises ``beam``."""
+        return level_widths(self.settings.level_beams or self.settings.beam, self.trie.depth)
 
     @property
     def scores_everything(self) -> bool:
@@ -58,11 +63,13 @@ class Searcher:
         return beam_search(trie, scorer, batch, self.widths, allowed, settings.per_first_code)
 
     def _graphed(self, memory: Memory) -> Found:
-        """Graphs are kept per batch size and context length, both rounded up to a power of two."""
+        """Graphs are kept per widths, batch size and context length, the latter two rounded up to a power of two."""
         batch, length = len(memory.state), memory.keys[0].shape[2]
-        shape = (1 << (batch - 1).bit_length(), 1 << (length - 1).bit_length())
+        shape = (1 << (batch - 1).bit_length(), 1 << (length - 1).bit_length(), self.widths)
         if shape not in self.graphs:
-            self.graphs[shape] = GraphedBeam(self.decoder, self.vectors, self.trie, self.widths, *shape, self.settings.per_first_code)
+            self.graphs[shape] = GraphedBeam(
+                self.decoder, self.vectors, self.trie, shape[2], shape[0], shape[1], self.settings.per_first_code
+            )
         return self.graphs[shape](memory)
 
 
