@@ -158,7 +158,14 @@ class DecodingConfig:
     """Proposals and their fusion."""
 
     beam: int = 50
+    search: str = "beam"  # beam: says how much of its answer is proven; exact: goes on until the first exact_top are
+    exact_top: int = 10
+    level_beams: list[int] = field(default_factory=list)  # one beam width per code level; empty: beam at every level
+    per_first_code: int = 0  # most beams with the same first code, for diverse results; 0: no limit
+    int8: bool = False  # decoder with int8 weights, CPU only: smaller, a little less exact
+    cuda_graph: bool = False  # the whole beam search as one CUDA graph in bfloat16, GPU only
     dense: int = 100
+    index: str = "exact"  # dense top: exact matrix product, or FAISS flat, ivf, hnsw
     cooccurrence: int = 100
     text: int = 50  # for a request with a query
     batch_size: int = 256
@@ -275,6 +282,20 @@ def to_dict(config: Any) -> dict:
     return OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
 
 
+def _check_search(decoding: DecodingConfig) -> None:
+    """The keys of the search that exclude each other."""
+    if decoding.per_first_code < 0:
+        raise UserError(f"decoding.per_first_code: must be 0 (no limit) or above, is {decoding.per_first_code}")
+    if decoding.search == "exact":
+        for key in ("level_beams", "per_first_code", "cuda_graph"):
+            if getattr(decoding, key):
+                raise UserError(f"decoding.{key}: belongs to decoding.search=beam; exact search has no use for it")
+        if decoding.exact_top > decoding.beam:
+            raise UserError(f"decoding.exact_top: {decoding.exact_top} is above decoding.beam = {decoding.beam}, the most that are returned")
+    if decoding.int8 and decoding.cuda_graph:
+        raise UserError("decoding.int8: runs on the CPU and decoding.cuda_graph on a GPU; choose one")
+
+
 def validate(config: Config) -> None:
     """Raise ``UserError`` for values that no run can work with; the key is named."""
     choices = {
@@ -287,6 +308,8 @@ def validate(config: Config) -> None:
         "training.precision": (config.training.precision, ("auto", "32", "bf16")),
         "semantic_ids.quantizer": (config.semantic_ids.quantizer, ("rq-opq", "rq-kmeans", "rq-vae", "opq", "random")),
         "semantic_ids.balance": (config.semantic_ids.balance, ("none", "last", "last-per-code", "last-per-parent")),
+        "decoding.search": (config.decoding.search, ("beam", "exact")),
+        "decoding.index": (config.decoding.index, ("exact", "flat", "ivf", "hnsw")),
     }
     for key, (value, allowed) in choices.items():
         if value not in allowed:
@@ -310,7 +333,8 @@ def validate(config: Config) -> None:
         "text.max_features": config.text.max_features, "text.min_df": config.text.min_df,
         "text.max_tokens": config.text.max_tokens, "text.batch_size": config.text.batch_size,
         "decoding.beam": config.decoding.beam, "decoding.dense": config.decoding.dense,
-        "decoding.batch_size": config.decoding.batch_size,
+        "decoding.batch_size": config.decoding.batch_size, "decoding.exact_top": config.decoding.exact_top,
+        "decoding.level_beams": min(config.decoding.level_beams, default=1),
     }  # fmt: skip
     for key, value in positive.items():
         if not value > 0:
@@ -350,6 +374,7 @@ def validate(config: Config) -> None:
         raise UserError(f"model.dim: {config.model.dim} cannot be divided by 2 x model.heads = {2 * config.model.heads}")
     if not (config.model.use_ids or config.model.use_text or config.model.use_codes):
         raise UserError("model: at least one of use_ids, use_text, use_codes must be true")
+    _check_search(config.decoding)
     if not config.evaluation.ks or min(config.evaluation.ks) < 1:
         raise UserError("evaluation.ks: a list of whole numbers of at least 1")
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from genrec.config import DecodingConfig
 from genrec.data.dataset import Requests
-from genrec.decoding.beam import leaf_items
+from genrec.decoding.beam import leaf_items, proven
+from genrec.decoding.dense import dense_index
+from genrec.decoding.engine import Searcher
 from genrec.decoding.evidence import Evidence, log_scores, to_tensor
-from genrec.decoding.scorers import generate
 from genrec.evaluation.baselines import BM25
 from genrec.model.network import Batch, GenerativeRecommender
 
@@ -23,13 +24,15 @@ MISSING = -1  # item id of an empty lane
 class Candidates:
     """``ids`` (B, K) distinct item ids per row, -1 where empty; ``evidence`` (B, K, len(FEATURES)) float32.
 
-    ``retrieved`` (B, n_items) the dense log-probabilities, -inf where excluded; ``generated`` the beam's items and log-probabilities.
+    ``retrieved`` (B, n_items) the dense log-probabilities, -inf where excluded; ``generated`` the search's items and log-probabilities,
+    of which the first ``proven`` (B,) are provably the most probable of the catalogue, in that order.
     """
 
     ids: Tensor
     evidence: Tensor
     retrieved: Tensor | None = None
     generated: tuple[Tensor, Tensor] | None = None
+    proven: Tensor | None = None
 
 
 class Proposer:
@@ -46,17 +49,21 @@ class Proposer:
             self.items = network.item_encoder()
             self.index = network.item_index(self.items)
             self.text = network.catalogue.text.to(device)
-            self.nodes = None if network.decoder is None else network.decoder.node_vectors(network.catalogue.trie, self.items)
+            self.nearest = dense_index(decoding.index, self.index)
+            self.nodes = self.searcher = None
+            if network.decoder is not None:
+                self.nodes = network.decoder.node_vectors(network.catalogue.trie, self.items)
+                self.searcher = Searcher(network.decoder, self.nodes, network.catalogue.trie, decoding)
 
-    def _generate(self, encoded, dense: Tensor, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _generate(self, encoded, dense: Tensor, exclude: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         trie = self.network.catalogue.trie
         allowed = None if exclude is None else trie.restrict(~exclude)
-        leaves, total = generate(self.network.decoder, self.network.decoder_memory(encoded), self.nodes, trie, self.settings.beam, allowed)
-        ids, scores = leaf_items(trie, leaves, total, dense)
+        search = self.searcher.search(self.network.decoder_memory(encoded), allowed)
+        ids, scores = leaf_items(trie, search.leaves, search.scores, dense)
         if exclude is not None:
             scores = scores.masked_fill(exclude.gather(1, ids.clamp(min=0)), -torch.inf)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
-        return ids.gather(1, order).masked_fill(scores.isneginf(), MISSING), scores
+        return ids.gather(1, order).masked_fill(scores.isneginf(), MISSING), scores, proven(scores, search.bound)
 
     @torch.inference_mode()
     def propose(self, batch: Batch, requests: Requests, exclude: Tensor | None = None) -> Candidates:
@@ -65,22 +72,24 @@ class Proposer:
         ``exclude`` (B, n_items) bool: items that may not be proposed. ``requests`` are those that ``batch`` was made from.
         """
         encoded = self.network.encode(batch, self.items)
-        dense = (self.network.retrieval_vectors(encoded.requests[:, 0]) @ self.index.T).log_softmax(-1)
+        asked = self.network.retrieval_vectors(encoded.requests[:, 0])
+        dense = (asked @ self.index.T).log_softmax(-1)
         n_items, device = dense.shape[1], dense.device
         similar, following = (torch.from_numpy(part).to(device) for part in self.evidence.cooccurrence.score_parts(requests.histories))
         hidden = torch.zeros_like(dense, dtype=torch.bool) if exclude is None else exclude
         retrieved = dense.masked_fill(hidden, -torch.inf)
-        best = retrieved.topk(min(self.settings.dense, n_items), dim=1)
-        ids = [torch.where(best.values.isfinite(), best.indices, n_items)]
+        near, _ = self.nearest.search(asked, self.settings.dense, exclude)
+        ids = [torch.where(near >= 0, near, n_items)]
         text, words = self._text_match(batch), self._word_match(requests, device)
         for scores, width in ((similar + following, self.settings.cooccurrence), (text, self.settings.text), (words, self.settings.text)):
             if width and scores is not None:
                 best = scores.masked_fill(hidden, 0).topk(min(width, n_items), dim=1)
                 ids.append(torch.where(best.values != 0, best.indices, n_items))
-        beam, generated = torch.full_like(dense, -torch.inf), None
+        beam, generated, certain = torch.full_like(dense, -torch.inf), None, None
         floor = dense.new_zeros(len(dense), 1)
         if self.nodes is not None:
-            generated = found, scores = self._generate(encoded, dense, exclude)
+            found, scores, certain = self._generate(encoded, dense, exclude)
+            generated = found, scores
             live = found >= 0
             beam.scatter_reduce_(1, found.clamp(min=0), scores.masked_fill(~live, -torch.inf), "amax")
             floor = torch.where(live, scores, torch.inf).min(1, keepdim=True).values
@@ -100,7 +109,7 @@ class Proposer:
         known = [*self.evidence.item_features(columns, until), *self.evidence.history_features(columns, requests.histories)]
         ranks = [_log_rank(dense.gather(1, place), live), _log_rank(pair, live)]
         evidence = torch.cat([torch.stack(sources, -1), to_tensor(known, device), torch.stack(ranks, -1)], dim=-1)
-        return Candidates(torch.where(live, union, MISSING), evidence, retrieved, generated)
+        return Candidates(torch.where(live, union, MISSING), evidence, retrieved, generated, certain)
 
     def _text_match(self, batch: Batch) -> Tensor:
         """Cosine of the query's and each item's text vectors: (B, n_items); 0 without a query."""

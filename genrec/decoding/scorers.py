@@ -1,68 +1,150 @@
-"""Scorers that let the engine walk with the network: cached (levels so far are kept) and uncached (recomputed; the reference)."""
+"""Scorers that let the engine walk with the network: pooled (every prefix runs once) and uncached (recomputed; the reference)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from genrec.decoding.beam import beam_search
-from genrec.model.code_decoder import CodeDecoder, Memory
-from genrec.objectives.generation import path_log_probabilities
+from genrec.decoding.constraints import Constraint
+from genrec.model.code_decoder import CodeDecoder, DecoderLayer, Memory
 from genrec.semantic_ids.trie import CatalogueTrie
+
+GATHER_BUDGET = 1 << 22  # floats gathered at once for the dot products of children: memory stays flat however large the batch
 
 
 class CachedScorer:
-    """One new level per step; keys and values of earlier levels follow their beams. Context keys and values are shared by all beams."""
+    """Every expanded prefix is one row of an append-only pool: its keys and values, its state, and the slots of its ancestors.
 
-    def __init__(self, decoder: CodeDecoder, memory: Memory, vectors: Tensor):
+    Beams point into the pool, so nothing is ever reordered, rows of several depths can run together (best-first search), and the
+    context's keys and values are shared by all of them.
+    """
+
+    def __init__(self, decoder: CodeDecoder, memory: Memory, vectors: Tensor, rows: int = 64):
         self.decoder, self.memory, self.vectors = decoder, memory, vectors
-        self.cache: list | None = None
-        self.state: Tensor | None = None
+        batch, heads = len(memory.state), memory.keys[0].shape[1]
+        width = vectors.shape[1]
+        self.used = 0
+        # First the keys and values of each layer, then the states.
+        kept, dtype = (batch, rows, heads, width // heads), memory.state.dtype
+        self.pool = [vectors.new_empty(kept, dtype=dtype) for _ in range(2 * len(decoder.layers))] + [vectors.new_empty(batch, rows, width)]
+        self.line = torch.zeros(batch, rows, decoder.levels, dtype=torch.long, device=vectors.device)  # slots from the root to the row
+        self.batch = torch.arange(batch, device=vectors.device)[:, None]
+        self.scale = decoder.log_scale.exp()
 
-    def advance(self, level: int, nodes: Tensor, beams: Tensor | None) -> None:
-        if beams is not None:
-            batch = len(beams)
-            earlier = self.state.shape[1]
-            rows = (beams + torch.arange(batch, device=beams.device)[:, None] * earlier).flatten()
-            self.cache = [(k[rows], v[rows]) for k, v in self.cache]
-        states, self.cache = self.decoder.hidden(self.memory, self.vectors, nodes[..., None], level, self.cache)
-        self.state = states[:, :, 0] * self.decoder.log_scale[level].exp()
+    def expand(self, depth: int | Tensor, nodes: Tensor, parents: Tensor | None) -> int:
+        slot, rows = self.used, nodes.shape[1]
+        self._reserve(slot + rows)
+        self.used = slot + rows
+        own = torch.arange(slot, slot + rows, device=nodes.device).expand(len(nodes), -1)
+        line = self.line[:, slot : slot + rows]
+        if parents is not None:
+            line.copy_(self.line[self.batch, parents])
+        if isinstance(depth, int):
+            line[..., depth] = own
+            reach, known = line[..., : depth + 1], None
+        else:
+            line.scatter_(2, depth[..., None], own[..., None])
+            reach = line
+            known = torch.arange(line.shape[2], device=nodes.device) <= depth[..., None]
+        x = (self.vectors[nodes] + self.memory.state + self.decoder.level[depth]).to(self.memory.state.dtype)
+        for index, layer in enumerate(self.decoder.layers):
+            x = self._layer(index, layer, x, slot, reach, known)
+        self.pool[-1][:, slot : slot + rows] = self._head(self.decoder.norm(x), depth)
+        return slot
 
-    def child_logits(self, level: int, children: Tensor) -> Tensor:
-        if level == 0:  # all lanes share the root's children: one product instead of a gather
-            return (self.state[:, 0] @ self.vectors[children[0, 0]].T)[:, None]
-        return (self.vectors[children] @ self.state[..., None])[..., 0]
+    def _layer(self, index: int, layer: DecoderLayer, x: Tensor, slot: int, reach: Tensor, known: Tensor | None) -> Tensor:
+        """One layer on x (B, M, dim): each row attends to its own line of ancestors, then to the context all rows share."""
+        batch, rows, dim = x.shape
+        keys, values = self.pool[2 * index], self.pool[2 * index + 1]
+        q, k, v = layer.qkv(layer.self_norm(x)).view(batch, rows, 3, layer.heads, -1).unbind(2)
+        keys[:, slot : slot + rows], values[:, slot : slot + rows] = k, v
+        if reach.shape[2] == 1 and known is None:  # the root sees itself alone
+            mixed = v
+        else:
+            k, v = keys[self.batch[..., None], reach], values[self.batch[..., None], reach]  # (B, M, levels, heads, dim / heads)
+            weight = (q[:, :, None] * k).sum(-1).float() * q.shape[-1] ** -0.5
+            if known is not None:
+                weight = weight.masked_fill(~known[..., None], -torch.inf)
+            mixed = (weight.softmax(2).to(v.dtype)[..., None] * v).sum(2)
+        x = x + layer.self_out(mixed.reshape(batch, rows, dim))
+        q = layer.query(layer.cross_norm(x)).view(batch, rows, layer.heads, -1).transpose(1, 2)
+        mask = self.memory.mask[:, None].expand(-1, -1, rows, -1)
+        mixed = F.scaled_dot_product_attention(q, self.memory.keys[index], self.memory.values[index], attn_mask=mask)
+        x = x + layer.cross_out(mixed.transpose(1, 2).reshape(batch, rows, dim))
+        return x + layer.down(F.gelu(layer.up(layer.feed_norm(x))))
+
+    def _head(self, x: Tensor, depth: int | Tensor) -> Tensor:
+        heads = self.decoder.heads
+        if isinstance(depth, int):
+            return F.normalize(heads[depth](x), dim=-1) * self.scale[depth]
+        every = torch.stack([head(x) for head in heads[1:]], dim=2)  # best-first search runs the root apart
+        chosen = every.gather(2, (depth - 1)[..., None, None].expand(-1, -1, 1, every.shape[-1]))[:, :, 0]
+        return F.normalize(chosen, dim=-1) * self.scale[depth][..., None]
+
+    def root_logits(self, first: int, last: int) -> Tensor:
+        return self.pool[-1][:, 0] @ self.vectors[first:last].T
+
+    def child_logits(self, children: Tensor, slots: Tensor) -> Tensor:
+        batch, lanes = children.shape
+        step = max(GATHER_BUDGET // self.vectors.shape[1], 1)
+        states = self.pool[-1].flatten(0, 1)
+        rows = (slots + self.batch * self.pool[-1].shape[1]).flatten()
+        children = children.flatten()
+        parts = [
+            torch.linalg.vecdot(self.vectors.index_select(0, child), states.index_select(0, row))
+            for child, row in zip(children.split(step), rows.split(step), strict=True)
+        ]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(batch, lanes)
+
+    def select(self, requests: Tensor) -> None:
+        """Go on with some of the requests only."""
+        memory = self.memory
+        self.memory = Memory(
+            memory.state[requests], [k[requests] for k in memory.keys], [v[requests] for v in memory.values], memory.mask[requests]
+        )
+        self.pool, self.line = [part[requests] for part in self.pool], self.line[requests]
+        self.batch = self.batch[: len(requests)]
+
+    def _reserve(self, rows: int) -> None:
+        held = self.line.shape[1]
+        if rows > held:
+            more = max(rows, 2 * held) - held
+            self.pool = [torch.cat([part, part.new_empty(len(part), more, *part.shape[2:])], dim=1) for part in self.pool]
+            self.line = F.pad(self.line, (0, 0, 0, more))
 
 
 class UncachedScorer(CachedScorer):
-    """Runs every level of every walk again at each step: slow, and what the cached one must equal."""
+    """Runs the whole walk of every row again: slow, and what the pooled one must equal."""
 
-    def __init__(self, decoder: CodeDecoder, memory: Memory, vectors: Tensor):
-        super().__init__(decoder, memory, vectors)
-        self.walk: Tensor | None = None
+    def __init__(self, decoder: CodeDecoder, memory: Memory, vectors: Tensor, rows: int = 64):
+        super().__init__(decoder, memory, vectors, rows)
+        self.walks = torch.zeros_like(self.line)
 
-    def advance(self, level: int, nodes: Tensor, beams: Tensor | None) -> None:
-        if beams is None:
-            self.walk = nodes[..., None]
-        else:
-            self.walk = torch.cat([self.walk.gather(1, beams[..., None].expand(-1, -1, level)), nodes[..., None]], dim=2)
-        states, _ = self.decoder.hidden(self.memory, self.vectors, self.walk)
-        self.state = states[:, :, -1] * self.decoder.log_scale[level].exp()
+    def _reserve(self, rows: int) -> None:
+        super()._reserve(rows)
+        if hasattr(self, "walks"):
+            self.walks = F.pad(self.walks, (0, 0, 0, self.line.shape[1] - self.walks.shape[1]))
+
+    def expand(self, depth: int | Tensor, nodes: Tensor, parents: Tensor | None) -> int:
+        slot, rows = self.used, nodes.shape[1]
+        self._reserve(slot + rows)
+        self.used = slot + rows
+        place = torch.full_like(nodes, depth) if isinstance(depth, int) else depth
+        walk = self.walks[:, slot : slot + rows]
+        if parents is not None:
+            walk.copy_(self.walks[self.batch, parents])
+        walk.scatter_(2, place[..., None], nodes[..., None])
+        states, _ = self.decoder.hidden(self.memory, self.vectors, walk)
+        chosen = states.gather(2, place[..., None, None].expand(-1, -1, 1, states.shape[-1]))[:, :, 0]
+        self.pool[-1][:, slot : slot + rows] = chosen * self.scale[place][..., None]
+        return slot
 
 
-def generate(decoder: CodeDecoder, memory: Memory, vectors: Tensor, trie: CatalogueTrie, width: int, allowed: Tensor | None = None):
-    """Beam search with the cached scorer; see ``beam_search``."""
-    return beam_search(trie, CachedScorer(decoder, memory, vectors), len(memory.state), width, allowed)
-
-
-def exact_scores(decoder: CodeDecoder, memory: Memory, vectors: Tensor, trie: CatalogueTrie, chunk: int = 2048) -> Tensor:
-    """Log-probability of every item's leaf for every request, by teacher forcing: (B, n_items). The reference of the beam."""
-    batch, n_items = len(memory.state), len(trie.item_path)
-    result = []
-    for start in range(0, n_items, chunk):
-        paths = trie.item_path[start : start + chunk].expand(batch, -1, -1)
-        entered = torch.cat([torch.zeros_like(paths[..., :1]), paths[..., :-1]], dim=-1)
-        states, _ = decoder.hidden(memory, vectors, entered)
-        steps = path_log_probabilities(states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, paths.flatten(0, 1))
-        result.append(steps.sum(-1).view(batch, -1))
-    return torch.cat(result, dim=1)
+def generate(
+    decoder: CodeDecoder, memory: Memory, vectors: Tensor, trie: CatalogueTrie, width: int, allowed: Tensor | Constraint | None = None
+) -> tuple[Tensor, Tensor]:
+    """Leaves (B, W) and log-probabilities of a plain beam search; see ``beam_search``."""
+    found = beam_search(trie, CachedScorer(decoder, memory, vectors, 1 + width * trie.depth), len(memory.state), width, allowed)
+    return found.leaves, found.scores

@@ -11,9 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from genrec.errors import UserError
@@ -60,6 +64,50 @@ class CatalogueTrie:
     def n_leaves(self) -> int:
         return len(self.leaf_item_offsets) - 1
 
+    @cached_property
+    def largest_leaf(self) -> int:
+        """The most items that share one leaf."""
+        return int(self.leaf_item_offsets.diff().max())
+
+    @cached_property
+    def child_sums(self) -> list[Tensor]:
+        """Per level, how many children its 1, 2, 3, ... (at most 4096) most branching nodes have together."""
+        levels = [self.child_count[self.level_bounds[level] : self.level_bounds[level + 1]] for level in range(self.depth)]
+        return [counts.topk(min(len(counts), 4096)).values.cumsum(0).cpu() for counts in levels]
+
+    def most_children(self, level: int, width: int) -> int:
+        """The most children that `width` distinct nodes of a level can have together: a static shape that nothing exceeds."""
+        return most_children(self.child_sums[level], self.level_bounds, level, width)
+
+    def single_leaf(self, nodes: Tensor) -> Tensor:
+        """`only_leaf` of nodes (any shape)."""
+        return self.only_leaf[nodes]
+
+    def leaf_range(self, leaf: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the items of leaves stand in `leaf_items`, by leaf index: first place and number."""
+        start = self.leaf_item_offsets[leaf]
+        return start, self.leaf_item_offsets[leaf + 1] - start
+
+    @cached_property
+    def only_leaf(self) -> Tensor:
+        """The leaf below each node that has a single one (a leaf is its own), -1 for the others: (n_nodes,) int32.
+
+        A walk that reaches such a node is decided: what is left of it has probability 1.
+        """
+        leaf = torch.arange(self.level_bounds[self.depth], self.n_nodes, dtype=torch.int32, device=self.child_start.device)
+        levels = [leaf]
+        for level in range(self.depth - 1, -1, -1):
+            here = slice(self.level_bounds[level], self.level_bounds[level + 1])
+            below = levels[-1][self.child_start[here] - self.level_bounds[level + 1]]
+            levels.append(torch.where(self.child_count[here] == 1, below, -1))
+        return torch.cat(levels[::-1])
+
+    @cached_property
+    def open_nodes(self) -> tuple[int, ...]:
+        """Nodes of levels 0 to L - 1 with more than one leaf below: the rows that a network must run to score the whole catalogue."""
+        is_open = self.only_leaf < 0
+        return tuple(int(is_open[self.level_bounds[level] : self.level_bounds[level + 1]].sum()) for level in range(self.depth))
+
     def to(self, device: torch.device | str) -> CatalogueTrie:
         """The same trie with every tensor on `device`."""
         return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
@@ -80,6 +128,20 @@ class CatalogueTrie:
         tuples = {name: tuple(state[name].tolist()) for name in _TUPLES}
         return cls(**{part.name: state[part.name] for part in fields(cls) if part.name not in _TUPLES}, **tuples)
 
+    def save(self, path: str | Path) -> None:
+        """Write the tensors to a safetensors file."""
+        save_file({name: tensor.cpu() for name, tensor in self.state_dict().items()}, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> CatalogueTrie:
+        """Read what `save` wrote. The file is memory-mapped: its pages are read when they are first used. Raises UserError otherwise."""
+        try:
+            with safe_open(path, "pt") as file:
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: cannot be read as a catalogue trie ({error}); build it again with genrec tokenize") from error
+        return cls.from_state_dict(state)
+
     def restrict(self, item_mask: Tensor) -> Tensor:
         """Node mask (..., n_nodes) bool: a node is allowed where some item below it is.
 
@@ -90,29 +152,57 @@ class CatalogueTrie:
         if item_mask.dtype != torch.bool or item_mask.ndim not in (1, 2) or item_mask.shape[-1] != self.n_items:
             found = f"{item_mask.dtype} {tuple(item_mask.shape)}"
             raise UserError(f"item_mask is {found}; expected bool, ({self.n_items},) or (batch, {self.n_items})")
+        return self.allowed_count(item_mask) > 0
+
+    def allowed_count(self, item_mask: Tensor) -> Tensor:
+        """How many items of a bool mask (..., n_items) lie below each node: (..., n_nodes) int32."""
         running = torch.cumsum(item_mask[..., self.leaf_items], dim=-1, dtype=torch.int32)
         running = torch.nn.functional.pad(running, (1, 0))  # (..., n_items + 1)
-        return running[..., self.node_item_start + self.node_item_count] > running[..., self.node_item_start]
+        return running[..., self.node_item_start + self.node_item_count] - running[..., self.node_item_start]
 
     def _tensors(self) -> dict[str, Tensor]:
         return {part.name: getattr(self, part.name) for part in fields(self) if part.name not in _TUPLES}
 
 
+def most_children(sums: Sequence[int], level_bounds: Sequence[int], level: int, width: int) -> int:
+    """The most children that `width` nodes of a level can have; `sums` are those of its 1, 2, 3, ... most branching nodes together."""
+    if width <= len(sums):
+        return int(sums[width - 1])
+    nodes = level_bounds[level + 1] - level_bounds[level]
+    beyond = min(width, nodes) - len(sums)
+    last = int(sums[-1] - sums[-2]) if len(sums) > 1 else 0
+    return min(int(sums[-1]) + beyond * last, level_bounds[level + 2] - level_bounds[level + 1])
+
+
 _TUPLES = ("vocab_sizes", "max_branching", "level_bounds")
 
 
+def code_order(codes: np.ndarray) -> np.ndarray:
+    """The stable order of the rows of codes (n, L), not negative: (n,). Codes and row number share one 64-bit key where they fit."""
+    n, depth = codes.shape
+    bits = [int(codes[:, level].max()).bit_length() for level in range(depth)]
+    row_bits = n.bit_length()
+    if sum(bits) + row_bits > 63:
+        return np.lexsort(codes.T[::-1])
+    keys = np.zeros(n, np.int64)
+    for level in range(depth):
+        keys = (keys << bits[level]) | codes[:, level]
+    return np.sort((keys << row_bits) | np.arange(n)) & ((1 << row_bits) - 1)
+
+
 def prefix_ids(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number the distinct prefixes of codes (n, L) in code order.
+    """Number the distinct prefixes of codes (n, L), not negative, in code order.
 
     Returns `order` (n,), a stable sort of the rows, and `ids` (n, L): ids[i, l] is the rank, among all distinct prefixes of
     length l + 1, of row i's prefix. One sort and L running sums.
     """
-    order = np.lexsort(codes.T[::-1])
-    ordered = codes[order]
-    differs = np.zeros(codes.shape, bool)
-    differs[1:] = np.logical_or.accumulate(ordered[1:] != ordered[:-1], axis=1)
+    order = code_order(codes)
     ids = np.empty(codes.shape, np.int64)
-    ids[order] = np.cumsum(differs, axis=0)
+    differs = np.zeros(len(codes), bool)
+    for level in range(codes.shape[1]):
+        column = codes[order, level]
+        differs[1:] |= column[1:] != column[:-1]
+        ids[order, level] = np.cumsum(differs)
     return order, ids
 
 
@@ -120,66 +210,117 @@ def build_trie(codes: Tensor, vocab_sizes: Sequence[int]) -> CatalogueTrie:
     """Build the trie of a catalogue from its codes (n_items, L), any integer type; row i is item i.
 
     `vocab_sizes` has one entry per level. Vectorised: one sort, then one pass per level. The trie is on the device of `codes`.
-    Raises UserError for an empty catalogue, another shape, or a code outside its level's vocabulary.
+    Items with equal codes share a leaf. Raises UserError for an empty catalogue, another shape or type, or a code outside its level's
+    vocabulary.
     """
-    table = codes.detach().cpu().numpy().astype(np.int64, copy=False)
-    _check_codes(table, vocab_sizes)
-    n_items, depth = table.shape
-    order, ids = prefix_ids(table)
-    bounds = np.concatenate([[0, 1], 1 + np.cumsum(ids[order[-1]] + 1)])  # (L + 2,)
-    n_nodes = int(bounds[-1])
-    path = ids + bounds[1:-1]  # (n_items, L)
+    table = _checked_codes(codes, vocab_sizes)
+    return _assemble(table, code_order(table), vocab_sizes).to(codes.device)
 
-    node_code = np.full(n_nodes, -1, np.int64)
-    node_parent = np.full(n_nodes, -1, np.int64)
-    item_start = np.zeros(n_nodes, np.int64)
-    item_count = np.full(n_nodes, n_items, np.int64)
+
+def extend_trie(trie: CatalogueTrie, codes: Tensor) -> tuple[CatalogueTrie, Tensor]:
+    """The trie of a catalogue that grew by items with codes (m, L), and where its nodes went.
+
+    The new items get the ids after the old ones. Equal to `build_trie` of all codes, but only the new codes are sorted: they are merged
+    into the old order, and node numbers shift in one linear pass. Returns the trie and node_map (old n_nodes,) int64: the new id of each
+    old node, to carry over whatever is kept per node. Raises UserError as `build_trie` does.
+    """
+    new = _checked_codes(codes, trie.vocab_sizes)
+    old = trie.node_code[trie.item_path].cpu().numpy()
+    order = trie.leaf_items.cpu().numpy()
+    new_order = code_order(new)
+    place = np.searchsorted(_comparable(old[order], trie.vocab_sizes), _comparable(new[new_order], trie.vocab_sizes), side="right")
+    merged = np.insert(order, place, new_order + trie.n_items)
+    grown = _assemble(np.concatenate([old, new]), merged, trie.vocab_sizes).to(trie.child_start.device)
+    node_map = torch.zeros_like(trie.node_code)  # the root stays 0
+    node_map[trie.item_path] = grown.item_path[: trie.n_items]
+    return grown, node_map
+
+
+def shrink_trie(trie: CatalogueTrie, items: Tensor) -> tuple[CatalogueTrie, Tensor, Tensor]:
+    """The trie without some items (m,), and where nodes and items went.
+
+    The items that stay are renumbered in their old order; nothing is sorted. Returns the trie, node_map (old n_nodes,) and item_map (old
+    n_items,) int64, -1 for what is gone. Raises UserError for an unknown item, or where no item would be left.
+    """
+    if items.numel() and (int(items.min()) < 0 or int(items.max()) >= trie.n_items):
+        raise UserError(f"shrink_trie: items reach from {int(items.min())} to {int(items.max())}; expected 0 to {trie.n_items - 1}")
+    keep = torch.ones(trie.n_items, dtype=torch.bool, device=trie.child_start.device)
+    keep[items] = False
+    if not keep.any():
+        raise UserError(f"shrink_trie: all {trie.n_items} items would go; a catalogue needs at least one")
+    item_map = torch.where(keep, keep.cumsum(0) - 1, -1)
+    order = trie.leaf_items[keep[trie.leaf_items]]
+    codes = trie.node_code[trie.item_path[keep]].cpu().numpy()
+    left = _assemble(codes, item_map[order].cpu().numpy(), trie.vocab_sizes).to(trie.child_start.device)
+    node_map = torch.full_like(trie.node_code, -1)
+    node_map[0] = 0
+    node_map[trie.item_path[keep]] = left.item_path
+    return left, node_map, item_map
+
+
+def _comparable(codes: np.ndarray, vocab_sizes: Sequence[int]) -> np.ndarray:
+    """One value per row of codes that sorts as the row does: a 64-bit number where it fits, else big-endian bytes."""
+    if sum(int(size - 1).bit_length() for size in vocab_sizes) <= 63:
+        keys = np.zeros(len(codes), np.int64)
+        for level, size in enumerate(vocab_sizes):
+            keys = (keys << int(size - 1).bit_length()) | codes[:, level]
+        return keys
+    return np.ascontiguousarray(codes.astype(">u8")).view(f"S{8 * codes.shape[1]}")[:, 0]
+
+
+def _assemble(table: np.ndarray, order: np.ndarray, vocab_sizes: Sequence[int]) -> CatalogueTrie:
+    """The trie of codes (n_items, L) whose stable order is known: one linear pass per level."""
+    n_items, depth = table.shape
+    path = np.empty((n_items, depth), np.int64)
+    differs = np.zeros(n_items, bool)
+    bounds, parts = [0, 1], {name: [root] for name, root in (("code", [-1]), ("parent", [-1]), ("start", [0]), ("count", [n_items]))}
     parents = np.zeros(n_items, np.int64)
     for level in range(depth):
-        nodes = path[order, level]
-        start = np.flatnonzero(np.diff(nodes, prepend=-1))  # first item of every node of this level
-        here = slice(bounds[level + 1], bounds[level + 2])
-        node_code[here] = table[order[start], level]
-        node_parent[here] = parents[start]
-        item_start[here] = start
-        item_count[here] = np.diff(start, append=n_items)
+        column = table[order, level]
+        differs[1:] |= column[1:] != column[:-1]
+        nodes = bounds[-1] + np.cumsum(differs)
+        path[order, level] = nodes
+        start = np.concatenate([[0], np.flatnonzero(differs)])  # first item of every node of this level
+        for name, values in (
+            ("code", column[start]),
+            ("parent", parents[start]),
+            ("start", start),
+            ("count", np.diff(start, append=n_items)),
+        ):
+            parts[name].append(values)
+        bounds.append(bounds[-1] + len(start))
         parents = nodes
+    node_parent, item_start = np.concatenate(parts["parent"]), np.concatenate(parts["start"])
+    n_nodes = bounds[-1]
     child_count = np.bincount(node_parent[1:], minlength=n_nodes)
-    child_start = np.where(child_count > 0, 1 + np.cumsum(child_count) - child_count, n_nodes)
-    leaves = slice(bounds[depth], bounds[depth + 1])
     arrays = {
-        "child_start": child_start,
+        "child_start": np.where(child_count > 0, 1 + np.cumsum(child_count) - child_count, n_nodes),
         "child_count": child_count,
-        "node_code": node_code,
+        "node_code": np.concatenate(parts["code"]),
         "node_parent": node_parent,
         "node_item_start": item_start,
-        "node_item_count": item_count,
-        "level_start": bounds,
-        "leaf_item_offsets": np.append(item_start[leaves], n_items),
+        "node_item_count": np.concatenate(parts["count"]),
+        "level_start": np.array(bounds),
+        "leaf_item_offsets": np.append(item_start[bounds[depth] :], n_items),
         "leaf_items": order,
         "item_leaf": path[:, -1].copy(),
         "item_path": path,
     }
     return CatalogueTrie(
-        **{name: torch.from_numpy(array.astype(np.int64, copy=False)).to(codes.device) for name, array in arrays.items()},
+        **{name: torch.from_numpy(array.astype(np.int64, copy=False)) for name, array in arrays.items()},
         vocab_sizes=tuple(int(size) for size in vocab_sizes),
         max_branching=tuple(int(child_count[bounds[level] : bounds[level + 1]].max()) for level in range(depth)),
         level_bounds=tuple(int(bound) for bound in bounds),
     )
 
 
-def extend_trie(trie: CatalogueTrie, codes: Tensor) -> tuple[CatalogueTrie, Tensor]:
-    """The trie of a catalogue that grew by items with codes (m, L), and where its nodes went.
-
-    The new items get the ids after the old ones. Equal to `build_trie` of all codes. Returns the trie and node_map
-    (old n_nodes,) int64: the new id of each old node, to carry over whatever is kept per node.
-    Raises UserError for a code outside its level's vocabulary.
-    """
-    old = trie.node_code[trie.item_path]  # (n_items, L)
-    grown = build_trie(torch.cat([old, codes.to(old)]), trie.vocab_sizes)
-    node_map = torch.zeros_like(trie.node_code)  # the root stays 0
-    node_map[trie.item_path] = grown.item_path[: trie.n_items]
-    return grown, node_map
+def _checked_codes(codes: Tensor, vocab_sizes: Sequence[int]) -> np.ndarray:
+    """Codes as an int64 array; UserError for anything that is no catalogue."""
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise UserError(f"codes are {codes.dtype}; expected whole numbers (n_items, levels)")
+    table = codes.detach().cpu().numpy().astype(np.int64, copy=False)
+    _check_codes(table, vocab_sizes)
+    return table
 
 
 def _check_codes(table: np.ndarray, vocab_sizes: Sequence[int]) -> None:

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from genrec.decoding.beam import beam_search, leaf_items
-from genrec.decoding.scorers import CachedScorer, UncachedScorer, exact_scores, generate
+from genrec.decoding.constraints import Excluded
+from genrec.decoding.scorers import CachedScorer, UncachedScorer, generate
+from genrec.errors import UserError
 from genrec.model.code_decoder import CodeDecoder
+from genrec.objectives.generation import path_log_probabilities
 from genrec.semantic_ids.trie import build_trie
 
 VOCAB, ITEMS, DIM, BATCH = (6, 5, 4), 90, 16, 5
@@ -38,6 +41,19 @@ def parts(request, trie):
         yield decoder, memory, vectors
 
 
+def exact_scores(decoder, memory, vectors, trie) -> torch.Tensor:
+    """Teacher forcing of every item's path, all levels at once: what search must agree with, by another road. (B, n_items)"""
+    paths = trie.item_path.expand(BATCH, -1, -1)
+    entered = torch.cat([torch.zeros_like(paths[..., :1]), paths[..., :-1]], dim=-1)
+    states, _ = decoder.hidden(memory, vectors, entered)
+    steps = path_log_probabilities(states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, paths.flatten(0, 1))
+    return steps.sum(-1).view(BATCH, -1)
+
+
+def beam(parts, trie, width, kind=CachedScorer, **options):
+    return beam_search(trie, kind(*parts), BATCH, width, **options)
+
+
 def per_leaf(trie, scores: torch.Tensor) -> torch.Tensor:
     """Item scores (B, n_items) -> leaf scores (B, n_leaves)."""
     first = trie.leaf_items[trie.leaf_item_offsets[:-1]]
@@ -54,7 +70,6 @@ def test_exact_scores_are_a_distribution_over_leaves(parts, trie):
     torch.testing.assert_close(leaves.logsumexp(1), torch.zeros(BATCH), rtol=0, atol=1e-5)
     assert leaves.std(1).min() > 0.1  # the scores differ: a ranking means something
     assert (leaves[0] - leaves[1]).abs().max() > 1e-2  # and so do the requests
-    torch.testing.assert_close(exact_scores(*parts, trie, chunk=7), exact_scores(*parts, trie), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("width", [ITEMS, 500])
@@ -89,14 +104,84 @@ def test_a_narrow_beam_finds_most_of_the_best(parts, trie):
 
 
 @pytest.mark.parametrize("width", [2, 7, ITEMS])
-def test_the_cache_changes_nothing(parts, trie, width):
+@pytest.mark.parametrize("static", [False, True])
+def test_the_pool_and_static_shapes_change_nothing(parts, trie, width, static):
+    pooled = beam(parts, trie, width, static=static)
+    plain = beam(parts, trie, width, UncachedScorer, static=False)
+    columns = min(pooled.scores.shape[1], plain.scores.shape[1])  # what static shapes add is empty
+    assert pooled.scores[:, columns:].isneginf().all() and plain.scores[:, columns:].isneginf().all()
+    torch.testing.assert_close(pooled.scores[:, :columns], plain.scores[:, :columns], rtol=0, atol=1e-5)
+    assert (pooled.leaves[:, :columns] == plain.leaves[:, :columns]).float().mean() > 0.95  # near-ties may swap
+    torch.testing.assert_close(pooled.bound, plain.bound, rtol=0, atol=1e-5)
+    again = beam(parts, trie, width, static=static)
+    assert torch.equal(pooled.leaves, again.leaves) and torch.equal(pooled.scores, again.scores)
+
+
+def test_a_batch_equals_its_requests_one_by_one(parts, trie):
     decoder, memory, vectors = parts
-    cached = beam_search(trie, CachedScorer(decoder, memory, vectors), BATCH, width)
-    plain = beam_search(trie, UncachedScorer(decoder, memory, vectors), BATCH, width)
-    torch.testing.assert_close(cached[1], plain[1], rtol=0, atol=1e-5)
-    assert (cached[0] == plain[0]).float().mean() > 0.95  # near-ties may swap
-    again = beam_search(trie, CachedScorer(decoder, memory, vectors), BATCH, width)
-    assert torch.equal(cached[0], again[0]) and torch.equal(cached[1], again[1])
+    whole = beam(parts, trie, 6)
+    for row in range(BATCH):
+        alone = beam_search(trie, CachedScorer(decoder, memory.take(torch.tensor([row]), torch.tensor([0])), vectors), 1, 6)
+        torch.testing.assert_close(alone.scores[0], whole.scores[row], rtol=0, atol=1e-5)
+        assert torch.equal(alone.leaves[0], whole.leaves[row])
+
+
+@pytest.mark.parametrize("width", [1, 4, 12, 40, ITEMS])
+def test_what_is_proven_is_the_exact_top(parts, trie, width):
+    found = beam(parts, trie, width)
+    exact = per_leaf(trie, exact_scores(*parts, trie))
+    best = exact.topk(trie.n_leaves).indices + trie.level_bounds[trie.depth]
+    for row, n in enumerate(found.proven.tolist()):
+        assert torch.equal(found.leaves[row, :n], best[row, :n])
+        missing = exact[row].clone()
+        missing[found.leaves[row][found.leaves[row] >= 0] - trie.level_bounds[trie.depth]] = -torch.inf
+        assert missing.max() <= found.bound[row] + 1e-5
+    if width == ITEMS:
+        assert found.exact(10).all() and (found.proven == trie.n_leaves).all()
+    elif width < 12:
+        assert not found.exact(width + 1).any()
+
+
+def test_one_width_per_level(parts, trie):
+    found = beam(parts, trie, (2, 9, 4))
+    assert found.leaves.shape == (BATCH, 4)
+    walked = trie.item_path[[int((trie.item_leaf == leaf).nonzero()[0]) for leaf in found.leaves.flatten()]]
+    assert all(len(set(rows[:, 0].tolist())) <= 2 for rows in walked.view(BATCH, 4, -1))
+    wide = beam(parts, trie, (6, 30, 4))
+    assert (wide.scores >= found.scores - 1e-6).all() and (wide.scores > found.scores + 1e-4).any()
+    for widths in ((2, 9), (2, 0, 4), 0):
+        with pytest.raises(UserError, match="width"):
+            beam(parts, trie, widths)
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_at_most_so_many_beams_share_a_first_code(parts, trie, most):
+    found = beam(parts, trie, 8, per_first=most)
+    exact = per_leaf(trie, exact_scores(*parts, trie))
+    first = trie.item_path[trie.leaf_items[trie.leaf_item_offsets[:-1]], 0]
+    for row in range(BATCH):
+        leaves = found.leaves[row][found.leaves[row] >= 0] - trie.level_bounds[trie.depth]
+        assert len(leaves) == min(8, most * 6) and first[leaves].unique(return_counts=True)[1].max() <= most
+        torch.testing.assert_close(exact[row, leaves], found.scores[row, : len(leaves)], rtol=0, atol=1e-5)
+
+
+def test_items_left_out_per_request_equal_a_mask(parts, trie):
+    generator = torch.Generator().manual_seed(4)
+    items = torch.randint(-1, ITEMS, (BATCH, 40), generator=generator)  # repeated ids and empty lanes among them
+    items[0] = -1
+    items[1, :3] = torch.tensor([0, 1, 2])  # three of the four items of a leaf
+    stock = torch.rand(ITEMS, generator=generator) < 0.7
+    for allowed in (None, stock):
+        keep = torch.ones(BATCH, ITEMS, dtype=torch.bool) if allowed is None else allowed.expand(BATCH, -1).clone()
+        for row in range(BATCH):
+            keep[row, items[row][items[row] >= 0]] = False
+        sparse, dense = Excluded(trie, items, allowed), trie.restrict(keep)
+        nodes = torch.arange(trie.n_nodes).expand(BATCH, -1)
+        assert torch.equal(sparse.keep(nodes)[:, 1:], dense[:, 1:])
+        assert torch.equal(sparse.select(torch.tensor([2])).keep(nodes[:1])[:, 1:], dense[2:3, 1:])
+        assert torch.equal(beam(parts, trie, 20, allowed=sparse).leaves, beam(parts, trie, 20, allowed=dense).leaves)
+    with pytest.raises(UserError, match="excluded"):
+        Excluded(trie, torch.tensor([[ITEMS]]))
 
 
 @pytest.mark.parametrize("per_request", [False, True])
@@ -126,19 +211,22 @@ def test_nothing_allowed_gives_nothing(parts, trie):
 class _Flat:
     """All children equally good."""
 
-    def advance(self, level, nodes, beams):
-        pass
+    def expand(self, depth, nodes, parents):
+        return 0
 
-    def child_logits(self, level, children):
+    def root_logits(self, first, last):
+        return torch.zeros(2, last - first)
+
+    def child_logits(self, children, slots):
         return torch.zeros(children.shape)
 
 
-def test_ties_go_to_the_lower_node():
+@pytest.mark.parametrize("width", [1, 6, 16])
+def test_ties_go_to_the_lower_node(width):
     codes = torch.cartesian_prod(torch.arange(4), torch.arange(4))
-    trie = build_trie(codes, (4, 4))
-    leaves, total = beam_search(trie, _Flat(), 2, 16)
-    assert torch.equal(leaves, torch.arange(5, 21).expand(2, -1))
-    torch.testing.assert_close(total, torch.full((2, 16), -torch.tensor(16.0).log()))
+    found = beam_search(build_trie(codes, (4, 4)), _Flat(), 2, width)
+    assert torch.equal(found.leaves, torch.arange(5, 5 + width).expand(2, -1))
+    torch.testing.assert_close(found.scores, torch.full((2, width), -torch.tensor(16.0).log()))
 
 
 @pytest.mark.parametrize("scored", [False, True])

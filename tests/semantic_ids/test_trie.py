@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from genrec.errors import UserError
-from genrec.semantic_ids.trie import CatalogueTrie, build_trie, prefix_ids
+from genrec.semantic_ids.trie import CatalogueTrie, build_trie, code_order, extend_trie, prefix_ids, shrink_trie
 
 VOCAB = (6, 5, 4)
 
@@ -130,6 +130,7 @@ def test_tiny_catalogues(codes):
         (torch.zeros(3, 2, dtype=torch.int64), (2,), "levels"),
         (torch.tensor([[0, 0], [0, 2]]), (2, 2), "item 1 has code 2 at level 2"),
         (torch.tensor([[0, -1]]), (2, 2), "item 0 has code -1"),
+        (torch.zeros(3, 2), (2, 2), "whole numbers"),
     ],
 )
 def test_bad_codes_name_the_item(codes, vocab, message):
@@ -143,3 +144,66 @@ def test_prefix_ids_follow_code_order(codes):
     assert [tuple(row) for row in table[order]] == sorted(tuple(row) for row in table)
     for length in (1, 2, 3):
         assert np.array_equal(ids[:, length - 1], np.unique(table[:, :length], axis=0, return_inverse=True)[1].ravel())
+
+
+@pytest.mark.parametrize("sizes", [(6, 5, 4), (1 << 40, 1 << 40, 4)])
+def test_code_order_with_and_without_a_packed_key(sizes):
+    generator = np.random.default_rng(0)
+    table = generator.integers(0, 4, (200, 3)) * np.array([max(size // 8, 1) for size in sizes])
+    assert np.array_equal(code_order(table), np.lexsort(table.T[::-1]))
+
+
+def same(one, other):
+    assert (one.vocab_sizes, one.max_branching, one.level_bounds) == (other.vocab_sizes, other.max_branching, other.level_bounds)
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("vocab", [VOCAB, (1 << 30, 1 << 30, 1 << 30)])
+@pytest.mark.parametrize("split", [1, 40, 79])
+def test_extending_equals_building_anew(codes, vocab, split):
+    old = build_trie(codes[:split], vocab)
+    grown, node_map = extend_trie(old, codes[split:])
+    same(grown, build_trie(codes, vocab))
+    assert torch.equal(grown.node_code[node_map], old.node_code)
+    assert torch.equal(node_map[old.item_path], grown.item_path[:split])
+    with pytest.raises(UserError, match="item 0 has code"):
+        extend_trie(old, torch.tensor([[0, 0, 1 << 30]]))
+
+
+def test_shrinking_equals_building_anew(trie, codes):
+    gone = torch.tensor([0, 3, 3, 79, 41])
+    left, node_map, item_map = shrink_trie(trie, gone)
+    keep = torch.ones(len(codes), dtype=torch.bool)
+    keep[gone] = False
+    same(left, build_trie(codes[keep], VOCAB))
+    assert (item_map[gone] == -1).all() and torch.equal(item_map[keep], torch.arange(int(keep.sum())))
+    assert torch.equal(node_map[trie.item_path[keep]], left.item_path) and int((node_map >= 0).sum()) == left.n_nodes
+    for items in (torch.tensor([80]), torch.tensor([-1]), torch.arange(80)):
+        with pytest.raises(UserError, match="shrink_trie"):
+            shrink_trie(trie, items)
+
+
+def test_save_and_load(trie, tmp_path):
+    trie.save(tmp_path / "trie.safetensors")
+    same(CatalogueTrie.load(tmp_path / "trie.safetensors"), trie)
+    (tmp_path / "broken").write_bytes(b"no trie")
+    for name in ("broken", "missing"):
+        with pytest.raises(UserError, match=name):
+            CatalogueTrie.load(tmp_path / name)
+
+
+def test_only_leaf_and_open_nodes(trie):
+    leaves_below = [set(trie.item_leaf[(trie.item_path == node).any(1)].tolist()) for node in range(trie.n_nodes)]
+    leaves_below[0] = set(trie.item_leaf.tolist())
+    assert trie.only_leaf.tolist() == [next(iter(leaves)) if len(leaves) == 1 else -1 for leaves in leaves_below]
+    for level in range(trie.depth):
+        nodes = range(trie.level_bounds[level], trie.level_bounds[level + 1])
+        assert trie.open_nodes[level] == sum(len(leaves_below[node]) > 1 for node in nodes)
+
+
+def test_most_children_is_never_exceeded(trie):
+    for level in range(trie.depth):
+        counts = trie.child_count[trie.level_start[level] : trie.level_start[level + 1]].sort(descending=True).values
+        for width in (1, 2, 5, 500):
+            assert trie.most_children(level, width) == int(counts[:width].sum())

@@ -1,0 +1,121 @@
+"""Dense retrieval: the items with the highest dot products, by an exact blocked matrix product or by a FAISS index."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from genrec.decoding.beam import sort_keys
+from genrec.errors import UserError
+
+KINDS = ("exact", "flat", "ivf", "hnsw")
+GROUP = 32  # items whose maximum is looked at first
+
+
+class DenseIndex(Protocol):
+    def search(self, queries: Tensor, k: int, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Items of queries (B, dim): ids (B, k) int64 and scores (B, k) float32, best first; -1 and -inf where there is none.
+
+        ``hidden`` (B, n_items) bool leaves items out.
+        """
+
+
+def dense_index(kind: str, vectors: Tensor) -> DenseIndex:
+    """An index of ``kind`` (exact, flat, ivf, hnsw) over item vectors (n_items, dim). ``UserError`` for another kind or no items."""
+    if vectors.ndim != 2 or 0 in vectors.shape:
+        raise UserError(f"dense index: vectors have shape {tuple(vectors.shape)}; expected (n_items, dim) with at least one item")
+    if kind not in KINDS:
+        raise UserError(f"decoding.index: '{kind}' is not one of {', '.join(KINDS)}")
+    return ExactIndex(vectors) if kind == "exact" else FaissIndex(kind, vectors)
+
+
+class ExactIndex:
+    """Blocks of the item matrix times the queries, on the device of the vectors; equal scores go to the lower id.
+
+    ``block`` items at a time; by default as many as make 16 million scores.
+    """
+
+    def __init__(self, vectors: Tensor, block: int | None = None):
+        self.vectors, self.block = vectors, block
+
+    def search(self, queries: Tensor, k: int, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        k = _checked_k(k, len(self.vectors))
+        ids = scores = None
+        size = self.block or max((1 << 24) // max(len(queries), 1), 4096)
+        for start in range(0, len(self.vectors), size):
+            block = (queries @ self.vectors[start : start + size].T).float()
+            if hidden is not None:
+                block = block.masked_fill(hidden[:, start : start + size], -torch.inf)
+            place, best = top_k(block, min(k, block.shape[1]))
+            place = place + start
+            if ids is not None:  # earlier blocks come first: their ids are lower, and so are their lanes
+                place, best = torch.cat([ids, place], dim=1), torch.cat([scores, best], dim=1)
+            choice = sort_keys(best, place).topk(min(k, best.shape[1]), dim=1).indices
+            ids, scores = place.gather(1, choice), best.gather(1, choice)
+        return ids.masked_fill(scores.isneginf(), -1), scores
+
+
+def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Places and values of the k best of scores (B, N), equal ones to the lower place.
+
+    The k best lie in the k groups with the highest maxima (equal maxima: the lower group), so most scores are looked at once only.
+    """
+    batch, lanes = scores.shape
+    if lanes < 4 * GROUP * k:
+        lane = torch.arange(lanes, device=scores.device)
+        choice = sort_keys(scores, lane).topk(k, dim=1).indices
+        return choice, scores.gather(1, choice)
+    groups = F.pad(scores, (0, -lanes % GROUP), value=-torch.inf).view(batch, -1, GROUP)
+    highest = groups.amax(-1)
+    group = sort_keys(highest, torch.arange(highest.shape[1], device=scores.device)).topk(k, dim=1).indices
+    near = groups.gather(1, group[..., None].expand(-1, -1, GROUP)).flatten(1)
+    place = (group[..., None] * GROUP + torch.arange(GROUP, device=scores.device)).flatten(1)
+    choice = sort_keys(near, place).topk(k, dim=1).indices
+    return place.gather(1, choice), near.gather(1, choice)
+
+
+class FaissIndex:
+    """FAISS over inner products. Flat is exact; IVF looks at 1 list in 8, at least 8; HNSW has 32 links and a search width of 4 k."""
+
+    def __init__(self, kind: str, vectors: Tensor):
+        table = np.ascontiguousarray(vectors.detach().float().cpu().numpy())
+        n_items, dim = table.shape
+        self.n_items, self.kind, self.device = n_items, kind, vectors.device
+        if kind == "flat":
+            self.index = faiss.IndexFlatIP(dim)
+        elif kind == "ivf":
+            lists = max(1, min(int(4 * n_items**0.5), n_items // 39))  # FAISS wants 39 training points a list
+            self.quantizer = faiss.IndexFlatIP(dim)
+            self.index = faiss.IndexIVFFlat(self.quantizer, dim, lists, faiss.METRIC_INNER_PRODUCT)
+            self.index.train(table)
+            self.index.nprobe = max(8, lists // 8)
+        else:
+            self.index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
+        self.index.add(table)
+
+    def search(self, queries: Tensor, k: int, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        k = _checked_k(k, self.n_items)
+        # What is hidden is fetched too and dropped behind, so that k remain.
+        fetched = k if hidden is None else min(k + int(hidden.sum(1).max()), self.n_items)
+        if self.kind == "hnsw":
+            self.index.hnsw.efSearch = max(4 * fetched, 64)
+        found, near = self.index.search(np.ascontiguousarray(queries.detach().float().cpu().numpy()), fetched)
+        ids, scores = torch.from_numpy(near).to(self.device), torch.from_numpy(found).to(self.device)
+        gone = ids < 0
+        if hidden is not None:
+            gone |= hidden.gather(1, ids.clamp(min=0))
+        scores = scores.masked_fill(gone, -torch.inf)
+        choice = sort_keys(scores, ids.clamp(min=0)).topk(k, dim=1).indices
+        scores = scores.gather(1, choice)
+        return ids.gather(1, choice).masked_fill(scores.isneginf(), -1), scores
+
+
+def _checked_k(k: int, n_items: int) -> int:
+    if k < 1:
+        raise UserError(f"dense index: k is {k}; expected at least 1")
+    return min(k, n_items)

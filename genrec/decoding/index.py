@@ -1,0 +1,81 @@
+"""The least that search needs of a catalogue: one number per inner node and one per item, in 32 bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from genrec.semantic_ids.trie import CatalogueTrie, most_children
+
+
+@dataclass(frozen=True, eq=False)
+class SearchIndex:
+    """A ``CatalogueTrie`` stripped to what beam and best-first search read; it stands in for the trie there and in ``leaf_items``.
+
+    4 bytes per inner node and per item, and 4 per leaf where leaves are shared. Whether a node has a single leaf below it is found by
+    walking down instead of being kept.
+    """
+
+    child_start: Tensor  # (inner nodes + 1,) int32 first child of each inner node; behind the last, the number of nodes
+    leaf_items: Tensor  # (n_items,) int32
+    leaf_item_offsets: Tensor | None  # (n_leaves + 1,) int32; None where every leaf has one item
+    level_bounds: tuple[int, ...]
+    largest_leaf: int
+    widest: tuple[tuple[int, ...], ...]  # per level, the children of its 1, 2, 3, ... most branching nodes together
+    open_nodes: tuple[int, ...]
+
+    @classmethod
+    def from_trie(cls, trie: CatalogueTrie) -> SearchIndex:
+        inner = trie.level_bounds[trie.depth]
+        shared = trie.largest_leaf > 1
+        return cls(
+            trie.child_start[: inner + 1].int(), trie.leaf_items.int(), trie.leaf_item_offsets.int() if shared else None,
+            trie.level_bounds, trie.largest_leaf, tuple(tuple(sums.tolist()) for sums in trie.child_sums), trie.open_nodes,
+        )  # fmt: skip
+
+    @property
+    def depth(self) -> int:
+        return len(self.level_bounds) - 2
+
+    @property
+    def n_nodes(self) -> int:
+        return self.level_bounds[-1]
+
+    @property
+    def n_items(self) -> int:
+        return len(self.leaf_items)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        tensors = (self.child_start, self.leaf_items, self.leaf_item_offsets)
+        return sum(part.numel() * part.element_size() for part in tensors if part is not None)
+
+    def to(self, device: torch.device | str) -> SearchIndex:
+        """The same index with every tensor on ``device``."""
+        offsets = None if self.leaf_item_offsets is None else self.leaf_item_offsets.to(device)
+        return replace(self, child_start=self.child_start.to(device), leaf_items=self.leaf_items.to(device), leaf_item_offsets=offsets)
+
+    def most_children(self, level: int, width: int) -> int:
+        """As ``CatalogueTrie.most_children``."""
+        return most_children(self.widest[level], self.level_bounds, level, width)
+
+    def single_leaf(self, nodes: Tensor) -> Tensor:
+        """As ``CatalogueTrie.single_leaf``. Leaves below a node are one range, so both ends of it just walk down."""
+        inner = self.level_bounds[self.depth]
+        first, after = nodes, nodes + 1
+        for _ in range(self.depth):
+            walks = first < inner
+            after = torch.where(walks, self.child_start[after.clamp(max=inner)], after)
+            first = torch.where(walks, self.child_start[first.clamp(max=inner)], first)
+        return torch.where(after - first == 1, first, -1)
+
+    def leaf_range(self, leaf: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``CatalogueTrie.leaf_range``."""
+        if self.leaf_item_offsets is None:
+            return leaf, torch.ones_like(leaf)
+        start = self.leaf_item_offsets[leaf].long()
+        return start, self.leaf_item_offsets[leaf + 1] - start

@@ -1,0 +1,74 @@
+"""Dense retrieval against brute force."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from genrec.decoding.dense import ExactIndex, dense_index, top_k
+from genrec.errors import UserError
+
+ITEMS, DIM, BATCH = 3000, 16, 4
+
+
+@pytest.fixture(scope="module")
+def world():
+    torch.manual_seed(0)
+    near = torch.randn(40, DIM)[torch.randint(40, (ITEMS,))]  # clusters, as item vectors have them
+    vectors = F.normalize(near + 0.5 * torch.randn(ITEMS, DIM), dim=-1)
+    return vectors, vectors[:BATCH] + 0.1 * torch.randn(BATCH, DIM)
+
+
+@pytest.mark.parametrize("kind", ["exact", "flat"])
+@pytest.mark.parametrize("k", [1, 10, ITEMS + 5])
+def test_exact_kinds_equal_brute_force(world, kind, k):
+    vectors, queries = world
+    wanted = (queries @ vectors.T).topk(min(k, ITEMS))
+    ids, scores = dense_index(kind, vectors).search(queries, k)
+    torch.testing.assert_close(scores, wanted.values, rtol=0, atol=1e-5)
+    assert (ids == wanted.indices).float().mean() > 0.999  # scores that differ in the last bit may swap
+
+
+@pytest.mark.parametrize("kind", ["exact", "flat", "ivf", "hnsw"])
+def test_every_kind_finds_most_and_nothing_hidden(world, kind):
+    vectors, queries = world
+    index = dense_index(kind, vectors)
+    scores = queries @ vectors.T
+    hidden = scores > scores.topk(30).values[:, -1:]  # hide the very best
+    for mask in (None, hidden):
+        ids, found = index.search(queries, 20, mask)
+        wanted = scores if mask is None else scores.masked_fill(mask, -torch.inf)
+        recall = (ids[..., None] == wanted.topk(20).indices[:, None]).any(-1).float().mean()
+        assert recall == 1 if kind in ("exact", "flat") else recall > 0.7
+        assert ids.shape == (BATCH, 20) and all(len(set(row)) == 20 for row in ids.tolist())
+        torch.testing.assert_close(found, wanted.gather(1, ids), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["exact", "flat", "ivf", "hnsw"])
+def test_everything_hidden_gives_nothing(world, kind):
+    vectors, queries = world
+    ids, scores = dense_index(kind, vectors[:50]).search(queries, 3, torch.ones(BATCH, 50, dtype=torch.bool))
+    assert (ids == -1).all() and scores.isneginf().all()
+
+
+@pytest.mark.parametrize("block", [7, 64, 100_000])
+@pytest.mark.parametrize("k", [3, 40])
+def test_blocks_change_nothing_and_ties_go_to_the_lower_id(world, block, k):
+    vectors, queries = world
+    vectors = (vectors * 3).round()  # many equal scores
+    scores = queries.round() @ vectors.T
+    wanted = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    assert torch.equal(ExactIndex(vectors, block).search(queries.round(), k)[0], wanted)
+    assert torch.equal(top_k(scores, k)[0], wanted)
+
+
+def test_bad_input_is_told(world):
+    vectors, queries = world
+    for call in (
+        lambda: dense_index("tree", vectors),
+        lambda: dense_index("flat", vectors[:0]),
+        lambda: dense_index("exact", vectors).search(queries, 0),
+    ):
+        with pytest.raises(UserError):
+            call()
