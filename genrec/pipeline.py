@@ -153,6 +153,8 @@ def stage_tokenize(run: Run) -> None:
 def stage_train(run: Run) -> None:
     """Fit on train, weigh the evidence on validation, and refit on train + validation with everything chosen before."""
     stage_tokenize(run)
+    if not run.dataset.info["events"]:
+        raise UserError(f"{run.folder / 'dataset'} has no events, only a catalogue: there is nothing to train on; give a log with events")
     _fit_pair(run, run.config, "model", FitPlan())
     with leader_first():
         _evidence(run)

@@ -100,7 +100,7 @@ def write_arrays(ordered: OrderedLog, numbering: Numbering, actions: np.ndarray,
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     np.save(folder / "offsets.npy", offsets, allow_pickle=False)
     total = int(offsets[-1])
-    dtypes = ordered.files[0].dtypes
+    dtypes = ordered.files[0].dtypes if ordered.files else {}
     extra = next((name for name in ("request", "given") if name in dtypes), None)
     arrays = Arrays(
         offsets, ArrayFile(folder / "items.npy", np.int32, total), ArrayFile(folder / "timestamps.npy", np.int64, total),
@@ -125,7 +125,8 @@ def write_arrays(ordered: OrderedLog, numbering: Numbering, actions: np.ndarray,
         return int(block["time"].min()), int(block["time"].max())
 
     spans = [span for span in in_threads(place, ordered.files) if span]
-    arrays.first_time, arrays.last_time = min(first for first, _ in spans), max(last for _, last in spans)
+    if spans:
+        arrays.first_time, arrays.last_time = min(first for first, _ in spans), max(last for _, last in spans)
     return arrays
 
 

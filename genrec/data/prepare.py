@@ -41,7 +41,7 @@ TIE_RULE = "time, then place in the log"
 
 def prepare_key(config: Config) -> str:
     """The fingerprint of everything a prepared dataset depends on."""
-    files = [file_fingerprint(file) for file in log_files(config.data.reader, config.data.path)]
+    files = [file_fingerprint(file) for file in log_files(config.data.reader, config.data.path, to_dict(config.data)["options"])]
     data = {key: value for key, value in to_dict(config.data).items() if key != "cache"}
     return fingerprint(PREPARE_VERSION, data, to_dict(config.split), to_dict(config.queries), files, config.seed)
 
@@ -61,7 +61,7 @@ def prepare(config: Config, target: Path) -> Path:
         check_quarantine(parsed, config.data.max_quarantine_share)
         ordered = order_events(parsed, config, scratch)
         if not len(ordered):
-            raise UserError(f"data.path {config.data.path}: no event is left after filtering ({_counted(row_counts(parsed, ordered))})")
+            check_catalogue(parsed, ordered, config)
         before = previous_ids(target, parsed, config)
         info: dict = {}
         with atomic_folder(target, KIND, key, info) as folder:
@@ -106,6 +106,17 @@ def check_quarantine(parsed: ParsedLog, limit: float) -> None:
         raise UserError(
             f"{first['source']} line {first['line']}: {first['reason']}; {bad} of {read} rows are bad, more than "
             f"data.max_quarantine_share={limit} allows"
+        )
+
+
+def check_catalogue(parsed: ParsedLog, ordered: OrderedLog, config: Config) -> None:
+    """A dataset without events can only be a catalogue with its judgments, and only where that is asked for; else ``UserError``."""
+    if parsed.total("events") or not parsed.total("items"):
+        raise UserError(f"data.path {config.data.path}: no event is left after filtering ({_counted(row_counts(parsed, ordered))})")
+    if not config.data.keep_unseen_items:
+        raise UserError(
+            f"data.path {config.data.path}: the log has no events, only {parsed.total('items')} items and {parsed.total('judgments')} "
+            "judgments; set data.keep_unseen_items=true to prepare these"
         )
 
 
@@ -223,9 +234,19 @@ def split_arrays(config: Config, arrays: Arrays, numbering: Numbering, folder: P
 
 def summary(info: dict) -> list[str]:
     """What a person should read after preparing: counts, the split, the rows left out, the leakage report."""
+    if not info["events"]:
+        return [
+            (
+                f"no events: a catalogue of {info['items']} items and {info['rows']['judgments']} judgments. 'genrec tokenize' gives the "
+                "items semantic IDs; training and evaluation need a log with events"
+            ),
+            f"rows: {_counted(info['rows'])}",
+        ]
     lines = [
-        f"{info['events']} events, {info['users']} users, {info['items']} items; split {info['split']} {info['split_fingerprint']}: "
-        f"{info['train_events']} train, {info['valid_events']} valid, {info['test_events']} test events",
+        (
+            f"{info['events']} events, {info['users']} users, {info['items']} items; split {info['split']} {info['split_fingerprint']}: "
+            f"{info['train_events']} train, {info['valid_events']} valid, {info['test_events']} test events"
+        ),
         f"rows: {_counted(info['rows'])}",
         f"ties: {info['test_targets_tied_in_time']} test events share their time with the one before (rule: {info['tie_rule']})",
     ]

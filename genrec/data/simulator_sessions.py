@@ -6,6 +6,7 @@ All sessions of a chunk of users advance together, one request (a round) at a ti
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -68,7 +69,7 @@ def _draw_intents(world: World, taste: np.ndarray, place: np.ndarray, rng: np.ra
     mood = rng.random(len(taste))
     by_place = np.argsort(place, kind="stable")
     edges = np.searchsorted(place[by_place], np.arange(1, place.max() + 2))
-    for begin, end in zip(edges[:-1], edges[1:]):  # one step per session of the most active user, all users at once
+    for begin, end in pairwise(edges):  # one step per session of the most active user, all users at once
         rows = by_place[begin:end]
         before = leaf[rows - 1]
         leaf[rows] = np.select([mood[rows] < STAY, mood[rows] < STAY + FOLLOW], [before, world.leaf_next[before]], leaf[rows])

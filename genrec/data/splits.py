@@ -85,7 +85,7 @@ class Splitter:
         """``given_valid``: whether the log names a validation part (``given`` only)."""
         self.config, self.given_valid = config, given_valid
         self.cuts: list[int] = []
-        if config.kind == "global-time":
+        if config.kind == "global-time" and len(times):
             shares = [1 - config.valid_share - config.test_share, 1 - config.test_share]
             self.cuts = quantile_higher(lambda: (times.read(p.start, p.stop) for p in pieces(offsets)), shares)
 

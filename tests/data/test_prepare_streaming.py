@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -73,7 +74,12 @@ def reference(log: list[dict], config) -> dict:
     while True:
         users, items = Counter(row["user_id"] for row in rows), Counter(row["item_id"] for row in rows)
         size = len(rows)
-        keep("below_minimum", lambda row: users[row["user_id"]] >= data.min_user_events and items[row["item_id"]] >= data.min_item_events)
+        strong = {
+            row["place"]
+            for row in rows
+            if users[row["user_id"]] >= data.min_user_events and items[row["item_id"]] >= data.min_item_events
+        }
+        keep("below_minimum", lambda row, strong=strong: row["place"] in strong)
         if len(rows) == size:
             break
     by_place = sorted(rows, key=lambda row: row["place"])
@@ -299,3 +305,64 @@ def test_every_row_is_accounted_for(tmp_path, reader):
     rules = ("other_actions", "outside_window", "duplicates", "consecutive_repeats", "over_max_user_events", "below_minimum")
     assert rows["events"] == rows["kept"] + sum(rows[rule] for rule in rules)
     assert rows["quarantined"] >= 1 and rows["outside_window"] > 0 and (rows["filtered"] or reader != "movielens")
+
+
+def test_the_given_split_holds_out_all_of_the_last_training_time(prepare_table):
+    """One purchase told once for each of its queries must not be training and validation at the same time."""
+    rows = [("a", "x", 1), ("a", "y", 5), ("a", "y", 5), ("a", "z", 6), ("b", "x", 2), ("b", "y", 2), ("c", "y", 9)]
+    log = [
+        {"user_id": user, "item_id": item, "timestamp": time, "query": f"q{n}", "split": "test" if item == "z" else "train"}
+        for n, (user, item, time) in enumerate(rows)
+    ]
+    data = prepare_table(log, None, "split.kind=given")
+    assert data.split.tolist() == [TRAIN, VALID, VALID, TEST, TRAIN, TRAIN, TRAIN]
+    assert data.requests("valid").items.tolist() == [0] and data.info["leakage"]["valid"]["pairs_seen"] == 0
+
+
+def test_parts_without_queries_stand_beside_parts_with_them(tmp_path):
+    for name, query in (("a", None), ("b", "red lamp"), ("c", None)):
+        pl.DataFrame({"user_id": ["u"], "item_id": [name], "timestamp": [1], "query": [query]}, schema_overrides={"query": pl.String}).write_csv(
+            tmp_path / f"{name}.csv"
+        )
+    data = Dataset(prepare(load_config(None, ["data.reader=table", f"data.path={tmp_path}"]), tmp_path / "made"))
+    assert data.queries.tolist() == [-1, 0, -1] and data.query_texts == ["red lamp"]
+
+
+def test_item_columns_of_mixed_types_are_kept_as_text(tmp_path):
+    (tmp_path / "events.csv").write_text("user_id,item_id,timestamp\nu,i1,1\nu,i2,2\nu,i3,3\n")
+    items = tmp_path / "items"
+    items.mkdir()
+    for n, tags in enumerate((["a", "b"], "plain", {"x": 1}), 1):
+        pl.DataFrame({"item_id": [f"i{n}"], "tags": [tags]}).write_parquet(items / f"{n}.parquet")
+    options = [f"data.path={tmp_path}", "data.options.events=events.csv", "data.options.items=items"]
+    data = Dataset(prepare(load_config(None, ["data.reader=table", *options]), tmp_path / "made"))
+    assert data.item_table["tags"].to_list() == ['["a","b"]', "plain", '{"x":1}']
+
+
+def test_a_log_without_events_is_a_catalogue_or_refused(tmp_path):
+    folder = tmp_path / "log"
+    folder.mkdir()
+    (folder / "judgments.tsv").write_text("query\tasin\tgain\nlamp\tB1\t100\nlamp\tB2\t0\n")
+    (folder / "products.ndjson").write_text('{"asin": "B1", "title": "Lamp"}\n{"asin": "B2", "title": "Cup"}\n')
+    base = ["data.reader=esci", f"data.path={folder}"]
+    with pytest.raises(UserError, match="no events, only 2 items and 2 judgments; set data.keep_unseen_items=true"):
+        prepare(load_config(None, base), tmp_path / "refused")
+    for kind in ("leave-last-out", "global-time", "session"):
+        config = load_config(None, [*base, "data.keep_unseen_items=true", f"split.kind={kind}", "queries.synthetic=[category,title]"])
+        data = Dataset(prepare(config, tmp_path / kind))
+        assert (data.n_users, data.n_items, len(data.items), data.judgments.height) == (0, 2, 0, 2)
+        assert len(data.requests("test")) == 0
+
+
+@pytest.mark.parametrize("reader", ["amazon-2018", "amazon-2023", "table"])
+def test_a_changed_file_beside_the_path_is_noticed(tmp_path, reader):
+    names = {"amazon-2018": ("X_5.json", "meta_X.json"), "amazon-2023": ("X.jsonl", "meta_X.jsonl"), "table": ("X.jsonl", "meta.jsonl")}
+    log, meta = (tmp_path / name for name in names[reader])
+    event = {"reviewerID": "A", "user_id": "A", "asin": "B", "parent_asin": "B", "item_id": "B", "overall": 5.0, "rating": 5.0}
+    event |= {"unixReviewTime": 1400000000, "timestamp": 1588687728923}
+    log.write_text(json.dumps(event) + "\n")
+    options = ["data.options.items=meta.jsonl", "data.options.timestamp_unit=ms"] if reader == "table" else []
+    config = load_config(None, [f"data.reader={reader}", f"data.path={log}", *options])
+    for title in ("Lamp", "A longer title"):
+        meta.write_text(json.dumps({"asin": "B", "parent_asin": "B", "item_id": "B", "title": title}) + "\n")
+        assert Dataset(prepare(config, tmp_path / "made")).item_table["title"].to_list() == [title]

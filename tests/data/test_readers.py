@@ -283,3 +283,37 @@ def test_line_batches_are_the_whole_file_whatever_their_size(tmp_path, name):
         parts = [lines for lines, _ in line_batches(tmp_path / name, quoted=True, batch_bytes=size)]
         assert pl.concat(parts).equals(whole)
         assert all(sum(part["__raw__"].str.count_matches('"')) % 2 == 0 for part in parts if size > 8)
+
+
+@pytest.mark.parametrize(("reader", "name", "header"), [
+    ("table", "events.csv", "user_id,item_id,timestamp"), ("movielens", "ratings.csv", "userId,movieId,rating,timestamp"),
+])  # fmt: skip
+def test_undecodable_lines_before_the_header_are_counted(tmp_path, monkeypatch, reader, name, header):
+    row = "u,i,1" if reader == "table" else "u,i,5,1"
+    (tmp_path / name).write_bytes(b"\xff\xfe bad bytes\n" * 3 + f"{header}\n{row}\n".encode())
+    module = READERS[reader].__module__
+    monkeypatch.setattr(f"{module}.line_batches", lambda *args, **kwargs: line_batches(*args, **{**kwargs, "batch_bytes": 20}))
+    log = join_parts(READERS[reader](tmp_path, {}))
+    assert (log.events.height, log.quarantine["line"].to_list(), log.rows_read) == (1, [1, 2, 3], 4)
+
+
+@pytest.mark.parametrize("more", [[], [{"user_id": "u", "item_id": "i", "timestamp": 7}, {"user_id": "[deleted]", "item_id": 3, "timestamp": 8}]])
+@pytest.mark.parametrize("bad", [{"user_id": ["a"]}, {"item_id": {"x": 1}}, {"timestamp": [1]}])
+def test_lists_in_the_columns_of_json_events(tmp_path, more, bad):
+    rows = [*more, {"user_id": "v", "item_id": "j", "timestamp": 9, **bad}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    log = join_parts(READERS["table"](tmp_path, {}))
+    assert log.quarantine["line"].to_list() == [len(rows)] and log.events["user_id"].to_list() == [row["user_id"] for row in more]
+
+
+def test_lists_in_the_columns_of_json_items(tmp_path):
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\nu,i,1\n")
+    rows = [{"item_id": ["i"]}, {"item_id": "i", "category": ["a", "b|c"], "price": [1]}, {"item_id": "j", "category": "d|e", "title": ["t"]}]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    log = join_parts(READERS["table"](tmp_path, {"events": "log.csv", "items": "items.jsonl"}))
+    assert log.items["category"].to_list() == [["a", "b|c"], ["d", "e"]] and log.quarantine["line"].to_list() == [1]
+
+
+def test_parts_with_a_list_here_and_a_text_there():
+    parts = [RawLog(users=pl.DataFrame({"user_id": ["a"], "tags": [tags]})) for tags in (["x"], "y", 3, {"k": 1})]
+    assert join_parts(parts).users["tags"].to_list() == ['["x"]', "y", "3", '{"k":1}']

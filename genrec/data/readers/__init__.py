@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from genrec.data.readers.amazon2014 import read_amazon_2014
-from genrec.data.readers.amazon2018 import read_amazon_2018
-from genrec.data.readers.amazon2023 import read_amazon_2023
+from genrec.data.readers.amazon2018 import amazon_2018_files, read_amazon_2018
+from genrec.data.readers.amazon2023 import amazon_2023_files, read_amazon_2023
 from genrec.data.readers.common import LogSource, did_you_mean, glob_files, is_glob
 from genrec.data.readers.esci import read_esci
 from genrec.data.readers.jdsearch import read_jdsearch
@@ -48,6 +48,9 @@ PATHLESS_READERS = ("simulator",)
 BY_FILE: dict[str, Callable[[Path, dict, list[str] | None], list[LogSource]]] = {"table": table_sources}
 """Readers whose event files can be read one by one: new files are appended to a prepared dataset without reading the old ones."""
 
+FILES_READ: dict[str, Callable[[Path], list[Path]]] = {"amazon-2018": amazon_2018_files, "amazon-2023": amazon_2023_files}
+"""Readers that also read files beside the path they are given."""
+
 
 def read_log(reader: str, path: str | Path | None, options: dict | None = None) -> Iterator[RawLog]:
     """Read a log with the named reader, part by part (``schema.join_parts`` makes one log of them).
@@ -67,14 +70,18 @@ def log_sources(reader: str, path: str | Path | None, options: dict | None = Non
     place, options = check_path(reader, path), dict(options or {})
     if reader in BY_FILE:
         return BY_FILE[reader](place, options, columns)
-    return [LogSource(log_files(reader, path), partial(READERS[reader], place, options))]
+    return [LogSource(log_files(reader, path, options), partial(READERS[reader], place, options))]
 
 
-def log_files(reader: str, path: str | Path | None) -> list[Path]:
-    """Every file under the path of a log, by name: a change in any of them may change the log."""
+def log_files(reader: str, path: str | Path | None, options: dict | None = None) -> list[Path]:
+    """Every file that a log is read from: a change in any of them may change the log. Those under the path, and those beside it."""
     if reader in PATHLESS_READERS or not path:
         return []
-    place = Path(path)
+    place = check_path(reader, path)
+    if reader in BY_FILE:
+        return [file for source in BY_FILE[reader](place, dict(options or {}), None) for file in source.files]
+    if reader in FILES_READ:
+        return FILES_READ[reader](place)
     if place.is_dir():
         return sorted(file for file in place.rglob("*") if file.is_file())
     return [place] if place.exists() else glob_files(place)

@@ -71,6 +71,29 @@ def read_amazon_2018(path: Path, options: dict) -> Iterator[RawLog]:
     Raises ``UserError`` when there is no review file, and when two files hold the reviews of one category.
     """
     settings = ReviewOptions.parse("amazon-2018", options)
+    reviews = _review_files(path)
+    fields = {**REVIEW_FIELDS, "verified": pl.String()}
+    for file in reviews.values():
+        for batch in json_batches(file, fields):
+            clean_reviews(batch, ("reviewerID", "asin", "unixReviewTime", "overall"), settings)
+            yield batch.part(events=conform(batch.table, EVENT_SCHEMA, str(file)))
+    first = SeenKeys("item_id")
+    for file in _meta_files(reviews):
+        for batch in json_batches(file, dict.fromkeys(META_FIELDS, pl.String())):
+            batch.refuse(blank("asin"), "no asin")
+            batch.table = _items(batch.table)
+            batch.keep_first(first, REPEATED_ITEM)
+            yield batch.part(items=conform(batch.table, ITEM_SCHEMA, str(file)))
+
+
+def amazon_2018_files(path: Path) -> list[Path]:
+    """Every file that is read for a path: of one review file also its meta file."""
+    reviews = _review_files(path)
+    return [*reviews.values(), *_meta_files(reviews)]
+
+
+def _review_files(path: Path) -> dict[str, Path]:
+    """Category -> its review file."""
     reviews: dict[str, Path] = {}
     for file in files_at(path):
         found = re.fullmatch(r"(?!meta_)(.+?)(?:_5)?\.json", plain_name(file))
@@ -80,19 +103,12 @@ def read_amazon_2018(path: Path, options: dict) -> Iterator[RawLog]:
             reviews[found[1]] = file
     if not reviews:
         raise UserError(f"{path}: no NAME.json or NAME_5.json (plain, .gz or .zst); reader 'amazon-2018' needs such a review file")
-    fields = {**REVIEW_FIELDS, "verified": pl.String()}
-    for file in reviews.values():
-        for batch in json_batches(file, fields):
-            clean_reviews(batch, ("reviewerID", "asin", "unixReviewTime", "overall"), settings)
-            yield batch.part(events=conform(batch.table, EVENT_SCHEMA, str(file)))
-    first = SeenKeys("item_id")
-    metas = [sibling(file.parent, f"meta_{name}.json") for name, file in reviews.items()]
-    for file in filter(None, metas):
-        for batch in json_batches(file, dict.fromkeys(META_FIELDS, pl.String())):
-            batch.refuse(blank("asin"), "no asin")
-            batch.table = _items(batch.table)
-            batch.keep_first(first, REPEATED_ITEM)
-            yield batch.part(items=conform(batch.table, ITEM_SCHEMA, str(file)))
+    return reviews
+
+
+def _meta_files(reviews: dict[str, Path]) -> list[Path]:
+    found = [sibling(file.parent, f"meta_{name}.json") for name, file in reviews.items()]
+    return [file for file in found if file]
 
 
 def clean_reviews(batch: Batch, fields: tuple[str, str, str, str], settings: ReviewOptions, milliseconds: bool = False) -> None:

@@ -70,13 +70,23 @@ def read_amazon_2023(path: Path, options: dict) -> Iterator[RawLog]:
                     batch.table = batch.table.with_columns(pl.lit(split).alias("split"))
                 yield batch.part(events=conform(batch.table, EVENT_SCHEMA, str(file)))
     first = SeenKeys("item_id")
-    metas = [sibling(files[0][1].parent, f"meta_{name}.jsonl") for name, files in reviews.items()]
-    for file in filter(None, metas):
+    for file in _meta_files(reviews):
         for batch in json_batches(file, dict.fromkeys(META_FIELDS, pl.String())):
             batch.refuse(blank("parent_asin"), "no parent_asin")
             batch.table = _items(batch.table)
             batch.keep_first(first, REPEATED_ITEM)
             yield batch.part(items=conform(batch.table, ITEM_SCHEMA, str(file)))
+
+
+def amazon_2023_files(path: Path) -> list[Path]:
+    """Every file that is read for a path: of one review file also its meta file."""
+    reviews = _review_files(path)
+    return [*(file for files in reviews.values() for _, file in files), *_meta_files(reviews)]
+
+
+def _meta_files(reviews: dict[str, list[tuple[str | None, Path]]]) -> list[Path]:
+    found = [sibling(files[0][1].parent, f"meta_{name}.jsonl") for name, files in reviews.items()]
+    return [file for file in found if file]
 
 
 def _review_files(path: Path) -> dict[str, list[tuple[str | None, Path]]]:
