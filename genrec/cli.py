@@ -95,17 +95,45 @@ def evaluate(
     run: RunPath,
     split: Annotated[str, typer.Option(help="test or valid.")] = "test",
     output: Annotated[Path | None, typer.Option(help="Also write metrics.json here.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="A search protocol instead: product-search, session-search, sampled or cold-user.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Draws of the random items, protocol sampled only.")] = 1,
+    fitted_on: FittedOn = None,
 ) -> None:
-    """The results table of a run, with baselines, intervals and figures."""
+    """The results table of a run, with baselines, intervals and figures; or the tables of a search protocol."""
     from genrec.pipeline import Run, stage_evaluate
 
     job = Run.open(run)
+    if protocol is None and (seeds != 1 or fitted_on is not None):
+        raise UserError("--seeds and --fitted-on belong to a protocol; add --protocol NAME, or leave them out")
+    if protocol is not None:
+        if protocol != "sampled" and seeds != 1:
+            raise UserError(f"--seeds: protocol {protocol} draws nothing; leave it out, or use --protocol sampled")
+        _protocol(job, protocol, split, output, fitted_on or "train", {"seeds": seeds} if protocol == "sampled" else {})
+        return
     result = stage_evaluate(job, split)
     _show(result)
     if output:
         folder = job.folder / ("results" if split == "test" else f"results_{split}")
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text((folder / "metrics.json").read_text())
+
+
+def _protocol(job, name: str, split: str, output: Path | None, fitted: str, options: dict) -> None:
+    from genrec.evaluation.protocol_rows import run_protocol
+
+    for result in run_protocol(job, name, split, fitted, **options):
+        rows = result.rows()
+        table = Table("model", *rows[0]["metrics"], title=result.title)
+        for row in rows:
+            table.add_row(row["model"], *(f"{value:.4f}" for value in row["metrics"].values()))
+        console.print(table)
+        for line in [*result.notes, *result.comparisons()]:
+            console.print(line, highlight=False)
+    written = job.folder / ("results" if split == "test" else f"results_{split}") / f"protocol_{name}.json"
+    console.print(f"results: {written}")
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(written.read_text())
 
 
 def _show(result) -> None:
