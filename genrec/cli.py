@@ -26,6 +26,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder made by: genrec run CONFIG.")]
 FittedOn = Annotated[str | None, typer.Option("--fitted-on", help="train or train+valid.")]
 Count = Annotated[int, typer.Option("-k", help="How many items.")]
+Category = Annotated[str | None, typer.Option("--category", help="Only items of this category: a name, or a path such as 'Beauty > Hair Care'.")]
 Mode = Annotated[str, typer.Option("--mode", help="fused, retrieve or generate.")]
 
 
@@ -148,26 +149,42 @@ def _show(result) -> None:
 @app.command()
 def recommend(
     run: RunPath, user: Annotated[str | None, typer.Option(help="A user of the data; without one, the popular items.")] = None,
-    k: Count = 10, mode: Mode = "fused", fitted_on: FittedOn = None,
+    k: Count = 10, mode: Mode = "fused", fitted_on: FittedOn = None, category: Category = None,
 ) -> None:  # fmt: skip
     """What a person wants next, by title."""
     from genrec.recommender import Recommender
 
-    _answers(Recommender.load(run, fitted_on).recommend(user, k=k, mode=mode), f"for user {user}" if user else "popular")
+    answers = Recommender.load(run, fitted_on).recommend(user, k=k, mode=mode, category=category)
+    _answers(answers, (f"for user {user}" if user else "popular") + (f" in {category}" if category else ""))
+
+
+@app.command()
+def suggest(
+    run: RunPath, user: Annotated[str | None, typer.Option(help="A user of the data; without one, the most asked queries.")] = None,
+    k: Count = 10, fitted_on: FittedOn = None,
+) -> None:  # fmt: skip
+    """What people with this history search next."""
+    from genrec.recommender import Recommender
+
+    table = Table("rank", "query", "asked before", "score", title=f"next queries of user {user}" if user else "most asked queries")
+    for rank, one in enumerate(Recommender.load(run, fitted_on).suggest(user, k=k), 1):
+        table.add_row(str(rank), one.query, str(one.count), f"{one.score:.3f}")
+    console.print(table)
 
 
 @app.command()
 def search(
     run: RunPath, query: Annotated[str, typer.Argument(help="Query words.")],
     user: Annotated[str | None, typer.Option(help="Personalise for this user.")] = None, k: Count = 10, mode: Mode = "fused",
-    fitted_on: FittedOn = None,
+    fitted_on: FittedOn = None, category: Category = None,
 ) -> None:  # fmt: skip
     """What a person means by a query, by title."""
     from genrec.recommender import Recommender
 
     if not query.strip():
         raise UserError("the query is empty; give at least one word, or use: genrec recommend")
-    _answers(Recommender.load(run, fitted_on).search(query, user, k=k, mode=mode), f"'{query}'" + (f" for user {user}" if user else ""))
+    answers = Recommender.load(run, fitted_on).search(query, user, k=k, mode=mode, category=category)
+    _answers(answers, f"'{query}'" + (f" for user {user}" if user else "") + (f" in {category}" if category else ""))
 
 
 def _answers(answers, title: str) -> None:
