@@ -26,7 +26,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder made by: genrec run CONFIG.")]
 FittedOn = Annotated[str | None, typer.Option("--fitted-on", help="train or train+valid.")]
 Count = Annotated[int, typer.Option("-k", help="How many items.")]
-Category = Annotated[str | None, typer.Option("--category", help="Only items of this category: a name, or a path such as 'Beauty > Hair Care'.")]
+Category = Annotated[str | None, typer.Option("--category", help="Only this category: a name, or a path such as 'Beauty > Hair Care'.")]
 Mode = Annotated[str, typer.Option("--mode", help="fused, retrieve or generate.")]
 
 
@@ -96,7 +96,7 @@ def evaluate(
     run: RunPath,
     split: Annotated[str, typer.Option(help="test or valid.")] = "test",
     output: Annotated[Path | None, typer.Option(help="Also write metrics.json here.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="A search protocol instead: product-search, session-search, sampled or cold-user.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Instead: product-search, session-search, sampled or cold-user.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Draws of the random items, protocol sampled only.")] = 1,
     fitted_on: FittedOn = None,
 ) -> None:

@@ -18,7 +18,9 @@ class Categories:
 
     def __init__(self, items: pl.DataFrame):
         self.n_items = len(items)
-        column = items["category"] if items["category"].dtype == pl.List(pl.String) else pl.Series([None] * len(items), dtype=pl.List(pl.String))
+        column = (
+            items["category"] if items["category"].dtype == pl.List(pl.String) else pl.Series([None] * len(items), dtype=pl.List(pl.String))
+        )
         rows = pl.DataFrame({"item": np.arange(len(items)), "level": column}).explode("level").drop_nulls("level")
         rows = rows.with_columns(pl.col("level").str.strip_chars().alias("level")).with_columns(
             pl.col("level").cum_count().over("item").alias("depth"), pl.col("level").str.to_lowercase().alias("name")
@@ -53,6 +55,10 @@ class Categories:
         known = {name.lower(): name for name in self.names}
         missing = next((level for level in levels if level.lower() not in known), None)
         if missing is None:
-            return f"category '{SEPARATOR.join(levels)}' is no path of the catalogue; its levels are there, but not in this order from the top"
+            return (
+                f"category '{SEPARATOR.join(levels)}' is no path of the catalogue; its levels are there, but not in this order from the top"
+            )
         near = difflib.get_close_matches(missing.lower(), list(known), n=1, cutoff=0.0)
-        return f"category '{missing}' is not in the catalogue" + (f"; did you mean '{known[near[0]]}'?" if near else ": its items have no category")
+        return f"category '{missing}' is not in the catalogue" + (
+            f"; did you mean '{known[near[0]]}'?" if near else ": its items have no category"
+        )

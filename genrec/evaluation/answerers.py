@@ -65,7 +65,7 @@ def with_popularity(lexical: BM25, counts: np.ndarray, weight: float) -> Scorer:
 
 
 def best_popularity_weight(lexical: BM25, counts: np.ndarray, valid: Requests) -> float:
-    """The weight of ``POPULARITY_WEIGHTS`` with the highest nDCG@10 on validation searches; the smaller of equals, 0.1 where there are none."""
+    """The weight of ``POPULARITY_WEIGHTS`` with the highest nDCG@10 on validation searches, the smaller of equals; 0.1 without any."""
     if not len(valid):
         return 0.1
     gains = [

@@ -15,7 +15,7 @@ from genrec.data.dataset import TRAIN, VALID, Requests
 from genrec.errors import UserError
 from genrec.evaluation import search_protocols as protocols
 from genrec.evaluation.answerers import Answerer, answered, best_popularity_weight, by_model, by_scores, query_texts, with_popularity
-from genrec.evaluation.baselines import BM25, CooccurrenceTransition, DenseText, Popularity
+from genrec.evaluation.baselines import CooccurrenceTransition, DenseText, Popularity
 from genrec.evaluation.metrics import bootstrap_interval, paired_test
 from genrec.evaluation.protocol import OUR_NAMES
 from genrec.evaluation.qrels import qrels_metrics
@@ -65,8 +65,17 @@ class ProtocolResult:
 
     def markdown(self) -> str:
         names = list(next(iter(self.values.values())))
-        lines = [f"## {self.title}", "", *(f"- {note}" for note in self.notes), "", "| model | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-        lines += [f"| {model} | " + " | ".join(f"{metrics[name].mean():.4f}" for name in names) + " |" for model, metrics in self.values.items()]
+        lines = [
+            f"## {self.title}",
+            "",
+            *(f"- {note}" for note in self.notes),
+            "",
+            "| model | " + " | ".join(names) + " |",
+            "|---" * (len(names) + 1) + "|",
+        ]
+        lines += [
+            f"| {model} | " + " | ".join(f"{metrics[name].mean():.4f}" for name in names) + " |" for model, metrics in self.values.items()
+        ]
         return "\n".join([*lines, "", *self.comparisons(), ""])
 
 
@@ -111,7 +120,14 @@ class Protocols:
         asked = protocols.product_search(self.data, self.split)
         result = self.result("product-search", "Product search", asked.notes)
         k = min(protocols.LIST, self.data.n_items)
-        self.measure(result, asked, self.ours() | self.search_baselines(self._valid("logged")), k, (min(10, k),), ("mrr", "map", f"ndcg@{min(10, k)}"))
+        self.measure(
+            result,
+            asked,
+            self.ours() | self.search_baselines(self._valid("logged")),
+            k,
+            (min(10, k),),
+            ("mrr", "map", f"ndcg@{min(10, k)}"),
+        )
         return [result]
 
     def session_search(self) -> list[ProtocolResult]:
@@ -124,7 +140,9 @@ class Protocols:
             "as shown": protocols.shown_order(candidates),
             "popularity of click-outs": protocols.shown_order(candidates, clicks[candidates]),
             "last interacted, then as shown": protocols.shown_order(candidates, recent),
-            "last interacted, then popularity": protocols.shown_order(candidates, recent + clicks[candidates] / (1e9 + clicks.max(initial=0))),
+            "last interacted, then popularity": protocols.shown_order(
+                candidates, recent + clicks[candidates] / (1e9 + clicks.max(initial=0))
+            ),
         }
         self.measure(result, asked, self.ours(), k, (min(5, k),), ("mrr", f"recall@{min(5, k)}"))
         for model, ranked in baselines.items():
@@ -153,7 +171,9 @@ class Protocols:
                 draws.append(self.result("sampled", f"SAMPLED, 1 + 99 random: {task}", (*asked.notes, f"mean of {seeds} draws")))
                 self.measure(draws[-1], asked, answerers, 10, SAMPLED_KS, ("ndcg@10", "ndcg@5", *(f"recall@{k}" for k in SAMPLED_KS)))
             for model in draws[0].values:
-                draws[0].values[model] = {name: np.mean([one.values[model][name] for one in draws], axis=0) for name in draws[0].values[model]}
+                draws[0].values[model] = {
+                    name: np.mean([one.values[model][name] for one in draws], axis=0) for name in draws[0].values[model]
+                }
             results.append(draws[0])
         return results
 
@@ -178,7 +198,9 @@ class Protocols:
                 mean, low, high, p = paired_test(
                     result.values[f"{name}, with history"][first], result.values[name][first], result.seed, result.bootstrap
                 )
-                result.notes.append(f"personalised minus unpersonalised, {name}, {first}: {mean:+.4f} [{low:+.4f}, {high:+.4f}], p = {p:.3f}")
+                result.notes.append(
+                    f"personalised minus unpersonalised, {name}, {first}: {mean:+.4f} [{low:+.4f}, {high:+.4f}], p = {p:.3f}"
+                )
             results.append(result)
         if not results:
             raise UserError("protocol cold-user: the data have no held-out queries; it needs logged searches or queries.synthetic")
@@ -208,6 +230,8 @@ def run_protocol(run, name: str, split: str = "test", fitted: str = "train", **o
     folder: Path = run.folder / ("results" if split == "test" else f"results_{split}")
     folder.mkdir(parents=True, exist_ok=True)
     tables = [{"title": one.title, "notes": one.notes, "rows": one.rows(), "comparisons": one.comparisons()} for one in results]
-    write_json(folder / f"protocol_{name}.json", {"protocol": name, "split": split, "fitted_on": fitted, "seed": run.config.seed, "tables": tables})
+    write_json(
+        folder / f"protocol_{name}.json", {"protocol": name, "split": split, "fitted_on": fitted, "seed": run.config.seed, "tables": tables}
+    )
     (folder / f"protocol_{name}.md").write_text("\n".join(one.markdown() for one in results))
     return results

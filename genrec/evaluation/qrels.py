@@ -28,7 +28,9 @@ class Qrels:
         topics, items = np.asarray(topics, np.int64), np.asarray(items, np.int64)
         gains = np.ones(len(topics)) if gains is None else np.asarray(gains, np.float64)
         if not len(topics) == len(items) == len(gains) or (gains < 0).any():
-            raise UserError(f"qrels got {len(topics)} topics, {len(items)} items and {len(gains)} gains; expected as many of each, no gain below 0")
+            raise UserError(
+                f"qrels got {len(topics)} topics, {len(items)} items and {len(gains)} gains; expected as many of each, no gain below 0"
+            )
         n = int(topics.max(initial=-1)) + 1 if n is None else n
         order = np.lexsort((-gains, items, topics))
         topics, items, gains = topics[order], items[order], gains[order]

@@ -54,14 +54,16 @@ def product_search(dataset: Dataset, split: str = "test") -> Asked:
     requests = replace(dataset.requests_before(first[owner], topics % width), targets=np.full(len(topics), -1, np.int64))
     known = dataset.item_counts(part - 1)[np.asarray(dataset.items[rows])] > 0
     notes = (
-        f"{len(topics)} topics (person and query), {len(rows)} purchases, {1 - known.mean():.1%} of them of items without an earlier event; "
-        f"full ranking over {dataset.n_items} items, MAP and MRR over the first {LIST}; items of the history may be answered",
+        (
+            f"{len(topics)} topics (person and query), {len(rows)} purchases, {1 - known.mean():.1%} of them of items without an earlier event; "
+            f"full ranking over {dataset.n_items} items, MAP and MRR over the first {LIST}; items of the history may be answered"
+        ),
     )
     return Asked(requests, Qrels.build(topic, np.asarray(dataset.items[rows]), n=len(topics)), notes=notes)
 
 
 def session_search(dataset: Dataset, split: str = "test", action: str = "clickout") -> Asked:
-    """Every click-out of a split with the items that were shown; its history is all the person did before, in earlier sessions and this one.
+    """Every click-out of a split with the items that were shown; its history is all the person did before, in this session too.
 
     A click-out without its list, or whose list does not hold the item (by id), is left out and counted.
     """
@@ -76,15 +78,26 @@ def session_search(dataset: Dataset, split: str = "test", action: str = "clickou
         "timestamp": np.asarray(dataset.timestamps[rows]), "clicked": np.asarray(dataset.items[rows]).astype(np.int64),
     })  # fmt: skip
     shown = dataset.impressions.select(
-        pl.col("user").cast(pl.Int64), "timestamp", "request_id", "position", pl.col("item").cast(pl.Int64), (pl.col("action") == action).alias("hit")
+        pl.col("user").cast(pl.Int64),
+        "timestamp",
+        "request_id",
+        "position",
+        pl.col("item").cast(pl.Int64),
+        (pl.col("action") == action).alias("hit"),
     )
     lists = shown.filter("hit").select("user", "timestamp", pl.col("item").alias("clicked"), "request_id")
-    found = events.join(lists, on=["user", "timestamp", "clicked"], how="inner", maintain_order="left").unique("event", keep="first", maintain_order=True)
+    found = events.join(lists, on=["user", "timestamp", "clicked"], how="inner", maintain_order="left").unique(
+        "event", keep="first", maintain_order=True
+    )
     if found.is_empty():
         raise UserError(f"protocol session-search: no {action} of the {split} split has its shown list")
     table = (
         found.with_row_index("row")
-        .join(shown.select("user", "timestamp", "request_id", "position", "item"), on=["user", "timestamp", "request_id"], maintain_order="left")
+        .join(
+            shown.select("user", "timestamp", "request_id", "position", "item"),
+            on=["user", "timestamp", "request_id"],
+            maintain_order="left",
+        )
         .unique(["row", "item"], keep="first", maintain_order=True)
         .sort("row", "position", maintain_order=True)
         .with_columns(pl.int_range(pl.len()).over("row").alias("lane"))
@@ -95,14 +108,18 @@ def session_search(dataset: Dataset, split: str = "test", action: str = "clickou
     asked = found["event"].to_numpy()
     requests = dataset.requests_before(asked, np.asarray(dataset.queries[asked]).astype(np.int64))
     notes = (
-        f"{len(found)} of {len(rows)} click-outs of the {split} split have their list; ranked are the shown items that the dataset knows, "
-        f"{(candidates >= 0).sum() / max(length, 1):.1%} of what was shown: below 100 % this is easier than the challenge",
+        (
+            f"{len(found)} of {len(rows)} click-outs of the {split} split have their list; ranked are the shown items that the dataset knows, "
+            f"{(candidates >= 0).sum() / max(length, 1):.1%} of what was shown: below 100 % this is easier than the challenge"
+        ),
     )
     return Asked(requests, Qrels.build(np.arange(len(found)), found["clicked"].to_numpy(), n=len(found)), candidates, notes)
 
 
-def sampled(dataset: Dataset, split: str = "test", query_kind: str | None = None, seed: int = 0, negatives: int = SAMPLED_NEGATIVES) -> Asked:
-    """The target of each request among ``negatives`` random items, drawn without replacement from those the person never had in any split."""
+def sampled(
+    dataset: Dataset, split: str = "test", query_kind: str | None = None, seed: int = 0, negatives: int = SAMPLED_NEGATIVES
+) -> Asked:
+    """The target of each request among ``negatives`` random items, drawn without replacement from those the person never had."""
     requests = dataset.requests(split, query_kind)
     return Asked(
         requests, Qrels.build(np.arange(len(requests)), requests.targets, n=len(requests)),

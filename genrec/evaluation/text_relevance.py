@@ -17,7 +17,9 @@ TextScorer = Callable[[Sequence[str]], np.ndarray]
 """query texts -> scores (Q, n_items)."""
 
 
-def text_relevance(items: pl.DataFrame, judgments: pl.DataFrame, scorers: dict[str, TextScorer]) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
+def text_relevance(
+    items: pl.DataFrame, judgments: pl.DataFrame, scorers: dict[str, TextScorer]
+) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
     """nDCG of every query's judged items, by scorer: ``ndcg`` over all of them and ``ndcg@10``, each (Q,); and notes.
 
     ``items`` in the order of the scores' columns; ``judgments`` as in the data contract (gains E 1, S 0.1, C 0.01, I 0). Judgments of items
@@ -42,8 +44,10 @@ def text_relevance(items: pl.DataFrame, judgments: pl.DataFrame, scorers: dict[s
         found = qrels_metrics(ranked, qrels, (10,))
         results[name] = {key: found[key] for key in ("ndcg", "ndcg@10")}
     notes = [
-        f"{len(queries)} queries, {len(kept)} judgments; left out: {len(judgments) - len(judged)} of items without a row, "
-        f"{judged.filter(~useful)['query_id'].n_unique()} queries without a relevant item",
+        (
+            f"{len(queries)} queries, {len(kept)} judgments; left out: {len(judgments) - len(judged)} of items without a row, "
+            f"{judged.filter(~useful)['query_id'].n_unique()} queries without a relevant item"
+        ),
     ]
     return results, notes
 

@@ -28,7 +28,7 @@ class QueryCoder(TextEncoder):
         return self.words.encoder.encode(texts, role)
 
     def encode_queries(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Text vectors (n, dim) float32 and codes (n, levels) int64; codes are -1 where no word is known, as the zero vector's say nothing."""
+        """Text vectors (n, dim) float32 and codes (n, levels) int64; -1 where no word is known: the zero vector's codes say nothing."""
         if not len(texts):
             return np.zeros((0, self.dim), np.float32), np.zeros((0, len(self.codebooks.sizes)), np.int64)
         text, enhanced = self.words.query_vectors(texts)

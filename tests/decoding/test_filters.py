@@ -27,7 +27,13 @@ def test_masks(category, wanted):
 
 @pytest.mark.parametrize(
     ("category", "message"),
-    [("Hair Car", "did you mean 'Hair Care'"), ("Hair Care > Beauty", "no path"), (" > ", "empty"), ("", "empty"), (["Hair Care"], "no path")],
+    [
+        ("Hair Car", "did you mean 'Hair Care'"),
+        ("Hair Care > Beauty", "no path"),
+        (" > ", "empty"),
+        ("", "empty"),
+        (["Hair Care"], "no path"),
+    ],
 )
 def test_unknown_categories(category, message):
     with pytest.raises(UserError, match=message):

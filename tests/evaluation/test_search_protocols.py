@@ -66,7 +66,7 @@ def test_session_search_lists_and_baselines():
     asked = session_search(click_log(shown))
     assert asked.candidates.tolist() == [[5, 2, 1]], "in the order shown; the click at 40 has no list of its own"
     assert asked.requests.items.tolist() == [0, 1] and "1 of 2 click-outs" in asked.notes[0] and "75.0%" in asked.notes[0]
-    score = lambda ranked: qrels_metrics(ranked, asked.qrels, (1,))["mrr"].tolist()  # noqa: E731
+    score = lambda ranked: qrels_metrics(ranked, asked.qrels, (1,))["mrr"].tolist()
     assert score(shown_order(asked.candidates)) == [1 / 2]
     recent = last_interacted(asked.requests, asked.candidates)
     assert recent.tolist() == [[0, 0, 1]] and shown_order(asked.candidates, recent).tolist() == [[1, 5, 2]]
