@@ -91,8 +91,8 @@ class Protocols:
     def result(self, name: str, title: str, notes: tuple[str, ...] = ()) -> ProtocolResult:
         info = self.data.info
         head = f"{self.split} split, {info['split']}, fingerprint {info['split_fingerprint']}; model and baselines fitted on {self.fitted}"
-        kinds = ", ".join(info["synthetic_queries"])
-        head += f"; queries are SYNTHETIC ({kinds})" if kinds else ""
+        if info["synthetic_queries"] or self.run.config.data.reader == "product-search":
+            head += "; queries are SYNTHETIC"
         return ProtocolResult(name, title, self.run.config.seed, self.run.config.evaluation.bootstrap, [head, *notes])
 
     def ours(self) -> dict[str, Answerer]:
