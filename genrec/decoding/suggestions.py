@@ -7,6 +7,8 @@ a history alone. A known query is good where both want the same items and where 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -52,7 +54,7 @@ class Suggester:
 
         Whoever has no history gets what is asked most. ``exclude_asked`` hides queries that the history holds (score -inf).
         """
-        plain = Requests(**{**requests.__dict__, "request_queries": np.full(len(requests), -1, np.int64)})
+        plain = replace(requests, request_queries=np.full(len(requests), -1, np.int64))
         fit = self._encode(plain) @ self.vectors.T / self.ranker.proposer.network.config.temperature
         known = torch.from_numpy(np.diff(requests.offsets) > 0)[:, None]
         scores = torch.where(known, fit, 0.0) + self.prior
