@@ -26,6 +26,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder made by: genrec run CONFIG.")]
 FittedOn = Annotated[str | None, typer.Option("--fitted-on", help="train or train+valid.")]
 Count = Annotated[int, typer.Option("-k", help="How many items.")]
+Category = Annotated[str | None, typer.Option("--category", help="Only this category: a name, or a path such as 'Beauty > Hair Care'.")]
 Mode = Annotated[str, typer.Option("--mode", help="fused, retrieve or generate.")]
 
 
@@ -95,17 +96,45 @@ def evaluate(
     run: RunPath,
     split: Annotated[str, typer.Option(help="test or valid.")] = "test",
     output: Annotated[Path | None, typer.Option(help="Also write metrics.json here.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Instead: product-search, session-search, sampled or cold-user.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Draws of the random items, protocol sampled only.")] = 1,
+    fitted_on: FittedOn = None,
 ) -> None:
-    """The results table of a run, with baselines, intervals and figures."""
+    """The results table of a run, with baselines, intervals and figures; or the tables of a search protocol."""
     from genrec.pipeline import Run, stage_evaluate
 
     job = Run.open(run)
+    if protocol is None and (seeds != 1 or fitted_on is not None):
+        raise UserError("--seeds and --fitted-on belong to a protocol; add --protocol NAME, or leave them out")
+    if protocol is not None:
+        if protocol != "sampled" and seeds != 1:
+            raise UserError(f"--seeds: protocol {protocol} draws nothing; leave it out, or use --protocol sampled")
+        _protocol(job, protocol, split, output, fitted_on or "train", {"seeds": seeds} if protocol == "sampled" else {})
+        return
     result = stage_evaluate(job, split)
     _show(result)
     if output:
         folder = job.folder / ("results" if split == "test" else f"results_{split}")
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text((folder / "metrics.json").read_text())
+
+
+def _protocol(job, name: str, split: str, output: Path | None, fitted: str, options: dict) -> None:
+    from genrec.evaluation.protocol_rows import run_protocol
+
+    for result in run_protocol(job, name, split, fitted, **options):
+        rows = result.rows()
+        table = Table("model", *rows[0]["metrics"], title=result.title)
+        for row in rows:
+            table.add_row(row["model"], *(f"{value:.4f}" for value in row["metrics"].values()))
+        console.print(table)
+        for line in [*result.notes, *result.comparisons()]:
+            console.print(line, highlight=False)
+    written = job.folder / ("results" if split == "test" else f"results_{split}") / f"protocol_{name}.json"
+    console.print(f"results: {written}")
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(written.read_text())
 
 
 def _show(result) -> None:
@@ -120,26 +149,42 @@ def _show(result) -> None:
 @app.command()
 def recommend(
     run: RunPath, user: Annotated[str | None, typer.Option(help="A user of the data; without one, the popular items.")] = None,
-    k: Count = 10, mode: Mode = "fused", fitted_on: FittedOn = None,
+    k: Count = 10, mode: Mode = "fused", fitted_on: FittedOn = None, category: Category = None,
 ) -> None:  # fmt: skip
     """What a person wants next, by title."""
     from genrec.recommender import Recommender
 
-    _answers(Recommender.load(run, fitted_on).recommend(user, k=k, mode=mode), f"for user {user}" if user else "popular")
+    answers = Recommender.load(run, fitted_on).recommend(user, k=k, mode=mode, category=category)
+    _answers(answers, (f"for user {user}" if user else "popular") + (f" in {category}" if category else ""))
+
+
+@app.command()
+def suggest(
+    run: RunPath, user: Annotated[str | None, typer.Option(help="A user of the data; without one, the most asked queries.")] = None,
+    k: Count = 10, fitted_on: FittedOn = None,
+) -> None:  # fmt: skip
+    """What people with this history search next."""
+    from genrec.recommender import Recommender
+
+    table = Table("rank", "query", "asked before", "score", title=f"next queries of user {user}" if user else "most asked queries")
+    for rank, one in enumerate(Recommender.load(run, fitted_on).suggest(user, k=k), 1):
+        table.add_row(str(rank), one.query, str(one.count), f"{one.score:.3f}")
+    console.print(table)
 
 
 @app.command()
 def search(
     run: RunPath, query: Annotated[str, typer.Argument(help="Query words.")],
     user: Annotated[str | None, typer.Option(help="Personalise for this user.")] = None, k: Count = 10, mode: Mode = "fused",
-    fitted_on: FittedOn = None,
+    fitted_on: FittedOn = None, category: Category = None,
 ) -> None:  # fmt: skip
     """What a person means by a query, by title."""
     from genrec.recommender import Recommender
 
     if not query.strip():
         raise UserError("the query is empty; give at least one word, or use: genrec recommend")
-    _answers(Recommender.load(run, fitted_on).search(query, user, k=k, mode=mode), f"'{query}'" + (f" for user {user}" if user else ""))
+    answers = Recommender.load(run, fitted_on).search(query, user, k=k, mode=mode, category=category)
+    _answers(answers, f"'{query}'" + (f" for user {user}" if user else "") + (f" in {category}" if category else ""))
 
 
 def _answers(answers, title: str) -> None:

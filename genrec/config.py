@@ -111,6 +111,8 @@ class ModelConfig:
     use_ids: bool = True
     use_text: bool = True
     use_codes: bool = True
+    query_ngrams: bool = True  # queries: a trainable bag of hashed character n-grams beside that of words
+    query_codes: bool = True  # queries: the items' code vectors of their own semantic ID (with use_codes)
     item_dropout: float = 0.1  # share of id vectors hidden in training, so that cold items work
     time_share: float = 0.25  # share of rotary planes turned by time instead of index
     time_bucket: float = 86400.0  # seconds per rotary time unit

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
-from genrec.data.dataset import VALID, Requests
+from genrec.data.dataset import TRAIN, VALID, Requests
+from genrec.decoding.filters import Categories
 from genrec.decoding.ranker import MODES
+from genrec.decoding.suggestions import Suggester
 from genrec.errors import UserError
 from genrec.pipeline import Run
+from genrec.text.query_tokens import readable
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,15 @@ class Answer:
     item_id: str
     title: str | None
     score: float
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """One query that may come next; ``count`` is how often it was asked before."""
+
+    query: str
+    score: float
+    count: int
 
 
 class Recommender:
@@ -46,24 +60,65 @@ class Recommender:
 
     def recommend(
         self, user: str | None = None, history: Sequence[str | Mapping[str, Any]] | None = None, k: int = 10, mode: str = "fused",
-        exclude_seen: bool = True,
+        exclude_seen: bool = True, category: str | Sequence[str] | None = None,
     ) -> list[Answer]:  # fmt: skip
         """What a known ``user``, or somebody with this ``history`` (item ids, oldest first, or {item_id, timestamp, action, query}), wants next.
 
-        Raises ``UserError`` for an unknown user, k below 1 or an unknown mode. Nobody and no history gives the popular items.
+        ``category``: only items of this category, a name or a path (``Categories.mask``). Raises ``UserError`` for an unknown user or
+        category, k below 1 or an unknown mode. Nobody and no history gives the popular items.
         """
-        return self._one(user, history, None, k, mode, exclude_seen)
+        return self._one(user, history, None, k, mode, exclude_seen, category)
 
     def search(
         self, query: str, user: str | None = None, history: Sequence[str | Mapping[str, Any]] | None = None, k: int = 10, mode: str = "fused",
-        exclude_seen: bool = False,
+        exclude_seen: bool = False, category: str | Sequence[str] | None = None,
     ) -> list[Answer]:  # fmt: skip
-        """What ``query`` means to this user or history. Raises ``UserError`` for an empty query."""
-        if not query or not query.strip():
-            raise UserError("the query is empty; give at least one word, or use recommend")
-        return self._one(user, history, query.strip(), k, mode, exclude_seen)
+        """What ``query`` means to this user or history, or to nobody in particular; ``category`` as in ``recommend``.
 
-    def _one(self, user, history, query, k, mode, exclude_seen) -> list[Answer]:
+        The first 256 characters of a query are read. Raises ``UserError`` for an empty query.
+        """
+        query = readable([query])[0].strip() if query else ""
+        if not query:
+            raise UserError("the query is empty; give at least one word, or use recommend")
+        return self._one(user, history, query, k, mode, exclude_seen, category)
+
+    def suggest(
+        self, user: str | None = None, history: Sequence[str | Mapping[str, Any]] | None = None, k: int = 10, exclude_asked: bool = False
+    ) -> list[Suggestion]:
+        """What people with this history search next: the known queries, best first; without a history the most asked.
+
+        ``exclude_asked`` leaves out queries that the history already holds. Raises ``UserError`` where the data have no queries.
+        """
+        if k < 1:
+            raise UserError(f"k must be at least 1, is {k}")
+        suggester = self._suggester
+        if not suggester.texts:
+            raise UserError("the training events have no queries to suggest; use logged searches, or queries.synthetic")
+        places, scores = suggester.suggest(self._request(user, history, None), k, exclude_asked)
+        return [
+            Suggestion(suggester.texts[place], float(score), int(suggester.counts[place]))
+            for place, score in zip(places[0].tolist(), scores[0].tolist(), strict=True)
+            if np.isfinite(score)
+        ]
+
+    @cached_property
+    def _suggester(self) -> Suggester:
+        return Suggester(self.ranker, self.dataset, TRAIN if self.fitted_on == "train" else VALID)
+
+    @cached_property
+    def _categories(self) -> Categories:
+        return Categories(self.dataset.item_table)
+
+    def _one(self, user, history, query, k, mode, exclude_seen, category=None) -> list[Answer]:
+        exclude = None if category is None else torch.from_numpy(~self._categories.mask(category))
+        ids, scores = self.answer(self._request(user, history, query), k, mode, exclude_seen, exclude=exclude)
+        return [
+            Answer(self._item_ids[item], self._titles[item], float(score))
+            for item, score in zip(ids[0].tolist(), scores[0].tolist(), strict=True)
+            if item >= 0
+        ]
+
+    def _request(self, user, history, query) -> Requests:
         table = pl.DataFrame(
             {"request_id": ["0"], "user_id": [user], "timestamp": [None], "query": [query]},
             schema={"request_id": pl.String, "user_id": pl.String, "timestamp": pl.Int64, "query": pl.String},
@@ -73,15 +128,12 @@ class Recommender:
             events = [{"item_id": event} if isinstance(event, str) else dict(event) for event in history]
             event_type = pl.Struct({"item_id": pl.String, "timestamp": pl.Int64, "action": pl.String, "query": pl.String})
             histories = pl.Series("history", [events], dtype=pl.List(event_type))
-        ids, scores = self.answer(self.requests(table, histories), k, mode, exclude_seen)
-        return [
-            Answer(self._item_ids[item], self._titles[item], float(score))
-            for item, score in zip(ids[0].tolist(), scores[0].tolist(), strict=True)
-            if item >= 0
-        ]
+        return self.requests(table, histories)
 
-    def answer(self, requests: Requests, k: int, mode: str = "fused", exclude_seen: bool = True, progress=None) -> tuple[np.ndarray, np.ndarray]:
-        """Item indices (N, k), -1 where empty, and scores (N, k)."""
+    def answer(
+        self, requests: Requests, k: int, mode: str = "fused", exclude_seen: bool = True, progress=None, exclude: torch.Tensor | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Item indices (N, k), -1 where empty, and scores (N, k). ``exclude``: items that no answer may hold, as in ``Ranker.rank``."""
         if k < 1:
             raise UserError(f"k must be at least 1, is {k}")
         if mode not in self.ranker.modes:
@@ -94,7 +146,7 @@ class Recommender:
                 settings.beam = max(beam, k)
             else:
                 settings.dense = max(dense, k)
-            return self.ranker.rank(requests, k, [mode], exclude_seen, progress)[mode]
+            return self.ranker.rank(requests, k, [mode], exclude_seen, progress, exclude)[mode]
         finally:
             settings.beam, settings.dense = beam, dense
 

@@ -269,3 +269,22 @@ def test_doctor_and_help(genrec, trained_run):
     assert code == 0 and all(name in out for name in ("run", "recommend", "search", "predict", "datasets"))
     code, out, _ = genrec("datasets", "list")
     assert code == 0 and "movielens-100k" in out
+
+
+def test_category_and_suggestions(genrec, trained_run):
+    category = trained_run.dataset.item_table["category"][0][-1]
+    for command in (["recommend", trained_run.folder], ["search", trained_run.folder, trained_run.dataset.query_texts[0]]):
+        code, out, _ = genrec(*command, "-k", "2", "--category", category)
+        assert code == 0 and f"in {category}" in " ".join(out.split())
+    refused(genrec("recommend", trained_run.folder, "--category", "zzz"), "zzz", "did you mean")
+    code, out, _ = genrec("suggest", trained_run.folder, "--user", trained_run.dataset.user_ids[0], "-k", "3")
+    assert code == 0 and sum(query in out for query in trained_run.dataset.query_texts) >= 3
+    refused(genrec("suggest", trained_run.folder, "--user", "nobody"), "nobody", "not in the data")
+
+
+def test_protocols_by_command(genrec, trained_run, tmp_path):
+    code, out, _ = genrec("evaluate", trained_run.folder, "--protocol", "product-search", "--output", tmp_path / "p.json")
+    assert code == 0 and "topics (person and query)" in " ".join(out.split()) and (tmp_path / "p.json").is_file()
+    refused(genrec("evaluate", trained_run.folder, "--protocol", "sample"), "sample", "did you mean 'sampled'")
+    refused(genrec("evaluate", trained_run.folder, "--seeds", "3"), "--seeds", "--protocol")
+    refused(genrec("evaluate", trained_run.folder, "--protocol", "cold-user", "--seeds", "3"), "--seeds", "draws nothing")

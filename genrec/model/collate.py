@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,14 +12,19 @@ from genrec.config import ModelConfig
 from genrec.data.augment import Shuffle, shuffled
 from genrec.data.dataset import Dataset, Requests
 from genrec.data.sequences import Windows
-from genrec.model.embeddings import WORD_BUCKETS
+from genrec.model.embeddings import CODE_SPAN
 from genrec.model.network import Batch
-from genrec.text.encoder import TOKEN_PATTERN, TextEncoder
+from genrec.semantic_ids.query_codes import QueryCoder
+from genrec.text.encoder import TextEncoder
+from genrec.text.query_tokens import HASHED, hashed_tokens, readable
 
 
 @dataclass(frozen=True)
 class QueryFeatures:
-    """Features of a table of query texts: ``text`` (Q, text_dim) and hashed words ``words[offsets[q]:offsets[q + 1]]``."""
+    """Features of a table of query texts: ``text`` (Q, text_dim) and tokens ``words[offsets[q]:offsets[q + 1]]``.
+
+    Tokens below ``WORD_BUCKETS`` are hashed words, below ``HASHED`` hashed character n-grams, the rest codes of the query's semantic ID.
+    """
 
     text: np.ndarray
     words: np.ndarray
@@ -29,9 +32,22 @@ class QueryFeatures:
 
     @classmethod
     def build(cls, texts: Sequence[str], encoder: TextEncoder) -> QueryFeatures:
-        hashed = [[zlib.crc32(word.encode()) % WORD_BUCKETS for word in re.findall(TOKEN_PATTERN, text.lower())] for text in texts]
-        offsets = np.concatenate([[0], np.cumsum([len(words) for words in hashed])]).astype(np.int64)
-        return cls(encoder.encode(texts), np.array([word for words in hashed for word in words], np.int64), offsets)
+        """Read the first 256 characters of each query. An encoder without codebooks gives no code tokens.
+
+        A query in which nothing is known, or with no letter at all, has a zero text vector and is still a query.
+        """
+        texts = readable(texts)
+        rows, tokens = hashed_tokens(texts)
+        if isinstance(encoder, QueryCoder):
+            text, codes = encoder.encode_queries(texts)
+            row, level = np.nonzero(codes >= 0)
+            rows = np.concatenate([rows, row])
+            tokens = np.concatenate([tokens, HASHED + level * CODE_SPAN + codes[row, level]])
+        else:
+            text = encoder.encode(texts)
+        order = np.argsort(rows, kind="stable")
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(texts)))]).astype(np.int64)
+        return cls(text, tokens[order].astype(np.int64), offsets)
 
     def take(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Text vectors, words and start offsets of some queries."""

@@ -59,7 +59,7 @@ class GenerativeRecommender(nn.Module):
         self.config, self.catalogue, self.time_base = config, catalogue, time_base
         dim = config.dim
         self.item_encoder = ItemEncoder(catalogue, dim, config.use_ids, config.use_text, config.use_codes, config.item_dropout)
-        self.query_encoder = QueryEncoder(catalogue.text.shape[1], dim)
+        self.query_encoder = QueryEncoder(catalogue.text.shape[1], dim, config.query_ngrams, config.query_codes)
         self.actions = nn.Embedding(n_actions, dim)
         self.fuse_query = nn.Linear(dim, dim, bias=False)
         self.no_query = nn.Parameter(torch.randn(dim) * 0.02)
@@ -83,7 +83,7 @@ class GenerativeRecommender(nn.Module):
     def encode(self, batch: Batch, items: Tensor | None = None) -> Encoded:
         """Run the backbone once over contexts and requests."""
         items = self.item_encoder() if items is None else items
-        queries = self.query_encoder(batch.query_text, batch.query_words, batch.query_offsets)
+        queries = self.query_encoder(batch.query_text, batch.query_words, batch.query_offsets, self.item_encoder)
         context = items[batch.items] + self.actions(batch.actions) + self.fuse_query(queries)[batch.queries]
         asked = torch.where((batch.request_queries > 0)[..., None], queries[batch.request_queries], self.no_query)
         asked = self.request + asked

@@ -22,11 +22,12 @@ from genrec.semantic_ids.collisions import CollisionReport, resolve_collisions
 from genrec.semantic_ids.drift import drift_baseline, drift_report
 from genrec.semantic_ids.figures import code_tree, plot_codebook_use, plot_prefixes, plot_tree
 from genrec.semantic_ids.quantizers import Codebooks, Quantized, encode, fit_quantizer
+from genrec.semantic_ids.query_codes import QueryCoder
 from genrec.semantic_ids.report import prefix_agreement, quality_report, summary
 from genrec.semantic_ids.space import ItemSpace, behaviour_vectors
 from genrec.semantic_ids.text_space import TextSpace
 from genrec.semantic_ids.trie import build_trie, extend_trie, prefix_ids
-from genrec.text.encoder import TextEncoder, encoder_key, item_texts
+from genrec.text.encoder import encoder_key, item_texts
 
 log = logging.getLogger(__name__)
 KIND = "semantic-ids"
@@ -176,8 +177,9 @@ class SemanticIds:
     baseline: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def encoder(self) -> TextEncoder:
-        return self.words.encoder
+    def encoder(self) -> QueryCoder:
+        """The text encoder, which also gives queries their codes."""
+        return QueryCoder(self.words, self.space, self.codebooks)
 
     def keywords_of(self, item_id: str) -> list[tuple[str, str]]:
         """(keyword, type) of an item: the words that explain its semantic ID."""

@@ -1,0 +1,93 @@
+"""Everything that can answer requests, behind one call, so that a protocol treats the model and the baselines alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from genrec.data.dataset import Requests
+from genrec.decoding.ranker import Ranker
+from genrec.evaluation.baselines import BM25
+from genrec.evaluation.metrics import per_request_metrics, top_k
+
+Answerer = Callable[[Requests, int, np.ndarray | None], np.ndarray]
+"""(requests, k, allowed) -> ranked item ids (N, k), -1 where empty. ``allowed`` (N, n_items) bool, or None for the whole catalogue."""
+Scorer = Callable[[Requests], np.ndarray]
+"""requests -> scores (N, n_items)."""
+CHUNK = 256
+POPULARITY_WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+def by_model(ranker: Ranker, mode: str) -> Answerer:
+    """Our model. Items that are not allowed are masked before anything is proposed, and all that are allowed become proposals."""
+
+    def answer(requests: Requests, k: int, allowed: np.ndarray | None) -> np.ndarray:
+        settings = ranker.settings
+        beam, dense = settings.beam, settings.dense
+        try:
+            if allowed is not None:
+                widest = int(allowed.sum(1).max(initial=1))
+                settings.beam, settings.dense = max(beam, widest), max(dense, widest)
+            exclude = None if allowed is None else torch.from_numpy(~allowed)
+            return ranker.rank(requests, k, [mode], exclude_seen=False, exclude=exclude)[mode][0]
+        finally:
+            settings.beam, settings.dense = beam, dense
+
+    return answer
+
+
+def by_scores(scorer: Scorer) -> Answerer:
+    """A baseline that scores the whole catalogue. Of equal scores the lower item id comes first."""
+
+    def answer(requests: Requests, k: int, allowed: np.ndarray | None) -> np.ndarray:
+        scores = np.asarray(scorer(requests), np.float64)
+        return top_k(scores if allowed is None else np.where(allowed, scores, -np.inf), k)[0]
+
+    return answer
+
+
+def query_texts(requests: Requests) -> list[str]:
+    """What each request asks, "" for no query."""
+    return [requests.query_texts[query] if query >= 0 else "" for query in requests.request_queries]
+
+
+def with_popularity(lexical: BM25, counts: np.ndarray, weight: float) -> Scorer:
+    """BM25, each query's scores divided by its best, plus ``weight`` times log popularity scaled to at most 1."""
+    popularity = np.log1p(counts) / max(float(np.log1p(counts).max(initial=0)), 1e-9)
+
+    def score(requests: Requests) -> np.ndarray:
+        words = lexical.score(query_texts(requests))
+        return words / np.maximum(words.max(1, keepdims=True), 1e-9) + weight * popularity
+
+    return score
+
+
+def best_popularity_weight(lexical: BM25, counts: np.ndarray, valid: Requests) -> float:
+    """The weight of ``POPULARITY_WEIGHTS`` with the highest nDCG@10 on validation searches, the smaller of equals; 0.1 without any."""
+    if not len(valid):
+        return 0.1
+    gains = [
+        per_request_metrics(answered(by_scores(with_popularity(lexical, counts, weight)), valid, 10), valid.targets, [10])["ndcg@10"].mean()
+        for weight in POPULARITY_WEIGHTS
+    ]
+    return POPULARITY_WEIGHTS[int(np.argmax(gains))]
+
+
+def answered(answerer: Answerer, requests: Requests, k: int, candidates: np.ndarray | None = None, n_items: int = 0) -> np.ndarray:
+    """Ranked ids (N, k), chunk by chunk. ``candidates`` (N, C) item ids, -1 where empty: nothing else may be answered."""
+    ranked = np.full((len(requests), k), -1, np.int64)
+    for start in range(0, len(requests), CHUNK):
+        rows = np.arange(start, min(start + CHUNK, len(requests)))
+        allowed = None if candidates is None else candidate_mask(candidates[rows], n_items)
+        found = answerer(requests.take(rows), k, allowed)
+        ranked[rows, : found.shape[1]] = found
+    return ranked
+
+
+def candidate_mask(candidates: np.ndarray, n_items: int) -> np.ndarray:
+    """(N, n_items) bool, true for the candidates (N, C); -1 is none."""
+    mask = np.zeros((len(candidates), n_items + 1), bool)
+    mask[np.arange(len(candidates))[:, None], np.where(candidates < 0, n_items, candidates)] = True
+    return mask[:, :n_items]

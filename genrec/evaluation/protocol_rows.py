@@ -1,0 +1,237 @@
+"""Runs a search protocol on a run: our model and the protocol's baselines on the same requests, as a table and as files."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from genrec.artifacts import write_json
+from genrec.data.dataset import TRAIN, VALID, Requests
+from genrec.errors import UserError
+from genrec.evaluation import search_protocols as protocols
+from genrec.evaluation.answerers import Answerer, answered, best_popularity_weight, by_model, by_scores, query_texts, with_popularity
+from genrec.evaluation.baselines import CooccurrenceTransition, DenseText, Popularity
+from genrec.evaluation.metrics import bootstrap_interval, paired_test
+from genrec.evaluation.protocol import OUR_NAMES
+from genrec.evaluation.qrels import qrels_metrics
+
+log = logging.getLogger(__name__)
+FUSED = OUR_NAMES["fused"]
+SAMPLED_KS = (1, 5, 10)
+
+
+@dataclass
+class ProtocolResult:
+    """One table: per model, each metric of every request (N,). ``notes`` say how it was measured."""
+
+    name: str
+    title: str
+    seed: int
+    bootstrap: int
+    notes: list[str] = field(default_factory=list)
+    values: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def add(self, model: str, metrics: dict[str, np.ndarray]) -> None:
+        self.values[model] = metrics
+        log.info("%-34s %s", model, " ".join(f"{name} {value.mean():.4f}" for name, value in metrics.items()))
+
+    def rows(self) -> list[dict]:
+        """Per model: means, and bootstrap intervals over requests."""
+        return [
+            {
+                "model": model,
+                "metrics": {name: float(value.mean()) for name, value in metrics.items()},
+                "intervals": {name: bootstrap_interval(value, self.seed, self.bootstrap) for name, value in metrics.items()},
+            }
+            for model, metrics in self.values.items()
+        ]
+
+    def comparisons(self) -> list[str]:
+        """The fused model minus every other row on the table's first metric, paired by request."""
+        if FUSED not in self.values:
+            return []
+        name = next(iter(self.values[FUSED]))
+        lines = []
+        for model, metrics in self.values.items():
+            if model != FUSED:
+                mean, low, high, p = paired_test(self.values[FUSED][name], metrics[name], self.seed, self.bootstrap)
+                lines.append(f"{self.title}: fused minus {model}, {name}: {mean:+.4f} [{low:+.4f}, {high:+.4f}], p = {p:.3f}")
+        return lines
+
+    def markdown(self) -> str:
+        names = list(next(iter(self.values.values())))
+        lines = [
+            f"## {self.title}",
+            "",
+            *(f"- {note}" for note in self.notes),
+            "",
+            "| model | " + " | ".join(names) + " |",
+            "|---" * (len(names) + 1) + "|",
+        ]
+        lines += [
+            f"| {model} | " + " | ".join(f"{metrics[name].mean():.4f}" for name in names) + " |" for model, metrics in self.values.items()
+        ]
+        return "\n".join([*lines, "", *self.comparisons(), ""])
+
+
+class Protocols:
+    """Answers of one fit of a run to every protocol."""
+
+    def __init__(self, run, split: str = "test", fitted: str = "train"):
+        self.run, self.split, self.fitted, self.data = run, split, fitted, run.dataset
+        self.last = TRAIN if fitted == "train" else VALID
+        self.ranker = run.ranker(fitted)
+        self.lexical, self.counts = run.lexical, run.dataset.item_counts(self.last)
+
+    def result(self, name: str, title: str, notes: tuple[str, ...] = ()) -> ProtocolResult:
+        info = self.data.info
+        head = f"{self.split} split, {info['split']}, fingerprint {info['split_fingerprint']}; model and baselines fitted on {self.fitted}"
+        if info["synthetic_queries"] or self.run.config.data.reader == "product-search":
+            head += "; queries are SYNTHETIC"
+        return ProtocolResult(name, title, self.run.config.seed, self.run.config.evaluation.bootstrap, [head, *notes])
+
+    def ours(self) -> dict[str, Answerer]:
+        return {OUR_NAMES[mode]: by_model(self.ranker, mode) for mode in self.ranker.modes}
+
+    def search_baselines(self, valid: Requests) -> dict[str, Answerer]:
+        """Popularity, BM25, dense text, and BM25 with popularity weighed on validation searches."""
+        popular = Popularity().fit(self.data.histories(self.last), self.data.n_items)
+        dense = DenseText().fit(self.run.ids.catalogue.text.numpy())
+        weight = best_popularity_weight(self.lexical, self.counts, valid)
+        return {
+            "popularity": by_scores(lambda requests: popular.score(requests.histories)),
+            "BM25": by_scores(lambda requests: self.lexical.score(query_texts(requests))),
+            "dense text": by_scores(lambda requests: dense.score(self.run.ids.encoder.encode(query_texts(requests)))),
+            f"BM25 + {weight:g} popularity": by_scores(with_popularity(self.lexical, self.counts, weight)),
+        }
+
+    def measure(self, result: ProtocolResult, asked: protocols.Asked, answerers: dict[str, Answerer], k: int, ks=(10,), metrics=()) -> None:
+        for model, answerer in answerers.items():
+            ranked = answered(answerer, asked.requests, k, asked.candidates, self.data.n_items)
+            found = qrels_metrics(ranked, asked.qrels, [one for one in ks if one <= k])
+            result.add(model, {name: found[name] for name in metrics or found})
+
+    def product_search(self) -> list[ProtocolResult]:
+        asked = protocols.product_search(self.data, self.split)
+        result = self.result("product-search", "Product search", asked.notes)
+        k = min(protocols.LIST, self.data.n_items)
+        self.measure(
+            result,
+            asked,
+            self.ours() | self.search_baselines(self._valid("logged")),
+            k,
+            (min(10, k),),
+            ("mrr", "map", f"ndcg@{min(10, k)}"),
+        )
+        return [result]
+
+    def session_search(self) -> list[ProtocolResult]:
+        asked = protocols.session_search(self.data, self.split)
+        result = self.result("session-search", "Session search: click-outs among the items shown", asked.notes)
+        candidates = asked.candidates
+        k = candidates.shape[1]
+        clicks, recent = protocols.click_counts(self.data, self.last), protocols.last_interacted(asked.requests, candidates)
+        baselines = {
+            "as shown": protocols.shown_order(candidates),
+            "popularity of click-outs": protocols.shown_order(candidates, clicks[candidates]),
+            "last interacted, then as shown": protocols.shown_order(candidates, recent),
+            "last interacted, then popularity": protocols.shown_order(
+                candidates, recent + clicks[candidates] / (1e9 + clicks.max(initial=0))
+            ),
+        }
+        self.measure(result, asked, self.ours(), k, (min(5, k),), ("mrr", f"recall@{min(5, k)}"))
+        for model, ranked in baselines.items():
+            found = qrels_metrics(ranked, asked.qrels, (min(5, k),))
+            result.add(model, {name: found[name] for name in ("mrr", f"recall@{min(5, k)}")})
+        return [result]
+
+    def sampled(self, seeds: int = 1) -> list[ProtocolResult]:
+        """Every request's mean over ``seeds`` draws of the negatives."""
+        results = []
+        for kind in (None, *self.data.query_kinds):
+            task = "recommendation" if kind is None else f"search ({kind})"
+            if not len(self.data.requests(self.split, kind)):
+                continue
+            answerers = self.ours()
+            if kind is None:
+                simple = {"popularity": Popularity, "co-occurrence + transitions": CooccurrenceTransition}
+                for name, make in simple.items():
+                    model = make().fit(self.data.histories(self.last), self.data.n_items)
+                    answerers[name] = by_scores(lambda requests, model=model: model.score(requests.histories))
+            else:
+                answerers |= self.search_baselines(self._valid(kind))
+            draws = []
+            for seed in range(seeds):
+                asked = protocols.sampled(self.data, self.split, kind, seed)
+                draws.append(self.result("sampled", f"SAMPLED, 1 + 99 random: {task}", (*asked.notes, f"mean of {seeds} draws")))
+                self.measure(draws[-1], asked, answerers, 10, SAMPLED_KS, ("ndcg@10", "ndcg@5", *(f"recall@{k}" for k in SAMPLED_KS)))
+            for model in draws[0].values:
+                draws[0].values[model] = {
+                    name: np.mean([one.values[model][name] for one in draws], axis=0) for name in draws[0].values[model]
+                }
+            results.append(draws[0])
+        return results
+
+    def cold_user(self) -> list[ProtocolResult]:
+        """Searches with the history taken away, beside the same with it: the difference is what personalisation is worth."""
+        results = []
+        for kind in self.data.query_kinds:
+            requests = self.data.requests(self.split, kind)
+            if not len(requests):
+                continue
+            result = self.result("cold-user", f"Cold-user search ({kind})", ("full ranking; items of the history may be answered",))
+            k = min(20, self.data.n_items)
+            ks = tuple(one for one in (5, 10) if one <= k)
+            metrics = (f"ndcg@{ks[-1]}", f"recall@{ks[-1]}", "mrr")
+            qrels = protocols.Qrels.build(np.arange(len(requests)), requests.targets, n=len(requests))
+            cold = protocols.Asked(protocols.without_history(requests), qrels)
+            self.measure(result, cold, self.ours() | self.search_baselines(self._valid(kind)), k, ks, metrics)
+            warm = {f"{name}, with history": answerer for name, answerer in self.ours().items()}
+            self.measure(result, protocols.Asked(requests, qrels), warm, k, ks, metrics)
+            first = metrics[0]
+            for name in self.ours():
+                mean, low, high, p = paired_test(
+                    result.values[f"{name}, with history"][first], result.values[name][first], result.seed, result.bootstrap
+                )
+                result.notes.append(
+                    f"personalised minus unpersonalised, {name}, {first}: {mean:+.4f} [{low:+.4f}, {high:+.4f}], p = {p:.3f}"
+                )
+            results.append(result)
+        if not results:
+            raise UserError("protocol cold-user: the data have no held-out queries; it needs logged searches or queries.synthetic")
+        return results
+
+    def _valid(self, kind: str) -> Requests:
+        """Validation searches of a kind; none where there are none."""
+        if kind in self.data.query_kinds:
+            return self.data.requests("valid", kind)
+        return self.data.requests("valid").take(np.zeros(0, np.int64))
+
+
+PROTOCOLS: dict[str, Callable[[Protocols], list[ProtocolResult]]] = {
+    "product-search": Protocols.product_search,
+    "session-search": Protocols.session_search,
+    "sampled": Protocols.sampled,
+    "cold-user": Protocols.cold_user,
+}
+
+
+def run_protocol(run, name: str, split: str = "test", fitted: str = "train", **options) -> list[ProtocolResult]:
+    """The tables of a protocol, also written to ``RUN/results/protocol_NAME.json`` and ``.md`` (``results_valid/`` for validation)."""
+    if name not in PROTOCOLS:
+        near = difflib.get_close_matches(name, list(PROTOCOLS), n=1, cutoff=0.0)[0]
+        raise UserError(f"--protocol: '{name}' is not one of {', '.join(PROTOCOLS)}; did you mean '{near}'?")
+    results = PROTOCOLS[name](Protocols(run, split, fitted), **options)
+    folder: Path = run.folder / ("results" if split == "test" else f"results_{split}")
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = [{"title": one.title, "notes": one.notes, "rows": one.rows(), "comparisons": one.comparisons()} for one in results]
+    write_json(
+        folder / f"protocol_{name}.json", {"protocol": name, "split": split, "fitted_on": fitted, "seed": run.config.seed, "tables": tables}
+    )
+    (folder / f"protocol_{name}.md").write_text("\n".join(one.markdown() for one in results))
+    return results

@@ -1,0 +1,198 @@
+"""The protocols of the search literature: what is asked, of whom, and among which items. Rows are made in ``protocol_rows``.
+
+``product-search``  every (person, query) topic of the test split against all its purchases: HEM, ZAM and TEM's MAP, MRR and nDCG@10
+``session-search``  every test click-out among the items that were shown with it: the MRR of the RecSys Challenge 2019
+``sampled``         the target among 99 random items the person never had (SynerGen, UniSAR). Far easier than full ranking: always labelled
+``cold-user``       the test searches with the history taken away: what the query says alone, beside the answers with history
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+
+from genrec.data.dataset import SPLITS, TEST, TRAIN, Dataset, Requests
+from genrec.errors import UserError
+from genrec.evaluation.metrics import PAD
+from genrec.evaluation.qrels import Qrels
+
+SAMPLED_NEGATIVES = 99
+LIST = 100  # places read by MAP and MRR of product search
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The requests of a protocol, what answers them, and (where the protocol has them) the only items that may be ranked.
+
+    ``candidates`` (N, C) item ids in the order shown, -1 where empty. ``notes`` say what a reader of the table must know.
+    """
+
+    requests: Requests
+    qrels: Qrels
+    candidates: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+
+def product_search(dataset: Dataset, split: str = "test") -> Asked:
+    """Topics of a split: a person and a query, answered by every item they bought with it in that split.
+
+    A topic sees the person's events of earlier splits only, as in the benchmark: no topic sees another's purchases.
+    """
+    part = _split(split)
+    rows = np.flatnonzero((np.asarray(dataset.split) == part) & (np.asarray(dataset.queries) >= 0))
+    if not len(rows):
+        raise UserError(f"protocol product-search: no event of the {split} split has a query; it needs logged searches")
+    users = np.searchsorted(dataset.offsets, rows, side="right") - 1
+    queries = np.asarray(dataset.queries[rows]).astype(np.int64)
+    width = int(queries.max()) + 1
+    topics, topic = np.unique(users * width + queries, return_inverse=True)
+    lengths = dataset.known_lengths(part - 1)
+    first = dataset.offsets[:-1] + lengths  # within a user the splits never interleave
+    owner = topics // width
+    requests = replace(dataset.requests_before(first[owner], topics % width), targets=np.full(len(topics), -1, np.int64))
+    known = dataset.item_counts(part - 1)[np.asarray(dataset.items[rows])] > 0
+    notes = (
+        (
+            f"{len(topics)} topics (person and query), {len(rows)} purchases, {1 - known.mean():.1%} of them of items without an earlier event; "
+            f"full ranking over {dataset.n_items} items, MAP and MRR over the first {LIST}; items of the history may be answered"
+        ),
+    )
+    return Asked(requests, Qrels.build(topic, np.asarray(dataset.items[rows]), n=len(topics)), notes=notes)
+
+
+def session_search(dataset: Dataset, split: str = "test", action: str = "clickout") -> Asked:
+    """Every click-out of a split with the items that were shown; its history is all the person did before, in this session too.
+
+    A click-out without its list, or whose list does not hold the item (by id), is left out and counted.
+    """
+    part = _split(split)
+    if action not in dataset.actions_chain or dataset.impressions is None:
+        missing = "impressions" if dataset.impressions is None else f"action '{action}'"
+        raise UserError(f"protocol session-search: the data have no {missing}; it needs a log of shown lists, as reader trivago gives")
+    clicked = np.asarray(dataset.actions) == dataset.actions_chain.index(action)
+    rows = np.flatnonzero((np.asarray(dataset.split) == part) & clicked)
+    events = pl.DataFrame({
+        "event": rows, "user": np.searchsorted(dataset.offsets, rows, side="right") - 1,
+        "timestamp": np.asarray(dataset.timestamps[rows]), "clicked": np.asarray(dataset.items[rows]).astype(np.int64),
+    })  # fmt: skip
+    shown = dataset.impressions.select(
+        pl.col("user").cast(pl.Int64),
+        "timestamp",
+        "request_id",
+        "position",
+        pl.col("item").cast(pl.Int64),
+        (pl.col("action") == action).alias("hit"),
+    )
+    lists = shown.filter("hit").select("user", "timestamp", pl.col("item").alias("clicked"), "request_id")
+    found = events.join(lists, on=["user", "timestamp", "clicked"], how="inner", maintain_order="left").unique(
+        "event", keep="first", maintain_order=True
+    )
+    if found.is_empty():
+        raise UserError(f"protocol session-search: no {action} of the {split} split has its shown list")
+    table = (
+        found.with_row_index("row")
+        .join(
+            shown.select("user", "timestamp", "request_id", "position", "item"),
+            on=["user", "timestamp", "request_id"],
+            maintain_order="left",
+        )
+        .unique(["row", "item"], keep="first", maintain_order=True)
+        .sort("row", "position", maintain_order=True)
+        .with_columns(pl.int_range(pl.len()).over("row").alias("lane"))
+    )
+    candidates = np.full((len(found), int(table["lane"].max()) + 1), PAD, np.int64)
+    candidates[table["row"].to_numpy(), table["lane"].to_numpy()] = table["item"].to_numpy()
+    length = table.group_by("row").agg(pl.col("position").max() + 1)["position"].sum()
+    asked = found["event"].to_numpy()
+    requests = dataset.requests_before(asked, np.asarray(dataset.queries[asked]).astype(np.int64))
+    notes = (
+        (
+            f"{len(found)} of {len(rows)} click-outs of the {split} split have their list; ranked are the shown items that the dataset knows, "
+            f"{(candidates >= 0).sum() / max(length, 1):.1%} of what was shown: below 100 % this is easier than the challenge"
+        ),
+    )
+    return Asked(requests, Qrels.build(np.arange(len(found)), found["clicked"].to_numpy(), n=len(found)), candidates, notes)
+
+
+def sampled(
+    dataset: Dataset, split: str = "test", query_kind: str | None = None, seed: int = 0, negatives: int = SAMPLED_NEGATIVES
+) -> Asked:
+    """The target of each request among ``negatives`` random items, drawn without replacement from those the person never had."""
+    requests = dataset.requests(split, query_kind)
+    return Asked(
+        requests, Qrels.build(np.arange(len(requests)), requests.targets, n=len(requests)),
+        random_candidates(dataset, requests, split, query_kind, seed, negatives),
+        (f"SAMPLED: the target among {negatives} random items; not comparable with full ranking",),
+    )  # fmt: skip
+
+
+def random_candidates(dataset: Dataset, requests: Requests, split: str, query_kind: str | None, seed: int, negatives: int) -> np.ndarray:
+    """(N, 1 + negatives) distinct item ids, rising, so that the target's place says nothing; fewer where the catalogue is too small.
+
+    Each person has a draw of their own, so recommendation and search of one person are ranked among the same items.
+    """
+    histories = dataset.histories(TEST)
+    events = dataset.heldout_events(split)
+    if query_kind is not None:
+        table = dataset.heldout_queries.filter((pl.col("kind") == query_kind) & pl.col("event").is_in(events))
+        events = table["event"].to_numpy()
+    users = np.searchsorted(dataset.offsets, events, side="right") - 1
+    result = np.full((len(requests), 1 + negatives), dataset.n_items, np.int64)
+    for start in range(0, len(users), 1024):
+        block = users[start : start + 1024]
+        keys = np.stack([np.random.default_rng([seed, user]).random(dataset.n_items, np.float32) for user in block])
+        lengths = np.diff(histories.offsets)[block]
+        place = np.repeat(histories.offsets[block] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+        keys[np.repeat(np.arange(len(block)), lengths), histories.items[place].astype(np.int64)] = np.inf
+        keys[np.arange(len(block)), requests.targets[start : start + 1024]] = -1
+        width = min(1 + negatives, dataset.n_items)
+        chosen = np.argpartition(keys, width - 1, axis=1)[:, :width]
+        chosen = np.where(np.isinf(np.take_along_axis(keys, chosen, 1)), dataset.n_items, chosen)
+        result[start : start + 1024, :width] = chosen
+    result.sort(axis=1)
+    return np.where(result == dataset.n_items, PAD, result)
+
+
+def without_history(requests: Requests) -> Requests:
+    """The same requests from somebody who was never seen before. Their time stays."""
+    none = slice(0, 0)
+    return replace(
+        requests, offsets=np.zeros(len(requests) + 1, np.int64), items=requests.items[none], timestamps=requests.timestamps[none],
+        actions=requests.actions[none], queries=requests.queries[none],
+    )  # fmt: skip
+
+
+def shown_order(candidates: np.ndarray, scores: np.ndarray | None = None) -> np.ndarray:
+    """Candidates (N, C) ranked by ``scores`` (N, C), the earlier place first among equals; without scores as they were shown."""
+    if scores is None:
+        return candidates
+    order = np.argsort(np.where(candidates < 0, np.inf, -scores), axis=1, kind="stable")
+    return np.take_along_axis(candidates, order, 1)
+
+
+def last_interacted(requests: Requests, candidates: np.ndarray) -> np.ndarray:
+    """How recently each candidate was in the history: (N, C), 1 for the newest event, 1/2 for the one before, 0 for never."""
+    ages = requests.histories.ages
+    width = int(max(requests.items.max(initial=0), candidates.max(initial=0))) + 1
+    keys = requests.histories.rows.astype(np.int64) * width + requests.items.astype(np.int64)
+    order = np.lexsort((ages, keys))
+    keys, ages = keys[order], ages[order]
+    if not len(keys):
+        return np.zeros(candidates.shape)
+    asked = np.arange(len(candidates))[:, None] * width + np.maximum(candidates, 0)
+    place = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+    return np.where((keys[place] == asked) & (candidates >= 0), 1 / (1.0 + ages[place]), 0.0)
+
+
+def click_counts(dataset: Dataset, last: int = TRAIN, action: str = "clickout") -> np.ndarray:
+    """Clicks per item up to split ``last``: (n_items,)."""
+    keep = (np.asarray(dataset.split) <= last) & (np.asarray(dataset.actions) == dataset.actions_chain.index(action))
+    return np.bincount(np.asarray(dataset.items)[keep], minlength=dataset.n_items)
+
+
+def _split(split: str) -> int:
+    if split not in ("valid", "test"):
+        raise UserError(f"--split: '{split}' is not one of valid, test")
+    return SPLITS[split]

@@ -1,0 +1,42 @@
+"""Queries get semantic IDs too: the codes of their text vectors by the items' fixed codebooks (OneSearch: one space for both)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from genrec.semantic_ids.quantizers import Codebooks, encode
+from genrec.semantic_ids.space import ItemSpace
+from genrec.semantic_ids.text_space import TextSpace
+from genrec.text.encoder import TextEncoder
+
+
+class QueryCoder(TextEncoder):
+    """A text encoder that also knows the codebooks: everything a query has before training, in one pass over its text."""
+
+    def __init__(self, words: TextSpace, space: ItemSpace, codebooks: Codebooks):
+        self.words, self.space, self.codebooks = words, space, codebooks
+        self.name = words.encoder.name
+
+    @property
+    def dim(self) -> int:
+        return self.words.encoder.dim
+
+    def encode(self, texts: Sequence[str], role: str = "query") -> np.ndarray:
+        return self.words.encoder.encode(texts, role)
+
+    def encode_queries(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Text vectors (n, dim) float32 and codes (n, levels) int64; -1 where no word is known: the zero vector's codes say nothing."""
+        if not len(texts):
+            return np.zeros((0, self.dim), np.float32), np.zeros((0, len(self.codebooks.sizes)), np.int64)
+        text, enhanced = self.words.query_vectors(texts)
+        codes = encode(self.codebooks, self.space.vectors(enhanced))
+        return text, np.where(enhanced.any(1, keepdims=True), codes, -1)
+
+    def describe(self) -> dict:
+        return self.words.encoder.describe()
+
+    def save(self, folder: Path) -> None:
+        self.words.encoder.save(folder)

@@ -1,0 +1,162 @@
+"""What each protocol asks, of whom and among which items, on logs of a few rows."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from genrec.data.dataset import TEST, VALID
+from genrec.errors import UserError
+from genrec.evaluation.answerers import answered, best_popularity_weight, by_scores, candidate_mask, with_popularity
+from genrec.evaluation.baselines import BM25
+from genrec.evaluation.qrels import qrels_metrics
+from genrec.evaluation.search_protocols import last_interacted, product_search, sampled, session_search, shown_order, without_history
+from genrec.evaluation.text_relevance import text_relevance
+
+
+@pytest.fixture
+def shop(prepare_table):
+    """Two people; topics of the test part: u0 asks "red" (two purchases) and "blue", u1 asks "red"."""
+    rows = [
+        ("u0", "a", 1, "old", "train"), ("u0", "b", 2, None, "train"), ("u0", "c", 3, "mid", "valid"), ("u0", "d", 4, "red", "test"),
+        ("u0", "e", 5, "red", "test"), ("u0", "a", 6, "blue", "test"), ("u1", "b", 1, "red", "train"), ("u1", "c", 7, "red", "test"),
+    ]  # fmt: skip
+    names = ("user_id", "item_id", "timestamp", "query", "split")
+    return prepare_table([dict(zip(names, row, strict=True)) for row in rows], None, "split.kind=given")
+
+
+def test_product_search_topics(shop):
+    asked = product_search(shop)
+    names = shop.item_table["item_id"].to_list()
+    topics = {}
+    for row in range(len(asked.requests)):
+        one = asked.requests.take(np.array([row]))
+        relevant = {names[item] for topic, item in zip(asked.qrels.topics, asked.qrels.items, strict=True) if topic == row}
+        topics[one.query_texts[one.request_queries[0]], tuple(names[item] for item in one.items)] = relevant
+    # the history holds the person's train and valid events and no purchase of the test part
+    assert topics == {("red", ("a", "b", "c")): {"d", "e"}, ("blue", ("a", "b", "c")): {"a"}, ("red", ("b",)): {"c"}}
+    assert "3 topics" in asked.notes[0] and "4 purchases" in asked.notes[0] and "50.0%" in asked.notes[0]
+
+
+def test_product_search_needs_queries(prepare_table):
+    data = prepare_table([{"user_id": "u", "item_id": f"i{n}", "timestamp": n} for n in range(4)])
+    with pytest.raises(UserError, match="needs logged searches"):
+        product_search(data)
+
+
+def click_log(shown: list[tuple], chain=("impression", "clickout")):
+    """One user: events 0..3, the last two are test; ``shown``: (timestamp, request, position, item, action)."""
+    table = pl.DataFrame(shown, schema=["timestamp", "request_id", "position", "item", "action"], orient="row").with_columns(user=pl.lit(0))
+    data = SimpleNamespace(
+        offsets=np.array([0, 4]), items=np.array([0, 1, 2, 3]), timestamps=np.array([10, 20, 30, 40]), actions=np.array([1, 1, 1, 1]),
+        queries=np.array([-1, -1, -1, -1]), split=np.array([0, 0, TEST, TEST]), actions_chain=list(chain), impressions=table, query_texts=[],
+    )  # fmt: skip
+    from genrec.data.dataset import Dataset
+
+    data.requests_before = lambda events, queries: Dataset.requests_before(data, events, queries)
+    return data
+
+
+def test_session_search_lists_and_baselines():
+    shown = [(30, "r", 0, 5, "impression"), (30, "r", 1, 2, "clickout"), (30, "r", 3, 1, "impression"), (30, "other", 0, 7, "impression"),
+             (40, "s", 0, 9, "impression"), (10, "t", 0, 0, "clickout")]  # fmt: skip
+    asked = session_search(click_log(shown))
+    assert asked.candidates.tolist() == [[5, 2, 1]], "in the order shown; the click at 40 has no list of its own"
+    assert asked.requests.items.tolist() == [0, 1] and "1 of 2 click-outs" in asked.notes[0] and "75.0%" in asked.notes[0]
+    score = lambda ranked: qrels_metrics(ranked, asked.qrels, (1,))["mrr"].tolist()
+    assert score(shown_order(asked.candidates)) == [1 / 2]
+    recent = last_interacted(asked.requests, asked.candidates)
+    assert recent.tolist() == [[0, 0, 1]] and shown_order(asked.candidates, recent).tolist() == [[1, 5, 2]]
+    assert score(shown_order(asked.candidates, recent)) == [1 / 3]
+    assert shown_order(np.array([[4, -1, 6]]), np.array([[1.0, 9.0, 2.0]])).tolist() == [[6, 4, -1]]
+
+
+def test_session_search_says_what_is_missing():
+    log = click_log([(30, "r", 0, 5, "impression")], chain=("impression", "click"))
+    with pytest.raises(UserError, match="no action 'clickout'"):
+        session_search(log)
+    log.impressions = None
+    with pytest.raises(UserError, match="no impressions"):
+        session_search(log)
+
+
+def test_sampled_candidates(prepared_run):
+    data = prepared_run.dataset
+    histories = data.histories(TEST)
+    for kind in (None, "logged"):
+        asked = sampled(data, "test", kind, seed=3, negatives=20)
+        assert asked.candidates.shape == (len(asked.requests), 21) and "SAMPLED" in asked.notes[0]
+        events = data.heldout_events("test")
+        if kind:
+            events = data.heldout_queries.filter((pl.col("kind") == kind) & pl.col("event").is_in(events))["event"].to_numpy()
+        users = np.searchsorted(data.offsets, events, side="right") - 1
+        for row, user in enumerate(users[:40]):
+            mine = asked.candidates[row]
+            live = mine[mine >= 0].tolist()
+            had = set(histories.items[histories.offsets[user] : histories.offsets[user + 1]].tolist())
+            assert len(set(live)) == len(live) and set(live) & had == {asked.requests.targets[row]}
+            assert len(live) == min(21, data.n_items - len(had) + 1)
+        again, other = (sampled(data, "test", kind, seed, 20).candidates for seed in (3, 4))
+        assert np.array_equal(again, asked.candidates) and not np.array_equal(other, asked.candidates)
+        places = (asked.candidates == asked.requests.targets[:, None]).argmax(1)
+        assert len(set(places.tolist())) > 5, "the target's place must say nothing"
+
+
+def test_only_candidates_are_answered():
+    asked = SimpleNamespace(take=lambda rows: rows)
+    scores = np.arange(10.0)
+
+    class Requests(list):
+        def take(self, rows):
+            return rows
+
+    candidates = np.array([[2, 7, -1], [0, -1, -1]])
+    ranked = answered(by_scores(lambda rows: np.tile(scores, (len(rows), 1))), Requests([0, 0]), 3, candidates, 10)
+    assert ranked.tolist() == [[7, 2, -1], [0, -1, -1]] and asked
+    assert candidate_mask(candidates, 10).sum(1).tolist() == [2, 1]
+
+
+def test_a_cold_user_has_no_history(prepared_run):
+    requests = prepared_run.dataset.requests("test", "logged")
+    cold = without_history(requests)
+    assert len(cold) == len(requests) and not cold.offsets.any() and len(cold.items) == len(cold.queries) == 0
+    assert np.array_equal(cold.request_queries, requests.request_queries) and np.array_equal(cold.targets, requests.targets)
+    assert len(cold.take(np.array([1, 0]))) == 2
+
+
+def test_popularity_weight_is_chosen_on_validation(prepared_run):
+    lexical = BM25().fit(["red lamp", "red lamp", "blue cup"])
+    requests = SimpleNamespace(query_texts=["red"], request_queries=np.array([0]))
+    assert by_scores(with_popularity(lexical, np.array([1, 9, 99]), 0.1))(requests, 3, None).tolist() == [[1, 0, 2]]
+    assert by_scores(with_popularity(lexical, np.array([1, 9, 99]), 5.0))(requests, 3, None).tolist() == [[2, 1, 0]]
+    data = prepared_run.dataset
+    valid = data.requests("valid", "logged")
+    useless, perfect = np.zeros(data.n_items), np.zeros(data.n_items)
+    assert best_popularity_weight(BM25().fit(data.item_table), useless, valid) == 0
+    target = np.bincount(valid.targets, minlength=data.n_items).argmax()
+    one = valid.take(np.flatnonzero(valid.targets == target))
+    perfect[target] = 1000
+    assert best_popularity_weight(BM25().fit(["word"] * data.n_items), perfect, one) > 0
+    assert best_popularity_weight(BM25().fit(data.item_table), useless, valid.take(np.zeros(0, np.int64))) == 0.1
+
+
+def test_text_relevance_by_hand():
+    items = pl.DataFrame({"item_id": ["a", "b", "c", "d"]})
+    judgments = pl.DataFrame({
+        "query_id": ["1", "1", "1", "2", "2", "3"], "query": ["x", "x", "x", "y", "y", "z"], "item_id": ["a", "b", "gone", "c", "d", "a"],
+        "label": list("ESESII"), "gain": [1.0, 0.1, 1.0, 0.1, 0.0, 0.0], "split": [None] * 6,
+    })  # fmt: skip
+    scores = {"x": [1.0, 2.0, 9.0, 9.0], "y": [9.0, 9.0, 2.0, 1.0]}
+    results, notes = text_relevance(items, judgments, {"one": lambda texts: np.array([scores[text] for text in texts])})
+    wanted = (0.1 + 1 / np.log2(3)) / (1 + 0.1 / np.log2(3))
+    np.testing.assert_allclose(results["one"]["ndcg"], [wanted, 1.0])
+    assert "2 queries, 4 judgments" in notes[0] and "1 of items without a row, 1 queries" in notes[0]
+
+
+def test_valid_topics_see_less(shop):
+    asked = product_search(shop, "valid")
+    assert len(asked.requests) == 1 and asked.requests.items.tolist() == [shop.item_index["a"], shop.item_index["b"]]
+    assert VALID == 1

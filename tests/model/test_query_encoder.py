@@ -1,0 +1,82 @@
+"""Query vectors: what words, n-grams and codes each add, against plain sums."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from genrec.model.collate import QueryFeatures
+from genrec.model.embeddings import CODE_SPAN, QueryEncoder
+from genrec.text.query_tokens import HASHED, WORD_BUCKETS
+
+TEXTS = ["", "!!", "words nobody knows zzqq 茶", "a" * 5000]
+
+
+@pytest.fixture(scope="module")
+def features(prepared_run) -> QueryFeatures:
+    return QueryFeatures.build([*prepared_run.dataset.query_texts[:6], *TEXTS], prepared_run.ids.encoder)
+
+
+def encode(network, encoder: QueryEncoder, features: QueryFeatures, ids: list[int]) -> torch.Tensor:
+    text, tokens, starts = (torch.from_numpy(part) for part in features.take(np.array(ids)))
+    with torch.inference_mode():
+        return encoder(text, tokens, starts, network.item_encoder)
+
+
+@pytest.mark.parametrize("ngrams", [True, False])
+@pytest.mark.parametrize("codes", [True, False])
+def test_a_query_vector_is_the_sum_of_its_parts(network, prepared_run, features, ngrams, codes):
+    torch.manual_seed(1)
+    encoder = QueryEncoder(features.text.shape[1], prepared_run.config.model.dim, ngrams, codes).eval()
+    items = network.item_encoder
+    ids = [0, 7, 2, 6, 8, 9, 2]
+    got = encode(network, encoder, features, ids)
+    assert not got[0].any() and got.isfinite().all()
+    for place, query in enumerate(ids, 1):
+        tokens = features.words[features.offsets[query] : features.offsets[query + 1]]
+        wanted = encoder.project(torch.from_numpy(features.text[query]))
+        for low, high, used in ((0, WORD_BUCKETS, True), (WORD_BUCKETS, HASHED, ngrams)):
+            own = torch.from_numpy(tokens[(tokens >= low) & (tokens < high)])
+            if used and len(own):
+                wanted = wanted + encoder.words.weight[own].mean(0)
+        if codes:
+            for token in tokens[tokens >= HASHED] - HASHED:
+                level, code = divmod(int(token), CODE_SPAN)
+                if code < items.code_sizes[level]:
+                    wanted = wanted + items.codes.weight[items.code_offsets[level] + code]
+        torch.testing.assert_close(got[place], encoder.norm(wanted), atol=1e-5, rtol=1e-4)
+    assert torch.equal(got[3], got[7])
+
+
+def test_code_tokens_are_the_querys_semantic_id(prepared_run, features):
+    texts = prepared_run.dataset.query_texts[:6]
+    known = prepared_run.ids.encode_new(texts)
+    for query in range(6):
+        tokens = features.words[features.offsets[query] : features.offsets[query + 1]]
+        codes = tokens[tokens >= HASHED] - HASHED
+        assert known.known[query] and codes.tolist() == [level * CODE_SPAN + code for level, code in enumerate(known.codes[query])]
+    empty = features.words[features.offsets[6] : features.offsets[8]]
+    assert len(empty) == 0, "a query without words has no code"
+
+
+def test_every_part_learns(network, features):
+    encoder = QueryEncoder(features.text.shape[1], network.config.dim)
+    text, tokens, starts = (torch.from_numpy(part) for part in features.take(np.arange(6)))
+    network.item_encoder.codes.weight.grad = None
+    encoder(text, tokens, starts, network.item_encoder).pow(3).sum().backward()
+    assert encoder.words.weight.grad[:WORD_BUCKETS].any() and encoder.words.weight.grad[WORD_BUCKETS:].any()
+    assert network.item_encoder.codes.weight.grad.any()
+    network.zero_grad()
+
+
+def test_switches_change_the_network(prepared_run):
+    from dataclasses import replace
+
+    from genrec.model.network import GenerativeRecommender
+
+    rows = []
+    for settings in ({}, {"query_ngrams": False}, {"query_codes": False}):
+        network = GenerativeRecommender(replace(prepared_run.config.model, **settings), prepared_run.ids.catalogue, 3, 1e4, generate=False)
+        rows.append((len(network.query_encoder.words.weight), network.query_encoder.codes))
+    assert rows == [(HASHED, True), (WORD_BUCKETS, True), (HASHED, False)]
