@@ -134,10 +134,10 @@ def predict(
     run: RunPath,
     requests: Annotated[Path, typer.Option(help="Parquet: request_id, user_id or history, timestamp, query.")],
     output: Annotated[Path, typer.Option(help="Parquet: request_id, rank, item_id, score.")],
-    k: Count = 100, mode: Mode = "fused", fitted_on: FittedOn = "train",
+    k: Count = 100, mode: Mode = "fused", fitted_on: FittedOn = None,
     keep_seen: Annotated[bool, typer.Option("--keep-seen", help="Do not remove items the history already holds.")] = False,
 ) -> None:  # fmt: skip
-    """Answer a table of requests. The default model is the one fitted on train, as in the table's first column."""
+    """Answer a table of requests. The default model of a run is the one fitted on train, as in the results' first column."""
     from genrec.predict import predict_file
 
     written = predict_file(run, requests, output, k, mode, fitted_on, not keep_seen)

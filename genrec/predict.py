@@ -10,6 +10,7 @@ import polars as pl
 from genrec.errors import UserError
 from genrec.pipeline import Run
 from genrec.recommender import Recommender
+from genrec.serving.bundle import is_bundle
 
 
 def read_requests(path: Path) -> tuple[pl.DataFrame, pl.Series | None]:
@@ -37,9 +38,9 @@ def read_requests(path: Path) -> tuple[pl.DataFrame, pl.Series | None]:
 def predict_file(
     run: Path, requests: Path, output: Path, k: int, mode: str, fitted_on: str | None, exclude_seen: bool
 ) -> int:
-    """Answer a request file; returns the number of rows written."""
+    """Answer a request file; returns the number of rows written. The default model is the one fitted on train, or a bundle's only one."""
     table, histories = read_requests(requests)
-    model = Recommender.load(run, fitted_on)
+    model = Recommender.load(run, fitted_on or (None if is_bundle(run) else "train"))
     answers = model.predictions(table, model.requests(table, histories), k, mode, exclude_seen)
     output.parent.mkdir(parents=True, exist_ok=True)
     answers.write_parquet(output)
