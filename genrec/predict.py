@@ -21,6 +21,11 @@ def read_requests(path: Path) -> tuple[pl.DataFrame, pl.Series | None]:
         table = pl.read_parquet(path)
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{path}: is not a Parquet file ({str(error).splitlines()[0]})") from error
+    return request_table(table, str(path))
+
+
+def request_table(table: pl.DataFrame, path: str) -> tuple[pl.DataFrame, pl.Series | None]:
+    """The same of a table; ``path`` is its name in messages."""
     if "request_id" not in table.columns:
         raise UserError(f"{path}: column 'request_id' is missing; the file has {', '.join(table.columns)}")
     if "user_id" not in table.columns and "history" not in table.columns:

@@ -22,6 +22,7 @@ import polars as pl
 from genrec.errors import UserError
 
 STORE_FORMAT = 1
+_USERS_AT_ONCE = 500  # SQLite bounds the parameters of a statement
 SCHEMA = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64, "action": pl.String, "query": pl.String}
 _TABLES = """
 CREATE TABLE IF NOT EXISTS events (
@@ -113,12 +114,15 @@ class SqliteStore:
 
     def events_of(self, users: Sequence[str]) -> pl.DataFrame:
         """See ``Store``."""
-        query = (
-            "SELECT user_id, item_id, timestamp, action, query FROM (SELECT *, row_number() OVER "
-            "(PARTITION BY user_id ORDER BY timestamp DESC, place DESC) AS age FROM events WHERE user_id IN (SELECT value FROM json_each(?))) "
-            "WHERE age <= ? ORDER BY user_id, timestamp, place"
-        )
-        rows = self._connection().execute(query, (json.dumps(list(users)), self.limit)).fetchall()
+        rows = []
+        for start in range(0, len(users), _USERS_AT_ONCE):
+            some = users[start : start + _USERS_AT_ONCE]
+            query = (
+                "SELECT user_id, item_id, timestamp, action, query FROM (SELECT *, row_number() OVER "
+                "(PARTITION BY user_id ORDER BY timestamp DESC, place DESC) AS age FROM events "
+                f"WHERE user_id IN ({','.join('?' * len(some))})) WHERE age <= ? ORDER BY user_id, timestamp, place"
+            )
+            rows += self._connection().execute(query, (*some, self.limit)).fetchall()
         return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
     def forget(self, user_id: str) -> int:
