@@ -13,7 +13,7 @@ import torch
 
 from genrec import __version__
 from genrec.artifacts import MANIFEST, open_artifact, read_json
-from genrec.pipeline import Run
+from genrec.serving.bundle import is_bundle, open_run
 
 
 def machine() -> Iterator[tuple[str, str]]:
@@ -30,7 +30,9 @@ def machine() -> Iterator[tuple[str, str]]:
 
 def check_run(folder: Path) -> Iterator[str]:
     """A line per stage; raises ``UserError`` at the first broken one."""
-    run = Run.open(folder)
+    run = open_run(folder)
+    if is_bundle(folder):
+        yield "bundle: whole, every checksum agrees"
     for manifest in sorted(run.folder.glob(f"*/{MANIFEST}")):
         open_artifact(manifest.parent, read_json(manifest).get("kind"), verify=True)
         yield f"{manifest.parent.name}: whole, every checksum agrees"

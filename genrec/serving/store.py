@@ -74,15 +74,15 @@ class SqliteStore:
         self._local = threading.local()
         self._writing = threading.Lock()
         self._open: list[sqlite3.Connection] = []
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             connection = self._connection()
             found = connection.execute("PRAGMA user_version").fetchone()[0]
             if found > STORE_FORMAT:
                 raise UserError(f"{path} is an event store of format {found}, this genrec reads up to {STORE_FORMAT}; install a newer genrec")
             connection.executescript(_TABLES)
             connection.execute(f"PRAGMA user_version = {STORE_FORMAT}")
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, OSError) as error:
             raise UserError(f"{path} is not an event store ({error}); name another file") from error
 
     def _connection(self) -> sqlite3.Connection:
