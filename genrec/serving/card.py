@@ -35,11 +35,11 @@ def model_card(run, fitted_on: str, size: int, users: bool, licence: str | None,
 def card_text(card: dict) -> str:
     """The card as Markdown."""
     data, split = card["data"], card["split"]
+    counts = ", ".join(f"{data[name]:,} {name}" for name in ("users", "items", "events"))
     lines = [
         f"# {card['name']}", "",
         f"A genrec bundle: one model for recommendation and search, fitted on {card['fitted_on']}. Serve it with `genrec serve FOLDER`.", "",
-        f"* **Data**: {data['name'] or 'a log read by'} {'' if data['name'] else data['reader']}: {data['users']:,} users, {data['items']:,} items, "
-        f"{data['events']:,} events; feedback chain {' < '.join(data['actions'])}.",
+        f"* **Data**: {data['name'] or 'a log read by ' + data['reader']}: {counts}; feedback chain {' < '.join(data['actions'])}.",
         f"* **Terms of the data**: {data['terms']}",
         f"* **Licence of the model**: {card['licence']}",
         f"* **Split**: {split['kind']}, fingerprint {split['fingerprint']}; ties: {split['tie_rule']}.",

@@ -84,7 +84,7 @@ def history_series(histories: Sequence[Sequence[str | Mapping[str, Any]] | None]
         for event in row or ():
             unknown = set(event) - set(EVENT_FIELDS)
             if unknown or not event.get("item_id"):
-                problem = f"unknown field '{sorted(unknown)[0]}'" if unknown else "no item_id"
+                problem = f"unknown field '{min(unknown)}'" if unknown else "no item_id"
                 raise UserError(f"history: an event has {problem}; an event has {', '.join(EVENT_FIELDS)}")
     try:
         return pl.Series("history", rows, dtype=pl.List(pl.Struct(EVENT_FIELDS)))

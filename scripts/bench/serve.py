@@ -74,7 +74,7 @@ class Traffic:
         return "/v1/recommend", {"history": self.random.sample(self.items, self.random.randint(1, min(20, len(self.items)))), "k": 10}
 
     def search(self) -> tuple[str, dict]:
-        path, body = self.recommend()
+        _, body = self.recommend()
         words = self.random.choice(self.titles).split() if self.titles else ["thing"]
         return "/v1/search", body | {"query": " ".join(self.random.sample(words, min(3, len(words))))}
 
