@@ -21,11 +21,9 @@ from genrec.pipeline import FITTED, Run
 from genrec.serving.bundle import open_run
 from genrec.serving.explain import Explanation, Walk, explain, walk
 from genrec.serving.living import Added, Shelf
-from genrec.serving.questions import Diversity, EventSource, Filters, Question, build_requests, history_series
+from genrec.serving.questions import Diversity, EventSource, Filters, History, Question, build_requests
 
 _DIVERSE_POOL = 5  # a diversified list is chosen from this many times its length
-
-History = Sequence[str | Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -134,8 +132,7 @@ class Recommender:
             groups[question.mode, question.exclude_seen, _pool(shelf, question)].append(place)
         for (mode, exclude_seen, _), places in groups.items():
             group = [questions[place] for place in places]
-            table, histories = _table(group)
-            requests = build_requests(self.dataset, shelf, table, histories, self.store, strict)
+            requests = self._requests(shelf, group, strict)
             wanted = max(_length(question) for question in group)
             ids, scores = self._rank(shelf, requests, wanted, mode, exclude_seen, _hidden(shelf, group))
             for place, question, row, values in zip(places, group, ids, scores, strict=True):
@@ -165,7 +162,15 @@ class Recommender:
 
     def requests(self, table: pl.DataFrame, histories: pl.Series | None = None) -> Requests:
         """Requests of a table with ``user_id`` or ``histories``, and nullable ``timestamp`` and ``query``; see ``build_requests``."""
-        return build_requests(self.dataset, self._shelf, table, histories, self.store)
+        users = table["user_id"].to_list() if "user_id" in table.columns else [None] * len(table)
+        times = table["timestamp"].cast(pl.Float64).to_numpy()
+        return build_requests(self.dataset, self._shelf, users, times, table["query"].to_list(), histories, self.store)
+
+    def _requests(self, shelf: Shelf, questions: Sequence[Question], strict: bool) -> Requests:
+        users, queries = [question.user for question in questions], [question.query for question in questions]
+        times = np.array([np.nan if question.timestamp is None else question.timestamp for question in questions], np.float64)
+        histories = [question.history for question in questions] if any(question.history is not None for question in questions) else None
+        return build_requests(self.dataset, shelf, users, times, queries, histories, self.store, strict)
 
     def predictions(self, table: pl.DataFrame, requests: Requests, k: int, mode: str, exclude_seen: bool, progress=None) -> pl.DataFrame:
         """The answer table: ``request_id``, ``rank`` (from 1), ``item_id``, ``score``."""
@@ -185,13 +190,13 @@ class Recommender:
         """Why ``item_id`` would be shown: its nearest history items, shared words, evidence and the way through the code tree."""
         shelf = self._shelf
         question = Question(user, history, None if query is None else _words(query), timestamp=timestamp)
-        return explain(shelf, build_requests(self.dataset, shelf, *_table([question]), self.store, strict), item_id)
+        return explain(shelf, self._requests(shelf, [question], strict), item_id)
 
     def walk(self, user: str | None = None, history: History | None = None, query: str | None = None, width: int = 8, strict: bool = True) -> Walk:
         """The beam's way down the code tree for one request, level by level: what the demo page draws."""
         shelf = self._shelf
         question = Question(user, history, None if query is None else _words(query))
-        return walk(shelf, build_requests(self.dataset, shelf, *_table([question]), self.store, strict), width)
+        return walk(shelf, self._requests(shelf, [question], strict), width)
 
     # --- the catalogue ---------------------------------------------------------------------------------------------------
 
@@ -230,13 +235,6 @@ def _pairs(users: Iterable[str | None] | None, histories: Iterable[History | Non
     users = None if users is None else list(users)
     histories = None if histories is None else list(histories)
     return list(zip(users or [None] * len(histories), histories or [None] * len(users), strict=True))
-
-
-def _table(questions: Sequence[Question]) -> tuple[pl.DataFrame, pl.Series | None]:
-    schema = {"user_id": pl.String, "timestamp": pl.Int64, "query": pl.String}
-    table = pl.DataFrame([(question.user, question.timestamp, question.query) for question in questions], schema=schema, orient="row")
-    histories = [question.history for question in questions]
-    return table, history_series(histories) if any(history is not None for history in histories) else None
 
 
 def _length(question: Question) -> int:

@@ -68,11 +68,6 @@ class Shelf:
         return {item: place for place, item in enumerate(self.item_ids)}
 
     @cached_property
-    def places_of_ids(self) -> pl.DataFrame:
-        """``item_id`` and ``item``, its index."""
-        return pl.DataFrame({"item_id": self.table["item_id"], "item": np.arange(self.n_items)})
-
-    @cached_property
     def categories(self) -> dict[str, np.ndarray]:
         """Items by category name, whatever its depth in the path."""
         rows = self.table.select(pl.int_range(pl.len()).alias("item"), "category").explode("category").drop_nulls("category")

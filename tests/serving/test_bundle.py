@@ -50,7 +50,7 @@ def test_a_bundle_needs_nothing_of_the_run(bundle, tmp_path):
     moved = shutil.copytree(bundle, tmp_path / "elsewhere")
     history = Recommender.load(bundle).shelf.item_ids[:3]
     code = f"from genrec import Recommender; print([a.item_id for a in Recommender.load({str(moved)!r}).recommend(history={history!r}, k=5)])"
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path, timeout=900)
     assert done.stdout.strip() == str([answer.item_id for answer in Recommender.load(bundle).recommend(history=history, k=5)]), done.stderr
 
 

@@ -42,7 +42,7 @@ def test_a_click_in_the_browser_changes_the_list(bundle, tmp_path):
     port = server.servers[0].sockets[0].getsockname()[1]
     command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=500,900", "--dump-dom"]
     url = f"http://127.0.0.1:{port}/clicked?taste=blue%20wool%20scarf"
-    page = subprocess.run([*command, url], check=False, capture_output=True, text=True, timeout=120).stdout
+    page = subprocess.run([*command, url], check=False, capture_output=True, text=True, timeout=900).stdout
     server.should_exit = True
     thread.join()
     assert page.count('class="title"') == 10 and page.count("<circle") > 10 and 'class="lit"' in page

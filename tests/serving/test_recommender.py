@@ -102,10 +102,12 @@ def test_batches_equal_single_answers(model, history):
 def test_histories_with_times_are_put_in_order(model, history):
     events = [{"item_id": item, "timestamp": 1_000_000 + place * 86_400} for place, item in enumerate(history)]
     assert model.recommend(history=events) == model.recommend(history=events[::-1])
+    assert model.recommend(history=[events[0] | {"timestamp": np.int64(1_000_000)}, *events[1:]]) == model.recommend(history=events)
     mixed = [{"item_id": history[0], "timestamp": 5_000}, history[1], {"item_id": history[2], "timestamp": 9_000}]
     same = [{"item_id": history[0], "timestamp": 5_000}, {"item_id": history[1], "timestamp": 5_000}, {"item_id": history[2], "timestamp": 9_000}]
     assert model.recommend(history=mixed) == model.recommend(history=same)
-    for wrong, words in (([{"item": "x"}], "unknown field 'item'"), ([{}], "no item_id"), ([{"item_id": "x", "timestamp": "noon"}], "wrong type")):
+    for wrong, words in (([{"item": "x"}], "unknown field 'item'"), ([{}], "no item_id"), ([{"item_id": "x", "timestamp": "noon"}], "wrong type"),
+                         ([{"item_id": "x", "timestamp": 10**30}], "no number of seconds")):  # fmt: skip
         with pytest.raises(UserError, match=words):
             model.recommend(history=wrong)
 

@@ -290,7 +290,7 @@ def test_the_command_serves_and_stops_in_good_order(bundle, tmp_path):
     while 'genrec_reloads_total{result="done"} 1.0' not in httpx.get(f"{url}/metrics").text:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=900)
     lines = [json.loads(line) for line in err.splitlines()]
     assert process.returncode == 0 and {"loaded", "reloaded", "request"} <= {line["event"] for line in lines}
     assert SqliteStore(tmp_path / "e").forget("u") == 1
