@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import schemathesis
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.generation import GenerationMode
@@ -17,6 +18,7 @@ from genrec.serving.settings import ServeSettings
 def api(bundle, tmp_path_factory):
     engine = Engine(ServeSettings(bundle, events=str(tmp_path_factory.mktemp("fuzz") / "events.sqlite"), time_budget_ms=30_000.0))
     app = create_app(engine)
+    torch.set_flush_denormal(False)  # training sets it for its thread, and hypothesis refuses to draw floats then
     yield schemathesis.openapi.from_asgi("/openapi.json", app).exclude(path="/v1/admin/reload")
     app.state.server.close()
 
