@@ -37,32 +37,45 @@ class Ranker:
             self._features = (texts, QueryFeatures.build(texts, self.encoder))
         return Collator(self.model, self._features[1])
 
-    def candidates(self, requests: Requests, exclude_seen: bool, progress: Callable[[int], None] | None = None):
-        """Yield (indices, requests, candidates) chunk by chunk."""
+    def candidates(
+        self, requests: Requests, exclude_seen: bool, progress: Callable[[int], None] | None = None, exclude: torch.Tensor | None = None
+    ):
+        """Yield (indices, requests, candidates) chunk by chunk; ``exclude`` as in ``rank``."""
         device = self.proposer.items.device
         for rows, chunk, batch in request_batches(requests, self.collator(requests.query_texts), self.settings.batch_size):
-            exclude = seen_mask(chunk, self.proposer.items.shape[0]).to(device) if exclude_seen else None
-            yield rows, chunk, self.proposer.propose(batch.to(device), chunk, exclude)
+            hidden = _hidden(exclude, rows, seen_mask(chunk, self.proposer.items.shape[0]) if exclude_seen else None)
+            yield rows, chunk, self.proposer.propose(batch.to(device), chunk, None if hidden is None else hidden.to(device))
             if progress:
                 progress(len(rows))
 
     def rank(
-        self, requests: Requests, k: int, modes: Sequence[str], exclude_seen: bool = True, progress: Callable[[int], None] | None = None
+        self, requests: Requests, k: int, modes: Sequence[str], exclude_seen: bool = True, progress: Callable[[int], None] | None = None,
+        exclude: torch.Tensor | None = None,
     ) -> dict[str, Ranked]:
         """Per mode: item ids (N, k), -1 where empty, and scores (N, k), best first.
 
+        ``exclude`` (n_items,) or (N, n_items) bool: items that no answer, or not this request's answer, may hold.
         A request without history and query is answered by popularity: nothing is known that could personalise it.
         """
         result = {mode: (np.full((len(requests), k), MISSING, np.int64), np.full((len(requests), k), -np.inf, np.float32)) for mode in modes}
-        for rows, chunk, found in self.candidates(requests, exclude_seen, progress):
+        for rows, chunk, found in self.candidates(requests, exclude_seen, progress, exclude):
             blank = torch.from_numpy((np.diff(chunk.offsets) == 0) & (chunk.request_queries < 0))
             for mode in modes:
                 ids, scores = self._order(mode, found, chunk, k)
                 if blank.any():
-                    best = self.proposer.popularity.topk(min(k, len(self.proposer.popularity)))
-                    ids[blank, : len(best.indices)], scores[blank, : len(best.values)] = best.indices, best.values
+                    ids[blank], scores[blank] = self._popular(k, _hidden(exclude, rows[blank.numpy()], None), int(blank.sum()))
                 result[mode][0][rows], result[mode][1][rows] = ids.cpu().numpy(), scores.cpu().numpy()
         return result
+
+    def _popular(self, k: int, hidden: torch.Tensor | None, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The popular items for n requests: ids and scores (n, k)."""
+        scores = self.proposer.popularity.expand(n, -1)
+        if hidden is not None:
+            scores = scores.masked_fill(hidden.to(scores.device), -torch.inf)
+        scores, ids = (part[:, :k] for part in scores.sort(dim=1, descending=True, stable=True))
+        pad = k - ids.shape[1]
+        ids = torch.nn.functional.pad(ids.masked_fill(scores.isneginf(), MISSING), (0, pad), value=MISSING)
+        return ids, torch.nn.functional.pad(scores, (0, pad), value=-torch.inf)
 
     def _order(self, mode: str, found: Candidates, chunk: Requests, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         if mode == "generate":
@@ -79,6 +92,14 @@ class Ranker:
         pad = max(0, k - ids.shape[1])
         ids = torch.nn.functional.pad(ids[:, :k], (0, pad), value=MISSING)
         return ids.clone(), torch.nn.functional.pad(scores[:, :k], (0, pad), value=-torch.inf).clone()
+
+
+def _hidden(exclude: torch.Tensor | None, rows: np.ndarray, seen: torch.Tensor | None) -> torch.Tensor | None:
+    """What some requests may not be answered with, (B, n_items): the rows of ``exclude``, one mask for all or one per request, and ``seen``."""
+    if exclude is None:
+        return seen
+    mine = exclude.expand(len(rows), -1) if exclude.ndim == 1 else exclude[torch.from_numpy(rows)]
+    return mine if seen is None else seen | mine
 
 
 def seen_mask(requests: Requests, n_items: int) -> torch.Tensor:
