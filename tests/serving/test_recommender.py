@@ -129,13 +129,18 @@ def test_explanations_add_up(model, history):
     for question in (None, query):
         for answer in (model.search(question, history=history) if question else model.recommend(history=history))[:3]:
             why = model.explain(answer.item_id, history=history, query=question)
-            assert why.score == pytest.approx(sum(part.contribution for part in why.evidence.values()))
+            assert why.score == pytest.approx(sum(part.contribution for part in why.evidence.values()), abs=1e-4)
+            assert why.score == pytest.approx(answer.score, abs=1e-4), "explained among the same candidates as it was ranked"
+            assert why.keywords and all(one.keyword and one.type for one in why.keywords)
             assert why.path[-1].items >= 1 and [step.code for step in why.path] == model.item(answer.item_id)["codes"]
             assert {near.item_id for near in why.neighbours} <= set(history) and len(why.neighbours) == 3
     found = model.search(query, k=1)[0]
     assert set(model.explain(found.item_id, query=query).words) <= set(query.lower().split())
     with pytest.raises(UserError, match="nope"):
         model.explain("nope")
+    brand = model.shelf.table["brand"][3]
+    asked = [one.keyword for one in model.explain(model.shelf.item_ids[3], query=f"{brand} anything").keywords if one.asked]
+    assert [word.lower() for word in asked] == [brand.lower()]
 
 
 def test_the_path_is_the_probability_of_generation(model, history):
@@ -165,7 +170,8 @@ def test_a_new_item_is_there_at_once(model, history):
     assert ids(model.search("Quux blue wool scarf", mode="fused", k=3)).count("new") == 1
     assert "new" in ids(model.recommend(k=81, filters=Filters(in_stock=["new"])))
     assert model.recommend(history=["new"]) != model.recommend(), "a history of a new item says nothing"
-    assert model.explain("new", history=history).path[-1].probability is not None
+    why = model.explain("new", history=history, query="blue scarf")
+    assert why.path[-1].probability is not None and "scarf" in [one.keyword.lower() for one in why.keywords if one.asked]
     model.remove_items(["new"])
     for mode in MODES:
         after = model.recommend(history=history, k=80, mode=mode)
@@ -199,14 +205,36 @@ def test_growing_by_nothing_changes_nothing(model, history):
 
 
 def test_an_added_item_equals_a_cold_item_of_training(model):
-    """An item without id vector, with the same text, has the same vector: nothing else of it was learnt."""
+    """A new item has its text and what was learnt of its codes, and no id vector; one with the same words lies beside it in the tree."""
     title = "Targorra blue bamboo kettle"
     model.add_items([{"item_id": "a", "title": title}])
     model.add_items([{"item_id": "b", "title": title}, {"item_id": "c", "title": "Vevelo pink lamp"}])
-    items = model.ranker.proposer.items
-    a, b, c = (model.shelf.index[name] for name in "abc")
-    assert torch.allclose(items[a], items[b]) and not torch.allclose(items[a], items[c])
-    assert model.item("a")["codes"] == model.item("b")["codes"]
+    network, catalogue = model.ranker.proposer.network, model.shelf.catalogue
+    trained, encoder = model.run.ranker("train+valid").proposer.network.item_encoder, network.item_encoder
+    starts = trained.code_rows[0] - catalogue.codes[0]
+    sizes = torch.cat([starts[1:], torch.tensor([trained.codes.num_embeddings])]) - starts
+    for name in "abc":
+        place = model.shelf.index[name]
+        codes = catalogue.codes[place]
+        learnt = trained.codes.weight[(codes + starts)[codes < sizes]].sum(0)
+        expected = encoder.norm(encoder.project(catalogue.text[place]) + learnt)
+        assert torch.allclose(model.ranker.proposer.items[place], expected, atol=1e-5)
+    a, b, c = (model.item(name)["codes"] for name in "abc")
+    assert a[:3] == b[:3] and a != b and a[:3] != c[:3], "codes that are taken give way in the last two levels alone"
+
+
+def test_growing_twice_is_growing_once(model, history):
+    """What the first addition appended to the tables must not move what the second one reads from them."""
+    items = [{"item_id": f"n{n}", "title": f"{word} thing number {n}"} for n, word in enumerate(["zyx", "lamp", "blue wool", "quux"] * 8)]
+    model.add_items(items)
+    once = model.shelf.ranker.proposer
+    other = type(model)(model.run)
+    for start in range(0, len(items), 8):
+        other.add_items(items[start : start + 8])
+    again = other.shelf.ranker.proposer
+    assert torch.equal(once.network.catalogue.codes, again.network.catalogue.codes)
+    assert torch.allclose(once.items, again.items) and torch.allclose(once.nodes, again.nodes) and torch.equal(once.popularity, again.popularity)
+    assert ids(model.recommend(history=history, k=40)) == ids(other.recommend(history=history, k=40))
 
 
 def test_wrong_items(model):
