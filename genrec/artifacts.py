@@ -71,6 +71,7 @@ def atomic_folder(target: Path, kind: str, key: str, info: dict | None = None) -
             "files": {str(p.relative_to(temporary)): {"bytes": p.stat().st_size, "sha256": _checksum(p)} for p in files},
             "info": info or {},
         }
+        manifest["digest"] = manifest_digest(manifest)
         write_json(temporary / MANIFEST, manifest)
         for path in (*files, *(p for p in temporary.rglob("*") if p.is_dir()), temporary):
             _sync(path)
@@ -156,6 +157,12 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def manifest_digest(manifest: dict) -> str:
+    """The checksum of the manifest itself (all but its own ``digest``): what it says of the other files can then be believed."""
+    rest = {name: value for name, value in manifest.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON through a temporary file, so that a stop never leaves half a file."""
     text = json.dumps(value, indent=1, default=str) + "\n"
@@ -182,7 +189,7 @@ def open_artifact(folder: Path, kind: str, verify: bool = False) -> dict:
     """The manifest of a whole folder of the right kind.
 
     Raises ``UserError`` when the folder is missing, half-written, of another kind or format version, or when a file is missing,
-    has another size or (with ``verify``) another checksum.
+    has another size or (with ``verify``) another checksum; ``verify`` also checks the manifest itself.
     """
     if not folder.is_dir():
         recover(folder)
@@ -196,6 +203,8 @@ def open_artifact(folder: Path, kind: str, verify: bool = False) -> dict:
         raise UserError(f"{folder} has format version {version}, this genrec reads {FORMAT_VERSION}; make it again with this version")
     if manifest.get("kind") != kind:
         raise UserError(f"{folder} holds a {manifest.get('kind')}, not a {kind}")
+    if verify and "digest" in manifest and manifest["digest"] != manifest_digest(manifest):
+        raise UserError(f"{folder / MANIFEST} is not what was written (checksum differs); delete {folder} and make it again")
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():

@@ -24,6 +24,7 @@ console = Console()
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, see configs/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. training.epochs=5.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder made by: genrec run CONFIG.")]
+BundlePath = Annotated[Path, typer.Argument(metavar="RUN_OR_BUNDLE", help="A run folder, or a bundle made by: genrec export.")]
 FittedOn = Annotated[str | None, typer.Option("--fitted-on", help="train or train+valid.")]
 Count = Annotated[int, typer.Option("-k", help="How many items.")]
 Category = Annotated[str | None, typer.Option("--category", help="Only this category: a name, or a path such as 'Beauty > Hair Care'.")]
@@ -148,7 +149,7 @@ def _show(result) -> None:
 
 @app.command()
 def recommend(
-    run: RunPath, user: Annotated[str | None, typer.Option(help="A user of the data; without one, the popular items.")] = None,
+    run: BundlePath, user: Annotated[str | None, typer.Option(help="A user of the data; without one, the popular items.")] = None,
     k: Count = 10, mode: Mode = "fused", fitted_on: FittedOn = None, category: Category = None,
 ) -> None:  # fmt: skip
     """What a person wants next, by title."""
@@ -174,7 +175,7 @@ def suggest(
 
 @app.command()
 def search(
-    run: RunPath, query: Annotated[str, typer.Argument(help="Query words.")],
+    run: BundlePath, query: Annotated[str, typer.Argument(help="Query words.")],
     user: Annotated[str | None, typer.Option(help="Personalise for this user.")] = None, k: Count = 10, mode: Mode = "fused",
     fitted_on: FittedOn = None, category: Category = None,
 ) -> None:  # fmt: skip
@@ -196,13 +197,13 @@ def _answers(answers, title: str) -> None:
 
 @app.command()
 def predict(
-    run: RunPath,
+    run: BundlePath,
     requests: Annotated[Path, typer.Option(help="Parquet: request_id, user_id or history, timestamp, query.")],
     output: Annotated[Path, typer.Option(help="Parquet: request_id, rank, item_id, score.")],
-    k: Count = 100, mode: Mode = "fused", fitted_on: FittedOn = "train",
+    k: Count = 100, mode: Mode = "fused", fitted_on: FittedOn = None,
     keep_seen: Annotated[bool, typer.Option("--keep-seen", help="Do not remove items the history already holds.")] = False,
 ) -> None:  # fmt: skip
-    """Answer a table of requests. The default model is the one fitted on train, as in the table's first column."""
+    """Answer a table of requests. The default model of a run is the one fitted on train, as in the results' first column."""
     from genrec.predict import predict_file
 
     written = predict_file(run, requests, output, k, mode, fitted_on, not keep_seen)
@@ -240,6 +241,53 @@ def drift(
     console.print(report["rule"], style="dim", highlight=False)
 
 
+@app.command()
+def export(
+    run: RunPath,
+    output: Annotated[Path, typer.Option(help="The bundle's folder; an older bundle there is replaced.")],
+    fitted_on: FittedOn = None,
+    without_users: Annotated[bool, typer.Option("--without-users", help="Leave people's histories out.")] = False,
+    licence: Annotated[str | None, typer.Option(help="A line for the model card.")] = None,
+    without_programs: Annotated[bool, typer.Option("--without-programs", help="Leave the torch.export programs out.")] = False,
+) -> None:
+    """Write a self-contained bundle to serve: weights, codes, items, model card, checksums."""
+    from genrec.serving.bundle import export as write
+
+    folder = write(run, output, fitted_on, not without_users, licence, not without_programs)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    console.print(f"bundle: {folder} ({size / 1e6:.1f} MB)", highlight=False)
+
+
+@app.command()
+def serve(
+    bundle: BundlePath,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    api_key_file: Annotated[Path | None, typer.Option(help="Keys, one per line; without it no key is asked for.")] = None,
+    events: Annotated[str | None, typer.Option(help="Event store: a file or redis://...; default BUNDLE.events.sqlite.")] = None,
+    max_batch: Annotated[int, typer.Option(help="Requests answered in one pass; 1 switches batching off.")] = 64,
+    batch_wait_ms: Annotated[float, typer.Option(help="How long a batch waits for company.")] = 4.0,
+    queue: Annotated[int, typer.Option(help="Requests that may wait; one more gets 429.")] = 512,
+    time_budget_ms: Annotated[float, typer.Option(help="An answer that takes longer is a 504.")] = 2000.0,
+    max_body_bytes: Annotated[int, typer.Option(help="Largest body.")] = 4_194_304,
+    max_depth: Annotated[int, typer.Option(help="Deepest nesting of a body.")] = 16,
+    drain_s: Annotated[int, typer.Option(help="Seconds that taken requests have at a stop.")] = 20,
+    threads: Annotated[int, typer.Option(help="Threads of torch; 0: its choice.")] = 0,
+) -> None:
+    """Answer over HTTP: /v1/recommend, /v1/search, ... and a page to try it at /. SIGHUP reads the bundle again."""
+    try:
+        from genrec.serving.app import serve as answer
+    except ModuleNotFoundError as error:
+        raise UserError(f"genrec serve needs the package '{error.name}'; install: pip install 'genrec[serve]'") from error
+    from genrec.serving.settings import ServeSettings, read_keys
+
+    keys = read_keys(api_key_file) if api_key_file else ()
+    answer(ServeSettings(
+        bundle, host, port, keys, events, max_batch, batch_wait_ms, queue, time_budget_ms, max_body_bytes=max_body_bytes, max_depth=max_depth,
+        drain_s=drain_s, threads=threads,
+    ))  # fmt: skip
+
+
 @datasets_app.command("list")
 def list_datasets() -> None:
     """What can be fetched."""
@@ -260,7 +308,7 @@ def fetch(name: str, root: Annotated[Path, typer.Option(help="Where data sets li
 
 
 @app.command()
-def doctor(path: Annotated[Path | None, typer.Argument(help="A run folder, or a dataset, model or other artefact inside one.")] = None) -> None:
+def doctor(path: Annotated[Path | None, typer.Argument(help="A run folder, a bundle, or a dataset, model or other artefact inside one.")] = None) -> None:
     """Versions, devices, free disk and memory; with a path, what is whole there, what is broken (exit code 2) and the remedy."""
     from genrec.doctor import check, machine
 

@@ -25,6 +25,7 @@ from genrec.errors import UserError
 from genrec.pipeline import Run
 from genrec.semantic_ids.tokenize import KIND as SEMANTIC_IDS
 from genrec.semantic_ids.tokenize import tokenize_key
+from genrec.serving.bundle import is_bundle, open_run
 from genrec.training import checkpoints
 
 STAGES = {"dataset": "prepare", "semantic_ids": "tokenize", "model": "train", "evidence": "train", "fusion": "train"}
@@ -69,7 +70,7 @@ def devices() -> list[str]:
 
 
 def check(path: Path) -> Iterator[Finding]:
-    """Look at a run folder, an artefact folder, or a file of one. ``UserError`` where the path is none of these."""
+    """Look at a run folder, a bundle, an artefact folder, or a file of one. ``UserError`` where the path is none of these."""
     path = Path(path)
     if path.is_file() and (path.parent / MANIFEST).is_file():
         path = path.parent
@@ -77,7 +78,9 @@ def check(path: Path) -> Iterator[Finding]:
         recover(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; make it with: genrec run CONFIG")
-    if path.is_dir() and (path / MANIFEST).is_file():
+    if path.is_dir() and is_bundle(path):
+        yield from _bundle(path)
+    elif path.is_dir() and (path / MANIFEST).is_file():
         yield _artifact(path)
     elif path.is_dir() and (path / "config.json").is_file():
         yield from _run(Run.open(path))
@@ -87,6 +90,18 @@ def check(path: Path) -> Iterator[Finding]:
         )
     else:
         raise UserError(f"{path} is no part of an artefact folder (no {MANIFEST} beside it); give the folder of a run, or one inside it")
+
+
+def _bundle(folder: Path) -> Iterator[Finding]:
+    """Every byte of a bundle, then the content of its parts."""
+    try:
+        open_run(folder)
+    except UserError as error:
+        yield Finding("bundle", str(error), True)
+        return
+    yield Finding("bundle", "whole, every checksum agrees; serve it with: genrec serve")
+    for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
+        yield _artifact(manifest.parent, "export the bundle again: genrec export RUN")
 
 
 def _run(run: Run) -> Iterator[Finding]:
@@ -135,13 +150,13 @@ def _checkpoint(folder: Path) -> Finding:
     return Finding(name, f"whole, epoch {info['epoch']}; genrec train goes on from the newest")
 
 
-def _artifact(folder: Path) -> Finding:
+def _artifact(folder: Path, remedy: str = "delete it and run again: genrec run CONFIG") -> Finding:
     """Checksums of every file, then what the content says about itself."""
     try:
         kind = read_json(folder / MANIFEST).get("kind")
         open_artifact(folder, kind, verify=True)
         for problem in CONTENT.get(kind, lambda _: ())(folder):
-            return Finding(folder.name, f"{folder}: {problem}; delete it and run again: genrec run CONFIG", True)
+            return Finding(folder.name, f"{folder}: {problem}; {remedy}", True)
     except UserError as error:
         return Finding(folder.name, str(error), True)
     return Finding(folder.name, f"whole, every checksum agrees ({kind})")
@@ -150,7 +165,7 @@ def _artifact(folder: Path) -> Finding:
 def _dataset(folder: Path) -> Iterator[str]:
     data = Dataset(folder)
     offsets, n_events = np.asarray(data.offsets), len(data.items)
-    if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != n_events or (np.diff(offsets) < 0).any():
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != n_events or (np.diff(offsets) < 0).any():
         yield f"offsets.npy does not divide the {n_events} events among users"
         return
     for name in ("timestamps", "actions", "queries", "split"):

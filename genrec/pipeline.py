@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,13 +30,15 @@ from genrec.decoding.proposals import Proposer
 from genrec.decoding.ranker import Ranker
 from genrec.errors import UserError
 from genrec.evaluation.baselines import BM25
-from genrec.evaluation.protocol import Evaluation, commit, evaluate
-from genrec.evaluation.report import write_report
 from genrec.model.collate import Collator, QueryFeatures
+from genrec.model.saved import load_network
 from genrec.semantic_ids.text_space import text_cache
 from genrec.semantic_ids.tokenize import SemanticIds, tokenize
 from genrec.training.distributed import leader_first
-from genrec.training.fit import FitPlan, fit, load_network
+
+if TYPE_CHECKING:  # slow to import (Lightning, matplotlib); who only opens a run does not need them
+    from genrec.evaluation.protocol import Evaluation
+    from genrec.training.fit import FitPlan
 
 log = logging.getLogger(__name__)
 FUSION_KIND = "fusion"
@@ -152,6 +155,8 @@ def stage_tokenize(run: Run) -> None:
 
 def stage_train(run: Run) -> None:
     """Fit on train, weigh the evidence on validation, and refit on train + validation with everything chosen before."""
+    from genrec.training.fit import FitPlan
+
     stage_tokenize(run)
     if not run.dataset.info["events"]:
         raise UserError(f"{run.folder / 'dataset'} has no events, only a catalogue: there is nothing to train on; give a log with events")
@@ -165,6 +170,8 @@ def stage_train(run: Run) -> None:
 
 def _fit_pair(run: Run, config: Config, name: str, plan: FitPlan) -> None:
     """Fit on train, and again on train + validation for as many epochs as the first fit chose. The decoder follows where it learns alone."""
+    from genrec.training.fit import fit
+
     apart = plan.generate and config.training.decoder_epochs > 0 and config.training.generate_weight > 0
     plans = [(f"{name}_trunk", replace(plan, generate=False)), (name, plan)] if apart else [(name, plan)]
     for suffix, last in (("", plan.last), ("_refit", VALID))[: 1 + config.training.refit]:
@@ -230,6 +237,9 @@ def _fuse(run: Run) -> None:
 
 def stage_evaluate(run: Run, split: str = "test") -> Evaluation:
     """Rows of a split, written to ``results/`` (test) or ``results_valid/``."""
+    from genrec.evaluation.protocol import commit, evaluate
+    from genrec.evaluation.report import write_report
+
     result = evaluate(run, split)
     config, info = run.config, run.dataset.info
     meta = {

@@ -10,6 +10,7 @@ import polars as pl
 from genrec.errors import UserError
 from genrec.pipeline import Run
 from genrec.recommender import Recommender
+from genrec.serving.bundle import is_bundle
 
 
 def read_requests(path: Path) -> tuple[pl.DataFrame, pl.Series | None]:
@@ -20,6 +21,11 @@ def read_requests(path: Path) -> tuple[pl.DataFrame, pl.Series | None]:
         table = pl.read_parquet(path)
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{path}: is not a Parquet file ({str(error).splitlines()[0]})") from error
+    return request_table(table, str(path))
+
+
+def request_table(table: pl.DataFrame, path: str) -> tuple[pl.DataFrame, pl.Series | None]:
+    """The same of a table; ``path`` is its name in messages."""
     if "request_id" not in table.columns:
         raise UserError(f"{path}: column 'request_id' is missing; the file has {', '.join(table.columns)}")
     if "user_id" not in table.columns and "history" not in table.columns:
@@ -37,9 +43,9 @@ def read_requests(path: Path) -> tuple[pl.DataFrame, pl.Series | None]:
 def predict_file(
     run: Path, requests: Path, output: Path, k: int, mode: str, fitted_on: str | None, exclude_seen: bool
 ) -> int:
-    """Answer a request file; returns the number of rows written."""
+    """Answer a request file; returns the number of rows written. The default model is the one fitted on train, or a bundle's only one."""
     table, histories = read_requests(requests)
-    model = Recommender.load(run, fitted_on)
+    model = Recommender.load(run, fitted_on or (None if is_bundle(run) else "train"))
     answers = model.predictions(table, model.requests(table, histories), k, mode, exclude_seen)
     output.parent.mkdir(parents=True, exist_ok=True)
     answers.write_parquet(output)

@@ -1,9 +1,12 @@
-"""``Recommender``: a trained run in Python. Ids are mapped here, never by the caller."""
+"""``Recommender``: a trained run or a bundle in Python. Ids are mapped here, never by the caller."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import copy
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,17 @@ import torch
 
 from genrec.data.dataset import TRAIN, VALID, Requests
 from genrec.decoding.filters import Categories
-from genrec.decoding.ranker import MODES
+from genrec.decoding.ranker import MODES, Ranker
 from genrec.decoding.suggestions import Suggester
 from genrec.errors import UserError
 from genrec.pipeline import Run
+from genrec.serving.bundle import open_run
+from genrec.serving.explain import Explanation, Walk, explain, walk
+from genrec.serving.living import Added, Shelf
+from genrec.serving.questions import Diversity, EventSource, Filters, History, Question, build_requests
 from genrec.text.query_tokens import readable
+
+_DIVERSE_POOL = 5  # a diversified list is chosen from this many times its length
 
 
 @dataclass(frozen=True)
@@ -40,61 +49,76 @@ class Suggestion:
 
 
 class Recommender:
-    """Answers ``recommend`` and ``search`` from a run folder.
+    """Answers ``recommend``, ``search`` and ``rank`` from a run folder or a bundle; items may be added and removed while it does.
 
-    ``fitted_on``: ``train`` or ``train+valid``; by default the refit where there is one.
+    ``fitted_on``: ``train`` or ``train+valid``; by default the refit where there is one. ``store``: where users' newer events are kept
+    (``genrec.serving.store``). All methods may be called from many threads: an answer sees one state of the catalogue from start to end.
     """
 
-    def __init__(self, run: Run, fitted_on: str | None = None):
-        self.run = run
+    def __init__(self, run: Run, fitted_on: str | None = None, store: EventSource | None = None):
+        self.run, self.store = run, store
         self.fitted_on = fitted_on or (run.fitted[-1] if run.fitted else _no_model(run))
         self.dataset = run.dataset
-        self.ranker = run.ranker(self.fitted_on)
-        self._titles = self.dataset.item_table["title"].to_list()
-        self._item_ids = self.dataset.item_table["item_id"].to_list()
+        ranker = run.ranker(self.fitted_on)
+        self._shelf = Shelf(self.dataset.item_table, run.ids, ranker, np.zeros(self.dataset.n_items, bool))
+        self._changing = threading.Lock()
 
     @classmethod
-    def load(cls, folder: str | Path, fitted_on: str | None = None) -> Recommender:
-        """Open a run folder made by ``genrec run``. Raises ``UserError`` when it is missing, half-written or of another version."""
-        return cls(Run.open(folder), fitted_on)
+    def load(cls, folder: str | Path, fitted_on: str | None = None, store: EventSource | None = None) -> Recommender:
+        """Open a run folder made by ``genrec run`` or a bundle made by ``genrec export``, whose every byte is checked.
+
+        Raises ``UserError`` when it is missing, half-written, changed, or of another version.
+        """
+        return cls(open_run(folder), fitted_on, store)
+
+    @property
+    def ranker(self) -> Ranker:
+        return self._shelf.ranker
+
+    @property
+    def shelf(self) -> Shelf:
+        """The present state of the catalogue."""
+        return self._shelf
+
+    # --- questions -----------------------------------------------------------------------------------------------------
 
     def recommend(
-        self, user: str | None = None, history: Sequence[str | Mapping[str, Any]] | None = None, k: int = 10, mode: str = "fused",
-        exclude_seen: bool = True, category: str | Sequence[str] | None = None,
+        self, user: str | None = None, history: History | None = None, k: int = 10, mode: str = "fused", exclude_seen: bool = True,
+        timestamp: int | None = None, filters: Filters | None = None, diversity: Diversity | None = None,
+        category: str | Sequence[str] | None = None,
     ) -> list[Answer]:  # fmt: skip
         """What a known ``user``, or somebody with this ``history`` (item ids, oldest first, or {item_id, timestamp, action, query}), wants next.
 
         ``category``: only items of this category, a name or a path (``Categories.mask``). Raises ``UserError`` for an unknown user or
         category, k below 1 or an unknown mode. Nobody and no history gives the popular items.
         """
-        return self._one(user, history, None, k, mode, exclude_seen, category)
+        filters = self._within(category, filters)
+        return self.ask([Question(user, history, None, k, mode, exclude_seen, timestamp, filters, diversity)])[0]
 
     def search(
-        self, query: str, user: str | None = None, history: Sequence[str | Mapping[str, Any]] | None = None, k: int = 10, mode: str = "fused",
-        exclude_seen: bool = False, category: str | Sequence[str] | None = None,
+        self, query: str, user: str | None = None, history: History | None = None, k: int = 10, mode: str = "fused", exclude_seen: bool = False,
+        timestamp: int | None = None, filters: Filters | None = None, diversity: Diversity | None = None,
+        category: str | Sequence[str] | None = None,
     ) -> list[Answer]:  # fmt: skip
         """What ``query`` means to this user or history, or to nobody in particular; ``category`` as in ``recommend``.
 
         The first 256 characters of a query are read. Raises ``UserError`` for an empty query.
         """
-        query = readable([query])[0].strip() if query else ""
-        if not query:
-            raise UserError("the query is empty; give at least one word, or use recommend")
-        return self._one(user, history, query, k, mode, exclude_seen, category)
+        filters = self._within(category, filters)
+        return self.ask([Question(user, history, _words(query), k, mode, exclude_seen, timestamp, filters, diversity)])[0]
 
-    def suggest(
-        self, user: str | None = None, history: Sequence[str | Mapping[str, Any]] | None = None, k: int = 10, exclude_asked: bool = False
-    ) -> list[Suggestion]:
+    def suggest(self, user: str | None = None, history: History | None = None, k: int = 10, exclude_asked: bool = False) -> list[Suggestion]:
         """What people with this history search next: the known queries, best first; without a history the most asked.
 
         ``exclude_asked`` leaves out queries that the history already holds. Raises ``UserError`` where the data have no queries.
         """
         if k < 1:
             raise UserError(f"k must be at least 1, is {k}")
-        suggester = self._suggester
+        shelf, suggester = self._shelf, self._suggester
         if not suggester.texts:
             raise UserError("the training events have no queries to suggest; use logged searches, or queries.synthetic")
-        places, scores = suggester.suggest(self._request(user, history, None), k, exclude_asked)
+        requests = self._requests(shelf, [Question(user, history)], True)
+        places, scores = suggester.suggest(requests, k, exclude_asked)
         return [
             Suggestion(suggester.texts[place], float(score), int(suggester.counts[place]))
             for place, score in zip(places[0].tolist(), scores[0].tolist(), strict=True)
@@ -105,117 +129,99 @@ class Recommender:
     def _suggester(self) -> Suggester:
         return Suggester(self.ranker, self.dataset, TRAIN if self.fitted_on == "train" else VALID)
 
-    @cached_property
-    def _categories(self) -> Categories:
-        return Categories(self.dataset.item_table)
+    def _within(self, category: str | Sequence[str] | None, filters: Filters | None) -> Filters | None:
+        """``filters`` that also keep to a category."""
+        if category is None:
+            return filters
+        filters, table = filters or Filters(), self._shelf.table
+        inside = table["item_id"].filter(pl.Series(Categories(table).mask(category)))
+        wanted = inside if filters.in_stock is None else inside.filter(inside.is_in(list(filters.in_stock)))
+        return replace(filters, in_stock=wanted.to_list())
 
-    def _one(self, user, history, query, k, mode, exclude_seen, category=None) -> list[Answer]:
-        exclude = None if category is None else torch.from_numpy(~self._categories.mask(category))
-        ids, scores = self.answer(self._request(user, history, query), k, mode, exclude_seen, exclude=exclude)
-        return [
-            Answer(self._item_ids[item], self._titles[item], float(score))
-            for item, score in zip(ids[0].tolist(), scores[0].tolist(), strict=True)
-            if item >= 0
-        ]
+    def rank(
+        self, candidates: Sequence[str], user: str | None = None, history: History | None = None, query: str | None = None,
+        mode: str = "fused", timestamp: int | None = None,
+    ) -> list[Answer]:  # fmt: skip
+        """All ``candidates`` (item ids), best first, for this user or history and perhaps a query. ``UserError`` for an unknown candidate."""
+        query = None if query is None else _words(query)
+        question = Question(user, history, query, max(len(set(candidates)), 1), mode, False, timestamp, candidates=tuple(candidates))
+        return self.ask([question])[0]
 
-    def _request(self, user, history, query) -> Requests:
-        table = pl.DataFrame(
-            {"request_id": ["0"], "user_id": [user], "timestamp": [None], "query": [query]},
-            schema={"request_id": pl.String, "user_id": pl.String, "timestamp": pl.Int64, "query": pl.String},
-        )
-        histories = None
-        if history is not None:
-            events = [{"item_id": event} if isinstance(event, str) else dict(event) for event in history]
-            event_type = pl.Struct({"item_id": pl.String, "timestamp": pl.Int64, "action": pl.String, "query": pl.String})
-            histories = pl.Series("history", [events], dtype=pl.List(event_type))
-        return self.requests(table, histories)
+    def recommend_many(self, users: Iterable[str | None] | None = None, histories: Iterable[History | None] | None = None, **options) -> list[list[Answer]]:
+        """``recommend`` for many users or histories at once; ``options`` as there, the same for all."""
+        return self.ask([Question(user, history, None, **options) for user, history in _pairs(users, histories)])
 
-    def answer(
-        self, requests: Requests, k: int, mode: str = "fused", exclude_seen: bool = True, progress=None, exclude: torch.Tensor | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Item indices (N, k), -1 where empty, and scores (N, k). ``exclude``: items that no answer may hold, as in ``Ranker.rank``."""
+    def search_many(
+        self, queries: Sequence[str], users: Iterable[str | None] | None = None, histories: Iterable[History | None] | None = None, **options
+    ) -> list[list[Answer]]:
+        """``search`` for many queries at once, each with its user or history."""
+        people = _pairs(users, histories) if users is not None or histories is not None else [(None, None)] * len(queries)
+        options = {"exclude_seen": False} | options
+        return self.ask([Question(user, history, _words(query), **options) for query, (user, history) in zip(queries, people, strict=True)])
+
+    def rank_many(
+        self, candidates: Sequence[Sequence[str]], users: Iterable[str | None] | None = None, histories: Iterable[History | None] | None = None,
+        **options,
+    ) -> list[list[Answer]]:  # fmt: skip
+        """``rank`` for many lists of candidates at once, each with its user or history."""
+        people = _pairs(users, histories) if users is not None or histories is not None else [(None, None)] * len(candidates)
+        options = {"exclude_seen": False} | options
+        return self.ask([
+            Question(user, history, k=max(len(set(chosen)), 1), candidates=tuple(chosen), **options)
+            for chosen, (user, history) in zip(candidates, people, strict=True)
+        ])  # fmt: skip
+
+    def ask(self, questions: Sequence[Question], strict: bool = True) -> list[list[Answer]]:
+        """Any questions, mixed, in one pass of the network per kind; what an answer holds does not depend on its neighbours.
+
+        ``strict`` false answers an unknown user as somebody without history.
+        """
+        shelf = self._shelf
+        answers: list[list[Answer]] = [[] for _ in questions]
+        groups: dict[tuple, list[int]] = defaultdict(list)
+        for place, question in enumerate(questions):
+            groups[question.mode, question.exclude_seen, _pool(shelf, question)].append(place)
+        for (mode, exclude_seen, _), places in groups.items():
+            group = [questions[place] for place in places]
+            requests = self._requests(shelf, group, strict)
+            wanted = max(_length(question) for question in group)
+            ids, scores = self._rank(shelf, requests, wanted, mode, exclude_seen, _hidden(shelf, group))
+            for place, question, row, values in zip(places, group, ids, scores, strict=True):
+                answers[place] = _answers(shelf, question, row, values)
+        return answers
+
+    def answer(self, requests: Requests, k: int, mode: str = "fused", exclude_seen: bool = True, progress=None) -> tuple[np.ndarray, np.ndarray]:
+        """Item indices (N, k), -1 where empty, and scores (N, k)."""
+        shelf = self._shelf
+        exclude = torch.from_numpy(shelf.removed) if shelf.removed.any() else None
+        return self._rank(shelf, requests, k, mode, exclude_seen, exclude, progress)
+
+    @staticmethod
+    def _rank(shelf: Shelf, requests: Requests, k: int, mode: str, exclude_seen: bool, exclude: torch.Tensor | None, progress=None):
+        ranker = shelf.ranker
         if k < 1:
             raise UserError(f"k must be at least 1, is {k}")
-        if mode not in self.ranker.modes:
-            raise UserError(f"--mode: '{mode}' is not one of {', '.join(self.ranker.modes if mode in MODES else MODES)}")
-        k = min(k, self.dataset.n_items)
-        settings = self.ranker.settings
-        beam, dense = settings.beam, settings.dense
-        try:  # a long list needs more proposals; later answers must not depend on it
-            if mode == "generate":
-                settings.beam = max(beam, k)
-            else:
-                settings.dense = max(dense, k)
-            return self.ranker.rank(requests, k, [mode], exclude_seen, progress, exclude)[mode]
-        finally:
-            settings.beam, settings.dense = beam, dense
+        if mode not in ranker.modes:
+            raise UserError(f"--mode: '{mode}' is not one of {', '.join(ranker.modes if mode in MODES else MODES)}")
+        k = min(k, shelf.n_items)
+        settings = ranker.settings  # a long list needs more proposals; copies, as other answers must not depend on it
+        settings = replace(settings, beam=max(settings.beam, k)) if mode == "generate" else replace(settings, dense=max(settings.dense, k))
+        ranker = copy.copy(ranker)
+        ranker.proposer = copy.copy(ranker.proposer)
+        ranker.settings = ranker.proposer.settings = settings
+        return ranker.rank(requests, k, [mode], exclude_seen, progress, exclude)[mode]
 
     def requests(self, table: pl.DataFrame, histories: pl.Series | None = None) -> Requests:
-        """Requests of a table with ``user_id`` or ``histories``, and nullable ``timestamp`` and ``query``.
+        """Requests of a table with ``user_id`` or ``histories``, and nullable ``timestamp`` and ``query``; see ``build_requests``."""
+        users = table["user_id"].to_list() if "user_id" in table.columns else [None] * len(table)
+        times = table["timestamp"].cast(pl.Float64).to_numpy()
+        return build_requests(self.dataset, self._shelf, users, times, table["query"].to_list(), histories, self.store)
 
-        A known user's history is what the run knows of them up to the request's time, never a test event. Items that are not in the
-        catalogue are left out of a given history. Raises ``UserError`` with the row for an unknown user.
-        """
-        times = table["timestamp"].to_numpy().astype(np.float64)  # nan where unknown
-        if histories is None:
-            lengths, items, stamps, actions, searched = self._known(table["user_id"], times)
-        else:
-            lengths, items, stamps, actions, searched = self._given(histories)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        asked = table["query"].str.strip_chars().replace("", None)
-        texts = pl.concat([searched.alias("query"), asked.alias("query")]).drop_nulls().unique(maintain_order=True)
-        queries, request_queries = (
-            part.replace_strict(texts, np.arange(len(texts)), default=-1, return_dtype=pl.Int64).fill_null(-1).to_numpy()
-            for part in (searched, asked)
-        )
-        last = stamps[np.maximum(offsets[1:] - 1, 0)] if len(stamps) else np.zeros(len(table), np.int64)
-        when = np.where(np.isnan(times), np.where(lengths > 0, last, 0), times).astype(np.int64)
-        return Requests(offsets, items, stamps, actions, queries, when, request_queries, np.full(len(table), -1, np.int64), texts.to_list())
-
-    def _known(self, users: pl.Series, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, pl.Series]:
-        """Lengths (N,) and ragged items, times, actions and query texts of known users up to a time (nan: no limit)."""
-        data = self.dataset
-        index = users.replace_strict(data.user_ids, np.arange(data.n_users), default=-1, return_dtype=pl.Int64).fill_null(-1).to_numpy()
-        unknown = np.flatnonzero((index < 0) & users.is_not_null().to_numpy())
-        if len(unknown):
-            place = int(unknown[0])
-            raise UserError(f"row {place + 1}: user '{users[place]}' is not in the data; give a history instead, or no user")
-        lengths = np.where(index >= 0, data.known_lengths(VALID)[index], 0)
-        row = np.repeat(np.arange(len(index)), lengths)
-        event = np.repeat(data.offsets[index] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
-        keep = np.isnan(times[row]) | (data.timestamps[event] <= times[row])
-        row, event = row[keep], event[keep]
-        items, stamps, actions, queries = (
-            np.asarray(column[event]).astype(np.int64) for column in (data.items, data.timestamps, data.actions, data.queries)
-        )
-        return np.bincount(row, minlength=len(index)), items, stamps, actions, data.texts_of(queries)
-
-    def _given(self, histories: pl.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, pl.Series]:
-        """The same of given histories: lists of item ids, or of {item_id, timestamp, action, query}, all but the first nullable."""
-        data = self.dataset
-        if not isinstance(histories.dtype, pl.List):
-            raise UserError(f"column 'history' must hold lists of item ids or of {{item_id, timestamp, action, query}}, not {histories.dtype}")
-        events = pl.DataFrame({"row": np.arange(len(histories)), "item_id": histories}).explode("item_id").drop_nulls("item_id")
-        if isinstance(events["item_id"].dtype, pl.Struct):
-            events = events.select("row", pl.col("item_id").alias("event")).unnest("event")
-            if "item_id" not in events.columns:
-                raise UserError(f"column 'history': its entries have no field item_id, only {', '.join(events.columns[1:])}")
-        for name in ("timestamp", "action", "query"):
-            if name not in events.columns:
-                events = events.with_columns(pl.lit(None).alias(name))
-        items = data.item_table.select("item_id", pl.int_range(pl.len()).alias("item"))
-        chain = {name: place for place, name in enumerate(data.actions_chain)}
-        events = (
-            events.with_columns(pl.col("item_id").cast(pl.String), pl.col("timestamp").cast(pl.Int64).fill_null(0))
-            .join(items, on="item_id", how="inner", maintain_order="left")
-            .with_columns(
-                pl.col("action").cast(pl.String).replace_strict(chain, default=0, return_dtype=pl.Int64).fill_null(0),
-                pl.col("query").cast(pl.String).str.strip_chars().replace("", None),
-            )
-            .sort("row", "timestamp", maintain_order=True)
-        )
-        lengths = np.bincount(events["row"].to_numpy(), minlength=len(histories))
-        return lengths, *(events[name].to_numpy() for name in ("item", "timestamp", "action")), events["query"]
+    def _requests(self, shelf: Shelf, questions: Sequence[Question], strict: bool) -> Requests:
+        users, queries = [question.user for question in questions], [question.query for question in questions]
+        times = np.array([np.nan if question.timestamp is None else question.timestamp for question in questions], np.float64)
+        histories = [question.history for question in questions] if any(question.history is not None for question in questions) else None
+        return build_requests(self.dataset, shelf, users, times, queries, histories, self.store, strict)
 
     def predictions(self, table: pl.DataFrame, requests: Requests, k: int, mode: str, exclude_seen: bool, progress=None) -> pl.DataFrame:
         """The answer table: ``request_id``, ``rank`` (from 1), ``item_id``, ``score``."""
@@ -223,9 +229,117 @@ class Recommender:
         place, rank = np.nonzero(ids >= 0)
         return pl.DataFrame({
             "request_id": table["request_id"][place], "rank": rank + 1,
-            "item_id": self.dataset.item_table["item_id"][ids[place, rank]], "score": scores[place, rank],
+            "item_id": self._shelf.table["item_id"][ids[place, rank]], "score": scores[place, rank],
         })  # fmt: skip
+
+    # --- why -----------------------------------------------------------------------------------------------------------
+
+    def explain(
+        self, item_id: str, user: str | None = None, history: History | None = None, query: str | None = None, timestamp: int | None = None,
+        strict: bool = True,
+    ) -> Explanation:  # fmt: skip
+        """Why ``item_id`` would be shown: its nearest history items, shared words, evidence and the way through the code tree."""
+        shelf = self._shelf
+        question = Question(user, history, None if query is None else _words(query), timestamp=timestamp)
+        return explain(shelf, self._requests(shelf, [question], strict), item_id)
+
+    def walk(self, user: str | None = None, history: History | None = None, query: str | None = None, width: int = 8, strict: bool = True) -> Walk:
+        """The beam's way down the code tree for one request, level by level: what the demo page draws."""
+        shelf = self._shelf
+        question = Question(user, history, None if query is None else _words(query))
+        return walk(shelf, self._requests(shelf, [question], strict), width)
+
+    # --- the catalogue ---------------------------------------------------------------------------------------------------
+
+    def add_items(self, items: pl.DataFrame | Sequence[Mapping[str, Any]]) -> Added:
+        """Add items (columns of ``genrec/data/schema.py``; ``item_id`` required): encoded with the fixed codebooks, nothing is trained.
+
+        They can be recommended, found, ranked and read in histories as soon as this returns; a bundle on disk is not changed. An item that
+        is there already is left as it is; a removed one comes back. Raises ``UserError`` for a missing, empty or double id.
+        """
+        table = items if isinstance(items, pl.DataFrame) else pl.DataFrame(list(items), infer_schema_length=None)
+        with self._changing:
+            self._shelf, added = self._shelf.add(table)
+        return added
+
+    def remove_items(self, item_ids: Sequence[str]) -> None:
+        """Never show these again; they still count in histories. ``UserError`` for an unknown item."""
+        with self._changing:
+            self._shelf = self._shelf.remove(list(item_ids))
+
+    def item(self, item_id: str) -> dict[str, Any]:
+        """An item's columns and its ``codes``. ``UserError`` for an unknown or removed item."""
+        shelf = self._shelf
+        place = int(shelf.places([item_id])[0])
+        return shelf.table.row(place, named=True) | {"codes": shelf.catalogue.codes[place].tolist()}
+
+
+def _words(query: str) -> str:
+    query = readable([query])[0].strip() if query else ""
+    if not query:
+        raise UserError("the query is empty; give at least one word, or use recommend")
+    return query
+
+
+def _pairs(users: Iterable[str | None] | None, histories: Iterable[History | None] | None) -> list[tuple[str | None, History | None]]:
+    if users is None and histories is None:
+        raise UserError("give users or histories, one per request")
+    users = None if users is None else list(users)
+    histories = None if histories is None else list(histories)
+    return list(zip(users or [None] * len(histories), histories or [None] * len(users), strict=True))
+
+
+def _length(question: Question) -> int:
+    return question.k if question.diversity is None else question.k * _DIVERSE_POOL
+
+
+def _pool(shelf: Shelf, question: Question) -> int:
+    """How many proposals a question needs: questions that need as many share a pass."""
+    settings = shelf.ranker.settings
+    return max(settings.beam if question.mode == "generate" else settings.dense, _length(question))
+
+
+def _hidden(shelf: Shelf, questions: Sequence[Question]) -> torch.Tensor | None:
+    """What each question must not be answered with: one mask for all, one per question, or None."""
+    if all(question.filters is None and question.candidates is None for question in questions):
+        return torch.from_numpy(shelf.removed) if shelf.removed.any() else None
+    masks = []
+    for question in questions:
+        mask = shelf.removed.copy()
+        if question.filters is not None:
+            mask |= question.filters.hidden(shelf)
+        if question.candidates is not None:
+            chosen = np.ones(shelf.n_items, bool)
+            chosen[shelf.places(list(question.candidates))] = False
+            mask |= chosen
+        masks.append(mask)
+    return torch.from_numpy(np.stack(masks))
+
+
+def _answers(shelf: Shelf, question: Question, row: np.ndarray, scores: np.ndarray) -> list[Answer]:
+    live = row >= 0
+    row, scores = row[live], scores[live]
+    if question.diversity is not None:
+        order = _diversified(shelf.catalogue.codes[row], question.diversity)
+        row, scores = row[order], scores[order]
+    row, scores = row[: question.k], scores[: question.k]
+    return [Answer(shelf.item_ids[item], shelf.titles[item], float(score)) for item, score in zip(row.tolist(), scores.tolist(), strict=True)]
+
+
+def _diversified(codes: torch.Tensor, diversity: Diversity) -> np.ndarray:
+    """A new order (n,) of a list with these codes (n, L): the first ``at_most`` of each prefix, then the second, and so on; else as it was."""
+    if not len(codes):
+        return np.zeros(0, np.int64)
+    _, prefix = np.unique(codes[:, : diversity.levels].numpy(), axis=0, return_inverse=True)
+    prefix = prefix.ravel()
+    by_prefix = np.argsort(prefix, kind="stable")
+    rank = np.empty(len(prefix), np.int64)
+    rank[by_prefix] = np.arange(len(prefix)) - np.searchsorted(prefix[by_prefix], prefix[by_prefix])
+    return np.argsort(rank // diversity.at_most, kind="stable")
 
 
 def _no_model(run: Run) -> str:
     raise UserError(f"{run.folder} holds no trained model; run: genrec train CONFIG")
+
+
+__all__ = ["Answer", "Diversity", "Filters", "Question", "Recommender"]

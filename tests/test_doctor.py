@@ -99,6 +99,18 @@ def test_what_is_stale_missing_or_left_over(run):
         assert any(words in line for line in found), (words, found)
 
 
+def test_a_bundle(trained_run, tmp_path):
+    from genrec.serving.bundle import export
+
+    bundle = export(trained_run.folder, tmp_path / "bundle", users=False, programs=False)
+    findings = list(check(bundle))
+    assert not any(finding.broken for finding in findings)
+    assert {finding.name for finding in findings} == {"bundle", "dataset", "semantic_ids", "model_refit", "evidence", "fusion"}
+    assert not broken(bundle / "card.json")
+    (bundle / "trie.safetensors").write_bytes(b"")
+    assert len(broken(bundle)) == 1 and "trie.safetensors is not what was written" in broken(bundle)[0]
+
+
 def test_what_is_no_run(tmp_path):
     (tmp_path / "file.txt").write_text("")
     for name, words in ((".", "not a run folder"), ("file.txt", "no part of an artefact"), ("gone", "does not exist")):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -147,30 +148,26 @@ class Evidence:
     def _pair_features(self, items: np.ndarray, histories: Histories) -> list[np.ndarray]:
         """Co-occurrence with the last event and with all alike; transitions from the last event; forward and backward transitions of all."""
         n_items = len(self.facts.brand)
-        table = self.cooccurrence
+        table, (forward, backward) = self.cooccurrence, self._moves
         last, alike = histories.last_n(1).to_csr(n_items), histories.to_csr(n_items)
         decayed = histories.to_csr(n_items, weights=lambda ages: DECAY ** ages.astype(np.float64))
         pick = lambda rows, matrix: np.take_along_axis((rows @ matrix).toarray(), items, 1)
         return [
-            np.log(pick(last, table.similar) + _FLOOR), pick(last, table.following), pick(decayed, self._forward), pick(decayed, self._backward),
+            np.log(pick(last, table.similar) + _FLOOR), pick(last, table.following), pick(decayed, forward), pick(decayed, backward),
             np.log(pick(alike, table.similar) + _FLOOR),
         ]  # fmt: skip
 
-    @property
-    def _forward(self) -> sp.csr_matrix:
-        """log(1 + count) of plain forward moves: following = F / 2 + F^T / 4, so F = (8 following - 4 following^T) / 3."""
-        if not hasattr(self, "_moves"):
-            following = self.cooccurrence.following
-            self._moves = ((8 / 3) * following - (4 / 3) * following.T).tocsr().astype(np.float32)
-            self._moves.data[np.abs(self._moves.data) < 1e-4] = 0
-            self._moves.eliminate_zeros()
-            self._moves_back = self._moves.T.tocsr()
-        return self._moves
+    @cached_property
+    def _moves(self) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+        """log(1 + count) of plain forward moves F, and F^T: following = F / 2 + F^T / 4, so F = (8 following - 4 following^T) / 3.
 
-    @property
-    def _backward(self) -> sp.csr_matrix:
-        self._forward  # noqa: B018 - makes both
-        return self._moves_back
+        Kept as one value: threads that ask at once see both whole or neither.
+        """
+        following = self.cooccurrence.following
+        moves = ((8 / 3) * following - (4 / 3) * following.T).tocsr().astype(np.float32)
+        moves.data[np.abs(moves.data) < 1e-4] = 0
+        moves.eliminate_zeros()
+        return moves, moves.T.tocsr()
 
 
 def log_scores(scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -73,6 +73,14 @@ class Fusion:
                 scores = scores + self.network.to(device)(x)[..., 0]
         return scores
 
+    def contributions(self, evidence: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What makes up ``scores``: the linear part by feature (..., len(FEATURES)), and the network's part (...), None for the linear form."""
+        device = evidence.device
+        x = _standard(evidence, self.mean.to(device), self.scale.to(device))
+        with torch.no_grad():
+            together = None if self.network is None else self.network.to(device)(x)[..., 0]
+        return x * self.weights.to(device), together
+
     def rank(self, candidates: Candidates, k: int) -> tuple[Tensor, Tensor]:
         """The k best candidates: ids (B, k), -1 where empty, and scores; equal scores go to the lower item id."""
         scores = self.scores(candidates.evidence).masked_fill(candidates.ids == MISSING, -torch.inf)

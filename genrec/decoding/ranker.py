@@ -73,10 +73,10 @@ class Ranker:
         scores = self.proposer.popularity.expand(n, -1)
         if hidden is not None:
             scores = scores.masked_fill(hidden.to(scores.device), -torch.inf)
-        best = scores.topk(min(k, scores.shape[1]), dim=1)
-        pad = (0, k - best.values.shape[1])
-        ids = torch.nn.functional.pad(best.indices.masked_fill(best.values.isneginf(), MISSING), pad, value=MISSING)
-        return ids, torch.nn.functional.pad(best.values, pad, value=-torch.inf)
+        scores, ids = (part[:, :k] for part in scores.sort(dim=1, descending=True, stable=True))
+        pad = (0, k - ids.shape[1])
+        ids = torch.nn.functional.pad(ids.masked_fill(scores.isneginf(), MISSING), pad, value=MISSING)
+        return ids, torch.nn.functional.pad(scores, pad, value=-torch.inf)
 
     def _order(self, mode: str, found: Candidates, chunk: Requests, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         if mode == "generate":

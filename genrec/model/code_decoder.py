@@ -114,7 +114,7 @@ class CodeDecoder(nn.Module):
 
     def memory(self, state: Tensor, context: Tensor, visible: Tensor) -> Memory:
         """state (B, R, dim), context (B, T, dim), visible (B, R, T) -> the shared memory; a learned null token is always visible."""
-        context = torch.cat([self.null.expand(len(context), -1, -1), context], dim=1)
+        context = torch.cat([self.null.expand(context.shape[0], -1, -1), context], dim=1)
         projected = [layer.project_memory(context) for layer in self.layers]
         mask = torch.cat([visible.new_ones(*visible.shape[:2], 1), visible], dim=-1)
         return Memory(state, [k for k, _ in projected], [v for _, v in projected], mask)

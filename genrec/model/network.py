@@ -91,7 +91,7 @@ class GenerativeRecommender(nn.Module):
             asked = asked + self._last(context, batch.positions)
         x = self.drop(self.input_norm(torch.cat([context, asked], dim=1)))
         length = batch.items.shape[1]
-        index = torch.arange(length, device=x.device).expand(len(x), -1)
+        index = torch.arange(length, device=x.device).expand(x.shape[0], -1)
         angles = rotary_angles(
             torch.cat([index, batch.positions], dim=1), torch.cat([batch.times, batch.request_times], dim=1),
             self.config.dim // self.config.heads // 2, self.config.time_share, self.time_base,

@@ -20,7 +20,6 @@ from genrec.errors import UserError
 from genrec.semantic_ids.catalogue import Catalogue
 from genrec.semantic_ids.collisions import CollisionReport, resolve_collisions
 from genrec.semantic_ids.drift import drift_baseline, drift_report
-from genrec.semantic_ids.figures import code_tree, plot_codebook_use, plot_prefixes, plot_tree
 from genrec.semantic_ids.quantizers import Codebooks, Quantized, encode, fit_quantizer
 from genrec.semantic_ids.query_codes import QueryCoder
 from genrec.semantic_ids.report import prefix_agreement, quality_report, summary
@@ -44,6 +43,13 @@ def tokenize_key(config: Config, dataset: Dataset) -> str:
 
 def tokenize(config: Config, dataset: Dataset, target: Path) -> Path:
     """Write text encoder, codebooks, codes, report and figures to ``target``; skipped when up to date."""
+    from genrec.semantic_ids.figures import (  # matplotlib is slow to import, and who only reads codes draws nothing
+        code_tree,
+        plot_codebook_use,
+        plot_prefixes,
+        plot_tree,
+    )
+
     key = tokenize_key(config, dataset)
     if is_current(target, KIND, key):
         log.info("tokenize: up to date (%s)", target)

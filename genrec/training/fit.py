@@ -20,13 +20,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 from safetensors.torch import load_file, save_file
 
-from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, read_json, write_json
-from genrec.config import Config, TrainingConfig, config_from_dict, to_dict
+from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, write_json
+from genrec.config import Config, TrainingConfig, to_dict
 from genrec.data.dataset import TRAIN, Dataset
 from genrec.data.sequences import make_windows
 from genrec.errors import UserError
 from genrec.model.collate import Collator, QueryFeatures, request_batches
 from genrec.model.network import GenerativeRecommender
+from genrec.model.saved import KIND
 from genrec.semantic_ids.tokenize import SemanticIds
 from genrec.training import checkpoints
 from genrec.training.batches import EpochLoader, recommends_searches, request_counts
@@ -36,7 +37,6 @@ from genrec.training.distributed import join, launched, leader_first, rank_and_w
 from genrec.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
-KIND = "model"
 TRAIN_VERSION = 2
 # Settings that say how a network is fitted, not to what: a run stopped on one machine may go on on another.
 WITHOUT_EFFECT = ("refit", "threads", "accelerator", "devices", "strategy", "checkpoint_minutes", "checkpoint_steps")
@@ -249,13 +249,3 @@ def _trainer(config: Config, plan: FitPlan, work: Path, keeper: Checkpoints, log
         reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0, enable_progress_bar=sys.stderr.isatty(), enable_model_summary=False,
         limit_val_batches=1.0 if choosing else 0, log_every_n_steps=log_every,
     )  # fmt: skip
-
-
-def load_network(folder: Path, dataset_actions: int, ids: SemanticIds) -> tuple[GenerativeRecommender, Config]:
-    """The network of a model folder, in evaluation mode, with the config it was fitted with."""
-    manifest = open_artifact(folder, KIND)
-    config = config_from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
-    info = manifest["info"]
-    network = GenerativeRecommender(config.model, ids.catalogue, dataset_actions, info["time_base"], info["generate"])
-    network.load_state_dict(load_file(folder / "model.safetensors"))
-    return network.eval(), config

@@ -17,9 +17,10 @@ from genrec.data.dataset import VALID
 from genrec.data.sequences import make_windows
 from genrec.errors import UserError
 from genrec.model.collate import Collator, QueryFeatures, request_batches
+from genrec.model.saved import load_network
 from genrec.training import fit as fit_module
 from genrec.training.batches import epoch_batches
-from genrec.training.fit import FitPlan, fit, load_network, model_key, new_network
+from genrec.training.fit import FitPlan, fit, model_key, new_network
 from genrec.training.module import TrainingModule
 
 CHOOSING, REFIT = FitPlan(), FitPlan(VALID, 3)

@@ -1,0 +1,24 @@
+"""A fitted network on disk. Apart from ``genrec/training``, so that who only answers does not wait for Lightning to be imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from genrec.artifacts import open_artifact, read_json
+from genrec.config import Config, config_from_dict
+from genrec.model.network import GenerativeRecommender
+from genrec.semantic_ids.tokenize import SemanticIds
+
+KIND = "model"
+
+
+def load_network(folder: Path, dataset_actions: int, ids: SemanticIds) -> tuple[GenerativeRecommender, Config]:
+    """The network of a model folder, in evaluation mode, with the config it was fitted with."""
+    manifest = open_artifact(folder, KIND)
+    config = config_from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+    info = manifest["info"]
+    network = GenerativeRecommender(config.model, ids.catalogue, dataset_actions, info["time_base"], info["generate"])
+    network.load_state_dict(load_file(folder / "model.safetensors"))
+    return network.eval(), config

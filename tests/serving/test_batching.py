@@ -1,0 +1,122 @@
+"""The batcher: what is gathered, what is refused, what is dropped, and that nothing taken is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from genrec.serving.batching import Batcher, QueueFull, TimeBudgetSpent
+
+
+class Gate:
+    """Work that waits for a word, and remembers its batches."""
+
+    def __init__(self):
+        self.batches: list[list] = []
+        self.open = threading.Event()
+        self.begun = threading.Event()
+
+    def __call__(self, payloads: list) -> list:
+        self.batches.append(list(payloads))
+        self.begun.set()
+        self.open.wait(10)
+        return [payload * 10 for payload in payloads]
+
+
+def started(*options, **more) -> tuple[Gate, Batcher]:
+    gate = Gate()
+    return gate, Batcher(gate, *options, **more)
+
+
+async def begun(gate: Gate) -> None:
+    await asyncio.to_thread(gate.begun.wait, 10)
+
+
+def test_requests_gather_while_a_batch_is_worked_on():
+    async def go():
+        gate, batcher = started(3, 0.0, 100)
+        tasks = [asyncio.create_task(batcher.submit(0, 10))]
+        await begun(gate)
+        tasks += [asyncio.create_task(batcher.submit(n, 10)) for n in range(1, 6)]
+        await asyncio.sleep(0)
+        gate.open.set()
+        assert await asyncio.gather(*tasks) == [0, 10, 20, 30, 40, 50]
+        assert gate.batches == [[0], [1, 2, 3], [4, 5]]
+        batcher.close()
+
+    asyncio.run(go())
+
+
+def test_one_at_a_time_without_batching():
+    async def go():
+        gate, batcher = started(1, 1.0, 100)
+        gate.open.set()
+        await asyncio.gather(*(batcher.submit(n, 10) for n in range(4)))
+        assert gate.batches == [[0], [1], [2], [3]]
+        batcher.close()
+
+    asyncio.run(go())
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back():
+    async def go():
+        gate, batcher = started(1, 0.0, 2)
+        tasks = [asyncio.create_task(batcher.submit(0, 10))]
+        await begun(gate)
+        tasks += [asyncio.create_task(batcher.submit(n, 10)) for n in (1, 2)]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull) as refused:
+            await batcher.submit(3, 10)
+        assert refused.value.retry_after >= 1 and batcher.waiting == 2
+        gate.open.set()
+        assert await asyncio.gather(*tasks) == [0, 10, 20]
+        batcher.close()
+
+    asyncio.run(go())
+
+
+def test_who_waited_too_long_is_told_and_not_worked_on():
+    async def go():
+        gate, batcher = started(1, 0.0, 10)
+        first = asyncio.create_task(batcher.submit(0, 10))
+        await begun(gate)
+        with pytest.raises(TimeBudgetSpent):
+            await batcher.submit(1, 0.05)
+        last = asyncio.create_task(batcher.submit(2, 10))
+        gate.open.set()
+        assert [await first, await last] == [0, 20] and gate.batches == [[0], [2]]
+        batcher.close()
+
+    asyncio.run(go())
+
+
+def test_errors_reach_only_their_request():
+    async def go():
+        batcher = Batcher(lambda payloads: [ValueError("odd") if payload % 2 else payload for payload in payloads], 4, 0.05, 10)
+        results = await asyncio.gather(*(batcher.submit(n, 10) for n in range(4)), return_exceptions=True)
+        assert results[0::2] == [0, 2] and all(isinstance(result, ValueError) for result in results[1::2])
+        broken = Batcher(lambda payloads: 1 / 0, 4, 0.0, 10)
+        for _ in range(2):  # the thread lives on
+            with pytest.raises(ZeroDivisionError):
+                await broken.submit(1, 10)
+        batcher.close(), broken.close()
+
+    asyncio.run(go())
+
+
+def test_closing_finishes_what_was_taken():
+    async def go():
+        gate, batcher = started(1, 0.0, 10)
+        tasks = [asyncio.create_task(batcher.submit(n, 10)) for n in range(4)]
+        await begun(gate)
+        closing = asyncio.create_task(asyncio.to_thread(batcher.close))
+        await asyncio.sleep(0.05)
+        with pytest.raises(QueueFull):
+            await batcher.submit(9, 10)
+        gate.open.set()
+        assert await asyncio.gather(*tasks) == [0, 10, 20, 30]
+        await closing
+
+    asyncio.run(go())

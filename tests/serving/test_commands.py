@@ -1,0 +1,57 @@
+"""``genrec export`` and the commands that take a bundle in place of a run."""
+
+from __future__ import annotations
+
+import sys
+
+import polars as pl
+import pytest
+
+from genrec import cli
+from genrec.recommender import Recommender
+
+
+@pytest.fixture
+def genrec(monkeypatch, capsys):
+    """``genrec(*arguments)`` -> (exit code, output, errors), through ``main``."""
+    monkeypatch.setattr(cli, "console", cli.Console(width=200))
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["genrec", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_export_and_ask(genrec, trained_run, tmp_path):
+    place = tmp_path / "bundle"
+    code, out, _ = genrec("export", trained_run.folder, "--output", place, "--fitted-on", "train", "--without-programs", "--licence", "mine")
+    assert code == 0 and "bundle:" in out and "MB" in out and "mine" in (place / "README.md").read_text()
+    user = trained_run.dataset.user_ids[0]
+    answers = [answer.item_id for answer in Recommender.load(trained_run.folder, "train").recommend(user, k=3)]
+    code, out, _ = genrec("recommend", place, "--user", user, "-k", "3")
+    assert code == 0 and all(item in out for item in answers)
+    assert genrec("search", place, "scarf", "-k", "3")[0] == 0
+    pl.DataFrame({"request_id": ["a"], "user_id": [user]}).write_parquet(tmp_path / "requests.parquet")
+    code, _, _ = genrec("predict", place, "--requests", tmp_path / "requests.parquet", "--output", tmp_path / "out.parquet", "-k", "3")
+    assert code == 0 and pl.read_parquet(tmp_path / "out.parquet")["item_id"].to_list() == answers
+    code, out, _ = genrec("doctor", place)
+    assert code == 0 and "bundle: whole" in out
+
+
+def test_mistakes(genrec, bundle, prepared_run, tmp_path):
+    (tmp_path / "keys").write_text("\n")
+    for arguments, words in (
+        (("export", tmp_path / "none", "--output", tmp_path / "b"), "does not exist"),
+        (("export", prepared_run.folder, "--output", tmp_path / "b"), "no trained model"), (("serve", tmp_path / "none"), "does not exist"),
+        (("serve", bundle, "--max-batch", "0"), "--max-batch"), (("serve", bundle, "--api-key-file", tmp_path / "keys"), "holds no key"),
+        (("recommend", bundle, "--fitted-on", "train"), "fitted on train+valid"), (("serve", bundle, "--events", tmp_path / "keys" / "x"), "event store"),
+    ):  # fmt: skip
+        code, _, err = genrec(*arguments)
+        assert code == 2 and words in err and len(err.strip().splitlines()) == 1, (arguments, err)

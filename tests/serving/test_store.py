@@ -1,0 +1,107 @@
+"""Event stores: nothing acknowledged is lost, nothing is kept twice, and both kinds behave alike."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+
+import fakeredis
+import pytest
+
+from genrec.errors import UserError
+from genrec.serving.store import RedisStore, SqliteStore, StoredEvent, open_store
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def store(request, tmp_path):
+    made = SqliteStore(tmp_path / "e.sqlite", limit=5) if request.param == "sqlite" else RedisStore(fakeredis.FakeRedis(), limit=5)
+    yield made
+    made.close()
+
+
+def event(user: str, item: str, time: int, **more) -> StoredEvent:
+    return StoredEvent(user, item, time, **more)
+
+
+def test_the_newest_events_oldest_first(store):
+    store.append([event("u", f"i{n}", n % 4) for n in range(8)])
+    store.append([event("v", "x", 1, action="click", query="wool")])
+    found = store.events_of(["u", "v", "nobody"])
+    rows = {user: found.filter(found["user_id"] == user).rows() for user in ("u", "v", "nobody")}
+    # times 0 1 2 3 0 1 2 3, ties as they came: i0 i4 i1 i5 i2 i6 i3 i7
+    assert [row[1] for row in rows["u"]] == ["i5", "i2", "i6", "i3", "i7"]
+    assert rows["v"] == [("v", "x", 1, "click", "wool")] and rows["nobody"] == []
+
+
+def test_an_event_id_counts_once(store):
+    same = event("u", "a", 1, event_id="one")
+    store.append([same, same])
+    store.append([same, event("u", "b", 2, event_id="two"), event("u", "b", 2)])
+    assert store.events_of(["u"])["item_id"].to_list() == ["a", "b", "b"]
+
+
+def test_forgetting(store):
+    store.append([event("u", "a", 1), event("u", "b", 2), event("v", "c", 3)])
+    assert store.forget("u") == 2 and store.forget("u") == 0
+    assert store.events_of(["u", "v"])["item_id"].to_list() == ["c"]
+
+
+def test_changed_items(store):
+    store.change_items({"a": {"item_id": "a", "title": "A"}, "b": None})
+    store.change_items({"a": None, "c": {"item_id": "c", "title": None}})
+    assert store.changed_items() == {"a": None, "b": None, "c": {"item_id": "c", "title": None}}
+
+
+def test_hostile_strings(store):
+    names = ["'; DROP TABLE events; --", "\x00", "😀" * 50, "a\nb", '{"x":1}']
+    store.append([event(name, name, 1, query=name) for name in names])
+    found = store.events_of(names)
+    assert sorted(found["user_id"].to_list()) == sorted(names) and sorted(found["query"].to_list()) == sorted(names)
+
+
+def test_many_threads(tmp_path):
+    store = SqliteStore(tmp_path / "e.sqlite", limit=1000)
+    threads = [threading.Thread(target=lambda n=n: [store.append([event("u", f"{n}-{m}", m)]) for m in range(20)]) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(store.events_of(["u"])["item_id"])) == 80
+
+
+def test_what_was_acknowledged_survives_a_kill(tmp_path):
+    """A process that writes as fast as it can is killed with SIGKILL; every event it said was kept is there."""
+    code = (
+        "import sys; from genrec.serving.store import SqliteStore, StoredEvent\n"
+        f"store = SqliteStore({str(tmp_path / 'e.sqlite')!r})\n"
+        "for n in range(10**6):\n    store.append([StoredEvent('u', str(n), n)])\n    print(n, flush=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    seen = [int(process.stdout.readline()) for _ in range(30)]
+    process.send_signal(signal.SIGKILL)
+    seen += [int(line) for line in process.stdout.read().split("\n")[:-1]]
+    process.wait()
+    kept = {int(item) for item in SqliteStore(tmp_path / "e.sqlite", limit=10**6).events_of(["u"])["item_id"]}
+    assert set(seen) <= kept and len(kept) <= len(seen) + 1
+
+
+def test_settings_that_make_it_durable(tmp_path):
+    store = SqliteStore(tmp_path / "e.sqlite")
+    connection = store._connection()
+    assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal" and connection.execute("PRAGMA synchronous").fetchone()[0] == 2
+
+
+def test_wrong_stores(tmp_path):
+    (tmp_path / "text").write_text("no database at all" * 100)
+    with pytest.raises(UserError, match="not an event store"):
+        open_store(str(tmp_path / "text"))
+    newer = sqlite3.connect(tmp_path / "newer")
+    newer.execute("PRAGMA user_version = 9")
+    newer.close()
+    with pytest.raises(UserError, match="format 9"):
+        open_store(str(tmp_path / "newer"))
+    with pytest.raises(UserError, match="no Redis server answers"):
+        open_store("redis://127.0.0.1:1/0")
