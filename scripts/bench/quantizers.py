@@ -194,7 +194,7 @@ def main() -> None:
                 command += [f"--{key.replace('_', '-')}", str(getattr(job, key))]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
             if done.returncode:
-                sys.exit(f"{name} failed")
+                sys.exit(f"{name} failed, exit status {done.returncode} (negative: the signal that ended it)")
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(rows[-1], flush=True)
             if job.output:
