@@ -209,6 +209,9 @@ class Recommender:
         ranker = copy.copy(ranker)
         ranker.proposer = copy.copy(ranker.proposer)
         ranker.settings = ranker.proposer.settings = settings
+        if ranker.proposer.nodes is not None:
+            ranker.proposer.searcher = copy.copy(ranker.proposer.searcher)
+            ranker.proposer.searcher.settings = settings
         return ranker.rank(requests, k, [mode], exclude_seen, progress, exclude)[mode]
 
     def requests(self, table: pl.DataFrame, histories: pl.Series | None = None) -> Requests:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from genrec.artifacts import MANIFEST, _checksum, read_json
+from genrec.artifacts import MANIFEST, _checksum, manifest_digest, read_json
 from genrec.doctor import check, machine
 from genrec.errors import UserError
 from genrec.training.checkpoints import FolderIO
@@ -26,6 +26,7 @@ def rewrite(path, value) -> None:
     save_file(value, path) if isinstance(value, dict) else np.save(path, value)
     manifest = read_json(path.parent / MANIFEST)
     manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": _checksum(path)}
+    manifest["digest"] = manifest_digest(manifest)
     (path.parent / MANIFEST).write_text(json.dumps(manifest))
 
 

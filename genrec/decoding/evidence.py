@@ -121,7 +121,8 @@ class Evidence:
         return np.searchsorted(self.keys, base + stop) - np.searchsorted(self.keys, base + start)
 
     def item_features(self, items: np.ndarray, until: np.ndarray) -> list[np.ndarray]:
-        """``ITEM_FEATURES`` of candidates (B, K) at reference times (B,)."""
+        """``ITEM_FEATURES`` of candidates (B, K) at reference times (B,). The log's end stands for every later time."""
+        until = np.minimum(until, self.origin + self.span + 1)
         windows = [np.log1p(self.window_counts(items, until, max(self.span // part, 1))) for part in WINDOWS]
         # Days, on a log scale; an item whose first event is later than the request has a negative age.
         age = ((until[:, None] - self.origin) - self.first[items]) / 86400.0

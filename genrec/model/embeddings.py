@@ -77,9 +77,9 @@ class QueryEncoder(nn.Module):
 
         Row 0 is "no query", the zero vector. Words and n-grams are averaged each, codes summed; ``items`` owns the code vectors.
         """
-        row = torch.bucketize(torch.arange(len(tokens), device=tokens.device), offsets, right=True) - 1
+        row = torch.bucketize(torch.arange(tokens.shape[0], device=tokens.device), offsets, right=True) - 1
         kind = (tokens >= WORD_BUCKETS).long() + (tokens >= HASHED).long()
-        counts = text.new_zeros(len(text) * 3).index_add(0, row * 3 + kind, text.new_ones(len(tokens)))
+        counts = text.new_zeros(text.shape[0] * 3).index_add(0, row * 3 + kind, text.new_ones(tokens.shape[0]))
         weights = 1 / counts[row * 3 + kind]
         hashed = weights * (kind < (2 if self.ngrams else 1))
         place = tokens.clamp(max=len(self.words.weight) - 1)

@@ -15,7 +15,7 @@ from genrec.data.dataset import Requests
 from genrec.decoding.beam import beam_search
 from genrec.decoding.evidence import FEATURES
 from genrec.decoding.scorers import CachedScorer
-from genrec.model.code_decoder import CodeDecoder, Memory
+from genrec.model.code_decoder import Memory
 from genrec.objectives.generation import path_log_probabilities
 from genrec.serving.living import Shelf
 from genrec.text.encoder import TOKEN_PATTERN, item_texts
@@ -180,36 +180,36 @@ def _path(shelf: Shelf, requests: Requests, place: int) -> list[Step]:
     return [Step(code, chance, choices, items) for chance, code, choices, items in zip(chances, *(column.tolist() for column in columns), strict=True)]
 
 
-class _TracingScorer(CachedScorer):
-    """The cached scorer, keeping the nodes the beam stood on at each level."""
-
-    def __init__(self, decoder: CodeDecoder, memory: Memory, vectors: Tensor):
-        super().__init__(decoder, memory, vectors)
-        self.levels: list[Tensor] = []
-
-    def advance(self, level: int, nodes: Tensor, beams: Tensor | None) -> None:
-        self.levels.append(nodes[0])
-        super().advance(level, nodes, beams)
-
-
 @torch.inference_mode()
 def walk(shelf: Shelf, requests: Requests, width: int) -> Walk:
-    """The beam search of one request, level by level; removed items are not walked to. Empty for a model without generation."""
+    """The beam search of one request: the leaves it ends at and the nodes on the way to them, level by level.
+
+    Removed items are not walked to. Empty for a model without generation.
+    """
     proposer = shelf.ranker.proposer
     if proposer.nodes is None:
         return Walk([], [])
     trie = shelf.catalogue.trie
-    scorer = _TracingScorer(proposer.network.decoder, _memory(shelf, requests), proposer.nodes)
+    scorer = CachedScorer(proposer.network.decoder, _memory(shelf, requests), proposer.nodes)
     allowed = trie.restrict(~torch.from_numpy(shelf.removed).to(trie.node_code.device)) if shelf.removed.any() else None
-    leaves, scores = beam_search(trie, scorer, 1, width, allowed)
+    found = beam_search(trie, scorer, 1, width, allowed)
+    leaves, scores = found.leaves, found.scores
     live = leaves[0] >= 0
-    levels = [_nodes(shelf, level) for level in (*scorer.levels[1:], leaves[0][live])]
+    on_the_way = [leaves[0][live]]
+    for _ in range(trie.depth - 1):
+        on_the_way.append(trie.node_parent[on_the_way[-1]])
+    levels = [_nodes(shelf, _distinct(level)) for level in on_the_way[::-1]]
     found = []
     for leaf, score in zip(leaves[0][live].tolist(), scores[0][live].tolist(), strict=True):
         start = int(trie.node_item_start[leaf])
         items = [item for item in trie.leaf_items[start : start + int(trie.node_item_count[leaf])].tolist() if not shelf.removed[item]]
         found.append({"node": leaf, "log_probability": score, "items": [{"item_id": shelf.item_ids[n], "title": shelf.titles[n]} for n in items]})
     return Walk(levels, found)
+
+
+def _distinct(nodes: Tensor) -> Tensor:
+    """Each node once, in order of its best leaf."""
+    return torch.tensor(list(dict.fromkeys(nodes.tolist())), dtype=torch.long)
 
 
 def _nodes(shelf: Shelf, nodes: Tensor) -> list[WalkNode]:

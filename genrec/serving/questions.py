@@ -121,26 +121,28 @@ def build_requests(
         _check_users(asking, known)
     rows, items, stamps, actions = (np.concatenate([getattr(part, name) for part in parts]) for name in ("rows", "items", "stamps", "actions"))
     texts = [text for part in parts for text in part.queries]
-    order = np.lexsort((_filled(rows, stamps, items >= 0), rows))  # stable: ties stay known, stored, given, each as it came
-    stamps = _filled(rows, stamps, items >= 0)
+    evidence = shelf.ranker.proposer.evidence
+    now = evidence.origin + evidence.span  # who tells no time means the present, and the log ends there
+    order = np.lexsort((_filled(rows, stamps, items >= 0, now), rows))  # stable: ties stay known, stored, given, each as it came
+    stamps = _filled(rows, stamps, items >= 0, now)
     late = ~given[rows] & (stamps > times[rows])  # false where the time is nan
     order = order[((items >= 0) & ~late)[order]]
     rows, items, stamps, actions, texts = rows[order], items[order], stamps[order], actions[order], [texts[place] for place in order.tolist()]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(users)))]).astype(np.int64)
     table, numbered, asked = _numbered(texts, queries)
     last = stamps[np.maximum(offsets[1:] - 1, 0)] if len(stamps) else np.zeros(len(users), np.int64)
-    when = np.where(np.isnan(times), np.where(np.diff(offsets) > 0, last, 0), times).astype(np.int64)
+    when = np.where(np.isnan(times), np.where(np.diff(offsets) > 0, last, now), times).astype(np.int64)
     return Requests(offsets, items, stamps, actions, numbered, when, asked, np.full(len(users), -1, np.int64), table)
 
 
-def _filled(rows: np.ndarray, stamps: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Times with each unknown one replaced by that of its request's event before it, 0 where there is none. Rows come part by part."""
+def _filled(rows: np.ndarray, stamps: np.ndarray, counted: np.ndarray, now: int) -> np.ndarray:
+    """Times with each unknown one replaced by that of its request's event before it, ``now`` where there is none. Rows come part by part."""
     order = np.argsort(rows, kind="stable")
     rows, values = rows[order], stamps[order]
     source = np.where((values != _NO_TIME) & counted[order], np.arange(len(values)), -1)
     source = np.maximum.accumulate(source) if len(source) else source
     first = np.searchsorted(rows, rows)  # where the request's events begin: no time is taken from the request before
-    filled = np.where(values != _NO_TIME, values, np.where(source >= first, values[source], 0))
+    filled = np.where(values != _NO_TIME, values, np.where(source >= first, values[source], now))
     result = np.empty_like(filled)
     result[order] = filled
     return result

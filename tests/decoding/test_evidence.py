@@ -73,8 +73,8 @@ def test_forward_moves_are_recovered_from_their_symmetric_mix(prepared_run, evid
     for start, stop in zip(histories.offsets[:-1], histories.offsets[1:], strict=True):
         for before, after in zip(histories.items[start : stop - 1], histories.items[start + 1 : stop], strict=True):
             counts[before, after] += before != after
-    assert np.allclose(evidence._forward.toarray(), np.log1p(counts), atol=1e-3)
-    assert np.allclose(evidence._backward.toarray(), np.log1p(counts).T, atol=1e-3)
+    assert np.allclose(evidence._moves[0].toarray(), np.log1p(counts), atol=1e-3)
+    assert np.allclose(evidence._moves[1].toarray(), np.log1p(counts).T, atol=1e-3)
 
 
 def test_later_events_and_heldout_events_change_nothing(prepared_run, evidence, asked):

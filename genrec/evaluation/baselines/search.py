@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import bm25s
@@ -12,6 +13,8 @@ import scipy.sparse as sp
 from genrec.data.queries import STOP_WORDS
 from genrec.errors import UserError
 from genrec.text.encoder import TOKEN_PATTERN, item_texts
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it announces every step
 
 
 class BM25:
