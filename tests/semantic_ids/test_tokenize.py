@@ -15,7 +15,7 @@ from genrec.artifacts import read_json
 from genrec.config import load_config
 from genrec.errors import UserError
 from genrec.pipeline import Run, stage_prepare
-from genrec.semantic_ids import tokenize as stage
+from genrec.semantic_ids import figures
 from genrec.semantic_ids.tokenize import SemanticIds, read_items, tokenize
 from genrec.semantic_ids.trie import build_trie
 
@@ -23,7 +23,7 @@ from genrec.semantic_ids.trie import build_trie
 @pytest.fixture
 def no_figures(monkeypatch):
     for name in ("plot_codebook_use", "plot_prefixes", "plot_tree"):
-        monkeypatch.setattr(stage, name, lambda *args: None)
+        monkeypatch.setattr(figures, name, lambda *args: None)
 
 
 @pytest.fixture(scope="module")
