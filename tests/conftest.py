@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -10,6 +11,7 @@ import polars as pl
 import pytest
 import torch
 
+from genrec import cli
 from genrec.config import load_config
 from genrec.data.dataset import Dataset
 from genrec.data.prepare import prepare
@@ -89,3 +91,22 @@ def prepare_table(tmp_path):
         return Dataset(prepare(config, folder / "dataset"))
 
     return make
+
+
+@pytest.fixture
+def genrec(monkeypatch, capsys):
+    """``genrec(*arguments)`` -> (exit code, output, errors), through ``main`` as the installed command calls it."""
+    monkeypatch.setattr(cli, "console", cli.Console(width=200))
+
+    def call(*arguments: str):
+        monkeypatch.setattr(sys, "argv", ["genrec", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call

@@ -4,31 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 
 import polars as pl
 import pytest
 
-from genrec import cli, pipeline
-
-
-@pytest.fixture
-def genrec(monkeypatch, capsys):
-    """``genrec(*arguments)`` -> (exit code, output, errors), through ``main`` as the installed command calls it."""
-    monkeypatch.setattr(cli, "console", cli.Console(width=200))
-
-    def call(*arguments: str):
-        monkeypatch.setattr(sys, "argv", ["genrec", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+from genrec import pipeline
 
 
 @pytest.fixture

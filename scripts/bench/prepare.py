@@ -1,6 +1,6 @@
 """Time and memory of ``genrec prepare`` on simulated logs of growing size, and beside a plain pandas pipeline.
 
-    python scripts/bench/prepare.py --sizes 1000000 10000000 100000000 --pandas 10000000 --folder /tmp/bench-prepare
+    python scripts/bench/prepare.py --sizes 1000000 10000000 100000000 --pandas 10000000
 
 The log is made once per size: one Parquet file a day, each in order of time, as a shop's log would lie. Every measurement is a process of
 its own with two threads, so its peak memory is its own. Two tables are printed: ours by size, and ours against pandas
@@ -18,6 +18,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -200,7 +201,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=[1_000_000, 10_000_000])
     parser.add_argument("--pandas", type=int, default=0, help="also compare with pandas on so many events")
     parser.add_argument("--repeats", type=int, default=2, help="runs of each pipeline in that comparison; the best counts")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/bench-prepare"))
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "bench-prepare")
     parser.add_argument("--worker", choices=list(WORKERS))
     parser.add_argument("--path", type=Path)
     parser.add_argument("--target", type=Path)

@@ -31,7 +31,7 @@ from genrec.data.dataset import Dataset
 from genrec.data.schema import ITEM_SCHEMA, conform
 from genrec.evaluation.baselines import BM25
 from genrec.semantic_ids.keywords import KeywordDictionary, fuse
-from genrec.semantic_ids.quantizer import default_sizes, fit_codebooks
+from genrec.semantic_ids.quantizers import default_sizes, fit_codebooks
 from genrec.semantic_ids.text_space import clicked_pairs, finetuned
 from genrec.text.encoder import TextEncoder, fit_encoder, item_texts
 

@@ -30,7 +30,7 @@ from genrec.data.sequences import make_windows
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.model.network import Batch, GenerativeRecommender
 from genrec.semantic_ids.catalogue import Catalogue
-from genrec.semantic_ids.quantizer import default_sizes
+from genrec.semantic_ids.quantizers import default_sizes
 from genrec.semantic_ids.tokenize import SemanticIds
 from genrec.semantic_ids.trie import build_trie
 from genrec.training.batches import EpochLoader, request_counts

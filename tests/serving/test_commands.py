@@ -2,31 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 
 import polars as pl
-import pytest
 
-from genrec import cli
 from genrec.recommender import Recommender
-
-
-@pytest.fixture
-def genrec(monkeypatch, capsys):
-    """``genrec(*arguments)`` -> (exit code, output, errors), through ``main``."""
-    monkeypatch.setattr(cli, "console", cli.Console(width=200))
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["genrec", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def test_export_and_ask(genrec, trained_run, tmp_path):

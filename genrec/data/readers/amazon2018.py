@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,11 +77,16 @@ def read_amazon_2018(path: Path, options: dict) -> Iterator[RawLog]:
         for batch in json_batches(file, fields):
             clean_reviews(batch, ("reviewerID", "asin", "unixReviewTime", "overall"), settings)
             yield batch.part(events=conform(batch.table, EVENT_SCHEMA, str(file)))
+    yield from meta_parts(_meta_files(reviews), META_FIELDS, "asin", _items)
+
+
+def meta_parts(files: Sequence[Path], fields: Sequence[str], key: str, items: Callable[[pl.DataFrame], pl.DataFrame]) -> Iterator[RawLog]:
+    """The items of meta files (JSON lines), in parts: ``items`` makes the contract's columns of ``fields``; ``key`` is the id's field."""
     first = SeenKeys("item_id")
-    for file in _meta_files(reviews):
-        for batch in json_batches(file, dict.fromkeys(META_FIELDS, pl.String())):
-            batch.refuse(blank("asin"), "no asin")
-            batch.table = _items(batch.table)
+    for file in files:
+        for batch in json_batches(file, dict.fromkeys(fields, pl.String())):
+            batch.refuse(blank(key), f"no {key}")
+            batch.table = items(batch.table)
             batch.keep_first(first, REPEATED_ITEM)
             yield batch.part(items=conform(batch.table, ITEM_SCHEMA, str(file)))
 

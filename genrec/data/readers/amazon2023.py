@@ -31,10 +31,9 @@ from pathlib import Path
 
 import polars as pl
 
-from genrec.data.readers.amazon2018 import ReviewOptions, category_path, clean_reviews, first_price, joined_texts
-from genrec.data.readers.common import LINE, SeenKeys, blank
+from genrec.data.readers.amazon2018 import ReviewOptions, category_path, clean_reviews, first_price, joined_texts, meta_parts
+from genrec.data.readers.common import LINE
 from genrec.data.readers.sources import (
-    REPEATED_ITEM,
     Batch,
     delimited_batches,
     files_at,
@@ -44,7 +43,7 @@ from genrec.data.readers.sources import (
     plain_name,
     sibling,
 )
-from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, RawLog, conform
+from genrec.data.schema import EVENT_SCHEMA, RawLog, conform
 from genrec.errors import UserError
 
 REVIEW_FIELDS = ("user_id", "parent_asin", "timestamp", "rating")
@@ -69,13 +68,7 @@ def read_amazon_2023(path: Path, options: dict) -> Iterator[RawLog]:
                 if split:
                     batch.table = batch.table.with_columns(pl.lit(split).alias("split"))
                 yield batch.part(events=conform(batch.table, EVENT_SCHEMA, str(file)))
-    first = SeenKeys("item_id")
-    for file in _meta_files(reviews):
-        for batch in json_batches(file, dict.fromkeys(META_FIELDS, pl.String())):
-            batch.refuse(blank("parent_asin"), "no parent_asin")
-            batch.table = _items(batch.table)
-            batch.keep_first(first, REPEATED_ITEM)
-            yield batch.part(items=conform(batch.table, ITEM_SCHEMA, str(file)))
+    yield from meta_parts(_meta_files(reviews), META_FIELDS, "parent_asin", _items)
 
 
 def amazon_2023_files(path: Path) -> list[Path]:
