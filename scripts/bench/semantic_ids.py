@@ -83,7 +83,9 @@ def measure(base: Run, trunk: Path, name: str, overrides: list[str], job: argpar
         return read_json(done)
     folder.mkdir(parents=True, exist_ok=True)
     begun = time.process_time()
-    own = SemanticIds.load(tokenize(config, base.dataset, folder / "semantic_ids"))
+    same_words = [to_dict(one.text) | {"keywords": one.semantic_ids.keywords, "share": one.semantic_ids.keyword_share, "seed": one.seed} for one in (config, base.config)]
+    words = base.ids.words if same_words[0] == same_words[1] else None
+    own = SemanticIds.load(tokenize(config, base.dataset, folder / "semantic_ids", words))
     tokenized = time.process_time() - begun
     # the row's codes and trie over the texts that the trunk was fitted with
     catalogue = Catalogue(base.ids.catalogue.text, own.catalogue.codes, own.catalogue.trie)
