@@ -117,6 +117,7 @@ class ModelConfig:
     time_share: float = 0.25  # share of rotary planes turned by time instead of index
     time_bucket: float = 86400.0  # seconds per rotary time unit
     last_event: bool = True  # a request starts from the event before it (a shortcut past the attention)
+    anchors: int = 8  # neighbours of each recent event (and as many of its category and brand) that a request attends over; 0 = none
     request_time: bool = False  # may the request's own time be read?
     temperature: float = 0.1
     decoder_layers: int = 1

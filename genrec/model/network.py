@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genrec.config import ModelConfig
+from genrec.data.anchors import AnchorTable
+from genrec.model.anchors import AnchorAttention, Anchors, AnchorTables
 from genrec.model.backbone import Backbone, sequence_mask
 from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.model.embeddings import ItemEncoder, QueryEncoder
@@ -43,12 +45,13 @@ class Batch:
 
 @dataclass
 class Encoded:
-    """``context`` (B, T, dim), ``requests`` (B, R, dim), ``visible`` (B, R, T) and the item vectors (n_items, dim) of this pass."""
+    """``context`` (B, T, dim), ``requests`` (B, R, dim), ``visible`` (B, R, T), the item vectors (n_items, dim) of this pass, the anchors."""
 
     context: Tensor
     requests: Tensor
     visible: Tensor
     items: Tensor
+    anchors: Anchors | None = None
 
 
 class GenerativeRecommender(nn.Module):
@@ -65,6 +68,11 @@ class GenerativeRecommender(nn.Module):
         self.no_query = nn.Parameter(torch.randn(dim) * 0.02)
         self.request = nn.Parameter(torch.randn(dim) * 0.02)
         self.last_event = nn.Linear(dim, dim, bias=False) if config.last_event else None
+        self.anchor_tables = self.early_anchors = self.late_anchors = None
+        if config.anchors:
+            self.anchor_tables = AnchorTables(catalogue.n_items, config.anchors)
+            self.early_anchors = AnchorAttention(dim, config.heads, config.dropout)
+            self.late_anchors = AnchorAttention(dim, config.heads, config.dropout)
         self.input_norm, self.drop = nn.LayerNorm(dim), nn.Dropout(config.dropout)
         self.backbone = Backbone(dim, config.layers, config.heads, config.dropout)
         self.retrieval = nn.Linear(dim, dim)
@@ -89,6 +97,10 @@ class GenerativeRecommender(nn.Module):
         asked = self.request + asked
         if self.last_event is not None:
             asked = asked + self._last(context, batch.positions)
+        anchors = None
+        if self.anchor_tables is not None:
+            anchors = self.anchor_tables.choose(batch.items, batch.positions, batch.targets if self.training else None)
+            asked = asked + self.early_anchors(asked, anchors, items)
         x = self.drop(self.input_norm(torch.cat([context, asked], dim=1)))
         length = batch.items.shape[1]
         index = torch.arange(length, device=x.device).expand(x.shape[0], -1)
@@ -98,7 +110,10 @@ class GenerativeRecommender(nn.Module):
         )  # fmt: skip
         mask = sequence_mask(length, batch.positions)
         x = self.backbone(x, angles, mask)
-        return Encoded(x[:, :length], x[:, length:], mask[:, length:, :length], items)
+        requests = x[:, length:]
+        if anchors is not None:
+            requests = requests + self.late_anchors(requests, anchors, items)
+        return Encoded(x[:, :length], requests, mask[:, length:, :length], items, anchors)
 
     def _last(self, context: Tensor, positions: Tensor) -> Tensor:
         """What each request takes over from the event right before it: (B, R, dim), zero for a request without history.
