@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genrec.model.dropout import Dropout
 from genrec.model.rope import rotate
 
 
@@ -36,7 +37,7 @@ class Block(nn.Module):
         self.attention_norm, self.feed_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
         self.up, self.down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor, angles: Tensor, mask: Tensor) -> Tensor:
         """x (batch, length, dim), angles (batch, length, planes), mask (batch, length, length) -> (batch, length, dim)."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from genrec.config import ModelConfig
 from genrec.model.backbone import Backbone, sequence_mask
 from genrec.model.code_decoder import CodeDecoder, Memory
+from genrec.model.dropout import Dropout
 from genrec.model.embeddings import ItemEncoder, QueryEncoder
 from genrec.model.rope import rotary_angles
 from genrec.semantic_ids.catalogue import Catalogue
@@ -65,7 +66,7 @@ class GenerativeRecommender(nn.Module):
         self.no_query = nn.Parameter(torch.randn(dim) * 0.02)
         self.request = nn.Parameter(torch.randn(dim) * 0.02)
         self.last_event = nn.Linear(dim, dim, bias=False) if config.last_event else None
-        self.input_norm, self.drop = nn.LayerNorm(dim), nn.Dropout(config.dropout)
+        self.input_norm, self.drop = nn.LayerNorm(dim), Dropout(config.dropout)
         self.backbone = Backbone(dim, config.layers, config.heads, config.dropout)
         self.retrieval = nn.Linear(dim, dim)
         nn.init.normal_(self.actions.weight, std=0.02)
