@@ -117,7 +117,9 @@ class ModelConfig:
     time_share: float = 0.25  # share of rotary planes turned by time instead of index
     time_bucket: float = 86400.0  # seconds per rotary time unit
     last_event: bool = True  # a request starts from the event before it (a shortcut past the attention)
+    anchors: int = 8  # neighbours of each recent event (and as many of its category and brand) that a request attends over; 0 = none
     request_time: bool = False  # may the request's own time be read?
+    reasoning_steps: int = 0  # latent steps a request thinks before it answers
     temperature: float = 0.1
     decoder_layers: int = 1
     node_vectors: str = "items"  # codes, nodes, items: what the code decoder's outputs are compared with
@@ -346,7 +348,7 @@ def validate(config: Config) -> None:
         "training.checkpoint_steps": config.training.checkpoint_steps, "training.negatives": config.training.negatives or 0,
         "training.threads": config.training.threads, "training.valid_requests": config.training.valid_requests,
         "training.warmup_steps": config.training.warmup_steps,
-        "training.decoder_epochs": config.training.decoder_epochs,
+        "training.decoder_epochs": config.training.decoder_epochs, "model.reasoning_steps": config.model.reasoning_steps,
     }  # fmt: skip
     for key, value in not_negative.items():
         if value < 0:

@@ -29,9 +29,9 @@ from genrec.decoding.fusion import Fusion
 from genrec.decoding.proposals import Proposer
 from genrec.decoding.ranker import Ranker
 from genrec.errors import UserError
-from genrec.evaluation.baselines import BM25
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.model.saved import load_network
+from genrec.retrieval.bm25 import BM25
 from genrec.semantic_ids.text_space import text_cache
 from genrec.semantic_ids.tokenize import SemanticIds, tokenize
 from genrec.training.distributed import leader_first

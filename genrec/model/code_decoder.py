@@ -21,18 +21,32 @@ from genrec.semantic_ids.trie import CatalogueTrie
 class Memory:
     """Projected context shared by all beams of a request.
 
-    ``state`` (B, R, dim) request states; ``keys`` / ``values`` per layer (B, heads, 1 + T, dim / heads); ``mask`` (B, R, 1 + T).
+    ``state`` (B, R, dim) request states; ``keys`` / ``values`` per layer (B, heads, S, dim / heads); ``mask`` (B, R, S). S = 1 + T + R x P:
+    a null token, the context, and P = ``private`` positions of each request that no other request sees (its reasoning blocks).
     """
 
     state: Tensor
     keys: list[Tensor]
     values: list[Tensor]
     mask: Tensor
+    private: int = 0
 
     def take(self, row: Tensor, lane: Tensor) -> Memory:
         """Some requests as rows of their own (B = their number, R = 1): padding lanes then cost nothing."""
-        keys, values = [k[row] for k in self.keys], [v[row] for v in self.values]
-        return Memory(self.state[row, lane][:, None], keys, values, self.mask[row, lane][:, None])
+        keys, values = [self._own(k, row, lane) for k in self.keys], [self._own(v, row, lane) for v in self.values]
+        mask = self.mask[row, lane][:, None]
+        if self.private:
+            shared = mask.shape[-1] - self.private * self.state.shape[1]
+            mask = torch.cat([mask[..., :shared], mask.new_ones(len(row), 1, self.private)], dim=-1)
+        return Memory(self.state[row, lane][:, None], keys, values, mask)
+
+    def _own(self, part: Tensor, row: Tensor, lane: Tensor) -> Tensor:
+        """Keys or values (B, heads, S, d) of some requests, without the private positions of others: (N, heads, 1 + T + P, d)."""
+        if not self.private:
+            return part[row]
+        shared = part.shape[2] - self.private * self.state.shape[1]
+        private = part[:, :, shared:].unflatten(2, (-1, self.private))
+        return torch.cat([part[row][:, :, :shared], private[row, :, lane]], dim=2)
 
 
 class DecoderLayer(nn.Module):
@@ -113,12 +127,21 @@ class CodeDecoder(nn.Module):
                 vectors = vectors + self.project(means[rows])
         return self.node_norm(vectors)
 
-    def memory(self, state: Tensor, context: Tensor, visible: Tensor) -> Memory:
-        """state (B, R, dim), context (B, T, dim), visible (B, R, T) -> the shared memory; a learned null token is always visible."""
-        context = torch.cat([self.null.expand(context.shape[0], -1, -1), context], dim=1)
-        projected = [layer.project_memory(context) for layer in self.layers]
-        mask = torch.cat([visible.new_ones(*visible.shape[:2], 1), visible], dim=-1)
-        return Memory(state, [k for k, _ in projected], [v for _, v in projected], mask)
+    def memory(self, state: Tensor, context: Tensor, visible: Tensor, thoughts: Tensor | None = None) -> Memory:
+        """state (B, R, dim), context (B, T, dim), visible (B, R, T) -> the shared memory; a learned null token is always visible.
+
+        ``thoughts`` (B, R, P, dim): further states that only their own request sees.
+        """
+        parts = [self.null.expand(context.shape[0], -1, -1), context]
+        mask = [visible.new_ones(*visible.shape[:2], 1), visible]
+        private = 0
+        if thoughts is not None:
+            private = thoughts.shape[2]
+            parts.append(thoughts.flatten(1, 2))
+            own = torch.eye(thoughts.shape[1], dtype=torch.bool, device=context.device).repeat_interleave(private, 1)
+            mask.append(own.expand(len(context), -1, -1))
+        projected = [layer.project_memory(torch.cat(parts, dim=1)) for layer in self.layers]
+        return Memory(state, [k for k, _ in projected], [v for _, v in projected], torch.cat(mask, dim=-1), private)
 
     def hidden(
         self, memory: Memory, vectors: Tensor, nodes: Tensor, first: int = 0, cache: list | None = None

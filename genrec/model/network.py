@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genrec.config import ModelConfig
-from genrec.model.backbone import Backbone, sequence_mask
+from genrec.model.anchors import AnchorAttention, Anchors, AnchorTables
+from genrec.model.backbone import Backbone, Cache, sequence_mask
 from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.model.dropout import Dropout
 from genrec.model.embeddings import ItemEncoder, QueryEncoder
+from genrec.model.reasoning import Reasoning
 from genrec.model.rope import rotary_angles
 from genrec.semantic_ids.catalogue import Catalogue
 
@@ -44,12 +46,22 @@ class Batch:
 
 @dataclass
 class Encoded:
-    """``context`` (B, T, dim), ``requests`` (B, R, dim), ``visible`` (B, R, T) and the item vectors (n_items, dim) of this pass."""
+    """``context`` (B, T, dim), ``requests`` (B, R, dim), ``visible`` (B, R, T) and the item vectors (n_items, dim) of this pass.
+
+    Where the network has no code decoder nothing reads ``context``, and it is empty: (B, 0, dim).
+
+    ``blocks`` are the request's tokens after the base pass and after each reasoning step, each (B, R, M, dim); ``requests`` is the mean of
+    the last. ``angles`` (B, R x M, planes) are those tokens'; ``anchors`` what the requests were shown; ``cache`` the backbone's keys and values: context, requests, then each step.
+    """
 
     context: Tensor
     requests: Tensor
     visible: Tensor
     items: Tensor
+    blocks: list[Tensor]
+    angles: Tensor
+    cache: Cache
+    anchors: Anchors | None = None
 
 
 class GenerativeRecommender(nn.Module):
@@ -66,8 +78,14 @@ class GenerativeRecommender(nn.Module):
         self.no_query = nn.Parameter(torch.randn(dim) * 0.02)
         self.request = nn.Parameter(torch.randn(dim) * 0.02)
         self.last_event = nn.Linear(dim, dim, bias=False) if config.last_event else None
+        self.anchor_tables = self.early_anchors = self.late_anchors = None
+        if config.anchors:
+            self.anchor_tables = AnchorTables(catalogue.n_items, config.anchors)
+            self.early_anchors = AnchorAttention(dim, config.heads, config.dropout)
+            self.late_anchors = AnchorAttention(dim, config.heads, config.dropout)
         self.input_norm, self.drop = nn.LayerNorm(dim), Dropout(config.dropout)
         self.backbone = Backbone(dim, config.layers, config.heads, config.dropout)
+        self.reasoning = Reasoning(dim, config.reasoning_steps) if config.reasoning_steps else None
         self.retrieval = nn.Linear(dim, dim)
         nn.init.normal_(self.actions.weight, std=0.02)
         self.decoder = None
@@ -90,16 +108,31 @@ class GenerativeRecommender(nn.Module):
         asked = self.request + asked
         if self.last_event is not None:
             asked = asked + self._last(context, batch.positions)
-        x = self.drop(self.input_norm(torch.cat([context, asked], dim=1)))
-        length = batch.items.shape[1]
+        anchors = None
+        if self.anchor_tables is not None:
+            anchors = self.anchor_tables.choose(batch.items, batch.positions, batch.targets if self.training else None)
+            asked = asked + self.early_anchors(asked, anchors, items)
+        asked = asked[:, :, None]  # (B, R, M, dim): the request block
+        shape, length = asked.shape, batch.items.shape[1]
+        x = self.drop(self.input_norm(torch.cat([context, asked.flatten(1, 2)], dim=1)))
         index = torch.arange(length, device=x.device).expand(x.shape[0], -1)
+        positions, when = (part.repeat_interleave(shape[2], 1) for part in (batch.positions, batch.request_times))
         angles = rotary_angles(
-            torch.cat([index, batch.positions], dim=1), torch.cat([batch.times, batch.request_times], dim=1),
+            torch.cat([index, positions], dim=1), torch.cat([batch.times, when], dim=1),
             self.config.dim // self.config.heads // 2, self.config.time_share, self.time_base,
         )  # fmt: skip
-        mask = sequence_mask(length, batch.positions)
-        x = self.backbone(x, angles, mask)
-        return Encoded(x[:, :length], x[:, length:], mask[:, length:, :length], items)
+        mask = sequence_mask(length, batch.positions, shape[2])
+        unread = length if self.decoder is None else 0  # only the code decoder looks at what became of the context
+        x, cache = self.backbone.extend(x, angles, mask, unread=unread)
+        visible, angles = mask[:, length :: shape[2], :length], angles[:, length:]
+        blocks = [x[:, length - unread :].unflatten(1, shape[1:3])]
+        if self.reasoning is not None:
+            further, cache = self.reasoning(self.backbone, blocks[0], angles, visible, cache)
+            blocks += further
+        requests = blocks[-1].mean(2)
+        if anchors is not None:
+            requests = requests + self.late_anchors(requests, anchors, items)
+        return Encoded(x[:, : length - unread], requests, visible, items, blocks, angles, cache, anchors)
 
     def _last(self, context: Tensor, positions: Tensor) -> Tensor:
         """What each request takes over from the event right before it: (B, R, dim), zero for a request without history.
@@ -118,4 +151,6 @@ class GenerativeRecommender(nn.Module):
         return F.normalize(items, dim=-1) / self.config.temperature
 
     def decoder_memory(self, encoded: Encoded) -> Memory:
-        return self.decoder.memory(encoded.requests, encoded.context, encoded.visible)
+        """What the code decoder attends over: the context, and each request's reasoning blocks."""
+        thoughts = torch.cat(encoded.blocks[1:], dim=2) if len(encoded.blocks) > 1 else None
+        return self.decoder.memory(encoded.requests, encoded.context, encoded.visible, thoughts)

@@ -22,8 +22,8 @@ from genrec.decoding.evidence import Evidence, ItemFacts
 from genrec.decoding.proposals import Proposer
 from genrec.decoding.ranker import Ranker
 from genrec.errors import UserError
-from genrec.evaluation.baselines import BM25
 from genrec.model.network import GenerativeRecommender
+from genrec.retrieval.bm25 import BM25
 from genrec.semantic_ids.catalogue import Catalogue
 from genrec.semantic_ids.tokenize import SemanticIds
 from genrec.semantic_ids.trie import CatalogueTrie

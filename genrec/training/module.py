@@ -97,7 +97,8 @@ class TrainingModule(L.LightningModule):
         Those of histories and candidates alone, where nothing looks at the whole catalogue.
         """
         decoder = self.network.decoder if self.settings.generate_weight else None
-        if candidates is None or (decoder is not None and decoder.project is not None):
+        everywhere = self.network.anchor_tables is not None or (decoder is not None and decoder.project is not None)
+        if candidates is None or everywhere:
             return batch, self.network.item_encoder(), None if candidates is None else candidates.ids
         rows, place = torch.cat([candidates.ids, batch.items.flatten()]).unique(return_inverse=True)
         split = len(candidates.ids)
