@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genrec.data.anchors import AnchorTable, strength
+from genrec.model.dropout import Dropout
 
 RECENT = 3  # events whose company is shown
 FEATURES = 5 + RECENT + 1  # per anchor: similarity, three counts, strength; which event it belongs to, or the shelf
@@ -149,7 +150,7 @@ class AnchorAttention(nn.Module):
         self.bias = nn.Linear(FEATURES, heads)
         self.null = nn.Parameter(torch.zeros(2, heads, dim // heads))
         self.out = nn.Linear(dim, dim, bias=False)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor, anchors: Anchors, key: Tensor, value: Tensor) -> Tensor:
         """x (B, R, dim) request states; key and value as ``AnchorTokens`` makes them -> what is added to the states, (B, R, dim)."""

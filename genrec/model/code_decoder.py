@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genrec.model.dropout import Dropout
 from genrec.semantic_ids.trie import CatalogueTrie
 
 
@@ -59,7 +60,7 @@ class DecoderLayer(nn.Module):
         self.query, self.key_value = nn.Linear(dim, dim, bias=False), nn.Linear(dim, 2 * dim, bias=False)
         self.cross_out = nn.Linear(dim, dim, bias=False)
         self.up, self.down = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def project_memory(self, context: Tensor) -> tuple[Tensor, Tensor]:
         batch, length, _ = context.shape

@@ -12,6 +12,7 @@ from genrec.config import ModelConfig
 from genrec.model.anchors import AnchorAttention, Anchors, AnchorTables, AnchorTokens
 from genrec.model.backbone import Backbone, Cache, sequence_mask
 from genrec.model.code_decoder import CodeDecoder, Memory
+from genrec.model.dropout import Dropout
 from genrec.model.embeddings import ItemEncoder, QueryEncoder
 from genrec.model.reasoning import Reasoning
 from genrec.model.rope import rotary_angles
@@ -47,6 +48,8 @@ class Batch:
 class Encoded:
     """``context`` (B, T, dim), ``requests`` (B, R, dim), ``visible`` (B, R, T) and the item vectors (n_items, dim) of this pass.
 
+    Where the network has no code decoder nothing reads ``context``, and it is empty: (B, 0, dim).
+
     ``blocks`` are the request's tokens after the base pass and after each reasoning step, each (B, R, M, dim); ``requests`` is the mean of
     the last. ``angles`` (B, R x M, planes) are those tokens'; ``anchors`` what the requests were shown; ``cache`` the backbone's keys and values: context, requests, then each step.
     """
@@ -81,7 +84,7 @@ class GenerativeRecommender(nn.Module):
             self.anchor_tokens = AnchorTokens(dim, config.heads)
             self.early_anchors = AnchorAttention(dim, config.heads, config.dropout)
             self.late_anchors = AnchorAttention(dim, config.heads, config.dropout)
-        self.input_norm, self.drop = nn.LayerNorm(dim), nn.Dropout(config.dropout)
+        self.input_norm, self.drop = nn.LayerNorm(dim), Dropout(config.dropout)
         self.backbone = Backbone(dim, config.layers, config.heads, config.dropout)
         self.reasoning = Reasoning(dim, config.reasoning_steps) if config.reasoning_steps else None
         self.retrieval = nn.Linear(dim, dim)
@@ -121,16 +124,17 @@ class GenerativeRecommender(nn.Module):
             self.config.dim // self.config.heads // 2, self.config.time_share, self.time_base,
         )  # fmt: skip
         mask = sequence_mask(length, batch.positions, shape[2])
-        x, cache = self.backbone.extend(x, angles, mask)
+        unread = length if self.decoder is None else 0  # only the code decoder looks at what became of the context
+        x, cache = self.backbone.extend(x, angles, mask, unread=unread)
         visible, angles = mask[:, length :: shape[2], :length], angles[:, length:]
-        blocks = [x[:, length:].unflatten(1, shape[1:3])]
+        blocks = [x[:, length - unread :].unflatten(1, shape[1:3])]
         if self.reasoning is not None:
             further, cache = self.reasoning(self.backbone, blocks[0], angles, visible, cache)
             blocks += further
         requests = blocks[-1].mean(2)
         if anchors is not None:
             requests = requests + self.late_anchors(requests, anchors, *tokens)
-        return Encoded(x[:, :length], requests, visible, items, blocks, angles, cache, anchors)
+        return Encoded(x[:, : length - unread], requests, visible, items, blocks, angles, cache, anchors)
 
     def _last(self, context: Tensor, positions: Tensor) -> Tensor:
         """What each request takes over from the event right before it: (B, R, dim), zero for a request without history.

@@ -144,3 +144,19 @@ def test_taking_requests_out_of_the_memory_changes_no_state(thinking):
     blind = Memory(memory.state, memory.keys, memory.values, memory.mask.clone(), memory.private)
     blind.mask[..., 1 + batch.items.shape[1] :] = False
     assert (network.decoder.hidden(blind, vectors, walk)[0] - together).abs().max() > 1e-4
+
+
+@torch.inference_mode()
+def test_without_a_code_decoder_only_the_context_states_are_missing(thinking):
+    """Leaving the last layer out where nobody reads it changes no request and no key."""
+    network, batch = thinking
+    whole = network.encode(batch)
+    decoder, network.decoder = network.decoder, None
+    try:
+        lean = network.encode(batch)
+    finally:
+        network.decoder = decoder
+    assert whole.context.shape[1] == batch.items.shape[1] and lean.context.shape[1] == 0
+    torch.testing.assert_close(lean.requests, whole.requests, **EXACT)
+    for one, other in zip(lean.cache, whole.cache, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
