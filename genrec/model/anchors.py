@@ -153,10 +153,10 @@ class AnchorAttention(nn.Module):
         self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor, anchors: Anchors, key: Tensor, value: Tensor) -> Tensor:
-        """x (B, R, dim) request states; key and value as ``AnchorTokens`` makes them -> what is added to the states, (B, R, dim)."""
-        query = self.query(self.norm(x)).unflatten(-1, (key.shape[-2], -1)) * key.shape[-1] ** -0.5  # (B, R, heads, dim / heads)
-        logits = torch.einsum("brhd,brahd->brha", query, key) + self.bias(anchors.features).transpose(2, 3)
-        logits = logits.masked_fill(~anchors.live[:, :, None], -torch.inf)
+        """x (B, R, M, dim) states of each request's M tokens; key and value as ``AnchorTokens`` makes them -> what is added, x's shape."""
+        query = self.query(self.norm(x)).unflatten(-1, (key.shape[-2], -1)) * key.shape[-1] ** -0.5  # (B, R, M, heads, dim / heads)
+        logits = torch.einsum("brmhd,brahd->brmha", query, key) + self.bias(anchors.features).transpose(2, 3)[:, :, None]
+        logits = logits.masked_fill(~anchors.live[:, :, None, None], -torch.inf)
         weights = torch.cat([(query * self.null[0]).sum(-1, keepdim=True), logits], dim=-1).softmax(-1)
-        mixed = weights[..., :1] * self.null[1] + torch.einsum("brha,brahd->brhd", weights[..., 1:], value)
-        return self.drop(self.out(mixed.flatten(2)))
+        mixed = weights[..., :1] * self.null[1] + torch.einsum("brmha,brahd->brmhd", weights[..., 1:], value)
+        return self.drop(self.out(mixed.flatten(3)))

@@ -109,12 +109,12 @@ class GenerativeRecommender(nn.Module):
         asked = self.request + asked
         if self.last_event is not None:
             asked = asked + self._last(context, batch.positions)
+        asked = asked[:, :, None]  # (B, R, M, dim): the request block
         anchors = None
         if self.anchor_tables is not None:
             anchors = self.anchor_tables.choose(batch.items, batch.positions, batch.targets if self.training else None)
             tokens = self.anchor_tokens(anchors, items)
             asked = asked + self.early_anchors(asked, anchors, *tokens)
-        asked = asked[:, :, None]  # (B, R, M, dim): the request block
         shape, length = asked.shape, batch.items.shape[1]
         x = self.drop(self.input_norm(torch.cat([context, asked.flatten(1, 2)], dim=1)))
         index = torch.arange(length, device=x.device).expand(x.shape[0], -1)
@@ -128,12 +128,12 @@ class GenerativeRecommender(nn.Module):
         x, cache = self.backbone.extend(x, angles, mask, unread=unread)
         visible, angles = mask[:, length :: shape[2], :length], angles[:, length:]
         blocks = [x[:, length - unread :].unflatten(1, shape[1:3])]
+        if anchors is not None:
+            blocks = [blocks[0] + self.late_anchors(blocks[0], anchors, *tokens)]
         if self.reasoning is not None:
             further, cache = self.reasoning(self.backbone, blocks[0], angles, visible, cache)
             blocks += further
         requests = blocks[-1].mean(2)
-        if anchors is not None:
-            requests = requests + self.late_anchors(requests, anchors, *tokens)
         return Encoded(x[:, : length - unread], requests, visible, items, blocks, angles, cache, anchors)
 
     def _last(self, context: Tensor, positions: Tensor) -> Tensor:
