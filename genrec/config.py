@@ -141,6 +141,8 @@ class TrainingConfig:
     generate_weight: float = 1.0
     decoder_epochs: int = 8  # epochs of the code decoder alone, on the fitted network; 0 = it learns together with everything else
     decoder_learning_rate: float = 2e-3  # of those epochs
+    distill_weight: float = 0.0  # of the divergence between the decoder and the retrieval head's distribution, summed over the trie
+    distill_temperature: float = 1.0  # above 1: a softer teacher
     generate_share: float = 0.5  # share of requests whose codes are also learnt in a step; a fresh draw each time
     shuffle_ties: float = 0.0  # share of sequences whose events of equal time are permuted, anew in each epoch
     shuffle_whole: float = 0.0  # share of sequences permuted altogether
@@ -388,6 +390,7 @@ def validate(config: Config) -> None:
         "training.epochs": config.training.epochs, "training.batch_size": config.training.batch_size,
         "training.accumulate": config.training.accumulate, "training.patience": config.training.patience,
         "training.learning_rate": config.training.learning_rate, "training.decoder_learning_rate": config.training.decoder_learning_rate, "training.stride": config.training.stride,
+        "training.distill_temperature": config.training.distill_temperature,
         "split.session_gap": config.split.session_gap, "text.dim": config.text.dim,
         "text.max_features": config.text.max_features, "text.min_df": config.text.min_df,
         "text.max_tokens": config.text.max_tokens, "text.batch_size": config.text.batch_size,
@@ -402,7 +405,7 @@ def validate(config: Config) -> None:
         "training.devices": config.training.devices, "training.checkpoint_minutes": config.training.checkpoint_minutes,
         "training.checkpoint_steps": config.training.checkpoint_steps, "training.negatives": config.training.negatives or 0,
         "training.threads": config.training.threads, "training.valid_requests": config.training.valid_requests,
-        "training.warmup_steps": config.training.warmup_steps,
+        "training.warmup_steps": config.training.warmup_steps, "training.distill_weight": config.training.distill_weight,
         "training.decoder_epochs": config.training.decoder_epochs, "model.reasoning_steps": config.model.reasoning_steps,
     }  # fmt: skip
     for key, value in not_negative.items():

@@ -92,17 +92,22 @@ class GenerativeRecommender(nn.Module):
         self.decoder = None
         if generate:
             self.decoder = CodeDecoder(
-                catalogue.trie, dim, config.decoder_layers, config.heads, config.dropout, config.node_vectors, config.temperature
-            )
+                catalogue.trie, dim, config.decoder_layers, config.heads, config.dropout, config.node_vectors, config.temperature,
+                config.anchors > 0,
+            )  # fmt: skip
 
     def to(self, *args, **kwargs) -> GenerativeRecommender:
         module = super().to(*args, **kwargs)
         self.catalogue.trie = self.catalogue.trie.to(self.request.device)
         return module
 
-    def encode(self, batch: Batch, items: Tensor | None = None) -> Encoded:
-        """Run the backbone once over contexts and requests."""
+    def encode(self, batch: Batch, items: Tensor | None = None, leave_out: bool | None = None) -> Encoded:
+        """Run the backbone once over contexts and requests.
+
+        ``leave_out``: take the sequence's own events out of the anchors' counts, as a request must that was counted; default: in training mode.
+        """
         items = self.item_encoder() if items is None else items
+        leave_out = self.training if leave_out is None else leave_out
         queries = self.query_encoder(batch.query_text, batch.query_words, batch.query_offsets, self.item_encoder)
         context = items[batch.items] + self.actions(batch.actions) + self.fuse_query(queries)[batch.queries]
         asked = torch.where((batch.request_queries > 0)[..., None], queries[batch.request_queries], self.no_query)
@@ -112,7 +117,7 @@ class GenerativeRecommender(nn.Module):
         asked = asked[:, :, None]  # (B, R, M, dim): the request block
         anchors = None
         if self.anchor_tables is not None:
-            anchors = self.anchor_tables.choose(batch.items, batch.positions, batch.targets if self.training else None)
+            anchors = self.anchor_tables.choose(batch.items, batch.positions, batch.targets if leave_out else None)
             tokens = self.anchor_tokens(anchors, items)
             asked = asked + self.early_anchors(asked, anchors, *tokens)
         shape, length = asked.shape, batch.items.shape[1]
@@ -152,7 +157,18 @@ class GenerativeRecommender(nn.Module):
         """Unit item vectors divided by the temperature: (n_items, dim)."""
         return F.normalize(items, dim=-1) / self.config.temperature
 
-    def decoder_memory(self, encoded: Encoded) -> Memory:
-        """What the code decoder attends over: the context, and each request's reasoning blocks."""
-        thoughts = torch.cat(encoded.blocks[1:], dim=2) if len(encoded.blocks) > 1 else None
-        return self.decoder.memory(encoded.requests, encoded.context, encoded.visible, thoughts)
+    def decoder_memory(
+        self, encoded: Encoded, row: Tensor | None = None, lane: Tensor | None = None, decoder: CodeDecoder | None = None
+    ) -> Memory:
+        """What the code decoder attends over: the context, and each request's reasoning blocks and anchors.
+
+        ``row`` and ``lane`` (N,) choose requests, which become rows of their own; ``decoder`` stands in for the network's.
+        """
+        decoder = self.decoder if decoder is None else decoder
+        thoughts, anchors = torch.cat(encoded.blocks[1:], dim=2) if len(encoded.blocks) > 1 else None, encoded.anchors
+        memory = decoder.memory(encoded.requests, encoded.context, encoded.visible)
+        if row is not None:
+            memory = memory.take(row, lane)
+            thoughts = thoughts[row, lane][:, None] if thoughts is not None else None
+            anchors = anchors.take(row, lane) if anchors is not None else None
+        return decoder.with_private(memory, thoughts, anchors, encoded.items)

@@ -15,6 +15,7 @@ from genrec.decoding.beam import leaf_items
 from genrec.decoding.scorers import generate
 from genrec.model.code_decoder import node_means
 from genrec.model.network import Batch, Encoded, GenerativeRecommender
+from genrec.objectives.distillation import TeacherMass, draw_items, path_losses
 from genrec.objectives.generation import path_log_probabilities, walked_nodes
 from genrec.objectives.retrieval import Candidates, draw_candidates, full_softmax, sampled_softmax
 from genrec.training.batches import Part, step_seed
@@ -117,7 +118,7 @@ class TrainingModule(L.LightningModule):
             if self.frozen is None:
                 items = self.network.item_encoder()
                 self.frozen = items, node_means(self.network.catalogue.trie, items)
-            encoded = self.network.encode(batch, self.frozen[0])
+            encoded = self.network.encode(batch, self.frozen[0], leave_out=True)
         live = batch.targets >= 0
         if not live.any():
             return sum(parameter.sum() for parameter in self.network.decoder.parameters()) * 0
@@ -127,20 +128,38 @@ class TrainingModule(L.LightningModule):
         return loss
 
     def generation_loss(self, batch: Batch, encoded: Encoded, live: Tensor, means: Tensor | None = None) -> Tensor:
-        """Mean negative log-probability of the targets' semantic IDs."""
-        decoder, trie = self.network.decoder, self.network.catalogue.trie
+        """Mean negative log-probability of the targets' semantic IDs, and at every level the divergence from the dense answer."""
+        decoder, trie, settings = self.network.decoder, self.network.catalogue.trie, self.settings
         row, lane = live.nonzero(as_tuple=True)
-        if self.settings.generate_share < 1:
-            drawn = torch.rand(len(row), device=row.device) < self.settings.generate_share
+        if settings.generate_share < 1:
+            drawn = torch.rand(len(row), device=row.device) < settings.generate_share
             drawn[:1] = True
             row, lane = row[drawn], lane[drawn]
         paths = trie.item_path[batch.targets[row, lane]]
+        teacher = self.dense_teacher(encoded, row, lane) if settings.distill_weight else None
+        drawn = 0
+        if teacher is not None:  # walks of the teacher's own beside the observed ones
+            mine = torch.arange(len(row), device=row.device)
+            also = trie.item_path[draw_items(teacher[1])]
+            paths, rows = torch.cat([paths, also]), torch.cat([mine, mine])
+            row, lane, drawn = torch.cat([row, row]), torch.cat([lane, lane]), len(also)
         entered = torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1]], dim=1)
         nodes, place = walked_nodes(trie, paths)
         vectors = decoder.node_vectors(trie, encoded.items, nodes, means)
-        states, _ = decoder.hidden(self.network.decoder_memory(encoded).take(row, lane), vectors, place[entered][:, None])
-        steps = path_log_probabilities(states[:, 0], decoder.log_scale.exp(), vectors, trie, paths, place)
-        return -steps.sum(-1).mean()
+        states, _ = decoder.hidden(self.network.decoder_memory(encoded, row, lane), vectors, place[entered][:, None])
+        states, scale = states[:, 0], decoder.log_scale.exp()
+        if teacher is None:
+            return -path_log_probabilities(states, scale, vectors, trie, paths, place).sum(-1).mean()
+        steps, divergence = path_losses(states, scale, vectors, paths, teacher[0], place, rows)
+        count = len(paths) - drawn
+        return -steps[:count].sum(-1).mean() + settings.distill_weight * divergence[count:].sum(-1).mean()
+
+    @torch.no_grad()
+    def dense_teacher(self, encoded: Encoded, row: Tensor, lane: Tensor) -> tuple[TeacherMass, Tensor]:
+        """The retrieval head's distribution over the catalogue for some requests: its mass by node, and its logarithm (N, n_items)."""
+        logs = self.network.retrieval_vectors(encoded.requests[row, lane]) @ self.network.item_index(encoded.items).T
+        logs = (logs.float() / self.settings.distill_temperature).log_softmax(-1)
+        return TeacherMass.of_items(self.network.catalogue.trie, logs), logs
 
     def validation_step(self, pair: tuple[Batch, Tensor], index: int) -> None:
         batch, seen = pair
