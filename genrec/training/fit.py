@@ -25,7 +25,8 @@ from genrec.config import Config, TrainingConfig, to_dict
 from genrec.data.dataset import TRAIN, Dataset
 from genrec.data.sequences import make_windows
 from genrec.errors import UserError
-from genrec.model.collate import Collator, QueryFeatures, request_batches
+from genrec.data.shown import shown_requests, stage_places
+from genrec.model.collate import Collator, QueryFeatures, request_batches, shown_windows
 from genrec.model.network import GenerativeRecommender
 from genrec.model.saved import KIND
 from genrec.semantic_ids.tokenize import SemanticIds
@@ -81,11 +82,25 @@ class TrainingData(L.LightningDataModule):
         super().__init__()
         self.dataset, self.settings, self.seed, self.searches = dataset, config.training, config.seed, plan.searches
         self.allow_zero_length_dataloader_with_multiple_devices = True  # validation: more processes than requests
-        self.collator = Collator(config.model, QueryFeatures.build(dataset.query_texts, ids.encoder))
+        stages = stage_places(dataset, config.model.stages) if config.model.stages else None
+        self.collator = Collator(config.model, QueryFeatures.build(dataset.query_texts, ids.encoder), stages)
         self.windows = make_windows(dataset.offsets, dataset.known_lengths(plan.last), config.model.max_length, config.training.stride)
         self.counts = request_counts(dataset, self.windows, recommends_searches(dataset, plan.searches), plan.searches)
+        if config.model.stages and config.model.ranking:
+            self._read_shown(config.model.stages, plan.last)
         if not self.counts.any():
             raise UserError("no training request: no user has two events before the split; give more data, or another split.kind")
+
+    def _read_shown(self, stages: list[str], last: int) -> None:
+        """Make what was shown up to split ``last`` further requests of the windows."""
+        shown = shown_requests(self.dataset, stages, last)
+        if shown is None:
+            raise UserError("model.ranking with model.stages: the log does not say what was shown (no impressions); use model.stages=[]")
+        places = shown_windows(shown, self.windows, np.asarray(self.dataset.offsets))
+        keep = np.flatnonzero((shown.split <= last) & (places >= 0))
+        self.collator.shown, self.collator.shown_windows = shown.take(keep), places[keep]
+        self.counts = self.counts + np.bincount(places[keep], minlength=len(self.windows))
+        log.info("train: %d of %d shown requests are learnt from", len(keep), len(shown))
 
     @property
     def steps_per_epoch(self) -> int:

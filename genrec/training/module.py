@@ -18,6 +18,7 @@ from genrec.objectives.generation import path_log_probabilities, walked_nodes
 from genrec.objectives.retrieval import full_softmax, sampled_softmax
 from genrec.training.batches import Part, step_seed
 from genrec.training.distributed import gather, gather_rows
+from genrec.training.extra_losses import hard_contrast, progressive_loss, ranking_loss
 
 VALIDATION_BEAM = 20
 SMALL_CATALOGUE, NEGATIVES = 4096, 2048  # by rule: the whole softmax up to so many items, else so many drawn
@@ -61,11 +62,11 @@ class TrainingModule(L.LightningModule):
         encoded = self.network.encode(batch)
         live = batch.targets >= 0
         targets = batch.targets[live]
-        if len(targets) == 0:
+        if len(targets) == 0 and batch.shown is None:
             return encoded.requests.sum() * 0
         settings = self.settings
         loss = encoded.requests.sum() * 0
-        if settings.retrieve_weight:
+        if settings.retrieve_weight and len(targets):
             requests = self.network.retrieval_vectors(encoded.requests[live])
             table = self.network.item_index(encoded.items)
             negatives = self.negatives(len(table))
@@ -75,14 +76,31 @@ class TrainingModule(L.LightningModule):
                 retrieve = sampled_softmax(requests, table, targets, negatives, gather_rows(targets), draw)
             else:
                 retrieve = full_softmax(requests, table, targets, settings.label_smoothing)
+            if settings.infonce_easy < 1:
+                hard = hard_contrast(self.network, batch, encoded, live, requests, settings.hard_negatives)
+                retrieve = settings.infonce_easy * retrieve + (1 - settings.infonce_easy) * hard
             loss = loss + settings.retrieve_weight * retrieve
             self.log("train/retrieve", retrieve)
-        if self.network.decoder is not None and settings.generate_weight:
+        loss = loss + self.extra_losses(batch, encoded, live)
+        if self.network.decoder is not None and settings.generate_weight and len(targets):
             generation = self.generation_loss(batch, encoded, live)
             loss = loss + settings.generate_weight * generation
             self.log("train/generate", generation)
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def extra_losses(self, batch: Batch, encoded: Encoded, live: Tensor) -> Tensor:
+        """What reasoning steps and the ranking head learn, weighted; each is switched by config."""
+        settings, total = self.settings, encoded.requests.sum() * 0
+        if settings.progressive != "none" and settings.progressive_weight and self.network.reasoning is not None:
+            progress = progressive_loss(self.network, batch, encoded, live, settings)
+            total = total + settings.progressive_weight * progress
+            self.log("train/progress", progress)
+        if self.network.ranking is not None and settings.rank_weight:
+            rank = ranking_loss(self.network, batch, encoded, live, settings)
+            total = total + settings.rank_weight * rank
+            self.log("train/rank", rank)
+        return total
 
     def negatives(self, n_items: int) -> int:
         """How many negatives a step draws; 0 for the softmax over the whole catalogue."""
