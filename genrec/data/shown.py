@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from genrec.data.dataset import SPLITS, TRAIN, Dataset
+from genrec.data.dataset import SPLITS, TRAIN, Dataset, Requests
 from genrec.data.rates import FeedbackRates
 from genrec.errors import UserError
 
@@ -53,6 +53,16 @@ class ShownRequests:
         owner = np.repeat(np.arange(len(requests)), lengths)
         lane = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return self.offsets[requests][owner] + lane, owner, lane
+
+    def histories(self, dataset: Dataset, requests: np.ndarray) -> Requests:
+        """Some requests with all their users did before, for inference; they have no single target."""
+        start = np.asarray(dataset.offsets)[self.users[requests]]
+        lengths = self.before[requests] - start
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        place = np.repeat(start - offsets[:-1], lengths) + np.arange(offsets[-1])
+        past = [np.asarray(column[place]) for column in (dataset.items, dataset.timestamps, dataset.actions, dataset.queries)]
+        none = np.full(len(requests), -1, np.int64)
+        return Requests(offsets, *past, self.times[requests], none, none, dataset.query_texts)
 
     def features(self, rows: np.ndarray) -> np.ndarray:
         """Evidence (n, F) float32 of some rows, from counts strictly before each."""

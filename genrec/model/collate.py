@@ -114,7 +114,7 @@ class Collator:
             reached[row, lane] = np.asarray(data.actions)[event][:, None] >= self.stages
             batch.reached = torch.from_numpy(reached)
         if len(asked_row):
-            batch.shown = self._shown_lanes(asked_row, shown_lane, asked_shown)
+            batch.shown = _shown_lanes(self.shown, asked_row, shown_lane, asked_shown)
         return batch
 
     def _shown_in(self, rows: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -125,17 +125,12 @@ class Collator:
         position = self.shown.before[index] - start[row] if len(row) else np.zeros(0, np.int64)
         return row, index, position
 
-    def _shown_lanes(self, row: np.ndarray, lane: np.ndarray, index: np.ndarray) -> ShownLanes:
-        place, owner, column = self.shown.rows(index)
-        shape = (len(index), int(column.max(initial=0)) + 1)
-        items = np.full(shape, -1, np.int64)
-        items[owner, column] = self.shown.items[place]
-        reached = np.zeros((*shape, self.shown.reached.shape[1]), bool)
-        reached[owner, column] = self.shown.reached[place]
-        known = self.shown.features(place)
-        evidence = np.zeros((*shape, known.shape[1]), np.float32)
-        evidence[owner, column] = known
-        return ShownLanes(*(torch.from_numpy(array) for array in (row, lane, items, reached, evidence)))
+    def shown_batch(self, data: Dataset, shown: ShownRequests, index: np.ndarray) -> Batch:
+        """An inference batch of some requests that the log answered, each in a row of its own, with what was shown."""
+        batch = self.requests(shown.histories(data, index))
+        row = np.arange(len(index))
+        batch.shown = _shown_lanes(shown, row, np.zeros_like(row), index)
+        return batch
 
     def requests(self, requests: Requests) -> Batch:
         """An inference batch: the last ``max_length`` events of each history and one request behind them."""
@@ -198,3 +193,17 @@ def shown_windows(shown: ShownRequests, windows: Windows, offsets: np.ndarray) -
     place = np.searchsorted(owner * width + windows.first, shown.users * width + shown.before, side="right") - 1
     mine = (place >= 0) & (owner[np.maximum(place, 0)] == shown.users)
     return np.where(mine, place, -1)
+
+
+def _shown_lanes(shown: ShownRequests, row: np.ndarray, lane: np.ndarray, index: np.ndarray) -> ShownLanes:
+    """What was shown in requests ``index`` (N,), which stand at ``row`` and ``lane`` (N,) of a batch."""
+    place, owner, column = shown.rows(index)
+    shape = (len(index), int(column.max(initial=0)) + 1)
+    items = np.full(shape, -1, np.int64)
+    items[owner, column] = shown.items[place]
+    reached = np.zeros((*shape, shown.reached.shape[1]), bool)
+    reached[owner, column] = shown.reached[place]
+    known = shown.features(place)
+    evidence = np.zeros((*shape, known.shape[1]), np.float32)
+    evidence[owner, column] = known
+    return ShownLanes(*(torch.from_numpy(array) for array in (row, lane, items, reached, evidence)))

@@ -52,3 +52,17 @@ def listwise(logits: Tensor, labels: Tensor, group: Tensor) -> Tensor:
     top = own.detach().scatter_reduce(0, row, logits.detach()[worse], "amax")
     others = torch.zeros_like(own).index_add(0, row, (logits[worse] - top[row]).exp())
     return (((own - top).exp() + others).log() + top - own).mean()
+
+
+def area_under_curve(scores: Tensor, labels: Tensor) -> float:
+    """AUC: how often a chosen candidate scores above one that was not, a tie counting half; nan where one of the two is missing.
+
+    ``scores`` (n,), ``labels`` (n,) bool.
+    """
+    positives = int(labels.sum())
+    negatives = len(labels) - positives
+    if not positives or not negatives:
+        return float("nan")
+    _, place, counts = scores.unique(return_inverse=True, return_counts=True)
+    rank = counts.cumsum(0).double() - (counts.double() - 1) / 2  # ties share the mean of their ranks, from 1
+    return float((rank[place][labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))

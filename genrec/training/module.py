@@ -15,6 +15,7 @@ from genrec.decoding.scorers import generate
 from genrec.model.code_decoder import node_means
 from genrec.model.network import Batch, Encoded, GenerativeRecommender
 from genrec.objectives.generation import path_log_probabilities, walked_nodes
+from genrec.objectives.ranking import area_under_curve
 from genrec.objectives.retrieval import full_softmax, sampled_softmax
 from genrec.training.batches import Part, step_seed
 from genrec.training.distributed import gather, gather_rows
@@ -34,6 +35,7 @@ class TrainingModule(L.LightningModule):
         self.network, self.settings, self.seed = network, config.training, config.seed
         self.steps_per_epoch = steps_per_epoch
         self.ranks: dict[str, list[Tensor]] = {}
+        self.judged: list[tuple[Tensor, Tensor]] = []
         self.share = 1.0  # of this process's part in the step's mean loss, see Part
         self.decayed = {name for name, parameter in network.named_parameters() if parameter.ndim > 1}  # sharded ones lose their shape
 
@@ -140,9 +142,15 @@ class TrainingModule(L.LightningModule):
         steps = path_log_probabilities(states[:, 0], decoder.log_scale.exp(), vectors, trie, paths, place)
         return -steps.sum(-1).mean()
 
-    def validation_step(self, pair: tuple[Batch, Tensor], index: int) -> None:
+    def validation_step(self, pair: tuple[Batch, Tensor | None], index: int) -> None:
         batch, seen = pair
         encoded = self.network.encode(batch)
+        if seen is None:  # what the log showed, to be ranked
+            shown = batch.shown
+            logits = self.network.rank(encoded, shown.row, shown.lane, shown.items, shown.evidence)
+            known = shown.items >= 0
+            self.judged.append((logits[known], shown.reached[known]))
+            return
         requests = encoded.requests[:, 0]
         targets = batch.targets[:, :1]
         scores = self.network.retrieval_vectors(requests) @ self.network.item_index(encoded.items).T
@@ -170,6 +178,15 @@ class TrainingModule(L.LightningModule):
             self.log(f"val/{mode}_recall@10", hit.float().mean())
             self.log(f"val/{mode}_ndcg@10", gain)
             quality.append(gain)
+        mine = [torch.cat(part).cpu() for part in zip(*self.judged, strict=True)]
+        judged = [one for one in gather(dict(zip(("logits", "reached"), mine, strict=False))) if one]
+        if judged:
+            logits, reached = (torch.cat([one[name] for one in judged]) for name in ("logits", "reached"))
+            areas = [area_under_curve(logits[:, stage], reached[:, stage]) for stage in range(logits.shape[1])]
+            for name, area in zip(self.network.config.stages, areas, strict=True):
+                self.log(f"val/{name}_auc", torch.tensor(area, device=self.device))
+            quality.append(torch.tensor(areas, device=self.device).nanmean())
+            self.judged = []
         self.log("val/quality", torch.stack(quality).mean() if quality else torch.tensor(0.0), prog_bar=True)
         self.ranks = {}
 
@@ -196,4 +213,4 @@ class TrainingModule(L.LightningModule):
         if isinstance(batch, Part):
             self.share = batch.share
             return batch.batch.to(device)
-        return batch[0].to(device), batch[1].to(device)
+        return batch[0].to(device), None if batch[1] is None else batch[1].to(device)
