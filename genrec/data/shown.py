@@ -18,7 +18,7 @@ class ShownRequests:
     """N requests in order of user and time, with what was shown in each.
 
     ``users``, ``before``, ``times``, ``split`` (N,): the user sees the events of the log up to and without index ``before`` (those strictly
-    earlier than ``times``, seconds). Request n was shown rows ``offsets[n]`` to ``offsets[n + 1] - 1`` of ``items``, ``reached`` (n_rows,
+    earlier than ``times``, seconds); ``queries`` (N,) index the dataset's query texts, -1 for none. Request n was shown rows ``offsets[n]`` to ``offsets[n + 1] - 1`` of ``items``, ``reached`` (n_rows,
     stages) bool and ``surfaces`` (n_rows,).
     """
 
@@ -26,6 +26,7 @@ class ShownRequests:
     before: np.ndarray
     times: np.ndarray
     split: np.ndarray
+    queries: np.ndarray
     offsets: np.ndarray
     items: np.ndarray
     reached: np.ndarray
@@ -44,7 +45,7 @@ class ShownRequests:
         """Some of the requests, in their order."""
         place, _, _ = self.rows(requests)
         offsets = np.concatenate([[0], np.cumsum(np.diff(self.offsets)[requests])]).astype(np.int64)
-        few = {name: getattr(self, name)[requests] for name in ("users", "before", "times", "split")}
+        few = {name: getattr(self, name)[requests] for name in ("users", "before", "times", "split", "queries")}
         return ShownRequests(**few, offsets=offsets, items=self.items[place], reached=self.reached[place], surfaces=self.surfaces[place], rates=self.rates)
 
     def rows(self, requests: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -62,7 +63,7 @@ class ShownRequests:
         place = np.repeat(start - offsets[:-1], lengths) + np.arange(offsets[-1])
         past = [np.asarray(column[place]) for column in (dataset.items, dataset.timestamps, dataset.actions, dataset.queries)]
         none = np.full(len(requests), -1, np.int64)
-        return Requests(offsets, *past, self.times[requests], none, none, dataset.query_texts)
+        return Requests(offsets, *past, self.times[requests], self.queries[requests], none, dataset.query_texts)
 
     def features(self, rows: np.ndarray) -> np.ndarray:
         """Evidence (n, F) float32 of some rows, from counts strictly before each."""
@@ -103,7 +104,7 @@ def shown_requests(dataset: Dataset, actions: list[str], last: int = TRAIN) -> S
     new[1:] = (users[1:] != users[:-1]) | (times[1:] != times[:-1]) | (request[1:] != request[:-1])
     first = np.flatnonzero(new)
     return ShownRequests(
-        users[first], _events_before(dataset, users[first], times[first]), times[first], split[first], np.append(first, len(table)).astype(np.int64),
+        users[first], _events_before(dataset, users[first], times[first]), times[first], split[first], _queries(dataset, table)[first], np.append(first, len(table)).astype(np.int64),
         table["item"].to_numpy().astype(np.int64), reached, rates.surface_codes(table), rates,
     )  # fmt: skip
 
@@ -116,6 +117,14 @@ def _reached(table: pl.DataFrame, chain: list[str], actions: list[str]) -> np.nd
         flag = name in table.columns and table[name].dtype == pl.Boolean
         columns.append(table[name].fill_null(False) if flag else level >= chain.index(name))
     return np.stack([np.asarray(column.to_numpy(), bool) for column in columns], axis=1)
+
+
+def _queries(dataset: Dataset, table: pl.DataFrame) -> np.ndarray:
+    """(n,) the id of each row's query, -1 for none or one that the dataset does not know."""
+    if "query" not in table.columns or not dataset.query_texts:
+        return np.full(len(table), -1, np.int64)
+    known = {text: place for place, text in enumerate(dataset.query_texts)}
+    return table["query"].replace_strict(known, default=-1, return_dtype=pl.Int64).fill_null(-1).to_numpy()
 
 
 def _events_before(dataset: Dataset, users: np.ndarray, times: np.ndarray) -> np.ndarray:

@@ -107,6 +107,7 @@ class Collator:
         when[row, lane] = times[seen]
         if len(asked_row):
             last = times[start[asked_row] + np.maximum(asked_position - 1, 0)]
+            asked[asked_row, shown_lane] = self.shown.queries[asked_shown]
             when[asked_row, shown_lane] = self.shown.times[asked_shown] if self.model.request_time else last
         batch = self._finish(data, start, np.maximum(stop - start - 1, positions.max(1, initial=0)), positions, when, asked, targets)
         if self.stages is not None:
