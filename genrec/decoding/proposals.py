@@ -15,7 +15,7 @@ from genrec.decoding.dense import dense_index
 from genrec.decoding.engine import Searcher
 from genrec.decoding.evidence import Evidence, log_scores, to_tensor
 from genrec.evaluation.baselines import BM25
-from genrec.model.network import Batch, GenerativeRecommender
+from genrec.model.network import Batch, Encoded, GenerativeRecommender
 
 MISSING = -1  # item id of an empty lane
 
@@ -25,7 +25,8 @@ class Candidates:
     """``ids`` (B, K) distinct item ids per row, -1 where empty; ``evidence`` (B, K, len(FEATURES)) float32.
 
     ``retrieved`` (B, n_items) the dense log-probabilities, -inf where excluded; ``generated`` the search's items and log-probabilities,
-    of which the first ``proven`` (B,) are provably the most probable of the catalogue, in that order.
+    of which the first ``proven`` (B,) are provably the most probable of the catalogue, in that order. ``ranked`` (B, K) the ranking head's
+    logits, where the network has one.
     """
 
     ids: Tensor
@@ -33,6 +34,7 @@ class Candidates:
     retrieved: Tensor | None = None
     generated: tuple[Tensor, Tensor] | None = None
     proven: Tensor | None = None
+    ranked: Tensor | None = None
 
 
 class Proposer:
@@ -108,8 +110,18 @@ class Proposer:
         columns, until = place.cpu().numpy(), requests.reference_times(self.network.config.request_time)
         known = [*self.evidence.item_features(columns, until), *self.evidence.history_features(columns, requests.histories)]
         ranks = [_log_rank(dense.gather(1, place), live), _log_rank(pair, live)]
-        evidence = torch.cat([torch.stack(sources, -1), to_tensor(known, device), torch.stack(ranks, -1)], dim=-1)
-        return Candidates(torch.where(live, union, MISSING), evidence, retrieved, generated, certain)
+        ids = torch.where(live, union, MISSING)
+        judged = self._judge(encoded, ids)
+        head = torch.zeros_like(pair) if judged is None else judged
+        evidence = torch.cat([torch.stack(sources, -1), to_tensor(known, device), torch.stack(ranks, -1), head[..., None]], dim=-1)
+        return Candidates(ids, evidence, retrieved, generated, certain, judged)
+
+    def _judge(self, encoded: Encoded, ids: Tensor) -> Tensor | None:
+        """The ranking head's logit (its first stage) of each candidate (B, K), nothing known of the pair from counts; None without a head."""
+        if self.network.ranking is None:
+            return None
+        row = torch.arange(len(ids), device=ids.device)
+        return self.network.rank(encoded, row, torch.zeros_like(row), ids)[..., 0].float().masked_fill(ids == MISSING, 0.0)
 
     def _text_match(self, batch: Batch) -> Tensor:
         """Cosine of the query's and each item's text vectors: (B, n_items); 0 without a query."""

@@ -1,4 +1,4 @@
-"""Ranked answers to requests: generated, retrieved, or fused from both and the co-occurrence evidence."""
+"""Ranked answers to requests: generated, retrieved, all proposals in the ranking head's order, or fused from all evidence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from genrec.decoding.proposals import MISSING, Candidates, Proposer
 from genrec.model.collate import Collator, QueryFeatures, request_batches
 from genrec.text.encoder import TextEncoder
 
-MODES = ("fused", "retrieve", "generate")
+MODES = ("fused", "retrieve", "generate", "rank")
 Ranked = tuple[np.ndarray, np.ndarray]
 
 
@@ -30,7 +30,9 @@ class Ranker:
 
     @property
     def modes(self) -> tuple[str, ...]:
-        return MODES if self.proposer.nodes is not None else MODES[:2]
+        network = self.proposer.network
+        missing = {"generate": network.decoder is None, "rank": network.ranking is None}
+        return tuple(mode for mode in MODES if not missing.get(mode, False))
 
     def collator(self, texts: Sequence[str]) -> Collator:
         if self._features is None or self._features[0] is not texts:
@@ -84,6 +86,9 @@ class Ranker:
         elif mode == "retrieve":
             scores, ids = found.retrieved.topk(min(k, found.retrieved.shape[1]), dim=1)
             ids = ids.masked_fill(scores.isneginf(), MISSING)
+        elif mode == "rank":
+            scores, order = found.ranked.masked_fill(found.ids == MISSING, -torch.inf).sort(dim=1, descending=True, stable=True)
+            ids = found.ids.gather(1, order)
         else:
             search = torch.from_numpy(chunk.request_queries >= 0)
             ids, scores = self.fusions["recommendation"].rank(found, k)

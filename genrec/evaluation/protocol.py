@@ -16,7 +16,8 @@ from genrec.evaluation.report import RAW, PerRequest, Row
 
 log = logging.getLogger(__name__)
 _CHUNK = 512
-OUR_NAMES = {"fused": "genrec, fused", "retrieve": "genrec, retrieval alone", "generate": "genrec, generation alone"}
+OUR_NAMES = {"fused": "genrec, fused", "retrieve": "genrec, retrieval alone", "generate": "genrec, generation alone",
+             "rank": "genrec, ranking head alone"}  # fmt: skip
 
 
 @dataclass

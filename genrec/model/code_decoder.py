@@ -138,7 +138,7 @@ class CodeDecoder(nn.Module):
             private = thoughts.shape[2]
             parts.append(thoughts.flatten(1, 2))
             own = torch.eye(thoughts.shape[1], dtype=torch.bool, device=context.device).repeat_interleave(private, 1)
-            mask.append(own.expand(len(context), -1, -1))
+            mask.append(own.expand(context.shape[0], -1, -1))
         projected = [layer.project_memory(torch.cat(parts, dim=1)) for layer in self.layers]
         return Memory(state, [k for k, _ in projected], [v for _, v in projected], torch.cat(mask, dim=-1), private)
 

@@ -41,10 +41,13 @@ class RankingHead(nn.Module):
             evidence = items.new_zeros(n, count, self.direct.in_features) if evidence is None else evidence.to(items.dtype)
             x = x + self.evidence(evidence)
         x = self.drop(self.norm(x))
-        itself = torch.eye(count, dtype=torch.bool, device=x.device).expand(n, -1, -1)
-        fellows = itself | live[:, None] if self.visible else itself
-        mask = torch.cat([seen[:, None].expand(-1, count, -1), fellows], dim=2)
-        states, _ = backbone.extend(x, angles[:, None].expand(-1, count, -1), mask, cache)
+        angles = angles[:, None].expand(-1, count, -1)
+        if self.visible:
+            fellows = torch.eye(count, dtype=torch.bool, device=x.device) | live[:, None]
+            mask = torch.cat([seen[:, None].expand(-1, count, -1), fellows], dim=2)
+            states, _ = backbone.extend(x, angles, mask, cache)
+        else:
+            states = backbone.alone(x, angles, seen, cache)
         logits = self.score(states)
         return logits if self.direct is None else logits + self.direct(evidence)
 
