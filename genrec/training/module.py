@@ -17,9 +17,11 @@ from genrec.model.code_decoder import node_means
 from genrec.model.network import Batch, Encoded, GenerativeRecommender
 from genrec.objectives.distillation import TeacherMass, draw_items, path_losses
 from genrec.objectives.generation import path_log_probabilities, walked_nodes
+from genrec.objectives.ranking import area_under_curve
 from genrec.objectives.retrieval import Candidates, draw_candidates, full_softmax, sampled_softmax
 from genrec.training.batches import Part, step_seed
 from genrec.training.distributed import gather, gather_rows
+from genrec.training.extra_losses import hard_contrast, progressive_loss, ranking_loss
 
 VALIDATION_BEAM = 20
 SMALL_CATALOGUE, NEGATIVES = 4096, 2048  # by rule: the whole softmax up to so many items, else so many drawn
@@ -35,6 +37,7 @@ class TrainingModule(L.LightningModule):
         self.network, self.settings, self.seed = network, config.training, config.seed
         self.steps_per_epoch = steps_per_epoch
         self.ranks: dict[str, list[Tensor]] = {}
+        self.judged: list[tuple[Tensor, Tensor]] = []
         self.share = 1.0  # of this process's part in the step's mean loss, see Part
         self.decayed = {name for name, parameter in network.named_parameters() if parameter.ndim > 1}  # sharded ones lose their shape
 
@@ -66,17 +69,21 @@ class TrainingModule(L.LightningModule):
         batch, items, ids = self.item_vectors(batch, candidates)
         encoded = self.network.encode(batch, items)
         loss = encoded.requests.sum() * 0
-        if len(targets) == 0:
+        if len(targets) == 0 and batch.shown is None:
             return loss
-        if settings.retrieve_weight:
+        if settings.retrieve_weight and len(targets):
             requests = self.network.retrieval_vectors(encoded.requests[live])
             if candidates is not None:
                 retrieve = sampled_softmax(requests, self.network.item_index(items[ids]), targets, candidates)
             else:
                 retrieve = full_softmax(requests, self.network.item_index(items), targets, settings.label_smoothing)
+            if settings.infonce_easy < 1:
+                hard = hard_contrast(self.network, batch, encoded, live, requests, settings.hard_negatives)
+                retrieve = settings.infonce_easy * retrieve + (1 - settings.infonce_easy) * hard
             loss = loss + settings.retrieve_weight * retrieve
             self.log("train/retrieve", retrieve)
-        if self.network.decoder is not None and settings.generate_weight:
+        loss = loss + self.extra_losses(batch, encoded, live)
+        if self.network.decoder is not None and settings.generate_weight and len(targets):
             generation = self.generation_loss(batch, encoded, live)
             loss = loss + settings.generate_weight * generation
             self.log("train/generate", generation)
@@ -97,13 +104,27 @@ class TrainingModule(L.LightningModule):
 
         Those of histories and candidates alone, where nothing looks at the whole catalogue.
         """
-        decoder = self.network.decoder if self.settings.generate_weight else None
-        everywhere = self.network.anchor_tables is not None or (decoder is not None and decoder.project is not None)
+        network, settings = self.network, self.settings
+        by_items = network.decoder is not None and network.decoder.project is not None and settings.generate_weight > 0
+        steps = network.reasoning is not None and settings.progressive != "none"
+        everywhere = network.anchor_tables is not None or network.ranking is not None or by_items or steps or settings.infonce_easy < 1
         if candidates is None or everywhere:
             return batch, self.network.item_encoder(), None if candidates is None else candidates.ids
         rows, place = torch.cat([candidates.ids, batch.items.flatten()]).unique(return_inverse=True)
         split = len(candidates.ids)
         return replace(batch, items=place[split:].view_as(batch.items)), self.network.item_encoder(rows), place[:split]
+    def extra_losses(self, batch: Batch, encoded: Encoded, live: Tensor) -> Tensor:
+        """What reasoning steps and the ranking head learn, weighted; each is switched by config."""
+        settings, total = self.settings, encoded.requests.sum() * 0
+        if settings.progressive != "none" and settings.progressive_weight and self.network.reasoning is not None:
+            progress = progressive_loss(self.network, batch, encoded, live, settings)
+            total = total + settings.progressive_weight * progress
+            self.log("train/progress", progress)
+        if self.network.ranking is not None and settings.rank_weight:
+            rank = ranking_loss(self.network, batch, encoded, live, settings)
+            total = total + settings.rank_weight * rank
+            self.log("train/rank", rank)
+        return total
 
     def negatives(self, n_items: int) -> int:
         """How many negatives a step draws; 0 for the softmax over the whole catalogue."""
@@ -161,9 +182,15 @@ class TrainingModule(L.LightningModule):
         logs = (logs.float() / self.settings.distill_temperature).log_softmax(-1)
         return TeacherMass.of_items(self.network.catalogue.trie, logs), logs
 
-    def validation_step(self, pair: tuple[Batch, Tensor], index: int) -> None:
+    def validation_step(self, pair: tuple[Batch, Tensor | None], index: int) -> None:
         batch, seen = pair
         encoded = self.network.encode(batch)
+        if seen is None:  # what the log showed, to be ranked
+            shown = batch.shown
+            logits = self.network.rank(encoded, shown.row, shown.lane, shown.items, shown.evidence)
+            known = shown.items >= 0
+            self.judged.append((logits[known], shown.reached[known]))
+            return
         requests = encoded.requests[:, 0]
         targets = batch.targets[:, :1]
         scores = self.network.retrieval_vectors(requests) @ self.network.item_index(encoded.items).T
@@ -191,6 +218,15 @@ class TrainingModule(L.LightningModule):
             self.log(f"val/{mode}_recall@10", hit.float().mean())
             self.log(f"val/{mode}_ndcg@10", gain)
             quality.append(gain)
+        mine = [torch.cat(part).cpu() for part in zip(*self.judged, strict=True)]
+        judged = [one for one in gather(dict(zip(("logits", "reached"), mine, strict=False))) if one]
+        if judged:
+            logits, reached = (torch.cat([one[name] for one in judged]) for name in ("logits", "reached"))
+            areas = [area_under_curve(logits[:, stage], reached[:, stage]) for stage in range(logits.shape[1])]
+            for name, area in zip(self.network.config.stages, areas, strict=True):
+                self.log(f"val/{name}_auc", torch.tensor(area, device=self.device))
+            quality.append(torch.tensor(areas, device=self.device).nanmean())
+            self.judged = []
         self.log("val/quality", torch.stack(quality).mean() if quality else torch.tensor(0.0), prog_bar=True)
         self.ranks = {}
 
@@ -217,4 +253,4 @@ class TrainingModule(L.LightningModule):
         if isinstance(batch, Part):
             self.share = batch.share
             return batch.batch.to(device)
-        return batch[0].to(device), batch[1].to(device)
+        return batch[0].to(device), None if batch[1] is None else batch[1].to(device)
