@@ -138,7 +138,6 @@ class AnchorAttention(nn.Module):
         else:
             kv = self.key_value(F.embedding(anchors.ids, items))
         key, value = kv.chunk(2, dim=-1)
-        value = value + self.mark(anchors.features)
         query = self.query(self.norm(x)).view(*x.shape[:2], self.heads, -1)
         logits = torch.einsum("brhd,brahd->brha", query, key.reshape(shape)) * query.shape[-1] ** -0.5
         logits = logits + self.bias(anchors.features).transpose(2, 3)
@@ -146,4 +145,7 @@ class AnchorAttention(nn.Module):
         empty = (query * self.null[0]).sum(-1, keepdim=True) * query.shape[-1] ** -0.5
         weights = torch.cat([empty, logits], dim=-1).softmax(-1)
         mixed = weights[..., :1] * self.null[1] + torch.einsum("brha,brahd->brhd", weights[..., 1:], value.reshape(shape))
+        # Each value also carries its anchor's mark; a linear map of the mean features is the mean of all those marks.
+        features = torch.einsum("brha,braf->brhf", weights[..., 1:], anchors.features)
+        mixed = mixed + torch.einsum("brhf,hdf->brhd", features, self.mark.weight.view(*self.null.shape[1:], -1))
         return self.drop(self.out(mixed.flatten(2)))

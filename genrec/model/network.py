@@ -99,8 +99,17 @@ class GenerativeRecommender(nn.Module):
         self.catalogue.trie = self.catalogue.trie.to(self.request.device)
         return module
 
-    def encode(self, batch: Batch, items: Tensor | None = None) -> Encoded:
-        """Run the backbone once over contexts and requests."""
+    def choose_anchors(self, batch: Batch) -> Anchors | None:
+        """What each request is shown besides its history; None where the network reads no anchors."""
+        if self.anchor_tables is None:
+            return None
+        return self.anchor_tables.choose(batch.items, batch.positions, batch.targets if self.training else None)
+
+    def encode(self, batch: Batch, items: Tensor | None = None, anchors: Anchors | None = None) -> Encoded:
+        """Run the backbone once over contexts and requests.
+
+        ``items`` (N, dim) are the vectors of all items, or of those that ``batch.items`` and ``anchors`` then name by their rows.
+        """
         items = self.item_encoder() if items is None else items
         queries = self.query_encoder(batch.query_text, batch.query_words, batch.query_offsets, self.item_encoder)
         context = items[batch.items] + self.actions(batch.actions) + self.fuse_query(queries)[batch.queries]
@@ -108,9 +117,8 @@ class GenerativeRecommender(nn.Module):
         asked = self.request + asked
         if self.last_event is not None:
             asked = asked + self._last(context, batch.positions)
-        anchors = None
-        if self.anchor_tables is not None:
-            anchors = self.anchor_tables.choose(batch.items, batch.positions, batch.targets if self.training else None)
+        anchors = self.choose_anchors(batch) if anchors is None else anchors
+        if anchors is not None:
             asked = asked + self.early_anchors(asked, anchors, items)
         asked = asked[:, :, None]  # (B, R, M, dim): the request block
         shape, length = asked.shape, batch.items.shape[1]

@@ -13,6 +13,7 @@ from torch import Tensor
 from genrec.config import Config
 from genrec.decoding.beam import leaf_items
 from genrec.decoding.scorers import generate
+from genrec.model.anchors import Anchors
 from genrec.model.code_decoder import node_means
 from genrec.model.network import Batch, Encoded, GenerativeRecommender
 from genrec.objectives.generation import path_log_probabilities, walked_nodes
@@ -62,8 +63,8 @@ class TrainingModule(L.LightningModule):
         live, settings = batch.targets >= 0, self.settings
         targets = batch.targets[live]
         candidates = self.candidates(targets, index) if settings.retrieve_weight and len(targets) else None
-        batch, items, ids = self.item_vectors(batch, candidates)
-        encoded = self.network.encode(batch, items)
+        batch, anchors, items, ids = self.item_vectors(batch, candidates)
+        encoded = self.network.encode(batch, items, anchors)
         loss = encoded.requests.sum() * 0
         if len(targets) == 0:
             return loss
@@ -91,18 +92,20 @@ class TrainingModule(L.LightningModule):
         draw = torch.Generator().manual_seed(step_seed(self.seed, self.current_epoch, index, -1))
         return draw_candidates(n_items, gather_rows(targets), negatives, draw)
 
-    def item_vectors(self, batch: Batch, candidates: Candidates | None) -> tuple[Batch, Tensor, Tensor | None]:
-        """The item vectors a step needs, the batch with its ``items`` as rows of them, and the rows of the candidates.
+    def item_vectors(self, batch: Batch, candidates: Candidates | None) -> tuple[Batch, Anchors | None, Tensor, Tensor | None]:
+        """The batch, its anchors, the item vectors that both name by their rows, and the rows of the candidates.
 
-        Those of histories and candidates alone, where nothing looks at the whole catalogue.
+        They are those of histories, anchors and candidates alone, where nothing looks at the whole catalogue.
         """
-        decoder = self.network.decoder if self.settings.generate_weight else None
-        everywhere = self.network.anchor_tables is not None or (decoder is not None and decoder.project is not None)
-        if candidates is None or everywhere:
-            return batch, self.network.item_encoder(), None if candidates is None else candidates.ids
-        rows, place = torch.cat([candidates.ids, batch.items.flatten()]).unique(return_inverse=True)
-        split = len(candidates.ids)
-        return replace(batch, items=place[split:].view_as(batch.items)), self.network.item_encoder(rows), place[:split]
+        anchors, decoder = self.network.choose_anchors(batch), self.network.decoder if self.settings.generate_weight else None
+        if candidates is None or (decoder is not None and decoder.project is not None):
+            return batch, anchors, self.network.item_encoder(), None if candidates is None else candidates.ids
+        used = [candidates.ids, batch.items.flatten(), *([] if anchors is None else [anchors.ids.flatten()])]
+        rows, place = torch.cat(used).unique(return_inverse=True)
+        ids, context, *shown = place.split([len(part) for part in used])
+        batch = replace(batch, items=context.view_as(batch.items))
+        anchors = replace(anchors, ids=shown[0].view_as(anchors.ids)) if shown else None
+        return batch, anchors, self.network.item_encoder(rows), ids
 
     def negatives(self, n_items: int) -> int:
         """How many negatives a step draws; 0 for the softmax over the whole catalogue."""
