@@ -85,7 +85,7 @@ class Protocols:
 
     def __init__(self, run, split: str = "test", fitted: str = "train"):
         self.run, self.split, self.fitted, self.data = run, split, fitted, run.dataset
-        self.last = TRAIN if fitted == "train" else VALID
+        self.last = VALID if fitted == "train+valid" else TRAIN
         self.ranker = run.ranker(fitted)
         self.lexical, self.counts = run.lexical, run.dataset.item_counts(self.last)
 

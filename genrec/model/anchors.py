@@ -49,6 +49,12 @@ class AnchorTables(nn.Module):
         for name, values in (("company", table.ids), ("counts", table.counts), ("shelf", shelf), ("users", table.users)):
             getattr(self, name).copy_(torch.as_tensor(values))
 
+    def grow(self, n_items: int) -> None:
+        """Rows for new items behind the others: nothing was counted of them."""
+        for name, empty in (("company", -1), ("counts", 0), ("shelf", -1), ("users", 0)):
+            old = getattr(self, name)
+            setattr(self, name, torch.cat([old, old.new_full((n_items - len(old), *old.shape[1:]), empty)]))
+
     @torch.no_grad()
     def choose(self, items: Tensor, lengths_before: Tensor, targets: Tensor | None = None) -> Anchors:
         """items (B, T) context, lengths_before (B, R) events each request sees, targets (B, R) in training (-1 none) -> the anchors.
@@ -117,35 +123,40 @@ def _belongs(items: Tensor, before: Tensor, targets: Tensor | None, ids: Tensor)
     return own & (first.view_as(ids) < before[..., None]), own
 
 
+class AnchorTokens(nn.Module):
+    """Keys and values of anchors: the item's vector and what its counts say, projected once for all that attend over them."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.item = nn.Linear(dim, 2 * dim, bias=False)
+        self.counts = nn.Linear(FEATURES, 2 * dim, bias=False)
+
+    def forward(self, anchors: Anchors, items: Tensor) -> tuple[Tensor, Tensor]:
+        """items (n_items, dim) item vectors -> keys and values, each (B, R, A, heads, dim / heads)."""
+        if anchors.ids.numel() > len(items):  # projecting the catalogue is less work than projecting its repeats
+            tokens = F.embedding(anchors.ids, self.item(items))
+        else:
+            tokens = self.item(F.embedding(anchors.ids, items))
+        return (tokens + self.counts(anchors.features)).unflatten(-1, (2, self.heads, -1)).unbind(-3)
+
+
 class AnchorAttention(nn.Module):
     """Attention of request states over their anchors, with a learned bias from each anchor's counts; a null key is always visible."""
 
     def __init__(self, dim: int, heads: int, dropout: float):
         super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(dim)
-        self.query, self.key_value = nn.Linear(dim, dim, bias=False), nn.Linear(dim, 2 * dim, bias=False)
-        self.bias, self.mark = nn.Linear(FEATURES, heads), nn.Linear(FEATURES, dim, bias=False)
+        self.norm, self.query = nn.LayerNorm(dim), nn.Linear(dim, dim, bias=False)
+        self.bias = nn.Linear(FEATURES, heads)
         self.null = nn.Parameter(torch.zeros(2, heads, dim // heads))
         self.out = nn.Linear(dim, dim, bias=False)
         self.drop = Dropout(dropout)
 
-    def forward(self, x: Tensor, anchors: Anchors, items: Tensor) -> Tensor:
-        """x (B, R, dim) request states, items (n_items, dim) item vectors -> what is added to the states, (B, R, dim)."""
-        shape = (*anchors.ids.shape, self.heads, -1)  # (B, R, A, heads, dim / heads)
-        if anchors.ids.numel() > len(items):
-            kv = F.embedding(anchors.ids, self.key_value(items))
-        else:
-            kv = self.key_value(F.embedding(anchors.ids, items))
-        key, value = kv.chunk(2, dim=-1)
-        query = self.query(self.norm(x)).view(*x.shape[:2], self.heads, -1)
-        logits = torch.einsum("brhd,brahd->brha", query, key.reshape(shape)) * query.shape[-1] ** -0.5
-        logits = logits + self.bias(anchors.features).transpose(2, 3)
+    def forward(self, x: Tensor, anchors: Anchors, key: Tensor, value: Tensor) -> Tensor:
+        """x (B, R, dim) request states; key and value as ``AnchorTokens`` makes them -> what is added to the states, (B, R, dim)."""
+        query = self.query(self.norm(x)).unflatten(-1, (key.shape[-2], -1)) * key.shape[-1] ** -0.5  # (B, R, heads, dim / heads)
+        logits = torch.einsum("brhd,brahd->brha", query, key) + self.bias(anchors.features).transpose(2, 3)
         logits = logits.masked_fill(~anchors.live[:, :, None], -torch.inf)
-        empty = (query * self.null[0]).sum(-1, keepdim=True) * query.shape[-1] ** -0.5
-        weights = torch.cat([empty, logits], dim=-1).softmax(-1)
-        mixed = weights[..., :1] * self.null[1] + torch.einsum("brha,brahd->brhd", weights[..., 1:], value.reshape(shape))
-        # Each value also carries its anchor's mark; a linear map of the mean features is the mean of all those marks.
-        features = torch.einsum("brha,braf->brhf", weights[..., 1:], anchors.features)
-        mixed = mixed + torch.einsum("brhf,hdf->brhd", features, self.mark.weight.view(*self.null.shape[1:], -1))
+        weights = torch.cat([(query * self.null[0]).sum(-1, keepdim=True), logits], dim=-1).softmax(-1)
+        mixed = weights[..., :1] * self.null[1] + torch.einsum("brha,brahd->brhd", weights[..., 1:], value)
         return self.drop(self.out(mixed.flatten(2)))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genrec.config import ModelConfig
-from genrec.model.anchors import AnchorAttention, Anchors, AnchorTables
+from genrec.model.anchors import AnchorAttention, Anchors, AnchorTables, AnchorTokens
 from genrec.model.backbone import Backbone, Cache, sequence_mask
 from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.model.dropout import Dropout
@@ -81,6 +81,7 @@ class GenerativeRecommender(nn.Module):
         self.anchor_tables = self.early_anchors = self.late_anchors = None
         if config.anchors:
             self.anchor_tables = AnchorTables(catalogue.n_items, config.anchors)
+            self.anchor_tokens = AnchorTokens(dim, config.heads)
             self.early_anchors = AnchorAttention(dim, config.heads, config.dropout)
             self.late_anchors = AnchorAttention(dim, config.heads, config.dropout)
         self.input_norm, self.drop = nn.LayerNorm(dim), Dropout(config.dropout)
@@ -119,7 +120,8 @@ class GenerativeRecommender(nn.Module):
             asked = asked + self._last(context, batch.positions)
         anchors = self.choose_anchors(batch) if anchors is None else anchors
         if anchors is not None:
-            asked = asked + self.early_anchors(asked, anchors, items)
+            tokens = self.anchor_tokens(anchors, items)
+            asked = asked + self.early_anchors(asked, anchors, *tokens)
         asked = asked[:, :, None]  # (B, R, M, dim): the request block
         shape, length = asked.shape, batch.items.shape[1]
         x = self.drop(self.input_norm(torch.cat([context, asked.flatten(1, 2)], dim=1)))
@@ -139,7 +141,7 @@ class GenerativeRecommender(nn.Module):
             blocks += further
         requests = blocks[-1].mean(2)
         if anchors is not None:
-            requests = requests + self.late_anchors(requests, anchors, items)
+            requests = requests + self.late_anchors(requests, anchors, *tokens)
         return Encoded(x[:, : length - unread], requests, visible, items, blocks, angles, cache, anchors)
 
     def _last(self, context: Tensor, positions: Tensor) -> Tensor:

@@ -177,6 +177,8 @@ def _grow_items(clone: GenerativeRecommender, network: GenerativeRecommender, ca
         rows, missing = _code_rows(catalogue.codes, starts, sizes, encoder.codes.num_embeddings)
         encoder.codes = nn.EmbeddingBag.from_pretrained(_with_zeros(encoder.codes.weight, int(missing)), mode="sum")
         encoder.code_rows = rows.to(device)
+    if clone.anchor_tables is not None:
+        clone.anchor_tables.grow(catalogue.n_items)
     if encoder.ids is not None:
         encoder.ids = nn.Embedding.from_pretrained(_with_zeros(encoder.ids.weight, catalogue.n_items - old.n_items))
 
