@@ -129,13 +129,22 @@ class GenerativeRecommender(nn.Module):
         self.catalogue.trie = self.catalogue.trie.to(self.request.device)
         return module
 
-    def encode(self, batch: Batch, items: Tensor | None = None, leave_out: bool | None = None) -> Encoded:
+    def choose_anchors(self, batch: Batch, leave_out: bool | None = None) -> Anchors | None:
+        """What each request is shown besides its history; None where the network reads no anchors.
+
+        ``leave_out``: take the sequence's own events out of the counts, as a request must that was counted; default: in training mode.
+        """
+        if self.anchor_tables is None:
+            return None
+        leave_out = self.training if leave_out is None else leave_out
+        return self.anchor_tables.choose(batch.items, batch.positions, batch.targets if leave_out else None)
+
+    def encode(self, batch: Batch, items: Tensor | None = None, anchors: Anchors | None = None) -> Encoded:
         """Run the backbone once over contexts and requests.
 
-        ``leave_out``: take the sequence's own events out of the anchors' counts, as a request must that was counted; default: in training mode.
+        ``items`` (N, dim) are the vectors of all items, or of those that ``batch.items`` and ``anchors`` then name by their rows.
         """
         items = self.item_encoder() if items is None else items
-        leave_out = self.training if leave_out is None else leave_out
         queries = self.query_encoder(batch.query_text, batch.query_words, batch.query_offsets, self.item_encoder)
         context = items[batch.items] + self.actions(batch.actions) + self.fuse_query(queries)[batch.queries]
         asked = torch.where((batch.request_queries > 0)[..., None], queries[batch.request_queries], self.no_query)
@@ -143,9 +152,8 @@ class GenerativeRecommender(nn.Module):
         if self.last_event is not None:
             asked = asked + self._last(context, batch.positions)
         asked = asked[:, :, None]  # (B, R, M, dim): the request block
-        anchors = None
-        if self.anchor_tables is not None:
-            anchors = self.anchor_tables.choose(batch.items, batch.positions, batch.targets if leave_out else None)
+        anchors = self.choose_anchors(batch) if anchors is None else anchors
+        if anchors is not None:
             tokens = self.anchor_tokens(anchors, items)
             asked = asked + self.early_anchors(asked, anchors, *tokens)
         shape, length = asked.shape, batch.items.shape[1]

@@ -13,6 +13,7 @@ from torch import Tensor
 from genrec.config import Config
 from genrec.decoding.beam import leaf_items
 from genrec.decoding.scorers import generate
+from genrec.model.anchors import Anchors
 from genrec.model.code_decoder import node_means
 from genrec.model.network import Batch, Encoded, GenerativeRecommender
 from genrec.objectives.distillation import TeacherMass, draw_items, path_losses
@@ -66,8 +67,8 @@ class TrainingModule(L.LightningModule):
         live, settings = batch.targets >= 0, self.settings
         targets = batch.targets[live]
         candidates = self.candidates(targets, index) if settings.retrieve_weight and len(targets) else None
-        batch, items, ids = self.item_vectors(batch, candidates)
-        encoded = self.network.encode(batch, items)
+        batch, anchors, items, ids = self.item_vectors(batch, candidates)
+        encoded = self.network.encode(batch, items, anchors)
         loss = encoded.requests.sum() * 0
         if len(targets) == 0 and batch.shown is None:
             return loss
@@ -99,20 +100,24 @@ class TrainingModule(L.LightningModule):
         draw = torch.Generator().manual_seed(step_seed(self.seed, self.current_epoch, index, -1))
         return draw_candidates(n_items, gather_rows(targets), negatives, draw)
 
-    def item_vectors(self, batch: Batch, candidates: Candidates | None) -> tuple[Batch, Tensor, Tensor | None]:
-        """The item vectors a step needs, the batch with its ``items`` as rows of them, and the rows of the candidates.
+    def item_vectors(self, batch: Batch, candidates: Candidates | None) -> tuple[Batch, Anchors | None, Tensor, Tensor | None]:
+        """The batch, its anchors, the item vectors that both name by their rows, and the rows of the candidates.
 
-        Those of histories and candidates alone, where nothing looks at the whole catalogue.
+        They are those of histories, anchors and candidates alone, where nothing looks at the whole catalogue.
         """
         network, settings = self.network, self.settings
+        anchors = network.choose_anchors(batch)
         by_items = network.decoder is not None and network.decoder.project is not None and settings.generate_weight > 0
         steps = network.reasoning is not None and settings.progressive != "none"
-        everywhere = network.anchor_tables is not None or network.ranking is not None or by_items or steps or settings.infonce_easy < 1
-        if candidates is None or everywhere:
-            return batch, self.network.item_encoder(), None if candidates is None else candidates.ids
-        rows, place = torch.cat([candidates.ids, batch.items.flatten()]).unique(return_inverse=True)
-        split = len(candidates.ids)
-        return replace(batch, items=place[split:].view_as(batch.items)), self.network.item_encoder(rows), place[:split]
+        if candidates is None or network.ranking is not None or by_items or steps or settings.infonce_easy < 1:
+            return batch, anchors, network.item_encoder(), None if candidates is None else candidates.ids
+        used = [candidates.ids, batch.items.flatten(), *([] if anchors is None else [anchors.ids.flatten()])]
+        rows, place = torch.cat(used).unique(return_inverse=True)
+        ids, context, *shown = place.split([len(part) for part in used])
+        batch = replace(batch, items=context.view_as(batch.items))
+        anchors = replace(anchors, ids=shown[0].view_as(anchors.ids)) if shown else None
+        return batch, anchors, network.item_encoder(rows), ids
+
     def extra_losses(self, batch: Batch, encoded: Encoded, live: Tensor) -> Tensor:
         """What reasoning steps and the ranking head learn, weighted; each is switched by config."""
         settings, total = self.settings, encoded.requests.sum() * 0
@@ -139,7 +144,7 @@ class TrainingModule(L.LightningModule):
             if self.frozen is None:
                 items = self.network.item_encoder()
                 self.frozen = items, node_means(self.network.catalogue.trie, items)
-            encoded = self.network.encode(batch, self.frozen[0], leave_out=True)
+            encoded = self.network.encode(batch, self.frozen[0], self.network.choose_anchors(batch, leave_out=True))
         live = batch.targets >= 0
         if not live.any():
             return sum(parameter.sum() for parameter in self.network.decoder.parameters()) * 0
