@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genrec.model.dropout import Dropout
 from genrec.model.rope import rotate
 
 Cache = list[tuple[Tensor, Tensor]]  # per layer: turned keys and values (batch, heads, length, dim / heads)
@@ -46,15 +47,24 @@ class Block(nn.Module):
         self.attention_norm, self.feed_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
         self.up, self.down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(
-        self, x: Tensor, angles: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None = None
+        self, x: Tensor, angles: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None = None, unread: int = 0
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """x (batch, length, dim), angles (batch, length, planes), mask (batch, length, past + length) -> the same x, and all keys and values."""
+        """x (batch, length, dim), angles (batch, length, planes), mask (batch, length, past + length) -> the same x, and all keys and values.
+
+        The first ``unread`` tokens only give keys and values; the x that comes back is without them.
+        """
         batch, length, dim = x.shape
-        q, k, v = self.qkv(self.attention_norm(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, angles), rotate(k, angles)
+        normed = self.attention_norm(x)
+        if unread:
+            x, mask = x[:, unread:], mask[:, unread:]
+            q = F.linear(normed[:, unread:], self.qkv.weight[:dim]).view(batch, length - unread, self.heads, -1).transpose(1, 2)
+            k, v = F.linear(normed, self.qkv.weight[dim:]).view(batch, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        else:
+            q, k, v = self.qkv(normed).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = rotate(q, angles[:, unread:]), rotate(k, angles)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         rate = self.dropout if self.training else 0.0
@@ -76,8 +86,7 @@ class Block(nn.Module):
 
     def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """What follows the attention: x (batch, length, dim), mixed (batch, heads, length, dim / heads)."""
-        batch, length, dim = x.shape
-        x = x + self.drop(self.out(mixed.transpose(1, 2).reshape(batch, length, dim)))
+        x = x + self.drop(self.out(mixed.transpose(1, 2).reshape(x.shape)))
         return x + self.drop(self.down(F.gelu(self.up(self.feed_norm(x)))))
 
 
@@ -92,15 +101,17 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor, angles: Tensor, mask: Tensor) -> Tensor:
         return self.extend(x, angles, mask)[0]
 
-    def extend(self, x: Tensor, angles: Tensor, mask: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
+    def extend(self, x: Tensor, angles: Tensor, mask: Tensor, cache: Cache | None = None, unread: int = 0) -> tuple[Tensor, Cache]:
         """Run tokens x (batch, new, dim) that see cached tokens and one another as ``mask`` (batch, new, cached + new) says.
 
         Returns their states (batch, new, dim) and the cache with them at its end. Equals one pass over all tokens in which no cached
-        token sees a new one. Without ``cache`` this is the first pass.
+        token sees a new one. Without ``cache`` this is the first pass. The first ``unread`` tokens' states are not wanted: the last layer
+        leaves them out, but for their keys and values.
         """
         grown = []
         for index, block in enumerate(self.blocks):
-            x, kept = block(x, angles, mask, None if cache is None else cache[index])
+            last = index == len(self.blocks) - 1
+            x, kept = block(x, angles, mask, None if cache is None else cache[index], unread if last else 0)
             grown.append(kept)
         return self.norm(x), grown
 

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genrec.config import ModelConfig
+from genrec.model.anchors import AnchorAttention, Anchors, AnchorTables, AnchorTokens
 from genrec.model.backbone import Backbone, Cache, sequence_mask
 from genrec.model.code_decoder import CodeDecoder, Memory
+from genrec.model.dropout import Dropout
 from genrec.model.embeddings import ItemEncoder, QueryEncoder
 from genrec.data.rates import n_features
 from genrec.model.ranking import RankingHead, request_rows
@@ -70,8 +72,10 @@ class Batch:
 class Encoded:
     """``context`` (B, T, dim), ``requests`` (B, R, dim), ``visible`` (B, R, T) and the item vectors (n_items, dim) of this pass.
 
+    Where the network has no code decoder nothing reads ``context``, and it is empty: (B, 0, dim).
+
     ``blocks`` are the request's tokens after the base pass and after each reasoning step, each (B, R, M, dim); ``requests`` is the mean of
-    the last. ``angles`` (B, R x M, planes) are those tokens'; ``cache`` the backbone's keys and values: context, requests, then each step.
+    the last. ``angles`` (B, R x M, planes) are those tokens'; ``anchors`` what the requests were shown; ``cache`` the backbone's keys and values: context, requests, then each step.
     """
 
     context: Tensor
@@ -81,6 +85,7 @@ class Encoded:
     blocks: list[Tensor]
     angles: Tensor
     cache: Cache
+    anchors: Anchors | None = None
 
 
 class GenerativeRecommender(nn.Module):
@@ -97,7 +102,13 @@ class GenerativeRecommender(nn.Module):
         self.no_query = nn.Parameter(torch.randn(dim) * 0.02)
         self.request = nn.Parameter(torch.randn(dim) * 0.02)
         self.last_event = nn.Linear(dim, dim, bias=False) if config.last_event else None
-        self.input_norm, self.drop = nn.LayerNorm(dim), nn.Dropout(config.dropout)
+        self.anchor_tables = self.early_anchors = self.late_anchors = None
+        if config.anchors:
+            self.anchor_tables = AnchorTables(catalogue.n_items, config.anchors)
+            self.anchor_tokens = AnchorTokens(dim, config.heads)
+            self.early_anchors = AnchorAttention(dim, config.heads, config.dropout)
+            self.late_anchors = AnchorAttention(dim, config.heads, config.dropout)
+        self.input_norm, self.drop = nn.LayerNorm(dim), Dropout(config.dropout)
         self.backbone = Backbone(dim, config.layers, config.heads, config.dropout)
         self.reasoning = Reasoning(dim, config.reasoning_steps, bool(config.stages)) if config.reasoning_steps else None
         self.ranking = None
@@ -109,16 +120,30 @@ class GenerativeRecommender(nn.Module):
         self.decoder = None
         if generate:
             self.decoder = CodeDecoder(
-                catalogue.trie, dim, config.decoder_layers, config.heads, config.dropout, config.node_vectors, config.temperature
-            )
+                catalogue.trie, dim, config.decoder_layers, config.heads, config.dropout, config.node_vectors, config.temperature,
+                config.anchors > 0,
+            )  # fmt: skip
 
     def to(self, *args, **kwargs) -> GenerativeRecommender:
         module = super().to(*args, **kwargs)
         self.catalogue.trie = self.catalogue.trie.to(self.request.device)
         return module
 
-    def encode(self, batch: Batch, items: Tensor | None = None) -> Encoded:
-        """Run the backbone once over contexts and requests."""
+    def choose_anchors(self, batch: Batch, leave_out: bool | None = None) -> Anchors | None:
+        """What each request is shown besides its history; None where the network reads no anchors.
+
+        ``leave_out``: take the sequence's own events out of the counts, as a request must that was counted; default: in training mode.
+        """
+        if self.anchor_tables is None:
+            return None
+        leave_out = self.training if leave_out is None else leave_out
+        return self.anchor_tables.choose(batch.items, batch.positions, batch.targets if leave_out else None)
+
+    def encode(self, batch: Batch, items: Tensor | None = None, anchors: Anchors | None = None) -> Encoded:
+        """Run the backbone once over contexts and requests.
+
+        ``items`` (N, dim) are the vectors of all items, or of those that ``batch.items`` and ``anchors`` then name by their rows.
+        """
         items = self.item_encoder() if items is None else items
         queries = self.query_encoder(batch.query_text, batch.query_words, batch.query_offsets, self.item_encoder)
         context = items[batch.items] + self.actions(batch.actions) + self.fuse_query(queries)[batch.queries]
@@ -127,6 +152,10 @@ class GenerativeRecommender(nn.Module):
         if self.last_event is not None:
             asked = asked + self._last(context, batch.positions)
         asked = asked[:, :, None]  # (B, R, M, dim): the request block
+        anchors = self.choose_anchors(batch) if anchors is None else anchors
+        if anchors is not None:
+            tokens = self.anchor_tokens(anchors, items)
+            asked = asked + self.early_anchors(asked, anchors, *tokens)
         shape, length = asked.shape, batch.items.shape[1]
         x = self.drop(self.input_norm(torch.cat([context, asked.flatten(1, 2)], dim=1)))
         index = torch.arange(length, device=x.device).expand(x.shape[0], -1)
@@ -136,13 +165,17 @@ class GenerativeRecommender(nn.Module):
             self.config.dim // self.config.heads // 2, self.config.time_share, self.time_base, self.config.rope,
         )  # fmt: skip
         mask = sequence_mask(length, batch.positions, shape[2])
-        x, cache = self.backbone.extend(x, angles, mask)
+        unread = length if self.decoder is None else 0  # only the code decoder looks at what became of the context
+        x, cache = self.backbone.extend(x, angles, mask, unread=unread)
         visible, angles = mask[:, length :: shape[2], :length], angles[:, length:]
-        blocks = [x[:, length:].unflatten(1, shape[1:3])]
+        blocks = [x[:, length - unread :].unflatten(1, shape[1:3])]
+        if anchors is not None:
+            blocks = [blocks[0] + self.late_anchors(blocks[0], anchors, *tokens)]
         if self.reasoning is not None:
             further, cache = self.reasoning(self.backbone, blocks[0], angles, visible, cache)
             blocks += further
-        return Encoded(x[:, :length], blocks[-1].mean(2), visible, items, blocks, angles, cache)
+        requests = blocks[-1].mean(2)
+        return Encoded(x[:, : length - unread], requests, visible, items, blocks, angles, cache, anchors)
 
     def _last(self, context: Tensor, positions: Tensor) -> Tensor:
         """What each request takes over from the event right before it: (B, R, dim), zero for a request without history.
@@ -170,7 +203,18 @@ class GenerativeRecommender(nn.Module):
         items = encoded.items[candidates.clamp(min=0)]
         return self.ranking(self.backbone, items, evidence, candidates >= 0, encoded.angles[row, lane * block], seen, cache)
 
-    def decoder_memory(self, encoded: Encoded) -> Memory:
-        """What the code decoder attends over: the context, and each request's reasoning blocks."""
-        thoughts = torch.cat(encoded.blocks[1:], dim=2) if len(encoded.blocks) > 1 else None
-        return self.decoder.memory(encoded.requests, encoded.context, encoded.visible, thoughts)
+    def decoder_memory(
+        self, encoded: Encoded, row: Tensor | None = None, lane: Tensor | None = None, decoder: CodeDecoder | None = None
+    ) -> Memory:
+        """What the code decoder attends over: the context, and each request's reasoning blocks and anchors.
+
+        ``row`` and ``lane`` (N,) choose requests, which become rows of their own; ``decoder`` stands in for the network's.
+        """
+        decoder = self.decoder if decoder is None else decoder
+        thoughts, anchors = torch.cat(encoded.blocks[1:], dim=2) if len(encoded.blocks) > 1 else None, encoded.anchors
+        memory = decoder.memory(encoded.requests, encoded.context, encoded.visible)
+        if row is not None:
+            memory = memory.take(row, lane)
+            thoughts = thoughts[row, lane][:, None] if thoughts is not None else None
+            anchors = anchors.take(row, lane) if anchors is not None else None
+        return decoder.with_private(memory, thoughts, anchors, encoded.items)

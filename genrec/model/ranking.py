@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from genrec.model.backbone import Backbone, Cache
+from genrec.model.dropout import Dropout
 
 
 class RankingHead(nn.Module):
@@ -26,8 +27,8 @@ class RankingHead(nn.Module):
         if evidence:
             self.evidence = nn.Sequential(nn.Linear(evidence, dim), nn.GELU(), nn.Linear(dim, dim))
             self.direct = nn.Linear(evidence, stages, bias=False)  # counts speak plainly; no norm is between them and the logit
-        self.norm, self.drop = nn.LayerNorm(dim), nn.Dropout(dropout)
-        self.score = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, stages))
+        self.norm, self.drop = nn.LayerNorm(dim), Dropout(dropout)
+        self.score = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), Dropout(dropout), nn.Linear(dim, stages))
 
     def forward(self, backbone: Backbone, items: Tensor, evidence: Tensor | None, live: Tensor, angles: Tensor, seen: Tensor, cache: Cache) -> Tensor:
         """Logits (N, C, stages) of N requests with C candidates each.

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, write_json
 from genrec.config import Config, TrainingConfig, to_dict
+from genrec.data.anchors import company, shelf
 from genrec.data.dataset import TRAIN, VALID, Dataset
 from genrec.data.sequences import make_windows
 from genrec.errors import UserError
@@ -168,6 +169,10 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
     check_launch(config.training)
     join()
     network = new_network(config, dataset, ids, plan.generate)
+    if network.anchor_tables is not None and not plan.trunk:
+        width = 2 * config.model.anchors
+        counted = company(dataset.histories(plan.last), dataset.n_items, width)
+        network.anchor_tables.fill(counted, shelf(dataset.item_table, counted.users, width))
     if plan.trunk:
         _stand_on(network, plan.trunk)
         config = copy.deepcopy(config)
