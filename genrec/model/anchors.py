@@ -71,8 +71,8 @@ class AnchorTables(nn.Module):
         together, after, before = self.counts[recent].unbind(-1)
         if targets is not None:
             together = together - own.float()
-            answer = (ids == targets[:, :, None, None]) & (torch.arange(RECENT, device=items.device) == 0)[:, None]
-            after = after - answer.float()
+            coming = _coming(items, lengths_before, targets)
+            after = after - ((ids == coming[..., None, None]) & (torch.arange(RECENT, device=items.device) == 0)[:, None]).float()
         scale = (self.users[recent][..., None] + 1).rsqrt() * (self.users[ids.clamp(min=0)] + 1).rsqrt()
         score = strength(together.clamp(min=0), after.clamp(min=0), before, scale)
         live = (ids >= 0) & ~seen & known[..., None] & ((together > 0) | (after > 0) | (before > 0))
@@ -94,6 +94,17 @@ class AnchorTables(nn.Module):
         chosen = [torch.cat([company[part].flatten(2, 3), *(side[part] for side in shelves)], dim=2) for part in range(3)]
         features = torch.cat([chosen[2], tag.expand(batch, requests, -1, -1)], dim=-1)
         return Anchors(chosen[0].clamp(min=0), chosen[1], features)
+
+
+def _coming(items: Tensor, before: Tensor, targets: Tensor) -> Tensor:
+    """The event that came right after what each request sees, whether the request asks for it or not: (B, R) item ids, -1 unknown."""
+    known = targets >= 0
+    sequence = items.new_full((len(items), items.shape[1] + 2), -1)  # the last place takes what is not known
+    sequence.scatter_(1, torch.where(known, before, items.shape[1] + 1), targets)
+    sequence[:, -1] = -1
+    inside = torch.arange(items.shape[1], device=items.device) < before.max(1, keepdim=True).values
+    sequence[:, : items.shape[1]] = torch.where(inside, items, sequence[:, : items.shape[1]])
+    return sequence.gather(1, before)
 
 
 def _top(ids: Tensor, live: Tensor, score: Tensor, features: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,10 +164,10 @@ class AnchorAttention(nn.Module):
         self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor, anchors: Anchors, key: Tensor, value: Tensor) -> Tensor:
-        """x (B, R, dim) request states; key and value as ``AnchorTokens`` makes them -> what is added to the states, (B, R, dim)."""
-        query = self.query(self.norm(x)).unflatten(-1, (key.shape[-2], -1)) * key.shape[-1] ** -0.5  # (B, R, heads, dim / heads)
-        logits = torch.einsum("brhd,brahd->brha", query, key) + self.bias(anchors.features).transpose(2, 3)
-        logits = logits.masked_fill(~anchors.live[:, :, None], -torch.inf)
+        """x (B, R, M, dim) states of each request's M tokens; key and value as ``AnchorTokens`` makes them -> what is added, x's shape."""
+        query = self.query(self.norm(x)).unflatten(-1, (key.shape[-2], -1)) * key.shape[-1] ** -0.5  # (B, R, M, heads, dim / heads)
+        logits = torch.einsum("brmhd,brahd->brmha", query, key) + self.bias(anchors.features).transpose(2, 3)[:, :, None]
+        logits = logits.masked_fill(~anchors.live[:, :, None, None], -torch.inf)
         weights = torch.cat([(query * self.null[0]).sum(-1, keepdim=True), logits], dim=-1).softmax(-1)
-        mixed = weights[..., :1] * self.null[1] + torch.einsum("brha,brahd->brhd", weights[..., 1:], value)
-        return self.drop(self.out(mixed.flatten(2)))
+        mixed = weights[..., :1] * self.null[1] + torch.einsum("brmha,brahd->brmhd", weights[..., 1:], value)
+        return self.drop(self.out(mixed.flatten(3)))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genrec.model.anchors import Anchors, AnchorTokens
 from genrec.model.dropout import Dropout
 from genrec.semantic_ids.trie import CatalogueTrie
 
@@ -22,31 +23,18 @@ class Memory:
     """Projected context shared by all beams of a request.
 
     ``state`` (B, R, dim) request states; ``keys`` / ``values`` per layer (B, heads, S, dim / heads); ``mask`` (B, R, S). S = 1 + T + R x P:
-    a null token, the context, and P = ``private`` positions of each request that no other request sees (its reasoning blocks).
+    a null token, the context, and P private positions of each request that no other request sees (reasoning blocks, anchors).
     """
 
     state: Tensor
     keys: list[Tensor]
     values: list[Tensor]
     mask: Tensor
-    private: int = 0
 
     def take(self, row: Tensor, lane: Tensor) -> Memory:
-        """Some requests as rows of their own (B = their number, R = 1): padding lanes then cost nothing."""
-        keys, values = [self._own(k, row, lane) for k in self.keys], [self._own(v, row, lane) for v in self.values]
-        mask = self.mask[row, lane][:, None]
-        if self.private:
-            shared = mask.shape[-1] - self.private * self.state.shape[1]
-            mask = torch.cat([mask[..., :shared], mask.new_ones(len(row), 1, self.private)], dim=-1)
-        return Memory(self.state[row, lane][:, None], keys, values, mask)
-
-    def _own(self, part: Tensor, row: Tensor, lane: Tensor) -> Tensor:
-        """Keys or values (B, heads, S, d) of some requests, without the private positions of others: (N, heads, 1 + T + P, d)."""
-        if not self.private:
-            return part[row]
-        shared = part.shape[2] - self.private * self.state.shape[1]
-        private = part[:, :, shared:].unflatten(2, (-1, self.private))
-        return torch.cat([part[row][:, :, :shared], private[row, :, lane]], dim=2)
+        """Some requests as rows of their own (B = their number, R = 1): padding lanes then cost nothing. Before private positions are added."""
+        keys, values = [k[row] for k in self.keys], [v[row] for v in self.values]
+        return Memory(self.state[row, lane][:, None], keys, values, self.mask[row, lane][:, None])
 
 
 class DecoderLayer(nn.Module):
@@ -87,11 +75,14 @@ class DecoderLayer(nn.Module):
 class CodeDecoder(nn.Module):
     """Walks the catalogue trie; see the module's docstring."""
 
-    def __init__(self, trie: CatalogueTrie, dim: int, layers: int, heads: int, dropout: float, node_vectors: str, temperature: float):
+    def __init__(
+        self, trie: CatalogueTrie, dim: int, layers: int, heads: int, dropout: float, node_vectors: str, temperature: float, anchors: bool = False
+    ):  # fmt: skip
         super().__init__()
         self.node_kind = node_vectors
         self.levels = trie.depth
         self.layers = nn.ModuleList(DecoderLayer(dim, heads, dropout) for _ in range(layers))
+        self.anchors = nn.ModuleList(AnchorTokens(dim, heads) for _ in range(layers)) if anchors else None
         self.norm = nn.LayerNorm(dim)
         self.null = nn.Parameter(torch.zeros(1, 1, dim))
         self.level = nn.Parameter(torch.randn(self.levels, dim) * 0.02)
@@ -127,21 +118,34 @@ class CodeDecoder(nn.Module):
                 vectors = vectors + self.project(means[rows])
         return self.node_norm(vectors)
 
-    def memory(self, state: Tensor, context: Tensor, visible: Tensor, thoughts: Tensor | None = None) -> Memory:
-        """state (B, R, dim), context (B, T, dim), visible (B, R, T) -> the shared memory; a learned null token is always visible.
+    def memory(self, state: Tensor, context: Tensor, visible: Tensor) -> Memory:
+        """state (B, R, dim), context (B, T, dim), visible (B, R, T) -> the shared memory; a learned null token is always visible."""
+        context = torch.cat([self.null.expand(context.shape[0], -1, -1), context], dim=1)
+        projected = [layer.project_memory(context) for layer in self.layers]
+        mask = torch.cat([visible.new_ones(*visible.shape[:2], 1), visible], dim=-1)
+        return Memory(state, [k for k, _ in projected], [v for _, v in projected], mask)
 
-        ``thoughts`` (B, R, P, dim): further states that only their own request sees.
-        """
-        parts = [self.null.expand(context.shape[0], -1, -1), context]
-        mask = [visible.new_ones(*visible.shape[:2], 1), visible]
-        private = 0
+    def with_private(self, memory: Memory, thoughts: Tensor | None, anchors: Anchors | None, items: Tensor) -> Memory:
+        """The memory with what only its own request sees: ``thoughts`` (B, R, P, dim) reasoning states, and the request's anchors."""
+        batch, requests = memory.state.shape[:2]
+        live = [part.live for part in (anchors,) if part is not None and self.anchors is not None]
         if thoughts is not None:
-            private = thoughts.shape[2]
-            parts.append(thoughts.flatten(1, 2))
-            own = torch.eye(thoughts.shape[1], dtype=torch.bool, device=context.device).repeat_interleave(private, 1)
-            mask.append(own.expand(len(context), -1, -1))
-        projected = [layer.project_memory(torch.cat(parts, dim=1)) for layer in self.layers]
-        return Memory(state, [k for k, _ in projected], [v for _, v in projected], torch.cat(mask, dim=-1), private)
+            live.insert(0, torch.ones(thoughts.shape[:3], dtype=torch.bool, device=thoughts.device))
+        if not live:
+            return memory
+        keys, values = [], []
+        for index, layer in enumerate(self.layers):
+            pairs = []
+            if thoughts is not None:
+                projected = layer.project_memory(thoughts.flatten(1, 2))
+                pairs.append([part.unflatten(2, (requests, -1)) for part in projected])
+            if anchors is not None and self.anchors is not None:
+                pairs.append([part.permute(0, 3, 1, 2, 4) for part in self.anchors[index](anchors, items)])
+            for mine, shared, place in ((keys, memory.keys, 0), (values, memory.values, 1)):
+                private = torch.cat([pair[place] for pair in pairs], dim=3)  # (B, heads, R, P, dim / heads)
+                mine.append(torch.cat([shared[index], private.flatten(2, 3)], dim=2))
+        own = torch.eye(requests, dtype=torch.bool, device=items.device)[..., None] & torch.cat(live, dim=2)[:, None]  # (B, R, R, P)
+        return Memory(memory.state, keys, values, torch.cat([memory.mask, own.flatten(2)], dim=-1))
 
     def hidden(
         self, memory: Memory, vectors: Tensor, nodes: Tensor, first: int = 0, cache: list | None = None

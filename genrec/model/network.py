@@ -14,18 +14,38 @@ from genrec.model.backbone import Backbone, Cache, sequence_mask
 from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.model.dropout import Dropout
 from genrec.model.embeddings import ItemEncoder, QueryEncoder
+from genrec.data.rates import n_features
+from genrec.model.ranking import RankingHead, request_rows
 from genrec.model.reasoning import Reasoning
 from genrec.model.rope import rotary_angles
 from genrec.semantic_ids.catalogue import Catalogue
 
 
 @dataclass
+class ShownLanes:
+    """Requests of a batch that the log itself answered: N of them, at ``row`` and ``lane`` (N,) of the batch, with C items shown in each.
+
+    ``items`` (N, C), -1 for padding; ``reached`` (N, C, stages) bool what became of them; ``evidence`` (N, C, F) float32.
+    """
+
+    row: Tensor
+    lane: Tensor
+    items: Tensor
+    reached: Tensor
+    evidence: Tensor
+
+    def to(self, device: torch.device | str) -> ShownLanes:
+        return ShownLanes(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+
+@dataclass
 class Batch:
     """B sequences of up to T events with up to R requests each. Contexts are padded on the right.
 
-    ``items`` / ``actions`` / ``queries`` (B, T) int64; ``times`` (B, T) float32 buckets since the sequence's origin; ``positions`` (B, R)
+    ``items`` / ``actions`` / ``queries`` (B, T) int64; ``times`` (B, T) float64 buckets since the sequence's origin; ``positions`` (B, R)
     events visible to each request; ``request_times`` (B, R); ``request_queries`` (B, R); ``targets`` (B, R), -1 for padding or unknown.
-    Queries index the batch's own table, 0 for none: ``query_text`` (Q, text_dim), ``query_words`` with ``query_offsets`` (Q,).
+    Queries index the batch's own table, 0 for none: ``query_text`` (Q, text_dim), ``query_words`` with ``query_offsets`` (Q,). Only in
+    training, with ``model.stages``: ``reached`` (B, R, stages) bool what became of each target, and the requests with their ``shown`` items.
     """
 
     items: Tensor
@@ -39,9 +59,13 @@ class Batch:
     query_text: Tensor
     query_words: Tensor
     query_offsets: Tensor
+    reached: Tensor | None = None
+    shown: ShownLanes | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        options = {name: {} if isinstance(value, ShownLanes) else {"non_blocking": True} for name, value in values.items()}
+        return Batch(**{name: None if value is None else value.to(device, **options[name]) for name, value in values.items()})
 
 
 @dataclass
@@ -86,25 +110,34 @@ class GenerativeRecommender(nn.Module):
             self.late_anchors = AnchorAttention(dim, config.heads, config.dropout)
         self.input_norm, self.drop = nn.LayerNorm(dim), Dropout(config.dropout)
         self.backbone = Backbone(dim, config.layers, config.heads, config.dropout)
-        self.reasoning = Reasoning(dim, config.reasoning_steps) if config.reasoning_steps else None
+        self.reasoning = Reasoning(dim, config.reasoning_steps, bool(config.stages)) if config.reasoning_steps else None
+        self.ranking = None
+        if config.ranking:
+            evidence = n_features(len(config.stages)) if config.stages else 0
+            self.ranking = RankingHead(dim, max(len(config.stages), 1), evidence, config.dropout, config.candidates_visible)
         self.retrieval = nn.Linear(dim, dim)
         nn.init.normal_(self.actions.weight, std=0.02)
         self.decoder = None
         if generate:
             self.decoder = CodeDecoder(
-                catalogue.trie, dim, config.decoder_layers, config.heads, config.dropout, config.node_vectors, config.temperature
-            )
+                catalogue.trie, dim, config.decoder_layers, config.heads, config.dropout, config.node_vectors, config.temperature,
+                config.anchors > 0,
+            )  # fmt: skip
 
     def to(self, *args, **kwargs) -> GenerativeRecommender:
         module = super().to(*args, **kwargs)
         self.catalogue.trie = self.catalogue.trie.to(self.request.device)
         return module
 
-    def choose_anchors(self, batch: Batch) -> Anchors | None:
-        """What each request is shown besides its history; None where the network reads no anchors."""
+    def choose_anchors(self, batch: Batch, leave_out: bool | None = None) -> Anchors | None:
+        """What each request is shown besides its history; None where the network reads no anchors.
+
+        ``leave_out``: take the sequence's own events out of the counts, as a request must that was counted; default: in training mode.
+        """
         if self.anchor_tables is None:
             return None
-        return self.anchor_tables.choose(batch.items, batch.positions, batch.targets if self.training else None)
+        leave_out = self.training if leave_out is None else leave_out
+        return self.anchor_tables.choose(batch.items, batch.positions, batch.targets if leave_out else None)
 
     def encode(self, batch: Batch, items: Tensor | None = None, anchors: Anchors | None = None) -> Encoded:
         """Run the backbone once over contexts and requests.
@@ -118,30 +151,30 @@ class GenerativeRecommender(nn.Module):
         asked = self.request + asked
         if self.last_event is not None:
             asked = asked + self._last(context, batch.positions)
+        asked = asked[:, :, None]  # (B, R, M, dim): the request block
         anchors = self.choose_anchors(batch) if anchors is None else anchors
         if anchors is not None:
             tokens = self.anchor_tokens(anchors, items)
             asked = asked + self.early_anchors(asked, anchors, *tokens)
-        asked = asked[:, :, None]  # (B, R, M, dim): the request block
         shape, length = asked.shape, batch.items.shape[1]
         x = self.drop(self.input_norm(torch.cat([context, asked.flatten(1, 2)], dim=1)))
         index = torch.arange(length, device=x.device).expand(x.shape[0], -1)
         positions, when = (part.repeat_interleave(shape[2], 1) for part in (batch.positions, batch.request_times))
         angles = rotary_angles(
             torch.cat([index, positions], dim=1), torch.cat([batch.times, when], dim=1),
-            self.config.dim // self.config.heads // 2, self.config.time_share, self.time_base,
+            self.config.dim // self.config.heads // 2, self.config.time_share, self.time_base, self.config.rope,
         )  # fmt: skip
         mask = sequence_mask(length, batch.positions, shape[2])
         unread = length if self.decoder is None else 0  # only the code decoder looks at what became of the context
         x, cache = self.backbone.extend(x, angles, mask, unread=unread)
         visible, angles = mask[:, length :: shape[2], :length], angles[:, length:]
         blocks = [x[:, length - unread :].unflatten(1, shape[1:3])]
+        if anchors is not None:
+            blocks = [blocks[0] + self.late_anchors(blocks[0], anchors, *tokens)]
         if self.reasoning is not None:
             further, cache = self.reasoning(self.backbone, blocks[0], angles, visible, cache)
             blocks += further
         requests = blocks[-1].mean(2)
-        if anchors is not None:
-            requests = requests + self.late_anchors(requests, anchors, *tokens)
         return Encoded(x[:, : length - unread], requests, visible, items, blocks, angles, cache, anchors)
 
     def _last(self, context: Tensor, positions: Tensor) -> Tensor:
@@ -160,7 +193,28 @@ class GenerativeRecommender(nn.Module):
         """Unit item vectors divided by the temperature: (n_items, dim)."""
         return F.normalize(items, dim=-1) / self.config.temperature
 
-    def decoder_memory(self, encoded: Encoded) -> Memory:
-        """What the code decoder attends over: the context, and each request's reasoning blocks."""
-        thoughts = torch.cat(encoded.blocks[1:], dim=2) if len(encoded.blocks) > 1 else None
-        return self.decoder.memory(encoded.requests, encoded.context, encoded.visible, thoughts)
+    def rank(self, encoded: Encoded, row: Tensor, lane: Tensor, candidates: Tensor, evidence: Tensor | None = None) -> Tensor:
+        """Logits (N, C, stages) of the ranking head for ``candidates`` (N, C) item ids, -1 for padding, of the requests at ``row``, ``lane`` (N,).
+
+        ``evidence`` (N, C, F) as ``FeedbackRates.features`` makes it; None where nothing is known.
+        """
+        block = encoded.blocks[0].shape[2]
+        cache, seen = request_rows(encoded.cache, encoded.visible, row, lane, block, len(encoded.blocks))
+        items = encoded.items[candidates.clamp(min=0)]
+        return self.ranking(self.backbone, items, evidence, candidates >= 0, encoded.angles[row, lane * block], seen, cache)
+
+    def decoder_memory(
+        self, encoded: Encoded, row: Tensor | None = None, lane: Tensor | None = None, decoder: CodeDecoder | None = None
+    ) -> Memory:
+        """What the code decoder attends over: the context, and each request's reasoning blocks and anchors.
+
+        ``row`` and ``lane`` (N,) choose requests, which become rows of their own; ``decoder`` stands in for the network's.
+        """
+        decoder = self.decoder if decoder is None else decoder
+        thoughts, anchors = torch.cat(encoded.blocks[1:], dim=2) if len(encoded.blocks) > 1 else None, encoded.anchors
+        memory = decoder.memory(encoded.requests, encoded.context, encoded.visible)
+        if row is not None:
+            memory = memory.take(row, lane)
+            thoughts = thoughts[row, lane][:, None] if thoughts is not None else None
+            anchors = anchors.take(row, lane) if anchors is not None else None
+        return decoder.with_private(memory, thoughts, anchors, encoded.items)

@@ -76,8 +76,7 @@ class Policy:
         return Asked(requests, batch, encoded, (vectors @ self.index.T).log_softmax(-1))
 
     def memory(self, asked: Asked, decoder: CodeDecoder | None = None) -> Memory:
-        encoded = asked.encoded
-        return (decoder or self.decoder).memory(encoded.requests, encoded.context, encoded.visible)
+        return self.network.decoder_memory(asked.encoded, decoder=decoder)
 
     def vectors(self) -> Tensor:
         """All node vectors of the policy as it is now, without a gradient."""

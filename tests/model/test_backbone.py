@@ -137,11 +137,11 @@ def test_taking_requests_out_of_the_memory_changes_no_state(thinking):
     walk = torch.tensor([0, int(trie.child_start[0])]).expand(*batch.positions.shape, -1)
     together, _ = network.decoder.hidden(memory, vectors, walk)
     row, lane = (batch.targets >= 0).nonzero(as_tuple=True)
-    alone = memory.take(row, lane)
-    assert alone.mask.shape[-1] == 1 + batch.items.shape[1] + 2
+    alone = network.decoder_memory(encoded, row, lane)
+    assert alone.mask.shape[-1] == 1 + batch.items.shape[1] + 2 + encoded.anchors.ids.shape[2]
     states, _ = network.decoder.hidden(alone, vectors, walk[row, lane][:, None])
     torch.testing.assert_close(states[:, 0], together[row, lane], **EXACT)
-    blind = Memory(memory.state, memory.keys, memory.values, memory.mask.clone(), memory.private)
+    blind = Memory(memory.state, memory.keys, memory.values, memory.mask.clone())
     blind.mask[..., 1 + batch.items.shape[1] :] = False
     assert (network.decoder.hidden(blind, vectors, walk)[0] - together).abs().max() > 1e-4
 
