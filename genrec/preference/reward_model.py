@@ -20,7 +20,7 @@ from genrec.data.dataset import TRAIN, Dataset, Requests
 from genrec.data.histories import Histories
 from genrec.decoding.evidence import DECAY, HISTORY_FEATURES, ITEM_FEATURES, Evidence, ItemFacts, log_scores, to_tensor
 from genrec.errors import UserError
-from genrec.evaluation.baselines import CooccurrenceTransition
+from genrec.retrieval.cooccurrence import CooccurrenceTransition
 from genrec.model.network import Batch, GenerativeRecommender
 
 log = logging.getLogger(__name__)
