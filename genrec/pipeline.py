@@ -29,9 +29,9 @@ from genrec.decoding.fusion import Fusion
 from genrec.decoding.proposals import Proposer
 from genrec.decoding.ranker import Ranker
 from genrec.errors import UserError
-from genrec.evaluation.baselines import BM25
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.model.saved import load_network
+from genrec.retrieval.bm25 import BM25
 from genrec.semantic_ids.text_space import text_cache
 from genrec.semantic_ids.tokenize import SemanticIds, tokenize
 from genrec.training.distributed import leader_first
@@ -185,7 +185,11 @@ def _fit_pair(run: Run, config: Config, name: str, plan: FitPlan) -> None:
 def sasrec_config(config: Config) -> Config:
     """SASRec with cross-entropy: our backbone's retrieval path alone, on item ids alone, with its own tuned settings."""
     check_keys(list(_dotted(config.evaluation.sasrec)), "evaluation.sasrec")
-    fixed = {"model": {"use_text": False, "use_codes": False, "item_dropout": 0.0, "time_share": 0.0}}
+    fixed = {
+        "model": {"use_text": False, "use_codes": False, "item_dropout": 0.0, "time_share": 0.0, "rope": "split", "anchors": 0, "reasoning_steps": 0,
+                  "stages": [], "ranking": False, "candidates_visible": False},
+        "training": {"progressive": "none", "infonce_easy": 1.0},
+    }  # fmt: skip
     tree = OmegaConf.merge(OmegaConf.structured(config), fixed, OmegaConf.create(config.evaluation.sasrec))
     return OmegaConf.to_object(tree)
 

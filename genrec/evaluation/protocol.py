@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from genrec.data.dataset import TRAIN, VALID, Requests
-from genrec.evaluation.baselines import BM25, CooccurrenceTransition, DenseText, ItemKNN, Popularity
+from genrec.evaluation.baselines import DenseText, ItemKNN, Popularity
 from genrec.evaluation.metrics import bootstrap_interval, paired_test, per_request_metrics, top_k
 from genrec.evaluation.report import RAW, PerRequest, Row
+from genrec.retrieval.bm25 import BM25
+from genrec.retrieval.cooccurrence import CooccurrenceTransition
 
 log = logging.getLogger(__name__)
 _CHUNK = 512

@@ -15,10 +15,12 @@ from genrec.data.dataset import TRAIN, VALID, Requests
 from genrec.errors import UserError
 from genrec.evaluation import search_protocols as protocols
 from genrec.evaluation.answerers import Answerer, answered, best_popularity_weight, by_model, by_scores, query_texts, with_popularity
-from genrec.evaluation.baselines import CooccurrenceTransition, DenseText, Popularity
+from genrec.evaluation.baselines import DenseText, Popularity
 from genrec.evaluation.metrics import bootstrap_interval, paired_test
 from genrec.evaluation.protocol import OUR_NAMES
 from genrec.evaluation.qrels import qrels_metrics
+from genrec.evaluation.shown_ranking import shown_ranking
+from genrec.retrieval.cooccurrence import CooccurrenceTransition
 
 log = logging.getLogger(__name__)
 FUSED = OUR_NAMES["fused"]
@@ -218,6 +220,7 @@ PROTOCOLS: dict[str, Callable[[Protocols], list[ProtocolResult]]] = {
     "session-search": Protocols.session_search,
     "sampled": Protocols.sampled,
     "cold-user": Protocols.cold_user,
+    "ranking": lambda protocols: shown_ranking(protocols.run, protocols.ranker, protocols.split, protocols.last),
 }
 
 

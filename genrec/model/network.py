@@ -9,20 +9,43 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genrec.config import ModelConfig
-from genrec.model.backbone import Backbone, sequence_mask
+from genrec.model.anchors import AnchorAttention, Anchors, AnchorTables, AnchorTokens
+from genrec.model.backbone import Backbone, Cache, sequence_mask
 from genrec.model.code_decoder import CodeDecoder, Memory
+from genrec.model.dropout import Dropout
 from genrec.model.embeddings import ItemEncoder, QueryEncoder
+from genrec.data.rates import n_features
+from genrec.model.ranking import RankingHead, request_rows
+from genrec.model.reasoning import Reasoning
 from genrec.model.rope import rotary_angles
 from genrec.semantic_ids.catalogue import Catalogue
+
+
+@dataclass
+class ShownLanes:
+    """Requests of a batch that the log itself answered: N of them, at ``row`` and ``lane`` (N,) of the batch, with C items shown in each.
+
+    ``items`` (N, C), -1 for padding; ``reached`` (N, C, stages) bool what became of them; ``evidence`` (N, C, F) float32.
+    """
+
+    row: Tensor
+    lane: Tensor
+    items: Tensor
+    reached: Tensor
+    evidence: Tensor
+
+    def to(self, device: torch.device | str) -> ShownLanes:
+        return ShownLanes(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
 
 @dataclass
 class Batch:
     """B sequences of up to T events with up to R requests each. Contexts are padded on the right.
 
-    ``items`` / ``actions`` / ``queries`` (B, T) int64; ``times`` (B, T) float32 buckets since the sequence's origin; ``positions`` (B, R)
+    ``items`` / ``actions`` / ``queries`` (B, T) int64; ``times`` (B, T) float64 buckets since the sequence's origin; ``positions`` (B, R)
     events visible to each request; ``request_times`` (B, R); ``request_queries`` (B, R); ``targets`` (B, R), -1 for padding or unknown.
-    Queries index the batch's own table, 0 for none: ``query_text`` (Q, text_dim), ``query_words`` with ``query_offsets`` (Q,).
+    Queries index the batch's own table, 0 for none: ``query_text`` (Q, text_dim), ``query_words`` with ``query_offsets`` (Q,). Only in
+    training, with ``model.stages``: ``reached`` (B, R, stages) bool what became of each target, and the requests with their ``shown`` items.
     """
 
     items: Tensor
@@ -36,19 +59,33 @@ class Batch:
     query_text: Tensor
     query_words: Tensor
     query_offsets: Tensor
+    reached: Tensor | None = None
+    shown: ShownLanes | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        options = {name: {} if isinstance(value, ShownLanes) else {"non_blocking": True} for name, value in values.items()}
+        return Batch(**{name: None if value is None else value.to(device, **options[name]) for name, value in values.items()})
 
 
 @dataclass
 class Encoded:
-    """``context`` (B, T, dim), ``requests`` (B, R, dim), ``visible`` (B, R, T) and the item vectors (n_items, dim) of this pass."""
+    """``context`` (B, T, dim), ``requests`` (B, R, dim), ``visible`` (B, R, T) and the item vectors (n_items, dim) of this pass.
+
+    Where the network has no code decoder nothing reads ``context``, and it is empty: (B, 0, dim).
+
+    ``blocks`` are the request's tokens after the base pass and after each reasoning step, each (B, R, M, dim); ``requests`` is the mean of
+    the last. ``angles`` (B, R x M, planes) are those tokens'; ``anchors`` what the requests were shown; ``cache`` the backbone's keys and values: context, requests, then each step.
+    """
 
     context: Tensor
     requests: Tensor
     visible: Tensor
     items: Tensor
+    blocks: list[Tensor]
+    angles: Tensor
+    cache: Cache
+    anchors: Anchors | None = None
 
 
 class GenerativeRecommender(nn.Module):
@@ -65,23 +102,48 @@ class GenerativeRecommender(nn.Module):
         self.no_query = nn.Parameter(torch.randn(dim) * 0.02)
         self.request = nn.Parameter(torch.randn(dim) * 0.02)
         self.last_event = nn.Linear(dim, dim, bias=False) if config.last_event else None
-        self.input_norm, self.drop = nn.LayerNorm(dim), nn.Dropout(config.dropout)
+        self.anchor_tables = self.early_anchors = self.late_anchors = None
+        if config.anchors:
+            self.anchor_tables = AnchorTables(catalogue.n_items, config.anchors)
+            self.anchor_tokens = AnchorTokens(dim, config.heads)
+            self.early_anchors = AnchorAttention(dim, config.heads, config.dropout)
+            self.late_anchors = AnchorAttention(dim, config.heads, config.dropout)
+        self.input_norm, self.drop = nn.LayerNorm(dim), Dropout(config.dropout)
         self.backbone = Backbone(dim, config.layers, config.heads, config.dropout)
+        self.reasoning = Reasoning(dim, config.reasoning_steps, bool(config.stages)) if config.reasoning_steps else None
+        self.ranking = None
+        if config.ranking:
+            evidence = n_features(len(config.stages)) if config.stages else 0
+            self.ranking = RankingHead(dim, max(len(config.stages), 1), evidence, config.dropout, config.candidates_visible)
         self.retrieval = nn.Linear(dim, dim)
         nn.init.normal_(self.actions.weight, std=0.02)
         self.decoder = None
         if generate:
             self.decoder = CodeDecoder(
-                catalogue.trie, dim, config.decoder_layers, config.heads, config.dropout, config.node_vectors, config.temperature
-            )
+                catalogue.trie, dim, config.decoder_layers, config.heads, config.dropout, config.node_vectors, config.temperature,
+                config.anchors > 0,
+            )  # fmt: skip
 
     def to(self, *args, **kwargs) -> GenerativeRecommender:
         module = super().to(*args, **kwargs)
         self.catalogue.trie = self.catalogue.trie.to(self.request.device)
         return module
 
-    def encode(self, batch: Batch, items: Tensor | None = None) -> Encoded:
-        """Run the backbone once over contexts and requests."""
+    def choose_anchors(self, batch: Batch, leave_out: bool | None = None) -> Anchors | None:
+        """What each request is shown besides its history; None where the network reads no anchors.
+
+        ``leave_out``: take the sequence's own events out of the counts, as a request must that was counted; default: in training mode.
+        """
+        if self.anchor_tables is None:
+            return None
+        leave_out = self.training if leave_out is None else leave_out
+        return self.anchor_tables.choose(batch.items, batch.positions, batch.targets if leave_out else None)
+
+    def encode(self, batch: Batch, items: Tensor | None = None, anchors: Anchors | None = None) -> Encoded:
+        """Run the backbone once over contexts and requests.
+
+        ``items`` (N, dim) are the vectors of all items, or of those that ``batch.items`` and ``anchors`` then name by their rows.
+        """
         items = self.item_encoder() if items is None else items
         queries = self.query_encoder(batch.query_text, batch.query_words, batch.query_offsets, self.item_encoder)
         context = items[batch.items] + self.actions(batch.actions) + self.fuse_query(queries)[batch.queries]
@@ -89,16 +151,31 @@ class GenerativeRecommender(nn.Module):
         asked = self.request + asked
         if self.last_event is not None:
             asked = asked + self._last(context, batch.positions)
-        x = self.drop(self.input_norm(torch.cat([context, asked], dim=1)))
-        length = batch.items.shape[1]
+        asked = asked[:, :, None]  # (B, R, M, dim): the request block
+        anchors = self.choose_anchors(batch) if anchors is None else anchors
+        if anchors is not None:
+            tokens = self.anchor_tokens(anchors, items)
+            asked = asked + self.early_anchors(asked, anchors, *tokens)
+        shape, length = asked.shape, batch.items.shape[1]
+        x = self.drop(self.input_norm(torch.cat([context, asked.flatten(1, 2)], dim=1)))
         index = torch.arange(length, device=x.device).expand(x.shape[0], -1)
+        positions, when = (part.repeat_interleave(shape[2], 1) for part in (batch.positions, batch.request_times))
         angles = rotary_angles(
-            torch.cat([index, batch.positions], dim=1), torch.cat([batch.times, batch.request_times], dim=1),
-            self.config.dim // self.config.heads // 2, self.config.time_share, self.time_base,
+            torch.cat([index, positions], dim=1), torch.cat([batch.times, when], dim=1),
+            self.config.dim // self.config.heads // 2, self.config.time_share, self.time_base, self.config.rope,
         )  # fmt: skip
-        mask = sequence_mask(length, batch.positions)
-        x = self.backbone(x, angles, mask)
-        return Encoded(x[:, :length], x[:, length:], mask[:, length:, :length], items)
+        mask = sequence_mask(length, batch.positions, shape[2])
+        unread = length if self.decoder is None else 0  # only the code decoder looks at what became of the context
+        x, cache = self.backbone.extend(x, angles, mask, unread=unread)
+        visible, angles = mask[:, length :: shape[2], :length], angles[:, length:]
+        blocks = [x[:, length - unread :].unflatten(1, shape[1:3])]
+        if anchors is not None:
+            blocks = [blocks[0] + self.late_anchors(blocks[0], anchors, *tokens)]
+        if self.reasoning is not None:
+            further, cache = self.reasoning(self.backbone, blocks[0], angles, visible, cache)
+            blocks += further
+        requests = blocks[-1].mean(2)
+        return Encoded(x[:, : length - unread], requests, visible, items, blocks, angles, cache, anchors)
 
     def _last(self, context: Tensor, positions: Tensor) -> Tensor:
         """What each request takes over from the event right before it: (B, R, dim), zero for a request without history.
@@ -116,5 +193,28 @@ class GenerativeRecommender(nn.Module):
         """Unit item vectors divided by the temperature: (n_items, dim)."""
         return F.normalize(items, dim=-1) / self.config.temperature
 
-    def decoder_memory(self, encoded: Encoded) -> Memory:
-        return self.decoder.memory(encoded.requests, encoded.context, encoded.visible)
+    def rank(self, encoded: Encoded, row: Tensor, lane: Tensor, candidates: Tensor, evidence: Tensor | None = None) -> Tensor:
+        """Logits (N, C, stages) of the ranking head for ``candidates`` (N, C) item ids, -1 for padding, of the requests at ``row``, ``lane`` (N,).
+
+        ``evidence`` (N, C, F) as ``FeedbackRates.features`` makes it; None where nothing is known.
+        """
+        block = encoded.blocks[0].shape[2]
+        cache, seen = request_rows(encoded.cache, encoded.visible, row, lane, block, len(encoded.blocks))
+        items = encoded.items[candidates.clamp(min=0)]
+        return self.ranking(self.backbone, items, evidence, candidates >= 0, encoded.angles[row, lane * block], seen, cache)
+
+    def decoder_memory(
+        self, encoded: Encoded, row: Tensor | None = None, lane: Tensor | None = None, decoder: CodeDecoder | None = None
+    ) -> Memory:
+        """What the code decoder attends over: the context, and each request's reasoning blocks and anchors.
+
+        ``row`` and ``lane`` (N,) choose requests, which become rows of their own; ``decoder`` stands in for the network's.
+        """
+        decoder = self.decoder if decoder is None else decoder
+        thoughts, anchors = torch.cat(encoded.blocks[1:], dim=2) if len(encoded.blocks) > 1 else None, encoded.anchors
+        memory = decoder.memory(encoded.requests, encoded.context, encoded.visible)
+        if row is not None:
+            memory = memory.take(row, lane)
+            thoughts = thoughts[row, lane][:, None] if thoughts is not None else None
+            anchors = anchors.take(row, lane) if anchors is not None else None
+        return decoder.with_private(memory, thoughts, anchors, encoded.items)
