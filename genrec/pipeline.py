@@ -42,7 +42,7 @@ if TYPE_CHECKING:  # slow to import (Lightning, matplotlib); who only opens a ru
 
 log = logging.getLogger(__name__)
 FUSION_KIND = "fusion"
-FUSION_VERSION = 3
+FUSION_VERSION = 4
 TASKS = ("recommendation", "search")
 FITTED = {"train": ("model", "evidence", TRAIN), "preferred": ("model_preferred", "evidence", TRAIN), "train+valid": ("model_refit", "evidence_refit", VALID)}
 EVIDENCE_KIND = "evidence"
@@ -185,7 +185,11 @@ def _fit_pair(run: Run, config: Config, name: str, plan: FitPlan) -> None:
 def sasrec_config(config: Config) -> Config:
     """SASRec with cross-entropy: our backbone's retrieval path alone, on item ids alone, with its own tuned settings."""
     check_keys(list(_dotted(config.evaluation.sasrec)), "evaluation.sasrec")
-    fixed = {"model": {"use_text": False, "use_codes": False, "item_dropout": 0.0, "time_share": 0.0, "anchors": 0}}
+    fixed = {
+        "model": {"use_text": False, "use_codes": False, "item_dropout": 0.0, "time_share": 0.0, "rope": "split", "anchors": 0, "reasoning_steps": 0,
+                  "stages": [], "ranking": False, "candidates_visible": False},
+        "training": {"progressive": "none", "infonce_easy": 1.0},
+    }  # fmt: skip
     tree = OmegaConf.merge(OmegaConf.structured(config), fixed, OmegaConf.create(config.evaluation.sasrec))
     return OmegaConf.to_object(tree)
 

@@ -19,6 +19,7 @@ from genrec.evaluation.baselines import DenseText, Popularity
 from genrec.evaluation.metrics import bootstrap_interval, paired_test
 from genrec.evaluation.protocol import OUR_NAMES
 from genrec.evaluation.qrels import qrels_metrics
+from genrec.evaluation.shown_ranking import shown_ranking
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
 
 log = logging.getLogger(__name__)
@@ -219,6 +220,7 @@ PROTOCOLS: dict[str, Callable[[Protocols], list[ProtocolResult]]] = {
     "session-search": Protocols.session_search,
     "sampled": Protocols.sampled,
     "cold-user": Protocols.cold_user,
+    "ranking": lambda protocols: shown_ranking(protocols.run, protocols.ranker, protocols.split, protocols.last),
 }
 
 

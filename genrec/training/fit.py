@@ -23,11 +23,12 @@ from safetensors.torch import load_file, save_file
 from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, write_json
 from genrec.config import Config, TrainingConfig, to_dict
 from genrec.data.anchors import company, shelf
-from genrec.data.dataset import TRAIN, Dataset
+from genrec.data.dataset import TRAIN, VALID, Dataset
 from genrec.data.sequences import make_windows
 from genrec.errors import UserError
-from genrec.model.collate import Collator, QueryFeatures, request_batches
-from genrec.model.network import GenerativeRecommender
+from genrec.data.shown import ShownRequests, shown_requests, stage_places
+from genrec.model.collate import Collator, QueryFeatures, request_batches, shown_windows
+from genrec.model.network import Batch, GenerativeRecommender
 from genrec.model.saved import KIND
 from genrec.semantic_ids.tokenize import SemanticIds
 from genrec.training import checkpoints
@@ -57,22 +58,30 @@ class FitPlan:
 class ValidationLoader:
     """Validation requests of one process, with the items each has already had as a mask (B, n_items), made batch by batch."""
 
-    def __init__(self, dataset: Dataset, collator: Collator, limit: int, seed: int):
+    def __init__(self, dataset: Dataset, collator: Collator, limit: int, seed: int, shown: ShownRequests | None = None):
         requests = dataset.requests("valid")
         if limit and len(requests) > limit:
             requests = requests.take(np.sort(np.random.default_rng(seed).permutation(len(requests))[:limit]))
         rank, world = rank_and_world()
         self.n_items = dataset.n_items
         self.chunks = list(request_batches(requests.take(np.arange(rank, len(requests), world)), collator, 64))
+        self.shown: list[Batch] = []
+        if shown is not None and rank == 0:  # ranked by one process: an area under a curve is no mean of its parts
+            index = np.flatnonzero(shown.split == VALID)
+            if limit and len(index) > limit:
+                index = np.sort(np.random.default_rng(seed).permutation(index)[:limit])
+            index = index[np.argsort(shown.before[index] - dataset.offsets[:-1][shown.users[index]], kind="stable")]
+            self.shown = [collator.shown_batch(dataset, shown, index[begin : begin + 256]) for begin in range(0, len(index), 256)]
 
     def __len__(self) -> int:
-        return len(self.chunks)
+        return len(self.chunks) + len(self.shown)
 
     def __iter__(self) -> Iterator:
         for _, chunk, batch in self.chunks:
             seen = torch.zeros(len(chunk), self.n_items, dtype=torch.bool)
             seen[torch.from_numpy(chunk.histories.rows.astype(np.int64)), torch.from_numpy(chunk.items.astype(np.int64))] = True
             yield batch, seen
+        yield from ((batch, None) for batch in self.shown)
 
 
 class TrainingData(L.LightningDataModule):
@@ -82,11 +91,27 @@ class TrainingData(L.LightningDataModule):
         super().__init__()
         self.dataset, self.settings, self.seed, self.searches = dataset, config.training, config.seed, plan.searches
         self.allow_zero_length_dataloader_with_multiple_devices = True  # validation: more processes than requests
-        self.collator = Collator(config.model, QueryFeatures.build(dataset.query_texts, ids.encoder))
+        stages = stage_places(dataset, config.model.stages) if config.model.stages else None
+        self.collator = Collator(config.model, QueryFeatures.build(dataset.query_texts, ids.encoder), stages)
         self.windows = make_windows(dataset.offsets, dataset.known_lengths(plan.last), config.model.max_length, config.training.stride)
         self.counts = request_counts(dataset, self.windows, recommends_searches(dataset, plan.searches), plan.searches)
+        self.shown: ShownRequests | None = None
+        if config.model.stages and config.model.ranking:
+            self._read_shown(config.model.stages, plan.last)
         if not self.counts.any():
             raise UserError("no training request: no user has two events before the split; give more data, or another split.kind")
+
+    def _read_shown(self, stages: list[str], last: int) -> None:
+        """Make what was shown up to split ``last`` further requests of the windows."""
+        shown = shown_requests(self.dataset, stages, last)
+        if shown is None:
+            raise UserError("model.ranking with model.stages: the log does not say what was shown (no impressions); use model.stages=[]")
+        places = shown_windows(shown, self.windows, np.asarray(self.dataset.offsets))
+        keep = np.flatnonzero((shown.split <= last) & (places >= 0))
+        self.shown = shown
+        self.collator.shown, self.collator.shown_windows = shown.take(keep), places[keep]
+        self.counts = self.counts + np.bincount(places[keep], minlength=len(self.windows))
+        log.info("train: %d of %d shown requests are learnt from", len(keep), len(shown))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -103,7 +128,7 @@ class TrainingData(L.LightningDataModule):
 
     @cached_property
     def validation(self) -> ValidationLoader:
-        return ValidationLoader(self.dataset, self.collator, self.settings.valid_requests, self.seed)
+        return ValidationLoader(self.dataset, self.collator, self.settings.valid_requests, self.seed, self.shown)
 
 
 class PlainProgress(Callback):
