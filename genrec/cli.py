@@ -97,6 +97,18 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def sweep(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A YAML file of rows, see configs/ablations/.")], overrides: Overrides = None
+) -> None:
+    """Train and compare the rows of an ablation; goes on where a stopped one was."""
+    from genrec.evaluation.sweep import run_sweep
+
+    folder = run_sweep(sweep, overrides or [])
+    console.print((folder / "table.md").read_text(encoding="utf-8"), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"table and figure: {folder}")
+
+
+@app.command()
 def prefer(
     config: Annotated[str, typer.Argument(metavar="CONFIG_OR_RUN", help="A YAML file, or a run folder with a trained model.")],
     overrides: Overrides = None,

@@ -154,16 +154,24 @@ def stage_tokenize(run: Run) -> None:
         tokenize(run.config, run.dataset, run.folder / "semantic_ids")
 
 
-def stage_train(run: Run) -> None:
-    """Fit on train, weigh the evidence on validation, and refit on train + validation with everything chosen before."""
+def fit_network(run: Run) -> None:
+    """Fit the network and count the evidence: all that answers before the fusion is fitted."""
     from genrec.training.fit import FitPlan
 
-    stage_tokenize(run)
     if not run.dataset.info["events"]:
         raise UserError(f"{run.folder / 'dataset'} has no events, only a catalogue: there is nothing to train on; give a log with events")
     _fit_pair(run, run.config, "model", FitPlan())
     with leader_first():
         _evidence(run)
+
+
+def stage_train(run: Run) -> None:
+    """Fit on train, weigh the evidence on validation, and refit on train + validation with everything chosen before."""
+    from genrec.training.fit import FitPlan
+
+    stage_tokenize(run)
+    fit_network(run)
+    with leader_first():
         _fuse(run)
     if "sasrec" in run.config.evaluation.baselines:
         _fit_pair(run, sasrec_config(run.config), "sasrec", FitPlan(generate=False, searches=False))
