@@ -8,16 +8,22 @@ import pytest
 import torch
 from torch import nn
 
+from genrec.data.anchors import company, shelf
+from genrec.data.dataset import TRAIN
+from genrec.data.sequences import make_windows
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.model.dropout import Dropout
-from genrec.data.sequences import make_windows
 from genrec.training.fit import new_network
 from genrec.training.module import TrainingModule
 
 
 def losses(config, run, batch, whole, monkeypatch):
     torch.manual_seed(5)
-    module = TrainingModule(new_network(config, run.dataset, run.ids, generate=True).train(), config, 10)
+    network = new_network(config, run.dataset, run.ids, generate=True).train()
+    if config.model.anchors:
+        width, counted = 2 * config.model.anchors, company(run.dataset.histories(TRAIN), run.dataset.n_items, 2 * config.model.anchors)
+        network.anchor_tables.fill(counted, shelf(run.dataset.item_table, counted.users, width))
+    module = TrainingModule(network, config, 10)
     monkeypatch.setattr(TrainingModule, "current_epoch", 0)
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     if whole:
