@@ -28,7 +28,7 @@ BundlePath = Annotated[Path, typer.Argument(metavar="RUN_OR_BUNDLE", help="A run
 FittedOn = Annotated[str | None, typer.Option("--fitted-on", help="train, preferred or train+valid.")]
 Count = Annotated[int, typer.Option("-k", help="How many items.")]
 Category = Annotated[str | None, typer.Option("--category", help="Only this category: a name, or a path such as 'Beauty > Hair Care'.")]
-Mode = Annotated[str, typer.Option("--mode", help="fused, retrieve or generate.")]
+Mode = Annotated[str, typer.Option("--mode", help="fused, retrieve, generate, or rank (with a ranking head).")]
 
 
 @app.command()

@@ -145,7 +145,7 @@ class TrainingConfig:
     generate_weight: float = 1.0
     decoder_epochs: int = 8  # epochs of the code decoder alone, on the fitted network; 0 = it learns together with everything else
     decoder_learning_rate: float = 2e-3  # of those epochs
-    distill_weight: float = 0.0  # of the divergence between the decoder and the retrieval head's distribution, summed over the trie
+    distill_weight: float = 1.0  # of the divergence between the decoder and the retrieval head's distribution; catalogues up to 65,536 items
     distill_temperature: float = 1.0  # above 1: a softer teacher
     progressive: str = "none"  # what each reasoning step learns: none, codes (the first k codes), actions (the k-th of model.stages)
     progressive_weight: float = 0.3  # of the mean over steps

@@ -42,7 +42,7 @@ if TYPE_CHECKING:  # slow to import (Lightning, matplotlib); who only opens a ru
 
 log = logging.getLogger(__name__)
 FUSION_KIND = "fusion"
-FUSION_VERSION = 3
+FUSION_VERSION = 4
 TASKS = ("recommendation", "search")
 FITTED = {"train": ("model", "evidence", TRAIN), "preferred": ("model_preferred", "evidence", TRAIN), "train+valid": ("model_refit", "evidence_refit", VALID)}
 EVIDENCE_KIND = "evidence"

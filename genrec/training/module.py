@@ -16,7 +16,7 @@ from genrec.decoding.scorers import generate
 from genrec.model.anchors import Anchors
 from genrec.model.code_decoder import node_means
 from genrec.model.network import Batch, Encoded, GenerativeRecommender
-from genrec.objectives.distillation import TeacherMass, draw_items, path_losses
+from genrec.objectives.distillation import TeacherMass, path_losses
 from genrec.objectives.generation import path_log_probabilities, walked_nodes
 from genrec.objectives.ranking import area_under_curve
 from genrec.objectives.retrieval import Candidates, draw_candidates, full_softmax, sampled_softmax
@@ -25,6 +25,7 @@ from genrec.training.distributed import gather, gather_rows
 from genrec.training.extra_losses import hard_contrast, progressive_loss, ranking_loss
 
 VALIDATION_BEAM = 20
+TAUGHT_CATALOGUE = 1 << 16  # above it the retrieval head's distribution, a row of all items per request, would cost more than it teaches
 SMALL_CATALOGUE, NEGATIVES = 4096, 2048  # by rule: the whole softmax up to so many items, else so many drawn
 
 
@@ -162,11 +163,12 @@ class TrainingModule(L.LightningModule):
             drawn[:1] = True
             row, lane = row[drawn], lane[drawn]
         paths = trie.item_path[batch.targets[row, lane]]
-        teacher = self.dense_teacher(encoded, row, lane) if settings.distill_weight else None
+        taught = settings.distill_weight and settings.retrieve_weight and trie.n_items <= TAUGHT_CATALOGUE
+        teacher = self.dense_teacher(encoded, row, lane) if taught else None
         drawn = 0
         if teacher is not None:  # walks of the teacher's own beside the observed ones
             mine = torch.arange(len(row), device=row.device)
-            also = trie.item_path[draw_items(teacher[1])]
+            also = trie.item_path[teacher.draw()]
             paths, rows = torch.cat([paths, also]), torch.cat([mine, mine])
             row, lane, drawn = torch.cat([row, row]), torch.cat([lane, lane]), len(also)
         entered = torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1]], dim=1)
@@ -176,16 +178,17 @@ class TrainingModule(L.LightningModule):
         states, scale = states[:, 0], decoder.log_scale.exp()
         if teacher is None:
             return -path_log_probabilities(states, scale, vectors, trie, paths, place).sum(-1).mean()
-        steps, divergence = path_losses(states, scale, vectors, paths, teacher[0], place, rows)
+        steps, divergence = path_losses(states, scale, vectors, paths, teacher, place, rows)
         count = len(paths) - drawn
         return -steps[:count].sum(-1).mean() + settings.distill_weight * divergence[count:].sum(-1).mean()
 
     @torch.no_grad()
-    def dense_teacher(self, encoded: Encoded, row: Tensor, lane: Tensor) -> tuple[TeacherMass, Tensor]:
-        """The retrieval head's distribution over the catalogue for some requests: its mass by node, and its logarithm (N, n_items)."""
-        logs = self.network.retrieval_vectors(encoded.requests[row, lane]) @ self.network.item_index(encoded.items).T
-        logs = (logs.float() / self.settings.distill_temperature).log_softmax(-1)
-        return TeacherMass.of_items(self.network.catalogue.trie, logs), logs
+    def dense_teacher(self, encoded: Encoded, row: Tensor, lane: Tensor) -> TeacherMass:
+        """The retrieval head's distribution over the catalogue for the requests at ``row``, ``lane`` (N,)."""
+        trie = self.network.catalogue.trie
+        index = self.network.item_index(encoded.items[trie.leaf_items]) / self.settings.distill_temperature
+        logs = self.network.retrieval_vectors(encoded.requests[row, lane]) @ index.T
+        return TeacherMass.in_leaf_order(trie, logs.float().log_softmax(-1))
 
     def validation_step(self, pair: tuple[Batch, Tensor | None], index: int) -> None:
         batch, seen = pair
