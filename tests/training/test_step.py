@@ -38,7 +38,7 @@ def losses(config, run, batch, whole, monkeypatch):
 @pytest.mark.parametrize("anchors", [0, 4])
 def test_the_items_a_step_names_are_enough(prepared_run, monkeypatch, anchors):
     model = replace(prepared_run.config.model, node_vectors="codes", item_dropout=0.5, anchors=anchors, dropout=0.0)
-    training = replace(prepared_run.config.training, negatives=20, generate_weight=1.0)
+    training = replace(prepared_run.config.training, negatives=20, generate_weight=1.0, distill_weight=0.0)
     config, data = replace(prepared_run.config, model=model, training=training), prepared_run.dataset
     windows = make_windows(data.offsets, data.known_lengths(0), 10, 5)
     features = QueryFeatures.build(data.query_texts, prepared_run.ids.encoder)
