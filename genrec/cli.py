@@ -318,7 +318,7 @@ def serve(
     max_body_bytes: Annotated[int, typer.Option(help="Largest body.")] = 4_194_304,
     max_depth: Annotated[int, typer.Option(help="Deepest nesting of a body.")] = 16,
     drain_s: Annotated[int, typer.Option(help="Seconds that taken requests have at a stop.")] = 20,
-    threads: Annotated[int, typer.Option(help="Threads of torch; 0: its choice.")] = 0,
+    threads: Annotated[int, typer.Option(help="Threads of torch; 0: one fewer than there are cores.")] = 0,
 ) -> None:
     """Answer over HTTP: /v1/recommend, /v1/search, ... and a page to try it at /. SIGHUP reads the bundle again."""
     try:
