@@ -30,7 +30,9 @@ class RankingHead(nn.Module):
         self.norm, self.drop = nn.LayerNorm(dim), Dropout(dropout)
         self.score = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), Dropout(dropout), nn.Linear(dim, stages))
 
-    def forward(self, backbone: Backbone, items: Tensor, evidence: Tensor | None, live: Tensor, angles: Tensor, seen: Tensor, cache: Cache) -> Tensor:
+    def forward(
+        self, backbone: Backbone, items: Tensor, evidence: Tensor | None, live: Tensor, angles: Tensor, seen: Tensor, cache: Cache
+    ) -> Tensor:
         """Logits (N, C, stages) of N requests with C candidates each.
 
         ``items`` (N, C, dim) item vectors, ``evidence`` (N, C, F) or None for nothing known, ``live`` (N, C) bool false for padding,
