@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from genrec.pipeline import Run, stage_evaluate, stage_train
+from genrec.preference.stage import stage_prefer
 from genrec.recommender import Recommender
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -37,6 +38,9 @@ def test_config(path, tmp_path, tiny_overrides):
     kinds = {row["query_kind"] for row in metrics["rows"]}
     assert kinds == {None, "logged"}  # the simulator's searches win over synthetic queries
     assert len(Recommender.load(run.folder).recommend(k=3)) == 3
+    if path.stem == "simulator":
+        run.config.preference.max_requests = 200
+        assert {row.name for row in stage_prefer(run).rows} >= {"recall", "ndcg", "coverage", "gauc"}
 
 
 @pytest.mark.parametrize(

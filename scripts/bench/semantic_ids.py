@@ -41,7 +41,6 @@ from genrec.semantic_ids.tokenize import SemanticIds, tokenize
 from genrec.training.fit import FitPlan, fit
 
 REFERENCE = "rq-opq"
-BEAM = 50
 QUANTIZER_ROWS = {name: [f"semantic_ids.quantizer={name}"] for name in (REFERENCE, "rq-kmeans", "rq-vae", "opq", "random")}
 PART_ROWS = {  # one part of KHQE changed at a time
     "keywords off": ["semantic_ids.keywords=false"],
@@ -75,9 +74,10 @@ def measure(base: Run, trunk: Path, name: str, overrides: list[str], job: argpar
     """Fit and score one row; kept in OUTPUT/rows. Raises ``UserError`` where this version does not know one of the row's keys."""
     config = load_config(job.config, [*job.overrides, *overrides])
     config.data, config.model.use_codes, config.training.decoder_epochs = copy.deepcopy(base.config.data), False, job.epochs
+    config.training.generate_share = job.generate_share
     slug = name.replace(" ", "-")
     folder, done = job.output / "work" / slug, job.output / "rows" / f"{slug}.json"
-    key = fingerprint(4, open_artifact(trunk, "model")["key"], to_dict(config), job.split, job.users, job.searches)
+    key = fingerprint(4, open_artifact(trunk, "model")["key"], to_dict(config), job.split, job.users, job.searches, job.beam)
     if done.is_file() and read_json(done)["key"] == key:
         log.info("%s: kept", name)
         return read_json(done)
@@ -101,7 +101,7 @@ def measure(base: Run, trunk: Path, name: str, overrides: list[str], job: argpar
         requests = base.dataset.requests(job.split, kind)
         if limit and len(requests) > limit:
             requests = requests.take(np.sort(np.random.default_rng(0).permutation(len(requests))[:limit]))
-        metrics = per_request_metrics(generated(network, collator, requests), requests.targets, [10])
+        metrics = per_request_metrics(generated(network, collator, requests, job.beam), requests.targets, [10])
         suffix = "" if kind is None else f" search ({kind})"
         row |= {f"{metric}{suffix}": float(metrics[metric].mean()) for metric in ("recall@10", "ndcg@10")}
         row[f"hits{suffix}"] = np.flatnonzero(metrics["recall@10"]).tolist()
@@ -114,14 +114,14 @@ def measure(base: Run, trunk: Path, name: str, overrides: list[str], job: argpar
 
 
 @torch.inference_mode()
-def generated(network: GenerativeRecommender, collator: Collator, requests: Requests) -> np.ndarray:
+def generated(network: GenerativeRecommender, collator: Collator, requests: Requests, beam: int) -> np.ndarray:
     """The ten best items (N, 10) of the beam for each request, already-had ones removed; -1 where there are fewer."""
     trie, items = network.catalogue.trie, network.item_encoder()
     nodes, index = network.decoder.node_vectors(trie, items), network.item_index(items)
     result = np.full((len(requests), 10), -1)
     for rows, chunk, batch in request_batches(requests, collator, 256):
         encoded = network.encode(batch, items)
-        leaves, scores = generate(network.decoder, network.decoder_memory(encoded), nodes, trie, BEAM)
+        leaves, scores = generate(network.decoder, network.decoder_memory(encoded), nodes, trie, beam)
         dense = network.retrieval_vectors(encoded.requests[:, 0]) @ index.T  # orders items that share a code
         ids, scores = leaf_items(trie, leaves, scores, dense)
         seen = seen_mask(chunk, len(items))
@@ -173,7 +173,9 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=4, help="training budget of every row's decoder")
+    parser.add_argument("--generate-share", type=float, default=0.5, help="share of the requests whose codes a step learns")
     parser.add_argument("--trunk-epochs", type=int, default=6, help="training budget of the trunk they share")
+    parser.add_argument("--beam", type=int, default=50)
     parser.add_argument("--split", default="valid", choices=("valid", "test"), help="valid: the table chooses the default")
     parser.add_argument("--users", type=int, default=0, help="score at most so many recommendations (0: all)")
     parser.add_argument("--searches", type=int, default=2000, help="score at most so many searches of each kind (0: none)")

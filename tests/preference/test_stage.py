@@ -110,6 +110,13 @@ def test_a_stopped_stage_ends_with_the_same_decoder(copied_run, monkeypatch):
     assert found[0]["curves"] == found[1]["curves"] and found[0]["guard"] == found[1]["guard"]
 
 
+def test_a_run_without_the_stage_is_as_it_was(copied_run):
+    run = copied_run()
+    assert not run.config.preference.in_run and run.fitted == ["train", "train+valid"]
+    with pytest.raises(UserError, match="model_preferred does not exist"):
+        run.ranker("preferred")
+
+
 def test_the_reward_model_never_judges_what_it_was_fitted_on(copied_run):
     run = copied_run(*FAST, "preference.max_requests=100000")
     stage = Stage(run, run.folder / "model", "key")
@@ -141,6 +148,22 @@ def test_streaming_goes_on_from_an_earlier_decoder(copied_run):
         stage_prefer(copied_run(*FAST, "preference.since=2100-01-01"))
     with pytest.raises(UserError, match="does not exist"):
         stage_prefer(copied_run(*FAST, "preference.checkpoint=nowhere"))
+
+
+def test_a_log_without_impressions_learns_from_events_and_its_own_wrong_beams(copied_run):
+    run = copied_run(*FAST, "preference.max_requests=256", "preference.phases=[distil,guided-dpo,plackett-luce,dpo]", "preference.teacher=fused")
+    run.dataset.__dict__["impressions"] = None
+    verdict = stage_prefer(run)
+    assert {row.name for row in verdict.rows} == {"recall", "ndcg", "coverage", "diversity"}
+    report = read_json(run.folder / "preference" / "report.json")
+    assert [row["phase"] for row in report["curves"]] == sorted((row["phase"] for row in report["curves"]), key=run.config.preference.phases.index)
+    assert {row["phase"] for row in report["curves"]} == set(run.config.preference.phases)
+    assert report["reward_model"]["valid"]["click"]["auc"] > 0.6  # what was chosen against random others
+    _, school = school_of(run)
+    rows = school.prepare("dpo")
+    columns, live, _ = school.interaction_lists(rows, torch.Generator().manual_seed(1))
+    beam = (columns[:, 1:, None] == school.beams[rows][:, None, :]).any(2) & live[:, 1:]
+    assert (school.stages >= 0).sum() == len(rows) and beam.any(1).float().mean() > 0.9
 
 
 def test_interaction_lists_hold_only_worse_items(copied_run):
