@@ -20,6 +20,14 @@ def n_features(stages: int) -> int:
     return len(KEYS) * (stages + 1)
 
 
+def starting_weights(stages: int) -> np.ndarray:
+    """(stages, n_features) weights that a model may start from: half the sum of a stage's own log-odds over all keys, as naive Bayes would
+    add them up, halved because they overlap."""
+    weights = np.zeros((stages, len(KEYS), stages + 1), np.float32)
+    weights[np.arange(stages), :, np.arange(stages)] = 0.5
+    return weights.reshape(stages, -1)
+
+
 @dataclass(frozen=True)
 class _Counter:
     """Rows sorted by key and time: ``order`` (n,) key x span + time, ``reached`` (n + 1, stages) running sums."""
