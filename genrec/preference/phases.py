@@ -63,7 +63,7 @@ class School:
         weights = np.where(stages >= 0, self.levels.weights[np.maximum(stages, 0)], 0.0)
         self.shown, self.stages = items, stages
         self.shown_rewards = np.where(items >= 0, self.rates.reward(np.maximum(items, 0), weights), 0.0)
-        self.targets = np.asarray(self.feedback.requests.targets)
+        self.targets = self.feedback.targets
 
     # --- what a phase needs before its first step ------------------------------------------------------------------------
 
@@ -87,7 +87,7 @@ class School:
         width = self.settings.beam
         self.beams = torch.full((len(self.feedback), width), -1, dtype=torch.long)
         self.values = torch.zeros(len(self.feedback), width) if with_values else None
-        for rows, asked in chunks(self.policy, self.collator, self.feedback.requests, _BEAM_CHUNK, counted=True):
+        for rows, asked in chunks(self.policy, self.collator, self.feedback.requests, _BEAM_CHUNK, self.feedback.users, counted=True):
             ids, _ = self.policy.beam(asked, width)
             ids = ids[:, :width]
             place = torch.from_numpy(rows)
@@ -97,7 +97,7 @@ class School:
 
     def judge(self, asked: Asked, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The reward model's value of items (B, K), and their text relevance."""
-        judged = self.model.judge(self.features(asked.requests, asked.batch, ids, asked.state))
+        judged = self.model.judge(self.features(asked.requests, asked.users, asked.batch, ids, asked.state))
         return self.model.reward(judged, self.settings.reward), judged.relevance
 
     def _changed(self) -> Tensor:
@@ -110,7 +110,7 @@ class School:
 
     def step(self, phase: str, rows: np.ndarray, generator: torch.Generator) -> Outcome:
         """Loss of a batch of requests, and what to log of it."""
-        asked = self.policy.ask(self.collator, self.feedback.requests.take(rows), counted=True)
+        asked = self.policy.ask(self.collator, self.feedback.requests.take(rows), self.feedback.users[rows], counted=True)
         return getattr(self, "_" + phase.replace("-", "_"))(asked, rows, generator)
 
     def _paths(self, items: Tensor) -> Tensor:

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 import torch
 from safetensors.torch import load_file, save_file
 
 from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, read_json, write_json
 from genrec.config import PreferenceConfig, seconds_of, to_dict
 from genrec.data.dataset import TEST, TRAIN, VALID
+from genrec.data.rates import FeedbackRates
 from genrec.decoding.proposals import MISSING, Proposer
 from genrec.decoding.ranker import Ranker
 from genrec.errors import UserError
@@ -104,10 +106,12 @@ class Stage:
         self.parts = deal(feedback, self.settings, run.config.seed, run.config.training.valid_requests)
         train = feedback.take(np.flatnonzero(feedback.split == TRAIN))
         self.rates = Rates.of_rows(train.items, train.stages, run.dataset.n_items, self.levels, self.settings.smoothing)
-        self.collator = Collator(self.fitted.model, QueryFeatures.build(feedback.requests.query_texts, run.ids.encoder))
+        self.collator = Collator(self.fitted.model, QueryFeatures.build(feedback.texts, run.ids.encoder))
         text = run.ids.catalogue.text.cpu().numpy()
         self.evidence = evidence_before(run.dataset, text, self.parts.evidence_until)
-        self.features = RewardFeatures(self.policy.network, self.evidence, self.settings.request_state)
+        facts = self.evidence.facts
+        counted = shown_rates(train, self.levels, facts.brand, facts.category) if train.shown else None
+        self.features = RewardFeatures(self.policy.network, self.evidence, counted, self.settings.request_state)
 
     def run(self) -> Verdict:
         job, settings = self.job, self.settings
@@ -137,7 +141,7 @@ class Stage:
                 "guard": verdict.to_dict(), "base": str(self.base.name), "reward_model": quality, "curves": curves, "config": to_dict(settings),
                 "levels": dict(zip(self.levels.chain, self.levels.weights.tolist(), strict=True)), "seed": job.config.seed,
                 "requests": {name: len(getattr(self.parts, name)) for name in ("reward", "policy", "valid")},
-                "until": int(self.parts.policy.requests.times.max(initial=0)),
+                "until": int(self.parts.policy.times.max(initial=0)),
             }  # fmt: skip
             write_json(folder / "report.json", report)
             (folder / "report.md").write_text(self._page(verdict, quality))
@@ -152,11 +156,11 @@ class Stage:
         order = torch.arange(len(part))
 
         def pieces():
-            for rows, asked in chunks(self.policy, self.collator, part.requests, _CHUNK, bool((part.split == TRAIN).all())):
+            for rows, asked in chunks(self.policy, self.collator, part.requests, _CHUNK, part.users, bool((part.split == TRAIN).all())):
                 width = int((items[rows] >= 0).sum(1).max())
                 ids = torch.from_numpy(items[rows, :width]).to(asked.device)
                 here = torch.from_numpy(np.where(items[rows, :width] < 0, -2, stages[rows, :width]))
-                yield self.features(asked.requests, asked.batch, ids, asked.state).cpu(), here, order[torch.from_numpy(rows)]
+                yield self.features(asked.requests, asked.users, asked.batch, ids, asked.state).cpu(), here, order[torch.from_numpy(rows)]
 
         return RewardData.join(pieces())
 
@@ -217,10 +221,18 @@ class Stage:
         return "\n".join(lines) + "\n"
 
 
+def shown_rates(train: Feedback, levels: Levels, brands: np.ndarray, categories: np.ndarray) -> FeedbackRates:
+    """What became of everything shown in training, to be looked up as of any time: only rows strictly before it are counted."""
+    rows = train.rows
+    table = pl.DataFrame({"user": train.users[rows], "item": train.items, "timestamp": train.times[rows]})
+    reached = np.stack([train.stages >= levels.click, train.stages >= levels.order], axis=1)
+    return FeedbackRates(table, brands, categories, reached, int(train.times.max(initial=0)) + 1)
+
+
 def deal(feedback: Feedback, settings: PreferenceConfig, seed: int, valid_limit: int) -> Parts:
     """Training requests by time, and the held-out ones. ``UserError`` where a part would be empty."""
-    train = np.flatnonzero((feedback.split == TRAIN) & (np.diff(feedback.requests.offsets) > 0))
-    times = feedback.requests.times[train]
+    train = np.flatnonzero((feedback.split == TRAIN) & (feedback.history_lengths > 0))
+    times = feedback.times[train]
     since = seconds_of(settings.since, "preference.since")
     if since is None:
         bounds = (np.array([settings.evidence_share, settings.evidence_share + settings.reward_share]) * len(train)).astype(int)
@@ -236,7 +248,7 @@ def deal(feedback: Feedback, settings: PreferenceConfig, seed: int, valid_limit:
     most = settings.max_requests
     held = {}
     for name, split in (("valid", VALID), ("test", TEST)):
-        rows = np.flatnonzero((feedback.split == split) & (np.diff(feedback.requests.offsets) > 0))
+        rows = np.flatnonzero((feedback.split == split) & (feedback.history_lengths > 0))
         if valid_limit and len(rows) > valid_limit:
             rows = np.sort(np.random.default_rng(seed).permutation(rows)[:valid_limit])
         held[name] = feedback.take(rows)

@@ -123,23 +123,23 @@ def test_the_reward_model_never_judges_what_it_was_fitted_on(copied_run):
     parts = stage.parts
     for part in (parts.reward, parts.policy):
         assert (part.split == TRAIN).all()
-    assert parts.evidence_until <= parts.reward.requests.times.min()
-    assert parts.reward.requests.times.max() < parts.policy.requests.times.min()
+    assert parts.evidence_until <= parts.reward.times.min()
+    assert parts.reward.times.max() < parts.policy.times.min()
     assert (parts.valid.split > TRAIN).all()
     counted = stage.evidence
     train = (np.asarray(run.dataset.split) == TRAIN) & (np.asarray(run.dataset.timestamps) < parts.evidence_until)
     np.testing.assert_array_equal(counted.counts, np.bincount(np.asarray(run.dataset.items)[train], minlength=run.dataset.n_items))
-    since = int(np.quantile(parts.policy.requests.times, 0.5))
+    since = int(np.quantile(parts.policy.times, 0.5))
     run.config.preference.since = str(since)
     later = deal(stage.parts.policy, run.config.preference, 1, 0)
-    assert later.policy.requests.times.min() >= since > later.reward.requests.times.max()
+    assert later.policy.times.min() >= since > later.reward.times.max()
 
 
 def test_streaming_goes_on_from_an_earlier_decoder(copied_run):
     run = copied_run(*FAST, "preference.phases=[distil,dpo]", "preference.learning_rate=0.005", "preference.epochs=3")
     damage(run)
     assert stage_prefer(run).kept
-    times = Stage(run, run.folder / "model", "key").parts.policy.requests.times
+    times = Stage(run, run.folder / "model", "key").parts.policy.times
     again = copied_run(*FAST, f"preference.checkpoint={run.folder / MODEL}", f"preference.since={int(np.quantile(times, 0.7))}", "preference.phases=[grpo]")
     stage_prefer(again)
     report = read_json(run.folder / "preference" / "report.json")
