@@ -73,10 +73,15 @@ class RewardFeatures:
         person = person[:, None].expand_as(own)
         parts = [counted.float(), own, person, own * person * own.shape[-1] ** 0.5]
         if self.rates is not None:
-            who, when = (np.repeat(part, columns.shape[1]) for part in (users, until))
-            rates = self.rates.features(who, columns.ravel(), np.full(columns.size, -1), when)
-            parts.append(torch.from_numpy(rates).to(device).view(*columns.shape, -1))
+            parts.append(self.shown_before(requests, users, ids))
         return torch.cat(parts, dim=-1)
+
+    def shown_before(self, requests: Requests, users: np.ndarray, ids: Tensor) -> Tensor:
+        """What became of earlier showings of items (B, K), as ``FeedbackRates`` counts them before each request: (B, K, n_features)."""
+        columns = ids.clamp(min=0).cpu().numpy()
+        who, when = (np.repeat(part, columns.shape[1]) for part in (users, requests.reference_times(self.network.config.request_time)))
+        found = self.rates.features(who, columns.ravel(), np.full(columns.size, -1), when)
+        return torch.from_numpy(found).to(ids.device).view(*columns.shape, -1)
 
     def relevance(self, batch: Batch, ids: Tensor) -> Tensor:
         """Cosine of the query's and the items' text vectors (B, K); 0 without a query."""

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, read_json, write_json
 from genrec.config import PreferenceConfig, seconds_of, to_dict
-from genrec.data.dataset import TEST, TRAIN, VALID
+from genrec.data.dataset import TEST, TRAIN, VALID, Requests
 from genrec.data.rates import FeedbackRates
 from genrec.decoding.proposals import MISSING, Proposer
 from genrec.decoding.ranker import Ranker
@@ -122,7 +122,8 @@ class Stage:
         model = fit_reward_model(self.reward_data(self.parts.reward, job.config.seed), self.levels.click, self.levels.order, job.config.seed)
         quality = {name: self.judge_quality(model, part) for name, part in (("policy requests", self.parts.policy), ("valid", self.parts.valid))}
         for name, found in quality.items():
-            log.info("prefer: reward model on %s: click AUC %.4f GAUC %.4f, calibration error %.4f", name, *(found["click"][k] for k in ("auc", "gauc", "error")))
+            numbers = [found["click"][measure] for measure in ("auc", "gauc", "error")]
+            log.info("prefer: reward model on %s: click AUC %.4f GAUC %.4f, calibration error %.4f", name, *numbers)
         before = self.measure("valid")
         school = School(
             self.policy, self.collator, self.parts.policy, self.levels, self.rates, self.features, model, settings,
@@ -182,14 +183,12 @@ class Stage:
 
     def measure(self, split: str) -> Measured:
         """The guard's measures on a split, with the policy as it is now."""
-        data = self.job.dataset
-        requests = data.requests(split)
-        limit = self.job.config.training.valid_requests
-        if limit and len(requests) > limit:
-            requests = requests.take(np.sort(np.random.default_rng(self.job.config.seed).permutation(len(requests))[:limit]))
+        data, most = self.job.dataset, self.job.config.training.valid_requests
+        tasks = {"": data.requests(split)} | {f"{kind} search": data.requests(split, kind) for kind in data.query_kinds}
+        tasks = {task: some(requests, most, self.job.config.seed) for task, requests in tasks.items() if len(requests)}
         collator = Collator(self.fitted.model, QueryFeatures.build(data.query_texts, self.job.ids.encoder))
         shown = getattr(self.parts, split)
-        return measure(self.policy, collator, requests, shown, self.levels, self.rates, self.job.config.decoding.beam, self.collator)
+        return measure(self.policy, collator, tasks, shown, self.levels, self.rates, self.job.config.decoding.beam, self.collator)
 
     def fused_teacher(self):
         """Candidates and fused scores for any of the policy's requests, where ``preference.teacher`` asks for them: evidence counted before."""
@@ -217,8 +216,16 @@ class Stage:
     def _page(self, verdict: Verdict, quality: dict) -> str:
         lines = [f"# Preference stage: {'kept' if verdict.kept else 'refused'}", "", *(f"- {reason}" for reason in verdict.reasons), "", markdown(verdict)]
         lines += ["| reward model | tower | AUC | GAUC | calibration error |", "|---|---|---|---|---|"]
-        lines += [f"| {part} | {name} | {row['auc']:.4f} | {row['gauc']:.4f} | {row['error']:.4f} |" for part, towers in quality.items() for name, row in towers.items()]
+        rows = [(part, name, row) for part, towers in quality.items() for name, row in towers.items()]
+        lines += [f"| {part} | {name} | {row['auc']:.4f} | {row['gauc']:.4f} | {row['error']:.4f} |" for part, name, row in rows]
         return "\n".join(lines) + "\n"
+
+
+def some(requests: Requests, most: int, seed: int) -> Requests:
+    """At most so many requests (0: all), drawn once and for all."""
+    if not most or len(requests) <= most:
+        return requests
+    return requests.take(np.sort(np.random.default_rng(seed).permutation(len(requests))[:most]))
 
 
 def shown_rates(train: Feedback, levels: Levels, brands: np.ndarray, categories: np.ndarray) -> FeedbackRates:
@@ -264,11 +271,3 @@ def with_invented(part: Feedback, n_items: int, seed: int) -> tuple[np.ndarray, 
     others = np.where((others[:, :, None] == items[:, None, :]).any(2), -1, others)
     order = np.argsort(others < 0, axis=1, kind="stable")
     return np.concatenate([items, np.take_along_axis(others, order, 1)], axis=1), np.concatenate([stages, np.full(others.shape, -1)], axis=1)
-
-
-def load_reward_model(folder: Path, width: int) -> RewardModel:
-    """The reward model of a preference folder."""
-    open_artifact(folder, KIND)
-    model = RewardModel(width)
-    model.load_state_dict(load_file(folder / "reward_model.safetensors"))
-    return model.eval()

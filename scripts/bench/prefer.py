@@ -29,7 +29,7 @@ from genrec.preference.guard import Measured, decide
 from genrec.preference.phases import School
 from genrec.preference.policy import chunks
 from genrec.preference.reward_model import fit_reward_model
-from genrec.preference.stage import Stage
+from genrec.preference.stage import Stage, some
 from genrec.preference.training import learn
 
 log = logging.getLogger("bench")
@@ -115,11 +115,7 @@ class Bench:
 
     def requests(self, split: str):
         """As ``Stage.measure`` takes them, texts of the feedback's queries."""
-        requests = self.run.dataset.requests(split)
-        limit = self.run.config.training.valid_requests
-        if limit and len(requests) > limit:
-            requests = requests.take(np.sort(np.random.default_rng(self.run.config.seed).permutation(len(requests))[:limit]))
-        return requests
+        return some(self.run.dataset.requests(split), self.run.config.training.valid_requests, self.run.config.seed)
 
     def owners(self, split: str) -> np.ndarray:
         """The user of each of ``requests``."""
