@@ -235,7 +235,7 @@ class PreferenceConfig:
     position_weights: list[float] = field(default_factory=lambda: [2.0, 2.0, 1.0])  # grpo: of code positions; the last for all that follow
     prefix_gate: bool = True  # grpo: a code position that matches what was chosen counts where those before it match
     kl: float = 0.02  # grpo and plackett-luce: weight of the divergence from the reference
-    teacher: str = "dense"  # distil: dense (the retrieval head), fused (the ranking) or reward (the reward model over the beam)
+    teacher: str = "dense"  # distil: dense (retrieval head), fused (the ranking over evidence), ranking (head) or reward (model) over the beam
     soft: float = 0.5  # distil: share of the teacher's targets beside the observed item
     since: str | None = None  # streaming: only requests from this time on (ISO, UTC, or seconds since 1970)
     checkpoint: str | None = None  # streaming: start from this model folder instead of the run's model
@@ -487,8 +487,8 @@ def _check_preference(preference: PreferenceConfig) -> None:
             raise UserError(f"preference.phases: '{name}' is not one of {', '.join(PHASES)}")
     if not preference.phases:
         raise UserError(f"preference.phases: is empty; give one or more of {', '.join(PHASES)}")
-    if preference.teacher not in ("dense", "reward", "fused"):
-        raise UserError(f"preference.teacher: '{preference.teacher}' is not one of dense, reward, fused")
+    if preference.teacher not in ("dense", "fused", "ranking", "reward"):
+        raise UserError(f"preference.teacher: '{preference.teacher}' is not one of dense, fused, ranking, reward")
     for name in preference.reward:
         if name not in ("click", "next", "both", "relevance"):
             raise UserError(f"preference.reward: '{name}' is not one of click, next, both, relevance")
