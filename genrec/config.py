@@ -127,7 +127,10 @@ class ModelConfig:
 class TrainingConfig:
     """Optimisation. The epoch count of the refit is the one chosen on validation."""
 
+    tasks: list[str] = field(default_factory=lambda: ["recommendation", "search"])  # what is learnt; one of the two alone for comparison
     epochs: int = 20
+    align_epochs: int = 0  # of them, the first: an item's text, asked by nobody -> the item ...
+    cooccur_epochs: int = 0  # ... and the next: a query, asked by nobody -> its item, and an item -> the item that followed
     patience: int = 3
     batch_size: int = 128  # sequences per optimiser step, over all devices and accumulated parts
     accumulate: int = 1  # parts a device's share of a step is computed in, one after the other; less memory, the same result
@@ -135,6 +138,8 @@ class TrainingConfig:
     weight_decay: float = 0.01
     warmup_steps: int = 100
     label_smoothing: float = 0.0
+    category_weight: float = 0.0  # of query -> category of the sought item, beside query -> item
+    distill_weight: float = 0.0  # of a search's distance to the answers to the query with the sought item's keywords (OneSearch-V2: .1)
     retrieve_weight: float = 1.0
     generate_weight: float = 1.0
     decoder_epochs: int = 8  # epochs of the code decoder alone, on the fitted network; 0 = it learns together with everything else
@@ -298,6 +303,16 @@ def _check_search(decoding: DecodingConfig) -> None:
         raise UserError("decoding.int8: runs on the CPU and decoding.cuda_graph on a GPU; choose one")
 
 
+def _check_stages(config: Config) -> None:
+    """The keys of staged training that need each other."""
+    training = config.training
+    before = training.align_epochs + training.cooccur_epochs
+    if before >= training.epochs:
+        raise UserError(f"training.epochs: {training.epochs} leaves no epoch after align_epochs + cooccur_epochs = {before}; give more")
+    if training.distill_weight and not config.semantic_ids.keywords:
+        raise UserError("training.distill_weight: the teacher reads keywords; set semantic_ids.keywords=true, or the weight to 0")
+
+
 def validate(config: Config) -> None:
     """Raise ``UserError`` for values that no run can work with; the key is named."""
     choices = {
@@ -320,6 +335,11 @@ def validate(config: Config) -> None:
     for kind in config.queries.synthetic:
         if kind not in ("category", "title"):
             raise UserError(f"queries.synthetic: '{kind}' is not one of category, title")
+    if not config.training.tasks:
+        raise UserError("training.tasks: an empty list learns nothing; name recommendation, search, or both")
+    for name in config.training.tasks:
+        if name not in ("recommendation", "search"):
+            raise UserError(f"training.tasks: '{name}' is not one of recommendation, search")
     known = EvaluationConfig().baselines
     for name in config.evaluation.baselines:
         if name not in known:
@@ -347,6 +367,8 @@ def validate(config: Config) -> None:
         "training.threads": config.training.threads, "training.valid_requests": config.training.valid_requests,
         "training.warmup_steps": config.training.warmup_steps,
         "training.decoder_epochs": config.training.decoder_epochs,
+        "training.align_epochs": config.training.align_epochs, "training.cooccur_epochs": config.training.cooccur_epochs,
+        "training.category_weight": config.training.category_weight, "training.distill_weight": config.training.distill_weight,
     }  # fmt: skip
     for key, value in not_negative.items():
         if value < 0:
@@ -377,6 +399,7 @@ def validate(config: Config) -> None:
     if not (config.model.use_ids or config.model.use_text or config.model.use_codes):
         raise UserError("model: at least one of use_ids, use_text, use_codes must be true")
     _check_search(config.decoding)
+    _check_stages(config)
     if not config.evaluation.ks or min(config.evaluation.ks) < 1:
         raise UserError("evaluation.ks: a list of whole numbers of at least 1")
 

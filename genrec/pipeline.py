@@ -160,7 +160,10 @@ def stage_train(run: Run) -> None:
     stage_tokenize(run)
     if not run.dataset.info["events"]:
         raise UserError(f"{run.folder / 'dataset'} has no events, only a catalogue: there is nothing to train on; give a log with events")
-    _fit_pair(run, run.config, "model", FitPlan())
+    tasks = run.config.training.tasks
+    if tasks == ["search"] and not run.dataset.query_kinds:
+        raise UserError("training.tasks: [search] needs queries and the data have none; give a log with searches, or queries.synthetic")
+    _fit_pair(run, run.config, "model", FitPlan(searches="search" in tasks, recommends="recommendation" in tasks))
     with leader_first():
         _evidence(run)
         _fuse(run)
@@ -184,7 +187,10 @@ def _fit_pair(run: Run, config: Config, name: str, plan: FitPlan) -> None:
 def sasrec_config(config: Config) -> Config:
     """SASRec with cross-entropy: our backbone's retrieval path alone, on item ids alone, with its own tuned settings."""
     check_keys(list(_dotted(config.evaluation.sasrec)), "evaluation.sasrec")
-    fixed = {"model": {"use_text": False, "use_codes": False, "item_dropout": 0.0, "time_share": 0.0}}
+    fixed = {
+        "model": {"use_text": False, "use_codes": False, "item_dropout": 0.0, "time_share": 0.0},
+        "training": {"align_epochs": 0, "cooccur_epochs": 0, "category_weight": 0.0, "distill_weight": 0.0},
+    }
     tree = OmegaConf.merge(OmegaConf.structured(config), fixed, OmegaConf.create(config.evaluation.sasrec))
     return OmegaConf.to_object(tree)
 

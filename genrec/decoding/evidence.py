@@ -52,14 +52,20 @@ class ItemFacts:
     @classmethod
     def from_table(cls, items: pl.DataFrame, text: np.ndarray) -> ItemFacts:
         """``items`` in item id order. ``category`` is the most specific level, ``path`` the whole category path."""
-        levels = items["category"] if items["category"].dtype == pl.List(pl.String) else pl.Series("category", [None] * len(items), dtype=pl.List(pl.String))
+        levels = category_levels(items)
         price = items["price"].cast(pl.Float64).to_numpy()
         with np.errstate(invalid="ignore", divide="ignore"):
             log_price = np.where(price > 0, np.log(price), np.nan)
-        return cls(_codes(items["brand"]), _codes(levels.list.last()), _codes(levels.list.join("\x1f", ignore_nulls=True)), log_price, np.asarray(text, np.float32))
+        return cls(item_codes(items["brand"]), item_codes(levels.list.last()), item_codes(levels.list.join("\x1f", ignore_nulls=True)), log_price, np.asarray(text, np.float32))
 
 
-def _codes(values: pl.Series) -> np.ndarray:
+def category_levels(items: pl.DataFrame) -> pl.Series:
+    """The category path of each item, general to specific; null where none is known."""
+    known = items["category"].dtype == pl.List(pl.String)
+    return items["category"] if known else pl.Series("category", [None] * len(items), dtype=pl.List(pl.String))
+
+
+def item_codes(values: pl.Series) -> np.ndarray:
     """Equal texts get equal codes; nothing known is -1: (n,) int64."""
     known = values.is_not_null() & (values != "")
     codes = values.rank("dense").fill_null(0).cast(pl.Int64).to_numpy() - 1

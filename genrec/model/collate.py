@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from genrec.data.sequences import Windows
 from genrec.model.embeddings import CODE_SPAN
 from genrec.model.network import Batch
 from genrec.semantic_ids.query_codes import QueryCoder
-from genrec.text.encoder import TextEncoder
+from genrec.text.encoder import TextEncoder, unit
 from genrec.text.query_tokens import HASHED, hashed_tokens, readable
 
 
@@ -49,6 +50,11 @@ class QueryFeatures:
         offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(texts)))]).astype(np.int64)
         return cls(text, tokens[order].astype(np.int64), offsets)
 
+    def joined(self, other: QueryFeatures) -> QueryFeatures:
+        """One table of both, this one's rows first."""
+        offsets = np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]])
+        return QueryFeatures(np.concatenate([self.text, other.text]), np.concatenate([self.words, other.words]), offsets)
+
     def take(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Text vectors, words and start offsets of some queries."""
         lengths = np.diff(self.offsets)[ids]
@@ -58,17 +64,59 @@ class QueryFeatures:
 
 
 class Collator:
-    """Builds ``Batch`` from windows of a dataset (training) or from requests (inference)."""
+    """Builds ``Batch`` from windows of a dataset (training) or from requests (inference).
 
-    def __init__(self, model: ModelConfig, features: QueryFeatures):
-        self.model, self.features = model, features
+    ``features`` are those of the queries, and behind them of the items' ``texts``; ``keywords`` are those of each item's keywords.
+    """
+
+    def __init__(self, model: ModelConfig, features: QueryFeatures, texts: QueryFeatures | None = None, keywords: QueryFeatures | None = None):
+        self.model, self.n_queries, self.keywords = model, len(features.text), keywords
+        self.features = features if texts is None else features.joined(texts)
+
+    @property
+    def described(self) -> np.ndarray:
+        """Items with a text in which something is known: ids, rising."""
+        return np.flatnonzero(self.features.text[self.n_queries :].any(1))
+
+    def items(self, ids: np.ndarray) -> Batch:
+        """A training batch of requests without history: the text of each item (B,) asks for the item."""
+        none, zero = np.zeros(0, np.int64), np.zeros(len(ids), np.int64)
+        source = SimpleNamespace(items=none, actions=none, queries=none, timestamps=none)
+        return self._finish(source, zero, zero, zero[:, None], zero[:, None], (self.n_queries + ids)[:, None], np.asarray(ids)[:, None])
+
+    def teacher(self, batch: Batch) -> Batch | None:
+        """The batch with the keywords of the sought item behind each request's query; None where nothing is searched.
+
+        As keywords join a text in semantic IDs (OneSearch): text vectors are averaged and brought to length one, and the tokens are added.
+        """
+        asked, targets = batch.request_queries.numpy(), batch.targets.numpy()
+        live = (asked > 0) & (targets >= 0)
+        if not live.any():
+            return None
+        pairs, place = np.unique(np.stack([asked[live] - 1, targets[live]]), axis=1, return_inverse=True)
+        own = QueryFeatures(batch.query_text.numpy(), batch.query_words.numpy(), np.append(batch.query_offsets.numpy(), len(batch.query_words)))
+        (text, words, starts), (key_text, key_words, key_starts) = own.take(pairs[0]), self.keywords.take(pairs[1])
+        mixed = unit(text + key_text)
+        rows = np.concatenate([_rows(starts, len(words)), _rows(key_starts, len(key_words))])
+        order = np.argsort(rows, kind="stable")
+        offsets = np.searchsorted(rows[order], np.arange(pairs.shape[1]))
+        queries = np.zeros_like(asked)
+        queries[live] = 1 + len(own.text) + place.ravel()
+        joined = (
+            np.concatenate([own.text, mixed]), np.concatenate([own.words, np.concatenate([words, key_words])[order]]),
+            np.concatenate([own.offsets[:-1], len(own.words) + offsets]), queries,
+        )  # fmt: skip
+        names = ("query_text", "query_words", "query_offsets", "request_queries")
+        return replace(batch, **{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in zip(names, joined, strict=True)})
 
     def windows(
-        self, data: Dataset, windows: Windows, rows: np.ndarray, recommend_searches: bool, searches: bool, shuffle: Shuffle | None = None
-    ) -> Batch:
+        self, data: Dataset, windows: Windows, rows: np.ndarray, recommend_searches: bool, searches: bool, shuffle: Shuffle | None = None,
+        recommends: bool = True, cold_searches: bool = False,
+    ) -> Batch:  # fmt: skip
         """A training batch. Every predicted event with a history is a recommendation request; one with a query is also a search request.
 
         ``recommend_searches`` false (logged queries) keeps search events out of the recommendation requests. ``shuffle`` permutes events.
+        ``recommends`` false leaves the recommendation requests out; ``cold_searches`` true lets search requests see no history.
         """
         start, first, stop = windows.start[rows], windows.first[rows], windows.stop[rows]
         if shuffle is not None:
@@ -79,7 +127,7 @@ class Collator:
         event = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(count.sum())
         position = event - start[row]
         query = np.asarray(data.queries[event]).astype(np.int64)
-        plain = (position > 0) & (recommend_searches | (query < 0))
+        plain = (position > 0) & (recommend_searches | (query < 0)) & recommends
         search = (query >= 0) & searches
         row, event = np.concatenate([row[plain], row[search]]), np.concatenate([event[plain], event[search]])
         query = np.concatenate([np.full(plain.sum(), -1), query[search]])
@@ -92,10 +140,12 @@ class Collator:
         positions[row, lane] = position
         asked = np.full(shape, -1, np.int64)
         asked[row, lane] = query
+        if cold_searches:
+            positions[asked >= 0] = 0
         times = np.asarray(data.timestamps)
         seen = event if self.model.request_time else np.maximum(event - 1, start[row])
         when = np.repeat(times[start][:, None], n_lanes, axis=1)
-        when[row, lane] = times[seen]
+        when[row, lane] = times[np.where((query >= 0) & cold_searches, start[row], seen)]
         return self._finish(data, start, stop - start - 1, positions, when, asked, targets)
 
     def requests(self, requests: Requests) -> Batch:
@@ -129,6 +179,11 @@ class Collator:
             text, words, offsets,
         )  # fmt: skip
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in tensors))
+
+
+def _rows(starts: np.ndarray, length: int) -> np.ndarray:
+    """The row that each of ``length`` ragged entries belongs to, of rows that begin at ``starts``."""
+    return np.searchsorted(starts, np.arange(length), side="right") - 1
 
 
 def _lanes(row: np.ndarray, n_rows: int) -> tuple[np.ndarray, int]:

@@ -28,9 +28,10 @@ class Part:
 
     batch: Batch
     share: float
+    teacher: Batch | None = None  # the same requests with their items' keywords behind the queries, for self-distillation
 
 
-def request_counts(data: Dataset, windows: Windows, recommend_searches: bool, searches: bool) -> np.ndarray:
+def request_counts(data: Dataset, windows: Windows, recommend_searches: bool, searches: bool, recommends: bool = True) -> np.ndarray:
     """How many requests the collator makes of each window: (W,) int64. See ``Collator.windows``."""
     counts = np.empty(len(windows), np.int64)
     for begin in range(0, len(windows), BLOCK):
@@ -43,7 +44,7 @@ def request_counts(data: Dataset, windows: Windows, recommend_searches: bool, se
         plain = stop - first - (first == start)  # a user's first event is no recommendation: nothing was seen before it
         if not recommend_searches:
             plain = plain - in_window + ((first == start) & asked[first - low])
-        counts[rows] = plain + (in_window if searches else 0)
+        counts[rows] = (plain if recommends else 0) + (in_window if searches else 0)
     return counts
 
 
@@ -78,10 +79,12 @@ class EpochLoader:
 
     def __init__(
         self, data: Dataset, windows: Windows, counts: np.ndarray, collator: Collator, training: TrainingConfig, seed: int, epoch: int,
-        searches: bool, rank: int = 0, world: int = 1,
+        searches: bool, rank: int = 0, world: int = 1, recommends: bool = True, pairs: int = 0, distil: bool = False,
     ):  # fmt: skip
+        """``recommends``: learn recommendations; ``pairs``: windows in a step where searches see no history (0: they do); ``distil``: make teachers."""
         self.data, self.windows, self.counts, self.collator, self.searches = data, windows, counts, collator, searches
-        self.batches = epoch_batches(windows, training.batch_size, seed, epoch, counts)
+        self.recommends, self.cold_searches, self.distil = recommends, pairs > 0, distil
+        self.batches = epoch_batches(windows, pairs or training.batch_size, seed, epoch, counts)
         self.recommend_searches = recommends_searches(data, searches)
         self.epoch, self.rank, self.world, self.parts = epoch, rank, world, training.accumulate
         self.given = 0
@@ -107,13 +110,37 @@ class EpochLoader:
         share = self.parts * self.world * float(self.counts[piece].sum() / self.counts[rows].sum())
         if len(piece) == 0:  # fewer sequences than pieces: take part with one that does not count
             piece = rows[:1]
-        return Part(self.collator.windows(self.data, self.windows, piece, self.recommend_searches, self.searches, self.shuffle), share)
+        batch = self._batch(piece)
+        return Part(batch, share, self.collator.teacher(batch) if self.distil else None)
+
+    def _batch(self, rows: np.ndarray) -> Batch:
+        return self.collator.windows(
+            self.data, self.windows, rows, self.recommend_searches, self.searches, self.shuffle, self.recommends, self.cold_searches
+        )
 
     def state_dict(self) -> dict:
         return {"epoch": self.epoch, "given": self.given}
 
     def load_state_dict(self, state: dict) -> None:
         self.given = state["given"] if state["epoch"] == self.epoch and state["given"] < len(self) else 0
+
+
+class ItemLoader(EpochLoader):
+    """The same for the texts of items: a row of ``rows`` (n,) is an item id, each learnt equally often, ``requests`` in all in ``steps`` steps."""
+
+    def __init__(
+        self, rows: np.ndarray, requests: int, steps: int, collator: Collator, training: TrainingConfig, seed: int, epoch: int,
+        rank: int = 0, world: int = 1,
+    ):  # fmt: skip
+        rng = np.random.default_rng([seed, epoch])
+        order = np.concatenate([rng.permutation(rows) for _ in range(max(1, round(requests / len(rows))))])
+        self.batches = np.array_split(order, min(steps, len(order)))
+        self.counts = np.ones(int(rows.max()) + 1, np.int64)
+        self.collator, self.distil, self.given = collator, False, 0
+        self.epoch, self.rank, self.world, self.parts = epoch, rank, world, training.accumulate
+
+    def _batch(self, rows: np.ndarray) -> Batch:
+        return self.collator.items(rows)
 
 
 def recommends_searches(data: Dataset, searches: bool) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import lightning as L
 import numpy as np
+import polars as pl
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -22,22 +23,24 @@ from safetensors.torch import load_file, save_file
 
 from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, write_json
 from genrec.config import Config, TrainingConfig, to_dict
-from genrec.data.dataset import TRAIN, Dataset
-from genrec.data.sequences import make_windows
+from genrec.data.dataset import TRAIN, Dataset, Requests
+from genrec.decoding.evidence import category_levels, item_codes
 from genrec.errors import UserError
 from genrec.model.collate import Collator, QueryFeatures, request_batches
 from genrec.model.network import GenerativeRecommender
 from genrec.model.saved import KIND
 from genrec.semantic_ids.tokenize import SemanticIds
 from genrec.training import checkpoints
-from genrec.training.batches import EpochLoader, recommends_searches, request_counts
+from genrec.text.encoder import item_texts
+from genrec.training.batches import EpochLoader
 from genrec.training.checkpoints import Checkpoints
+from genrec.training.curriculum import Curriculum
 from genrec.training.curves import plot_curves
 from genrec.training.distributed import join, launched, leader_first, rank_and_world
 from genrec.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
-TRAIN_VERSION = 2
+TRAIN_VERSION = 3
 # Settings that say how a network is fitted, not to what: a run stopped on one machine may go on on another.
 WITHOUT_EFFECT = ("refit", "threads", "accelerator", "devices", "strategy", "checkpoint_minutes", "checkpoint_steps")
 
@@ -50,14 +53,18 @@ class FitPlan:
     epochs: int | None = None  # None: choose on validation
     generate: bool = True
     searches: bool = True
+    recommends: bool = True
     trunk: Path | None = None  # a fitted model without a decoder: only the decoder is fitted, on top of it
 
 
 class ValidationLoader:
-    """Validation requests of one process, with the items each has already had as a mask (B, n_items), made batch by batch."""
+    """Validation requests of one process, with the items each has already had as a mask (B, n_items), made batch by batch.
 
-    def __init__(self, dataset: Dataset, collator: Collator, limit: int, seed: int):
-        requests = dataset.requests("valid")
+    Recommendations; or searches, equally many of each kind of query, where the network learns nothing else.
+    """
+
+    def __init__(self, dataset: Dataset, collator: Collator, limit: int, seed: int, recommends: bool = True):
+        requests = dataset.requests("valid") if recommends else searches(dataset)
         if limit and len(requests) > limit:
             requests = requests.take(np.sort(np.random.default_rng(seed).permutation(len(requests))[:limit]))
         rank, world = rank_and_world()
@@ -74,35 +81,44 @@ class ValidationLoader:
             yield batch, seen
 
 
+def searches(dataset: Dataset) -> Requests:
+    """All validation searches, one kind of query after the other."""
+    table, events = dataset.heldout_queries, dataset.heldout_events("valid")
+    wanted = table.filter(pl.col("event").is_in(events))
+    return dataset.requests_before(wanted["event"].to_numpy(), wanted["query"].to_numpy())
+
+
 class TrainingData(L.LightningDataModule):
     """Epoch loaders of windows, and validation requests with their already-had items."""
 
     def __init__(self, dataset: Dataset, ids: SemanticIds, config: Config, plan: FitPlan):
         super().__init__()
-        self.dataset, self.settings, self.seed, self.searches = dataset, config.training, config.seed, plan.searches
+        self.dataset, self.settings, self.seed, self.recommends = dataset, config.training, config.seed, plan.recommends
         self.allow_zero_length_dataloader_with_multiple_devices = True  # validation: more processes than requests
-        self.collator = Collator(config.model, QueryFeatures.build(dataset.query_texts, ids.encoder))
-        self.windows = make_windows(dataset.offsets, dataset.known_lengths(plan.last), config.model.max_length, config.training.stride)
-        self.counts = request_counts(dataset, self.windows, recommends_searches(dataset, plan.searches), plan.searches)
-        if not self.counts.any():
-            raise UserError("no training request: no user has two events before the split; give more data, or another split.kind")
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-int((self.counts > 0).sum()) // self.settings.batch_size)
+        distil = config.training.distill_weight > 0 and plan.searches and plan.trunk is None
+        self.collator = training_collator(dataset, ids, config, distil)
+        self.curriculum = Curriculum(dataset, self.collator, config, plan.last, plan.searches, plan.recommends, distil)
+        self.windows, self.steps_per_epoch = self.curriculum.windows, self.curriculum.steps
 
     def train_dataloader(self) -> EpochLoader:
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        return EpochLoader(
-            self.dataset, self.windows, self.counts, self.collator, self.settings, self.seed, epoch, self.searches, *rank_and_world()
-        )
+        return self.curriculum.loader(self.trainer.current_epoch if self.trainer else 0, *rank_and_world())
 
     def val_dataloader(self) -> ValidationLoader:
         return self.validation
 
     @cached_property
     def validation(self) -> ValidationLoader:
-        return ValidationLoader(self.dataset, self.collator, self.settings.valid_requests, self.seed)
+        return ValidationLoader(self.dataset, self.collator, self.settings.valid_requests, self.seed, self.recommends)
+
+
+def training_collator(dataset: Dataset, ids: SemanticIds, config: Config, distil: bool) -> Collator:
+    """A collator that knows the queries, and the items' texts and keywords where the training asks for them."""
+    build = lambda texts: QueryFeatures.build(texts, ids.encoder)
+    texts = build(item_texts(dataset.item_table)) if config.training.align_epochs else None
+    keywords = None
+    if distil:
+        keywords = build([" ".join(word for word, _ in ids.words.keywords_of(item)) for item in dataset.item_table["item_id"]])
+    return Collator(config.model, build(dataset.query_texts), texts, keywords)
 
 
 class PlainProgress(Callback):
@@ -143,12 +159,15 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
     check_launch(config.training)
     join()
     network = new_network(config, dataset, ids, plan.generate)
+    config = copy.deepcopy(config)
+    training = config.training
     if plan.trunk:
         _stand_on(network, plan.trunk)
-        config = copy.deepcopy(config)
-        config.training.epochs, config.training.learning_rate = config.training.decoder_epochs, config.training.decoder_learning_rate
+        training.epochs, training.learning_rate = training.decoder_epochs, training.decoder_learning_rate
+        training.align_epochs = training.cooccur_epochs = 0
     data = TrainingData(dataset, ids, config, plan)
-    module = TrainingModule(network, config, data.steps_per_epoch, plan.trunk is not None)
+    categories = torch.from_numpy(item_codes(category_levels(dataset.item_table).list.last()))
+    module = TrainingModule(network, config, data.steps_per_epoch, plan.trunk is not None, categories)
     work = target.parent / f".{target.name}-{key}"
     size = sum(parameter.numel() for parameter in network.parameters())
     log.info("train: %s parameters, %d windows, %d steps per epoch", f"{size:,}", len(data.windows), data.steps_per_epoch)
@@ -237,7 +256,7 @@ def _trainer(config: Config, plan: FitPlan, work: Path, keeper: Checkpoints, log
     choosing, settings = plan.epochs is None, config.training
     callbacks: list[Callback] = [keeper, PlainProgress()]
     if choosing:
-        callbacks.append(EarlyStopping("val/quality", mode="max", patience=settings.patience, check_on_train_epoch_end=False))
+        callbacks.append(EarlyStopping("val/quality", mode="max", patience=settings.patience + settings.align_epochs + settings.cooccur_epochs, check_on_train_epoch_end=False))
     if sys.stderr.isatty():
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() > 1 else 1

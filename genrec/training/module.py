@@ -14,6 +14,8 @@ from genrec.decoding.beam import leaf_items
 from genrec.decoding.scorers import generate
 from genrec.model.code_decoder import node_means
 from genrec.model.network import Batch, Encoded, GenerativeRecommender
+from genrec.objectives.category import category_cross_entropy
+from genrec.objectives.distillation import distillation, shared_candidates
 from genrec.objectives.generation import path_log_probabilities, walked_nodes
 from genrec.objectives.retrieval import full_softmax, sampled_softmax
 from genrec.training.batches import Part, step_seed
@@ -26,9 +28,13 @@ SMALL_CATALOGUE, NEGATIVES = 4096, 2048  # by rule: the whole softmax up to so m
 class TrainingModule(L.LightningModule):
     """Cross-entropy on codes plus InfoNCE; validation nDCG@10 of retrieval and generation, already-had items removed."""
 
-    def __init__(self, network: GenerativeRecommender, config: Config, steps_per_epoch: int, decoder_only: bool = False):
+    def __init__(
+        self, network: GenerativeRecommender, config: Config, steps_per_epoch: int, decoder_only: bool = False, categories: Tensor | None = None
+    ):  # fmt: skip
+        """``categories`` (n_items,) codes, -1 unknown: needed where ``training.category_weight`` is above 0."""
         super().__init__()
-        self.decoder_only = decoder_only
+        self.decoder_only, self.categories = decoder_only, categories
+        self.teacher: Batch | None = None  # of the step under way, see Part
         self.frozen: tuple[Tensor, Tensor] | None = None  # item vectors and node means of a fixed network
         self.network, self.settings, self.seed = network, config.training, config.seed
         self.steps_per_epoch = steps_per_epoch
@@ -75,13 +81,36 @@ class TrainingModule(L.LightningModule):
                 retrieve = sampled_softmax(requests, table, targets, negatives, gather_rows(targets), draw)
             else:
                 retrieve = full_softmax(requests, table, targets, settings.label_smoothing)
-            loss = loss + settings.retrieve_weight * retrieve
+            loss = loss + settings.retrieve_weight * retrieve + self.search_losses(batch, encoded, live, table)
             self.log("train/retrieve", retrieve)
         if self.network.decoder is not None and settings.generate_weight:
             generation = self.generation_loss(batch, encoded, live)
             loss = loss + settings.generate_weight * generation
             self.log("train/generate", generation)
         self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def search_losses(self, batch: Batch, encoded: Encoded, live: Tensor, table: Tensor) -> Tensor:
+        """Query -> category and keyword self-distillation, over the searches of the batch; 0 where both are off or nobody searches."""
+        settings, network = self.settings, self.network
+        searched = live & (batch.request_queries > 0)
+        loss = encoded.requests.sum() * 0
+        if not searched.any():
+            return loss
+        targets = batch.targets[searched]
+        student = network.retrieval_vectors(encoded.requests[searched])
+        if settings.category_weight:
+            found = category_cross_entropy(student, encoded.items, targets, self.categories.to(targets.device), network.config.temperature)
+            loss = loss + settings.category_weight * found
+            self.log("train/category", found)
+        if settings.distill_weight and self.teacher is not None:
+            taught = network.retrieval_vectors(network.encode(self.teacher, encoded.items).requests[searched])
+            items = shared_candidates(targets, len(table), self.negatives(len(table)))
+            logits = taught @ table[items].T
+            distance = distillation(student @ table[items].T, logits)
+            teach = torch.nn.functional.cross_entropy(logits, torch.searchsorted(items, targets))
+            loss = loss + settings.distill_weight * distance + settings.retrieve_weight * teach * searched.sum() / live.sum()
+            self.log("train/distil", distance)
         return loss
 
     def negatives(self, n_items: int) -> int:
@@ -176,6 +205,6 @@ class TrainingModule(L.LightningModule):
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         if isinstance(batch, Part):
-            self.share = batch.share
+            self.share, self.teacher = batch.share, None if batch.teacher is None else batch.teacher.to(device)
             return batch.batch.to(device)
         return batch[0].to(device), batch[1].to(device)
