@@ -145,6 +145,7 @@ class TrainingConfig:
     decoder_epochs: int = 8  # epochs of the code decoder alone, on the fitted network; 0 = it learns together with everything else
     decoder_learning_rate: float = 2e-3  # of those epochs
     generate_share: float = 0.5  # share of requests whose codes are also learnt in a step; a fresh draw each time
+    same_time: bool = True  # may a request see events of its own second? false where one purchase is several events
     shuffle_ties: float = 0.0  # share of sequences whose events of equal time are permuted, anew in each epoch
     shuffle_whole: float = 0.0  # share of sequences permuted altogether
     negatives: int | None = None  # drawn per step; 0 = softmax over the whole catalogue; null = that up to 4096 items, else 2048
@@ -309,6 +310,8 @@ def _check_stages(config: Config) -> None:
     before = training.align_epochs + training.cooccur_epochs
     if before >= training.epochs:
         raise UserError(f"training.epochs: {training.epochs} leaves no epoch after align_epochs + cooccur_epochs = {before}; give more")
+    if not training.same_time and (training.shuffle_ties or training.shuffle_whole):
+        raise UserError("training.same_time: false needs events in their order; set shuffle_ties and shuffle_whole to 0")
     if training.distill_weight and not config.semantic_ids.keywords:
         raise UserError("training.distill_weight: the teacher reads keywords; set semantic_ids.keywords=true, or the weight to 0")
 

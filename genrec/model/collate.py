@@ -111,12 +111,13 @@ class Collator:
 
     def windows(
         self, data: Dataset, windows: Windows, rows: np.ndarray, recommend_searches: bool, searches: bool, shuffle: Shuffle | None = None,
-        recommends: bool = True, cold_searches: bool = False,
+        recommends: bool = True, cold_searches: bool = False, same_time: bool = True,
     ) -> Batch:  # fmt: skip
         """A training batch. Every predicted event with a history is a recommendation request; one with a query is also a search request.
 
         ``recommend_searches`` false (logged queries) keeps search events out of the recommendation requests. ``shuffle`` permutes events.
-        ``recommends`` false leaves the recommendation requests out; ``cold_searches`` true lets search requests see no history.
+        ``recommends`` false leaves the recommendation requests out; ``cold_searches`` true lets search requests see no history; ``same_time``
+        false lets no request see an event of its own second.
         """
         start, first, stop = windows.start[rows], windows.first[rows], windows.stop[rows]
         if shuffle is not None:
@@ -125,13 +126,14 @@ class Collator:
         count = stop - first
         row = np.repeat(np.arange(len(rows)), count)
         event = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(count.sum())
-        position = event - start[row]
+        visible = event if same_time else _first_of_time(np.asarray(data.timestamps), event, start[row])
+        position = visible - start[row]
         query = np.asarray(data.queries[event]).astype(np.int64)
         plain = (position > 0) & (recommend_searches | (query < 0)) & recommends
         search = (query >= 0) & searches
         row, event = np.concatenate([row[plain], row[search]]), np.concatenate([event[plain], event[search]])
         query = np.concatenate([np.full(plain.sum(), -1), query[search]])
-        position = event - start[row]
+        position, visible = (np.concatenate([array[plain], array[search]]) for array in (position, visible))
         lane, n_lanes = _lanes(row, len(rows))
         shape = (len(rows), n_lanes)
         targets = np.full(shape, -1, np.int64)
@@ -143,7 +145,7 @@ class Collator:
         if cold_searches:
             positions[asked >= 0] = 0
         times = np.asarray(data.timestamps)
-        seen = event if self.model.request_time else np.maximum(event - 1, start[row])
+        seen = event if self.model.request_time else np.maximum(visible - 1, start[row])
         when = np.repeat(times[start][:, None], n_lanes, axis=1)
         when[row, lane] = times[np.where((query >= 0) & cold_searches, start[row], seen)]
         return self._finish(data, start, stop - start - 1, positions, when, asked, targets)
@@ -179,6 +181,17 @@ class Collator:
             text, words, offsets,
         )  # fmt: skip
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in tensors))
+
+
+def _first_of_time(times: np.ndarray, event: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """The first event, from ``start`` on, of the second of each ``event``: (n,). Times rise within a window."""
+    if not len(event):
+        return event
+    low, high = int(start.min()), int(event.max()) + 1
+    part = times[low:high]
+    new = np.concatenate([[True], part[1:] != part[:-1]])
+    begin = np.maximum.accumulate(np.where(new, np.arange(len(part)), 0))
+    return np.maximum(begin[event - low] + low, start)
 
 
 def _rows(starts: np.ndarray, length: int) -> np.ndarray:

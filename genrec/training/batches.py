@@ -31,21 +31,32 @@ class Part:
     teacher: Batch | None = None  # the same requests with their items' keywords behind the queries, for self-distillation
 
 
-def request_counts(data: Dataset, windows: Windows, recommend_searches: bool, searches: bool, recommends: bool = True) -> np.ndarray:
+def request_counts(
+    data: Dataset, windows: Windows, recommend_searches: bool, searches: bool, recommends: bool = True, same_time: bool = True
+) -> np.ndarray:  # fmt: skip
     """How many requests the collator makes of each window: (W,) int64. See ``Collator.windows``."""
     counts = np.empty(len(windows), np.int64)
     for begin in range(0, len(windows), BLOCK):
         rows = slice(begin, begin + BLOCK)
         start, first, stop = windows.start[rows], windows.first[rows], windows.stop[rows]
-        low, high = int(first.min()), int(stop.max())
+        low, high = int(start.min()), int(stop.max())
         asked = np.asarray(data.queries[low:high]) >= 0
         searched = np.concatenate([[0], np.cumsum(asked)])
         in_window = searched[stop - low] - searched[first - low]
-        plain = stop - first - (first == start)  # a user's first event is no recommendation: nothing was seen before it
+        # A user's first event is no recommendation: nothing was seen before it. Without ``same_time`` that is all of the first second.
+        unseen = start + 1 if same_time else np.minimum(_second_ends(np.asarray(data.timestamps[low:high]))[start - low] + low, stop)
+        from_here = np.maximum(first, unseen)
+        plain = stop - from_here
         if not recommend_searches:
-            plain = plain - in_window + ((first == start) & asked[first - low])
+            plain = plain - (searched[stop - low] - searched[from_here - low])
         counts[rows] = (plain if recommends else 0) + (in_window if searches else 0)
     return counts
+
+
+def _second_ends(times: np.ndarray) -> np.ndarray:
+    """For each event, the place behind the last one in a row with its time: (n,)."""
+    ends = np.flatnonzero(np.concatenate([times[1:] != times[:-1], [True]])) + 1
+    return ends[np.searchsorted(ends, np.arange(len(times)), side="right")]
 
 
 def step_seed(seed: int, epoch: int, place: int, rank: int) -> int:
@@ -83,7 +94,7 @@ class EpochLoader:
     ):  # fmt: skip
         """``recommends``: learn recommendations; ``pairs``: windows in a step where searches see no history (0: they do); ``distil``: make teachers."""
         self.data, self.windows, self.counts, self.collator, self.searches = data, windows, counts, collator, searches
-        self.recommends, self.cold_searches, self.distil = recommends, pairs > 0, distil
+        self.recommends, self.cold_searches, self.distil, self.same_time = recommends, pairs > 0, distil, training.same_time
         self.batches = epoch_batches(windows, pairs or training.batch_size, seed, epoch, counts)
         self.recommend_searches = recommends_searches(data, searches)
         self.epoch, self.rank, self.world, self.parts = epoch, rank, world, training.accumulate
@@ -115,8 +126,9 @@ class EpochLoader:
 
     def _batch(self, rows: np.ndarray) -> Batch:
         return self.collator.windows(
-            self.data, self.windows, rows, self.recommend_searches, self.searches, self.shuffle, self.recommends, self.cold_searches
-        )
+            self.data, self.windows, rows, self.recommend_searches, self.searches, self.shuffle, self.recommends, self.cold_searches,
+            self.same_time,
+        )  # fmt: skip
 
     def state_dict(self) -> dict:
         return {"epoch": self.epoch, "given": self.given}

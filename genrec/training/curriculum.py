@@ -44,7 +44,8 @@ class Curriculum:
             raise UserError("no training request: no user has two events before the split; give more data, or another split.kind")
 
     def _counts(self, windows: Windows) -> np.ndarray:
-        return request_counts(self.dataset, windows, recommends_searches(self.dataset, self.searches), self.searches, self.recommends)
+        plain = recommends_searches(self.dataset, self.searches)
+        return request_counts(self.dataset, windows, plain, self.searches, self.recommends, self.training.same_time)
 
     @property
     def steps(self) -> int:

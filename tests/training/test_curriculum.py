@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from genrec.artifacts import read_json
 from genrec.config import load_config
-from genrec.data.dataset import TRAIN
+from genrec.data.dataset import TRAIN, VALID
 from genrec.errors import UserError
 from genrec.objectives.category import category_cross_entropy
 from genrec.objectives.distillation import distillation, shared_candidates
@@ -206,3 +206,27 @@ def test_errors(prepare_table, synthetic_run, tmp_path):
     data = prepare_table([{"user_id": f"u{u}", "item_id": f"i{e}", "timestamp": e} for u in range(5) for e in range(4)])
     with pytest.raises(UserError, match="no training request"):
         TrainingData(data, synthetic_run.ids, load_config(None), FitPlan(recommends=False))
+
+
+def test_without_same_time_no_request_sees_its_own_second(prepare_table, job):
+    """One purchase written as several events, each with a query of its own, must not give its item away."""
+    rows = [("u", 1, "a", "x"), ("u", 1, "a", "y"), ("u", 2, "b", None), ("u", 2, "c", "z"), ("u", 2, "c", "x"), ("u", 3, "d", "y"),
+            ("w", 1, "b", "x"), ("w", 5, "a", None), ("w", 5, "a", "y"), ("w", 6, "e", "z")]  # fmt: skip
+    names = ("user_id", "timestamp", "item_id", "query")
+    data = prepare_table([dict(zip(names, row, strict=True)) | {"split": "train"} for row in rows], None, "split.kind=given")
+    config = copy.deepcopy(job[0])
+    config.training.align_epochs = config.training.cooccur_epochs = 0
+    for strict in (False, True):
+        config.training.same_time = not strict
+        for searches, recommends in ((True, True), (True, False), (False, True)):
+            curriculum = Curriculum(data, training_collator(data, job[2], config, False), config, VALID, searches, recommends, False)
+            batch = curriculum.loader(0, 0, 1).part(0).batch
+            live = batch.targets >= 0
+            assert live.sum() == curriculum.counts.sum()
+            row, lane = live.nonzero(as_tuple=True)
+            for one, two in zip(row.tolist(), lane.tolist(), strict=True):
+                seen = batch.items[one, : batch.positions[one, two]].tolist()
+                if strict:
+                    assert int(batch.targets[one, two]) not in seen or len(seen) > 2
+            if strict and recommends:
+                assert (batch.positions[live & (batch.request_queries == 0)] > 0).all()
