@@ -160,15 +160,22 @@ def stage_train(run: Run) -> None:
     stage_tokenize(run)
     if not run.dataset.info["events"]:
         raise UserError(f"{run.folder / 'dataset'} has no events, only a catalogue: there is nothing to train on; give a log with events")
+    fit_and_fuse(run)
+    if "sasrec" in run.config.evaluation.baselines:
+        _fit_pair(run, sasrec_config(run.config), "sasrec", FitPlan(generate=False, searches=False))
+
+
+def fit_and_fuse(run: Run, generate: bool = True) -> None:
+    """Our network, the evidence, and the ranking over both; ``generate`` false leaves the code decoder out. The run must be tokenized."""
+    from genrec.training.fit import FitPlan
+
     tasks = run.config.training.tasks
-    if tasks == ["search"] and not run.dataset.query_kinds:
+    if "recommendation" not in tasks and not run.dataset.query_kinds:
         raise UserError("training.tasks: [search] needs queries and the data have none; give a log with searches, or queries.synthetic")
-    _fit_pair(run, run.config, "model", FitPlan(searches="search" in tasks, recommends="recommendation" in tasks))
+    _fit_pair(run, run.config, "model", FitPlan(generate=generate, searches="search" in tasks, recommends="recommendation" in tasks))
     with leader_first():
         _evidence(run)
         _fuse(run)
-    if "sasrec" in run.config.evaluation.baselines:
-        _fit_pair(run, sasrec_config(run.config), "sasrec", FitPlan(generate=False, searches=False))
 
 
 def _fit_pair(run: Run, config: Config, name: str, plan: FitPlan) -> None:

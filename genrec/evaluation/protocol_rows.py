@@ -16,9 +16,10 @@ from genrec.errors import UserError
 from genrec.evaluation import search_protocols as protocols
 from genrec.evaluation.answerers import Answerer, answered, best_popularity_weight, by_model, by_scores, query_texts, with_popularity
 from genrec.evaluation.baselines import CooccurrenceTransition, DenseText, Popularity
-from genrec.evaluation.metrics import bootstrap_interval, paired_test
+from genrec.evaluation.metrics import PAD, bootstrap_interval, paired_test
 from genrec.evaluation.protocol import OUR_NAMES
 from genrec.evaluation.qrels import qrels_metrics
+from genrec.evaluation.shown_rows import shown_rows
 
 log = logging.getLogger(__name__)
 FUSED = OUR_NAMES["fused"]
@@ -133,21 +134,23 @@ class Protocols:
     def session_search(self) -> list[ProtocolResult]:
         asked = protocols.session_search(self.data, self.split)
         result = self.result("session-search", "Session search: click-outs among the items shown", asked.notes)
-        candidates = asked.candidates
-        k = candidates.shape[1]
-        clicks, recent = protocols.click_counts(self.data, self.last), protocols.last_interacted(asked.requests, candidates)
-        baselines = {
-            "as shown": protocols.shown_order(candidates),
-            "popularity of click-outs": protocols.shown_order(candidates, clicks[candidates]),
-            "last interacted, then as shown": protocols.shown_order(candidates, recent),
-            "last interacted, then popularity": protocols.shown_order(
-                candidates, recent + clicks[candidates] / (1e9 + clicks.max(initial=0))
-            ),
+        lists, k = asked.candidates, asked.candidates.shape[1]
+        inside = np.where(lists < self.data.n_items, lists, PAD)
+        known = np.concatenate([protocols.click_counts(self.data, self.last), [0]])
+        clicks, recent = known[np.where(inside < 0, self.data.n_items, inside)], protocols.last_interacted(asked.requests, lists)
+        ranked = {FUSED + ", lists": shown_rows(self, asked)} if self.split == "test" else {}
+        for model, answerer in self.ours().items():
+            ranked[model] = protocols.completed(answered(answerer, asked.requests, k, inside, self.data.n_items), lists)
+        ranked |= {
+            "as shown": protocols.shown_order(lists),
+            "popularity of click-outs": protocols.shown_order(lists, clicks),
+            "last interacted, then as shown": protocols.shown_order(lists, recent),
+            "last interacted, then popularity": protocols.shown_order(lists, recent + clicks / (1e9 + clicks.max(initial=0))),
         }
-        self.measure(result, asked, self.ours(), k, (min(5, k),), ("mrr", f"recall@{min(5, k)}"))
-        for model, ranked in baselines.items():
-            found = qrels_metrics(ranked, asked.qrels, (min(5, k),))
+        for model, order in ranked.items():
+            found = qrels_metrics(order, asked.qrels, (min(5, k),))
             result.add(model, {name: found[name] for name in ("mrr", f"recall@{min(5, k)}")})
+        result.notes.append(f"'{FUSED}, lists' reads places and prices of the list and the click-out's own time, all others do not")
         return [result]
 
     def sampled(self, seeds: int = 1) -> list[ProtocolResult]:

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from genrec.data.dataset import SPLITS, TEST, TRAIN, Dataset, Requests
+from genrec.decoding.shown import Shown
 from genrec.errors import UserError
 from genrec.evaluation.metrics import PAD
 from genrec.evaluation.qrels import Qrels
@@ -26,13 +27,15 @@ LIST = 100  # places read by MAP and MRR of product search
 class Asked:
     """The requests of a protocol, what answers them, and (where the protocol has them) the only items that may be ranked.
 
-    ``candidates`` (N, C) item ids in the order shown, -1 where empty. ``notes`` say what a reader of the table must know.
+    ``candidates`` (N, C) item ids in the order shown, -1 where empty. ``notes`` say what a reader of the table must know. ``shown``: the
+    whole lists, with items outside the catalogue, places and prices, where lists were shown.
     """
 
     requests: Requests
     qrels: Qrels
     candidates: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    shown: Shown | None = None
 
 
 def product_search(dataset: Dataset, split: str = "test") -> Asked:
@@ -65,9 +68,10 @@ def product_search(dataset: Dataset, split: str = "test") -> Asked:
 def session_search(dataset: Dataset, split: str = "test", action: str = "clickout") -> Asked:
     """Every click-out of a split with the items that were shown; its history is all the person did before, in this session too.
 
-    A click-out without its list, or whose list does not hold the item (by id), is left out and counted.
+    A click-out without its list, or whose list does not hold the item (by id), is left out and counted. ``split`` may be "train" too, for
+    what learns from lists.
     """
-    part = _split(split)
+    part = SPLITS["train"] if split == "train" else _split(split)
     if action not in dataset.actions_chain or dataset.impressions is None:
         missing = "impressions" if dataset.impressions is None else f"action '{action}'"
         raise UserError(f"protocol session-search: the data have no {missing}; it needs a log of shown lists, as reader trivago gives")
@@ -77,14 +81,12 @@ def session_search(dataset: Dataset, split: str = "test", action: str = "clickou
         "event": rows, "user": np.searchsorted(dataset.offsets, rows, side="right") - 1,
         "timestamp": np.asarray(dataset.timestamps[rows]), "clicked": np.asarray(dataset.items[rows]).astype(np.int64),
     })  # fmt: skip
-    shown = dataset.impressions.select(
-        pl.col("user").cast(pl.Int64),
-        "timestamp",
-        "request_id",
-        "position",
-        pl.col("item").cast(pl.Int64),
+    shown = dataset.impressions_all
+    price = pl.col("price").cast(pl.Float64) if "price" in shown.columns else pl.lit(None, dtype=pl.Float64).alias("price")
+    shown = shown.select(
+        pl.col("user").cast(pl.Int64), "timestamp", "request_id", "position", pl.col("item").cast(pl.Int64), price,
         (pl.col("action") == action).alias("hit"),
-    )
+    )  # fmt: skip
     lists = shown.filter("hit").select("user", "timestamp", pl.col("item").alias("clicked"), "request_id")
     found = events.join(lists, on=["user", "timestamp", "clicked"], how="inner", maintain_order="left").unique(
         "event", keep="first", maintain_order=True
@@ -94,7 +96,7 @@ def session_search(dataset: Dataset, split: str = "test", action: str = "clickou
     table = (
         found.with_row_index("row")
         .join(
-            shown.select("user", "timestamp", "request_id", "position", "item"),
+            shown.select("user", "timestamp", "request_id", "position", "item", "price"),
             on=["user", "timestamp", "request_id"],
             maintain_order="left",
         )
@@ -102,18 +104,29 @@ def session_search(dataset: Dataset, split: str = "test", action: str = "clickou
         .sort("row", "position", maintain_order=True)
         .with_columns(pl.int_range(pl.len()).over("row").alias("lane"))
     )
-    candidates = np.full((len(found), int(table["lane"].max()) + 1), PAD, np.int64)
-    candidates[table["row"].to_numpy(), table["lane"].to_numpy()] = table["item"].to_numpy()
-    length = table.group_by("row").agg(pl.col("position").max() + 1)["position"].sum()
+    lists = _lists(table, len(found))
     asked = found["event"].to_numpy()
     requests = dataset.requests_before(asked, np.asarray(dataset.queries[asked]).astype(np.int64))
+    length = table.group_by("row").agg(pl.col("position").max() + 1)["position"].sum()
+    inside = (lists.items >= 0) & (lists.items < dataset.n_items)
     notes = (
         (
-            f"{len(found)} of {len(rows)} click-outs of the {split} split have their list; ranked are the shown items that the dataset knows, "
-            f"{(candidates >= 0).sum() / max(length, 1):.1%} of what was shown: below 100 % this is easier than the challenge"
+            f"{len(found)} of {len(rows)} click-outs of the {split} split have their list; ranked is {(lists.items >= 0).sum() / max(length, 1):.1%} "
+            f"of what was shown. The catalogue knows {inside.sum() / max(length, 1):.1%} of it; what it does not know follows in the order shown "
+            "in rows that rank by item alone"
         ),
     )
-    return Asked(requests, Qrels.build(np.arange(len(found)), found["clicked"].to_numpy(), n=len(found)), candidates, notes)
+    return Asked(requests, Qrels.build(np.arange(len(found)), found["clicked"].to_numpy(), n=len(found)), lists.items, notes, lists)
+
+
+def _lists(table: pl.DataFrame, n: int) -> Shown:
+    """``row``, ``lane``, ``item``, ``position`` and ``price`` as arrays (n, C)."""
+    place = table["row"].to_numpy(), table["lane"].to_numpy()
+    shape = n, int(table["lane"].max()) + 1
+    items, places, prices = np.full(shape, PAD, np.int64), np.zeros(shape, np.int64), np.full(shape, np.nan)
+    items[place], places[place] = table["item"].to_numpy(), table["position"].to_numpy()
+    prices[place] = table["price"].fill_null(np.nan).to_numpy()
+    return Shown(items, places, prices)
 
 
 def sampled(
@@ -170,6 +183,14 @@ def shown_order(candidates: np.ndarray, scores: np.ndarray | None = None) -> np.
         return candidates
     order = np.argsort(np.where(candidates < 0, np.inf, -scores), axis=1, kind="stable")
     return np.take_along_axis(candidates, order, 1)
+
+
+def completed(ranked: np.ndarray, lists: np.ndarray) -> np.ndarray:
+    """``ranked`` (N, C) with the items of ``lists`` (N, C) that it leaves out behind it, in the order shown."""
+    missing = np.stack([~np.isin(shown, own) for shown, own in zip(lists, ranked, strict=True)]) & (lists >= 0)
+    both = np.concatenate([ranked, np.where(missing, lists, PAD)], axis=1)
+    order = np.argsort(both < 0, axis=1, kind="stable")
+    return np.take_along_axis(both, order, 1)[:, : lists.shape[1]]
 
 
 def last_interacted(requests: Requests, candidates: np.ndarray) -> np.ndarray:
