@@ -97,7 +97,7 @@ def evaluate(
     run: RunPath,
     split: Annotated[str, typer.Option(help="test or valid.")] = "test",
     output: Annotated[Path | None, typer.Option(help="Also write metrics.json here.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="Instead: product-search, session-search, sampled or cold-user.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Instead: product-search, session-search, sampled, cold-user or personalisation.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Draws of the random items, protocol sampled only.")] = 1,
     fitted_on: FittedOn = None,
 ) -> None:
