@@ -25,7 +25,7 @@ ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. training.epochs=5.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder made by: genrec run CONFIG.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="RUN_OR_BUNDLE", help="A run folder, or a bundle made by: genrec export.")]
-FittedOn = Annotated[str | None, typer.Option("--fitted-on", help="train or train+valid.")]
+FittedOn = Annotated[str | None, typer.Option("--fitted-on", help="train, preferred or train+valid.")]
 Count = Annotated[int, typer.Option("-k", help="How many items.")]
 Category = Annotated[str | None, typer.Option("--category", help="Only this category: a name, or a path such as 'Beauty > Hair Care'.")]
 Mode = Annotated[str, typer.Option("--mode", help="fused, retrieve or generate.")]
@@ -41,6 +41,10 @@ def run(config: ConfigPath, overrides: Overrides = None) -> None:
     stage_train(job)
     if rank_and_world()[0]:
         return  # the first of the processes that trained together goes on alone
+    if job.config.preference.in_run:
+        from genrec.preference.stage import stage_prefer
+
+        _show_verdict(job.folder, stage_prefer(job))
     result = stage_evaluate(job)
     _show(result)
     console.print(f"results: {job.folder / 'results'}")
@@ -90,6 +94,36 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
     job = Run.create(config, overrides or [])
     stage_train(job)
     console.print(f"model: {job.folder / 'model'}")
+
+
+@app.command()
+def prefer(
+    config: Annotated[str, typer.Argument(metavar="CONFIG_OR_RUN", help="A YAML file, or a run folder with a trained model.")],
+    overrides: Overrides = None,
+) -> None:
+    """Train the code decoder on rewards; kept as RUN/model_preferred only if validation agrees."""
+    from genrec.pipeline import Run, stage_train
+    from genrec.preference.stage import stage_prefer
+
+    if Path(config).is_dir():
+        wrong = [override for override in overrides or [] if not override.startswith("preference.")]
+        if wrong:
+            raise UserError(f"override '{wrong[0]}': a run folder's config is fixed, only preference.* may be given; or give the config file")
+        job = Run.open(config, overrides or [])
+    else:
+        job = Run.create(config, overrides or [])
+        stage_train(job)
+    _show_verdict(job.folder, stage_prefer(job))
+
+
+def _show_verdict(folder: Path, verdict) -> None:
+    table = Table("measure", "before", "after", "95 % of the difference", "", title="preference stage, validation")
+    for row in verdict.rows:
+        between = "" if row.low is None else f"[{row.low:+.4f}, {row.high:+.4f}]"
+        table.add_row(row.name, f"{row.before:.4f}", f"{row.after:.4f}", between, "" if row.fault is None else "fell")
+    console.print(table)
+    console.print(("kept: " if verdict.kept else "refused: ") + "; ".join(verdict.reasons), highlight=False)
+    console.print(f"report: {folder / 'preference'}" + (f"; model: {folder / 'model_preferred'}" if verdict.kept else ""))
 
 
 @app.command()

@@ -117,7 +117,9 @@ class ModelConfig:
     time_share: float = 0.25  # share of rotary planes turned by time instead of index
     time_bucket: float = 86400.0  # seconds per rotary time unit
     last_event: bool = True  # a request starts from the event before it (a shortcut past the attention)
+    anchors: int = 8  # neighbours of each recent event (and as many of its category and brand) that a request attends over; 0 = none
     request_time: bool = False  # may the request's own time be read?
+    reasoning_steps: int = 0  # latent steps a request thinks before it answers
     temperature: float = 0.1
     decoder_layers: int = 1
     node_vectors: str = "items"  # codes, nodes, items: what the code decoder's outputs are compared with
@@ -139,11 +141,13 @@ class TrainingConfig:
     warmup_steps: int = 100
     label_smoothing: float = 0.0
     category_weight: float = 0.0  # of query -> category of the sought item, beside query -> item
-    distill_weight: float = 0.0  # of a search's distance to the answers to the query with the sought item's keywords (OneSearch-V2: .1)
+    keyword_distill_weight: float = 0.0  # of a search's distance to the answers to the query with the sought item's keywords (OneSearch-V2: .1)
     retrieve_weight: float = 1.0
     generate_weight: float = 1.0
     decoder_epochs: int = 8  # epochs of the code decoder alone, on the fitted network; 0 = it learns together with everything else
     decoder_learning_rate: float = 2e-3  # of those epochs
+    distill_weight: float = 0.0  # of the divergence between the decoder and the retrieval head's distribution, summed over the trie
+    distill_temperature: float = 1.0  # above 1: a softer teacher
     generate_share: float = 0.5  # share of requests whose codes are also learnt in a step; a fresh draw each time
     same_time: bool = True  # may a request see events of its own second? false where one purchase is several events
     shuffle_ties: float = 0.0  # share of sequences whose events of equal time are permuted, anew in each epoch
@@ -190,6 +194,46 @@ class EvaluationConfig:
 
 
 @dataclass
+class PreferenceConfig:
+    """The stage after training (``genrec prefer``): the code decoder learns from rewards, and is kept only if validation agrees."""
+
+    phases: list[str] = field(default_factory=lambda: ["distil", "grpo", "dpo"])  # in this order; see genrec/preference/phases.py
+    levels: dict[str, float] = field(default_factory=dict)  # worth of a stage of the feedback chain, or of `similar` / `unrelated` items not shown
+    click: str | None = None  # the stage that counts as click; null = the first beyond an impression
+    order: str | None = None  # the stage that counts as order; null = the deepest
+    smoothing: float = 10.0  # added to counts before an item's rates are taken
+    evidence_share: float = 0.4  # training requests, by time: the first are only counted ...
+    reward_share: float = 0.3  # ... the next fit the reward model, which never sees those that remain for the policy
+    request_state: bool = False  # reward model reads the backbone's request state (true) or the mean of the history's item vectors
+    reward: dict[str, float] = field(default_factory=lambda: {"click": 1.0, "next": 1.0, "both": 1.0, "relevance": 0.1})  # of its towers
+    rewards: dict[str, float] = field(default_factory=lambda: {"model": 1.0, "behaviour": 0.5})  # grpo: names in genrec/preference/rewards.py
+    max_requests: int = 20_000  # of each part, the newest
+    epochs: int = 1  # of each phase
+    batch_size: int = 64  # requests per step
+    learning_rate: float = 2e-4
+    beta: float = 0.1  # dpo: how far an implicit reward follows the log-ratio to the reference
+    margin: float = 0.0  # dpo: by how much the better must be better
+    anchor: float = 0.2  # weight of supervised learning on the item that was chosen, beside dpo, grpo and plackett-luce
+    negatives: int = 12  # dpo: losers a list, from the beam, what was shown and ignored, lower levels
+    weight_limit: float = 3.0  # dpo: pairs count between 1 / this and this
+    beam: int = 20  # candidates of the model's own beam
+    samples: int = 8  # grpo: items drawn per request; plackett-luce: lists
+    list_length: int = 10  # plackett-luce: items of a list
+    position_weights: list[float] = field(default_factory=lambda: [2.0, 2.0, 1.0])  # grpo: of code positions; the last for all that follow
+    prefix_gate: bool = True  # grpo: a code position that matches what was chosen counts where those before it match
+    kl: float = 0.02  # grpo and plackett-luce: weight of the divergence from the reference
+    teacher: str = "dense"  # distil: dense (the retrieval head), fused (the ranking) or reward (the reward model over the beam)
+    soft: float = 0.5  # distil: share of the teacher's targets beside the observed item
+    since: str | None = None  # streaming: only requests from this time on (ISO, UTC, or seconds since 1970)
+    checkpoint: str | None = None  # streaming: start from this model folder instead of the run's model
+    tolerance: float = 0.02  # guard: share by which recall and nDCG may fall
+    auc_tolerance: float = 0.005  # guard: by which AUC, GAUC and reward nDCG of shown items may fall
+    breadth_tolerance: float = 0.1  # guard: share by which coverage and diversity may fall
+    checkpoint_steps: int = 100  # steps between two checkpoints
+    in_run: bool = False  # `genrec run` includes the stage
+
+
+@dataclass
 class Config:
     """One job: ``genrec run`` makes everything below ``output/name``."""
 
@@ -205,6 +249,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
 
 
 def _valid_keys(schema: type, prefix: str = "") -> list[str]:
@@ -217,7 +262,7 @@ def _valid_keys(schema: type, prefix: str = "") -> list[str]:
     return keys
 
 
-_FREE_KEYS = ("data.options", "evaluation.sasrec")
+_FREE_KEYS = ("data.options", "evaluation.sasrec", "preference.levels", "preference.reward", "preference.rewards")
 
 
 def _flatten(tree: dict, prefix: str = "") -> list[str]:
@@ -285,6 +330,20 @@ def config_from_dict(tree: dict, source: str) -> Config:
         raise UserError(f"{source}: {_reason(error)}") from error
 
 
+def with_overrides(config: Config, overrides: list[str]) -> Config:
+    """A copy of a config with ``key=value`` overrides; the same checks as for a file."""
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"override '{override}' is not key=value")
+        check_keys([override.split("=", 1)[0]], "command line")
+    try:
+        changed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), OmegaConf.from_dotlist(overrides)))
+    except OmegaConfBaseException as error:
+        raise UserError(f"command line: {_reason(error)}") from error
+    validate(changed)
+    return changed
+
+
 def to_dict(config: Any) -> dict:
     """The plain, JSON-ready form of a config or of one of its sections."""
     return OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
@@ -312,8 +371,8 @@ def _check_stages(config: Config) -> None:
         raise UserError(f"training.epochs: {training.epochs} leaves no epoch after align_epochs + cooccur_epochs = {before}; give more")
     if not training.same_time and (training.shuffle_ties or training.shuffle_whole):
         raise UserError("training.same_time: false needs events in their order; set shuffle_ties and shuffle_whole to 0")
-    if training.distill_weight and not config.semantic_ids.keywords:
-        raise UserError("training.distill_weight: the teacher reads keywords; set semantic_ids.keywords=true, or the weight to 0")
+    if training.keyword_distill_weight and not config.semantic_ids.keywords:
+        raise UserError("training.keyword_distill_weight: the teacher reads keywords; set semantic_ids.keywords=true, or the weight to 0")
 
 
 def validate(config: Config) -> None:
@@ -354,6 +413,7 @@ def validate(config: Config) -> None:
         "training.epochs": config.training.epochs, "training.batch_size": config.training.batch_size,
         "training.accumulate": config.training.accumulate, "training.patience": config.training.patience,
         "training.learning_rate": config.training.learning_rate, "training.decoder_learning_rate": config.training.decoder_learning_rate, "training.stride": config.training.stride,
+        "training.distill_temperature": config.training.distill_temperature,
         "split.session_gap": config.split.session_gap, "text.dim": config.text.dim,
         "text.max_features": config.text.max_features, "text.min_df": config.text.min_df,
         "text.max_tokens": config.text.max_tokens, "text.batch_size": config.text.batch_size,
@@ -368,10 +428,11 @@ def validate(config: Config) -> None:
         "training.devices": config.training.devices, "training.checkpoint_minutes": config.training.checkpoint_minutes,
         "training.checkpoint_steps": config.training.checkpoint_steps, "training.negatives": config.training.negatives or 0,
         "training.threads": config.training.threads, "training.valid_requests": config.training.valid_requests,
-        "training.warmup_steps": config.training.warmup_steps,
-        "training.decoder_epochs": config.training.decoder_epochs,
+        "training.warmup_steps": config.training.warmup_steps, "training.distill_weight": config.training.distill_weight,
+        "training.decoder_epochs": config.training.decoder_epochs, "model.reasoning_steps": config.model.reasoning_steps,
         "training.align_epochs": config.training.align_epochs, "training.cooccur_epochs": config.training.cooccur_epochs,
-        "training.category_weight": config.training.category_weight, "training.distill_weight": config.training.distill_weight,
+        "training.category_weight": config.training.category_weight,
+        "training.keyword_distill_weight": config.training.keyword_distill_weight,
     }  # fmt: skip
     for key, value in not_negative.items():
         if value < 0:
@@ -403,8 +464,40 @@ def validate(config: Config) -> None:
         raise UserError("model: at least one of use_ids, use_text, use_codes must be true")
     _check_search(config.decoding)
     _check_stages(config)
+    _check_preference(config.preference)
     if not config.evaluation.ks or min(config.evaluation.ks) < 1:
         raise UserError("evaluation.ks: a list of whole numbers of at least 1")
+
+
+PHASES = ("distil", "guided-dpo", "grpo", "plackett-luce", "dpo")
+
+
+def _check_preference(preference: PreferenceConfig) -> None:
+    for name in preference.phases:
+        if name not in PHASES:
+            raise UserError(f"preference.phases: '{name}' is not one of {', '.join(PHASES)}")
+    if not preference.phases:
+        raise UserError(f"preference.phases: is empty; give one or more of {', '.join(PHASES)}")
+    if preference.teacher not in ("dense", "reward", "fused"):
+        raise UserError(f"preference.teacher: '{preference.teacher}' is not one of dense, reward, fused")
+    for name in preference.reward:
+        if name not in ("click", "next", "both", "relevance"):
+            raise UserError(f"preference.reward: '{name}' is not one of click, next, both, relevance")
+    for key in ("max_requests", "epochs", "batch_size", "learning_rate", "beta", "negatives", "beam", "list_length", "checkpoint_steps"):
+        if not getattr(preference, key) > 0:
+            raise UserError(f"preference.{key}: must be above 0, is {getattr(preference, key)}")
+    for key in ("margin", "anchor", "kl", "tolerance", "auc_tolerance", "breadth_tolerance"):
+        if getattr(preference, key) < 0:
+            raise UserError(f"preference.{key}: must not be below 0, is {getattr(preference, key)}")
+    if preference.smoothing <= 1 or preference.weight_limit < 1 or preference.samples < 2:
+        raise UserError("preference: smoothing must be above 1, weight_limit at least 1 and samples at least 2")
+    if not 0 <= preference.soft <= 1:
+        raise UserError(f"preference.soft: must lie between 0 and 1, is {preference.soft}")
+    if not (preference.evidence_share > 0 and preference.reward_share > 0 and preference.evidence_share + preference.reward_share < 1):
+        raise UserError("preference: evidence_share and reward_share must be above 0 and leave requests for the policy (together below 1)")
+    if not preference.position_weights or min(preference.position_weights) < 0:
+        raise UserError("preference.position_weights: a list of numbers of at least 0")
+    seconds_of(preference.since, "preference.since")
 
 
 def seconds_of(value: str | None, key: str) -> int | None:

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, read_json, write_json
-from genrec.config import Config, check_keys, config_from_dict, load_config, to_dict
+from genrec.config import Config, check_keys, config_from_dict, load_config, to_dict, with_overrides
 from genrec.data.dataset import TRAIN, VALID, Dataset, Requests
 from genrec.data.datasets import DatasetUnavailable, fetch
 from genrec.data.prepare import prepare
@@ -29,9 +29,9 @@ from genrec.decoding.fusion import Fusion
 from genrec.decoding.proposals import Proposer
 from genrec.decoding.ranker import Ranker
 from genrec.errors import UserError
-from genrec.evaluation.baselines import BM25
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.model.saved import load_network
+from genrec.retrieval.bm25 import BM25
 from genrec.semantic_ids.text_space import text_cache
 from genrec.semantic_ids.tokenize import SemanticIds, tokenize
 from genrec.training.distributed import leader_first
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 FUSION_KIND = "fusion"
 FUSION_VERSION = 3
 TASKS = ("recommendation", "search")
-FITTED = {"train": ("model", "evidence", TRAIN), "train+valid": ("model_refit", "evidence_refit", VALID)}
+FITTED = {"train": ("model", "evidence", TRAIN), "preferred": ("model_preferred", "evidence", TRAIN), "train+valid": ("model_refit", "evidence_refit", VALID)}
 EVIDENCE_KIND = "evidence"
 MAX_FUSION_REQUESTS = {"recommendation": 25_000, "search": 10_000}
 
@@ -64,14 +64,15 @@ class Run:
         return cls(folder, config)
 
     @classmethod
-    def open(cls, folder: str | Path) -> Run:
-        """A run folder made earlier. ``UserError`` when it is none or is not whole."""
+    def open(cls, folder: str | Path, overrides: list[str] | None = None) -> Run:
+        """A run folder made earlier; ``overrides`` change its config for this once. ``UserError`` when it is none or is not whole."""
         folder = Path(folder)
         if not folder.is_dir():
             raise UserError(f"{folder} does not exist; make it with: genrec run CONFIG")
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} is not a run folder (no config.json); make one with: genrec run CONFIG")
-        return cls(folder, config_from_dict(read_json(folder / "config.json"), str(folder / "config.json")))
+        config = config_from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+        return cls(folder, with_overrides(config, overrides) if overrides else config)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -87,7 +88,7 @@ class Run:
 
     @property
     def fitted(self) -> list[str]:
-        """Which fits are there: ``train``, and ``train+valid`` after a refit."""
+        """Which fits are there: ``train``, ``preferred`` where the preference stage kept its decoder, ``train+valid`` after a refit."""
         return [name for name, (model, _, _) in FITTED.items() if (self.folder / model / "manifest.json").is_file()]
 
     def ranker(self, fitted_on: str = "train", fused: bool = True) -> Ranker:
@@ -195,8 +196,8 @@ def sasrec_config(config: Config) -> Config:
     """SASRec with cross-entropy: our backbone's retrieval path alone, on item ids alone, with its own tuned settings."""
     check_keys(list(_dotted(config.evaluation.sasrec)), "evaluation.sasrec")
     fixed = {
-        "model": {"use_text": False, "use_codes": False, "item_dropout": 0.0, "time_share": 0.0},
-        "training": {"align_epochs": 0, "cooccur_epochs": 0, "category_weight": 0.0, "distill_weight": 0.0},
+        "model": {"use_text": False, "use_codes": False, "item_dropout": 0.0, "time_share": 0.0, "anchors": 0},
+        "training": {"align_epochs": 0, "cooccur_epochs": 0, "category_weight": 0.0, "keyword_distill_weight": 0.0},
     }
     tree = OmegaConf.merge(OmegaConf.structured(config), fixed, OmegaConf.create(config.evaluation.sasrec))
     return OmegaConf.to_object(tree)

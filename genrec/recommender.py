@@ -127,7 +127,7 @@ class Recommender:
 
     @cached_property
     def _suggester(self) -> Suggester:
-        return Suggester(self.ranker, self.dataset, TRAIN if self.fitted_on == "train" else VALID)
+        return Suggester(self.ranker, self.dataset, VALID if self.fitted_on == "train+valid" else TRAIN)
 
     def _within(self, category: str | Sequence[str] | None, filters: Filters | None) -> Filters | None:
         """``filters`` that also keep to a category."""

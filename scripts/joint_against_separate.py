@@ -31,7 +31,7 @@ ARMS = {
     "staged": ["training.align_epochs=1", "training.cooccur_epochs=1"],
     "aligned": ["training.align_epochs=1"],
     "category": ["training.category_weight=0.2"],
-    "distilled": ["training.distill_weight=0.1"],
+    "distilled": ["training.keyword_distill_weight=0.1"],
     "plain-queries": ["model.query_codes=false", "model.query_ngrams=false"],
 }
 METRICS = ("recall@10", "ndcg@10")

@@ -20,7 +20,7 @@ from torch import Tensor
 from genrec.data.dataset import Dataset
 from genrec.data.histories import Histories
 from genrec.errors import UserError
-from genrec.evaluation.baselines import CooccurrenceTransition
+from genrec.retrieval.cooccurrence import CooccurrenceTransition
 
 DECAY = 0.6  # weight of an event by its age in events, as in the co-occurrence model
 RECENT_EVENTS = 20  # events of a history that are compared with a candidate

@@ -14,8 +14,8 @@ from genrec.decoding.beam import leaf_items, proven
 from genrec.decoding.dense import dense_index
 from genrec.decoding.engine import Searcher
 from genrec.decoding.evidence import Evidence, log_scores, to_tensor
-from genrec.evaluation.baselines import BM25
 from genrec.model.network import Batch, GenerativeRecommender
+from genrec.retrieval.bm25 import BM25
 
 MISSING = -1  # item id of an empty lane
 

@@ -9,8 +9,8 @@ import torch
 
 from genrec.data.dataset import Requests
 from genrec.decoding.ranker import Ranker
-from genrec.evaluation.baselines import BM25
 from genrec.evaluation.metrics import per_request_metrics, top_k
+from genrec.retrieval.bm25 import BM25
 
 Answerer = Callable[[Requests, int, np.ndarray | None], np.ndarray]
 """(requests, k, allowed) -> ranked item ids (N, k), -1 where empty. ``allowed`` (N, n_items) bool, or None for the whole catalogue."""

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from genrec.data.dataset import TRAIN, VALID, Requests
-from genrec.evaluation.baselines import BM25, CooccurrenceTransition, DenseText, ItemKNN, Popularity
+from genrec.evaluation.baselines import DenseText, ItemKNN, Popularity
 from genrec.evaluation.metrics import bootstrap_interval, paired_test, per_request_metrics, top_k
 from genrec.evaluation.report import RAW, PerRequest, Row
+from genrec.retrieval.bm25 import BM25
+from genrec.retrieval.cooccurrence import CooccurrenceTransition
 
 log = logging.getLogger(__name__)
 _CHUNK = 512
@@ -57,8 +59,9 @@ class Evaluation:
         label = task.name if task.query_kind is None else f"search ({task.query_kind})"
         log.info("%-28s %-12s %-22s recall@10 %.4f ndcg@10 %.4f", model, fitted, label, means["recall@10"], means["ndcg@10"])
 
-    def ours(self, fitted: str) -> None:
-        ranker = self.run.ranker(fitted)
+    def ours(self, fitted: str, model: str | None = None, suffix: str = "") -> None:
+        """Our rows of a fit; ``model`` names another of the fit's models, ``suffix`` what its rows are called."""
+        ranker = self.run.ranker(model or fitted)
         config = self.run.config.model
         inputs = " + ".join(name for name, used in (("ids", config.use_ids), ("text", config.use_text), ("codes", config.use_codes)) if used)
         for task in self.tasks():
@@ -68,7 +71,7 @@ class Evaluation:
             raw = ranker.rank(task.requests, max(self.ks), ranker.modes, exclude_seen=False) if task.query_kind is None else {}
             for mode in ranker.modes:
                 extra = " + co-occurrence, brand, category, price, past times" if mode == "fused" else ""
-                self.add(OUR_NAMES[mode], inputs + extra, fitted, task, ranked[mode][0], raw[mode][0] if raw else None, config.request_time)
+                self.add(OUR_NAMES[mode] + suffix, inputs + extra, fitted, task, ranked[mode][0], raw[mode][0] if raw else None, config.request_time)
 
     def baselines(self, fitted: str, last: int) -> None:
         names = self.run.config.evaluation.baselines
@@ -144,6 +147,8 @@ def evaluate(run, split: str) -> Evaluation:
         fits.append(("train+valid", VALID))
     for fitted, last in fits:
         result.ours(fitted)
+        if fitted == "train" and "preferred" in run.fitted:
+            result.ours(fitted, "preferred", ", after preference")
         result.baselines(fitted, last)
     return result
 

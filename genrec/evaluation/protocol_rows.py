@@ -16,11 +16,12 @@ from genrec.errors import UserError
 from genrec.evaluation import personalisation as personal
 from genrec.evaluation import search_protocols as protocols
 from genrec.evaluation.answerers import Answerer, answered, best_popularity_weight, by_model, by_scores, query_texts, with_popularity
-from genrec.evaluation.baselines import CooccurrenceTransition, DenseText, Popularity
+from genrec.evaluation.baselines import DenseText, Popularity
 from genrec.evaluation.metrics import PAD, bootstrap_interval, paired_test
 from genrec.evaluation.protocol import OUR_NAMES
 from genrec.evaluation.qrels import qrels_metrics
 from genrec.evaluation.shown_rows import shown_rows
+from genrec.retrieval.cooccurrence import CooccurrenceTransition
 
 log = logging.getLogger(__name__)
 FUSED = OUR_NAMES["fused"]
@@ -94,7 +95,7 @@ class Protocols:
 
     def __init__(self, run, split: str = "test", fitted: str = "train"):
         self.run, self.split, self.fitted, self.data = run, split, fitted, run.dataset
-        self.last = TRAIN if fitted == "train" else VALID
+        self.last = VALID if fitted == "train+valid" else TRAIN
         self.ranker = run.ranker(fitted)
         self.lexical, self.counts = run.lexical, run.dataset.item_counts(self.last)
 

@@ -8,9 +8,10 @@ import numpy as np
 import polars as pl
 
 from genrec.errors import UserError
-from genrec.evaluation.baselines import BM25, DenseText
+from genrec.evaluation.baselines import DenseText
 from genrec.evaluation.metrics import top_k
 from genrec.evaluation.qrels import Qrels, qrels_metrics
+from genrec.retrieval.bm25 import BM25
 from genrec.text.encoder import TextEncoder, item_texts
 
 TextScorer = Callable[[Sequence[str]], np.ndarray]

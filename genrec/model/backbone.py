@@ -1,6 +1,7 @@
 """The decoder-only backbone: one masked sequence of context and request tokens (SynerGen, section 1.3 of its token kinds).
 
 Context token i sees context j <= i. A request at position p sees context j < p and itself: never a later event, never another request.
+Tokens that come later (reasoning blocks, candidates) run through ``Backbone.extend`` on the keys and values that are there already.
 """
 
 from __future__ import annotations
@@ -9,22 +10,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genrec.model.dropout import Dropout
 from genrec.model.rope import rotate
 
+Cache = list[tuple[Tensor, Tensor]]  # per layer: turned keys and values (batch, heads, length, dim / heads)
 
-def sequence_mask(length: int, positions: Tensor) -> Tensor:
-    """Who sees whom: (batch, T + R, T + R) bool for T = ``length`` context tokens and R requests at ``positions`` (batch, R).
 
-    Padding needs no entry: contexts are padded on the right, so causality already hides it.
+def sequence_mask(length: int, positions: Tensor, block: int = 1) -> Tensor:
+    """Who sees whom: (batch, S, S) bool, S = T + R x M, for T = ``length`` context tokens and R requests at ``positions`` (batch, R).
+
+    Each request is a block of M = ``block`` tokens that see one another. Padding needs no entry: contexts are padded on the right, so
+    causality already hides it.
     """
     batch, requests = positions.shape
     device = positions.device
-    total = length + requests
+    total = length + requests * block
     mask = torch.zeros(batch, total, total, dtype=torch.bool, device=device)
     mask[:, :length, :length] = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    mask[:, length:, :length] = torch.arange(length, device=device) < positions[..., None]
-    mask[:, length:, length:] = torch.eye(requests, dtype=torch.bool, device=device)
+    mask[:, length:, :length] = torch.arange(length, device=device) < positions.repeat_interleave(block, 1)[..., None]
+    mask[:, length:, length:] = own_block(requests, block, device)
     return mask
+
+
+def own_block(requests: int, block: int, device: torch.device) -> Tensor:
+    """(R x M, R x M) bool: tokens of one request see one another and nobody else's."""
+    owner = torch.arange(requests, device=device).repeat_interleave(block)
+    return owner[:, None] == owner
 
 
 class Block(nn.Module):
@@ -36,16 +47,30 @@ class Block(nn.Module):
         self.attention_norm, self.feed_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
         self.up, self.down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
-    def forward(self, x: Tensor, angles: Tensor, mask: Tensor) -> Tensor:
-        """x (batch, length, dim), angles (batch, length, planes), mask (batch, length, length) -> (batch, length, dim)."""
+    def forward(
+        self, x: Tensor, angles: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None = None, unread: int = 0
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """x (batch, length, dim), angles (batch, length, planes), mask (batch, length, past + length) -> the same x, and all keys and values.
+
+        The first ``unread`` tokens only give keys and values; the x that comes back is without them.
+        """
         batch, length, dim = x.shape
-        q, k, v = self.qkv(self.attention_norm(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        normed = self.attention_norm(x)
+        if unread:
+            x, mask = x[:, unread:], mask[:, unread:]
+            q = F.linear(normed[:, unread:], self.qkv.weight[:dim]).view(batch, length - unread, self.heads, -1).transpose(1, 2)
+            k, v = F.linear(normed, self.qkv.weight[dim:]).view(batch, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        else:
+            q, k, v = self.qkv(normed).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = rotate(q, angles[:, unread:]), rotate(k, angles)
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         rate = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(rotate(q, angles), rotate(k, angles), v, attn_mask=mask[:, None], dropout_p=rate)
-        x = x + self.drop(self.out(mixed.transpose(1, 2).reshape(batch, length, dim)))
-        return x + self.drop(self.down(F.gelu(self.up(self.feed_norm(x)))))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], dropout_p=rate)
+        x = x + self.drop(self.out(mixed.transpose(1, 2).reshape(x.shape)))
+        return x + self.drop(self.down(F.gelu(self.up(self.feed_norm(x))))), (k, v)
 
 
 class Backbone(nn.Module):
@@ -57,6 +82,18 @@ class Backbone(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, angles: Tensor, mask: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x, angles, mask)
-        return self.norm(x)
+        return self.extend(x, angles, mask)[0]
+
+    def extend(self, x: Tensor, angles: Tensor, mask: Tensor, cache: Cache | None = None, unread: int = 0) -> tuple[Tensor, Cache]:
+        """Run tokens x (batch, new, dim) that see cached tokens and one another as ``mask`` (batch, new, cached + new) says.
+
+        Returns their states (batch, new, dim) and the cache with them at its end. Equals one pass over all tokens in which no cached
+        token sees a new one. Without ``cache`` this is the first pass. The first ``unread`` tokens' states are not wanted: the last layer
+        leaves them out, but for their keys and values.
+        """
+        grown = []
+        for index, block in enumerate(self.blocks):
+            last = index == len(self.blocks) - 1
+            x, kept = block(x, angles, mask, None if cache is None else cache[index], unread if last else 0)
+            grown.append(kept)
+        return self.norm(x), grown

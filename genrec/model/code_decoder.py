@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genrec.model.anchors import Anchors, AnchorTokens
+from genrec.model.dropout import Dropout
 from genrec.semantic_ids.trie import CatalogueTrie
 
 
@@ -20,7 +22,8 @@ from genrec.semantic_ids.trie import CatalogueTrie
 class Memory:
     """Projected context shared by all beams of a request.
 
-    ``state`` (B, R, dim) request states; ``keys`` / ``values`` per layer (B, heads, 1 + T, dim / heads); ``mask`` (B, R, 1 + T).
+    ``state`` (B, R, dim) request states; ``keys`` / ``values`` per layer (B, heads, S, dim / heads); ``mask`` (B, R, S). S = 1 + T + R x P:
+    a null token, the context, and P private positions of each request that no other request sees (reasoning blocks, anchors).
     """
 
     state: Tensor
@@ -29,7 +32,7 @@ class Memory:
     mask: Tensor
 
     def take(self, row: Tensor, lane: Tensor) -> Memory:
-        """Some requests as rows of their own (B = their number, R = 1): padding lanes then cost nothing."""
+        """Some requests as rows of their own (B = their number, R = 1): padding lanes then cost nothing. Before private positions are added."""
         keys, values = [k[row] for k in self.keys], [v[row] for v in self.values]
         return Memory(self.state[row, lane][:, None], keys, values, self.mask[row, lane][:, None])
 
@@ -45,7 +48,7 @@ class DecoderLayer(nn.Module):
         self.query, self.key_value = nn.Linear(dim, dim, bias=False), nn.Linear(dim, 2 * dim, bias=False)
         self.cross_out = nn.Linear(dim, dim, bias=False)
         self.up, self.down = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def project_memory(self, context: Tensor) -> tuple[Tensor, Tensor]:
         batch, length, _ = context.shape
@@ -72,11 +75,14 @@ class DecoderLayer(nn.Module):
 class CodeDecoder(nn.Module):
     """Walks the catalogue trie; see the module's docstring."""
 
-    def __init__(self, trie: CatalogueTrie, dim: int, layers: int, heads: int, dropout: float, node_vectors: str, temperature: float):
+    def __init__(
+        self, trie: CatalogueTrie, dim: int, layers: int, heads: int, dropout: float, node_vectors: str, temperature: float, anchors: bool = False
+    ):  # fmt: skip
         super().__init__()
         self.node_kind = node_vectors
         self.levels = trie.depth
         self.layers = nn.ModuleList(DecoderLayer(dim, heads, dropout) for _ in range(layers))
+        self.anchors = nn.ModuleList(AnchorTokens(dim, heads) for _ in range(layers)) if anchors else None
         self.norm = nn.LayerNorm(dim)
         self.null = nn.Parameter(torch.zeros(1, 1, dim))
         self.level = nn.Parameter(torch.randn(self.levels, dim) * 0.02)
@@ -118,6 +124,28 @@ class CodeDecoder(nn.Module):
         projected = [layer.project_memory(context) for layer in self.layers]
         mask = torch.cat([visible.new_ones(*visible.shape[:2], 1), visible], dim=-1)
         return Memory(state, [k for k, _ in projected], [v for _, v in projected], mask)
+
+    def with_private(self, memory: Memory, thoughts: Tensor | None, anchors: Anchors | None, items: Tensor) -> Memory:
+        """The memory with what only its own request sees: ``thoughts`` (B, R, P, dim) reasoning states, and the request's anchors."""
+        batch, requests = memory.state.shape[:2]
+        live = [part.live for part in (anchors,) if part is not None and self.anchors is not None]
+        if thoughts is not None:
+            live.insert(0, torch.ones(thoughts.shape[:3], dtype=torch.bool, device=thoughts.device))
+        if not live:
+            return memory
+        keys, values = [], []
+        for index, layer in enumerate(self.layers):
+            pairs = []
+            if thoughts is not None:
+                projected = layer.project_memory(thoughts.flatten(1, 2))
+                pairs.append([part.unflatten(2, (requests, -1)) for part in projected])
+            if anchors is not None and self.anchors is not None:
+                pairs.append([part.permute(0, 3, 1, 2, 4) for part in self.anchors[index](anchors, items)])
+            for mine, shared, place in ((keys, memory.keys, 0), (values, memory.values, 1)):
+                private = torch.cat([pair[place] for pair in pairs], dim=3)  # (B, heads, R, P, dim / heads)
+                mine.append(torch.cat([shared[index], private.flatten(2, 3)], dim=2))
+        own = torch.eye(requests, dtype=torch.bool, device=items.device)[..., None] & torch.cat(live, dim=2)[:, None]  # (B, R, R, P)
+        return Memory(memory.state, keys, values, torch.cat([memory.mask, own.flatten(2)], dim=-1))
 
     def hidden(
         self, memory: Memory, vectors: Tensor, nodes: Tensor, first: int = 0, cache: list | None = None

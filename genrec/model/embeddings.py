@@ -32,19 +32,20 @@ class ItemEncoder(nn.Module):
                 nn.init.normal_(table.weight, std=0.02)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self) -> Tensor:
-        """All item vectors: (n_items, dim). In training a share of the id vectors is hidden."""
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        """The vectors of all items (n_items, dim), or of ``rows`` (N,) alone: (N, dim). In training a share of the id vectors is hidden."""
         parts = []
         if self.project is not None:
-            parts.append(self.project(self.text))
+            parts.append(self.project(self.text if rows is None else self.text[rows]))
         if self.codes is not None:
-            parts.append(self.codes(self.code_rows))
+            parts.append(self.codes(self.code_rows if rows is None else self.code_rows[rows]))
         if self.ids is not None:
-            ids = self.ids.weight
+            ids = self.ids.weight if rows is None else F.embedding(rows, self.ids.weight)
             if self.training and self.item_dropout and parts:
-                ids = ids * (torch.rand(len(ids), 1, device=ids.device) >= self.item_dropout)
+                shown = torch.rand(len(self.ids.weight), 1, device=ids.device) >= self.item_dropout  # drawn for all: rows change nothing
+                ids = ids * (shown if rows is None else shown[rows])
             parts.append(ids)
-        return self.norm(torch.stack(parts).sum(0))
+        return self.norm(sum(parts[1:], parts[0]))
 
     def sum_codes(self, tokens: Tensor, offsets: Tensor) -> Tensor:
         """Summed code vectors (Q, dim) of ragged code tokens (n,) with offsets (Q,); tokens below 0 are none.

@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genrec.config import ModelConfig
-from genrec.model.backbone import Backbone, sequence_mask
+from genrec.model.anchors import AnchorAttention, Anchors, AnchorTables, AnchorTokens
+from genrec.model.backbone import Backbone, Cache, sequence_mask
 from genrec.model.code_decoder import CodeDecoder, Memory
+from genrec.model.dropout import Dropout
 from genrec.model.embeddings import ItemEncoder, QueryEncoder
+from genrec.model.reasoning import Reasoning
 from genrec.model.rope import rotary_angles
 from genrec.semantic_ids.catalogue import Catalogue
 
@@ -43,12 +46,22 @@ class Batch:
 
 @dataclass
 class Encoded:
-    """``context`` (B, T, dim), ``requests`` (B, R, dim), ``visible`` (B, R, T) and the item vectors (n_items, dim) of this pass."""
+    """``context`` (B, T, dim), ``requests`` (B, R, dim), ``visible`` (B, R, T) and the item vectors (n_items, dim) of this pass.
+
+    Where the network has no code decoder nothing reads ``context``, and it is empty: (B, 0, dim).
+
+    ``blocks`` are the request's tokens after the base pass and after each reasoning step, each (B, R, M, dim); ``requests`` is the mean of
+    the last. ``angles`` (B, R x M, planes) are those tokens'; ``anchors`` what the requests were shown; ``cache`` the backbone's keys and values: context, requests, then each step.
+    """
 
     context: Tensor
     requests: Tensor
     visible: Tensor
     items: Tensor
+    blocks: list[Tensor]
+    angles: Tensor
+    cache: Cache
+    anchors: Anchors | None = None
 
 
 class GenerativeRecommender(nn.Module):
@@ -65,40 +78,68 @@ class GenerativeRecommender(nn.Module):
         self.no_query = nn.Parameter(torch.randn(dim) * 0.02)
         self.request = nn.Parameter(torch.randn(dim) * 0.02)
         self.last_event = nn.Linear(dim, dim, bias=False) if config.last_event else None
-        self.input_norm, self.drop = nn.LayerNorm(dim), nn.Dropout(config.dropout)
+        self.anchor_tables = self.early_anchors = self.late_anchors = None
+        if config.anchors:
+            self.anchor_tables = AnchorTables(catalogue.n_items, config.anchors)
+            self.anchor_tokens = AnchorTokens(dim, config.heads)
+            self.early_anchors = AnchorAttention(dim, config.heads, config.dropout)
+            self.late_anchors = AnchorAttention(dim, config.heads, config.dropout)
+        self.input_norm, self.drop = nn.LayerNorm(dim), Dropout(config.dropout)
         self.backbone = Backbone(dim, config.layers, config.heads, config.dropout)
+        self.reasoning = Reasoning(dim, config.reasoning_steps) if config.reasoning_steps else None
         self.retrieval = nn.Linear(dim, dim)
         nn.init.normal_(self.actions.weight, std=0.02)
         self.decoder = None
         if generate:
             self.decoder = CodeDecoder(
-                catalogue.trie, dim, config.decoder_layers, config.heads, config.dropout, config.node_vectors, config.temperature
-            )
+                catalogue.trie, dim, config.decoder_layers, config.heads, config.dropout, config.node_vectors, config.temperature,
+                config.anchors > 0,
+            )  # fmt: skip
 
     def to(self, *args, **kwargs) -> GenerativeRecommender:
         module = super().to(*args, **kwargs)
         self.catalogue.trie = self.catalogue.trie.to(self.request.device)
         return module
 
-    def encode(self, batch: Batch, items: Tensor | None = None) -> Encoded:
-        """Run the backbone once over contexts and requests."""
+    def encode(self, batch: Batch, items: Tensor | None = None, leave_out: bool | None = None) -> Encoded:
+        """Run the backbone once over contexts and requests.
+
+        ``leave_out``: take the sequence's own events out of the anchors' counts, as a request must that was counted; default: in training mode.
+        """
         items = self.item_encoder() if items is None else items
+        leave_out = self.training if leave_out is None else leave_out
         queries = self.query_encoder(batch.query_text, batch.query_words, batch.query_offsets, self.item_encoder)
         context = items[batch.items] + self.actions(batch.actions) + self.fuse_query(queries)[batch.queries]
         asked = torch.where((batch.request_queries > 0)[..., None], queries[batch.request_queries], self.no_query)
         asked = self.request + asked
         if self.last_event is not None:
             asked = asked + self._last(context, batch.positions)
-        x = self.drop(self.input_norm(torch.cat([context, asked], dim=1)))
-        length = batch.items.shape[1]
+        asked = asked[:, :, None]  # (B, R, M, dim): the request block
+        anchors = None
+        if self.anchor_tables is not None:
+            anchors = self.anchor_tables.choose(batch.items, batch.positions, batch.targets if leave_out else None)
+            tokens = self.anchor_tokens(anchors, items)
+            asked = asked + self.early_anchors(asked, anchors, *tokens)
+        shape, length = asked.shape, batch.items.shape[1]
+        x = self.drop(self.input_norm(torch.cat([context, asked.flatten(1, 2)], dim=1)))
         index = torch.arange(length, device=x.device).expand(x.shape[0], -1)
+        positions, when = (part.repeat_interleave(shape[2], 1) for part in (batch.positions, batch.request_times))
         angles = rotary_angles(
-            torch.cat([index, batch.positions], dim=1), torch.cat([batch.times, batch.request_times], dim=1),
+            torch.cat([index, positions], dim=1), torch.cat([batch.times, when], dim=1),
             self.config.dim // self.config.heads // 2, self.config.time_share, self.time_base,
         )  # fmt: skip
-        mask = sequence_mask(length, batch.positions)
-        x = self.backbone(x, angles, mask)
-        return Encoded(x[:, :length], x[:, length:], mask[:, length:, :length], items)
+        mask = sequence_mask(length, batch.positions, shape[2])
+        unread = length if self.decoder is None else 0  # only the code decoder looks at what became of the context
+        x, cache = self.backbone.extend(x, angles, mask, unread=unread)
+        visible, angles = mask[:, length :: shape[2], :length], angles[:, length:]
+        blocks = [x[:, length - unread :].unflatten(1, shape[1:3])]
+        if anchors is not None:
+            blocks = [blocks[0] + self.late_anchors(blocks[0], anchors, *tokens)]
+        if self.reasoning is not None:
+            further, cache = self.reasoning(self.backbone, blocks[0], angles, visible, cache)
+            blocks += further
+        requests = blocks[-1].mean(2)
+        return Encoded(x[:, : length - unread], requests, visible, items, blocks, angles, cache, anchors)
 
     def _last(self, context: Tensor, positions: Tensor) -> Tensor:
         """What each request takes over from the event right before it: (B, R, dim), zero for a request without history.
@@ -116,5 +157,18 @@ class GenerativeRecommender(nn.Module):
         """Unit item vectors divided by the temperature: (n_items, dim)."""
         return F.normalize(items, dim=-1) / self.config.temperature
 
-    def decoder_memory(self, encoded: Encoded) -> Memory:
-        return self.decoder.memory(encoded.requests, encoded.context, encoded.visible)
+    def decoder_memory(
+        self, encoded: Encoded, row: Tensor | None = None, lane: Tensor | None = None, decoder: CodeDecoder | None = None
+    ) -> Memory:
+        """What the code decoder attends over: the context, and each request's reasoning blocks and anchors.
+
+        ``row`` and ``lane`` (N,) choose requests, which become rows of their own; ``decoder`` stands in for the network's.
+        """
+        decoder = self.decoder if decoder is None else decoder
+        thoughts, anchors = torch.cat(encoded.blocks[1:], dim=2) if len(encoded.blocks) > 1 else None, encoded.anchors
+        memory = decoder.memory(encoded.requests, encoded.context, encoded.visible)
+        if row is not None:
+            memory = memory.take(row, lane)
+            thoughts = thoughts[row, lane][:, None] if thoughts is not None else None
+            anchors = anchors.take(row, lane) if anchors is not None else None
+        return decoder.with_private(memory, thoughts, anchors, encoded.items)

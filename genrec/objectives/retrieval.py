@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from genrec.objectives.linear_cross_entropy import linear_cross_entropy
 
@@ -14,25 +15,38 @@ def full_softmax(requests: Tensor, index: Tensor, targets: Tensor, smoothing: fl
     return linear_cross_entropy(requests, index, targets, smoothing)
 
 
-def sampled_softmax(
-    requests: Tensor, index: Tensor, targets: Tensor, negatives: int, batch: Tensor | None = None, draw: torch.Generator | None = None
-) -> Tensor:
-    """InfoNCE against in-batch targets and uniform negatives, corrected by each candidate's expected count (logQ).
+@dataclass
+class Candidates:
+    """The items one step's softmax runs over: ``ids`` (C,), the batch's distinct targets first, rising; ``log_chance`` (C,) of being one."""
 
-    Candidates are the batch's distinct targets and ``negatives`` uniform draws; a candidate equal to a row's own target is hidden.
-    ``batch`` holds the targets of all processes where each sees a part only; ``draw`` is a CPU generator they share.
-    With every item drawn as negative and no duplicates the value equals ``full_softmax``.
+    ids: Tensor
+    log_chance: Tensor
+    in_batch: int
+
+    def place(self, targets: Tensor) -> Tensor:
+        """Where targets of the batch (N,) stand among the candidates: (N,)."""
+        return torch.searchsorted(self.ids[: self.in_batch], targets)
+
+
+def draw_candidates(n_items: int, targets: Tensor, negatives: int, draw: torch.Generator | None = None) -> Candidates:
+    """The distinct ``targets`` (of all processes, where each sees a part only) and ``negatives`` uniform draws.
+
+    ``draw`` is a CPU generator that all processes share.
     """
-    n_items = len(index)
-    batch = targets if batch is None else batch
-    in_batch, counts = batch.unique(return_counts=True)
+    in_batch, counts = targets.unique(return_counts=True)
     drawn = torch.arange(n_items) if negatives >= n_items else torch.randperm(n_items, generator=draw)[:negatives]
     drawn = drawn.to(targets.device)
-    candidates = torch.cat([in_batch, drawn[~torch.isin(drawn, in_batch)]])
+    ids = torch.cat([in_batch, drawn[~torch.isin(drawn, in_batch)]])
     # Chance of being a candidate: drawn uniformly, or somebody's target (estimated by this batch's counts).
     uniform = min(negatives / n_items, 1.0)
-    share = torch.cat([counts / counts.sum(), torch.zeros(len(candidates) - len(in_batch), device=targets.device)])
-    chance = 1 - (1 - uniform) * (1 - share).clamp(min=1e-6) ** len(batch)
-    logits = requests @ index[candidates].T - chance.clamp(min=1e-9).log()
-    place = torch.searchsorted(in_batch, targets)
-    return F.cross_entropy(logits, place)
+    share = torch.cat([counts / counts.sum(), torch.zeros(len(ids) - len(in_batch), device=targets.device)])
+    chance = 1 - (1 - uniform) * (1 - share).clamp(min=1e-6) ** len(targets)
+    return Candidates(ids, chance.clamp(min=1e-9).log(), len(in_batch))
+
+
+def sampled_softmax(requests: Tensor, vectors: Tensor, targets: Tensor, candidates: Candidates) -> Tensor:
+    """InfoNCE of requests (N, dim) against the candidates' ``vectors`` (C, dim), corrected by each one's expected count (logQ).
+
+    With every item drawn as negative and no duplicates the value equals ``full_softmax``.
+    """
+    return linear_cross_entropy(requests, vectors, candidates.place(targets), bias=-candidates.log_chance)

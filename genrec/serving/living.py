@@ -22,8 +22,8 @@ from genrec.decoding.evidence import Evidence, ItemFacts
 from genrec.decoding.proposals import Proposer
 from genrec.decoding.ranker import Ranker
 from genrec.errors import UserError
-from genrec.evaluation.baselines import BM25
 from genrec.model.network import GenerativeRecommender
+from genrec.retrieval.bm25 import BM25
 from genrec.semantic_ids.catalogue import Catalogue
 from genrec.semantic_ids.tokenize import SemanticIds
 from genrec.semantic_ids.trie import CatalogueTrie
@@ -177,6 +177,8 @@ def _grow_items(clone: GenerativeRecommender, network: GenerativeRecommender, ca
         rows, missing = _code_rows(catalogue.codes, starts, sizes, encoder.codes.num_embeddings)
         encoder.codes = nn.EmbeddingBag.from_pretrained(_with_zeros(encoder.codes.weight, int(missing)), mode="sum")
         encoder.code_rows = rows.to(device)
+    if clone.anchor_tables is not None:
+        clone.anchor_tables.grow(catalogue.n_items)
     if encoder.ids is not None:
         encoder.ids = nn.Embedding.from_pretrained(_with_zeros(encoder.ids.weight, catalogue.n_items - old.n_items))
 

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, write_json
 from genrec.config import Config, TrainingConfig, to_dict
+from genrec.data.anchors import company, shelf
 from genrec.data.dataset import TRAIN, Dataset, Requests
 from genrec.decoding.evidence import category_levels, item_codes
 from genrec.errors import UserError
@@ -95,7 +96,7 @@ class TrainingData(L.LightningDataModule):
         super().__init__()
         self.dataset, self.settings, self.seed, self.recommends = dataset, config.training, config.seed, plan.recommends
         self.allow_zero_length_dataloader_with_multiple_devices = True  # validation: more processes than requests
-        distil = config.training.distill_weight > 0 and plan.searches and plan.trunk is None
+        distil = config.training.keyword_distill_weight > 0 and plan.searches and plan.trunk is None
         self.collator = training_collator(dataset, ids, config, distil)
         self.curriculum = Curriculum(dataset, self.collator, config, plan.last, plan.searches, plan.recommends, distil)
         self.windows, self.steps_per_epoch = self.curriculum.windows, self.curriculum.steps
@@ -161,6 +162,10 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
     network = new_network(config, dataset, ids, plan.generate)
     config = copy.deepcopy(config)
     training = config.training
+    if network.anchor_tables is not None and not plan.trunk:
+        width = 2 * config.model.anchors
+        counted = company(dataset.histories(plan.last), dataset.n_items, width)
+        network.anchor_tables.fill(counted, shelf(dataset.item_table, counted.users, width))
     if plan.trunk:
         _stand_on(network, plan.trunk)
         training.epochs, training.learning_rate = training.decoder_epochs, training.decoder_learning_rate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import lightning as L
 import torch
@@ -15,9 +16,10 @@ from genrec.decoding.scorers import generate
 from genrec.model.code_decoder import node_means
 from genrec.model.network import Batch, Encoded, GenerativeRecommender
 from genrec.objectives.category import category_cross_entropy
-from genrec.objectives.distillation import distillation, shared_candidates
+from genrec.objectives.distillation import TeacherMass, draw_items, path_losses
 from genrec.objectives.generation import path_log_probabilities, walked_nodes
-from genrec.objectives.retrieval import full_softmax, sampled_softmax
+from genrec.objectives.retrieval import Candidates, draw_candidates, full_softmax, sampled_softmax
+from genrec.objectives.self_distillation import self_distillation
 from genrec.training.batches import Part, step_seed
 from genrec.training.distributed import gather, gather_rows
 
@@ -64,24 +66,23 @@ class TrainingModule(L.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         if self.decoder_only:
             return self.decoder_step(batch)
-        encoded = self.network.encode(batch)
-        live = batch.targets >= 0
+        live, settings = batch.targets >= 0, self.settings
         targets = batch.targets[live]
-        if len(targets) == 0:
-            return encoded.requests.sum() * 0
-        settings = self.settings
+        candidates = self.candidates(targets, index) if settings.retrieve_weight and len(targets) else None
+        batch, items, ids = self.item_vectors(batch, candidates)
+        encoded = self.network.encode(batch, items)
         loss = encoded.requests.sum() * 0
+        if len(targets) == 0:
+            return loss
         if settings.retrieve_weight:
             requests = self.network.retrieval_vectors(encoded.requests[live])
-            table = self.network.item_index(encoded.items)
-            negatives = self.negatives(len(table))
-            if negatives:
-                # The candidates are the same on all processes: everybody's targets and one shared draw.
-                draw = torch.Generator().manual_seed(step_seed(self.seed, self.current_epoch, index, -1))
-                retrieve = sampled_softmax(requests, table, targets, negatives, gather_rows(targets), draw)
+            if candidates is not None:
+                retrieve = sampled_softmax(requests, self.network.item_index(items[ids]), targets, candidates)
             else:
-                retrieve = full_softmax(requests, table, targets, settings.label_smoothing)
-            loss = loss + settings.retrieve_weight * retrieve + self.search_losses(batch, encoded, live, table)
+                retrieve = full_softmax(requests, self.network.item_index(items), targets, settings.label_smoothing)
+            loss = loss + settings.retrieve_weight * retrieve
+            if settings.category_weight or self.teacher is not None:
+                loss = loss + self.search_losses(batch, encoded, live, candidates)
             self.log("train/retrieve", retrieve)
         if self.network.decoder is not None and settings.generate_weight:
             generation = self.generation_loss(batch, encoded, live)
@@ -90,7 +91,7 @@ class TrainingModule(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def search_losses(self, batch: Batch, encoded: Encoded, live: Tensor, table: Tensor) -> Tensor:
+    def search_losses(self, batch: Batch, encoded: Encoded, live: Tensor, candidates: Candidates | None) -> Tensor:
         """Query -> category and keyword self-distillation, over the searches of the batch; 0 where both are off or nobody searches."""
         settings, network = self.settings, self.network
         searched = live & (batch.request_queries > 0)
@@ -103,15 +104,38 @@ class TrainingModule(L.LightningModule):
             found = category_cross_entropy(student, encoded.items, targets, self.categories.to(targets.device), network.config.temperature)
             loss = loss + settings.category_weight * found
             self.log("train/category", found)
-        if settings.distill_weight and self.teacher is not None:
+        if settings.keyword_distill_weight and self.teacher is not None:
             taught = network.retrieval_vectors(network.encode(self.teacher, encoded.items).requests[searched])
-            items = shared_candidates(targets, len(table), self.negatives(len(table)))
-            logits = taught @ table[items].T
-            distance = distillation(student @ table[items].T, logits)
-            teach = torch.nn.functional.cross_entropy(logits, torch.searchsorted(items, targets))
-            loss = loss + settings.distill_weight * distance + settings.retrieve_weight * teach * searched.sum() / live.sum()
+            ids = slice(None) if candidates is None else candidates.ids
+            table, place = network.item_index(encoded.items[ids]), targets if candidates is None else candidates.place(targets)
+            logits = taught @ table.T
+            distance = self_distillation(student @ table.T, logits)
+            teach = torch.nn.functional.cross_entropy(logits, place)
+            loss = loss + settings.keyword_distill_weight * distance + settings.retrieve_weight * teach * searched.sum() / live.sum()
             self.log("train/distil", distance)
         return loss
+
+    def candidates(self, targets: Tensor, index: int) -> Candidates | None:
+        """What a step's softmax runs over, the same on all processes: everybody's targets and one shared draw. None for all items."""
+        n_items = self.network.catalogue.n_items
+        negatives = self.negatives(n_items)
+        if not negatives:
+            return None
+        draw = torch.Generator().manual_seed(step_seed(self.seed, self.current_epoch, index, -1))
+        return draw_candidates(n_items, gather_rows(targets), negatives, draw)
+
+    def item_vectors(self, batch: Batch, candidates: Candidates | None) -> tuple[Batch, Tensor, Tensor | None]:
+        """The item vectors a step needs, the batch with its ``items`` as rows of them, and the rows of the candidates.
+
+        Those of histories and candidates alone, where nothing looks at the whole catalogue.
+        """
+        decoder = self.network.decoder if self.settings.generate_weight else None
+        everywhere = self.network.anchor_tables is not None or self.settings.category_weight > 0 or self.teacher is not None or (decoder is not None and decoder.project is not None)
+        if candidates is None or everywhere:
+            return batch, self.network.item_encoder(), None if candidates is None else candidates.ids
+        rows, place = torch.cat([candidates.ids, batch.items.flatten()]).unique(return_inverse=True)
+        split = len(candidates.ids)
+        return replace(batch, items=place[split:].view_as(batch.items)), self.network.item_encoder(rows), place[:split]
 
     def negatives(self, n_items: int) -> int:
         """How many negatives a step draws; 0 for the softmax over the whole catalogue."""
@@ -126,7 +150,7 @@ class TrainingModule(L.LightningModule):
             if self.frozen is None:
                 items = self.network.item_encoder()
                 self.frozen = items, node_means(self.network.catalogue.trie, items)
-            encoded = self.network.encode(batch, self.frozen[0])
+            encoded = self.network.encode(batch, self.frozen[0], leave_out=True)
         live = batch.targets >= 0
         if not live.any():
             return sum(parameter.sum() for parameter in self.network.decoder.parameters()) * 0
@@ -136,20 +160,38 @@ class TrainingModule(L.LightningModule):
         return loss
 
     def generation_loss(self, batch: Batch, encoded: Encoded, live: Tensor, means: Tensor | None = None) -> Tensor:
-        """Mean negative log-probability of the targets' semantic IDs."""
-        decoder, trie = self.network.decoder, self.network.catalogue.trie
+        """Mean negative log-probability of the targets' semantic IDs, and at every level the divergence from the dense answer."""
+        decoder, trie, settings = self.network.decoder, self.network.catalogue.trie, self.settings
         row, lane = live.nonzero(as_tuple=True)
-        if self.settings.generate_share < 1:
-            drawn = torch.rand(len(row), device=row.device) < self.settings.generate_share
+        if settings.generate_share < 1:
+            drawn = torch.rand(len(row), device=row.device) < settings.generate_share
             drawn[:1] = True
             row, lane = row[drawn], lane[drawn]
         paths = trie.item_path[batch.targets[row, lane]]
+        teacher = self.dense_teacher(encoded, row, lane) if settings.distill_weight else None
+        drawn = 0
+        if teacher is not None:  # walks of the teacher's own beside the observed ones
+            mine = torch.arange(len(row), device=row.device)
+            also = trie.item_path[draw_items(teacher[1])]
+            paths, rows = torch.cat([paths, also]), torch.cat([mine, mine])
+            row, lane, drawn = torch.cat([row, row]), torch.cat([lane, lane]), len(also)
         entered = torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1]], dim=1)
         nodes, place = walked_nodes(trie, paths)
         vectors = decoder.node_vectors(trie, encoded.items, nodes, means)
-        states, _ = decoder.hidden(self.network.decoder_memory(encoded).take(row, lane), vectors, place[entered][:, None])
-        steps = path_log_probabilities(states[:, 0], decoder.log_scale.exp(), vectors, trie, paths, place)
-        return -steps.sum(-1).mean()
+        states, _ = decoder.hidden(self.network.decoder_memory(encoded, row, lane), vectors, place[entered][:, None])
+        states, scale = states[:, 0], decoder.log_scale.exp()
+        if teacher is None:
+            return -path_log_probabilities(states, scale, vectors, trie, paths, place).sum(-1).mean()
+        steps, divergence = path_losses(states, scale, vectors, paths, teacher[0], place, rows)
+        count = len(paths) - drawn
+        return -steps[:count].sum(-1).mean() + settings.distill_weight * divergence[count:].sum(-1).mean()
+
+    @torch.no_grad()
+    def dense_teacher(self, encoded: Encoded, row: Tensor, lane: Tensor) -> tuple[TeacherMass, Tensor]:
+        """The retrieval head's distribution over the catalogue for some requests: its mass by node, and its logarithm (N, n_items)."""
+        logs = self.network.retrieval_vectors(encoded.requests[row, lane]) @ self.network.item_index(encoded.items).T
+        logs = (logs.float() / self.settings.distill_temperature).log_softmax(-1)
+        return TeacherMass.of_items(self.network.catalogue.trie, logs), logs
 
     def validation_step(self, pair: tuple[Batch, Tensor], index: int) -> None:
         batch, seen = pair

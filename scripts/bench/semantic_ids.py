@@ -23,9 +23,9 @@ from genrec.artifacts import fingerprint, read_json, write_json
 from genrec.config import load_config, to_dict
 from genrec.data.dataset import TRAIN
 from genrec.errors import UserError
-from genrec.evaluation.baselines import CooccurrenceTransition
 from genrec.evaluation.metrics import paired_test, per_request_metrics
 from genrec.pipeline import Run, stage_prepare
+from genrec.retrieval.cooccurrence import CooccurrenceTransition
 from genrec.semantic_ids.tokenize import tokenize
 from genrec.training.fit import FitPlan, fit
 

@@ -29,7 +29,7 @@ from genrec.artifacts import fingerprint, write_json
 from genrec.config import Config, load_config
 from genrec.data.dataset import Dataset
 from genrec.data.schema import ITEM_SCHEMA, conform
-from genrec.evaluation.baselines import BM25
+from genrec.retrieval.bm25 import BM25
 from genrec.semantic_ids.keywords import KeywordDictionary, fuse
 from genrec.semantic_ids.quantizers import default_sizes, fit_codebooks
 from genrec.semantic_ids.text_space import clicked_pairs, finetuned

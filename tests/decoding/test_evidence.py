@@ -105,7 +105,7 @@ def test_a_person_without_history_and_items_without_facts():
     items = pl.DataFrame({"item_id": ["a", "b"], "brand": [None, ""], "category": pl.Series([None, []], dtype=pl.List(pl.String)), "price": [None, 0.0]}, schema_overrides={"price": pl.Float64, "brand": pl.String})
     facts = ItemFacts.from_table(items, np.zeros((2, 3)))
     assert facts.brand.tolist() == [-1, -1] and facts.path.tolist() == [-1, -1] and np.isnan(facts.price).all()
-    from genrec.evaluation.baselines import CooccurrenceTransition
+    from genrec.retrieval.cooccurrence import CooccurrenceTransition
 
     table = CooccurrenceTransition(transitions="log").fit(Histories.from_lists([[0, 1]]), 2)
     empty = Evidence(table, facts, np.array([0, 2], np.int64), 0, 1)

@@ -12,8 +12,8 @@ from genrec.data.dataset import TRAIN
 from genrec.decoding.evidence import FEATURES, Evidence
 from genrec.decoding.proposals import MISSING, Proposer
 from genrec.decoding.ranker import seen_mask
-from genrec.evaluation.baselines import BM25
 from genrec.model.collate import Collator, QueryFeatures
+from genrec.retrieval.bm25 import BM25
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,9 @@ import pytest
 
 from genrec.data.histories import Histories
 from genrec.errors import UserError
-from genrec.evaluation.baselines import BM25, CooccurrenceTransition, DenseText, ItemKNN, Popularity
+from genrec.evaluation.baselines import DenseText, ItemKNN, Popularity
+from genrec.retrieval.bm25 import BM25
+from genrec.retrieval.cooccurrence import CooccurrenceTransition
 
 N_ITEMS = 30
 

@@ -11,10 +11,10 @@ import pytest
 from genrec.data.dataset import TEST, VALID
 from genrec.errors import UserError
 from genrec.evaluation.answerers import answered, best_popularity_weight, by_scores, candidate_mask, with_popularity
-from genrec.evaluation.baselines import BM25
 from genrec.evaluation.qrels import qrels_metrics
 from genrec.evaluation.search_protocols import last_interacted, product_search, sampled, session_search, shown_order, without_history
 from genrec.evaluation.text_relevance import text_relevance
+from genrec.retrieval.bm25 import BM25
 
 
 @pytest.fixture

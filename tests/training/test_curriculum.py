@@ -15,7 +15,7 @@ from genrec.config import load_config
 from genrec.data.dataset import TRAIN, VALID
 from genrec.errors import UserError
 from genrec.objectives.category import category_cross_entropy
-from genrec.objectives.distillation import distillation, shared_candidates
+from genrec.objectives.self_distillation import self_distillation
 from genrec.training.curriculum import ALIGN, CO_OCCUR, PERSONALISE, Curriculum, stage_name
 from genrec.training.fit import FitPlan, TrainingData, ValidationLoader, fit, new_network, training_collator
 from genrec.training.module import TrainingModule
@@ -141,13 +141,10 @@ def _end(batch, query) -> int:
 def test_distillation_equals_kl_and_does_not_move_the_teacher():
     student, teacher = torch.randn(5, 7, requires_grad=True), torch.randn(5, 7, requires_grad=True)
     p, q = teacher.softmax(-1), student.softmax(-1)
-    loss = distillation(student, teacher)
+    loss = self_distillation(student, teacher)
     torch.testing.assert_close(loss, (p * (p / q).log()).sum(-1).mean())
     loss.backward()
     assert teacher.grad is None and student.grad.abs().sum() > 0
-    items = shared_candidates(torch.tensor([3, 90]), 100, 10)
-    assert {3, 90} <= set(items.tolist()) and len(items) <= 12 and torch.equal(items, items.unique())
-    assert torch.equal(shared_candidates(torch.tensor([3]), 4, 0), torch.arange(4))
 
 
 def test_category_cross_entropy_by_hand():
@@ -164,7 +161,7 @@ def test_category_cross_entropy_by_hand():
 
 def test_search_losses_only_move_with_searches(job):
     config, data, ids = copy.deepcopy(job[0]), *job[1:]
-    config.training.category_weight = config.training.distill_weight = 0.5
+    config.training.category_weight = config.training.keyword_distill_weight = 0.5
     _, found = parts(job, 3, distil=True)
     part = next(part for part in found if part.teacher is not None)
     network = new_network(config, data, ids, generate=False).eval()
@@ -173,7 +170,7 @@ def test_search_losses_only_move_with_searches(job):
     module.log = lambda *args, **kwargs: None
     module.trainer = SimpleNamespace(global_rank=0, current_epoch=0)
     encoded, live = network.encode(part.batch), part.batch.targets >= 0
-    table = network.item_index(encoded.items)
+    table = None
     module.teacher = part.teacher
     whole = float(module.search_losses(part.batch, encoded, live, table))
     module.teacher = None
@@ -185,7 +182,7 @@ def test_search_losses_only_move_with_searches(job):
 def test_a_staged_training_with_both_objectives(job, tmp_path):
     """One fit with everything on; its curves name the stages' losses, and another setting gives other weights."""
     config, data, ids = copy.deepcopy(job[0]), *job[1:]
-    config.training.category_weight, config.training.distill_weight = 0.2, 0.1
+    config.training.category_weight, config.training.keyword_distill_weight = 0.2, 0.1
     staged = fit(config, data, ids, tmp_path / "staged", FitPlan(epochs=4, generate=False))
     names = set().union(*read_json(staged / "curves.json"))
     assert {"train/category", "train/distil", "train/retrieve"} <= names
@@ -202,7 +199,7 @@ def test_errors(prepare_table, synthetic_run, tmp_path):
         with pytest.raises(UserError, match=message):
             load_config(None, [override])
     with pytest.raises(UserError, match="the teacher reads keywords"):
-        load_config(None, ["training.distill_weight=0.1", "semantic_ids.keywords=false"])
+        load_config(None, ["training.keyword_distill_weight=0.1", "semantic_ids.keywords=false"])
     data = prepare_table([{"user_id": f"u{u}", "item_id": f"i{e}", "timestamp": e} for u in range(5) for e in range(4)])
     with pytest.raises(UserError, match="no training request"):
         TrainingData(data, synthetic_run.ids, load_config(None), FitPlan(recommends=False))

@@ -1,0 +1,162 @@
+"""Preference anchors in the network: a request attends over the neighbours of the person's last events (OnePiece, arXiv 2509.18091).
+
+The tables of ``genrec/data/anchors.py`` are buffers, saved with the weights, so that a bundle needs no log. In training a request takes its
+own person's part out of every count before the neighbours are ranked: what is left is what other people did, as it is for a new request.
+An item that the request has already seen is no anchor; the context holds it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genrec.data.anchors import AnchorTable, strength
+from genrec.model.dropout import Dropout
+
+RECENT = 3  # events whose company is shown
+FEATURES = 5 + RECENT + 1  # per anchor: similarity, three counts, strength; which event it belongs to, or the shelf
+
+
+@dataclass
+class Anchors:
+    """Per request R of B sequences A anchors: ``ids`` (B, R, A) item ids (0 where hidden), ``live`` (B, R, A) bool, ``features`` (B, R, A, FEATURES)."""
+
+    ids: Tensor
+    live: Tensor
+    features: Tensor
+
+    def take(self, row: Tensor, lane: Tensor) -> Anchors:
+        return Anchors(*(part[row, lane][:, None] for part in (self.ids, self.live, self.features)))
+
+
+class AnchorTables(nn.Module):
+    """Neighbours of every item, and their choice for requests. ``shown``: company per recent event; as many again of the shelf."""
+
+    def __init__(self, n_items: int, shown: int):
+        super().__init__()
+        self.shown = shown
+        width = 2 * shown  # spare ones: taking a person's own part out may move others up
+        self.register_buffer("company", torch.full((n_items, width), -1, dtype=torch.int32))
+        self.register_buffer("counts", torch.zeros(n_items, width, 3))
+        self.register_buffer("shelf", torch.full((n_items, width), -1, dtype=torch.int32))
+        self.register_buffer("users", torch.zeros(n_items))
+
+    def fill(self, table: AnchorTable, shelf) -> None:
+        """Take over what was counted."""
+        for name, values in (("company", table.ids), ("counts", table.counts), ("shelf", shelf), ("users", table.users)):
+            getattr(self, name).copy_(torch.as_tensor(values))
+
+    def grow(self, n_items: int) -> None:
+        """Rows for new items behind the others: nothing was counted of them."""
+        for name, empty in (("company", -1), ("counts", 0), ("shelf", -1), ("users", 0)):
+            old = getattr(self, name)
+            setattr(self, name, torch.cat([old, old.new_full((n_items - len(old), *old.shape[1:]), empty)]))
+
+    @torch.no_grad()
+    def choose(self, items: Tensor, lengths_before: Tensor, targets: Tensor | None = None) -> Anchors:
+        """items (B, T) context, lengths_before (B, R) events each request sees, targets (B, R) in training (-1 none) -> the anchors.
+
+        With ``targets`` every event of the sequence, later ones and targets included, is taken out of the counts.
+        """
+        batch, requests = lengths_before.shape
+        place = lengths_before[..., None] - 1 - torch.arange(RECENT, device=items.device)  # (B, R, RECENT), newest first
+        recent = items.gather(1, place.clamp(min=0).flatten(1)).view(batch, requests, RECENT)
+        known = place >= 0
+        ids = self.company[recent].long()  # (B, R, RECENT, W)
+        seen, own = _belongs(items, lengths_before, targets, ids.flatten(2))
+        seen, own = seen.view_as(ids), own.view_as(ids)
+        together, after, before = self.counts[recent].unbind(-1)
+        if targets is not None:
+            together = together - own.float()
+            answer = (ids == targets[:, :, None, None]) & (torch.arange(RECENT, device=items.device) == 0)[:, None]
+            after = after - answer.float()
+        scale = (self.users[recent][..., None] + 1).rsqrt() * (self.users[ids.clamp(min=0)] + 1).rsqrt()
+        score = strength(together.clamp(min=0), after.clamp(min=0), before, scale)
+        live = (ids >= 0) & ~seen & known[..., None] & ((together > 0) | (after > 0) | (before > 0))
+        features = torch.stack([together.clamp(min=0) * scale, together.clamp(min=0).log1p(), after.clamp(min=0).log1p(), before.log1p(), score], -1)
+        company = _top(ids, live, score, features, self.shown)
+        last = recent[:, :, 0]
+        shelf_ids = self.shelf[last].long()  # (B, R, W)
+        seen, own = _belongs(items, lengths_before, targets, shelf_ids)
+        had = self.users[shelf_ids.clamp(min=0)] - (own.float() if targets is not None else 0)
+        shelf_live = (shelf_ids >= 0) & ~seen & known[:, :, :1] & (had > 0)
+        zero = torch.zeros_like(had)
+        half = self.shelf.shape[1] // 2
+        shelves = []
+        for part in (slice(0, half), slice(half, None)):  # category, then brand
+            columns = torch.stack([zero, had.clamp(min=0).log1p(), zero, zero, zero], -1)[:, :, part]
+            shelves.append(_top(shelf_ids[:, :, part], shelf_live[:, :, part], had[:, :, part], columns, self.shown // 2))
+        kind = torch.eye(RECENT + 1, device=items.device)
+        tag = torch.cat([kind[:RECENT].repeat_interleave(company[0].shape[-1], 0), kind[RECENT:].expand(2 * shelves[0][0].shape[-1], -1)])
+        chosen = [torch.cat([company[part].flatten(2, 3), *(side[part] for side in shelves)], dim=2) for part in range(3)]
+        features = torch.cat([chosen[2], tag.expand(batch, requests, -1, -1)], dim=-1)
+        return Anchors(chosen[0].clamp(min=0), chosen[1], features)
+
+
+def _top(ids: Tensor, live: Tensor, score: Tensor, features: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``count`` live anchors of the highest score along the last axis: ids, live, features."""
+    order = score.masked_fill(~live, -torch.inf).sort(dim=-1, descending=True, stable=True).indices[..., :count]
+    return ids.gather(-1, order), live.gather(-1, order), features.gather(-2, order[..., None].expand(*order.shape, features.shape[-1]))
+
+
+def _belongs(items: Tensor, before: Tensor, targets: Tensor | None, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether ids (B, R, A) are among what each request has seen, and among all that is known of the person: two (B, R, A) bool.
+
+    Context lanes behind a sequence's end hold item 0; no request sees them, and in training they lie behind every request's last event.
+    """
+    batch, length = items.shape
+    place = torch.arange(length, device=items.device).expand(batch, -1)
+    if targets is not None:
+        end = before.max(1, keepdim=True).values
+        items = torch.where(place < end, items, -1)
+        items, place = torch.cat([items, targets], 1), torch.cat([place, before], 1)
+    else:
+        items = torch.where(place < before.max(1, keepdim=True).values, items, -1)
+    keys, order = items.sort(dim=1, stable=True)
+    found = torch.searchsorted(keys, ids.flatten(1)).clamp(max=keys.shape[1] - 1)
+    own = keys.gather(1, found) == ids.flatten(1)
+    first = place.gather(1, order.gather(1, found))
+    own = own.view_as(ids)
+    return own & (first.view_as(ids) < before[..., None]), own
+
+
+class AnchorTokens(nn.Module):
+    """Keys and values of anchors: the item's vector and what its counts say, projected once for all that attend over them."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.item = nn.Linear(dim, 2 * dim, bias=False)
+        self.counts = nn.Linear(FEATURES, 2 * dim, bias=False)
+
+    def forward(self, anchors: Anchors, items: Tensor) -> tuple[Tensor, Tensor]:
+        """items (n_items, dim) item vectors -> keys and values, each (B, R, A, heads, dim / heads)."""
+        if anchors.ids.numel() > len(items):  # projecting the catalogue is less work than projecting its repeats
+            tokens = F.embedding(anchors.ids, self.item(items))
+        else:
+            tokens = self.item(F.embedding(anchors.ids, items))
+        return (tokens + self.counts(anchors.features)).unflatten(-1, (2, self.heads, -1)).unbind(-3)
+
+
+class AnchorAttention(nn.Module):
+    """Attention of request states over their anchors, with a learned bias from each anchor's counts; a null key is always visible."""
+
+    def __init__(self, dim: int, heads: int, dropout: float):
+        super().__init__()
+        self.norm, self.query = nn.LayerNorm(dim), nn.Linear(dim, dim, bias=False)
+        self.bias = nn.Linear(FEATURES, heads)
+        self.null = nn.Parameter(torch.zeros(2, heads, dim // heads))
+        self.out = nn.Linear(dim, dim, bias=False)
+        self.drop = Dropout(dropout)
+
+    def forward(self, x: Tensor, anchors: Anchors, key: Tensor, value: Tensor) -> Tensor:
+        """x (B, R, M, dim) states of each request's M tokens; key and value as ``AnchorTokens`` makes them -> what is added, x's shape."""
+        query = self.query(self.norm(x)).unflatten(-1, (key.shape[-2], -1)) * key.shape[-1] ** -0.5  # (B, R, M, heads, dim / heads)
+        logits = torch.einsum("brmhd,brahd->brmha", query, key) + self.bias(anchors.features).transpose(2, 3)[:, :, None]
+        logits = logits.masked_fill(~anchors.live[:, :, None, None], -torch.inf)
+        weights = torch.cat([(query * self.null[0]).sum(-1, keepdim=True), logits], dim=-1).softmax(-1)
+        mixed = weights[..., :1] * self.null[1] + torch.einsum("brmha,brahd->brmhd", weights[..., 1:], value)
+        return self.drop(self.out(mixed.flatten(3)))

@@ -1,0 +1,151 @@
+"""The policy: a code decoder that learns on top of a frozen network, beside a frozen copy of what it was before."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genrec.data.dataset import Requests
+from genrec.decoding.beam import leaf_items
+from genrec.decoding.ranker import seen_mask
+from genrec.decoding.sampling import Samples, sample_items
+from genrec.decoding.scorers import CachedScorer, generate
+from genrec.model.code_decoder import CodeDecoder, Memory, node_means
+from genrec.model.collate import Collator
+from genrec.model.network import Batch, Encoded, GenerativeRecommender
+from genrec.objectives.distillation import TeacherMass, path_losses
+from genrec.objectives.generation import path_log_probabilities, walked_nodes
+
+
+@dataclass
+class Asked:
+    """A batch of B requests through the frozen network: ``state`` (B, dim), and what its retrieval head thinks (B, n_items), normalised."""
+
+    requests: Requests
+    batch: Batch
+    encoded: Encoded
+    dense: Tensor
+
+    @property
+    def state(self) -> Tensor:
+        return self.encoded.requests[:, 0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.dense.device
+
+
+class Policy:
+    """``network.decoder`` learns, ``reference`` does not; trunk, item vectors and their means per node are computed once."""
+
+    def __init__(self, network: GenerativeRecommender):
+        self.network = network.eval()
+        for parameter in network.parameters():
+            parameter.requires_grad_(False)
+        self.trie = network.catalogue.trie
+        with torch.no_grad():
+            self.items = network.item_encoder()
+            self.index = network.item_index(self.items)
+            self.means = node_means(self.trie, self.items)
+        self._vectors: tuple[int, Tensor] | None = None
+        self.version = 0  # rises with every change of the decoder
+        self.set_reference()
+        for parameter in network.decoder.parameters():
+            parameter.requires_grad_(True)
+
+    def set_reference(self) -> None:
+        """The decoder as it is now is what the policy is compared with from here on."""
+        self.reference = copy.deepcopy(self.decoder).requires_grad_(False)
+        with torch.no_grad():
+            self.reference_vectors = self.reference.node_vectors(self.trie, self.items, means=self.means)
+
+    @property
+    def decoder(self) -> CodeDecoder:
+        return self.network.decoder
+
+    @torch.no_grad()
+    def ask(self, collator: Collator, requests: Requests) -> Asked:
+        batch = collator.requests(requests).to(self.items.device)
+        encoded = self.network.encode(batch, self.items)
+        vectors = self.network.retrieval_vectors(encoded.requests[:, 0])
+        return Asked(requests, batch, encoded, (vectors @ self.index.T).log_softmax(-1))
+
+    def memory(self, asked: Asked, decoder: CodeDecoder | None = None) -> Memory:
+        return self.network.decoder_memory(asked.encoded, decoder=decoder)
+
+    def vectors(self) -> Tensor:
+        """All node vectors of the policy as it is now, without a gradient."""
+        if self._vectors is None or self._vectors[0] != self.version:
+            with torch.no_grad():
+                self._vectors = self.version, self.decoder.node_vectors(self.trie, self.items, means=self.means)
+        return self._vectors[1]
+
+    def steps(self, asked: Asked, paths: Tensor) -> Tensor:
+        """Log-probability of each step of walks (B, K, L) under the policy, with gradients: (B, K, L)."""
+        nodes, place = walked_nodes(self.trie, paths.flatten(0, 1))
+        vectors = self.decoder.node_vectors(self.trie, self.items, nodes, self.means)
+        return _steps(self.decoder, self.memory(asked), vectors, self.trie, paths, place)
+
+    @torch.no_grad()
+    def reference_steps(self, asked: Asked, paths: Tensor) -> Tensor:
+        return _steps(self.reference, self.memory(asked, self.reference), self.reference_vectors, self.trie, paths, None)
+
+    def distilled(self, asked: Asked, paths: Tensor, teacher: TeacherMass) -> tuple[Tensor, Tensor]:
+        """``path_losses`` of walks (B, K, L): log-probabilities and KLs from the teacher's conditionals, (B, K, L) each."""
+        batch, walks, levels = paths.shape
+        flat = paths.flatten(0, 1)
+        nodes, place = walked_nodes(self.trie, flat)
+        vectors = self.decoder.node_vectors(self.trie, self.items, nodes, self.means)
+        states, _ = self.decoder.hidden(self.memory(asked), vectors, place[_entered(paths)])
+        rows = torch.arange(batch, device=paths.device).repeat_interleave(walks)
+        found = path_losses(states.flatten(0, 1), self.decoder.log_scale.exp(), vectors, flat, teacher, place, rows)
+        return found[0].view(batch, walks, levels), found[1].view(batch, walks, levels)
+
+    @torch.no_grad()
+    def item_log_probabilities(self, asked: Asked, ids: Tensor) -> Tensor:
+        """Log-probabilities of items (B, K), -1 anywhere, a leaf shared evenly: (B, K), -inf for -1."""
+        live, paths = ids >= 0, self.trie.item_path[ids.clamp(min=0)]
+        steps = _steps(self.decoder, self.memory(asked), self.vectors(), self.trie, paths, None)
+        mates = self.trie.node_item_count[paths[..., -1]].float().log()
+        return (steps.sum(-1) - mates).masked_fill(~live, -torch.inf)
+
+    @torch.no_grad()
+    def sample(self, asked: Asked, samples: int, generator: torch.Generator) -> Samples:
+        scorer = CachedScorer(self.decoder, self.memory(asked), self.vectors(), 1 + samples * (self.trie.depth - 1))
+        return sample_items(self.trie, scorer, len(asked.requests), samples, generator)
+
+    @torch.no_grad()
+    def beam(self, asked: Asked, width: int, hide_seen: bool = True) -> tuple[Tensor, Tensor]:
+        """Items (B, W) of a beam search, best first, and log-probabilities; what the history holds is -1 and -inf."""
+        leaves, scores = generate(self.decoder, self.memory(asked), self.vectors(), self.trie, width)
+        ids, scores = leaf_items(self.trie, leaves, scores, asked.dense)
+        if hide_seen:
+            seen = seen_mask(asked.requests, self.trie.n_items).to(ids.device)
+            scores = scores.masked_fill((ids < 0) | seen.gather(1, ids.clamp(min=0)), -torch.inf)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        return ids.gather(1, order).masked_fill(scores.isneginf(), -1), scores
+
+
+def _entered(paths: Tensor) -> Tensor:
+    """The node before each step of walks (..., L)."""
+    return torch.cat([torch.zeros_like(paths[..., :1]), paths[..., :-1]], dim=-1)
+
+
+def _steps(decoder: CodeDecoder, memory: Memory, vectors: Tensor, trie, paths: Tensor, place: Tensor | None) -> Tensor:
+    entered = _entered(paths)
+    states, _ = decoder.hidden(memory, vectors, entered if place is None else place[entered])
+    steps = path_log_probabilities(states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, paths.flatten(0, 1), place)
+    return steps.view(paths.shape)
+
+
+def chunks(policy: Policy, collator: Collator, requests: Requests, size: int) -> Iterator[tuple[np.ndarray, Asked]]:
+    """Requests in chunks of similar history length: their places, and what the frozen network makes of them."""
+    order = np.argsort(np.minimum(np.diff(requests.offsets), collator.model.max_length), kind="stable")
+    for begin in range(0, len(order), size):
+        rows = order[begin : begin + size]
+        yield rows, policy.ask(collator, requests.take(rows))

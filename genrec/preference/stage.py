@@ -1,0 +1,263 @@
+"""The stage ``genrec prefer``: reward model, phases, guard, report.
+
+Training requests are dealt out by time: the first are only counted (evidence), the next fit the reward model, the last teach the policy; so the
+reward model never judges what it was fitted on. ``preference.since`` makes the last part one day's log, ``preference.checkpoint`` lets an
+earlier decoder go on: the streaming form. Writes ``RUN/preference`` (report, reward model) and, if the guard agrees, ``RUN/model_preferred``.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, read_json, write_json
+from genrec.config import PreferenceConfig, seconds_of, to_dict
+from genrec.data.dataset import TEST, TRAIN, VALID
+from genrec.decoding.proposals import MISSING, Proposer
+from genrec.decoding.ranker import Ranker
+from genrec.errors import UserError
+from genrec.model.collate import Collator, QueryFeatures
+from genrec.model.saved import KIND as MODEL_KIND
+from genrec.model.saved import load_network
+from genrec.preference.feedback import Feedback, collect, feedback_chain
+from genrec.preference.guard import Measured, Verdict, decide, markdown, measure
+from genrec.preference.levels import Levels, Rates
+from genrec.preference.phases import School
+from genrec.preference.policy import Policy, chunks
+from genrec.preference.ranking_metrics import auc, group_auc
+from genrec.preference.reward_model import (
+    TOWERS, RewardData, RewardFeatures, RewardModel, calibration, evidence_before, expected_calibration_error, fit_reward_model,
+)  # fmt: skip
+from genrec.preference.rewards import check_rewards
+from genrec.preference.training import learn
+
+if TYPE_CHECKING:
+    from genrec.pipeline import Run
+
+log = logging.getLogger(__name__)
+KIND, VERSION = "preference", 1
+TARGET, MODEL = "preference", "model_preferred"
+_CHUNK, _INVENTED, _TAUGHT = 256, 20, 50  # requests at a time; invented rows beside an event of a log without impressions; fused candidates
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The training feedback by time, and what is held out."""
+
+    reward: Feedback
+    policy: Feedback
+    valid: Feedback
+    test: Feedback
+    evidence_until: int  # seconds: where the reward part begins
+
+
+def stage_prefer(run: Run) -> Verdict:
+    """Bring the preference stage of a run up to date; returns the guard's verdict. ``UserError`` without a fitted decoder."""
+    settings, target = run.config.preference, run.folder / TARGET
+    check_rewards(settings.rewards)
+    base = Path(settings.checkpoint) if settings.checkpoint else run.folder / "model"
+    manifest = open_artifact(base, MODEL_KIND)
+    if not manifest["info"]["generate"]:
+        raise UserError(f"{base} has no code decoder (training.generate_weight=0): there is no policy to train")
+    known = {name: value for name, value in to_dict(settings).items() if name not in ("in_run", "checkpoint", "checkpoint_steps")}
+    key = fingerprint(VERSION, manifest["key"], run.dataset.manifest["key"], run.ids.key, run.config.seed, known)
+    if is_current(target, KIND, key):
+        log.info("prefer: up to date (%s)", target)
+        return read_verdict(target)
+    if manifest["info"].get("ids", run.ids.key) != run.ids.key:
+        raise UserError(f"preference.checkpoint: {base} was made for other semantic IDs than those of {run.folder}; train again")
+    torch.set_flush_denormal(True)
+    if run.config.training.threads:
+        torch.set_num_threads(run.config.training.threads)
+    return Stage(run, base, key).run()
+
+
+def read_verdict(folder: Path) -> Verdict:
+    """The verdict of a preference folder."""
+    from genrec.preference.guard import GuardRow
+
+    report = read_json(folder / "report.json")["guard"]
+    return Verdict(report["kept"], report["reasons"], [GuardRow(**row) for row in report["rows"]])
+
+
+class Stage:
+    """One run of the stage; the steps in the order in which ``run`` takes them."""
+
+    def __init__(self, run: Run, base: Path, key: str):
+        self.job, self.key, self.base = run, key, base
+        self.settings: PreferenceConfig = run.config.preference
+        try:
+            network, self.fitted = load_network(base, len(run.dataset.actions_chain), run.ids)
+        except RuntimeError as error:
+            raise UserError(f"{base} does not fit the run's catalogue ({str(error).splitlines()[0]}); train again") from error
+        device = "cuda" if torch.cuda.is_available() and run.config.training.accelerator in ("auto", "gpu") else "cpu"
+        self.policy = Policy(network.to(device))
+        self.levels = Levels.build(feedback_chain(run.dataset), self.settings.levels, self.settings.click, self.settings.order)
+        feedback = collect(run.dataset, self.levels)
+        self.parts = deal(feedback, self.settings, run.config.seed, run.config.training.valid_requests)
+        train = feedback.take(np.flatnonzero(feedback.split == TRAIN))
+        self.rates = Rates.of_rows(train.items, train.stages, run.dataset.n_items, self.levels, self.settings.smoothing)
+        self.collator = Collator(self.fitted.model, QueryFeatures.build(feedback.requests.query_texts, run.ids.encoder))
+        text = run.ids.catalogue.text.cpu().numpy()
+        self.evidence = evidence_before(run.dataset, text, self.parts.evidence_until)
+        self.features = RewardFeatures(self.policy.network, self.evidence, self.settings.request_state)
+
+    def run(self) -> Verdict:
+        job, settings = self.job, self.settings
+        log.info(
+            "prefer: %d requests fit the reward model, %d teach the policy; %s", len(self.parts.reward), len(self.parts.policy),
+            "shown items from impressions" if self.parts.policy.shown else "no impressions in this log: events, and the beam's own items",
+        )  # fmt: skip
+        model = fit_reward_model(self.reward_data(self.parts.reward, job.config.seed), self.levels.click, self.levels.order, job.config.seed)
+        quality = {name: self.judge_quality(model, part) for name, part in (("policy requests", self.parts.policy), ("valid", self.parts.valid))}
+        for name, found in quality.items():
+            log.info("prefer: reward model on %s: click AUC %.4f GAUC %.4f, calibration error %.4f", name, *(found["click"][k] for k in ("auc", "gauc", "error")))
+        before = self.measure("valid")
+        school = School(
+            self.policy, self.collator, self.parts.policy, self.levels, self.rates, self.features, model, settings,
+            self.evidence.facts.category, np.log1p(self.evidence.counts), self.fused_teacher(),
+        )  # fmt: skip
+        work = job.folder / f".{TARGET}-{self.key}"
+        curves = learn(school, work, self.key, job.config.seed)
+        after = self.measure("valid")
+        verdict = decide(before, after, settings, job.config.seed, job.config.evaluation.bootstrap)
+        if verdict.kept:
+            self._keep()
+        log.info("prefer: %s: %s", "kept" if verdict.kept else "REFUSED", "; ".join(verdict.reasons))
+        with atomic_folder(job.folder / TARGET, KIND, self.key, {"kept": verdict.kept}) as folder:
+            save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, folder / "reward_model.safetensors")
+            report = {
+                "guard": verdict.to_dict(), "base": str(self.base.name), "reward_model": quality, "curves": curves, "config": to_dict(settings),
+                "levels": dict(zip(self.levels.chain, self.levels.weights.tolist(), strict=True)), "seed": job.config.seed,
+                "requests": {name: len(getattr(self.parts, name)) for name in ("reward", "policy", "valid")},
+                "until": int(self.parts.policy.requests.times.max(initial=0)),
+            }  # fmt: skip
+            write_json(folder / "report.json", report)
+            (folder / "report.md").write_text(self._page(verdict, quality))
+        shutil.rmtree(work, ignore_errors=True)
+        return verdict
+
+    # --- the parts ---------------------------------------------------------------------------------------------------------
+
+    def reward_data(self, part: Feedback, seed: int) -> RewardData:
+        """Features and stages of the rows of a part. A log without impressions gets invented rows: items that were not chosen (stage -1)."""
+        items, stages = with_invented(part, self.job.dataset.n_items, seed)
+        order = torch.arange(len(part))
+
+        def pieces():
+            for rows, asked in chunks(self.policy, self.collator, part.requests, _CHUNK):
+                width = int((items[rows] >= 0).sum(1).max())
+                ids = torch.from_numpy(items[rows, :width]).to(asked.device)
+                here = torch.from_numpy(np.where(items[rows, :width] < 0, -2, stages[rows, :width]))
+                yield self.features(asked.requests, asked.batch, ids, asked.state).cpu(), here, order[torch.from_numpy(rows)]
+
+        return RewardData.join(pieces())
+
+    def judge_quality(self, model: RewardModel, part: Feedback) -> dict:
+        """AUC, GAUC by request's user, calibration of each tower on a part that the model was not fitted on."""
+        if not len(part):
+            return {name: {"auc": float("nan"), "gauc": float("nan"), "error": float("nan"), "curve": []} for name in TOWERS}
+        data = self.reward_data(part, self.job.config.seed + 1)
+        judged = model.judge(data.features)
+        stages, users = data.stages.numpy(), part.users[data.request.numpy()]
+        clicked, ordered = stages >= self.levels.click, stages >= self.levels.order
+        result = {}
+        for name, happened, rows in (("click", clicked, slice(None)), ("next", ordered, clicked), ("both", ordered, slice(None))):
+            chance = getattr(judged, name).numpy()[rows]
+            curve = calibration(chance, happened[rows]) if len(chance) else []
+            value, weight = group_auc(chance, happened[rows], users[rows])
+            gauc = float(np.average(value, weights=weight)) if len(value) else float("nan")
+            result[name] = {"auc": auc(chance, happened[rows]), "gauc": gauc, "error": expected_calibration_error(curve), "curve": curve}
+        return result
+
+    def measure(self, split: str) -> Measured:
+        """The guard's measures on a split, with the policy as it is now."""
+        data = self.job.dataset
+        requests = data.requests(split)
+        limit = self.job.config.training.valid_requests
+        if limit and len(requests) > limit:
+            requests = requests.take(np.sort(np.random.default_rng(self.job.config.seed).permutation(len(requests))[:limit]))
+        collator = Collator(self.fitted.model, QueryFeatures.build(data.query_texts, self.job.ids.encoder))
+        shown = getattr(self.parts, split)
+        return measure(self.policy, collator, requests, shown, self.levels, self.rates, self.job.config.decoding.beam, self.collator)
+
+    def fused_teacher(self):
+        """Candidates and fused scores for any of the policy's requests, where ``preference.teacher`` asks for them: evidence counted before."""
+        if self.settings.teacher != "fused" or "distil" not in self.settings.phases:
+            return None
+        run, requests = self.job, self.parts.policy.requests
+        fusions = run.ranker("train").fusions
+        proposer = Proposer(self.policy.network, self.evidence, run.config.decoding, run.lexical)
+        ranker = Ranker(proposer, self.fitted.model, run.ids.encoder, run.config.decoding, fusions)
+        ids, scores = ranker.rank(requests, _TAUGHT, ["fused"])["fused"]
+        ids, scores = torch.from_numpy(ids), torch.from_numpy(np.where(ids == MISSING, -30.0, scores).astype(np.float32))
+        device = self.policy.items.device
+        return lambda rows: (ids[rows].to(device), scores[rows].to(device))
+
+    # --- what is written ---------------------------------------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        """The new decoder as a model folder, like any other."""
+        network = self.policy.network
+        info = dict(open_artifact(self.base, MODEL_KIND)["info"]) | {"preferred": self.key, "ids": self.job.ids.key}
+        with atomic_folder(self.job.folder / MODEL, MODEL_KIND, self.key, info) as folder:
+            save_file({name: value.contiguous().cpu() for name, value in network.state_dict().items()}, folder / "model.safetensors")
+            write_json(folder / "config.json", to_dict(self.fitted))
+
+    def _page(self, verdict: Verdict, quality: dict) -> str:
+        lines = [f"# Preference stage: {'kept' if verdict.kept else 'refused'}", "", *(f"- {reason}" for reason in verdict.reasons), "", markdown(verdict)]
+        lines += ["| reward model | tower | AUC | GAUC | calibration error |", "|---|---|---|---|---|"]
+        lines += [f"| {part} | {name} | {row['auc']:.4f} | {row['gauc']:.4f} | {row['error']:.4f} |" for part, towers in quality.items() for name, row in towers.items()]
+        return "\n".join(lines) + "\n"
+
+
+def deal(feedback: Feedback, settings: PreferenceConfig, seed: int, valid_limit: int) -> Parts:
+    """Training requests by time, and the held-out ones. ``UserError`` where a part would be empty."""
+    train = np.flatnonzero((feedback.split == TRAIN) & (np.diff(feedback.requests.offsets) > 0))
+    times = feedback.requests.times[train]
+    since = seconds_of(settings.since, "preference.since")
+    if since is None:
+        bounds = (np.array([settings.evidence_share, settings.evidence_share + settings.reward_share]) * len(train)).astype(int)
+        cuts = [int(times[min(bound, len(times) - 1)]) for bound in bounds] if len(times) else [0, 0]
+    else:
+        earlier = times[times < since]
+        share = settings.evidence_share / (settings.evidence_share + settings.reward_share)
+        cuts = [int(earlier[int(share * len(earlier))]) if len(earlier) else since, since]
+    reward, policy = train[(times >= cuts[0]) & (times < cuts[1])], train[times >= cuts[1]]
+    for name, part in (("the reward model", reward), ("the policy", policy)):
+        if not len(part):
+            raise UserError(f"preference: no training request is left for {name}; change preference.since, evidence_share or reward_share")
+    most = settings.max_requests
+    held = {}
+    for name, split in (("valid", VALID), ("test", TEST)):
+        rows = np.flatnonzero((feedback.split == split) & (np.diff(feedback.requests.offsets) > 0))
+        if valid_limit and len(rows) > valid_limit:
+            rows = np.sort(np.random.default_rng(seed).permutation(rows)[:valid_limit])
+        held[name] = feedback.take(rows)
+    return Parts(feedback.take(reward[-most:]), feedback.take(policy[-most:]), held["valid"], held["test"], cuts[0])
+
+
+def with_invented(part: Feedback, n_items: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Items and stages (N, K) of a part's rows; without impressions also ``_INVENTED`` random others a request, stage -1."""
+    items, stages = part.padded()
+    if part.shown:
+        return items, stages
+    others = np.random.default_rng([seed, 7]).integers(0, n_items, (len(part), _INVENTED))
+    others = np.where((others[:, :, None] == items[:, None, :]).any(2), -1, others)
+    order = np.argsort(others < 0, axis=1, kind="stable")
+    return np.concatenate([items, np.take_along_axis(others, order, 1)], axis=1), np.concatenate([stages, np.full(others.shape, -1)], axis=1)
+
+
+def load_reward_model(folder: Path, width: int) -> RewardModel:
+    """The reward model of a preference folder."""
+    open_artifact(folder, KIND)
+    model = RewardModel(width)
+    model.load_state_dict(load_file(folder / "reward_model.safetensors"))
+    return model.eval()
