@@ -42,7 +42,7 @@ if TYPE_CHECKING:  # slow to import (Lightning, matplotlib); who only opens a ru
 
 log = logging.getLogger(__name__)
 FUSION_KIND = "fusion"
-FUSION_VERSION = 3
+FUSION_VERSION = 4
 TASKS = ("recommendation", "search")
 FITTED = {"train": ("model", "evidence", TRAIN), "preferred": ("model_preferred", "evidence", TRAIN), "train+valid": ("model_refit", "evidence_refit", VALID)}
 EVIDENCE_KIND = "evidence"
@@ -212,7 +212,7 @@ def _dotted(tree: dict, prefix: str = ""):
 
 def _evidence(run: Run) -> None:
     """Count what goes with what, up to each fit's split."""
-    target, key = run.folder / "evidence", fingerprint(1, run.dataset.manifest["key"])
+    target, key = run.folder / "evidence", fingerprint(2, run.dataset.manifest["key"])
     if is_current(target, EVIDENCE_KIND, key):
         return
     with atomic_folder(target, EVIDENCE_KIND, key) as folder:

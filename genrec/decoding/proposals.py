@@ -80,8 +80,9 @@ class Proposer:
         retrieved = dense.masked_fill(hidden, -torch.inf)
         near, _ = self.nearest.search(asked, self.settings.dense, exclude)
         ids = [torch.where(near >= 0, near, n_items)]
-        text, words = self._text_match(batch), self._word_match(requests, device)
-        for scores, width in ((similar + following, self.settings.cooccurrence), (text, self.settings.text), (words, self.settings.text)):
+        text, words, taken = self._text_match(batch), self._word_match(requests, device), self._asked(requests, device)
+        searched = ((scores, self.settings.text) for scores in (text, words, taken))
+        for scores, width in ((similar + following, self.settings.cooccurrence), *searched):
             if width and scores is not None:
                 best = scores.masked_fill(hidden, 0).topk(min(width, n_items), dim=1)
                 ids.append(torch.where(best.values != 0, best.indices, n_items))
@@ -103,7 +104,7 @@ class Proposer:
         sources = [
             torch.where(in_beam.isfinite(), in_beam, floor - 1), in_beam.isfinite().float(), dense.gather(1, place),
             *log_scores(similar.gather(1, place)), *log_scores(following.gather(1, place)), text.gather(1, place),
-            *(2 * [torch.zeros_like(pair)] if words is None else log_scores(words.gather(1, place))),
+            *(part for scores in (words, taken) for part in (2 * [torch.zeros_like(pair)] if scores is None else log_scores(scores.gather(1, place)))),
         ]  # fmt: skip
         columns, until = place.cpu().numpy(), requests.reference_times(self.network.config.request_time)
         known = [*self.evidence.item_features(columns, until), *self.evidence.history_features(columns, requests.histories)]
@@ -122,6 +123,12 @@ class Proposer:
             return None
         texts = [requests.query_texts[query] if query >= 0 else "" for query in requests.request_queries]
         return torch.from_numpy(self.lexical.score(texts)).to(device)
+
+    def _asked(self, requests: Requests, device: torch.device) -> Tensor | None:
+        """Each item's share in what was taken after the same query: (B, n_items), 0 without a query; None where no request has one."""
+        if self.evidence.asked is None or not (requests.request_queries >= 0).any():
+            return None
+        return torch.from_numpy(self.evidence.asked.score(requests.query_texts, requests.request_queries)).to(device)
 
 
 def _distinct(ids: Tensor, empty: int) -> Tensor:
