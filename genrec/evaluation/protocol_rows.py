@@ -145,7 +145,7 @@ class Protocols:
         asked = protocols.session_search(self.data, self.split)
         result = self.result("session-search", "Session search: click-outs among the items shown", asked.notes)
         lists, k = asked.candidates, asked.candidates.shape[1]
-        inside = np.where(lists < self.data.n_items, lists, PAD)
+        inside = np.where(protocols.familiar(self.data, asked.requests, lists, self.last), lists, PAD)
         known = np.concatenate([protocols.click_counts(self.data, self.last), [0]])
         clicks, recent = known[np.where(inside < 0, self.data.n_items, inside)], protocols.last_interacted(asked.requests, lists)
         result.subject = f"{FUSED} with the list"

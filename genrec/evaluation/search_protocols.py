@@ -108,12 +108,12 @@ def session_search(dataset: Dataset, split: str = "test", action: str = "clickou
     asked = found["event"].to_numpy()
     requests = dataset.requests_before(asked, np.asarray(dataset.queries[asked]).astype(np.int64))
     length = table.group_by("row").agg(pl.col("position").max() + 1)["position"].sum()
-    inside = (lists.items >= 0) & (lists.items < dataset.n_items)
+    inside = familiar(dataset, requests, lists.items, max(part - 1, 0))
     notes = (
         (
             f"{len(found)} of {len(rows)} click-outs of the {split} split have their list; ranked is {(lists.items >= 0).sum() / max(length, 1):.1%} "
-            f"of what was shown. The catalogue knows {inside.sum() / max(length, 1):.1%} of it; what it does not know follows in the order shown "
-            "in rows that rank by item alone"
+            f"of what was shown. {inside.sum() / max(length, 1):.1%} of it had an event before the split or in the person's own past; what had none "
+            "follows in the order shown in rows that rank by item alone"
         ),
     )
     return Asked(requests, Qrels.build(np.arange(len(found)), found["clicked"].to_numpy(), n=len(found)), lists.items, notes, lists)
@@ -205,6 +205,15 @@ def last_interacted(requests: Requests, candidates: np.ndarray) -> np.ndarray:
     asked = np.arange(len(candidates))[:, None] * width + np.maximum(candidates, 0)
     place = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
     return np.where((keys[place] == asked) & (candidates >= 0), 1 / (1.0 + ages[place]), 0.0)
+
+
+def familiar(dataset: Dataset, requests: Requests, candidates: np.ndarray, last: int) -> np.ndarray:
+    """Which candidates (N, C) had an event up to split ``last`` or stand in the request's own history: (N, C) bool.
+
+    The rest of the catalogue may not count as known: an item that is there for a later click alone would give that click away.
+    """
+    seen = dataset.item_counts(last)[np.clip(candidates, 0, dataset.n_items - 1)] > 0
+    return (candidates >= 0) & (candidates < dataset.n_items) & (seen | (last_interacted(requests, candidates) > 0))
 
 
 def click_counts(dataset: Dataset, last: int = TRAIN, action: str = "clickout") -> np.ndarray:

@@ -141,3 +141,18 @@ def test_evidence_of_a_list_by_hand_and_without_the_future(clicks):
     names = [name for name in FEATURES if name not in ("shown", "click_rate")]  # impressions keep their times here
     columns = [FEATURES.index(name) for name in names]
     np.testing.assert_array_equal(shifted[:, columns], plain[:, columns])
+
+
+def test_a_later_click_does_not_make_an_item_known(clicks):
+    """Every clicked item is in the catalogue and most others are not: being there may not count."""
+    from genrec.data.dataset import TRAIN
+    from genrec.evaluation.search_protocols import familiar
+
+    asked = session_search(clicks)
+    known = familiar(clicks, asked.requests, asked.shown.items, TRAIN)
+    counts = clicks.item_counts(TRAIN)
+    for row in range(len(known)):
+        past = set(asked.requests.items[asked.requests.offsets[row] : asked.requests.offsets[row + 1]].tolist())
+        for item, flag in zip(asked.shown.items[row].tolist(), known[row].tolist(), strict=True):
+            assert flag == (0 <= item and (item in past or (item < clicks.n_items and counts[item] > 0)))
+    assert not known[asked.shown.items >= clicks.n_items].any()

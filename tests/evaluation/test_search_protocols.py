@@ -53,7 +53,7 @@ def click_log(shown: list[tuple], chain=("impression", "clickout")):
     data = SimpleNamespace(
         offsets=np.array([0, 4]), items=np.array([0, 1, 2, 3]), timestamps=np.array([10, 20, 30, 40]), actions=np.array([1, 1, 1, 1]),
         queries=np.array([-1, -1, -1, -1]), split=np.array([0, 0, TEST, TEST]), actions_chain=list(chain), impressions=table,
-        impressions_all=table, n_items=20, query_texts=[],
+        impressions_all=table, n_items=20, query_texts=[], item_counts=lambda last: np.ones(20, int),
     )  # fmt: skip
     from genrec.data.dataset import Dataset
 
