@@ -28,7 +28,7 @@ BundlePath = Annotated[Path, typer.Argument(metavar="RUN_OR_BUNDLE", help="A run
 FittedOn = Annotated[str | None, typer.Option("--fitted-on", help="train, preferred or train+valid.")]
 Count = Annotated[int, typer.Option("-k", help="How many items.")]
 Category = Annotated[str | None, typer.Option("--category", help="Only this category: a name, or a path such as 'Beauty > Hair Care'.")]
-Mode = Annotated[str, typer.Option("--mode", help="fused, retrieve or generate.")]
+Mode = Annotated[str, typer.Option("--mode", help="fused, retrieve, generate, or rank (with a ranking head).")]
 
 
 @app.command()
@@ -131,7 +131,7 @@ def evaluate(
     run: RunPath,
     split: Annotated[str, typer.Option(help="test or valid.")] = "test",
     output: Annotated[Path | None, typer.Option(help="Also write metrics.json here.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="Instead: product-search, session-search, sampled, cold-user or personalisation.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Instead: product-search, session-search, sampled, cold-user, personalisation or ranking.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Draws of the random items, protocol sampled only.")] = 1,
     fitted_on: FittedOn = None,
 ) -> None:

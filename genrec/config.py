@@ -119,7 +119,11 @@ class ModelConfig:
     last_event: bool = True  # a request starts from the event before it (a shortcut past the attention)
     anchors: int = 8  # neighbours of each recent event (and as many of its category and brand) that a request attends over; 0 = none
     request_time: bool = False  # may the request's own time be read?
+    rope: str = "split"  # what turns the rotary planes: index, time, split (time_share of them by time), early (all by both)
     reasoning_steps: int = 0  # latent steps a request thinks before it answers
+    stages: list[str] = field(default_factory=list)  # stages of the log's feedback chain, shallow to deep, that steps and ranking learn
+    ranking: bool = False  # candidate tokens and a ranking head: one logit per stage, or one for "comes next" without stages
+    candidates_visible: bool = False  # do the candidates of a request see one another?
     temperature: float = 0.1
     decoder_layers: int = 1
     node_vectors: str = "items"  # codes, nodes, items: what the code decoder's outputs are compared with
@@ -146,8 +150,18 @@ class TrainingConfig:
     generate_weight: float = 1.0
     decoder_epochs: int = 8  # epochs of the code decoder alone, on the fitted network; 0 = it learns together with everything else
     decoder_learning_rate: float = 2e-3  # of those epochs
-    distill_weight: float = 0.0  # of the divergence between the decoder and the retrieval head's distribution, summed over the trie
+    distill_weight: float = 1.0  # of the divergence between the decoder and the retrieval head's distribution; catalogues up to 65,536 items
     distill_temperature: float = 1.0  # above 1: a softer teacher
+    progressive: str = "none"  # what each reasoning step learns: none, codes (the first k codes), actions (the k-th of model.stages)
+    progressive_weight: float = 0.3  # of the mean over steps
+    infonce_easy: float = 1.0  # share of InfoNCE against random items; the rest is against hard ones (shown and not clicked, else mined)
+    hard_negatives: int = 20  # of each request, where hard ones are used: there, and beside random ones for the ranking head
+    rank_weight: float = 1.0  # of the ranking head's loss (with model.ranking)
+    rank_pair_weight: float = 1.0  # in it: of the pairwise term beside the pointwise one ...
+    rank_list_weight: float = 0.0  # ... and of the list-wise one
+    rank_group: str = "request"  # whose candidates are compared in pairs: those of one request, or of one user's sequence
+    rank_share: float = 0.25  # share of requests that rank in a step, in a log that does not say what was shown
+    rank_negatives: int = 20  # random candidates of each of these
     generate_share: float = 0.5  # share of requests whose codes are also learnt in a step; a fresh draw each time
     same_time: bool = True  # may a request see events of its own second? false where one purchase is several events
     shuffle_ties: float = 0.0  # share of sequences whose events of equal time are permuted, anew in each epoch
@@ -383,6 +397,9 @@ def validate(config: Config) -> None:
         "split.session_by": (config.split.session_by, ("gap", "request")),
         "text.encoder": (config.text.encoder, ("tfidf", "hf", "minilm")),
         "model.node_vectors": (config.model.node_vectors, ("codes", "nodes", "items")),
+        "model.rope": (config.model.rope, ("index", "time", "split", "early")),
+        "training.progressive": (config.training.progressive, ("none", "codes", "actions")),
+        "training.rank_group": (config.training.rank_group, ("request", "user")),
         "training.strategy": (config.training.strategy, ("auto", "ddp", "fsdp")),
         "training.precision": (config.training.precision, ("auto", "32", "bf16")),
         "semantic_ids.quantizer": (config.semantic_ids.quantizer, ("rq-opq", "rq-kmeans", "rq-vae", "opq", "random")),
@@ -433,6 +450,9 @@ def validate(config: Config) -> None:
         "training.align_epochs": config.training.align_epochs, "training.cooccur_epochs": config.training.cooccur_epochs,
         "training.category_weight": config.training.category_weight,
         "training.keyword_distill_weight": config.training.keyword_distill_weight,
+        "training.hard_negatives": config.training.hard_negatives, "training.rank_negatives": config.training.rank_negatives,
+        "training.progressive_weight": config.training.progressive_weight, "training.rank_weight": config.training.rank_weight,
+        "training.rank_pair_weight": config.training.rank_pair_weight, "training.rank_list_weight": config.training.rank_list_weight,
     }  # fmt: skip
     for key, value in not_negative.items():
         if value < 0:
@@ -441,6 +461,7 @@ def validate(config: Config) -> None:
         "queries.share": config.queries.share, "model.dropout": config.model.dropout, "model.item_dropout": config.model.item_dropout,
         "model.time_share": config.model.time_share, "semantic_ids.behaviour_share": config.semantic_ids.behaviour_share,
         "text.character_share": config.text.character_share, "semantic_ids.keyword_share": config.semantic_ids.keyword_share,
+        "training.infonce_easy": config.training.infonce_easy, "training.rank_share": config.training.rank_share,
         "training.generate_share": config.training.generate_share, "training.shuffle_ties": config.training.shuffle_ties,
         "training.shuffle_whole": config.training.shuffle_whole, "split.valid_share": config.split.valid_share,
         "split.test_share": config.split.test_share,
@@ -462,6 +483,7 @@ def validate(config: Config) -> None:
         raise UserError(f"model.dim: {config.model.dim} cannot be divided by 2 x model.heads = {2 * config.model.heads}")
     if not (config.model.use_ids or config.model.use_text or config.model.use_codes):
         raise UserError("model: at least one of use_ids, use_text, use_codes must be true")
+    _check_ranking(config.model, config.training)
     _check_search(config.decoding)
     _check_stages(config)
     _check_preference(config.preference)
@@ -514,6 +536,23 @@ def seconds_of(value: str | None, key: str) -> int | None:
     except ValueError:
         raise UserError(f"{key}: '{value}' is neither an ISO date or time nor whole seconds") from None
     return math.floor((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+
+def _check_ranking(model: ModelConfig, training: TrainingConfig) -> None:
+    if training.progressive != "none" and not model.reasoning_steps:
+        raise UserError(f"training.progressive={training.progressive}: there is no step to supervise; set model.reasoning_steps above 0")
+    if training.progressive == "actions" and not model.stages:
+        raise UserError("training.progressive=actions: name the stages of the feedback chain, as in model.stages=[click,long_view]")
+    if model.stages and not model.ranking and training.progressive != "actions":
+        raise UserError("model.stages: nothing learns them; set model.ranking=true or training.progressive=actions")
+    if model.candidates_visible and not model.ranking:
+        raise UserError("model.candidates_visible: there are no candidates; set model.ranking=true")
+    if model.ranking and not model.stages and not training.rank_negatives + training.hard_negatives:
+        raise UserError("model.ranking: without model.stages it needs training.rank_negatives or training.hard_negatives above 0")
+    if training.infonce_easy < 1 and not training.hard_negatives:
+        raise UserError("training.infonce_easy: below 1 it needs training.hard_negatives above 0")
+    if model.stages and model.ranking and training.shuffle_whole:
+        raise UserError("training.shuffle_whole: must be 0 with model.stages; a shuffled past would hold what became of the items shown")
 
 
 def _check_semantic_ids(ids: SemanticIdConfig) -> None:

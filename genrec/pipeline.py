@@ -42,7 +42,7 @@ if TYPE_CHECKING:  # slow to import (Lightning, matplotlib); who only opens a ru
 
 log = logging.getLogger(__name__)
 FUSION_KIND = "fusion"
-FUSION_VERSION = 4
+FUSION_VERSION = 5
 TASKS = ("recommendation", "search")
 FITTED = {"train": ("model", "evidence", TRAIN), "preferred": ("model_preferred", "evidence", TRAIN), "train+valid": ("model_refit", "evidence_refit", VALID)}
 EVIDENCE_KIND = "evidence"
@@ -196,9 +196,11 @@ def sasrec_config(config: Config) -> Config:
     """SASRec with cross-entropy: our backbone's retrieval path alone, on item ids alone, with its own tuned settings."""
     check_keys(list(_dotted(config.evaluation.sasrec)), "evaluation.sasrec")
     fixed = {
-        "model": {"use_text": False, "use_codes": False, "item_dropout": 0.0, "time_share": 0.0, "anchors": 0},
-        "training": {"align_epochs": 0, "cooccur_epochs": 0, "category_weight": 0.0, "keyword_distill_weight": 0.0},
-    }
+        "model": {"use_text": False, "use_codes": False, "item_dropout": 0.0, "time_share": 0.0, "rope": "split", "anchors": 0, "reasoning_steps": 0,
+                  "stages": [], "ranking": False, "candidates_visible": False},
+        "training": {"progressive": "none", "infonce_easy": 1.0, "align_epochs": 0, "cooccur_epochs": 0, "category_weight": 0.0,
+                     "keyword_distill_weight": 0.0},
+    }  # fmt: skip
     tree = OmegaConf.merge(OmegaConf.structured(config), fixed, OmegaConf.create(config.evaluation.sasrec))
     return OmegaConf.to_object(tree)
 

@@ -37,7 +37,8 @@ HISTORY_FEATURES = (
     "profile_text", "last_text", "length",
 )  # fmt: skip
 RANK_FEATURES = ("retrieved_rank", "cooccurrence_rank")
-FEATURES = SOURCE_FEATURES + ITEM_FEATURES + HISTORY_FEATURES + RANK_FEATURES
+HEAD_FEATURES = ("ranking",)  # the ranking head's logit, 0 without a head
+FEATURES = SOURCE_FEATURES + ITEM_FEATURES + HISTORY_FEATURES + RANK_FEATURES + HEAD_FEATURES
 
 
 @dataclass

@@ -141,6 +141,76 @@ def _bootstrap_means(values: np.ndarray, seed: int, n: int) -> np.ndarray:
     return means
 
 
+def auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """How often a row with label 1 scores above one with label 0, a tie counting half; nan where one of the two is missing. All (n,)."""
+    return float(_weighted_auc(*_by_score(scores, labels), np.ones((1, len(scores))))[0])
+
+
+def user_aucs(scores: np.ndarray, labels: np.ndarray, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """AUC of each user's own rows: the users that have both labels (U,), their AUC (U,) and their number of rows (U,).
+
+    ``scores``, ``labels``, ``users`` (n,).
+    """
+    labels = np.asarray(labels, bool)
+    order = np.lexsort((scores, users))
+    scores, labels, owner = np.asarray(scores)[order], labels[order], np.asarray(users)[order]
+    known, first, total = np.unique(owner, return_index=True, return_counts=True)
+    tie = np.ones(len(scores), bool)
+    tie[1:] = (scores[1:] != scores[:-1]) | (owner[1:] != owner[:-1])
+    start = np.flatnonzero(tie)
+    size = np.diff(np.append(start, len(scores)))
+    rank = np.repeat(start + (size + 1) / 2, size) - np.repeat(first, total)  # from 1 within the user, ties share their mean
+    positives = np.add.reduceat(labels, first, dtype=np.int64) if len(first) else np.zeros(0, np.int64)
+    sums = np.add.reduceat(rank * labels, first) if len(first) else np.zeros(0)
+    negatives = total - positives
+    both = (positives > 0) & (negatives > 0)
+    area = (sums[both] - positives[both] * (positives[both] + 1) / 2) / (positives[both] * negatives[both])
+    return known[both], area, total[both]
+
+
+def gauc(scores: np.ndarray, labels: np.ndarray, users: np.ndarray) -> float:
+    """AUC per user, averaged with the number of the user's rows as weight; users with one label only are left out (Zhou et al., DIN, 2018)."""
+    _, area, weight = user_aucs(scores, labels, users)
+    return float((area * weight).sum() / weight.sum()) if len(area) else float("nan")
+
+
+def bootstrap_areas(scores: np.ndarray, labels: np.ndarray, users: np.ndarray, seed: int, n: int = 1000) -> dict[str, np.ndarray]:
+    """``auc`` and ``gauc`` of n resamples of the users: (n,) each. The same seed draws the same users, so models can be compared in pairs."""
+    known, owner = np.unique(users, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    judged, area, weight = user_aucs(scores, labels, users)
+    place = np.searchsorted(known, judged)
+    order, flags, start = _by_score(scores, labels)
+    step = max(1, _CELLS // max(len(scores), 1))
+    result: dict[str, list[np.ndarray]] = {"auc": [], "gauc": []}
+    for begin in range(0, n, step):
+        draws = rng.multinomial(len(known), np.full(len(known), 1 / len(known)), size=min(step, n - begin)).astype(np.float64)
+        result["auc"].append(_weighted_auc(order, flags, start, draws[:, owner]))
+        mass = draws[:, place] * weight
+        result["gauc"].append((mass @ area) / np.maximum(mass.sum(1), 1e-12))
+    return {name: np.concatenate(parts) for name, parts in result.items()}
+
+
+def _by_score(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows in rising order of score, their labels in that order, and where each run of equal scores starts."""
+    order = np.argsort(scores, kind="stable")
+    values = np.asarray(scores)[order]
+    start = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else np.zeros(0, np.int64)
+    return order, np.asarray(labels, bool)[order], start
+
+
+def _weighted_auc(order: np.ndarray, labels: np.ndarray, start: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """AUC (m,) of rows that count ``weights`` (m, n) times; the others as ``_by_score`` gives them."""
+    if not len(order):
+        return np.full(len(weights), np.nan)
+    sorted_weights = weights[:, order]
+    positive = np.add.reduceat(sorted_weights * labels, start, axis=1)
+    negative = np.add.reduceat(sorted_weights * ~labels, start, axis=1)
+    below = negative.cumsum(1) - negative
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (positive * (below + negative / 2)).sum(1) / (positive.sum(1) * negative.sum(1))
+
+
 def exposure(ranked: np.ndarray | Iterable[np.ndarray], n_items: int) -> np.ndarray:
     """(n_items,) int64: how often each item is recommended in ``ranked`` (N, K), or in an iterable of such chunks; pads not counted."""
     chunks = [ranked] if isinstance(ranked, np.ndarray) else ranked

@@ -18,7 +18,8 @@ from genrec.retrieval.cooccurrence import CooccurrenceTransition
 
 log = logging.getLogger(__name__)
 _CHUNK = 512
-OUR_NAMES = {"fused": "genrec, fused", "retrieve": "genrec, retrieval alone", "generate": "genrec, generation alone"}
+OUR_NAMES = {"fused": "genrec, fused", "retrieve": "genrec, retrieval alone", "generate": "genrec, generation alone",
+             "rank": "genrec, ranking head alone"}  # fmt: skip
 
 
 @dataclass

@@ -20,6 +20,7 @@ from genrec.evaluation.baselines import DenseText, Popularity
 from genrec.evaluation.metrics import PAD, bootstrap_interval, paired_test
 from genrec.evaluation.protocol import OUR_NAMES
 from genrec.evaluation.qrels import qrels_metrics
+from genrec.evaluation.shown_ranking import shown_ranking
 from genrec.evaluation.shown_rows import shown_rows
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
 
@@ -256,6 +257,7 @@ PROTOCOLS: dict[str, Callable[[Protocols], list[ProtocolResult]]] = {
     "sampled": Protocols.sampled,
     "cold-user": Protocols.cold_user,
     "personalisation": Protocols.personalisation,
+    "ranking": lambda protocols: shown_ranking(protocols.run, protocols.ranker, protocols.split, protocols.last),
 }
 
 

@@ -3,6 +3,7 @@
 ``product-search``  every (person, query) topic of the test split against all its purchases: HEM, ZAM and TEM's MAP, MRR and nDCG@10
 ``session-search``  every test click-out among the items that were shown with it: the MRR of the RecSys Challenge 2019
 ``sampled``         the target among 99 random items the person never had (SynerGen, UniSAR). Far easier than full ranking: always labelled
+``ranking``         what the log showed, ranked by the chance of each kind of feedback: AUC and GAUC (see ``shown_ranking``)
 ``cold-user``       the test searches with the history taken away: what the query says alone, beside the answers with history
 """
 

@@ -71,9 +71,10 @@ class AnchorTables(nn.Module):
         together, after, before = self.counts[recent].unbind(-1)
         if targets is not None:
             together = together - own.float()
-            answer = (ids == targets[:, :, None, None]) & (torch.arange(RECENT, device=items.device) == 0)[:, None]
-            after = after - answer.float()
-        scale = (self.users[recent][..., None] + 1).rsqrt() * (self.users[ids.clamp(min=0)] + 1).rsqrt()
+            coming = _coming(items, lengths_before, targets)
+            after = after - ((ids == coming[..., None, None]) & (torch.arange(RECENT, device=items.device) == 0)[:, None]).float()
+        mine = float(targets is not None)  # the person counts among those who had the item, and among those who had their other items
+        scale = (self.users[recent][..., None] + 1 - mine).clamp(min=1).rsqrt() * (self.users[ids.clamp(min=0)] + 1 - mine * own.float()).rsqrt()
         score = strength(together.clamp(min=0), after.clamp(min=0), before, scale)
         live = (ids >= 0) & ~seen & known[..., None] & ((together > 0) | (after > 0) | (before > 0))
         features = torch.stack([together.clamp(min=0) * scale, together.clamp(min=0).log1p(), after.clamp(min=0).log1p(), before.log1p(), score], -1)
@@ -94,6 +95,17 @@ class AnchorTables(nn.Module):
         chosen = [torch.cat([company[part].flatten(2, 3), *(side[part] for side in shelves)], dim=2) for part in range(3)]
         features = torch.cat([chosen[2], tag.expand(batch, requests, -1, -1)], dim=-1)
         return Anchors(chosen[0].clamp(min=0), chosen[1], features)
+
+
+def _coming(items: Tensor, before: Tensor, targets: Tensor) -> Tensor:
+    """The event that came right after what each request sees, whether the request asks for it or not: (B, R) item ids, -1 unknown."""
+    known = targets >= 0
+    sequence = items.new_full((len(items), items.shape[1] + 2), -1)  # the last place takes what is not known
+    sequence.scatter_(1, torch.where(known, before, items.shape[1] + 1), targets)
+    sequence[:, -1] = -1
+    inside = torch.arange(items.shape[1], device=items.device) < before.max(1, keepdim=True).values
+    sequence[:, : items.shape[1]] = torch.where(inside, items, sequence[:, : items.shape[1]])
+    return sequence.gather(1, before)
 
 
 def _top(ids: Tensor, live: Tensor, score: Tensor, features: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

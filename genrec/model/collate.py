@@ -12,9 +12,10 @@ import torch
 from genrec.config import ModelConfig
 from genrec.data.augment import Shuffle, shuffled
 from genrec.data.dataset import Dataset, Requests
+from genrec.data.shown import ShownRequests
 from genrec.data.sequences import Windows
 from genrec.model.embeddings import CODE_SPAN
-from genrec.model.network import Batch
+from genrec.model.network import Batch, ShownLanes
 from genrec.semantic_ids.query_codes import QueryCoder
 from genrec.text.encoder import TextEncoder, unit
 from genrec.text.query_tokens import HASHED, hashed_tokens, readable
@@ -66,12 +67,18 @@ class QueryFeatures:
 class Collator:
     """Builds ``Batch`` from windows of a dataset (training) or from requests (inference).
 
-    ``features`` are those of the queries, and behind them of the items' ``texts``; ``keywords`` are those of each item's keywords.
+    ``stages`` (S,): the place in the action chain of each of ``model.stages``; ``shown``: what the log showed, as further requests of a
+    training batch, and ``shown_windows`` (N,) rising, the window each of them belongs to. ``features`` are those of the queries, ``texts`` of
+    the items' texts (asked for as further queries), ``keywords`` of each item's keywords.
     """
 
-    def __init__(self, model: ModelConfig, features: QueryFeatures, texts: QueryFeatures | None = None, keywords: QueryFeatures | None = None):
-        self.model, self.n_queries, self.keywords = model, len(features.text), keywords
-        self.features = features if texts is None else features.joined(texts)
+    def __init__(
+        self, model: ModelConfig, features: QueryFeatures, stages: np.ndarray | None = None, shown: ShownRequests | None = None,
+        texts: QueryFeatures | None = None, keywords: QueryFeatures | None = None,
+    ):  # fmt: skip
+        self.model, self.stages, self.shown, self.keywords = model, stages, shown, keywords
+        self.n_queries, self.features = len(features.text), features if texts is None else features.joined(texts)
+        self.shown_windows = np.zeros(0, np.int64)
 
     @property
     def described(self) -> np.ndarray:
@@ -116,10 +123,11 @@ class Collator:
         """A training batch. Every predicted event with a history is a recommendation request; one with a query is also a search request.
 
         ``recommend_searches`` false (logged queries) keeps search events out of the recommendation requests. ``shuffle`` permutes events.
-        ``recommends`` false leaves the recommendation requests out; ``cold_searches`` true lets search requests see no history; ``same_time``
-        false lets no request see an event of its own second.
+        ``recommends`` false leaves the recommendation requests out; ``cold_searches`` true lets search requests see no history, and leaves
+        out what was shown; ``same_time`` false lets no request see an event of its own second.
         """
         start, first, stop = windows.start[rows], windows.first[rows], windows.stop[rows]
+        asked_row, asked_shown, asked_position = self._shown_in(rows[:0] if cold_searches else rows, start)
         if shuffle is not None:
             data, begin = shuffled(data, start, stop, shuffle)
             start, first, stop = begin, first - start + begin, stop - start + begin
@@ -134,12 +142,14 @@ class Collator:
         row, event = np.concatenate([row[plain], row[search]]), np.concatenate([event[plain], event[search]])
         query = np.concatenate([np.full(plain.sum(), -1), query[search]])
         position, visible = (np.concatenate([array[plain], array[search]]) for array in (position, visible))
-        lane, n_lanes = _lanes(row, len(rows))
+        lane, n_lanes = _lanes(np.concatenate([row, asked_row]), len(rows))
+        shown_lane, lane = lane[len(row) :], lane[: len(row)]
         shape = (len(rows), n_lanes)
         targets = np.full(shape, -1, np.int64)
         targets[row, lane] = data.items[event]
         positions = np.zeros(shape, np.int64)
         positions[row, lane] = position
+        positions[asked_row, shown_lane] = asked_position
         asked = np.full(shape, -1, np.int64)
         asked[row, lane] = query
         if cold_searches:
@@ -148,7 +158,33 @@ class Collator:
         seen = event if self.model.request_time else np.maximum(visible - 1, start[row])
         when = np.repeat(times[start][:, None], n_lanes, axis=1)
         when[row, lane] = times[np.where((query >= 0) & cold_searches, start[row], seen)]
-        return self._finish(data, start, stop - start - 1, positions, when, asked, targets)
+        if len(asked_row):
+            last = times[start[asked_row] + np.maximum(asked_position - 1, 0)]
+            asked[asked_row, shown_lane] = self.shown.queries[asked_shown]
+            when[asked_row, shown_lane] = self.shown.times[asked_shown] if self.model.request_time else last
+        batch = self._finish(data, start, np.maximum(stop - start - 1, positions.max(1, initial=0)), positions, when, asked, targets)
+        if self.stages is not None:
+            reached = np.zeros((*shape, len(self.stages)), bool)
+            reached[row, lane] = np.asarray(data.actions)[event][:, None] >= self.stages
+            batch.reached = torch.from_numpy(reached)
+        if len(asked_row):
+            batch.shown = _shown_lanes(self.shown, asked_row, shown_lane, asked_shown)
+        return batch
+
+    def _shown_in(self, rows: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The requests that the log answered within some windows: their row, their index in ``shown``, and how many events they see."""
+        low, high = np.searchsorted(self.shown_windows, rows, side="left"), np.searchsorted(self.shown_windows, rows, side="right")
+        row = np.repeat(np.arange(len(rows)), high - low)
+        index = np.repeat(low - (np.cumsum(high - low) - (high - low)), high - low) + np.arange(len(row))
+        position = self.shown.before[index] - start[row] if len(row) else np.zeros(0, np.int64)
+        return row, index, position
+
+    def shown_batch(self, data: Dataset, shown: ShownRequests, index: np.ndarray) -> Batch:
+        """An inference batch of some requests that the log answered, each in a row of its own, with what was shown."""
+        batch = self.requests(shown.histories(data, index))
+        row = np.arange(len(index))
+        batch.shown = _shown_lanes(shown, row, np.zeros_like(row), index)
+        return batch
 
     def requests(self, requests: Requests) -> Batch:
         """An inference batch: the last ``max_length`` events of each history and one request behind them."""
@@ -176,8 +212,8 @@ class Collator:
         split = history_queries.size
         tensors = (
             np.where(live, pick(source.items), 0).astype(np.int64), np.where(live, pick(source.actions), 0).astype(np.int64),
-            local[:split].reshape(history_queries.shape), (np.where(live, times - origin, 0) / self.model.time_bucket).astype(np.float32),
-            positions, ((request_times - origin) / self.model.time_bucket).astype(np.float32), local[split:].reshape(asked.shape), targets,
+            local[:split].reshape(history_queries.shape), (np.where(live, times - origin, 0) / self.model.time_bucket).astype(np.float64),
+            positions, ((request_times - origin) / self.model.time_bucket).astype(np.float64), local[split:].reshape(asked.shape), targets,
             text, words, offsets,
         )  # fmt: skip
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in tensors))
@@ -215,3 +251,29 @@ def request_batches(requests: Requests, collator: Collator, size: int) -> Iterat
         rows = order[begin : begin + size]
         chunk = requests.take(rows)
         yield rows, chunk, collator.requests(chunk)
+
+
+def shown_windows(shown: ShownRequests, windows: Windows, offsets: np.ndarray) -> np.ndarray:
+    """The window (N,) that each request the log answered belongs to, rising; -1 for a user without one.
+
+    It is the window that predicts the event it stands before; behind the last predicted event, the user's last window.
+    """
+    owner = np.searchsorted(offsets, windows.start, side="right") - 1
+    width = int(offsets[-1]) + 2
+    place = np.searchsorted(owner * width + windows.first, shown.users * width + shown.before, side="right") - 1
+    mine = (place >= 0) & (owner[np.maximum(place, 0)] == shown.users)
+    return np.where(mine, place, -1)
+
+
+def _shown_lanes(shown: ShownRequests, row: np.ndarray, lane: np.ndarray, index: np.ndarray) -> ShownLanes:
+    """What was shown in requests ``index`` (N,), which stand at ``row`` and ``lane`` (N,) of a batch."""
+    place, owner, column = shown.rows(index)
+    shape = (len(index), int(column.max(initial=0)) + 1)
+    items = np.full(shape, -1, np.int64)
+    items[owner, column] = shown.items[place]
+    reached = np.zeros((*shape, shown.reached.shape[1]), bool)
+    reached[owner, column] = shown.reached[place]
+    known = shown.features(place)
+    evidence = np.zeros((*shape, known.shape[1]), np.float32)
+    evidence[owner, column] = known
+    return ShownLanes(*(torch.from_numpy(array) for array in (row, lane, items, reached, evidence)))

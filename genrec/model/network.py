@@ -14,18 +14,38 @@ from genrec.model.backbone import Backbone, Cache, sequence_mask
 from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.model.dropout import Dropout
 from genrec.model.embeddings import ItemEncoder, QueryEncoder
+from genrec.data.rates import n_features
+from genrec.model.ranking import RankingHead, request_rows
 from genrec.model.reasoning import Reasoning
 from genrec.model.rope import rotary_angles
 from genrec.semantic_ids.catalogue import Catalogue
 
 
 @dataclass
+class ShownLanes:
+    """Requests of a batch that the log itself answered: N of them, at ``row`` and ``lane`` (N,) of the batch, with C items shown in each.
+
+    ``items`` (N, C), -1 for padding; ``reached`` (N, C, stages) bool what became of them; ``evidence`` (N, C, F) float32.
+    """
+
+    row: Tensor
+    lane: Tensor
+    items: Tensor
+    reached: Tensor
+    evidence: Tensor
+
+    def to(self, device: torch.device | str) -> ShownLanes:
+        return ShownLanes(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+
+@dataclass
 class Batch:
     """B sequences of up to T events with up to R requests each. Contexts are padded on the right.
 
-    ``items`` / ``actions`` / ``queries`` (B, T) int64; ``times`` (B, T) float32 buckets since the sequence's origin; ``positions`` (B, R)
+    ``items`` / ``actions`` / ``queries`` (B, T) int64; ``times`` (B, T) float64 buckets since the sequence's origin; ``positions`` (B, R)
     events visible to each request; ``request_times`` (B, R); ``request_queries`` (B, R); ``targets`` (B, R), -1 for padding or unknown.
-    Queries index the batch's own table, 0 for none: ``query_text`` (Q, text_dim), ``query_words`` with ``query_offsets`` (Q,).
+    Queries index the batch's own table, 0 for none: ``query_text`` (Q, text_dim), ``query_words`` with ``query_offsets`` (Q,). Only in
+    training, with ``model.stages``: ``reached`` (B, R, stages) bool what became of each target, and the requests with their ``shown`` items.
     """
 
     items: Tensor
@@ -39,9 +59,13 @@ class Batch:
     query_text: Tensor
     query_words: Tensor
     query_offsets: Tensor
+    reached: Tensor | None = None
+    shown: ShownLanes | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        options = {name: {} if isinstance(value, ShownLanes) else {"non_blocking": True} for name, value in values.items()}
+        return Batch(**{name: None if value is None else value.to(device, **options[name]) for name, value in values.items()})
 
 
 @dataclass
@@ -86,7 +110,11 @@ class GenerativeRecommender(nn.Module):
             self.late_anchors = AnchorAttention(dim, config.heads, config.dropout)
         self.input_norm, self.drop = nn.LayerNorm(dim), Dropout(config.dropout)
         self.backbone = Backbone(dim, config.layers, config.heads, config.dropout)
-        self.reasoning = Reasoning(dim, config.reasoning_steps) if config.reasoning_steps else None
+        self.reasoning = Reasoning(dim, config.reasoning_steps, bool(config.stages)) if config.reasoning_steps else None
+        self.ranking = None
+        if config.ranking:
+            evidence = n_features(len(config.stages)) if config.stages else 0
+            self.ranking = RankingHead(dim, max(len(config.stages), 1), evidence, config.dropout, config.candidates_visible)
         self.retrieval = nn.Linear(dim, dim)
         nn.init.normal_(self.actions.weight, std=0.02)
         self.decoder = None
@@ -101,13 +129,22 @@ class GenerativeRecommender(nn.Module):
         self.catalogue.trie = self.catalogue.trie.to(self.request.device)
         return module
 
-    def encode(self, batch: Batch, items: Tensor | None = None, leave_out: bool | None = None) -> Encoded:
+    def choose_anchors(self, batch: Batch, leave_out: bool | None = None) -> Anchors | None:
+        """What each request is shown besides its history; None where the network reads no anchors.
+
+        ``leave_out``: take the sequence's own events out of the counts, as a request must that was counted; default: in training mode.
+        """
+        if self.anchor_tables is None:
+            return None
+        leave_out = self.training if leave_out is None else leave_out
+        return self.anchor_tables.choose(batch.items, batch.positions, batch.targets if leave_out else None)
+
+    def encode(self, batch: Batch, items: Tensor | None = None, anchors: Anchors | None = None) -> Encoded:
         """Run the backbone once over contexts and requests.
 
-        ``leave_out``: take the sequence's own events out of the anchors' counts, as a request must that was counted; default: in training mode.
+        ``items`` (N, dim) are the vectors of all items, or of those that ``batch.items`` and ``anchors`` then name by their rows.
         """
         items = self.item_encoder() if items is None else items
-        leave_out = self.training if leave_out is None else leave_out
         queries = self.query_encoder(batch.query_text, batch.query_words, batch.query_offsets, self.item_encoder)
         context = items[batch.items] + self.actions(batch.actions) + self.fuse_query(queries)[batch.queries]
         asked = torch.where((batch.request_queries > 0)[..., None], queries[batch.request_queries], self.no_query)
@@ -115,9 +152,8 @@ class GenerativeRecommender(nn.Module):
         if self.last_event is not None:
             asked = asked + self._last(context, batch.positions)
         asked = asked[:, :, None]  # (B, R, M, dim): the request block
-        anchors = None
-        if self.anchor_tables is not None:
-            anchors = self.anchor_tables.choose(batch.items, batch.positions, batch.targets if leave_out else None)
+        anchors = self.choose_anchors(batch) if anchors is None else anchors
+        if anchors is not None:
             tokens = self.anchor_tokens(anchors, items)
             asked = asked + self.early_anchors(asked, anchors, *tokens)
         shape, length = asked.shape, batch.items.shape[1]
@@ -126,7 +162,7 @@ class GenerativeRecommender(nn.Module):
         positions, when = (part.repeat_interleave(shape[2], 1) for part in (batch.positions, batch.request_times))
         angles = rotary_angles(
             torch.cat([index, positions], dim=1), torch.cat([batch.times, when], dim=1),
-            self.config.dim // self.config.heads // 2, self.config.time_share, self.time_base,
+            self.config.dim // self.config.heads // 2, self.config.time_share, self.time_base, self.config.rope,
         )  # fmt: skip
         mask = sequence_mask(length, batch.positions, shape[2])
         unread = length if self.decoder is None else 0  # only the code decoder looks at what became of the context
@@ -156,6 +192,16 @@ class GenerativeRecommender(nn.Module):
     def item_index(self, items: Tensor) -> Tensor:
         """Unit item vectors divided by the temperature: (n_items, dim)."""
         return F.normalize(items, dim=-1) / self.config.temperature
+
+    def rank(self, encoded: Encoded, row: Tensor, lane: Tensor, candidates: Tensor, evidence: Tensor | None = None) -> Tensor:
+        """Logits (N, C, stages) of the ranking head for ``candidates`` (N, C) item ids, -1 for padding, of the requests at ``row``, ``lane`` (N,).
+
+        ``evidence`` (N, C, F) as ``FeedbackRates.features`` makes it; None where nothing is known.
+        """
+        block = encoded.blocks[0].shape[2]
+        cache, seen = request_rows(encoded.cache, encoded.visible, row, lane, block, len(encoded.blocks))
+        items = encoded.items[candidates.clamp(min=0)]
+        return self.ranking(self.backbone, items, evidence, candidates >= 0, encoded.angles[row, lane * block], seen, cache)
 
     def decoder_memory(
         self, encoded: Encoded, row: Tensor | None = None, lane: Tensor | None = None, decoder: CodeDecoder | None = None

@@ -14,11 +14,12 @@ from genrec.model.backbone import Backbone, Cache, own_block
 
 
 class Reasoning(nn.Module):
-    """K learned step vectors around a shared backbone."""
+    """K learned step vectors around a shared backbone; with ``feedback``, also a scale and a bias of each step's chance of feedback."""
 
-    def __init__(self, dim: int, steps: int):
+    def __init__(self, dim: int, steps: int, feedback: bool = False):
         super().__init__()
         self.step = nn.Parameter(torch.randn(steps, dim) * 0.02)
+        self.calibration = nn.Parameter(torch.tensor([[5.0, 0.0]]).repeat(steps, 1)) if feedback else None
 
     def forward(self, backbone: Backbone, block: Tensor, angles: Tensor, visible: Tensor, cache: Cache) -> tuple[list[Tensor], Cache]:
         """Blocks B_1 .. B_K, each (B, R, M, dim), and the cache with their keys and values.

@@ -11,12 +11,12 @@ import torch
 
 from genrec.config import PreferenceConfig
 from genrec.data.dataset import Requests
-from genrec.evaluation.metrics import coverage, paired_test, per_request_metrics
+from genrec.evaluation.metrics import auc, coverage, paired_test, per_request_metrics, user_aucs
 from genrec.model.collate import Collator
 from genrec.preference.feedback import Feedback
 from genrec.preference.levels import Levels, Rates
 from genrec.preference.policy import Policy, chunks
-from genrec.preference.ranking_metrics import auc, graded_ndcg, group_auc
+from genrec.preference.ranking_metrics import graded_ndcg
 
 K = 10
 _CHUNK = 128
@@ -53,7 +53,7 @@ def measure(
         clicked = shown.stages >= levels.click
         gains = np.where(clicked, rates.reward(shown.items, levels.weights[shown.stages]), 0.0)
         single["auc"] = auc(scores, clicked)
-        paired["gauc"] = group_auc(scores, clicked, shown.users[shown.rows])[0]
+        paired["gauc"] = user_aucs(scores, clicked, shown.users[shown.rows])[1]
         paired["reward_ndcg"] = graded_ndcg(scores, gains, shown.rows, K)
     return Measured(lists, paired, single)
 

@@ -87,7 +87,7 @@ class School:
         width = self.settings.beam
         self.beams = torch.full((len(self.feedback), width), -1, dtype=torch.long)
         self.values = torch.zeros(len(self.feedback), width) if with_values else None
-        for rows, asked in chunks(self.policy, self.collator, self.feedback.requests, _BEAM_CHUNK):
+        for rows, asked in chunks(self.policy, self.collator, self.feedback.requests, _BEAM_CHUNK, counted=True):
             ids, _ = self.policy.beam(asked, width)
             ids = ids[:, :width]
             place = torch.from_numpy(rows)
@@ -110,7 +110,7 @@ class School:
 
     def step(self, phase: str, rows: np.ndarray, generator: torch.Generator) -> Outcome:
         """Loss of a batch of requests, and what to log of it."""
-        asked = self.policy.ask(self.collator, self.feedback.requests.take(rows))
+        asked = self.policy.ask(self.collator, self.feedback.requests.take(rows), counted=True)
         return getattr(self, "_" + phase.replace("-", "_"))(asked, rows, generator)
 
     def _paths(self, items: Tensor) -> Tensor:

@@ -69,9 +69,10 @@ class Policy:
         return self.network.decoder
 
     @torch.no_grad()
-    def ask(self, collator: Collator, requests: Requests) -> Asked:
+    def ask(self, collator: Collator, requests: Requests, counted: bool = False) -> Asked:
+        """``counted``: requests of the training log, whose own events are in the network's counts and must be taken out."""
         batch = collator.requests(requests).to(self.items.device)
-        encoded = self.network.encode(batch, self.items)
+        encoded = self.network.encode(batch, self.items, self.network.choose_anchors(batch, leave_out=counted))
         vectors = self.network.retrieval_vectors(encoded.requests[:, 0])
         return Asked(requests, batch, encoded, (vectors @ self.index.T).log_softmax(-1))
 
@@ -143,9 +144,9 @@ def _steps(decoder: CodeDecoder, memory: Memory, vectors: Tensor, trie, paths: T
     return steps.view(paths.shape)
 
 
-def chunks(policy: Policy, collator: Collator, requests: Requests, size: int) -> Iterator[tuple[np.ndarray, Asked]]:
-    """Requests in chunks of similar history length: their places, and what the frozen network makes of them."""
+def chunks(policy: Policy, collator: Collator, requests: Requests, size: int, counted: bool = False) -> Iterator[tuple[np.ndarray, Asked]]:
+    """Requests in chunks of similar history length: their places, and what the frozen network makes of them (``counted`` as in ``ask``)."""
     order = np.argsort(np.minimum(np.diff(requests.offsets), collator.model.max_length), kind="stable")
     for begin in range(0, len(order), size):
         rows = order[begin : begin + size]
-        yield rows, policy.ask(collator, requests.take(rows))
+        yield rows, policy.ask(collator, requests.take(rows), counted)

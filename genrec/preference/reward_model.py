@@ -20,8 +20,8 @@ from genrec.data.dataset import TRAIN, Dataset, Requests
 from genrec.data.histories import Histories
 from genrec.decoding.evidence import DECAY, HISTORY_FEATURES, ITEM_FEATURES, Evidence, ItemFacts, log_scores, to_tensor
 from genrec.errors import UserError
-from genrec.evaluation.baselines import CooccurrenceTransition
 from genrec.model.network import Batch, GenerativeRecommender
+from genrec.retrieval.cooccurrence import CooccurrenceTransition
 
 log = logging.getLogger(__name__)
 TOWERS = ("click", "next", "both")

@@ -23,6 +23,7 @@ from genrec.data.dataset import TEST, TRAIN, VALID
 from genrec.decoding.proposals import MISSING, Proposer
 from genrec.decoding.ranker import Ranker
 from genrec.errors import UserError
+from genrec.evaluation.metrics import auc, gauc
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.model.saved import KIND as MODEL_KIND
 from genrec.model.saved import load_network
@@ -31,7 +32,6 @@ from genrec.preference.guard import Measured, Verdict, decide, markdown, measure
 from genrec.preference.levels import Levels, Rates
 from genrec.preference.phases import School
 from genrec.preference.policy import Policy, chunks
-from genrec.preference.ranking_metrics import auc, group_auc
 from genrec.preference.reward_model import (
     TOWERS, RewardData, RewardFeatures, RewardModel, calibration, evidence_before, expected_calibration_error, fit_reward_model,
 )  # fmt: skip
@@ -152,7 +152,7 @@ class Stage:
         order = torch.arange(len(part))
 
         def pieces():
-            for rows, asked in chunks(self.policy, self.collator, part.requests, _CHUNK):
+            for rows, asked in chunks(self.policy, self.collator, part.requests, _CHUNK, bool((part.split == TRAIN).all())):
                 width = int((items[rows] >= 0).sum(1).max())
                 ids = torch.from_numpy(items[rows, :width]).to(asked.device)
                 here = torch.from_numpy(np.where(items[rows, :width] < 0, -2, stages[rows, :width]))
@@ -172,9 +172,8 @@ class Stage:
         for name, happened, rows in (("click", clicked, slice(None)), ("next", ordered, clicked), ("both", ordered, slice(None))):
             chance = getattr(judged, name).numpy()[rows]
             curve = calibration(chance, happened[rows]) if len(chance) else []
-            value, weight = group_auc(chance, happened[rows], users[rows])
-            gauc = float(np.average(value, weights=weight)) if len(value) else float("nan")
-            result[name] = {"auc": auc(chance, happened[rows]), "gauc": gauc, "error": expected_calibration_error(curve), "curve": curve}
+            by_user = gauc(chance, happened[rows], users[rows])
+            result[name] = {"auc": auc(chance, happened[rows]), "gauc": by_user, "error": expected_calibration_error(curve), "curve": curve}
         return result
 
     def measure(self, split: str) -> Measured:

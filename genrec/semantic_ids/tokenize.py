@@ -30,7 +30,7 @@ from genrec.text.encoder import encoder_key, item_texts
 
 log = logging.getLogger(__name__)
 KIND = "semantic-ids"
-TOKENIZE_VERSION = 3
+TOKENIZE_VERSION = 4
 QUERY_PAIRS = 10_000  # query-item pairs the report reads at most
 ITEM_COLUMNS = {"title": pl.String, "brand": pl.String, "category": pl.List(pl.String), "text": pl.String}
 OTHER_COLUMNS = {"price": pl.Float64}  # read where it is there
@@ -41,8 +41,11 @@ def tokenize_key(config: Config, dataset: Dataset) -> str:
     return fingerprint(TOKENIZE_VERSION, dataset.manifest["key"], encoder_key(config.text), to_dict(config.semantic_ids), config.seed)
 
 
-def tokenize(config: Config, dataset: Dataset, target: Path) -> Path:
-    """Write text encoder, codebooks, codes, report and figures to ``target``; skipped when up to date."""
+def tokenize(config: Config, dataset: Dataset, target: Path, words: TextSpace | None = None) -> Path:
+    """Write text encoder, codebooks, codes, report and figures to ``target``; skipped when up to date.
+
+    ``words``: the text space where the caller has already fitted it to this dataset under the same settings.
+    """
     from genrec.semantic_ids.figures import (  # matplotlib is slow to import, and who only reads codes draws nothing
         code_tree,
         plot_codebook_use,
@@ -55,7 +58,7 @@ def tokenize(config: Config, dataset: Dataset, target: Path) -> Path:
         log.info("tokenize: up to date (%s)", target)
         return target
     settings = config.semantic_ids
-    words = TextSpace.fit(config, dataset)
+    words = words or TextSpace.fit(config, dataset)
     text, enhanced = words.item_vectors(dataset.item_table)
     behaviour = behaviour_vectors(dataset.histories(TRAIN), dataset.n_items, config.seed)
     space = ItemSpace.fit(enhanced, behaviour, settings.behaviour_share)

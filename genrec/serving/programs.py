@@ -10,7 +10,7 @@ these, the trie and the two tables of vectors (items and trie nodes) that ``Prop
 from __future__ import annotations
 
 import warnings
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import torch
@@ -82,12 +82,12 @@ def example_batch(network: GenerativeRecommender, batch: int, length: int, text_
 
     known = {
         "items": draw(n_items, batch, length), "actions": draw(n_actions, batch, length), "queries": draw(n_queries, batch, length),
-        "times": torch.rand(batch, length, generator=made).cumsum(1), "positions": torch.full((batch, 1), length),
-        "request_times": torch.full((batch, 1), float(length)), "request_queries": draw(n_queries, batch, 1), "targets": torch.full((batch, 1), -1),
+        "times": torch.rand(batch, length, generator=made).cumsum(1).double(), "positions": torch.full((batch, 1), length),
+        "request_times": torch.full((batch, 1), float(length), dtype=torch.float64), "request_queries": draw(n_queries, batch, 1), "targets": torch.full((batch, 1), -1),
         "query_text": torch.rand(n_queries, text_dim, generator=made), "query_words": draw(1000, 3 * n_queries),
         "query_offsets": torch.arange(0, 3 * n_queries, 3),
     }  # fmt: skip
-    return [known[field.name] for field in fields(Batch)]
+    return [known[field.name] for field in fields(Batch) if field.default is MISSING]
 
 
 @torch.inference_mode(False)

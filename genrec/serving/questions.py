@@ -98,7 +98,7 @@ def build_requests(
 ) -> Requests:  # fmt: skip
     """N requests: ``users``, ``times`` (float seconds, nan where unknown), ``queries``, and optionally given ``histories`` (lists, or a column of lists).
 
-    A known user's history is what the run knows of them up to the request's time, never a test event, then what the store holds; a given
+    A known user's history is what the run knows of them up to the request's time, never a test event (see ``_known``), then what the store holds; a given
     history stands in place of both. An event without a time takes that of the event before it. Items that are not in the catalogue are left out.
     ``strict`` raises ``UserError`` with the row for a user that nobody knows; otherwise such a user has no history.
 
@@ -110,7 +110,7 @@ def build_requests(
     chain = {name: place for place, name in enumerate(data.actions_chain)}
     asking = [None if skip else user for user, skip in zip(users, given.tolist(), strict=True)]
     index = np.array([data.user_index.get(user, -1) if user is not None else -1 for user in asking], np.int64)
-    parts = [_known(data, index)]
+    parts = [_known(data, index, times)]
     if store is not None:
         parts.append(_stored(store, asking, shelf, chain))
     if histories is not None:
@@ -166,14 +166,24 @@ def _check_users(users: Sequence[str | None], known: np.ndarray) -> None:
             raise UserError(f"row {row + 1}: user '{user}' is not in the data; give a history instead, or no user")
 
 
-def _known(data: Dataset, index: np.ndarray) -> _Events:
-    """Events of the data's users (-1: nobody), never one of the test split."""
+def _known(data: Dataset, index: np.ndarray, times: np.ndarray) -> _Events:
+    """Events of the data's users (-1: nobody), never one of the test split.
+
+    A validation event at the very time of a request is what it asks for and not shown, unless a test event of the user has that time too:
+    then the request is taken to be at that one.
+    """
     if not (index >= 0).any():
         none = np.zeros(0, np.int64)
         return _Events(none, none, none, none, [])
     lengths = np.where(index >= 0, data.known_lengths(VALID)[index], 0)
     rows = np.repeat(np.arange(len(index)), lengths)
     event = np.repeat(data.offsets[index] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+    own = (np.asarray(data.split[event]) == VALID) & (np.asarray(data.timestamps[event]) == times[rows])
+    if own.any():
+        after = data.offsets[index] + lengths  # the first test event, where there is one
+        tested = np.where(after < data.offsets[index + 1], np.asarray(data.timestamps[np.minimum(after, len(data.items) - 1)]), -1)
+        shown = ~own | (tested == times)[rows]
+        rows, event = rows[shown], event[shown]
     items, stamps, actions, queries = (
         np.asarray(column[event]).astype(np.int64) for column in (data.items, data.timestamps, data.actions, data.queries)
     )

@@ -24,15 +24,16 @@ from safetensors.torch import load_file, save_file
 from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, write_json
 from genrec.config import Config, TrainingConfig, to_dict
 from genrec.data.anchors import company, shelf
-from genrec.data.dataset import TRAIN, Dataset, Requests
+from genrec.data.dataset import TRAIN, VALID, Dataset, Requests
 from genrec.decoding.evidence import category_levels, item_codes
 from genrec.errors import UserError
-from genrec.model.collate import Collator, QueryFeatures, request_batches
-from genrec.model.network import GenerativeRecommender
+from genrec.data.shown import ShownRequests, shown_requests, stage_places
+from genrec.model.collate import Collator, QueryFeatures, request_batches, shown_windows
+from genrec.model.network import Batch, GenerativeRecommender
 from genrec.model.saved import KIND
 from genrec.semantic_ids.tokenize import SemanticIds
-from genrec.training import checkpoints
 from genrec.text.encoder import item_texts
+from genrec.training import checkpoints
 from genrec.training.batches import EpochLoader
 from genrec.training.checkpoints import Checkpoints
 from genrec.training.curriculum import Curriculum
@@ -64,28 +65,35 @@ class ValidationLoader:
     Recommendations; or searches, equally many of each kind of query, where the network learns nothing else.
     """
 
-    def __init__(self, dataset: Dataset, collator: Collator, limit: int, seed: int, recommends: bool = True):
+    def __init__(self, dataset: Dataset, collator: Collator, limit: int, seed: int, shown: ShownRequests | None = None, recommends: bool = True):
         requests = dataset.requests("valid") if recommends else searches(dataset)
         if limit and len(requests) > limit:
             requests = requests.take(np.sort(np.random.default_rng(seed).permutation(len(requests))[:limit]))
         rank, world = rank_and_world()
         self.n_items = dataset.n_items
         self.chunks = list(request_batches(requests.take(np.arange(rank, len(requests), world)), collator, 64))
+        self.shown: list[Batch] = []
+        if shown is not None and rank == 0:  # ranked by one process: an area under a curve is no mean of its parts
+            index = np.flatnonzero(shown.split == VALID)
+            if limit and len(index) > limit:
+                index = np.sort(np.random.default_rng(seed).permutation(index)[:limit])
+            index = index[np.argsort(shown.before[index] - dataset.offsets[:-1][shown.users[index]], kind="stable")]
+            self.shown = [collator.shown_batch(dataset, shown, index[begin : begin + 256]) for begin in range(0, len(index), 256)]
 
     def __len__(self) -> int:
-        return len(self.chunks)
+        return len(self.chunks) + len(self.shown)
 
     def __iter__(self) -> Iterator:
         for _, chunk, batch in self.chunks:
             seen = torch.zeros(len(chunk), self.n_items, dtype=torch.bool)
             seen[torch.from_numpy(chunk.histories.rows.astype(np.int64)), torch.from_numpy(chunk.items.astype(np.int64))] = True
             yield batch, seen
+        yield from ((batch, None) for batch in self.shown)
 
 
 def searches(dataset: Dataset) -> Requests:
     """All validation searches, one kind of query after the other."""
-    table, events = dataset.heldout_queries, dataset.heldout_events("valid")
-    wanted = table.filter(pl.col("event").is_in(events))
+    wanted = dataset.heldout_queries.filter(pl.col("event").is_in(dataset.heldout_events("valid")))
     return dataset.requests_before(wanted["event"].to_numpy(), wanted["query"].to_numpy())
 
 
@@ -96,10 +104,37 @@ class TrainingData(L.LightningDataModule):
         super().__init__()
         self.dataset, self.settings, self.seed, self.recommends = dataset, config.training, config.seed, plan.recommends
         self.allow_zero_length_dataloader_with_multiple_devices = True  # validation: more processes than requests
+        stages = stage_places(dataset, config.model.stages) if config.model.stages else None
         distil = config.training.keyword_distill_weight > 0 and plan.searches and plan.trunk is None
-        self.collator = training_collator(dataset, ids, config, distil)
+        self.collator = training_collator(dataset, ids, config, distil, stages)
         self.curriculum = Curriculum(dataset, self.collator, config, plan.last, plan.searches, plan.recommends, distil)
-        self.windows, self.steps_per_epoch = self.curriculum.windows, self.curriculum.steps
+        self.windows = self.curriculum.windows
+        self.shown: ShownRequests | None = None
+        if config.model.stages and config.model.ranking:
+            self._read_shown(config.model.stages, plan.last)
+        if not self.curriculum.counts.any():
+            raise UserError("no training request: no user has two events before the split; give more data, or another split.kind")
+
+    def _read_shown(self, stages: list[str], last: int) -> None:
+        """Make what was shown up to split ``last`` further requests of the windows."""
+        shown = shown_requests(self.dataset, stages, last)
+        if shown is None:
+            raise UserError("model.ranking with model.stages: the log does not say what was shown (no impressions); use model.stages=[]")
+        places = shown_windows(shown, self.windows, np.asarray(self.dataset.offsets))
+        keep = np.flatnonzero((shown.split <= last) & (places >= 0))
+        self.shown = shown
+        self.collator.shown, self.collator.shown_windows = shown.take(keep), places[keep]
+        self.curriculum.counts = self.curriculum.counts + np.bincount(places[keep], minlength=len(self.windows))
+        log.info("train: %d of %d shown requests are learnt from", len(keep), len(shown))
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Requests of each window: (W,)."""
+        return self.curriculum.counts
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.curriculum.steps
 
     def train_dataloader(self) -> EpochLoader:
         return self.curriculum.loader(self.trainer.current_epoch if self.trainer else 0, *rank_and_world())
@@ -109,17 +144,17 @@ class TrainingData(L.LightningDataModule):
 
     @cached_property
     def validation(self) -> ValidationLoader:
-        return ValidationLoader(self.dataset, self.collator, self.settings.valid_requests, self.seed, self.recommends)
+        return ValidationLoader(self.dataset, self.collator, self.settings.valid_requests, self.seed, self.shown, self.recommends)
 
 
-def training_collator(dataset: Dataset, ids: SemanticIds, config: Config, distil: bool) -> Collator:
+def training_collator(dataset: Dataset, ids: SemanticIds, config: Config, distil: bool, stages: np.ndarray | None = None) -> Collator:
     """A collator that knows the queries, and the items' texts and keywords where the training asks for them."""
     build = lambda texts: QueryFeatures.build(texts, ids.encoder)
     texts = build(item_texts(dataset.item_table)) if config.training.align_epochs else None
     keywords = None
     if distil:
         keywords = build([" ".join(word for word, _ in ids.words.keywords_of(item)) for item in dataset.item_table["item_id"]])
-    return Collator(config.model, build(dataset.query_texts), texts, keywords)
+    return Collator(config.model, build(dataset.query_texts), stages, texts=texts, keywords=keywords)
 
 
 class PlainProgress(Callback):
@@ -160,12 +195,12 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
     check_launch(config.training)
     join()
     network = new_network(config, dataset, ids, plan.generate)
-    config = copy.deepcopy(config)
-    training = config.training
     if network.anchor_tables is not None and not plan.trunk:
         width = 2 * config.model.anchors
         counted = company(dataset.histories(plan.last), dataset.n_items, width)
         network.anchor_tables.fill(counted, shelf(dataset.item_table, counted.users, width))
+    config = copy.deepcopy(config)
+    training = config.training
     if plan.trunk:
         _stand_on(network, plan.trunk)
         training.epochs, training.learning_rate = training.decoder_epochs, training.decoder_learning_rate

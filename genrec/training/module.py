@@ -13,17 +13,21 @@ from torch import Tensor
 from genrec.config import Config
 from genrec.decoding.beam import leaf_items
 from genrec.decoding.scorers import generate
+from genrec.model.anchors import Anchors
 from genrec.model.code_decoder import node_means
 from genrec.model.network import Batch, Encoded, GenerativeRecommender
 from genrec.objectives.category import category_cross_entropy
-from genrec.objectives.distillation import TeacherMass, draw_items, path_losses
+from genrec.objectives.distillation import TeacherMass, path_losses
 from genrec.objectives.generation import path_log_probabilities, walked_nodes
+from genrec.objectives.ranking import area_under_curve
 from genrec.objectives.retrieval import Candidates, draw_candidates, full_softmax, sampled_softmax
 from genrec.objectives.self_distillation import self_distillation
 from genrec.training.batches import Part, step_seed
 from genrec.training.distributed import gather, gather_rows
+from genrec.training.extra_losses import hard_contrast, progressive_loss, ranking_loss
 
 VALIDATION_BEAM = 20
+TAUGHT_CATALOGUE = 1 << 16  # above it the retrieval head's distribution, a row of all items per request, would cost more than it teaches
 SMALL_CATALOGUE, NEGATIVES = 4096, 2048  # by rule: the whole softmax up to so many items, else so many drawn
 
 
@@ -41,6 +45,7 @@ class TrainingModule(L.LightningModule):
         self.network, self.settings, self.seed = network, config.training, config.seed
         self.steps_per_epoch = steps_per_epoch
         self.ranks: dict[str, list[Tensor]] = {}
+        self.judged: list[tuple[Tensor, Tensor]] = []
         self.share = 1.0  # of this process's part in the step's mean loss, see Part
         self.decayed = {name for name, parameter in network.named_parameters() if parameter.ndim > 1}  # sharded ones lose their shape
 
@@ -69,27 +74,59 @@ class TrainingModule(L.LightningModule):
         live, settings = batch.targets >= 0, self.settings
         targets = batch.targets[live]
         candidates = self.candidates(targets, index) if settings.retrieve_weight and len(targets) else None
-        batch, items, ids = self.item_vectors(batch, candidates)
-        encoded = self.network.encode(batch, items)
+        batch, anchors, items, ids = self.item_vectors(batch, candidates)
+        encoded = self.network.encode(batch, items, anchors)
         loss = encoded.requests.sum() * 0
-        if len(targets) == 0:
+        if len(targets) == 0 and batch.shown is None:
             return loss
-        if settings.retrieve_weight:
+        if settings.retrieve_weight and len(targets):
             requests = self.network.retrieval_vectors(encoded.requests[live])
             if candidates is not None:
                 retrieve = sampled_softmax(requests, self.network.item_index(items[ids]), targets, candidates)
             else:
                 retrieve = full_softmax(requests, self.network.item_index(items), targets, settings.label_smoothing)
+            if settings.infonce_easy < 1:
+                hard = hard_contrast(self.network, batch, encoded, live, requests, settings.hard_negatives)
+                retrieve = settings.infonce_easy * retrieve + (1 - settings.infonce_easy) * hard
             loss = loss + settings.retrieve_weight * retrieve
             if settings.category_weight or self.teacher is not None:
                 loss = loss + self.search_losses(batch, encoded, live, candidates)
             self.log("train/retrieve", retrieve)
-        if self.network.decoder is not None and settings.generate_weight:
+        loss = loss + self.extra_losses(batch, encoded, live)
+        if self.network.decoder is not None and settings.generate_weight and len(targets):
             generation = self.generation_loss(batch, encoded, live)
             loss = loss + settings.generate_weight * generation
             self.log("train/generate", generation)
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def candidates(self, targets: Tensor, index: int) -> Candidates | None:
+        """What a step's softmax runs over, the same on all processes: everybody's targets and one shared draw. None for all items."""
+        n_items = self.network.catalogue.n_items
+        negatives = self.negatives(n_items)
+        if not negatives:
+            return None
+        draw = torch.Generator().manual_seed(step_seed(self.seed, self.current_epoch, index, -1))
+        return draw_candidates(n_items, gather_rows(targets), negatives, draw)
+
+    def item_vectors(self, batch: Batch, candidates: Candidates | None) -> tuple[Batch, Anchors | None, Tensor, Tensor | None]:
+        """The batch, its anchors, the item vectors that both name by their rows, and the rows of the candidates.
+
+        They are those of histories, anchors and candidates alone, where nothing looks at the whole catalogue.
+        """
+        network, settings = self.network, self.settings
+        anchors = network.choose_anchors(batch)
+        by_items = network.decoder is not None and network.decoder.project is not None and settings.generate_weight > 0
+        steps = network.reasoning is not None and settings.progressive != "none"
+        whole = settings.category_weight > 0 or self.teacher is not None
+        if candidates is None or whole or network.ranking is not None or by_items or steps or settings.infonce_easy < 1:
+            return batch, anchors, network.item_encoder(), None if candidates is None else candidates.ids
+        used = [candidates.ids, batch.items.flatten(), *([] if anchors is None else [anchors.ids.flatten()])]
+        rows, place = torch.cat(used).unique(return_inverse=True)
+        ids, context, *shown = place.split([len(part) for part in used])
+        batch = replace(batch, items=context.view_as(batch.items))
+        anchors = replace(anchors, ids=shown[0].view_as(anchors.ids)) if shown else None
+        return batch, anchors, network.item_encoder(rows), ids
 
     def search_losses(self, batch: Batch, encoded: Encoded, live: Tensor, candidates: Candidates | None) -> Tensor:
         """Query -> category and keyword self-distillation, over the searches of the batch; 0 where both are off or nobody searches."""
@@ -115,27 +152,18 @@ class TrainingModule(L.LightningModule):
             self.log("train/distil", distance)
         return loss
 
-    def candidates(self, targets: Tensor, index: int) -> Candidates | None:
-        """What a step's softmax runs over, the same on all processes: everybody's targets and one shared draw. None for all items."""
-        n_items = self.network.catalogue.n_items
-        negatives = self.negatives(n_items)
-        if not negatives:
-            return None
-        draw = torch.Generator().manual_seed(step_seed(self.seed, self.current_epoch, index, -1))
-        return draw_candidates(n_items, gather_rows(targets), negatives, draw)
-
-    def item_vectors(self, batch: Batch, candidates: Candidates | None) -> tuple[Batch, Tensor, Tensor | None]:
-        """The item vectors a step needs, the batch with its ``items`` as rows of them, and the rows of the candidates.
-
-        Those of histories and candidates alone, where nothing looks at the whole catalogue.
-        """
-        decoder = self.network.decoder if self.settings.generate_weight else None
-        everywhere = self.network.anchor_tables is not None or self.settings.category_weight > 0 or self.teacher is not None or (decoder is not None and decoder.project is not None)
-        if candidates is None or everywhere:
-            return batch, self.network.item_encoder(), None if candidates is None else candidates.ids
-        rows, place = torch.cat([candidates.ids, batch.items.flatten()]).unique(return_inverse=True)
-        split = len(candidates.ids)
-        return replace(batch, items=place[split:].view_as(batch.items)), self.network.item_encoder(rows), place[:split]
+    def extra_losses(self, batch: Batch, encoded: Encoded, live: Tensor) -> Tensor:
+        """What reasoning steps and the ranking head learn, weighted; each is switched by config."""
+        settings, total = self.settings, encoded.requests.sum() * 0
+        if settings.progressive != "none" and settings.progressive_weight and self.network.reasoning is not None:
+            progress = progressive_loss(self.network, batch, encoded, live, settings)
+            total = total + settings.progressive_weight * progress
+            self.log("train/progress", progress)
+        if self.network.ranking is not None and settings.rank_weight:
+            rank = ranking_loss(self.network, batch, encoded, live, settings)
+            total = total + settings.rank_weight * rank
+            self.log("train/rank", rank)
+        return total
 
     def negatives(self, n_items: int) -> int:
         """How many negatives a step draws; 0 for the softmax over the whole catalogue."""
@@ -150,7 +178,7 @@ class TrainingModule(L.LightningModule):
             if self.frozen is None:
                 items = self.network.item_encoder()
                 self.frozen = items, node_means(self.network.catalogue.trie, items)
-            encoded = self.network.encode(batch, self.frozen[0], leave_out=True)
+            encoded = self.network.encode(batch, self.frozen[0], self.network.choose_anchors(batch, leave_out=True))
         live = batch.targets >= 0
         if not live.any():
             return sum(parameter.sum() for parameter in self.network.decoder.parameters()) * 0
@@ -168,11 +196,12 @@ class TrainingModule(L.LightningModule):
             drawn[:1] = True
             row, lane = row[drawn], lane[drawn]
         paths = trie.item_path[batch.targets[row, lane]]
-        teacher = self.dense_teacher(encoded, row, lane) if settings.distill_weight else None
+        taught = settings.distill_weight and settings.retrieve_weight and trie.n_items <= TAUGHT_CATALOGUE
+        teacher = self.dense_teacher(encoded, row, lane) if taught else None
         drawn = 0
         if teacher is not None:  # walks of the teacher's own beside the observed ones
             mine = torch.arange(len(row), device=row.device)
-            also = trie.item_path[draw_items(teacher[1])]
+            also = trie.item_path[teacher.draw()]
             paths, rows = torch.cat([paths, also]), torch.cat([mine, mine])
             row, lane, drawn = torch.cat([row, row]), torch.cat([lane, lane]), len(also)
         entered = torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1]], dim=1)
@@ -182,20 +211,27 @@ class TrainingModule(L.LightningModule):
         states, scale = states[:, 0], decoder.log_scale.exp()
         if teacher is None:
             return -path_log_probabilities(states, scale, vectors, trie, paths, place).sum(-1).mean()
-        steps, divergence = path_losses(states, scale, vectors, paths, teacher[0], place, rows)
+        steps, divergence = path_losses(states, scale, vectors, paths, teacher, place, rows)
         count = len(paths) - drawn
         return -steps[:count].sum(-1).mean() + settings.distill_weight * divergence[count:].sum(-1).mean()
 
     @torch.no_grad()
-    def dense_teacher(self, encoded: Encoded, row: Tensor, lane: Tensor) -> tuple[TeacherMass, Tensor]:
-        """The retrieval head's distribution over the catalogue for some requests: its mass by node, and its logarithm (N, n_items)."""
-        logs = self.network.retrieval_vectors(encoded.requests[row, lane]) @ self.network.item_index(encoded.items).T
-        logs = (logs.float() / self.settings.distill_temperature).log_softmax(-1)
-        return TeacherMass.of_items(self.network.catalogue.trie, logs), logs
+    def dense_teacher(self, encoded: Encoded, row: Tensor, lane: Tensor) -> TeacherMass:
+        """The retrieval head's distribution over the catalogue for the requests at ``row``, ``lane`` (N,)."""
+        trie = self.network.catalogue.trie
+        index = self.network.item_index(encoded.items[trie.leaf_items]) / self.settings.distill_temperature
+        logs = self.network.retrieval_vectors(encoded.requests[row, lane]) @ index.T
+        return TeacherMass.in_leaf_order(trie, logs.float().log_softmax(-1))
 
-    def validation_step(self, pair: tuple[Batch, Tensor], index: int) -> None:
+    def validation_step(self, pair: tuple[Batch, Tensor | None], index: int) -> None:
         batch, seen = pair
         encoded = self.network.encode(batch)
+        if seen is None:  # what the log showed, to be ranked
+            shown = batch.shown
+            logits = self.network.rank(encoded, shown.row, shown.lane, shown.items, shown.evidence)
+            known = shown.items >= 0
+            self.judged.append((logits[known], shown.reached[known]))
+            return
         requests = encoded.requests[:, 0]
         targets = batch.targets[:, :1]
         scores = self.network.retrieval_vectors(requests) @ self.network.item_index(encoded.items).T
@@ -223,6 +259,15 @@ class TrainingModule(L.LightningModule):
             self.log(f"val/{mode}_recall@10", hit.float().mean())
             self.log(f"val/{mode}_ndcg@10", gain)
             quality.append(gain)
+        mine = [torch.cat(part).cpu() for part in zip(*self.judged, strict=True)]
+        judged = [one for one in gather(dict(zip(("logits", "reached"), mine, strict=False))) if one]
+        if judged:
+            logits, reached = (torch.cat([one[name] for one in judged]) for name in ("logits", "reached"))
+            areas = [area_under_curve(logits[:, stage], reached[:, stage]) for stage in range(logits.shape[1])]
+            for name, area in zip(self.network.config.stages, areas, strict=True):
+                self.log(f"val/{name}_auc", torch.tensor(area, device=self.device))
+            quality.append(torch.tensor(areas, device=self.device).nanmean())
+            self.judged = []
         self.log("val/quality", torch.stack(quality).mean() if quality else torch.tensor(0.0), prog_bar=True)
         self.ranks = {}
 
@@ -249,4 +294,4 @@ class TrainingModule(L.LightningModule):
         if isinstance(batch, Part):
             self.share, self.teacher = batch.share, None if batch.teacher is None else batch.teacher.to(device)
             return batch.batch.to(device)
-        return batch[0].to(device), batch[1].to(device)
+        return batch[0].to(device), None if batch[1] is None else batch[1].to(device)

@@ -1,11 +1,13 @@
-"""Which semantic IDs does generation learn best? Every quantizer, and KHQE with each part on and off, under one model and one budget.
+"""Which semantic IDs does generation learn best? Every quantizer, and KHQE with each part on and off, on one trunk and one budget.
 
-    python scripts/bench/semantic_ids.py configs/amazon-beauty.yaml --output runs/semantic-ids --epochs 6 data.path=/path/to/amazon-beauty
+    python scripts/bench/semantic_ids.py configs/amazon-beauty.yaml --output runs/semantic-ids data.path=/path/to/amazon-beauty
 
-For each row: tokenize with the row's settings, fit the config's network for exactly --epochs epochs on the training split (no choice on
-validation), and rank by generation alone over the split's requests. All rows share the prepared dataset, the seed and the requests, so
-Recall@10 is compared in pairs over users. A row is written to OUTPUT/rows/NAME.json as soon as it is done; run the same command again and
-what is done is kept, a stopped training resumes. OUTPUT/table.md and table.json hold the table.
+The trunk (item, query and context encoder with the retrieval head) is fitted once, without codes in its item vectors, so that it knows
+nothing of any row. Each row then tokenizes with its own settings and fits only a code decoder on that fixed trunk, for exactly
+--epochs epochs of the training split (no choice on validation), and ranks by generation alone over the split's requests. Texts that the
+trunk reads are those of the config in every row. All rows share seed, batches and requests, so Recall@10 is compared in pairs over users.
+A row is written to OUTPUT/rows/NAME.json as soon as it is done; run the same command again and what is done is kept, a stopped training
+resumes. OUTPUT/table.md and table.json hold the table.
 """
 
 from __future__ import annotations
@@ -13,26 +15,34 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
+import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from genrec.artifacts import fingerprint, read_json, write_json
+from genrec.artifacts import fingerprint, open_artifact, read_json, write_json
 from genrec.config import load_config, to_dict
-from genrec.data.dataset import TRAIN
+from genrec.data.dataset import TRAIN, Requests
+from genrec.decoding.beam import leaf_items
+from genrec.decoding.ranker import seen_mask
+from genrec.decoding.scorers import generate
 from genrec.errors import UserError
 from genrec.evaluation.metrics import paired_test, per_request_metrics
+from genrec.model.collate import Collator, QueryFeatures, request_batches
+from genrec.model.network import GenerativeRecommender
+from genrec.model.saved import load_network
 from genrec.pipeline import Run, stage_prepare
-from genrec.retrieval.cooccurrence import CooccurrenceTransition
-from genrec.semantic_ids.tokenize import tokenize
+from genrec.semantic_ids.catalogue import Catalogue
+from genrec.semantic_ids.tokenize import SemanticIds, tokenize
 from genrec.training.fit import FitPlan, fit
 
 REFERENCE = "rq-opq"
 QUANTIZER_ROWS = {name: [f"semantic_ids.quantizer={name}"] for name in (REFERENCE, "rq-kmeans", "rq-vae", "opq", "random")}
 PART_ROWS = {  # one part of KHQE changed at a time
-    "keywords on": ["semantic_ids.keywords=true"],
     "keywords off": ["semantic_ids.keywords=false"],
     "balance none": ["semantic_ids.balance=none"],
     "balance last-per-code": ["semantic_ids.balance=last-per-code"],
@@ -42,6 +52,7 @@ PART_ROWS = {  # one part of KHQE changed at a time
     "fine-tuned space": ["text.finetune=true"],
     "queries in the fit": ["semantic_ids.fit_queries=true"],
     "text alone": ["semantic_ids.behaviour_share=0"],
+    "another seed": ["seed=7"],  # how much of a difference is chance
     "collisions left": ["semantic_ids.resolve_collisions=false"],
 }
 COLUMNS = {
@@ -51,39 +62,72 @@ COLUMNS = {
 log = logging.getLogger("semantic_ids")
 
 
-def measure(base: Run, name: str, overrides: list[str], job: argparse.Namespace) -> dict:
+def shared_trunk(base: Run, job: argparse.Namespace) -> Path:
+    """The network without decoder and without codes that all rows stand on."""
+    config = copy.deepcopy(base.config)
+    config.model.use_codes = False
+    tokenize(config, base.dataset, base.folder / "semantic_ids")
+    return fit(config, base.dataset, base.ids, base.folder / "trunk", FitPlan(TRAIN, job.trunk_epochs, generate=False))
+
+
+def measure(base: Run, trunk: Path, name: str, overrides: list[str], job: argparse.Namespace) -> dict:
     """Fit and score one row; kept in OUTPUT/rows. Raises ``UserError`` where this version does not know one of the row's keys."""
-    config = load_config(job.config, [*job.overrides, *overrides, f"training.epochs={job.epochs}"])
-    config.data = copy.deepcopy(base.config.data)
-    folder = job.output / "work" / name.replace(" ", "-")
-    key = fingerprint(3, base.dataset.manifest["key"], to_dict(config), job.epochs, job.split, job.users)
-    done = job.output / "rows" / f"{name.replace(' ', '-')}.json"
+    config = load_config(job.config, [*job.overrides, *overrides])
+    config.data, config.model.use_codes, config.training.decoder_epochs = copy.deepcopy(base.config.data), False, job.epochs
+    config.training.generate_share = job.generate_share
+    slug = name.replace(" ", "-")
+    folder, done = job.output / "work" / slug, job.output / "rows" / f"{slug}.json"
+    key = fingerprint(4, open_artifact(trunk, "model")["key"], to_dict(config), job.split, job.users, job.searches, job.beam)
     if done.is_file() and read_json(done)["key"] == key:
         log.info("%s: kept", name)
         return read_json(done)
     folder.mkdir(parents=True, exist_ok=True)
-    for shared in ("dataset", "cooccurrence"):
-        if not (folder / shared).exists():
-            (folder / shared).symlink_to((base.folder / shared).resolve(), target_is_directory=True)
-    run, begun = Run(folder, config), time.process_time()
-    tokenize(config, run.dataset, folder / "semantic_ids")
+    begun = time.process_time()
+    same_words = [to_dict(one.text) | {"keywords": one.semantic_ids.keywords, "share": one.semantic_ids.keyword_share, "seed": one.seed} for one in (config, base.config)]
+    words = base.ids.words if same_words[0] == same_words[1] else None
+    own = SemanticIds.load(tokenize(config, base.dataset, folder / "semantic_ids", words))
     tokenized = time.process_time() - begun
-    fit(config, run.dataset, run.ids, folder / "model", FitPlan(TRAIN, job.epochs))
-    ranker = run.ranker("train", fused=False)
-    row = {"name": name, "key": key, "overrides": overrides, "tokenize_cpu_s": tokenized} | quality(read_json(folder / "semantic_ids" / "report.json"))
-    for kind in (None, *run.dataset.query_kinds):
-        requests = run.dataset.requests(job.split, kind)
-        if job.users and len(requests) > job.users:
-            requests = requests.take(np.sort(np.random.default_rng(0).permutation(len(requests))[: job.users]))
-        ranked = ranker.rank(requests, 10, ["generate"])["generate"][0]
-        metrics = per_request_metrics(ranked, requests.targets, [10])
+    # the row's codes and trie over the texts that the trunk was fitted with
+    catalogue = Catalogue(base.ids.catalogue.text, own.catalogue.codes, own.catalogue.trie)
+    ids = replace(base.ids, codebooks=own.codebooks, catalogue=catalogue, key=fingerprint(own.key, base.ids.key))
+    fit(config, base.dataset, ids, folder / "model", FitPlan(TRAIN, job.epochs, trunk=trunk))
+    fitted = time.process_time() - begun - tokenized
+    network, _ = load_network(folder / "model", len(base.dataset.actions_chain), ids)
+    row = {"name": name, "key": key, "overrides": overrides, "tokenize_cpu_s": tokenized, "fit_cpu_s": fitted}
+    row |= quality(read_json(folder / "semantic_ids" / "report.json"))
+    collator = Collator(config.model, QueryFeatures.build(base.dataset.query_texts, ids.encoder))
+    for kind in (None, *(base.dataset.query_kinds if job.searches else ())):
+        limit = job.users if kind is None else job.searches
+        requests = base.dataset.requests(job.split, kind)
+        if limit and len(requests) > limit:
+            requests = requests.take(np.sort(np.random.default_rng(0).permutation(len(requests))[:limit]))
+        metrics = per_request_metrics(generated(network, collator, requests, job.beam), requests.targets, [10])
         suffix = "" if kind is None else f" search ({kind})"
         row |= {f"{metric}{suffix}": float(metrics[metric].mean()) for metric in ("recall@10", "ndcg@10")}
         row[f"hits{suffix}"] = np.flatnonzero(metrics["recall@10"]).tolist()
         row[f"requests{suffix}"] = len(requests)
+    row["score_cpu_s"] = time.process_time() - begun - tokenized - fitted
     done.parent.mkdir(parents=True, exist_ok=True)
     write_json(done, row)
+    shutil.rmtree(folder)  # a row is its numbers; what made them can be made again
     return row
+
+
+@torch.inference_mode()
+def generated(network: GenerativeRecommender, collator: Collator, requests: Requests, beam: int) -> np.ndarray:
+    """The ten best items (N, 10) of the beam for each request, already-had ones removed; -1 where there are fewer."""
+    trie, items = network.catalogue.trie, network.item_encoder()
+    nodes, index = network.decoder.node_vectors(trie, items), network.item_index(items)
+    result = np.full((len(requests), 10), -1)
+    for rows, chunk, batch in request_batches(requests, collator, 256):
+        encoded = network.encode(batch, items)
+        leaves, scores = generate(network.decoder, network.decoder_memory(encoded), nodes, trie, beam)
+        dense = network.retrieval_vectors(encoded.requests[:, 0]) @ index.T  # orders items that share a code
+        ids, scores = leaf_items(trie, leaves, scores, dense)
+        seen = seen_mask(chunk, len(items))
+        best = scores.masked_fill((ids < 0) | seen.gather(1, ids.clamp(min=0)), -torch.inf).topk(10, dim=1)
+        result[rows] = ids.gather(1, best.indices).masked_fill(best.values.isneginf(), -1).numpy()
+    return result
 
 
 def quality(report: dict) -> dict:
@@ -117,7 +161,7 @@ def write_table(rows: list[dict], skipped: dict[str, str], job: argparse.Namespa
         cells = [f"{row[key]:.4f}" if "@" in key else f"{row[key]:.3f}" for key in COLUMNS.values()]
         cells += [difference(row, reference), *(f"{row[f'recall@10 {kind}']:.4f}" for kind in kinds)]
         lines.append("| " + " | ".join([row["name"], "-".join(map(str, row["sizes"])), *cells]) + " |")
-    lines += ["", f"Generation alone, {job.epochs} epochs, {job.split} split, {reference['requests']} users, already-had items removed."]
+    lines += ["", f"Generation alone, {job.epochs} epochs of the decoder on one trunk without codes, {job.split} split, {reference['requests']} users, already-had items removed."]
     lines += [f"Not run: {name} ({reason})." for name, reason in skipped.items()]
     (job.output / "table.md").write_text("\n".join(lines) + "\n")
     write_json(job.output / "table.json", [{key: value for key, value in row.items() if not key.startswith("hits")} for row in rows])
@@ -128,9 +172,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=6, help="training budget of every row")
+    parser.add_argument("--epochs", type=int, default=4, help="training budget of every row's decoder")
+    parser.add_argument("--generate-share", type=float, default=0.5, help="share of the requests whose codes a step learns")
+    parser.add_argument("--trunk-epochs", type=int, default=6, help="training budget of the trunk they share")
+    parser.add_argument("--beam", type=int, default=50)
     parser.add_argument("--split", default="valid", choices=("valid", "test"), help="valid: the table chooses the default")
-    parser.add_argument("--users", type=int, default=0, help="score at most so many requests (0: all)")
+    parser.add_argument("--users", type=int, default=0, help="score at most so many recommendations (0: all)")
+    parser.add_argument("--searches", type=int, default=2000, help="score at most so many searches of each kind (0: none)")
     parser.add_argument("--rows", default=",".join([*QUANTIZER_ROWS, *PART_ROWS]), help="names of rows, as in the table", metavar="NAME[,NAME]")
     parser.add_argument("--row", action="append", default=[], metavar="NAME:KEY=VALUE[,KEY=VALUE]", help="a row of your own")
     job, job.overrides = parser.parse_known_args()
@@ -151,13 +199,11 @@ def main() -> None:
     try:
         base = Run.create(job.config, [*job.overrides, f"output={job.output}", "name=base"])
         stage_prepare(base)
-        if not (base.folder / "cooccurrence" / "cooccurrence.npz").is_file():
-            (base.folder / "cooccurrence").mkdir(exist_ok=True)
-            CooccurrenceTransition().fit(base.dataset.histories(TRAIN), base.dataset.n_items).save(base.folder / "cooccurrence" / "cooccurrence.npz")
+        trunk = shared_trunk(base, job)
         rows, skipped = [], {}
         for name in job.rows:
             try:
-                rows.append(measure(base, name, known[name], job))
+                rows.append(measure(base, trunk, name, known[name], job))
             except UserError as error:
                 if "unknown key" not in str(error):
                     raise

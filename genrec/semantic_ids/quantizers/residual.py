@@ -62,13 +62,13 @@ def fit_codebooks(
     """
     _check_sizes(level_sizes, opq_subcodebooks, opq_size, balance)
     points = drawn_sample(vectors, sample, seed)
-    codebooks = _fit(points, level_sizes, opq_subcodebooks, opq_size, seed, iterations, balance, normalise)
-    return codebooks, encode_balanced(codebooks, vectors, balance)
+    codebooks, codes = _fit(points, level_sizes, opq_subcodebooks, opq_size, seed, iterations, balance, normalise)
+    return codebooks, codes if len(codes) == len(vectors) else encode_balanced(codebooks, vectors, balance)
 
 
 def _fit(
     points: np.ndarray, level_sizes: Sequence[int], n_sub: int, opq_size: int, seed: int, iterations: int, balance: str, normalise: bool
-) -> Codebooks:
+) -> tuple[Codebooks, np.ndarray]:
     n = len(points)
     codebooks = Codebooks([], width=points.shape[1])
     residual, codes = points, np.zeros((n, 0), np.int64)
@@ -86,13 +86,13 @@ def _fit(
         codes = np.column_stack([codes, assigned])
         codebooks.residual.append(centroids)
     if n_sub:
-        residual = unit(residual) if normalise and len(level_sizes) else residual
+        residual = unit(residual) if normalise and len(level_sizes) else residual  # `scales` are empty yet, so `opq_codes` leaves it so
         size = min(opq_size, power_of_two_below(n))
         codebooks.rotation, codebooks.sub_codebooks = fit_opq(residual, n_sub, size, seed, iterations)
         codes = np.column_stack([codes, opq_codes(codebooks, residual)])
     if normalise:
         codebooks.scales = _scales(codebooks, points, codes)
-    return codebooks
+    return codebooks, codes
 
 
 def _scales(codebooks: Codebooks, points: np.ndarray, codes: np.ndarray) -> np.ndarray:

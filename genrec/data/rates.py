@@ -1,0 +1,89 @@
+"""How often shown items were clicked (or more), by item, person and situation, strictly before a time: evidence for a ranking head.
+
+Counts come from the impressions of a fit's split alone, and of these from the ones strictly earlier than the request: no row knows its own
+outcome, in training as in use. Rates are shrunk towards the log's mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+KEYS = ("item", "user", "surface", "brand", "category", "user_category", "item_surface")
+_STRENGTH = 10.0  # shown items of average fate added to every count
+
+
+def n_features(stages: int) -> int:
+    """Features of a candidate: per key a rate for each stage and the logarithm of the count."""
+    return len(KEYS) * (stages + 1)
+
+
+@dataclass(frozen=True)
+class _Counter:
+    """Rows sorted by key and time: ``order`` (n,) key x span + time, ``reached`` (n + 1, stages) running sums."""
+
+    order: np.ndarray
+    reached: np.ndarray
+
+
+class FeedbackRates:
+    """Rates of shown items; see the module's docstring."""
+
+    def __init__(self, shown: pl.DataFrame, brands: np.ndarray, categories: np.ndarray, reached: np.ndarray, until: int):
+        """``shown`` (n rows): dense ``user`` and ``item``, ``timestamp`` and perhaps ``surface``; ``reached`` (n, stages) bool.
+
+        ``brands``, ``categories`` (n_items,) int64 codes, -1 unknown. Rows from ``until`` (seconds) on are not counted.
+        """
+        self.brands, self.categories = brands.astype(np.int64), categories.astype(np.int64)
+        self.stages = reached.shape[1]
+        times = shown["timestamp"].to_numpy().astype(np.int64)
+        known = times < until
+        self.origin = int(times[known].min()) if known.any() else 0
+        self.span = (int(times[known].max()) - self.origin if known.any() else 0) + 2
+        self.surfaces = {name: place for place, name in enumerate(sorted(set(shown["surface"].drop_nulls()))) } if "surface" in shown.columns else {}
+        part = shown.filter(pl.Series(known))
+        self.mean = reached[known].mean(0) if known.any() else np.zeros(self.stages)
+        keys = self.keys(part["user"].to_numpy(), part["item"].to_numpy(), self.surface_codes(part))
+        self.counters = [self._counter(key, times[known], reached[known]) for key in keys]
+
+    def surface_codes(self, table: pl.DataFrame) -> np.ndarray:
+        """Codes (n,) of a table's surfaces, -1 where there is none or it is new."""
+        if "surface" not in table.columns or not self.surfaces:
+            return np.full(len(table), -1, np.int64)
+        return table["surface"].replace_strict(self.surfaces, default=-1, return_dtype=pl.Int64).fill_null(-1).to_numpy()
+
+    def keys(self, users: np.ndarray, items: np.ndarray, surfaces: np.ndarray) -> list[np.ndarray]:
+        """One key (n,) per ``KEYS``; -1 where a part of it is unknown."""
+        users, items, surfaces = (part.astype(np.int64) for part in (users, items, surfaces))
+        category = self.categories[items]
+        width, spots = int(self.categories.max(initial=0)) + 1, len(self.surfaces) + 1
+        pair = lambda one, other, size: np.where((one < 0) | (other < 0), -1, one * size + other)
+        return [items, users, surfaces, self.brands[items], category, pair(users, category, width), pair(items, surfaces, spots)]
+
+    def _counter(self, key: np.ndarray, times: np.ndarray, reached: np.ndarray) -> _Counter:
+        live = key >= 0
+        values = key[live] * self.span + (times[live] - self.origin)
+        order = np.argsort(values, kind="stable")
+        sums = np.concatenate([np.zeros((1, self.stages)), reached[live][order].cumsum(0)])
+        return _Counter(values[order], sums)
+
+    def features(self, users: np.ndarray, items: np.ndarray, surfaces: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """(n, n_features) float32 for items shown to ``users`` (-1: nobody known) on ``surfaces`` (codes, -1 unknown) at ``times`` (seconds)."""
+        when = np.clip(times - self.origin, 0, self.span - 1)
+        columns = []
+        for key, counter in zip(self.keys(users, items, surfaces), self.counters, strict=True):
+            base = np.maximum(key, 0) * self.span
+            first, last = np.searchsorted(counter.order, base), np.searchsorted(counter.order, base + when)
+            known = key >= 0
+            count = np.where(known, last - first, 0)
+            sums = (counter.reached[last] - counter.reached[first]) * known[:, None]
+            rate = (sums + _STRENGTH * self.mean) / (count + _STRENGTH)[:, None]
+            columns += [_logit(rate) - _logit(self.mean), np.log1p(count)[:, None] / 4]
+        return np.concatenate(columns, axis=1).astype(np.float32)
+
+
+def _logit(rate: np.ndarray) -> np.ndarray:
+    rate = np.clip(rate, 1e-4, 1 - 1e-4)
+    return np.log(rate / (1 - rate))

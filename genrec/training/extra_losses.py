@@ -1,0 +1,114 @@
+"""What a training step learns beside retrieval and generation: hard negatives, reasoning steps, ranking. Each is switched by config."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genrec.config import TrainingConfig
+from genrec.model.code_decoder import node_means
+from genrec.model.network import Batch, Encoded, GenerativeRecommender
+from genrec.objectives.hard_negatives import contrast, mined, shown_in_vain
+from genrec.objectives.progressive import multi_label_loss, prefix_loss, step_levels, step_stages
+from genrec.objectives.ranking import listwise, pairwise, pointwise
+from genrec.objectives.retrieval import full_softmax
+
+
+def hard_items(network: GenerativeRecommender, batch: Batch, encoded: Encoded, row: Tensor, lane: Tensor, requests: Tensor, count: int) -> Tensor:
+    """Hard negatives (N, count) of the requests at ``row``, ``lane`` (N,) with unit vectors ``requests`` (N, dim); -1 for none."""
+    if batch.shown is not None:
+        return shown_in_vain(batch.shown, row, count, len(batch.items), len(encoded.items))
+    # Padding and what is not visible yet point at the target, which is left out anyway.
+    targets = batch.targets[row, lane]
+    known = torch.where(encoded.visible[row, lane], batch.items[row], targets[:, None])
+    return mined(requests.detach(), network.item_index(encoded.items).detach(), targets, known, count)
+
+
+def hard_contrast(network: GenerativeRecommender, batch: Batch, encoded: Encoded, live: Tensor, requests: Tensor, count: int) -> Tensor:
+    """InfoNCE of the targets of ``live`` (B, R) against hard negatives; ``requests`` (N, dim) their unit vectors."""
+    row, lane = live.nonzero(as_tuple=True)
+    hard = hard_items(network, batch, encoded, row, lane, requests, count)
+    return contrast(requests, network.item_index(encoded.items), batch.targets[live], hard)
+
+
+def progressive_loss(network: GenerativeRecommender, batch: Batch, encoded: Encoded, live: Tensor, settings: TrainingConfig) -> Tensor:
+    """The mean over reasoning steps of what each has to learn; see ``genrec/objectives/progressive.py``."""
+    steps = encoded.blocks[1:]
+    if settings.progressive == "codes":
+        return _by_codes(network, batch, encoded, live)
+    total = encoded.requests.sum() * 0
+    stages = len(network.config.stages)
+    for step, (block, stage) in enumerate(zip(steps, step_stages(len(steps), stages), strict=True)):
+        states = block.mean(2)
+        if batch.shown is not None:
+            shown = batch.shown
+            known = shown.items >= 0
+            vectors = network.retrieval_vectors(states[shown.row, shown.lane])[:, None].expand(-1, known.shape[1], -1)
+            scale, bias = network.reasoning.calibration[step]
+            total = total + multi_label_loss(vectors[known], encoded.items[shown.items[known]], shown.reached[..., stage][known], bias, scale)
+        else:  # the log only tells what was wanted: step k learns to find what reached stage k
+            wanted = live & batch.reached[..., stage]
+            if wanted.any():
+                total = total + full_softmax(network.retrieval_vectors(states[wanted]), network.item_index(encoded.items), batch.targets[wanted])
+    return total / len(steps)
+
+
+def _by_codes(network: GenerativeRecommender, batch: Batch, encoded: Encoded, live: Tensor) -> Tensor:
+    steps = encoded.blocks[1:]
+    total = encoded.requests.sum() * 0
+    targets = batch.targets[live]
+    if not len(targets):
+        return total
+    trie = network.catalogue.trie
+    means = node_means(trie, encoded.items)
+    for block, level in zip(steps, step_levels(len(steps), trie.depth), strict=True):
+        states = network.retrieval_vectors(block.mean(2)[live])
+        total = total + prefix_loss(states, means, trie, targets, level, network.config.temperature)
+    return total / len(steps)
+
+
+def ranking_loss(network: GenerativeRecommender, batch: Batch, encoded: Encoded, live: Tensor, settings: TrainingConfig) -> Tensor:
+    """Of the candidates that were shown, where the log says so; else of each target among random and mined items."""
+    if network.config.stages:
+        shown = batch.shown
+        if shown is None:
+            return encoded.requests.sum() * 0
+        candidates, reached, owner = shown.items, shown.reached, shown.row
+        logits = network.rank(encoded, shown.row, shown.lane, candidates, shown.evidence)
+    else:
+        row, lane = live.nonzero(as_tuple=True)
+        drawn = torch.rand(len(row), device=row.device) < settings.rank_share
+        if not drawn.any():
+            return encoded.requests.sum() * 0
+        row, lane = row[drawn], lane[drawn]
+        candidates = drawn_candidates(network, batch, encoded, row, lane, settings)
+        reached = torch.zeros(*candidates.shape, 1, dtype=torch.bool, device=row.device)
+        reached[:, 0] = True
+        logits, owner = network.rank(encoded, row, lane, candidates), row
+    known = candidates >= 0
+    request = torch.arange(len(candidates), device=known.device) if settings.rank_group == "request" else owner
+    group = request[:, None].expand_as(candidates)[known]
+    total = logits.sum() * 0
+    for stage in range(logits.shape[-1]):
+        values, labels = logits[..., stage][known], reached[..., stage][known]
+        total = total + pointwise(values, labels)
+        if settings.rank_pair_weight:
+            total = total + settings.rank_pair_weight * pairwise(values, labels, group)
+        if settings.rank_list_weight:
+            total = total + settings.rank_list_weight * listwise(values, labels, group)
+    return total / logits.shape[-1]
+
+
+def drawn_candidates(network: GenerativeRecommender, batch: Batch, encoded: Encoded, row: Tensor, lane: Tensor, settings: TrainingConfig) -> Tensor:
+    """(N, 1 + random + hard) item ids: the target first, -1 where a random item is the target."""
+    targets = batch.targets[row, lane]
+    parts = [targets[:, None]]
+    if settings.rank_negatives:
+        parts.append(torch.randint(len(encoded.items), (len(row), settings.rank_negatives), device=row.device))
+    if settings.hard_negatives:
+        vectors = network.retrieval_vectors(encoded.requests[row, lane])
+        parts.append(hard_items(network, batch, encoded, row, lane, vectors, settings.hard_negatives))
+    candidates = torch.cat(parts, dim=1)
+    again = candidates == targets[:, None]
+    again[:, 0] = False
+    return candidates.masked_fill(again, -1)

@@ -1,0 +1,159 @@
+"""What each phase of the preference stage is worth: one trained run, one reward model, the same decoder before every row.
+
+    python scripts/bench/prefer.py RUN [--rows 'rerank|distil|grpo|...'] [--seeds 2] [--output rows.json] [preference.key=value ...]
+
+Rows are separated by |; ``none``, the decoder as it was, always comes first. A row is one or more phases joined by +, with settings in brackets: ``grpo[epochs=2;learning_rate=0.001]``. ``rerank`` only lets the reward model
+order the decoder's own beam. Every row shows validation (what choices may look at) and, with ``--test``, test; on a run of the simulator also the
+true expected clicks and purchases per list, which nobody but the simulator knows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from genrec.config import Config, with_overrides
+from genrec.data.simulator import make_world
+from genrec.data.simulator_sessions import EPOCH
+from genrec.data.simulator_value import list_value
+from genrec.data.simulator_world import SimulatorConfig, numbers_of
+from genrec.evaluation.metrics import coverage, paired_test, per_request_metrics
+from genrec.pipeline import Run
+from genrec.preference.guard import Measured, decide
+from genrec.preference.phases import School
+from genrec.preference.policy import chunks
+from genrec.preference.reward_model import fit_reward_model
+from genrec.preference.stage import Stage
+from genrec.preference.training import learn
+
+log = logging.getLogger("bench")
+ROWS = "rerank|distil|grpo|plackett-luce|guided-dpo|dpo|distil+grpo+dpo"
+
+
+class Bench:
+    """A run's stage with its reward model fitted once."""
+
+    def __init__(self, run: Run, test: bool, output: Path | None):
+        self.run, self.output, self.splits = run, output, ("valid", "test") if test else ("valid",)
+        self.stage = Stage(run, run.folder / "model", "bench")
+        self.start = {name: value.clone() for name, value in self.stage.policy.decoder.state_dict().items()}
+        self.model = fit_reward_model(self.stage.reward_data(self.stage.parts.reward, run.config.seed), self.stage.levels.click, self.stage.levels.order, run.config.seed)
+        self.quality = {name: self.stage.judge_quality(self.model, getattr(self.stage.parts, name)) for name in ("policy", "valid")}
+        for name, towers in self.quality.items():
+            log.info("reward model on %s: %s", name, {tower: {key: round(found[key], 4) for key in ("auc", "gauc", "error")} for tower, found in towers.items()})
+        options = run.config.data.options
+        self.world = make_world(SimulatorConfig(**options)) if run.config.data.reader == "simulator" else None
+        self.days = SimulatorConfig(**options).days if self.world else 0
+        self.before: dict[str, Measured] = {}
+        self.rows: list[dict] = []
+
+    def restore(self) -> None:
+        self.stage.policy.decoder.load_state_dict(self.start)
+        self.stage.policy.version += 1
+
+    def row(self, text: str, seed: int) -> None:
+        """Measure one row; ``text`` as the module's docstring has it."""
+        name, _, extra = text.partition("[")
+        settings = with_overrides(Config(preference=self.run.config.preference), [f"preference.{one}" for one in extra.rstrip("]").split(";") if one]).preference
+        self.restore()
+        begin = time.perf_counter()
+        if name not in ("none", "rerank"):
+            settings.phases = name.split("+")
+            stage = self.stage
+            stage.settings = settings
+            school = School(
+                stage.policy, stage.collator, stage.parts.policy, stage.levels, stage.rates, stage.features, self.model, settings,
+                stage.evidence.facts.category, np.log1p(stage.evidence.counts), stage.fused_teacher(),
+            )  # fmt: skip
+            learn(school, Path("/nonexistent-work"), "bench", seed)
+        found = {split: self.rerank(split) if name == "rerank" else self.measure(split) for split in self.splits}
+        if name == "none":
+            self.before = found
+        result = {"row": text, "seed": seed, "seconds": round(time.perf_counter() - begin, 1)}
+        for split, one in found.items():
+            result[split] = {key: round(value, 5) for key, value in one.means().items()}
+            if self.before and name != "none":
+                paired = {}
+                for key, values in one.paired.items():
+                    old = self.before[split].paired.get(key)
+                    both = None if old is None else np.isfinite(values) & np.isfinite(old)
+                    if both is not None and both.any():
+                        paired[key] = [round(x, 5) for x in paired_test(values[both], old[both], 0)]
+                result[f"{split} minus none"] = paired
+        if name not in ("none", "rerank"):
+            verdict = decide(self.before["valid"], found["valid"], settings, 0)
+            result["kept"], result["reasons"] = verdict.kept, verdict.reasons
+        self.rows.append(result)
+        log.info("%s", json.dumps(result))
+        if self.output:
+            self.output.write_text(json.dumps({"reward_model": self.quality, "rows": self.rows}, indent=1))
+
+    def measure(self, split: str) -> Measured:
+        found = self.stage.measure(split)
+        return self.with_truth(split, found)
+
+    def rerank(self, split: str) -> Measured:
+        """The decoder's beam in the reward model's order."""
+        requests = self.requests(split)
+        lists = np.full((len(requests), 10), -1, np.int64)
+        policy, stage = self.stage.policy, self.stage
+        for rows, asked in chunks(policy, stage.collator, requests, 128):
+            ids, _ = policy.beam(asked, self.run.config.decoding.beam)
+            values = self.model.judge(stage.features(asked.requests, asked.batch, ids, asked.state))
+            worth = self.model.reward(values, stage.settings.reward).masked_fill(ids < 0, -torch.inf)
+            best = ids.gather(1, worth.argsort(dim=1, descending=True, stable=True))[:, :10]
+            lists[rows, : best.shape[1]] = best.cpu().numpy()
+        metrics = per_request_metrics(lists, requests.targets, [10])
+        paired = {name: metrics[f"{name}@10"] for name in ("recall", "ndcg")}
+        return self.with_truth(split, Measured(lists, paired, {"coverage": coverage(lists, policy.trie.n_items)}))
+
+    def requests(self, split: str):
+        """As ``Stage.measure`` takes them, texts of the feedback's queries."""
+        requests = self.run.dataset.requests(split)
+        limit = self.run.config.training.valid_requests
+        if limit and len(requests) > limit:
+            requests = requests.take(np.sort(np.random.default_rng(self.run.config.seed).permutation(len(requests))[:limit]))
+        return requests
+
+    def with_truth(self, split: str, found: Measured) -> Measured:
+        if self.world is None:
+            return found
+        data, requests = self.run.dataset, self.requests(split)
+        items = numbers_of(data.item_table["item_id"], len(self.world.item_leaf), "i")
+        owner = np.searchsorted(data.offsets, data.heldout_events(split), side="right") - 1
+        if len(owner) > len(requests):
+            owner = owner[np.sort(np.random.default_rng(self.run.config.seed).permutation(len(owner))[: len(requests)])]
+        users = numbers_of(data.user_ids, len(self.world.user_cluster), "u")[owner]
+        when = np.clip((requests.times - EPOCH) / (self.days * 86_400), 0, 1)
+        previous = np.where(np.diff(requests.offsets) > 0, items[requests.items[np.maximum(requests.offsets[1:] - 1, 0)]], -1)
+        value = list_value(self.world, users, when, previous, np.where(found.lists >= 0, items[np.maximum(found.lists, 0)], -1))
+        found.paired |= {"true clicks": value.clicks, "true purchases": value.purchases}
+        return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--rows", default=ROWS)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--test", action="store_true")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("genrec.preference.training").setLevel(logging.INFO)
+    torch.set_flush_denormal(True)
+    bench = Bench(Run.open(arguments.run, arguments.overrides), arguments.test, arguments.output)
+    for text in ["none", *(row for row in arguments.rows.split("|") if row != "none")]:
+        for seed in range(1 if text in ("none", "rerank") else arguments.seeds):
+            bench.row(text, seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Candidate tokens and reasoning blocks: who sees whom, tested by perturbation; cached equals uncached; blocks of several tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from genrec.data.dataset import TRAIN
+from genrec.data.sequences import make_windows
+from genrec.data.shown import shown_requests, stage_places
+from genrec.model.backbone import Backbone, own_block, sequence_mask
+from genrec.model.collate import Collator, QueryFeatures, shown_windows
+from genrec.model.ranking import RankingHead, request_rows
+from genrec.model.reasoning import Reasoning
+from genrec.training.fit import new_network
+
+EXACT = {"rtol": 0, "atol": 1e-5}
+STAGES = ["click", "cart"]
+
+
+@pytest.fixture(scope="module")
+def world(prepared_run):
+    """``make(visible)`` -> network with two reasoning steps and a ranking head; the collator, dataset, windows and their rows."""
+    data = prepared_run.dataset
+    model = replace(prepared_run.config.model, reasoning_steps=2, ranking=True, stages=STAGES)
+    windows = make_windows(data.offsets, data.known_lengths(TRAIN), 10, 5)
+    shown = shown_requests(data, STAGES)
+    places = shown_windows(shown, windows, np.asarray(data.offsets))
+    keep = np.flatnonzero((shown.split == TRAIN) & (places >= 0))
+    collator = Collator(model, QueryFeatures.build(data.query_texts, prepared_run.ids.encoder), stage_places(data, STAGES), shown.take(keep))
+    collator.shown_windows = places[keep]
+
+    def make(visible: bool):
+        config = replace(prepared_run.config, model=replace(model, candidates_visible=visible))
+        network = new_network(config, data, prepared_run.ids, generate=True)
+        made = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                if parameter.ndim > 1:
+                    parameter.add_(torch.randn(parameter.shape, generator=made) * 0.1)
+        return network.eval()
+
+    rows = np.flatnonzero(windows.stop - windows.start == 11)[:16]
+    return make, collator, data, windows, rows
+
+
+@pytest.fixture(scope="module")
+def network(world):
+    return world[0](False)
+
+
+@pytest.fixture(scope="module")
+def batch(world):
+    _, collator, data, windows, rows = world
+    return collator.windows(data, windows, rows, True, True)
+
+
+@torch.inference_mode()
+def answers(network, batch):
+    """Retrieval vectors of every step (B, R, 3, dim), the decoder's states, and the ranking logits (N, C, 2)."""
+    encoded = network.encode(batch)
+    trie = network.catalogue.trie
+    walk = torch.tensor([0, int(trie.child_start[0])]).expand(*batch.positions.shape, -1)
+    vectors = network.decoder.node_vectors(trie, encoded.items)
+    states = network.decoder.hidden(network.decoder_memory(encoded), vectors, walk)[0]
+    steps = torch.stack([network.retrieval_vectors(block.mean(2)) for block in encoded.blocks], dim=2)
+    shown = batch.shown
+    return steps, states, network.rank(encoded, shown.row, shown.lane, shown.items, shown.evidence)
+
+
+def test_shown_requests_are_further_lanes_of_their_windows(world, batch):
+    _, collator, data, windows, rows = world
+    shown = batch.shown
+    assert len(shown.row) > 10 and (batch.targets[shown.row, shown.lane] == -1).all()
+    index = np.flatnonzero(np.isin(collator.shown_windows, rows))
+    own = collator.shown.take(index)
+    positions = own.before - windows.start[collator.shown_windows[index]]
+    assert batch.positions[shown.row, shown.lane].tolist() == positions.tolist() and positions.min() >= 0
+    for place in range(len(index)):
+        mine = slice(own.offsets[place], own.offsets[place + 1])
+        assert shown.items[place][shown.items[place] >= 0].tolist() == own.items[mine].tolist()
+        assert np.array_equal(shown.reached[place, : mine.stop - mine.start], own.reached[mine])
+    live = batch.targets >= 0
+    assert batch.reached.shape == (*live.shape, 2) and not batch.reached[~live].any() and batch.reached[live].any(0).all()
+
+
+def test_every_shown_training_request_is_in_exactly_one_window(world):
+    _, collator, data, windows, _ = world
+    starts, stops = windows.first[collator.shown_windows], windows.stop[collator.shown_windows]
+    before = collator.shown.before
+    assert (np.diff(collator.shown_windows) >= 0).all() and (before >= starts).all() and (before <= stops).all()
+    owner = np.searchsorted(data.offsets, windows.start[collator.shown_windows], side="right") - 1
+    assert np.array_equal(owner, collator.shown.users)
+
+
+@pytest.mark.parametrize("what", ["items", "actions", "times"])
+@pytest.mark.parametrize("place", [1, 4, 7])
+def test_no_step_and_no_candidate_sees_a_later_event(network, batch, what, place):
+    values = getattr(batch, what).clone()
+    values[:, place] = values[:, place] + 999.0 if what == "times" else (values[:, place] + 1) % (network.actions.num_embeddings if what == "actions" else network.catalogue.n_items)
+    old, new = answers(network, batch), answers(network, replace(batch, **{what: values}))
+    sees = (batch.targets >= 0) & (batch.positions > place)
+    blind = batch.positions <= place
+    for before, after in zip(old[:2], new[:2], strict=True):
+        torch.testing.assert_close(after[blind], before[blind], **EXACT)
+        assert ((after - before).flatten(2).abs().amax(-1)[sees] > 1e-6).all()
+    lanes = blind[batch.shown.row, batch.shown.lane]
+    assert lanes.any() and not lanes.all()
+    torch.testing.assert_close(new[2][lanes], old[2][lanes], **EXACT)
+    known = (batch.shown.items >= 0)[~lanes]
+    assert ((new[2] - old[2])[~lanes].abs().amax(-1)[known] > 1e-7).all()
+
+
+def test_requests_and_their_blocks_do_not_see_each_other(network, batch):
+    changed = replace(
+        batch, request_queries=batch.request_queries.index_fill(1, torch.tensor([0]), 1),
+        positions=batch.positions.index_fill(1, torch.tensor([0]), 3),
+    )  # fmt: skip
+    old, new = answers(network, batch), answers(network, changed)
+    for before, after in zip(old[:2], new[:2], strict=True):
+        torch.testing.assert_close(after[:, 1:], before[:, 1:], **EXACT)
+        assert (after[:, 0] - before[:, 0]).abs().max() > 1e-4
+    others = batch.shown.lane != 0
+    torch.testing.assert_close(new[2][others], old[2][others], **EXACT)
+
+
+@pytest.mark.parametrize("visible", [False, True])
+def test_candidates_see_their_fellows_only_where_that_is_allowed(world, batch, visible):
+    network = world[0](visible)
+    shown = batch.shown
+    full = (shown.items[:, :2] >= 0).all(1)
+    items = shown.items.clone()
+    items[:, 0] = (items[:, 0] + 1) % network.catalogue.n_items
+    old, new = answers(network, batch), answers(network, replace(batch, shown=replace(shown, items=items)))
+    assert torch.equal(old[0], new[0]) and torch.equal(old[1], new[1])  # nothing but candidates sees candidates
+    assert (new[2][:, 0] - old[2][:, 0]).abs().min(1).values.min() > 0
+    moved = (new[2][full, 1] - old[2][full, 1]).abs().max()
+    assert moved > 1e-4 if visible else moved < 1e-6
+
+
+@pytest.mark.parametrize("visible", [False, True])
+def test_padding_candidates_are_not_seen(world, batch, visible):
+    network = world[0](visible)
+    shown = batch.shown
+    known = shown.items >= 0
+    wide = replace(
+        shown, items=torch.cat([shown.items, shown.items.new_full((len(shown.items), 2), -1)], 1),
+        reached=torch.cat([shown.reached, shown.reached[:, :2]], 1), evidence=torch.cat([shown.evidence, shown.evidence[:, :2] + 3], 1),
+    )  # fmt: skip
+    old, new = answers(network, batch)[2], answers(network, replace(batch, shown=wide))[2]
+    torch.testing.assert_close(new[:, : old.shape[1]][known], old[known], **EXACT)
+
+
+def test_what_became_of_the_items_is_no_input(network, batch):
+    flipped = replace(batch, reached=~batch.reached, shown=replace(batch.shown, reached=~batch.shown.reached), targets=batch.targets * 0)
+    for old, new in zip(answers(network, batch), answers(network, flipped), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_evidence_reaches_its_own_candidate_alone(network, batch):
+    evidence = batch.shown.evidence.clone()
+    evidence[3, 0] += 1
+    old, new = answers(network, batch), answers(network, replace(batch, shown=replace(batch.shown, evidence=evidence)))
+    moved = (new[2] - old[2]).abs().amax(-1) > 1e-6
+    assert moved.nonzero().tolist() == [[3, 0]]
+
+
+def test_one_request_alone_ranks_as_in_its_window(network, world, batch):
+    """Inference puts each request into a row of its own; times of a window and of a history start alike on short ones."""
+    _, collator, data, windows, rows = world
+    index = np.flatnonzero(np.isin(collator.shown_windows, rows))
+    whole = collator.shown.before[index] - data.offsets[collator.shown.users[index]] == batch.positions[batch.shown.row, batch.shown.lane].numpy()
+    assert whole.sum() >= 3
+    alone = collator.shown_batch(data, collator.shown, index[whole])
+    wide = answers(network, batch)[2][torch.from_numpy(whole)]
+    known = batch.shown.items[torch.from_numpy(whole)] >= 0
+    narrow = answers(network, alone)[2]
+    torch.testing.assert_close(narrow[alone.shown.items >= 0], wide[known], rtol=0, atol=1e-4)
+
+
+def test_blocks_of_several_tokens_equal_one_pass():
+    """Two requests of M = 3 tokens, two steps, candidates of one request: cache against a single pass with the whole mask."""
+    torch.manual_seed(2)
+    backbone, reasoning = Backbone(8, 2, 2, 0.0).eval(), Reasoning(8, 2)
+    head = RankingHead(8, 2, 0, 0.0, False).eval()
+    length, block, positions = 4, 3, torch.tensor([[2, 4]])
+    x, angles = torch.randn(1, length + 6, 8), torch.randn(1, length + 6, 2)
+    base = sequence_mask(length, positions, block)
+    states, cache = backbone.extend(x, angles, base)
+    visible = base[:, length::block, :length]
+    blocks, cache = reasoning(backbone, states[:, length:].unflatten(1, (2, 3)), angles[:, length:], visible, cache)
+    lane = torch.tensor([1])
+    items = torch.randn(1, 5, 8)
+    kept, seen = request_rows(cache, visible, torch.tensor([0]), lane, block, 3)
+    assert kept[0][0].shape[2] == seen.shape[1] == length + 3 * block and seen.sum() == 4 + 9
+    logits = head(backbone, items, None, torch.ones(1, 5, dtype=torch.bool), angles[:, length + block], seen, kept)
+    # the same without cache: all tokens, one mask
+    own = own_block(2, block, x.device)
+    first = states[:, length:] + reasoning.step[0]
+    second = blocks[0].flatten(1, 2) + reasoning.step[1]
+    candidates = head.drop(head.norm(head.kind + head.item(items)))
+    size = length + 18 + 5
+    mask = torch.zeros(1, size, size, dtype=torch.bool)
+    mask[:, : length + 6, : length + 6] = base
+    for later in (1, 2):
+        rows = slice(length + 6 * later, length + 6 * later + 6)
+        mask[:, rows, :length] = visible.repeat_interleave(block, 1)
+        for earlier in range(later + 1):
+            mask[:, rows, length + 6 * earlier : length + 6 * earlier + 6] = own
+    mask[:, length + 18 :, :length] = visible[:, 1:]
+    for step in range(3):
+        mask[:, length + 18 :, length + 6 * step + 3 : length + 6 * step + 6] = True
+    mask[:, length + 18 :, length + 18 :] = torch.eye(5, dtype=torch.bool)
+    together = torch.cat([x, first, second, candidates], 1)
+    turned = torch.cat([angles, angles[:, length:], angles[:, length:], angles[:, length + block :][:, :1].expand(-1, 5, -1)], 1)
+    whole = backbone(together, turned, mask)
+    torch.testing.assert_close(blocks[1].flatten(1, 2), whole[:, length + 12 : length + 18], **EXACT)
+    torch.testing.assert_close(logits, head.score(whole[:, length + 18 :]), **EXACT)

@@ -1,0 +1,178 @@
+"""Ranking, progressive and hard-negative losses against slow float64 references, values and gradients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from genrec.model.network import ShownLanes
+from genrec.objectives.hard_negatives import contrast, mined, shown_in_vain
+from genrec.objectives.progressive import multi_label_loss, prefix_loss, step_levels, step_stages
+from genrec.objectives.ranking import area_under_curve, listwise, pairwise, pairs, pointwise
+from genrec.semantic_ids.trie import build_trie
+
+N = 60
+
+
+@pytest.fixture
+def flat():
+    made = torch.Generator().manual_seed(1)
+    logits = torch.randn(N, generator=made, dtype=torch.float64) * 3
+    labels = torch.rand(N, generator=made) < 0.3
+    group = torch.randint(7, (N,), generator=made) * 10  # unsorted, with gaps
+    labels[group == 30], labels[group == 40] = True, False  # groups without a pair
+    return logits, labels, group
+
+
+def slow_pairs(labels, group):
+    return [(i, j) for i in range(N) for j in range(N) if labels[i] and not labels[j] and group[i] == group[j]]
+
+
+def slow_pairwise(logits, labels, group):
+    found = slow_pairs(labels, group)
+    return sum(torch.log(1 + torch.exp(logits[j] - logits[i])) for i, j in found) / len(found)
+
+
+def slow_listwise(logits, labels, group):
+    terms = []
+    for i in range(N):
+        others = [j for j in range(N) if labels[i] and not labels[j] and group[i] == group[j]]
+        if others:
+            terms.append(torch.logsumexp(logits[[i, *others]], 0) - logits[i])
+    return sum(terms) / len(terms)
+
+
+def slow_pointwise(logits, labels, group):
+    return -torch.stack([torch.sigmoid(one if label else -one).log() for one, label in zip(logits, labels, strict=True)]).mean()
+
+
+def test_pairs_are_those_of_one_group(flat):
+    _, labels, group = flat
+    better, worse = pairs(labels, group)
+    found = list(zip(better.tolist(), worse.tolist(), strict=True))
+    assert sorted(found) == sorted(slow_pairs(labels, group)) and len(found) > 20
+
+
+@pytest.mark.parametrize(
+    ("fast", "slow"),
+    [(lambda s, y, g: pointwise(s, y), slow_pointwise), (pairwise, slow_pairwise), (listwise, slow_listwise)],
+    ids=["pointwise", "pairwise", "listwise"],
+)
+def test_ranking_losses_equal_the_reference(flat, fast, slow):
+    logits, labels, group = flat
+    found = []
+    for compute, dtype in ((fast, torch.float32), (slow, torch.float64)):
+        given = logits.to(dtype).requires_grad_()
+        loss = compute(given, labels, group)
+        loss.backward()
+        found.append((loss.detach().double(), given.grad.double()))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-6)
+    assert found[1][1].abs().max() > 1e-3
+
+
+def test_without_a_pair_there_is_nothing_to_learn(flat):
+    logits, _, group = flat
+    for loss in (pairwise, listwise):
+        assert float(loss(logits, torch.ones(N, dtype=torch.bool), group)) == 0
+
+
+def test_area_under_curve_equals_scikit_learn(flat):
+    logits, labels, _ = flat
+    tied = logits.round()
+    assert area_under_curve(tied, labels) == pytest.approx(roc_auc_score(labels, tied), abs=1e-12)
+    assert math.isnan(area_under_curve(logits, torch.zeros(N, dtype=torch.bool)))
+
+
+@pytest.fixture(scope="module")
+def catalogue():
+    made = torch.Generator().manual_seed(3)
+    codes = torch.stack([torch.randint(size, (40,), generator=made) for size in (4, 3, 3)], dim=1)
+    return build_trie(codes, (4, 3, 3)), codes, torch.randn(40, 6, generator=made, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_prefix_loss_is_the_softmax_over_prefixes(catalogue, level):
+    """A prefix's vector is the unit mean of its items; the loss is that of the target's own prefix."""
+    from genrec.model.code_decoder import node_means
+
+    trie, codes, items = catalogue
+    targets = torch.tensor([0, 5, 5, 17, 39])
+    states = torch.nn.functional.normalize(torch.randn(5, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64), dim=-1)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        given, vectors = (value.detach().clone().to(dtype).requires_grad_() for value in (states, items))
+        if dtype == torch.float32:
+            loss = prefix_loss(given, node_means(trie, vectors), trie, targets, level, 0.2)
+        else:
+            prefixes = [tuple(row) for row in codes[:, :level].tolist()]
+            names = sorted(set(prefixes))
+            means = torch.stack([vectors[[place for place, one in enumerate(prefixes) if one == name]].mean(0) for name in names])
+            logits = given @ (means / means.norm(dim=-1, keepdim=True)).T / 0.2
+            loss = torch.stack([row.logsumexp(0) - row[names.index(prefixes[item])] for row, item in zip(logits, targets.tolist(), strict=True)]).mean()
+        loss.backward()
+        found.append([loss.detach().double(), given.grad.double(), vectors.grad.double()])
+    for fast, slow in zip(*found, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-5)
+
+
+def test_feedback_of_a_step_equals_the_reference():
+    made = torch.Generator().manual_seed(5)
+    states = torch.nn.functional.normalize(torch.randn(9, 4, generator=made, dtype=torch.float64), dim=-1)
+    vectors, labels = torch.randn(9, 4, generator=made, dtype=torch.float64), torch.rand(9, generator=made) < 0.5
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        inputs = [value.to(dtype).requires_grad_() for value in (states, vectors, torch.tensor(0.3), torch.tensor(4.0))]
+        if dtype == torch.float32:
+            loss = multi_label_loss(inputs[0], inputs[1], labels, inputs[2], inputs[3])
+        else:
+            cosine = (inputs[0] * inputs[1]).sum(-1) / inputs[1].norm(dim=-1)
+            chance = torch.sigmoid(inputs[3] * cosine + inputs[2])
+            loss = -torch.where(labels, chance, 1 - chance).log().mean()
+        loss.backward()
+        found.append([loss.detach().double(), *(value.grad.double() for value in inputs)])
+    for fast, slow in zip(*found, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-6)
+
+
+def test_steps_go_from_easy_to_hard():
+    assert step_levels(3, 5) == [1, 2, 3] and step_levels(4, 2) == [1, 2, 2, 2]
+    assert step_stages(2, 2) == [0, 1] and step_stages(1, 2) == [1] and step_stages(3, 2) == [0, 1, 1] and step_stages(2, 4) == [2, 3]
+
+
+def test_contrast_equals_the_reference():
+    made = torch.Generator().manual_seed(6)
+    requests, index = torch.randn(4, 5, generator=made, dtype=torch.float64), torch.randn(12, 5, generator=made, dtype=torch.float64)
+    targets, hard = torch.tensor([1, 2, 3, 4]), torch.tensor([[5, 6, -1], [2, 7, 8], [-1, -1, -1], [9, 10, 11]])
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        q, t = requests.to(dtype).requires_grad_(), index.to(dtype).requires_grad_()
+        if dtype == torch.float32:
+            loss = contrast(q, t, targets, hard)
+        else:
+            rows = {0: [1, 5, 6], 1: [2, 7, 8], 3: [4, 9, 10, 11]}  # an own target among the hard ones is none; nobody for row 2
+            loss = sum((q[row] @ t[items].T).logsumexp(0) - q[row] @ t[items[0]] for row, items in rows.items()) / 3
+        loss.backward()
+        found.append([loss.detach().double(), q.grad.double(), t.grad.double()])
+    for fast, slow in zip(*found, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
+
+
+def test_mined_negatives_are_the_nearest_unknown_ones():
+    index = torch.eye(8)
+    requests = torch.tensor([[0.1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.0, 0.0]])
+    torch.manual_seed(0)
+    drawn = {tuple(sorted(mined(requests, index, torch.tensor([1]), torch.tensor([[2, 2]]), 1).flatten().tolist())) for _ in range(40)}
+    assert drawn == {(3,), (4,)}
+
+
+def test_items_shown_in_vain_are_the_rows_own():
+    reached = torch.tensor([[True, False], [False, False], [False, False]])[..., None]
+    shown = ShownLanes(torch.tensor([0, 0, 2]), torch.tensor([0, 1, 0]), torch.tensor([[4, 5], [4, 6], [7, -1]]), reached, torch.zeros(3, 2, 0))
+    torch.manual_seed(0)
+    table = shown_in_vain(shown, torch.tensor([0, 1, 2, 0]), 3, 3, 10)
+    assert set(table[0].tolist()) == {5, 6, -1} and table[1].tolist() == [-1, -1, -1]  # 4 was clicked later
+    assert table[2].tolist() == [7, -1, -1] and torch.equal(table[0], table[3])

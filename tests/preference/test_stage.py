@@ -1,0 +1,221 @@
+"""The preference stage on a tiny run: what is kept and what is refused, resume, who sees what, and the command."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from genrec.artifacts import atomic_folder, open_artifact, read_json
+from genrec.data.dataset import TRAIN
+from genrec.decoding.exact import exact_scores
+from genrec.errors import UserError
+from genrec.pipeline import Run
+from genrec.preference import rewards
+from genrec.preference.guard import Measured, decide
+from genrec.preference.phases import School
+from genrec.preference.reward_model import fit_reward_model
+from genrec.preference.stage import MODEL, Stage, deal, stage_prefer
+
+FAST = ("preference.batch_size=128", "preference.beam=10", "preference.negatives=6", "preference.samples=4", "preference.max_requests=400")
+
+
+def school_of(run: Run) -> tuple[Stage, School]:
+    stage = Stage(run, run.folder / "model", "key")
+    model = fit_reward_model(stage.reward_data(stage.parts.reward, 1), stage.levels.click, stage.levels.order, 1, epochs=1)
+    return stage, School(
+        stage.policy, stage.collator, stage.parts.policy, stage.levels, stage.rates, stage.features, model, stage.settings,
+        stage.evidence.facts.category, np.log1p(stage.evidence.counts),
+    )  # fmt: skip
+
+
+def damage(run: Run) -> None:
+    """Noise on the decoder's weights, as a model folder of its own: there is something to win back."""
+    folder, info = run.folder / "model", open_artifact(run.folder / "model", "model")["info"]
+    weights, config = load_file(folder / "model.safetensors"), (folder / "config.json").read_text()
+    generator = torch.Generator().manual_seed(1)
+    for name, value in weights.items():
+        if name.startswith("decoder.") and value.ndim > 1:
+            weights[name] = value + torch.randn(value.shape, generator=generator) * value.std()
+    with atomic_folder(folder, "model", "damaged", info) as target:
+        save_file(weights, target / "model.safetensors")
+        (target / "config.json").write_text(config)
+
+
+def test_the_command_keeps_a_better_decoder_and_the_run_knows_it(copied_run, genrec):
+    run = copied_run()
+    damage(run)
+    before = load_file(run.folder / "model" / "model.safetensors")
+    more = (*FAST, "preference.phases=[distil,dpo]", "preference.learning_rate=0.005", "preference.epochs=3")
+    code, out, err = genrec("prefer", run.folder, *more)
+    assert code == 0 and "kept: better" in out, out + err
+    assert run.fitted == ["train", "preferred", "train+valid"]
+    after = load_file(run.folder / MODEL / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith("decoder.") for name in changed) and before.keys() == after.keys()
+    open_artifact(run.folder / MODEL, "model", verify=True)
+    report = read_json(run.folder / "preference" / "report.json")
+    assert report["guard"]["kept"] and {row["name"] for row in report["guard"]["rows"]} == {"recall", "ndcg", "coverage", "diversity", "auc", "gauc", "reward_ndcg"}
+    assert (run.folder / "preference" / "report.md").read_text().count("|") > 50
+    stamp = (run.folder / MODEL / "manifest.json").stat().st_mtime_ns
+    assert genrec("prefer", run.folder, *more)[0] == 0 and (run.folder / MODEL / "manifest.json").stat().st_mtime_ns == stamp  # up to date
+    code, out, err = genrec("recommend", run.folder, "--user", "u000001", "--mode", "generate", "--fitted-on", "preferred", "-k", "3")
+    assert code == 0 and "i0" in out, err
+    assert genrec("prefer", run.folder, "training.epochs=3")[0] == 2
+    code, _, err = genrec("prefer", run.folder, "preference.phases=[ppo]")
+    assert code == 2 and "ppo" in err and "\n" not in err.strip()
+
+
+def test_a_hacked_reward_is_refused(copied_run, monkeypatch):
+    """Popularity as the only reward: the decoder learns to name the same few items to everybody, its reward rises, and it is not kept."""
+    monkeypatch.setitem(rewards.REWARDS, "popularity", lambda sampled: sampled.popularity[sampled.items])
+    run = copied_run(
+        *FAST, "preference.phases=[grpo]", "preference.rewards={popularity: 1.0, model: 0.0, behaviour: 0.0}", "preference.anchor=0",
+        "preference.kl=0", "preference.prefix_gate=false", "preference.learning_rate=0.03", "preference.epochs=10", "preference.max_requests=256",
+    )  # fmt: skip
+    verdict = stage_prefer(run)
+    report = read_json(run.folder / "preference" / "report.json")
+    curve = [row["reward_popularity"] for row in report["curves"]]
+    assert curve[-1] > curve[0] + 0.05  # the exploit worked ...
+    assert not verdict.kept and any("coverage" in reason for reason in verdict.reasons), verdict  # ... and was caught
+    assert not (run.folder / MODEL).exists() and run.fitted == ["train", "train+valid"]
+    rows = {row.name: row for row in verdict.rows}
+    assert rows["coverage"].after < 0.8 * rows["coverage"].before
+
+
+def test_a_stopped_stage_ends_with_the_same_decoder(copied_run, monkeypatch):
+    more = (*FAST, "preference.phases=[grpo,guided-dpo]", "preference.checkpoint_steps=2", "preference.tolerance=1", "preference.auc_tolerance=1")
+    found = []
+    for name, stop_at in (("whole", None), ("stopped", ("guided-dpo", 2))):
+        run = copied_run(*more, name=name)
+        if stop_at:
+            step, calls = School.step, {"n": 0}
+
+            def breaking(self, phase, rows, generator, step=step, calls=calls):
+                calls["n"] += phase == stop_at[0]
+                if calls["n"] == stop_at[1] + 1:
+                    raise KeyboardInterrupt
+                return step(self, phase, rows, generator)
+
+            monkeypatch.setattr(School, "step", breaking)
+            with pytest.raises(KeyboardInterrupt):
+                stage_prefer(run)
+            monkeypatch.setattr(School, "step", step)
+            assert list(run.folder.glob(".preference-*/state.pt"))
+            assert not (run.folder / "preference").exists()
+        stage_prefer(run)
+        found.append((read_json(run.folder / "preference" / "report.json")))
+        assert not list(run.folder.glob(".preference-*"))
+    assert found[0]["curves"] == found[1]["curves"] and found[0]["guard"] == found[1]["guard"]
+
+
+def test_a_run_without_the_stage_is_as_it_was(copied_run):
+    run = copied_run()
+    assert not run.config.preference.in_run and run.fitted == ["train", "train+valid"]
+    with pytest.raises(UserError, match="model_preferred does not exist"):
+        run.ranker("preferred")
+
+
+def test_the_reward_model_never_judges_what_it_was_fitted_on(copied_run):
+    run = copied_run(*FAST, "preference.max_requests=100000")
+    stage = Stage(run, run.folder / "model", "key")
+    parts = stage.parts
+    for part in (parts.reward, parts.policy):
+        assert (part.split == TRAIN).all()
+    assert parts.evidence_until <= parts.reward.requests.times.min()
+    assert parts.reward.requests.times.max() < parts.policy.requests.times.min()
+    assert (parts.valid.split > TRAIN).all()
+    counted = stage.evidence
+    train = (np.asarray(run.dataset.split) == TRAIN) & (np.asarray(run.dataset.timestamps) < parts.evidence_until)
+    np.testing.assert_array_equal(counted.counts, np.bincount(np.asarray(run.dataset.items)[train], minlength=run.dataset.n_items))
+    since = int(np.quantile(parts.policy.requests.times, 0.5))
+    run.config.preference.since = str(since)
+    later = deal(stage.parts.policy, run.config.preference, 1, 0)
+    assert later.policy.requests.times.min() >= since > later.reward.requests.times.max()
+
+
+def test_streaming_goes_on_from_an_earlier_decoder(copied_run):
+    run = copied_run(*FAST, "preference.phases=[distil,dpo]", "preference.learning_rate=0.005", "preference.epochs=3")
+    damage(run)
+    assert stage_prefer(run).kept
+    times = Stage(run, run.folder / "model", "key").parts.policy.requests.times
+    again = copied_run(*FAST, f"preference.checkpoint={run.folder / MODEL}", f"preference.since={int(np.quantile(times, 0.7))}", "preference.phases=[grpo]")
+    stage_prefer(again)
+    report = read_json(run.folder / "preference" / "report.json")
+    assert report["base"] == MODEL and report["requests"]["policy"] < len(times) / 2
+    with pytest.raises(UserError, match="no training request"):
+        stage_prefer(copied_run(*FAST, "preference.since=2100-01-01"))
+    with pytest.raises(UserError, match="does not exist"):
+        stage_prefer(copied_run(*FAST, "preference.checkpoint=nowhere"))
+
+
+def test_a_log_without_impressions_learns_from_events_and_its_own_wrong_beams(copied_run):
+    run = copied_run(*FAST, "preference.max_requests=256", "preference.phases=[distil,guided-dpo,plackett-luce,dpo]", "preference.teacher=fused")
+    run.dataset.__dict__["impressions"] = None
+    verdict = stage_prefer(run)
+    assert {row.name for row in verdict.rows} == {"recall", "ndcg", "coverage", "diversity"}
+    report = read_json(run.folder / "preference" / "report.json")
+    assert [row["phase"] for row in report["curves"]] == sorted((row["phase"] for row in report["curves"]), key=run.config.preference.phases.index)
+    assert {row["phase"] for row in report["curves"]} == set(run.config.preference.phases)
+    assert report["reward_model"]["valid"]["click"]["auc"] > 0.6  # what was chosen against random others
+    _, school = school_of(run)
+    rows = school.prepare("dpo")
+    columns, live, _ = school.interaction_lists(rows, torch.Generator().manual_seed(1))
+    beam = (columns[:, 1:, None] == school.beams[rows][:, None, :]).any(2) & live[:, 1:]
+    assert (school.stages >= 0).sum() == len(rows) and beam.any(1).float().mean() > 0.9
+
+
+def test_interaction_lists_hold_only_worse_items(copied_run):
+    stage, school = school_of(copied_run(*FAST))
+    rows = school.prepare("dpo")
+    columns, live, weights = school.interaction_lists(rows, torch.Generator().manual_seed(1))
+    columns, live = columns.numpy(), live.numpy()
+    assert (columns[:, 0] == school.targets[rows]).all() and live[:, 0].all() and (live[:, 1:].sum(1) > 0).mean() > 0.95
+    for row, request in enumerate(rows):
+        deepest = school.stages[request].max()
+        chosen = set(school.shown[request][school.stages[request] == deepest])
+        losers = columns[row, 1:][live[row, 1:]].tolist()
+        assert not chosen & set(losers) and len(losers) == len(set(losers))
+    shown = (columns[:, 1:, None] == school.shown[rows][:, None, :]).any(2) & live[:, 1:]
+    beam = (columns[:, 1:, None] == school.beams[rows].numpy()[:, None, :]).any(2) & live[:, 1:] & ~shown
+    assert shown.sum() > 100 and beam.sum() > 100
+    assert (weights[:, 1:][live[:, 1:]] > 0).all() and weights.max() <= school.settings.weight_limit
+
+
+def test_policy_scores_are_the_decoders_and_gradients_reach_it_alone(copied_run):
+    stage, school = school_of(copied_run(*FAST))
+    policy = stage.policy
+    asked = policy.ask(stage.collator, stage.parts.policy.requests.take(np.arange(8)))
+    exact = exact_scores(policy.decoder, policy.memory(asked), policy.vectors(), policy.trie)
+    ids = torch.arange(policy.trie.n_items).expand(8, -1)
+    mates = policy.trie.node_item_count[policy.trie.item_leaf].float().log()
+    torch.testing.assert_close(policy.item_log_probabilities(asked, ids), exact - mates, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(policy.reference_steps(asked, policy.trie.item_path[ids]).sum(-1), exact, rtol=1e-4, atol=1e-4)
+    policy.steps(asked, policy.trie.item_path[ids]).sum().backward()
+    graded = {name for name, parameter in policy.network.named_parameters() if parameter.grad is not None}
+    assert graded and all(name.startswith("decoder.") for name in graded)
+
+
+def measured(recall, coverage=0.5, auc=0.6):
+    values = np.zeros(1000)
+    values[: int(recall * 1000)] = 1
+    return Measured(np.zeros((1000, 10), int), {"recall": values, "ndcg": values / 2}, {"coverage": coverage, "diversity": 0.9, "auc": auc})
+
+
+@pytest.mark.parametrize(
+    ("after", "kept", "why"),
+    [
+        (measured(0.12), True, "better"),
+        (measured(0.10), False, "nothing became better"),
+        (measured(0.10, auc=0.65), True, "auc"),
+        (measured(0.09, auc=0.65), False, "recall fell"),
+        (measured(0.12, coverage=0.4), False, "coverage fell"),
+        (measured(0.12, auc=0.55), False, "auc fell"),
+        (measured(0.12, auc=float("nan")), False, "no number"),
+    ],
+)
+def test_what_the_guard_keeps(copied_run, after, kept, why):
+    settings = copied_run().config.preference
+    verdict = decide(measured(0.10), after, settings, 0, 200)
+    assert verdict.kept == kept and why in " ".join(verdict.reasons)
