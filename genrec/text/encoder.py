@@ -15,15 +15,12 @@ import polars as pl
 
 from genrec.artifacts import fingerprint, read_json, write_json
 from genrec.config import TextConfig, to_dict
+from genrec.data.words import SPACELESS, TOKEN_PATTERN
 from genrec.errors import UserError
 
 DESCRIPTION = "encoder.json"
 ROLES = ("query", "item")
-# Scripts written without spaces (kana, Han, Thai, Lao, Myanmar, Khmer) are read character by character; bigrams then stand for
-# words. Marks of Indic scripts belong to the word around them.
-SPACELESS = "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U000323af\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
-_MARKS = "\u0900-\u0963\u0966-\u0dff"
-TOKEN_PATTERN = rf"[{SPACELESS}]|(?:[^\W_{SPACELESS}]|[{_MARKS}])+"
+__all__ = ["ROLES", "SPACELESS", "TOKEN_PATTERN", "TextEncoder", "encoder_key", "fit_encoder", "item_texts", "unit"]
 
 
 class TextEncoder(ABC):
