@@ -11,7 +11,7 @@ import torch
 from genrec.data.dataset import TRAIN
 from genrec.decoding.evidence import FEATURES, Evidence
 from genrec.decoding.proposals import MISSING, Proposer
-from genrec.decoding.ranker import seen_mask
+from genrec.decoding.ranker import MODES, Ranker, seen_mask
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.retrieval.bm25 import BM25
 
@@ -67,3 +67,23 @@ def test_an_item_that_is_certain_is_still_proposed(prepared_run, network, asked,
     best, scores = (part[:, 0] for part in found.retrieved)
     assert (scores == 0).any()
     assert (found.ids == best[:, None]).any(1).all()
+
+
+def test_a_list_does_not_depend_on_what_else_is_computed(prepared_run, network, asked, monkeypatch):
+    """What only generates, or only retrieves, or comes in chunks of one request, equals what the whole pass finds."""
+    requests, batch = asked
+    exclude = seen_mask(requests, prepared_run.dataset.n_items)
+    made = proposer(prepared_run, network, beam=5, dense=6)
+    whole = made.propose(batch, requests, exclude)
+    generated = made.propose(batch, requests, exclude, fuse=False)
+    retrieved = made.propose(batch, requests, exclude, fuse=False, retrieve=6, generate=False)
+    assert generated.ids is None and generated.retrieved is None and retrieved.generated is None
+    for name, alone in (("generated", generated), ("retrieved", retrieved)):
+        assert all(torch.equal(one, other) for one, other in zip(getattr(whole, name), getattr(alone, name), strict=True))
+    ranker = Ranker(made, prepared_run.config.model, prepared_run.ids.encoder, made.settings)
+    together = ranker.rank(requests, 10, MODES)
+    monkeypatch.setattr("genrec.decoding.ranker.SCORES", 1)
+    for mode in MODES:
+        ids, scores = ranker.rank(requests, 10, [mode])[mode]
+        assert np.array_equal(ids, together[mode][0]) and (ids[:, 0] >= 0).all()
+        np.testing.assert_allclose(scores, together[mode][1], atol=1e-4)
