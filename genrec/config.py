@@ -138,7 +138,10 @@ class ModelConfig:
 class TrainingConfig:
     """Optimisation. The epoch count of the refit is the one chosen on validation."""
 
+    tasks: list[str] = field(default_factory=lambda: ["recommendation", "search"])  # what is learnt; one of the two alone for comparison
     epochs: int = 20
+    align_epochs: int = 0  # of them, the first: an item's text, asked by nobody -> the item ...
+    cooccur_epochs: int = 0  # ... and the next: a query, asked by nobody -> its item, and an item -> the item that followed
     patience: int = 3
     batch_size: int = 128  # sequences per optimiser step, over all devices and accumulated parts
     accumulate: int = 1  # parts a device's share of a step is computed in, one after the other; less memory, the same result
@@ -146,6 +149,8 @@ class TrainingConfig:
     weight_decay: float = 0.01
     warmup_steps: int = 100
     label_smoothing: float = 0.0
+    category_weight: float = 0.0  # of query -> category of the sought item, beside query -> item
+    keyword_distill_weight: float = 0.0  # of a search's distance to the answers to the query with the sought item's keywords (OneSearch-V2: .1)
     retrieve_weight: float = 1.0
     generate_weight: float = 1.0
     decoder_epochs: int = 8  # epochs of the code decoder alone, on the fitted network; 0 = it learns together with everything else
@@ -162,6 +167,7 @@ class TrainingConfig:
     rank_share: float = 0.25  # share of requests that rank in a step, in a log that does not say what was shown
     rank_negatives: int = 20  # random candidates of each of these
     generate_share: float = 0.5  # share of requests whose codes are also learnt in a step; a fresh draw each time
+    same_time: bool = True  # may a request see events of its own second? false where one purchase is several events
     shuffle_ties: float = 0.0  # share of sequences whose events of equal time are permuted, anew in each epoch
     shuffle_whole: float = 0.0  # share of sequences permuted altogether
     negatives: int | None = None  # drawn per step; 0 = softmax over the whole catalogue; null = that up to 4096 items, else 2048
@@ -234,7 +240,7 @@ class PreferenceConfig:
     position_weights: list[float] = field(default_factory=lambda: [2.0, 2.0, 1.0])  # grpo: of code positions; the last for all that follow
     prefix_gate: bool = True  # grpo: a code position that matches what was chosen counts where those before it match
     kl: float = 0.02  # grpo and plackett-luce: weight of the divergence from the reference
-    teacher: str = "dense"  # distil: dense (the retrieval head), fused (the ranking) or reward (the reward model over the beam)
+    teacher: str = "dense"  # distil: dense (retrieval head), fused (the ranking over evidence), ranking (head) or reward (model) over the beam
     soft: float = 0.5  # distil: share of the teacher's targets beside the observed item
     since: str | None = None  # streaming: only requests from this time on (ISO, UTC, or seconds since 1970)
     checkpoint: str | None = None  # streaming: start from this model folder instead of the run's model
@@ -384,6 +390,18 @@ def _check_search(decoding: DecodingConfig) -> None:
         raise UserError("decoding.int8: runs on the CPU and decoding.cuda_graph on a GPU; choose one")
 
 
+def _check_stages(config: Config) -> None:
+    """The keys of staged training that need each other."""
+    training = config.training
+    before = training.align_epochs + training.cooccur_epochs
+    if before >= training.epochs:
+        raise UserError(f"training.epochs: {training.epochs} leaves no epoch after align_epochs + cooccur_epochs = {before}; give more")
+    if not training.same_time and (training.shuffle_ties or training.shuffle_whole):
+        raise UserError("training.same_time: false needs events in their order; set shuffle_ties and shuffle_whole to 0")
+    if training.keyword_distill_weight and not config.semantic_ids.keywords:
+        raise UserError("training.keyword_distill_weight: the teacher reads keywords; set semantic_ids.keywords=true, or the weight to 0")
+
+
 def validate(config: Config) -> None:
     """Raise ``UserError`` for values that no run can work with; the key is named."""
     choices = {
@@ -408,6 +426,11 @@ def validate(config: Config) -> None:
     for kind in config.queries.synthetic:
         if kind not in ("category", "title"):
             raise UserError(f"queries.synthetic: '{kind}' is not one of category, title")
+    if not config.training.tasks:
+        raise UserError("training.tasks: an empty list learns nothing; name recommendation, search, or both")
+    for name in config.training.tasks:
+        if name not in ("recommendation", "search"):
+            raise UserError(f"training.tasks: '{name}' is not one of recommendation, search")
     known = EvaluationConfig().baselines
     for name in config.evaluation.baselines:
         if name not in known:
@@ -436,6 +459,9 @@ def validate(config: Config) -> None:
         "training.threads": config.training.threads, "training.valid_requests": config.training.valid_requests,
         "training.warmup_steps": config.training.warmup_steps, "training.distill_weight": config.training.distill_weight,
         "training.decoder_epochs": config.training.decoder_epochs, "model.reasoning_steps": config.model.reasoning_steps,
+        "training.align_epochs": config.training.align_epochs, "training.cooccur_epochs": config.training.cooccur_epochs,
+        "training.category_weight": config.training.category_weight,
+        "training.keyword_distill_weight": config.training.keyword_distill_weight,
         "training.hard_negatives": config.training.hard_negatives, "training.rank_negatives": config.training.rank_negatives,
         "training.progressive_weight": config.training.progressive_weight, "training.rank_weight": config.training.rank_weight,
         "training.rank_pair_weight": config.training.rank_pair_weight, "training.rank_list_weight": config.training.rank_list_weight,
@@ -471,6 +497,7 @@ def validate(config: Config) -> None:
         raise UserError("model: at least one of use_ids, use_text, use_codes must be true")
     _check_ranking(config.model, config.training)
     _check_search(config.decoding)
+    _check_stages(config)
     _check_preference(config.preference)
     if not config.evaluation.ks or min(config.evaluation.ks) < 1:
         raise UserError("evaluation.ks: a list of whole numbers of at least 1")
@@ -485,8 +512,8 @@ def _check_preference(preference: PreferenceConfig) -> None:
             raise UserError(f"preference.phases: '{name}' is not one of {', '.join(PHASES)}")
     if not preference.phases:
         raise UserError(f"preference.phases: is empty; give one or more of {', '.join(PHASES)}")
-    if preference.teacher not in ("dense", "reward", "fused"):
-        raise UserError(f"preference.teacher: '{preference.teacher}' is not one of dense, reward, fused")
+    if preference.teacher not in ("dense", "fused", "ranking", "reward"):
+        raise UserError(f"preference.teacher: '{preference.teacher}' is not one of dense, fused, ranking, reward")
     for name in preference.reward:
         if name not in ("click", "next", "both", "relevance"):
             raise UserError(f"preference.reward: '{name}' is not one of click, next, both, relevance")

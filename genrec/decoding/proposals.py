@@ -109,11 +109,11 @@ class Proposer:
         """The union of all sources, its evidence, and the ranking head's logits where there is a head."""
         n_items, device = dense.shape[1], dense.device
         similar, following = (torch.from_numpy(part).to(device) for part in self.evidence.cooccurrence.score_parts(requests.histories))
-        together, words, text = similar + following, None, None
+        together, words, text, taken = similar + following, None, None, None
         if (requests.request_queries >= 0).any():
-            text, words = self._text_match(batch), self._word_match(requests, device)
+            text, words, taken = self._text_match(batch), self._word_match(requests, device), self._asked(requests, device)
         ids = [near]
-        for scores, width in ((together, self.settings.cooccurrence), (text, self.settings.text), (words, self.settings.text)):
+        for scores, width in ((together, self.settings.cooccurrence), *((scores, self.settings.text) for scores in (text, words, taken))):
             if width and scores is not None:
                 best = (scores if exclude is None else scores.masked_fill(exclude, 0)).topk(min(width, n_items), dim=1)
                 ids.append(best.indices.masked_fill(best.values == 0, MISSING))
@@ -126,7 +126,7 @@ class Proposer:
         nothing = 2 * [torch.zeros_like(pair)]
         sources = [
             *_in_beam(union, generated), log_probability, *log_scores(similar.gather(1, place)), *log_scores(following.gather(1, place)),
-            nothing[0] if text is None else text.gather(1, place), *(nothing if words is None else log_scores(words.gather(1, place))),
+            nothing[0] if text is None else text.gather(1, place), *(part for scores in (words, taken) for part in (nothing if scores is None else log_scores(scores.gather(1, place)))),
         ]  # fmt: skip
         columns, until = place.cpu().numpy(), requests.reference_times(self.network.config.request_time)
         known = [*self.evidence.item_features(columns, until), *self.evidence.history_features(columns, requests.histories)]
@@ -155,6 +155,12 @@ class Proposer:
             return None
         texts = [requests.query_texts[query] if query >= 0 else "" for query in requests.request_queries]
         return torch.from_numpy(self.lexical.score(texts)).to(device)
+
+    def _asked(self, requests: Requests, device: torch.device) -> Tensor | None:
+        """Each item's share in what was taken after the same query: (B, n_items), 0 without a query; None where nothing was counted."""
+        if self.evidence.asked is None:
+            return None
+        return torch.from_numpy(self.evidence.asked.score(requests.query_texts, requests.request_queries)).to(device)
 
 
 def _distinct(ids: Tensor, empty: int) -> Tensor:
