@@ -164,7 +164,6 @@ class TrainingConfig:
     rank_weight: float = 1.0  # of the ranking head's loss (with model.ranking)
     rank_pair_weight: float = 1.0  # in it: of the pairwise term beside the pointwise one ...
     rank_list_weight: float = 0.0  # ... and of the list-wise one
-    rank_group: str = "request"  # whose candidates are compared in pairs: those of one request, or of one user's sequence
     rank_share: float = 0.25  # share of requests that rank in a step, in a log that does not say what was shown
     rank_negatives: int = 20  # random candidates of each of these
     generate_share: float = 0.5  # share of requests whose codes are also learnt in a step; a fresh draw each time
@@ -413,7 +412,6 @@ def validate(config: Config) -> None:
         "model.node_vectors": (config.model.node_vectors, ("codes", "nodes", "items")),
         "model.rope": (config.model.rope, ("index", "time", "split", "early")),
         "training.progressive": (config.training.progressive, ("none", "codes", "actions")),
-        "training.rank_group": (config.training.rank_group, ("request", "user")),
         "training.strategy": (config.training.strategy, ("auto", "ddp", "fsdp")),
         "training.precision": (config.training.precision, ("auto", "32", "bf16")),
         "semantic_ids.quantizer": (config.semantic_ids.quantizer, ("rq-opq", "rq-kmeans", "rq-vae", "opq", "random")),

@@ -30,7 +30,7 @@ def drawn(tmp_path_factory, tiny_overrides) -> Run:
 def shown(tmp_path_factory, tiny_overrides) -> Run:
     """What was shown is learnt, by stage: in the ranking head and in the steps."""
     more = ["name=shown", "model.ranking=true", "model.stages=[click,cart]", "model.reasoning_steps=1", "training.progressive=actions",
-            "training.rank_group=user", "split.kind=global-time", "model.rope=early", "training.infonce_easy=0.7"]  # fmt: skip
+            "split.kind=global-time", "model.rope=early", "training.infonce_easy=0.7"]  # fmt: skip
     run = Run.create(None, tiny_overrides(tmp_path_factory.mktemp("runs"), *LEAN, *more))
     stage_train(run)
     return run

@@ -77,7 +77,7 @@ def ranking_loss(network: GenerativeRecommender, batch: Batch, encoded: Encoded,
         shown = batch.shown
         if shown is None:
             return encoded.requests.sum() * 0
-        candidates, reached, owner = shown.items, shown.reached, shown.row
+        candidates, reached = shown.items, shown.reached
         logits = network.rank(encoded, shown.row, shown.lane, candidates, shown.evidence)
     else:
         row, lane = live.nonzero(as_tuple=True)
@@ -88,10 +88,10 @@ def ranking_loss(network: GenerativeRecommender, batch: Batch, encoded: Encoded,
         candidates = drawn_candidates(network, batch, encoded, row, lane, settings)
         reached = torch.zeros(*candidates.shape, 1, dtype=torch.bool, device=row.device)
         reached[:, 0] = True
-        logits, owner = network.rank(encoded, row, lane, candidates), row
+        logits = network.rank(encoded, row, lane, candidates)
     known = candidates >= 0
-    request = torch.arange(len(candidates), device=known.device) if settings.rank_group == "request" else owner
-    group = request[:, None].expand_as(candidates)[known]
+    # Pairs of one request alone: of two requests of one person the one that saw the other's outcome would learn to expect the opposite.
+    group = torch.arange(len(candidates), device=known.device)[:, None].expand_as(candidates)[known]
     total = logits.sum() * 0
     for stage in range(logits.shape[-1]):
         values, labels = logits[..., stage][known], reached[..., stage][known]
