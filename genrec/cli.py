@@ -28,7 +28,7 @@ BundlePath = Annotated[Path, typer.Argument(metavar="RUN_OR_BUNDLE", help="A run
 FittedOn = Annotated[str | None, typer.Option("--fitted-on", help="train, preferred or train+valid.")]
 Count = Annotated[int, typer.Option("-k", help="How many items.")]
 Category = Annotated[str | None, typer.Option("--category", help="Only this category: a name, or a path such as 'Beauty > Hair Care'.")]
-Mode = Annotated[str, typer.Option("--mode", help="fused, retrieve or generate.")]
+Mode = Annotated[str, typer.Option("--mode", help="fused, retrieve, generate, or rank (with a ranking head).")]
 
 
 @app.command()
@@ -97,6 +97,18 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def sweep(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A YAML file of rows, see configs/ablations/.")], overrides: Overrides = None
+) -> None:
+    """Train and compare the rows of an ablation; goes on where a stopped one was."""
+    from genrec.evaluation.sweep import run_sweep
+
+    folder = run_sweep(sweep, overrides or [])
+    console.print((folder / "table.md").read_text(encoding="utf-8"), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"table and figure: {folder}")
+
+
+@app.command()
 def prefer(
     config: Annotated[str, typer.Argument(metavar="CONFIG_OR_RUN", help="A YAML file, or a run folder with a trained model.")],
     overrides: Overrides = None,
@@ -131,7 +143,7 @@ def evaluate(
     run: RunPath,
     split: Annotated[str, typer.Option(help="test or valid.")] = "test",
     output: Annotated[Path | None, typer.Option(help="Also write metrics.json here.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="Instead: product-search, session-search, sampled, cold-user or ranking.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Instead: product-search, session-search, sampled, cold-user, personalisation or ranking.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Draws of the random items, protocol sampled only.")] = 1,
     fitted_on: FittedOn = None,
 ) -> None:
@@ -306,7 +318,7 @@ def serve(
     max_body_bytes: Annotated[int, typer.Option(help="Largest body.")] = 4_194_304,
     max_depth: Annotated[int, typer.Option(help="Deepest nesting of a body.")] = 16,
     drain_s: Annotated[int, typer.Option(help="Seconds that taken requests have at a stop.")] = 20,
-    threads: Annotated[int, typer.Option(help="Threads of torch; 0: its choice.")] = 0,
+    threads: Annotated[int, typer.Option(help="Threads of torch; 0: one fewer than there are cores.")] = 0,
 ) -> None:
     """Answer over HTTP: /v1/recommend, /v1/search, ... and a page to try it at /. SIGHUP reads the bundle again."""
     try:

@@ -99,10 +99,15 @@ class SemanticIdConfig:
     keyword_share: float = 0.5  # weight of the keywords' mean vector
 
 
+# dim, layers, heads, decoder_layers
+PRESETS = {"nano": (32, 1, 1, 1), "small": (64, 1, 2, 1), "base": (128, 2, 4, 1), "large": (256, 4, 8, 2)}
+
+
 @dataclass
 class ModelConfig:
     """The network. Shapes are written in genrec/model."""
 
+    preset: str | None = None  # nano, small, base or large: sets dim, layers, heads and decoder_layers where these are not given
     dim: int = 128
     layers: int = 2
     heads: int = 4
@@ -133,7 +138,10 @@ class ModelConfig:
 class TrainingConfig:
     """Optimisation. The epoch count of the refit is the one chosen on validation."""
 
+    tasks: list[str] = field(default_factory=lambda: ["recommendation", "search"])  # what is learnt; one of the two alone for comparison
     epochs: int = 20
+    align_epochs: int = 0  # of them, the first: an item's text, asked by nobody -> the item ...
+    cooccur_epochs: int = 0  # ... and the next: a query, asked by nobody -> its item, and an item -> the item that followed
     patience: int = 3
     batch_size: int = 128  # sequences per optimiser step, over all devices and accumulated parts
     accumulate: int = 1  # parts a device's share of a step is computed in, one after the other; less memory, the same result
@@ -141,11 +149,13 @@ class TrainingConfig:
     weight_decay: float = 0.01
     warmup_steps: int = 100
     label_smoothing: float = 0.0
+    category_weight: float = 0.0  # of query -> category of the sought item, beside query -> item
+    keyword_distill_weight: float = 0.0  # of a search's distance to the answers to the query with the sought item's keywords (OneSearch-V2: .1)
     retrieve_weight: float = 1.0
     generate_weight: float = 1.0
     decoder_epochs: int = 8  # epochs of the code decoder alone, on the fitted network; 0 = it learns together with everything else
     decoder_learning_rate: float = 2e-3  # of those epochs
-    distill_weight: float = 0.0  # of the divergence between the decoder and the retrieval head's distribution, summed over the trie
+    distill_weight: float = 1.0  # of the divergence between the decoder and the retrieval head's distribution; catalogues up to 65,536 items
     distill_temperature: float = 1.0  # above 1: a softer teacher
     progressive: str = "none"  # what each reasoning step learns: none, codes (the first k codes), actions (the k-th of model.stages)
     progressive_weight: float = 0.3  # of the mean over steps
@@ -158,6 +168,7 @@ class TrainingConfig:
     rank_share: float = 0.25  # share of requests that rank in a step, in a log that does not say what was shown
     rank_negatives: int = 20  # random candidates of each of these
     generate_share: float = 0.5  # share of requests whose codes are also learnt in a step; a fresh draw each time
+    same_time: bool = True  # may a request see events of its own second? false where one purchase is several events
     shuffle_ties: float = 0.0  # share of sequences whose events of equal time are permuted, anew in each epoch
     shuffle_whole: float = 0.0  # share of sequences permuted altogether
     negatives: int | None = None  # drawn per step; 0 = softmax over the whole catalogue; null = that up to 4096 items, else 2048
@@ -299,7 +310,7 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
 
     Raises ``UserError`` for a missing file, an unknown key, a wrong type or a value out of range.
     """
-    merged = OmegaConf.structured(Config)
+    merged, loaded = OmegaConf.structured(Config), OmegaConf.create()
     try:
         if path is not None:
             if not Path(path).is_file():
@@ -308,12 +319,12 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
             if not OmegaConf.is_dict(loaded):
                 raise UserError(f"{path}: a config is a YAML mapping of keys to values")
             check_keys(_flatten(OmegaConf.to_container(loaded)), str(path))
-            merged = OmegaConf.merge(merged, loaded)
         for override in overrides or []:
             if "=" not in override:
                 raise UserError(f"override '{override}' is not key=value")
             check_keys([override.split("=", 1)[0]], "command line")
-        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides or [])))
+        given = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides or [])))
+        merged = OmegaConf.merge(merged, {"model": preset_values(OmegaConf.select(given, "model.preset"))}, given)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise UserError(f"{path or 'command line'}: {_reason(error)}") from error
@@ -323,6 +334,15 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
         raise UserError(f"{path or 'command line'}: is not valid YAML ({' '.join(str(error).split())})") from error
     validate(config)
     return config
+
+
+def preset_values(name: str | None) -> dict[str, int]:
+    """The sizes of a preset; none without one. ``UserError`` for an unknown name."""
+    if name is None:
+        return {}
+    if name not in PRESETS:
+        raise UserError(f"model.preset: '{name}' is not one of {', '.join(PRESETS)}")
+    return dict(zip(("dim", "layers", "heads", "decoder_layers"), PRESETS[name], strict=True))
 
 
 def _reason(error: OmegaConfBaseException) -> str:
@@ -372,6 +392,18 @@ def _check_search(decoding: DecodingConfig) -> None:
         raise UserError("decoding.int8: runs on the CPU and decoding.cuda_graph on a GPU; choose one")
 
 
+def _check_stages(config: Config) -> None:
+    """The keys of staged training that need each other."""
+    training = config.training
+    before = training.align_epochs + training.cooccur_epochs
+    if before >= training.epochs:
+        raise UserError(f"training.epochs: {training.epochs} leaves no epoch after align_epochs + cooccur_epochs = {before}; give more")
+    if not training.same_time and (training.shuffle_ties or training.shuffle_whole):
+        raise UserError("training.same_time: false needs events in their order; set shuffle_ties and shuffle_whole to 0")
+    if training.keyword_distill_weight and not config.semantic_ids.keywords:
+        raise UserError("training.keyword_distill_weight: the teacher reads keywords; set semantic_ids.keywords=true, or the weight to 0")
+
+
 def validate(config: Config) -> None:
     """Raise ``UserError`` for values that no run can work with; the key is named."""
     choices = {
@@ -397,6 +429,11 @@ def validate(config: Config) -> None:
     for kind in config.queries.synthetic:
         if kind not in ("category", "title"):
             raise UserError(f"queries.synthetic: '{kind}' is not one of category, title")
+    if not config.training.tasks:
+        raise UserError("training.tasks: an empty list learns nothing; name recommendation, search, or both")
+    for name in config.training.tasks:
+        if name not in ("recommendation", "search"):
+            raise UserError(f"training.tasks: '{name}' is not one of recommendation, search")
     known = EvaluationConfig().baselines
     for name in config.evaluation.baselines:
         if name not in known:
@@ -425,6 +462,9 @@ def validate(config: Config) -> None:
         "training.threads": config.training.threads, "training.valid_requests": config.training.valid_requests,
         "training.warmup_steps": config.training.warmup_steps, "training.distill_weight": config.training.distill_weight,
         "training.decoder_epochs": config.training.decoder_epochs, "model.reasoning_steps": config.model.reasoning_steps,
+        "training.align_epochs": config.training.align_epochs, "training.cooccur_epochs": config.training.cooccur_epochs,
+        "training.category_weight": config.training.category_weight,
+        "training.keyword_distill_weight": config.training.keyword_distill_weight,
         "training.hard_negatives": config.training.hard_negatives, "training.rank_negatives": config.training.rank_negatives,
         "training.progressive_weight": config.training.progressive_weight, "training.rank_weight": config.training.rank_weight,
         "training.rank_pair_weight": config.training.rank_pair_weight, "training.rank_list_weight": config.training.rank_list_weight,
@@ -460,6 +500,7 @@ def validate(config: Config) -> None:
         raise UserError("model: at least one of use_ids, use_text, use_codes must be true")
     _check_ranking(config.model, config.training)
     _check_search(config.decoding)
+    _check_stages(config)
     _check_preference(config.preference)
     if not config.evaluation.ks or min(config.evaluation.ks) < 1:
         raise UserError("evaluation.ks: a list of whole numbers of at least 1")

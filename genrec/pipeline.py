@@ -42,7 +42,7 @@ if TYPE_CHECKING:  # slow to import (Lightning, matplotlib); who only opens a ru
 
 log = logging.getLogger(__name__)
 FUSION_KIND = "fusion"
-FUSION_VERSION = 3
+FUSION_VERSION = 5
 TASKS = ("recommendation", "search")
 FITTED = {"train": ("model", "evidence", TRAIN), "preferred": ("model_preferred", "evidence", TRAIN), "train+valid": ("model_refit", "evidence_refit", VALID)}
 EVIDENCE_KIND = "evidence"
@@ -154,19 +154,37 @@ def stage_tokenize(run: Run) -> None:
         tokenize(run.config, run.dataset, run.folder / "semantic_ids")
 
 
+def fit_network(run: Run) -> None:
+    """Fit the network and count the evidence: all that answers before the fusion is fitted."""
+    from genrec.training.fit import FitPlan
+
+    if not run.dataset.info["events"]:
+        raise UserError(f"{run.folder / 'dataset'} has no events, only a catalogue: there is nothing to train on; give a log with events")
+    fit_and_fuse(run)
+    if "sasrec" in run.config.evaluation.baselines:
+        _fit_pair(run, sasrec_config(run.config), "sasrec", FitPlan(generate=False, searches=False))
+
+
+def fit_and_fuse(run: Run, generate: bool = True) -> None:
+    """Our network, the evidence, and the ranking over both; ``generate`` false leaves the code decoder out. The run must be tokenized."""
+    from genrec.training.fit import FitPlan
+
+    tasks = run.config.training.tasks
+    if "recommendation" not in tasks and not run.dataset.query_kinds:
+        raise UserError("training.tasks: [search] needs queries and the data have none; give a log with searches, or queries.synthetic")
+    _fit_pair(run, run.config, "model", FitPlan(generate=generate, searches="search" in tasks, recommends="recommendation" in tasks))
+    with leader_first():
+        _evidence(run)
+
+
 def stage_train(run: Run) -> None:
     """Fit on train, weigh the evidence on validation, and refit on train + validation with everything chosen before."""
     from genrec.training.fit import FitPlan
 
     stage_tokenize(run)
-    if not run.dataset.info["events"]:
-        raise UserError(f"{run.folder / 'dataset'} has no events, only a catalogue: there is nothing to train on; give a log with events")
-    _fit_pair(run, run.config, "model", FitPlan())
+    fit_network(run)
     with leader_first():
-        _evidence(run)
         _fuse(run)
-    if "sasrec" in run.config.evaluation.baselines:
-        _fit_pair(run, sasrec_config(run.config), "sasrec", FitPlan(generate=False, searches=False))
 
 
 def _fit_pair(run: Run, config: Config, name: str, plan: FitPlan) -> None:
@@ -188,7 +206,8 @@ def sasrec_config(config: Config) -> Config:
     fixed = {
         "model": {"use_text": False, "use_codes": False, "item_dropout": 0.0, "time_share": 0.0, "rope": "split", "anchors": 0, "reasoning_steps": 0,
                   "stages": [], "ranking": False, "candidates_visible": False},
-        "training": {"progressive": "none", "infonce_easy": 1.0},
+        "training": {"progressive": "none", "infonce_easy": 1.0, "align_epochs": 0, "cooccur_epochs": 0, "category_weight": 0.0,
+                     "keyword_distill_weight": 0.0},
     }  # fmt: skip
     tree = OmegaConf.merge(OmegaConf.structured(config), fixed, OmegaConf.create(config.evaluation.sasrec))
     return OmegaConf.to_object(tree)
@@ -203,7 +222,7 @@ def _dotted(tree: dict, prefix: str = ""):
 
 def _evidence(run: Run) -> None:
     """Count what goes with what, up to each fit's split."""
-    target, key = run.folder / "evidence", fingerprint(1, run.dataset.manifest["key"])
+    target, key = run.folder / "evidence", fingerprint(2, run.dataset.manifest["key"])
     if is_current(target, EVIDENCE_KIND, key):
         return
     with atomic_folder(target, EVIDENCE_KIND, key) as folder:

@@ -155,6 +155,15 @@ class Dataset:
         return self._optional_table("impressions")
 
     @cached_property
+    def impressions_all(self) -> pl.DataFrame | None:
+        """The same with the rows of items that are not in the dataset: theirs are distinct ids from ``n_items`` on."""
+        outside = self._optional_table("impressions_outside")
+        if self.impressions is None or outside is None:
+            return self.impressions
+        wide = [table.with_columns(pl.col("item").cast(pl.Int64)) for table in (self.impressions, outside)]
+        return pl.concat([wide[0], wide[1].with_columns(pl.col("item") + self.n_items)], how="diagonal_relaxed")
+
+    @cached_property
     def judgments(self) -> pl.DataFrame | None:
         """Graded relevance of items for queries, as the reader gave it; None for a log without."""
         return self._optional_table("judgments")

@@ -11,10 +11,12 @@ import zlib
 import numpy as np
 import polars as pl
 
+from genrec.data.words import SPACED_WORD, SPACELESS, TITLE_WORD
+
 STOP_WORDS = frozenset(
     ["a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "has", "in", "into", "is", "it", "its", "of", "on", "or", "other", "others", "our", "s", "t", "that", "the", "this", "to", "up", "was", "we", "with", "you", "your", "new", "pack", "set", "size", "oz", "ounce", "ounces", "fl", "ml", "inch", "count"]
 )
-_WORD = r"[^\W_]+"
+_WORD = rf"[{SPACELESS}]+|{SPACED_WORD}"
 
 
 def string_hash(values: pl.Series) -> np.ndarray:
@@ -60,7 +62,7 @@ def category_queries(items: pl.DataFrame) -> pl.Series:
 def title_words(items: pl.DataFrame) -> pl.DataFrame:
     """The usable words of each title, in order: ``item``, ``word``, ``place``."""
     return (
-        items.select(pl.int_range(pl.len()).alias("item"), pl.col("title").str.to_lowercase().str.extract_all(_WORD).alias("word"))
+        items.select(pl.int_range(pl.len()).alias("item"), pl.col("title").str.to_lowercase().str.extract_all(TITLE_WORD).alias("word"))
         .explode("word")
         .filter(pl.col("word").is_not_null() & (pl.col("word").str.len_chars() > 1) & ~pl.col("word").is_in(list(STOP_WORDS)))
         .filter(~pl.col("word").str.contains(r"^\d+$"))

@@ -20,6 +20,7 @@ from torch import Tensor
 from genrec.data.dataset import Dataset
 from genrec.data.histories import Histories
 from genrec.errors import UserError
+from genrec.retrieval.asked import QueryItems
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
 
 DECAY = 0.6  # weight of an event by its age in events, as in the co-occurrence model
@@ -27,7 +28,8 @@ RECENT_EVENTS = 20  # events of a history that are compared with a candidate
 WINDOWS = (100, 20)  # popularity windows: this fraction of the log's time span
 _FLOOR = 1e-3  # added before the logarithm of sparse scores
 
-SOURCE_FEATURES = ("generated", "in_beam", "retrieved", "cooccurrence", "cooccurs", "transition", "transits", "text", "lexical", "matches_words")
+SOURCE_FEATURES = ("generated", "in_beam", "retrieved", "cooccurrence", "cooccurs", "transition", "transits", "text", "lexical", "matches_words",
+                   "asked", "was_asked")  # fmt: skip
 ITEM_FEATURES = ("popularity", "short_popularity", "long_popularity", "age", "unborn")
 HISTORY_FEATURES = (
     "last_cooccurrence", "last_transition", "next_transition", "previous_transition", "all_cooccurrence", "seen", "seen_recently",
@@ -35,7 +37,8 @@ HISTORY_FEATURES = (
     "profile_text", "last_text", "length",
 )  # fmt: skip
 RANK_FEATURES = ("retrieved_rank", "cooccurrence_rank")
-FEATURES = SOURCE_FEATURES + ITEM_FEATURES + HISTORY_FEATURES + RANK_FEATURES
+HEAD_FEATURES = ("ranking",)  # the ranking head's logit, 0 without a head
+FEATURES = SOURCE_FEATURES + ITEM_FEATURES + HISTORY_FEATURES + RANK_FEATURES + HEAD_FEATURES
 
 
 @dataclass
@@ -52,14 +55,20 @@ class ItemFacts:
     @classmethod
     def from_table(cls, items: pl.DataFrame, text: np.ndarray) -> ItemFacts:
         """``items`` in item id order. ``category`` is the most specific level, ``path`` the whole category path."""
-        levels = items["category"] if items["category"].dtype == pl.List(pl.String) else pl.Series("category", [None] * len(items), dtype=pl.List(pl.String))
+        levels = category_levels(items)
         price = items["price"].cast(pl.Float64).to_numpy()
         with np.errstate(invalid="ignore", divide="ignore"):
             log_price = np.where(price > 0, np.log(price), np.nan)
-        return cls(_codes(items["brand"]), _codes(levels.list.last()), _codes(levels.list.join("\x1f", ignore_nulls=True)), log_price, np.asarray(text, np.float32))
+        return cls(item_codes(items["brand"]), item_codes(levels.list.last()), item_codes(levels.list.join("\x1f", ignore_nulls=True)), log_price, np.asarray(text, np.float32))
 
 
-def _codes(values: pl.Series) -> np.ndarray:
+def category_levels(items: pl.DataFrame) -> pl.Series:
+    """The category path of each item, general to specific; null where none is known."""
+    known = items["category"].dtype == pl.List(pl.String)
+    return items["category"] if known else pl.Series("category", [None] * len(items), dtype=pl.List(pl.String))
+
+
+def item_codes(values: pl.Series) -> np.ndarray:
     """Equal texts get equal codes; nothing known is -1: (n,) int64."""
     known = values.is_not_null() & (values != "")
     codes = values.rank("dense").fill_null(0).cast(pl.Int64).to_numpy() - 1
@@ -69,8 +78,11 @@ def _codes(values: pl.Series) -> np.ndarray:
 class Evidence:
     """Counts over the events of a fit, and the features they give a candidate."""
 
-    def __init__(self, cooccurrence: CooccurrenceTransition, facts: ItemFacts, keys: np.ndarray, origin: int, span: int):
-        """``keys`` (n_events,) int64, sorted: item x (span + 1) + seconds since ``origin``; one entry per event."""
+    def __init__(
+        self, cooccurrence: CooccurrenceTransition, facts: ItemFacts, keys: np.ndarray, origin: int, span: int, asked: QueryItems | None = None
+    ):  # fmt: skip
+        """``keys`` (n_events,) int64, sorted: item x (span + 1) + seconds since ``origin``; one entry per event. ``asked``: what was taken after queries."""
+        self.asked = asked
         self.cooccurrence, self.facts, self.keys, self.origin, self.span = cooccurrence, facts, keys, origin, span
         n_items = len(facts.brand)
         bounds = np.searchsorted(keys, np.arange(n_items + 1, dtype=np.int64) * (span + 1))
@@ -88,17 +100,20 @@ class Evidence:
         times, items = np.asarray(dataset.timestamps)[known], np.asarray(dataset.items)[known].astype(np.int64)
         origin = int(times.min()) if len(times) else 0
         span = int(times.max()) - origin if len(times) else 0
-        return cls(table, ItemFacts.from_table(dataset.item_table, text), np.sort(items * (span + 1) + (times - origin)), origin, span)
+        keys = np.sort(items * (span + 1) + (times - origin))
+        return cls(table, ItemFacts.from_table(dataset.item_table, text), keys, origin, span, QueryItems.build(dataset, last))
 
     def state(self) -> dict[str, np.ndarray]:
         """Plain arrays that ``from_state`` takes back; the item facts come from the item table."""
-        return {"event_keys": self.keys, "origin": np.int64(self.origin), "span": np.int64(self.span), **self.cooccurrence.state()}
+        return {"event_keys": self.keys, "origin": np.int64(self.origin), "span": np.int64(self.span), **self.cooccurrence.state(),
+                **(self.asked.state() if self.asked else {})}  # fmt: skip
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray], facts: ItemFacts) -> Evidence:
         if "event_keys" not in state:
             raise UserError("the evidence tables lack event_keys; make them again (genrec train)")
-        return cls(CooccurrenceTransition.from_state(state), facts, state["event_keys"], int(state["origin"]), int(state["span"]))
+        asked = QueryItems.from_state(state, len(facts.brand)) if "asked_keys" in state else None
+        return cls(CooccurrenceTransition.from_state(state), facts, state["event_keys"], int(state["origin"]), int(state["span"]), asked)
 
     def save(self, path: Path) -> None:
         with open(path, "wb") as file:

@@ -18,7 +18,7 @@ from genrec.decoding.proposals import MISSING, Candidates
 from genrec.errors import UserError
 
 _PRIOR_STRENGTH = 5.0  # the prior's pull, in requests per squared standard deviation of evidence
-_PRIOR = {"generated": 0.3, "retrieved": 0.5, "cooccurrence": 0.5, "transition": 0.3, "text": 5.0, "lexical": 0.5}
+_PRIOR = {"generated": 0.3, "retrieved": 0.5, "cooccurrence": 0.5, "transition": 0.3, "text": 5.0, "lexical": 0.5, "asked": 0.3}
 _CLIP = 6.0  # standard deviations: a rare extreme may not decide alone
 _HIDDEN = 64
 _EPOCHS = 10

@@ -11,10 +11,10 @@ from torch import Tensor
 from genrec.config import DecodingConfig
 from genrec.data.dataset import Requests
 from genrec.decoding.beam import leaf_items, proven
-from genrec.decoding.dense import dense_index
+from genrec.decoding.dense import ExactIndex, dense_index, top_k
 from genrec.decoding.engine import Searcher
 from genrec.decoding.evidence import Evidence, log_scores, to_tensor
-from genrec.model.network import Batch, GenerativeRecommender
+from genrec.model.network import Batch, Encoded, GenerativeRecommender
 from genrec.retrieval.bm25 import BM25
 
 MISSING = -1  # item id of an empty lane
@@ -22,17 +22,19 @@ MISSING = -1  # item id of an empty lane
 
 @dataclass
 class Candidates:
-    """``ids`` (B, K) distinct item ids per row, -1 where empty; ``evidence`` (B, K, len(FEATURES)) float32.
+    """``ids`` (B, K) distinct item ids per row, -1 where empty; ``evidence`` (B, K, len(FEATURES)) float32. Both None where nothing is fused.
 
-    ``retrieved`` (B, n_items) the dense log-probabilities, -inf where excluded; ``generated`` the search's items and log-probabilities,
-    of which the first ``proven`` (B,) are provably the most probable of the catalogue, in that order.
+    ``retrieved`` and ``generated``: items and log-probabilities of the dense top and of the search, best first, -1 and -inf where empty;
+    the first ``proven`` (B,) generated ones are provably the most probable of the catalogue, in that order. ``ranked`` (B, K) the ranking
+    head's logits, where the network has one.
     """
 
-    ids: Tensor
-    evidence: Tensor
-    retrieved: Tensor | None = None
+    ids: Tensor | None
+    evidence: Tensor | None
+    retrieved: tuple[Tensor, Tensor] | None = None
     generated: tuple[Tensor, Tensor] | None = None
     proven: Tensor | None = None
+    ranked: Tensor | None = None
 
 
 class Proposer:
@@ -55,7 +57,12 @@ class Proposer:
                 self.nodes = network.decoder.node_vectors(network.catalogue.trie, self.items)
                 self.searcher = Searcher(network.decoder, self.nodes, network.catalogue.trie, decoding)
 
-    def _generate(self, encoded, dense: Tensor, exclude: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def splits_leaves(self) -> bool:
+        """Whether the search needs dense scores: some items share a leaf, and split its probability by them."""
+        return self.nodes is not None and self.network.catalogue.trie.largest_leaf > 1
+
+    def _generate(self, encoded: Encoded, dense: Tensor | None, exclude: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         trie = self.network.catalogue.trie
         allowed = None if exclude is None else trie.restrict(~exclude)
         search = self.searcher.search(self.network.decoder_memory(encoded), allowed)
@@ -66,50 +73,76 @@ class Proposer:
         return ids.gather(1, order).masked_fill(scores.isneginf(), MISSING), scores, proven(scores, search.bound)
 
     @torch.inference_mode()
-    def propose(self, batch: Batch, requests: Requests, exclude: Tensor | None = None) -> Candidates:
+    def propose(
+        self, batch: Batch, requests: Requests, exclude: Tensor | None = None, fuse: bool = True, retrieve: int = 0, generate: bool = True
+    ) -> Candidates:
         """The union of the beam, the dense top, the co-occurrence top and (for a query) the text and word matches, with their evidence.
 
-        ``exclude`` (B, n_items) bool: items that may not be proposed. ``requests`` are those that ``batch`` was made from.
+        ``exclude`` (B, n_items) bool: items that may not be proposed. ``requests`` are those that ``batch`` was made from. Without ``fuse``
+        only what is asked for is computed: ``retrieve`` is how long a dense list is wanted at least, ``generate`` whether to search.
         """
         encoded = self.network.encode(batch, self.items)
         asked = self.network.retrieval_vectors(encoded.requests[:, 0])
-        dense = (asked @ self.index.T).log_softmax(-1)
+        dense = retrieved = generated = certain = None
+        if fuse or retrieve or self.splits_leaves:
+            dense = (asked @ self.index.T).log_softmax(-1)
+        if fuse or retrieve:
+            retrieved = self._retrieve(asked, dense, max(retrieve, self.settings.dense if fuse else 0), exclude)
+        if self.nodes is not None and (fuse or generate):
+            *generated, certain = self._generate(encoded, dense, exclude)
+        ids = evidence = judged = None
+        if fuse:
+            ids, evidence, judged = self._fuse(encoded, batch, requests, dense, exclude, retrieved[0][:, : self.settings.dense], generated)
+        return Candidates(ids, evidence, retrieved, None if generated is None else tuple(generated), certain, judged)
+
+    def _retrieve(self, asked: Tensor, dense: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The dense top ``k`` with its log-probabilities (B, k); an exact index takes it from the scores that are there."""
+        if isinstance(self.nearest, ExactIndex):
+            ids, scores = top_k(dense if exclude is None else dense.masked_fill(exclude, -torch.inf), min(k, dense.shape[1]))
+            return ids.masked_fill(scores.isneginf(), MISSING), scores
+        ids, _ = self.nearest.search(asked, k, exclude)
+        return ids, dense.gather(1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf)
+
+    def _fuse(
+        self, encoded: Encoded, batch: Batch, requests: Requests, dense: Tensor, exclude: Tensor | None, near: Tensor, generated: list[Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The union of all sources, its evidence, and the ranking head's logits where there is a head."""
         n_items, device = dense.shape[1], dense.device
         similar, following = (torch.from_numpy(part).to(device) for part in self.evidence.cooccurrence.score_parts(requests.histories))
-        hidden = torch.zeros_like(dense, dtype=torch.bool) if exclude is None else exclude
-        retrieved = dense.masked_fill(hidden, -torch.inf)
-        near, _ = self.nearest.search(asked, self.settings.dense, exclude)
-        ids = [torch.where(near >= 0, near, n_items)]
-        text, words = self._text_match(batch), self._word_match(requests, device)
-        for scores, width in ((similar + following, self.settings.cooccurrence), (text, self.settings.text), (words, self.settings.text)):
+        together, words, text, taken = similar + following, None, None, None
+        if (requests.request_queries >= 0).any():
+            text, words, taken = self._text_match(batch), self._word_match(requests, device), self._asked(requests, device)
+        ids = [near]
+        for scores, width in ((together, self.settings.cooccurrence), *((scores, self.settings.text) for scores in (text, words, taken))):
             if width and scores is not None:
-                best = scores.masked_fill(hidden, 0).topk(min(width, n_items), dim=1)
-                ids.append(torch.where(best.values != 0, best.indices, n_items))
-        beam, generated, certain = torch.full_like(dense, -torch.inf), None, None
-        floor = dense.new_zeros(len(dense), 1)
-        if self.nodes is not None:
-            found, scores, certain = self._generate(encoded, dense, exclude)
-            generated = found, scores
-            live = found >= 0
-            beam.scatter_reduce_(1, found.clamp(min=0), scores.masked_fill(~live, -torch.inf), "amax")
-            floor = torch.where(live, scores, torch.inf).min(1, keepdim=True).values
-            floor = torch.where(floor.isfinite(), floor, 0.0)
-            ids.append(torch.where(live, found, n_items))
-        union = _distinct(torch.cat(ids, dim=1), n_items)
+                best = (scores if exclude is None else scores.masked_fill(exclude, 0)).topk(min(width, n_items), dim=1)
+                ids.append(best.indices.masked_fill(best.values == 0, MISSING))
+        if generated is not None:
+            ids.append(generated[0])
+        union = _distinct(torch.cat([torch.where(part >= 0, part, n_items) for part in ids], dim=1), n_items)
         live = union < n_items
         place = union.clamp(max=n_items - 1)
-        in_beam = beam.gather(1, place)
-        pair = (similar + following).gather(1, place)
+        log_probability, pair = dense.gather(1, place), together.gather(1, place)
+        nothing = 2 * [torch.zeros_like(pair)]
         sources = [
-            torch.where(in_beam.isfinite(), in_beam, floor - 1), in_beam.isfinite().float(), dense.gather(1, place),
-            *log_scores(similar.gather(1, place)), *log_scores(following.gather(1, place)), text.gather(1, place),
-            *(2 * [torch.zeros_like(pair)] if words is None else log_scores(words.gather(1, place))),
+            *_in_beam(union, generated), log_probability, *log_scores(similar.gather(1, place)), *log_scores(following.gather(1, place)),
+            nothing[0] if text is None else text.gather(1, place), *(part for scores in (words, taken) for part in (nothing if scores is None else log_scores(scores.gather(1, place)))),
         ]  # fmt: skip
         columns, until = place.cpu().numpy(), requests.reference_times(self.network.config.request_time)
         known = [*self.evidence.item_features(columns, until), *self.evidence.history_features(columns, requests.histories)]
-        ranks = [_log_rank(dense.gather(1, place), live), _log_rank(pair, live)]
-        evidence = torch.cat([torch.stack(sources, -1), to_tensor(known, device), torch.stack(ranks, -1)], dim=-1)
-        return Candidates(torch.where(live, union, MISSING), evidence, retrieved, generated, certain)
+        ranks = [_log_rank(log_probability, live), _log_rank(pair, live)]
+        ids = torch.where(live, union, MISSING)
+        judged = self._judge(encoded, ids)
+        head = nothing[0] if judged is None else judged
+        evidence = torch.cat([torch.stack(sources, -1), to_tensor(known, device), torch.stack(ranks, -1), head[..., None]], dim=-1)
+        return ids, evidence, judged
+
+    def _judge(self, encoded: Encoded, ids: Tensor) -> Tensor | None:
+        """The ranking head's logit (its first stage) of each candidate (B, K), nothing known of the pair from counts; None without a head."""
+        if self.network.ranking is None:
+            return None
+        row = torch.arange(len(ids), device=ids.device)
+        return self.network.rank(encoded, row, torch.zeros_like(row), ids)[..., 0].float().masked_fill(ids == MISSING, 0.0)
 
     def _text_match(self, batch: Batch) -> Tensor:
         """Cosine of the query's and each item's text vectors: (B, n_items); 0 without a query."""
@@ -117,11 +150,17 @@ class Proposer:
         return table[batch.request_queries[:, 0]] @ self.text.T
 
     def _word_match(self, requests: Requests, device: torch.device) -> Tensor | None:
-        """BM25 of the query's words for each item: (B, n_items), 0 without a query; None where no request has one."""
-        if self.lexical is None or not (requests.request_queries >= 0).any():
+        """BM25 of the query's words for each item: (B, n_items), 0 without a query; None where nothing knows the words."""
+        if self.lexical is None:
             return None
         texts = [requests.query_texts[query] if query >= 0 else "" for query in requests.request_queries]
         return torch.from_numpy(self.lexical.score(texts)).to(device)
+
+    def _asked(self, requests: Requests, device: torch.device) -> Tensor | None:
+        """Each item's share in what was taken after the same query: (B, n_items), 0 without a query; None where nothing was counted."""
+        if self.evidence.asked is None:
+            return None
+        return torch.from_numpy(self.evidence.asked.score(requests.query_texts, requests.request_queries)).to(device)
 
 
 def _distinct(ids: Tensor, empty: int) -> Tensor:
@@ -130,6 +169,20 @@ def _distinct(ids: Tensor, empty: int) -> Tensor:
     repeated = torch.zeros_like(ids, dtype=torch.bool)
     repeated[:, 1:] = ids[:, 1:] == ids[:, :-1]
     return torch.where(repeated, empty, ids).sort(dim=1).values
+
+
+def _in_beam(union: Tensor, generated: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Each candidate's log-probability in the search, one below the row's lowest where it was not found, and whether it was: (B, K) each."""
+    if generated is None:
+        return torch.full(union.shape, -1.0, device=union.device), torch.zeros(union.shape, device=union.device)
+    found, scores = generated
+    live = found >= 0
+    lowest = torch.where(live, scores, torch.inf).min(1, keepdim=True).values
+    floor = torch.where(lowest.isfinite(), lowest, 0.0)
+    lane = torch.searchsorted(union, found.clamp(min=0)).clamp_(max=union.shape[1] - 1)
+    beam = torch.full(union.shape, -torch.inf, device=union.device)
+    beam.scatter_reduce_(1, lane, scores.masked_fill(~live, -torch.inf), "amax")
+    return torch.where(beam.isfinite(), beam, floor - 1), beam.isfinite().float()
 
 
 def _log_rank(scores: Tensor, live: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Ranked answers to requests: generated, retrieved, or fused from both and the co-occurrence evidence."""
+"""Ranked answers to requests: generated, retrieved, all proposals in the ranking head's order, or fused from all evidence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from genrec.decoding.proposals import MISSING, Candidates, Proposer
 from genrec.model.collate import Collator, QueryFeatures, request_batches
 from genrec.text.encoder import TextEncoder
 
-MODES = ("fused", "retrieve", "generate")
+SCORES = 1 << 25  # most numbers in one row set of a chunk: requests x items
+MODES = ("fused", "retrieve", "generate", "rank")
 Ranked = tuple[np.ndarray, np.ndarray]
 
 
@@ -30,7 +31,9 @@ class Ranker:
 
     @property
     def modes(self) -> tuple[str, ...]:
-        return MODES if self.proposer.nodes is not None else MODES[:2]
+        network = self.proposer.network
+        missing = {"generate": network.decoder is None, "rank": network.ranking is None}
+        return tuple(mode for mode in MODES if not missing.get(mode, False))
 
     def collator(self, texts: Sequence[str]) -> Collator:
         if self._features is None or self._features[0] is not texts:
@@ -38,14 +41,17 @@ class Ranker:
         return Collator(self.model, self._features[1])
 
     def candidates(
-        self, requests: Requests, exclude_seen: bool, progress: Callable[[int], None] | None = None, exclude: torch.Tensor | None = None
+        self, requests: Requests, exclude_seen: bool, progress: Callable[[int], None] | None = None, exclude: torch.Tensor | None = None, **wanted
     ):
-        """Yield (indices, requests, candidates) chunk by chunk; ``exclude`` as in ``rank``."""
-        device = self.proposer.items.device
-        for rows, chunk, batch in request_batches(requests, self.collator(requests.query_texts), self.settings.batch_size):
+        """Yield (indices, requests, candidates) chunk by chunk; ``exclude`` as in ``rank``, ``wanted`` as in ``Proposer.propose``.
+
+        A chunk has so few requests that its rows over the whole catalogue stay within ``SCORES`` numbers each.
+        """
+        device, size = self.proposer.items.device, max(1, min(self.settings.batch_size, SCORES // len(self.proposer.items)))
+        for rows, chunk, batch in request_batches(requests, self.collator(requests.query_texts), size):
             seen = seen_mask(chunk, self.proposer.items.shape[0]) if exclude_seen else None
             hidden = hidden_items(exclude, rows, seen)
-            yield rows, chunk, self.proposer.propose(batch.to(device), chunk, None if hidden is None else hidden.to(device))
+            yield rows, chunk, self.proposer.propose(batch.to(device), chunk, None if hidden is None else hidden.to(device), **wanted)
             if progress:
                 progress(len(rows))
 
@@ -59,7 +65,8 @@ class Ranker:
         A request without history and query is answered by popularity: nothing is known that could personalise it.
         """
         result = {mode: (np.full((len(requests), k), MISSING, np.int64), np.full((len(requests), k), -np.inf, np.float32)) for mode in modes}
-        for rows, chunk, found in self.candidates(requests, exclude_seen, progress, exclude):
+        wanted = {"fuse": "fused" in modes or "rank" in modes, "retrieve": k if "retrieve" in modes else 0, "generate": "generate" in modes}
+        for rows, chunk, found in self.candidates(requests, exclude_seen, progress, exclude, **wanted):
             blank = torch.from_numpy((np.diff(chunk.offsets) == 0) & (chunk.request_queries < 0))
             for mode in modes:
                 ids, scores = self._order(mode, found, chunk, k)
@@ -82,8 +89,10 @@ class Ranker:
         if mode == "generate":
             ids, scores = found.generated
         elif mode == "retrieve":
-            scores, ids = found.retrieved.topk(min(k, found.retrieved.shape[1]), dim=1)
-            ids = ids.masked_fill(scores.isneginf(), MISSING)
+            ids, scores = found.retrieved
+        elif mode == "rank":
+            scores, order = found.ranked.masked_fill(found.ids == MISSING, -torch.inf).sort(dim=1, descending=True, stable=True)
+            ids = found.ids.gather(1, order)
         else:
             search = torch.from_numpy(chunk.request_queries >= 0)
             ids, scores = self.fusions["recommendation"].rank(found, k)

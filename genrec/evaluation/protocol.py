@@ -19,7 +19,8 @@ from genrec.retrieval.cooccurrence import CooccurrenceTransition
 log = logging.getLogger(__name__)
 _CHUNK = 512
 AFTER = ", after preference"  # behind the names of rows whose code decoder went through the preference stage
-OUR_NAMES = {"fused": "genrec, fused", "retrieve": "genrec, retrieval alone", "generate": "genrec, generation alone"}
+OUR_NAMES = {"fused": "genrec, fused", "retrieve": "genrec, retrieval alone", "generate": "genrec, generation alone",
+             "rank": "genrec, ranking head alone"}  # fmt: skip
 
 
 @dataclass

@@ -13,13 +13,15 @@ import numpy as np
 from genrec.artifacts import write_json
 from genrec.data.dataset import TRAIN, VALID, Requests
 from genrec.errors import UserError
+from genrec.evaluation import personalisation as personal
 from genrec.evaluation import search_protocols as protocols
 from genrec.evaluation.answerers import Answerer, answered, best_popularity_weight, by_model, by_scores, query_texts, with_popularity
 from genrec.evaluation.baselines import DenseText, Popularity
-from genrec.evaluation.metrics import bootstrap_interval, paired_test
+from genrec.evaluation.metrics import PAD, bootstrap_interval, paired_test
 from genrec.evaluation.protocol import OUR_NAMES
 from genrec.evaluation.qrels import qrels_metrics
 from genrec.evaluation.shown_ranking import shown_ranking
+from genrec.evaluation.shown_rows import shown_rows
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,9 @@ class ProtocolResult:
     bootstrap: int
     notes: list[str] = field(default_factory=list)
     values: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    subject: str = FUSED  # the row that the others are compared with
+    example: dict | None = None
+    figure: tuple[str, Callable[[Path], None]] | None = None  # a file name, and what draws it
 
     def add(self, model: str, metrics: dict[str, np.ndarray]) -> None:
         self.values[model] = metrics
@@ -54,15 +59,15 @@ class ProtocolResult:
         ]
 
     def comparisons(self) -> list[str]:
-        """The fused model minus every other row on the table's first metric, paired by request."""
-        if FUSED not in self.values:
+        """The subject minus every other row on the table's first metric, paired by request."""
+        if self.subject not in self.values:
             return []
-        name = next(iter(self.values[FUSED]))
+        name, short = next(iter(self.values[self.subject])), self.subject.removeprefix("genrec, ")
         lines = []
         for model, metrics in self.values.items():
-            if model != FUSED:
-                mean, low, high, p = paired_test(self.values[FUSED][name], metrics[name], self.seed, self.bootstrap)
-                lines.append(f"{self.title}: fused minus {model}, {name}: {mean:+.4f} [{low:+.4f}, {high:+.4f}], p = {p:.3f}")
+            if model != self.subject:
+                mean, low, high, p = paired_test(self.values[self.subject][name], metrics[name], self.seed, self.bootstrap)
+                lines.append(f"{self.title}: {short} minus {model}, {name}: {mean:+.4f} [{low:+.4f}, {high:+.4f}], p = {p:.3f}")
         return lines
 
     def markdown(self) -> str:
@@ -78,6 +83,11 @@ class ProtocolResult:
         lines += [
             f"| {model} | " + " | ".join(f"{metrics[name].mean():.4f}" for name in names) + " |" for model, metrics in self.values.items()
         ]
+        if self.example:
+            lines += ["", f"Example: '{self.example['query']}'", "", f"- asked by nobody: {'; '.join(self.example['answers without a history'])}"]
+            for person in self.example["people"]:
+                past, answers = "; ".join(person["last events"]), "; ".join(person["answers"])
+                lines.append(f"- after {past}: {answers} (sought: {person['sought']}, rank {person['rank of it']})")
         return "\n".join([*lines, "", *self.comparisons(), ""])
 
 
@@ -135,21 +145,24 @@ class Protocols:
     def session_search(self) -> list[ProtocolResult]:
         asked = protocols.session_search(self.data, self.split)
         result = self.result("session-search", "Session search: click-outs among the items shown", asked.notes)
-        candidates = asked.candidates
-        k = candidates.shape[1]
-        clicks, recent = protocols.click_counts(self.data, self.last), protocols.last_interacted(asked.requests, candidates)
-        baselines = {
-            "as shown": protocols.shown_order(candidates),
-            "popularity of click-outs": protocols.shown_order(candidates, clicks[candidates]),
-            "last interacted, then as shown": protocols.shown_order(candidates, recent),
-            "last interacted, then popularity": protocols.shown_order(
-                candidates, recent + clicks[candidates] / (1e9 + clicks.max(initial=0))
-            ),
+        lists, k = asked.candidates, asked.candidates.shape[1]
+        inside = np.where(protocols.familiar(self.data, asked.requests, lists, self.last), lists, PAD)
+        known = np.concatenate([protocols.click_counts(self.data, self.last), [0]])
+        clicks, recent = known[np.where(inside < 0, self.data.n_items, inside)], protocols.last_interacted(asked.requests, lists)
+        result.subject = f"{FUSED} with the list"
+        ranked = {result.subject: shown_rows(self, asked)} if self.split == "test" else {}
+        for model, answerer in self.ours().items():
+            ranked[model] = protocols.completed(answered(answerer, asked.requests, k, inside, self.data.n_items), lists)
+        ranked |= {
+            "as shown": protocols.shown_order(lists),
+            "popularity of click-outs": protocols.shown_order(lists, clicks),
+            "last interacted, then as shown": protocols.shown_order(lists, recent),
+            "last interacted, then popularity": protocols.shown_order(lists, recent + clicks / (1e9 + clicks.max(initial=0))),
         }
-        self.measure(result, asked, self.ours(), k, (min(5, k),), ("mrr", f"recall@{min(5, k)}"))
-        for model, ranked in baselines.items():
-            found = qrels_metrics(ranked, asked.qrels, (min(5, k),))
+        for model, order in ranked.items():
+            found = qrels_metrics(order, asked.qrels, (min(5, k),))
             result.add(model, {name: found[name] for name in ("mrr", f"recall@{min(5, k)}")})
+        result.notes.append(f"'{result.subject}' reads places and prices of the list and the click-out's own time, all others do not")
         return [result]
 
     def sampled(self, seeds: int = 1) -> list[ProtocolResult]:
@@ -208,6 +221,29 @@ class Protocols:
             raise UserError("protocol cold-user: the data have no held-out queries; it needs logged searches or queries.synthetic")
         return results
 
+    def personalisation(self) -> list[ProtocolResult]:
+        """The same query with the person's history, without one, and with somebody else's."""
+        results, k = [], min(10, self.data.n_items)
+        for kind in self.data.query_kinds:
+            requests = self.data.requests(self.split, kind)
+            if not (np.diff(requests.offsets) > 0).any():
+                continue
+            result = self.result("personalisation", f"Personalised search ({kind})", ("full ranking; items of the history may be answered",))
+            for name, answerer in self.ours().items():
+                asked = personal.ask(lambda one, answer=answerer: _wide(answered(answer, one, k), 10), requests, result.seed, result.bootstrap)
+                for way, metrics in asked.metrics.items():
+                    result.add(f"{name}, {way}", metrics)
+                result.notes += [f"{name}: {note}" for note in asked.notes]
+                if name == FUSED:
+                    result.example = personal.example(requests, asked, personal.titles_of(self.data.item_table))
+                    title = f"{result.title}: what the history is worth"
+                    draw = lambda path, asked=asked, title=title: personal.draw(path, asked, title, result.seed, result.bootstrap)
+                    result.figure = f"personalisation_{kind}.png", draw
+            results.append(result)
+        if not results:
+            raise UserError("protocol personalisation: the data have no held-out queries; it needs logged searches or queries.synthetic")
+        return results
+
     def _valid(self, kind: str) -> Requests:
         """Validation searches of a kind; none where there are none."""
         if kind in self.data.query_kinds:
@@ -220,8 +256,14 @@ PROTOCOLS: dict[str, Callable[[Protocols], list[ProtocolResult]]] = {
     "session-search": Protocols.session_search,
     "sampled": Protocols.sampled,
     "cold-user": Protocols.cold_user,
+    "personalisation": Protocols.personalisation,
     "ranking": lambda protocols: shown_ranking(protocols.run, protocols.ranker, protocols.split, protocols.last),
 }
+
+
+def _wide(ranked: np.ndarray, width: int) -> np.ndarray:
+    """``ranked`` (N, K) with at least ``width`` columns, the new ones empty."""
+    return np.pad(ranked, ((0, 0), (0, max(0, width - ranked.shape[1]))), constant_values=PAD)
 
 
 def run_protocol(run, name: str, split: str = "test", fitted: str = "train", **options) -> list[ProtocolResult]:
@@ -232,7 +274,12 @@ def run_protocol(run, name: str, split: str = "test", fitted: str = "train", **o
     results = PROTOCOLS[name](Protocols(run, split, fitted), **options)
     folder: Path = run.folder / ("results" if split == "test" else f"results_{split}")
     folder.mkdir(parents=True, exist_ok=True)
-    tables = [{"title": one.title, "notes": one.notes, "rows": one.rows(), "comparisons": one.comparisons()} for one in results]
+    tables = [
+        {"title": one.title, "notes": one.notes, "rows": one.rows(), "comparisons": one.comparisons(), "example": one.example} for one in results
+    ]
+    for one in results:
+        if one.figure:
+            one.figure[1](folder / one.figure[0])
     write_json(
         folder / f"protocol_{name}.json", {"protocol": name, "split": split, "fitted_on": fitted, "seed": run.config.seed, "tables": tables}
     )

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from genrec.data.dataset import SPLITS, TEST, TRAIN, Dataset, Requests
+from genrec.decoding.shown import Shown
 from genrec.errors import UserError
 from genrec.evaluation.metrics import PAD
 from genrec.evaluation.qrels import Qrels
@@ -27,13 +28,15 @@ LIST = 100  # places read by MAP and MRR of product search
 class Asked:
     """The requests of a protocol, what answers them, and (where the protocol has them) the only items that may be ranked.
 
-    ``candidates`` (N, C) item ids in the order shown, -1 where empty. ``notes`` say what a reader of the table must know.
+    ``candidates`` (N, C) item ids in the order shown, -1 where empty. ``notes`` say what a reader of the table must know. ``shown``: the
+    whole lists, with items outside the catalogue, places and prices, where lists were shown.
     """
 
     requests: Requests
     qrels: Qrels
     candidates: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    shown: Shown | None = None
 
 
 def product_search(dataset: Dataset, split: str = "test") -> Asked:
@@ -66,9 +69,10 @@ def product_search(dataset: Dataset, split: str = "test") -> Asked:
 def session_search(dataset: Dataset, split: str = "test", action: str = "clickout") -> Asked:
     """Every click-out of a split with the items that were shown; its history is all the person did before, in this session too.
 
-    A click-out without its list, or whose list does not hold the item (by id), is left out and counted.
+    A click-out without its list, or whose list does not hold the item (by id), is left out and counted. ``split`` may be "train" too, for
+    what learns from lists.
     """
-    part = _split(split)
+    part = SPLITS["train"] if split == "train" else _split(split)
     if action not in dataset.actions_chain or dataset.impressions is None:
         missing = "impressions" if dataset.impressions is None else f"action '{action}'"
         raise UserError(f"protocol session-search: the data have no {missing}; it needs a log of shown lists, as reader trivago gives")
@@ -78,14 +82,12 @@ def session_search(dataset: Dataset, split: str = "test", action: str = "clickou
         "event": rows, "user": np.searchsorted(dataset.offsets, rows, side="right") - 1,
         "timestamp": np.asarray(dataset.timestamps[rows]), "clicked": np.asarray(dataset.items[rows]).astype(np.int64),
     })  # fmt: skip
-    shown = dataset.impressions.select(
-        pl.col("user").cast(pl.Int64),
-        "timestamp",
-        "request_id",
-        "position",
-        pl.col("item").cast(pl.Int64),
+    shown = dataset.impressions_all
+    price = pl.col("price").cast(pl.Float64) if "price" in shown.columns else pl.lit(None, dtype=pl.Float64).alias("price")
+    shown = shown.select(
+        pl.col("user").cast(pl.Int64), "timestamp", "request_id", "position", pl.col("item").cast(pl.Int64), price,
         (pl.col("action") == action).alias("hit"),
-    )
+    )  # fmt: skip
     lists = shown.filter("hit").select("user", "timestamp", pl.col("item").alias("clicked"), "request_id")
     found = events.join(lists, on=["user", "timestamp", "clicked"], how="inner", maintain_order="left").unique(
         "event", keep="first", maintain_order=True
@@ -95,7 +97,7 @@ def session_search(dataset: Dataset, split: str = "test", action: str = "clickou
     table = (
         found.with_row_index("row")
         .join(
-            shown.select("user", "timestamp", "request_id", "position", "item"),
+            shown.select("user", "timestamp", "request_id", "position", "item", "price"),
             on=["user", "timestamp", "request_id"],
             maintain_order="left",
         )
@@ -103,18 +105,29 @@ def session_search(dataset: Dataset, split: str = "test", action: str = "clickou
         .sort("row", "position", maintain_order=True)
         .with_columns(pl.int_range(pl.len()).over("row").alias("lane"))
     )
-    candidates = np.full((len(found), int(table["lane"].max()) + 1), PAD, np.int64)
-    candidates[table["row"].to_numpy(), table["lane"].to_numpy()] = table["item"].to_numpy()
-    length = table.group_by("row").agg(pl.col("position").max() + 1)["position"].sum()
+    lists = _lists(table, len(found))
     asked = found["event"].to_numpy()
     requests = dataset.requests_before(asked, np.asarray(dataset.queries[asked]).astype(np.int64))
+    length = table.group_by("row").agg(pl.col("position").max() + 1)["position"].sum()
+    inside = familiar(dataset, requests, lists.items, max(part - 1, 0))
     notes = (
         (
-            f"{len(found)} of {len(rows)} click-outs of the {split} split have their list; ranked are the shown items that the dataset knows, "
-            f"{(candidates >= 0).sum() / max(length, 1):.1%} of what was shown: below 100 % this is easier than the challenge"
+            f"{len(found)} of {len(rows)} click-outs of the {split} split have their list; ranked is {(lists.items >= 0).sum() / max(length, 1):.1%} "
+            f"of what was shown. {inside.sum() / max(length, 1):.1%} of it had an event before the split or in the person's own past; what had none "
+            "follows in the order shown in rows that rank by item alone"
         ),
     )
-    return Asked(requests, Qrels.build(np.arange(len(found)), found["clicked"].to_numpy(), n=len(found)), candidates, notes)
+    return Asked(requests, Qrels.build(np.arange(len(found)), found["clicked"].to_numpy(), n=len(found)), lists.items, notes, lists)
+
+
+def _lists(table: pl.DataFrame, n: int) -> Shown:
+    """``row``, ``lane``, ``item``, ``position`` and ``price`` as arrays (n, C)."""
+    place = table["row"].to_numpy(), table["lane"].to_numpy()
+    shape = n, int(table["lane"].max()) + 1
+    items, places, prices = np.full(shape, PAD, np.int64), np.zeros(shape, np.int64), np.full(shape, np.nan)
+    items[place], places[place] = table["item"].to_numpy(), table["position"].to_numpy()
+    prices[place] = table["price"].fill_null(np.nan).to_numpy()
+    return Shown(items, places, prices)
 
 
 def sampled(
@@ -173,6 +186,14 @@ def shown_order(candidates: np.ndarray, scores: np.ndarray | None = None) -> np.
     return np.take_along_axis(candidates, order, 1)
 
 
+def completed(ranked: np.ndarray, lists: np.ndarray) -> np.ndarray:
+    """``ranked`` (N, C) with the items of ``lists`` (N, C) that it leaves out behind it, in the order shown."""
+    missing = np.stack([~np.isin(shown, own) for shown, own in zip(lists, ranked, strict=True)]) & (lists >= 0)
+    both = np.concatenate([ranked, np.where(missing, lists, PAD)], axis=1)
+    order = np.argsort(both < 0, axis=1, kind="stable")
+    return np.take_along_axis(both, order, 1)[:, : lists.shape[1]]
+
+
 def last_interacted(requests: Requests, candidates: np.ndarray) -> np.ndarray:
     """How recently each candidate was in the history: (N, C), 1 for the newest event, 1/2 for the one before, 0 for never."""
     ages = requests.histories.ages
@@ -185,6 +206,15 @@ def last_interacted(requests: Requests, candidates: np.ndarray) -> np.ndarray:
     asked = np.arange(len(candidates))[:, None] * width + np.maximum(candidates, 0)
     place = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
     return np.where((keys[place] == asked) & (candidates >= 0), 1 / (1.0 + ages[place]), 0.0)
+
+
+def familiar(dataset: Dataset, requests: Requests, candidates: np.ndarray, last: int) -> np.ndarray:
+    """Which candidates (N, C) had an event up to split ``last`` or stand in the request's own history: (N, C) bool.
+
+    The rest of the catalogue may not count as known: an item that is there for a later click alone would give that click away.
+    """
+    seen = dataset.item_counts(last)[np.clip(candidates, 0, dataset.n_items - 1)] > 0
+    return (candidates >= 0) & (candidates < dataset.n_items) & (seen | (last_interacted(requests, candidates) > 0))
 
 
 def click_counts(dataset: Dataset, last: int = TRAIN, action: str = "clickout") -> np.ndarray:

@@ -69,8 +69,25 @@ class Block(nn.Module):
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         rate = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], dropout_p=rate)
+        return self._finish(x, mixed), (k, v)
+
+    def alone(self, x: Tensor, angles: Tensor, mask: Tensor, past: tuple[Tensor, Tensor]) -> Tensor:
+        """Tokens x (batch, length, dim) that see cached tokens, as ``mask`` (batch, past) says, and themselves but not one another.
+
+        Equals ``forward`` with the identity as mask among the new tokens, without its length x length scores.
+        """
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(self.attention_norm(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = rotate(q, angles), rotate(k, angles)
+        scores = (q @ past[0].transpose(-1, -2)).masked_fill(~mask[:, None, None], -torch.inf)
+        scores = torch.cat([scores, (q * k).sum(-1, keepdim=True)], dim=-1).float() * q.shape[-1] ** -0.5
+        weights = self.drop(scores.softmax(-1).to(v.dtype))
+        return self._finish(x, weights[..., :-1] @ past[1] + weights[..., -1:] * v)
+
+    def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """What follows the attention: x (batch, length, dim), mixed (batch, heads, length, dim / heads)."""
         x = x + self.drop(self.out(mixed.transpose(1, 2).reshape(x.shape)))
-        return x + self.drop(self.down(F.gelu(self.up(self.feed_norm(x))))), (k, v)
+        return x + self.drop(self.down(F.gelu(self.up(self.feed_norm(x)))))
 
 
 class Backbone(nn.Module):
@@ -97,3 +114,9 @@ class Backbone(nn.Module):
             x, kept = block(x, angles, mask, None if cache is None else cache[index], unread if last else 0)
             grown.append(kept)
         return self.norm(x), grown
+
+    def alone(self, x: Tensor, angles: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+        """States (batch, new, dim) of tokens that see cached tokens, as ``mask`` (batch, cached) says, and themselves but not one another."""
+        for block, past in zip(self.blocks, cache, strict=True):
+            x = block.alone(x, angles, mask, past)
+        return self.norm(x)

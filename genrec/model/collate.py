@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from genrec.data.sequences import Windows
 from genrec.model.embeddings import CODE_SPAN
 from genrec.model.network import Batch, ShownLanes
 from genrec.semantic_ids.query_codes import QueryCoder
-from genrec.text.encoder import TextEncoder
+from genrec.text.encoder import TextEncoder, unit
 from genrec.text.query_tokens import HASHED, hashed_tokens, readable
 
 
@@ -50,6 +51,11 @@ class QueryFeatures:
         offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(texts)))]).astype(np.int64)
         return cls(text, tokens[order].astype(np.int64), offsets)
 
+    def joined(self, other: QueryFeatures) -> QueryFeatures:
+        """One table of both, this one's rows first."""
+        offsets = np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]])
+        return QueryFeatures(np.concatenate([self.text, other.text]), np.concatenate([self.words, other.words]), offsets)
+
     def take(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Text vectors, words and start offsets of some queries."""
         lengths = np.diff(self.offsets)[ids]
@@ -62,35 +68,80 @@ class Collator:
     """Builds ``Batch`` from windows of a dataset (training) or from requests (inference).
 
     ``stages`` (S,): the place in the action chain of each of ``model.stages``; ``shown``: what the log showed, as further requests of a
-    training batch, and ``shown_windows`` (N,) rising, the window each of them belongs to.
+    training batch, and ``shown_windows`` (N,) rising, the window each of them belongs to. ``features`` are those of the queries, ``texts`` of
+    the items' texts (asked for as further queries), ``keywords`` of each item's keywords.
     """
 
-    def __init__(self, model: ModelConfig, features: QueryFeatures, stages: np.ndarray | None = None, shown: ShownRequests | None = None):
-        self.model, self.features, self.stages, self.shown = model, features, stages, shown
+    def __init__(
+        self, model: ModelConfig, features: QueryFeatures, stages: np.ndarray | None = None, shown: ShownRequests | None = None,
+        texts: QueryFeatures | None = None, keywords: QueryFeatures | None = None,
+    ):  # fmt: skip
+        self.model, self.stages, self.shown, self.keywords = model, stages, shown, keywords
+        self.n_queries, self.features = len(features.text), features if texts is None else features.joined(texts)
         self.shown_windows = np.zeros(0, np.int64)
 
+    @property
+    def described(self) -> np.ndarray:
+        """Items with a text in which something is known: ids, rising."""
+        return np.flatnonzero(self.features.text[self.n_queries :].any(1))
+
+    def items(self, ids: np.ndarray) -> Batch:
+        """A training batch of requests without history: the text of each item (B,) asks for the item."""
+        none, zero = np.zeros(0, np.int64), np.zeros(len(ids), np.int64)
+        source = SimpleNamespace(items=none, actions=none, queries=none, timestamps=none)
+        return self._finish(source, zero, zero, zero[:, None], zero[:, None], (self.n_queries + ids)[:, None], np.asarray(ids)[:, None])
+
+    def teacher(self, batch: Batch) -> Batch | None:
+        """The batch with the keywords of the sought item behind each request's query; None where nothing is searched.
+
+        As keywords join a text in semantic IDs (OneSearch): text vectors are averaged and brought to length one, and the tokens are added.
+        """
+        asked, targets = batch.request_queries.numpy(), batch.targets.numpy()
+        live = (asked > 0) & (targets >= 0)
+        if not live.any():
+            return None
+        pairs, place = np.unique(np.stack([asked[live] - 1, targets[live]]), axis=1, return_inverse=True)
+        own = QueryFeatures(batch.query_text.numpy(), batch.query_words.numpy(), np.append(batch.query_offsets.numpy(), len(batch.query_words)))
+        (text, words, starts), (key_text, key_words, key_starts) = own.take(pairs[0]), self.keywords.take(pairs[1])
+        mixed = unit(text + key_text)
+        rows = np.concatenate([_rows(starts, len(words)), _rows(key_starts, len(key_words))])
+        order = np.argsort(rows, kind="stable")
+        offsets = np.searchsorted(rows[order], np.arange(pairs.shape[1]))
+        queries = np.zeros_like(asked)
+        queries[live] = 1 + len(own.text) + place.ravel()
+        joined = (
+            np.concatenate([own.text, mixed]), np.concatenate([own.words, np.concatenate([words, key_words])[order]]),
+            np.concatenate([own.offsets[:-1], len(own.words) + offsets]), queries,
+        )  # fmt: skip
+        names = ("query_text", "query_words", "query_offsets", "request_queries")
+        return replace(batch, **{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in zip(names, joined, strict=True)})
+
     def windows(
-        self, data: Dataset, windows: Windows, rows: np.ndarray, recommend_searches: bool, searches: bool, shuffle: Shuffle | None = None
-    ) -> Batch:
+        self, data: Dataset, windows: Windows, rows: np.ndarray, recommend_searches: bool, searches: bool, shuffle: Shuffle | None = None,
+        recommends: bool = True, cold_searches: bool = False, same_time: bool = True,
+    ) -> Batch:  # fmt: skip
         """A training batch. Every predicted event with a history is a recommendation request; one with a query is also a search request.
 
         ``recommend_searches`` false (logged queries) keeps search events out of the recommendation requests. ``shuffle`` permutes events.
+        ``recommends`` false leaves the recommendation requests out; ``cold_searches`` true lets search requests see no history, and leaves
+        out what was shown; ``same_time`` false lets no request see an event of its own second.
         """
         start, first, stop = windows.start[rows], windows.first[rows], windows.stop[rows]
-        asked_row, asked_shown, asked_position = self._shown_in(rows, start)
+        asked_row, asked_shown, asked_position = self._shown_in(rows[:0] if cold_searches else rows, start)
         if shuffle is not None:
             data, begin = shuffled(data, start, stop, shuffle)
             start, first, stop = begin, first - start + begin, stop - start + begin
         count = stop - first
         row = np.repeat(np.arange(len(rows)), count)
         event = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(count.sum())
-        position = event - start[row]
+        visible = event if same_time else _first_of_time(np.asarray(data.timestamps), event, start[row])
+        position = visible - start[row]
         query = np.asarray(data.queries[event]).astype(np.int64)
-        plain = (position > 0) & (recommend_searches | (query < 0))
+        plain = (position > 0) & (recommend_searches | (query < 0)) & recommends
         search = (query >= 0) & searches
         row, event = np.concatenate([row[plain], row[search]]), np.concatenate([event[plain], event[search]])
         query = np.concatenate([np.full(plain.sum(), -1), query[search]])
-        position = event - start[row]
+        position, visible = (np.concatenate([array[plain], array[search]]) for array in (position, visible))
         lane, n_lanes = _lanes(np.concatenate([row, asked_row]), len(rows))
         shown_lane, lane = lane[len(row) :], lane[: len(row)]
         shape = (len(rows), n_lanes)
@@ -101,10 +152,12 @@ class Collator:
         positions[asked_row, shown_lane] = asked_position
         asked = np.full(shape, -1, np.int64)
         asked[row, lane] = query
+        if cold_searches:
+            positions[asked >= 0] = 0
         times = np.asarray(data.timestamps)
-        seen = event if self.model.request_time else np.maximum(event - 1, start[row])
+        seen = event if self.model.request_time else np.maximum(visible - 1, start[row])
         when = np.repeat(times[start][:, None], n_lanes, axis=1)
-        when[row, lane] = times[seen]
+        when[row, lane] = times[np.where((query >= 0) & cold_searches, start[row], seen)]
         if len(asked_row):
             last = times[start[asked_row] + np.maximum(asked_position - 1, 0)]
             asked[asked_row, shown_lane] = self.shown.queries[asked_shown]
@@ -164,6 +217,22 @@ class Collator:
             text, words, offsets,
         )  # fmt: skip
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in tensors))
+
+
+def _first_of_time(times: np.ndarray, event: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """The first event, from ``start`` on, of the second of each ``event``: (n,). Times rise within a window."""
+    if not len(event):
+        return event
+    low, high = int(start.min()), int(event.max()) + 1
+    part = times[low:high]
+    new = np.concatenate([[True], part[1:] != part[:-1]])
+    begin = np.maximum.accumulate(np.where(new, np.arange(len(part)), 0))
+    return np.maximum(begin[event - low] + low, start)
+
+
+def _rows(starts: np.ndarray, length: int) -> np.ndarray:
+    """The row that each of ``length`` ragged entries belongs to, of rows that begin at ``starts``."""
+    return np.searchsorted(starts, np.arange(length), side="right") - 1
 
 
 def _lanes(row: np.ndarray, n_rows: int) -> tuple[np.ndarray, int]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from genrec.data.rates import starting_weights
 from genrec.model.backbone import Backbone, Cache
+from genrec.model.dropout import Dropout
 
 
 class RankingHead(nn.Module):
@@ -26,10 +28,14 @@ class RankingHead(nn.Module):
         if evidence:
             self.evidence = nn.Sequential(nn.Linear(evidence, dim), nn.GELU(), nn.Linear(dim, dim))
             self.direct = nn.Linear(evidence, stages, bias=False)  # counts speak plainly; no norm is between them and the logit
-        self.norm, self.drop = nn.LayerNorm(dim), nn.Dropout(dropout)
-        self.score = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, stages))
+            with torch.no_grad():
+                self.direct.weight.copy_(torch.from_numpy(starting_weights(stages)))
+        self.norm, self.drop = nn.LayerNorm(dim), Dropout(dropout)
+        self.score = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), Dropout(dropout), nn.Linear(dim, stages))
 
-    def forward(self, backbone: Backbone, items: Tensor, evidence: Tensor | None, live: Tensor, angles: Tensor, seen: Tensor, cache: Cache) -> Tensor:
+    def forward(
+        self, backbone: Backbone, items: Tensor, evidence: Tensor | None, live: Tensor, angles: Tensor, seen: Tensor, cache: Cache
+    ) -> Tensor:
         """Logits (N, C, stages) of N requests with C candidates each.
 
         ``items`` (N, C, dim) item vectors, ``evidence`` (N, C, F) or None for nothing known, ``live`` (N, C) bool false for padding,
@@ -41,10 +47,13 @@ class RankingHead(nn.Module):
             evidence = items.new_zeros(n, count, self.direct.in_features) if evidence is None else evidence.to(items.dtype)
             x = x + self.evidence(evidence)
         x = self.drop(self.norm(x))
-        itself = torch.eye(count, dtype=torch.bool, device=x.device).expand(n, -1, -1)
-        fellows = itself | live[:, None] if self.visible else itself
-        mask = torch.cat([seen[:, None].expand(-1, count, -1), fellows], dim=2)
-        states, _ = backbone.extend(x, angles[:, None].expand(-1, count, -1), mask, cache)
+        angles = angles[:, None].expand(-1, count, -1)
+        if self.visible:
+            fellows = torch.eye(count, dtype=torch.bool, device=x.device) | live[:, None]
+            mask = torch.cat([seen[:, None].expand(-1, count, -1), fellows], dim=2)
+            states, _ = backbone.extend(x, angles, mask, cache)
+        else:
+            states = backbone.alone(x, angles, seen, cache)
         logits = self.score(states)
         return logits if self.direct is None else logits + self.direct(evidence)
 

@@ -36,8 +36,21 @@ class TeacherMass:
     @classmethod
     def of_items(cls, trie: CatalogueTrie, log_probabilities: Tensor) -> TeacherMass:
         """From log-probabilities (N, n_items), -inf for what may not be taught; rows need not be normalised."""
-        mass = log_probabilities.detach()[:, trie.leaf_items].double().exp()
-        return cls(trie, F.pad(mass.cumsum(1), (1, 0)))
+        return cls.in_leaf_order(trie, log_probabilities.detach()[:, trie.leaf_items])
+
+    @classmethod
+    def in_leaf_order(cls, trie: CatalogueTrie, log_probabilities: Tensor) -> TeacherMass:
+        """As ``of_items``, of columns that are already in the order of ``trie.leaf_items``."""
+        mass = log_probabilities.detach().exp()
+        running = torch.zeros(len(mass), trie.n_items + 1, dtype=torch.float64, device=mass.device)
+        torch.cumsum(mass, 1, dtype=torch.float64, out=running[:, 1:])
+        return cls(trie, running)
+
+    def draw(self) -> Tensor:
+        """One item per request, drawn from a teacher over all items: (N,)."""
+        total = self.running[:, -1:]
+        place = torch.searchsorted(self.running, torch.rand_like(total) * total, right=True)[:, 0] - 1
+        return self.trie.leaf_items[place.clamp(max=self.trie.n_items - 1)]
 
     @classmethod
     def of_candidates(cls, trie: CatalogueTrie, ids: Tensor, log_probabilities: Tensor) -> TeacherMass:

@@ -17,7 +17,7 @@ from genrec.errors import UserError
 
 SHORT, LONG = 5, 1000  # events of the short and of the long view: OneSearch's window of 5 and its sequences of up to 10^3
 NO_CODE = -1
-_ROUNDING = 1e-6  # a weighted mean of equal codes is that code, whatever float64 adds to it
+ROUNDING = 1e-6  # a weighted mean of equal codes is that code, whatever float64 adds to it
 
 
 def recency_weights(histories: Histories) -> np.ndarray:
@@ -44,7 +44,7 @@ def behaviour_codes(codes: np.ndarray, histories: Histories) -> np.ndarray:
         np.bincount(histories.rows, weights=weights * codes[histories.items, level], minlength=len(histories))
         for level in range(codes.shape[1])
     ])  # fmt: skip
-    result = np.ceil(sums - _ROUNDING).astype(np.int64)
+    result = np.ceil(sums - ROUNDING).astype(np.int64)
     result[histories.lengths == 0] = NO_CODE
     return result
 

@@ -142,7 +142,8 @@ def _grown_evidence(old: Evidence, table: pl.DataFrame, ids: SemanticIds) -> Evi
     counted = copy.copy(old.cooccurrence)
     counted.similar, counted.following = (widen(part, len(table)) for part in (counted.similar, counted.following))
     # An event's key is item x (span + 1) + seconds, so items behind the old ones change no key.
-    return Evidence(counted, ItemFacts.from_table(table, ids.catalogue.text.numpy()), old.keys, old.origin, old.span)
+    asked = old.asked.widen(len(table)) if old.asked else None
+    return Evidence(counted, ItemFacts.from_table(table, ids.catalogue.text.numpy()), old.keys, old.origin, old.span, asked)
 
 
 def widen(matrix: sp.csr_matrix, n: int) -> sp.csr_matrix:

@@ -17,7 +17,7 @@ Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"\S")]
 Short = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Seconds = Annotated[int, Field(ge=0, le=253_402_300_799, strict=True, description="Seconds since 1970, UTC.")]
-Mode = Literal["fused", "retrieve", "generate"]
+Mode = Literal["fused", "retrieve", "generate", "rank"]
 
 
 class _Body(BaseModel):

@@ -15,15 +15,12 @@ import polars as pl
 
 from genrec.artifacts import fingerprint, read_json, write_json
 from genrec.config import TextConfig, to_dict
+from genrec.data.words import SPACELESS, TOKEN_PATTERN
 from genrec.errors import UserError
 
 DESCRIPTION = "encoder.json"
 ROLES = ("query", "item")
-# Scripts written without spaces (kana, Han, Thai, Lao, Myanmar, Khmer) are read character by character; bigrams then stand for
-# words. Marks of Indic scripts belong to the word around them.
-SPACELESS = "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U000323af\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
-_MARKS = "\u0900-\u0963\u0966-\u0dff"
-TOKEN_PATTERN = rf"[{SPACELESS}]|(?:[^\W_{SPACELESS}]|[{_MARKS}])+"
+__all__ = ["ROLES", "SPACELESS", "TOKEN_PATTERN", "TextEncoder", "encoder_key", "fit_encoder", "item_texts", "unit"]
 
 
 class TextEncoder(ABC):
@@ -47,6 +44,9 @@ class TextEncoder(ABC):
         """Write everything ``load`` needs into an existing folder. Weights of ``hf`` and ``minilm`` stay where they are."""
         write_json(folder / DESCRIPTION, self.describe())
 
+    def pack(self, folder: Path) -> None:
+        """Put what ``save`` leaves where it is beside it, so that ``folder`` alone is enough."""
+
     @staticmethod
     def load(folder: Path, cache: Path | None = None) -> TextEncoder:
         """The encoder saved in ``folder``. ``cache``: a folder of vectors by content, for encoders that are slow.
@@ -64,7 +64,7 @@ class TextEncoder(ABC):
         elif kind in ("hf", "minilm"):
             from genrec.text.transformer import TransformerEncoder
 
-            encoder = TransformerEncoder.read(description, str(folder / DESCRIPTION), cache)
+            encoder = TransformerEncoder.read(description, folder, cache)
         else:
             raise UserError(f"{folder / DESCRIPTION}: encoder '{kind}' is unknown to this genrec; run genrec tokenize again")
         return ProjectedEncoder.read(encoder, folder) if description.get("projected") else encoder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,11 @@ class TfidfEncoder(TextEncoder):
     def dim(self) -> int:
         return self.components.shape[0]
 
+    @cached_property
+    def _by_term(self) -> np.ndarray:
+        """(terms, dim), row by row: a sparse product copies anything else, tens of megabytes for every query."""
+        return np.ascontiguousarray(self.components.T)
+
     @property
     def vocabulary(self) -> list[str]:
         """Words and word bigrams."""
@@ -97,7 +103,7 @@ class TfidfEncoder(TextEncoder):
         """Vectors (n, dim) float32; queries and items are treated alike."""
         vectors = np.zeros((len(texts), self.dim), np.float32)
         for start in range(0, len(texts), BLOCK):
-            vectors[start : start + BLOCK] = unit(self._weigh(texts[start : start + BLOCK]) @ self.components.T)
+            vectors[start : start + BLOCK] = unit(self._weigh(texts[start : start + BLOCK]) @ self._by_term)
         return vectors
 
     def _weigh(self, texts: Sequence[str]) -> sp.csr_matrix:

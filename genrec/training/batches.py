@@ -28,23 +28,35 @@ class Part:
 
     batch: Batch
     share: float
+    teacher: Batch | None = None  # the same requests with their items' keywords behind the queries, for self-distillation
 
 
-def request_counts(data: Dataset, windows: Windows, recommend_searches: bool, searches: bool) -> np.ndarray:
+def request_counts(
+    data: Dataset, windows: Windows, recommend_searches: bool, searches: bool, recommends: bool = True, same_time: bool = True
+) -> np.ndarray:  # fmt: skip
     """How many requests the collator makes of each window: (W,) int64. See ``Collator.windows``."""
     counts = np.empty(len(windows), np.int64)
     for begin in range(0, len(windows), BLOCK):
         rows = slice(begin, begin + BLOCK)
         start, first, stop = windows.start[rows], windows.first[rows], windows.stop[rows]
-        low, high = int(first.min()), int(stop.max())
+        low, high = int(start.min()), int(stop.max())
         asked = np.asarray(data.queries[low:high]) >= 0
         searched = np.concatenate([[0], np.cumsum(asked)])
         in_window = searched[stop - low] - searched[first - low]
-        plain = stop - first - (first == start)  # a user's first event is no recommendation: nothing was seen before it
+        # A user's first event is no recommendation: nothing was seen before it. Without ``same_time`` that is all of the first second.
+        unseen = start + 1 if same_time else np.minimum(_second_ends(np.asarray(data.timestamps[low:high]))[start - low] + low, stop)
+        from_here = np.maximum(first, unseen)
+        plain = stop - from_here
         if not recommend_searches:
-            plain = plain - in_window + ((first == start) & asked[first - low])
-        counts[rows] = plain + (in_window if searches else 0)
+            plain = plain - (searched[stop - low] - searched[from_here - low])
+        counts[rows] = (plain if recommends else 0) + (in_window if searches else 0)
     return counts
+
+
+def _second_ends(times: np.ndarray) -> np.ndarray:
+    """For each event, the place behind the last one in a row with its time: (n,)."""
+    ends = np.flatnonzero(np.concatenate([times[1:] != times[:-1], [True]])) + 1
+    return ends[np.searchsorted(ends, np.arange(len(times)), side="right")]
 
 
 def step_seed(seed: int, epoch: int, place: int, rank: int) -> int:
@@ -78,10 +90,12 @@ class EpochLoader:
 
     def __init__(
         self, data: Dataset, windows: Windows, counts: np.ndarray, collator: Collator, training: TrainingConfig, seed: int, epoch: int,
-        searches: bool, rank: int = 0, world: int = 1,
+        searches: bool, rank: int = 0, world: int = 1, recommends: bool = True, pairs: int = 0, distil: bool = False,
     ):  # fmt: skip
+        """``recommends``: learn recommendations; ``pairs``: windows in a step where searches see no history (0: they do); ``distil``: make teachers."""
         self.data, self.windows, self.counts, self.collator, self.searches = data, windows, counts, collator, searches
-        self.batches = epoch_batches(windows, training.batch_size, seed, epoch, counts)
+        self.recommends, self.cold_searches, self.distil, self.same_time = recommends, pairs > 0, distil, training.same_time
+        self.batches = epoch_batches(windows, pairs or training.batch_size, seed, epoch, counts)
         self.recommend_searches = recommends_searches(data, searches)
         self.epoch, self.rank, self.world, self.parts = epoch, rank, world, training.accumulate
         self.given = 0
@@ -107,13 +121,38 @@ class EpochLoader:
         share = self.parts * self.world * float(self.counts[piece].sum() / self.counts[rows].sum())
         if len(piece) == 0:  # fewer sequences than pieces: take part with one that does not count
             piece = rows[:1]
-        return Part(self.collator.windows(self.data, self.windows, piece, self.recommend_searches, self.searches, self.shuffle), share)
+        batch = self._batch(piece)
+        return Part(batch, share, self.collator.teacher(batch) if self.distil else None)
+
+    def _batch(self, rows: np.ndarray) -> Batch:
+        return self.collator.windows(
+            self.data, self.windows, rows, self.recommend_searches, self.searches, self.shuffle, self.recommends, self.cold_searches,
+            self.same_time,
+        )  # fmt: skip
 
     def state_dict(self) -> dict:
         return {"epoch": self.epoch, "given": self.given}
 
     def load_state_dict(self, state: dict) -> None:
         self.given = state["given"] if state["epoch"] == self.epoch and state["given"] < len(self) else 0
+
+
+class ItemLoader(EpochLoader):
+    """The same for the texts of items: a row of ``rows`` (n,) is an item id, each learnt equally often, ``requests`` in all in ``steps`` steps."""
+
+    def __init__(
+        self, rows: np.ndarray, requests: int, steps: int, collator: Collator, training: TrainingConfig, seed: int, epoch: int,
+        rank: int = 0, world: int = 1,
+    ):  # fmt: skip
+        rng = np.random.default_rng([seed, epoch])
+        order = np.concatenate([rng.permutation(rows) for _ in range(max(1, round(requests / len(rows))))])
+        self.batches = np.array_split(order, min(steps, len(order)))
+        self.counts = np.ones(int(rows.max()) + 1, np.int64)
+        self.collator, self.distil, self.given = collator, False, 0
+        self.epoch, self.rank, self.world, self.parts = epoch, rank, world, training.accumulate
+
+    def _batch(self, rows: np.ndarray) -> Batch:
+        return self.collator.items(rows)
 
 
 def recommends_searches(data: Dataset, searches: bool) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import lightning as L
 import numpy as np
+import polars as pl
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -23,23 +24,26 @@ from safetensors.torch import load_file, save_file
 from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, write_json
 from genrec.config import Config, TrainingConfig, to_dict
 from genrec.data.anchors import company, shelf
-from genrec.data.dataset import TRAIN, VALID, Dataset
-from genrec.data.sequences import make_windows
+from genrec.data.dataset import TRAIN, VALID, Dataset, Requests
+from genrec.decoding.evidence import category_levels, item_codes
 from genrec.errors import UserError
 from genrec.data.shown import ShownRequests, shown_requests, stage_places
 from genrec.model.collate import Collator, QueryFeatures, request_batches, shown_windows
 from genrec.model.network import Batch, GenerativeRecommender
 from genrec.model.saved import KIND
+from genrec.model.size import step_flops
 from genrec.semantic_ids.tokenize import SemanticIds
+from genrec.text.encoder import item_texts
 from genrec.training import checkpoints
-from genrec.training.batches import EpochLoader, recommends_searches, request_counts
+from genrec.training.batches import EpochLoader
 from genrec.training.checkpoints import Checkpoints
+from genrec.training.curriculum import Curriculum
 from genrec.training.curves import plot_curves
 from genrec.training.distributed import join, launched, leader_first, rank_and_world
 from genrec.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
-TRAIN_VERSION = 2
+TRAIN_VERSION = 3
 # Settings that say how a network is fitted, not to what: a run stopped on one machine may go on on another.
 WITHOUT_EFFECT = ("refit", "threads", "accelerator", "devices", "strategy", "checkpoint_minutes", "checkpoint_steps")
 
@@ -52,14 +56,18 @@ class FitPlan:
     epochs: int | None = None  # None: choose on validation
     generate: bool = True
     searches: bool = True
+    recommends: bool = True
     trunk: Path | None = None  # a fitted model without a decoder: only the decoder is fitted, on top of it
 
 
 class ValidationLoader:
-    """Validation requests of one process, with the items each has already had as a mask (B, n_items), made batch by batch."""
+    """Validation requests of one process, with the items each has already had as a mask (B, n_items), made batch by batch.
 
-    def __init__(self, dataset: Dataset, collator: Collator, limit: int, seed: int, shown: ShownRequests | None = None):
-        requests = dataset.requests("valid")
+    Recommendations; or searches, equally many of each kind of query, where the network learns nothing else.
+    """
+
+    def __init__(self, dataset: Dataset, collator: Collator, limit: int, seed: int, shown: ShownRequests | None = None, recommends: bool = True):
+        requests = dataset.requests("valid") if recommends else searches(dataset)
         if limit and len(requests) > limit:
             requests = requests.take(np.sort(np.random.default_rng(seed).permutation(len(requests))[:limit]))
         rank, world = rank_and_world()
@@ -84,21 +92,28 @@ class ValidationLoader:
         yield from ((batch, None) for batch in self.shown)
 
 
+def searches(dataset: Dataset) -> Requests:
+    """All validation searches, one kind of query after the other."""
+    wanted = dataset.heldout_queries.filter(pl.col("event").is_in(dataset.heldout_events("valid")))
+    return dataset.requests_before(wanted["event"].to_numpy(), wanted["query"].to_numpy())
+
+
 class TrainingData(L.LightningDataModule):
     """Epoch loaders of windows, and validation requests with their already-had items."""
 
     def __init__(self, dataset: Dataset, ids: SemanticIds, config: Config, plan: FitPlan):
         super().__init__()
-        self.dataset, self.settings, self.seed, self.searches = dataset, config.training, config.seed, plan.searches
+        self.dataset, self.settings, self.seed, self.recommends = dataset, config.training, config.seed, plan.recommends
         self.allow_zero_length_dataloader_with_multiple_devices = True  # validation: more processes than requests
         stages = stage_places(dataset, config.model.stages) if config.model.stages else None
-        self.collator = Collator(config.model, QueryFeatures.build(dataset.query_texts, ids.encoder), stages)
-        self.windows = make_windows(dataset.offsets, dataset.known_lengths(plan.last), config.model.max_length, config.training.stride)
-        self.counts = request_counts(dataset, self.windows, recommends_searches(dataset, plan.searches), plan.searches)
+        distil = config.training.keyword_distill_weight > 0 and plan.searches and plan.trunk is None
+        self.collator = training_collator(dataset, ids, config, distil, stages)
+        self.curriculum = Curriculum(dataset, self.collator, config, plan.last, plan.searches, plan.recommends, distil)
+        self.windows = self.curriculum.windows
         self.shown: ShownRequests | None = None
         if config.model.stages and config.model.ranking:
             self._read_shown(config.model.stages, plan.last)
-        if not self.counts.any():
+        if not self.curriculum.counts.any():
             raise UserError("no training request: no user has two events before the split; give more data, or another split.kind")
 
     def _read_shown(self, stages: list[str], last: int) -> None:
@@ -110,25 +125,47 @@ class TrainingData(L.LightningDataModule):
         keep = np.flatnonzero((shown.split <= last) & (places >= 0))
         self.shown = shown
         self.collator.shown, self.collator.shown_windows = shown.take(keep), places[keep]
-        self.counts = self.counts + np.bincount(places[keep], minlength=len(self.windows))
+        self.curriculum.counts = self.curriculum.counts + np.bincount(places[keep], minlength=len(self.windows))
         log.info("train: %d of %d shown requests are learnt from", len(keep), len(shown))
 
     @property
+    def counts(self) -> np.ndarray:
+        """Requests of each window: (W,)."""
+        return self.curriculum.counts
+
+    @property
     def steps_per_epoch(self) -> int:
-        return -(-int((self.counts > 0).sum()) // self.settings.batch_size)
+        return self.curriculum.steps
+
+    def step_flops(self, module: TrainingModule) -> float:
+        """Operations of a mean training step, by formula; see ``genrec/model/size.py``."""
+        kept = self.counts > 0
+        events = float((self.windows.stop - self.windows.start - 1)[kept].mean())
+        network = module.network
+        n_items, text_dim = network.catalogue.text.shape
+        scored = module.negatives(n_items) or n_items
+        size = min(self.settings.batch_size, int(kept.sum()))
+        return step_flops(network.config, size, events, float(self.counts[kept].mean()), scored, n_items, text_dim)
 
     def train_dataloader(self) -> EpochLoader:
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        return EpochLoader(
-            self.dataset, self.windows, self.counts, self.collator, self.settings, self.seed, epoch, self.searches, *rank_and_world()
-        )
+        return self.curriculum.loader(self.trainer.current_epoch if self.trainer else 0, *rank_and_world())
 
     def val_dataloader(self) -> ValidationLoader:
         return self.validation
 
     @cached_property
     def validation(self) -> ValidationLoader:
-        return ValidationLoader(self.dataset, self.collator, self.settings.valid_requests, self.seed, self.shown)
+        return ValidationLoader(self.dataset, self.collator, self.settings.valid_requests, self.seed, self.shown, self.recommends)
+
+
+def training_collator(dataset: Dataset, ids: SemanticIds, config: Config, distil: bool, stages: np.ndarray | None = None) -> Collator:
+    """A collator that knows the queries, and the items' texts and keywords where the training asks for them."""
+    build = lambda texts: QueryFeatures.build(texts, ids.encoder)
+    texts = build(item_texts(dataset.item_table)) if config.training.align_epochs else None
+    keywords = None
+    if distil:
+        keywords = build([" ".join(word for word, _ in ids.words.keywords_of(item)) for item in dataset.item_table["item_id"]])
+    return Collator(config.model, build(dataset.query_texts), stages, texts=texts, keywords=keywords)
 
 
 class PlainProgress(Callback):
@@ -173,15 +210,19 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
         width = 2 * config.model.anchors
         counted = company(dataset.histories(plan.last), dataset.n_items, width)
         network.anchor_tables.fill(counted, shelf(dataset.item_table, counted.users, width))
+    config = copy.deepcopy(config)
+    training = config.training
     if plan.trunk:
         _stand_on(network, plan.trunk)
-        config = copy.deepcopy(config)
-        config.training.epochs, config.training.learning_rate = config.training.decoder_epochs, config.training.decoder_learning_rate
+        training.epochs, training.learning_rate = training.decoder_epochs, training.decoder_learning_rate
+        training.align_epochs = training.cooccur_epochs = 0
     data = TrainingData(dataset, ids, config, plan)
-    module = TrainingModule(network, config, data.steps_per_epoch, plan.trunk is not None)
+    categories = torch.from_numpy(item_codes(category_levels(dataset.item_table).list.last()))
+    module = TrainingModule(network, config, data.steps_per_epoch, plan.trunk is not None, categories)
     work = target.parent / f".{target.name}-{key}"
     size = sum(parameter.numel() for parameter in network.parameters())
-    log.info("train: %s parameters, %d windows, %d steps per epoch", f"{size:,}", len(data.windows), data.steps_per_epoch)
+    log.info("train: %s parameters, %d windows, %d steps per epoch, about %.1f GFLOP a step%s", f"{size:,}", len(data.windows),
+             data.steps_per_epoch, data.step_flops(module) / 1e9, " before the code decoder" if plan.generate else "")  # fmt: skip
     keeper = _train(config, plan, work, module, data)
     with leader_first():
         if not is_current(target, KIND, key):
@@ -267,7 +308,7 @@ def _trainer(config: Config, plan: FitPlan, work: Path, keeper: Checkpoints, log
     choosing, settings = plan.epochs is None, config.training
     callbacks: list[Callback] = [keeper, PlainProgress()]
     if choosing:
-        callbacks.append(EarlyStopping("val/quality", mode="max", patience=settings.patience, check_on_train_epoch_end=False))
+        callbacks.append(EarlyStopping("val/quality", mode="max", patience=settings.patience + settings.align_epochs + settings.cooccur_epochs, check_on_train_epoch_end=False))
     if sys.stderr.isatty():
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() > 1 else 1

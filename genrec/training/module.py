@@ -16,24 +16,31 @@ from genrec.decoding.scorers import generate
 from genrec.model.anchors import Anchors
 from genrec.model.code_decoder import node_means
 from genrec.model.network import Batch, Encoded, GenerativeRecommender
-from genrec.objectives.distillation import TeacherMass, draw_items, path_losses
+from genrec.objectives.category import category_cross_entropy
+from genrec.objectives.distillation import TeacherMass, path_losses
 from genrec.objectives.generation import path_log_probabilities, walked_nodes
 from genrec.objectives.ranking import area_under_curve
 from genrec.objectives.retrieval import Candidates, draw_candidates, full_softmax, sampled_softmax
+from genrec.objectives.self_distillation import self_distillation
 from genrec.training.batches import Part, step_seed
 from genrec.training.distributed import gather, gather_rows
 from genrec.training.extra_losses import hard_contrast, progressive_loss, ranking_loss
 
 VALIDATION_BEAM = 20
+TAUGHT_CATALOGUE = 1 << 16  # above it the retrieval head's distribution, a row of all items per request, would cost more than it teaches
 SMALL_CATALOGUE, NEGATIVES = 4096, 2048  # by rule: the whole softmax up to so many items, else so many drawn
 
 
 class TrainingModule(L.LightningModule):
     """Cross-entropy on codes plus InfoNCE; validation nDCG@10 of retrieval and generation, already-had items removed."""
 
-    def __init__(self, network: GenerativeRecommender, config: Config, steps_per_epoch: int, decoder_only: bool = False):
+    def __init__(
+        self, network: GenerativeRecommender, config: Config, steps_per_epoch: int, decoder_only: bool = False, categories: Tensor | None = None
+    ):  # fmt: skip
+        """``categories`` (n_items,) codes, -1 unknown: needed where ``training.category_weight`` is above 0."""
         super().__init__()
-        self.decoder_only = decoder_only
+        self.decoder_only, self.categories = decoder_only, categories
+        self.teacher: Batch | None = None  # of the step under way, see Part
         self.frozen: tuple[Tensor, Tensor] | None = None  # item vectors and node means of a fixed network
         self.network, self.settings, self.seed = network, config.training, config.seed
         self.steps_per_epoch = steps_per_epoch
@@ -82,6 +89,8 @@ class TrainingModule(L.LightningModule):
                 hard = hard_contrast(self.network, batch, encoded, live, requests, settings.hard_negatives)
                 retrieve = settings.infonce_easy * retrieve + (1 - settings.infonce_easy) * hard
             loss = loss + settings.retrieve_weight * retrieve
+            if settings.category_weight or self.teacher is not None:
+                loss = loss + self.search_losses(batch, encoded, live, candidates)
             self.log("train/retrieve", retrieve)
         loss = loss + self.extra_losses(batch, encoded, live)
         if self.network.decoder is not None and settings.generate_weight and len(targets):
@@ -107,9 +116,11 @@ class TrainingModule(L.LightningModule):
         """
         network, settings = self.network, self.settings
         anchors = network.choose_anchors(batch)
-        by_items = network.decoder is not None and network.decoder.project is not None and settings.generate_weight > 0
+        by_items = network.decoder is not None and settings.generate_weight > 0
+        by_items = by_items and (network.decoder.project is not None or settings.distill_weight > 0)  # the teacher scores every item
         steps = network.reasoning is not None and settings.progressive != "none"
-        if candidates is None or network.ranking is not None or by_items or steps or settings.infonce_easy < 1:
+        whole = settings.category_weight > 0 or self.teacher is not None
+        if candidates is None or whole or network.ranking is not None or by_items or steps or settings.infonce_easy < 1:
             return batch, anchors, network.item_encoder(), None if candidates is None else candidates.ids
         used = [candidates.ids, batch.items.flatten(), *([] if anchors is None else [anchors.ids.flatten()])]
         rows, place = torch.cat(used).unique(return_inverse=True)
@@ -117,6 +128,30 @@ class TrainingModule(L.LightningModule):
         batch = replace(batch, items=context.view_as(batch.items))
         anchors = replace(anchors, ids=shown[0].view_as(anchors.ids)) if shown else None
         return batch, anchors, network.item_encoder(rows), ids
+
+    def search_losses(self, batch: Batch, encoded: Encoded, live: Tensor, candidates: Candidates | None) -> Tensor:
+        """Query -> category and keyword self-distillation, over the searches of the batch; 0 where both are off or nobody searches."""
+        settings, network = self.settings, self.network
+        searched = live & (batch.request_queries > 0)
+        loss = encoded.requests.sum() * 0
+        if not searched.any():
+            return loss
+        targets = batch.targets[searched]
+        student = network.retrieval_vectors(encoded.requests[searched])
+        if settings.category_weight:
+            found = category_cross_entropy(student, encoded.items, targets, self.categories.to(targets.device), network.config.temperature)
+            loss = loss + settings.category_weight * found
+            self.log("train/category", found)
+        if settings.keyword_distill_weight and self.teacher is not None:
+            taught = network.retrieval_vectors(network.encode(self.teacher, encoded.items).requests[searched])
+            ids = slice(None) if candidates is None else candidates.ids
+            table, place = network.item_index(encoded.items[ids]), targets if candidates is None else candidates.place(targets)
+            logits = taught @ table.T
+            distance = self_distillation(student @ table.T, logits)
+            teach = torch.nn.functional.cross_entropy(logits, place)
+            loss = loss + settings.keyword_distill_weight * distance + settings.retrieve_weight * teach * searched.sum() / live.sum()
+            self.log("train/distil", distance)
+        return loss
 
     def extra_losses(self, batch: Batch, encoded: Encoded, live: Tensor) -> Tensor:
         """What reasoning steps and the ranking head learn, weighted; each is switched by config."""
@@ -162,11 +197,12 @@ class TrainingModule(L.LightningModule):
             drawn[:1] = True
             row, lane = row[drawn], lane[drawn]
         paths = trie.item_path[batch.targets[row, lane]]
-        teacher = self.dense_teacher(encoded, row, lane) if settings.distill_weight else None
+        taught = settings.distill_weight and settings.retrieve_weight and trie.n_items <= TAUGHT_CATALOGUE
+        teacher = self.dense_teacher(encoded, row, lane) if taught else None
         drawn = 0
         if teacher is not None:  # walks of the teacher's own beside the observed ones
             mine = torch.arange(len(row), device=row.device)
-            also = trie.item_path[draw_items(teacher[1])]
+            also = trie.item_path[teacher.draw()]
             paths, rows = torch.cat([paths, also]), torch.cat([mine, mine])
             row, lane, drawn = torch.cat([row, row]), torch.cat([lane, lane]), len(also)
         entered = torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1]], dim=1)
@@ -176,16 +212,17 @@ class TrainingModule(L.LightningModule):
         states, scale = states[:, 0], decoder.log_scale.exp()
         if teacher is None:
             return -path_log_probabilities(states, scale, vectors, trie, paths, place).sum(-1).mean()
-        steps, divergence = path_losses(states, scale, vectors, paths, teacher[0], place, rows)
+        steps, divergence = path_losses(states, scale, vectors, paths, teacher, place, rows)
         count = len(paths) - drawn
         return -steps[:count].sum(-1).mean() + settings.distill_weight * divergence[count:].sum(-1).mean()
 
     @torch.no_grad()
-    def dense_teacher(self, encoded: Encoded, row: Tensor, lane: Tensor) -> tuple[TeacherMass, Tensor]:
-        """The retrieval head's distribution over the catalogue for some requests: its mass by node, and its logarithm (N, n_items)."""
-        logs = self.network.retrieval_vectors(encoded.requests[row, lane]) @ self.network.item_index(encoded.items).T
-        logs = (logs.float() / self.settings.distill_temperature).log_softmax(-1)
-        return TeacherMass.of_items(self.network.catalogue.trie, logs), logs
+    def dense_teacher(self, encoded: Encoded, row: Tensor, lane: Tensor) -> TeacherMass:
+        """The retrieval head's distribution over the catalogue for the requests at ``row``, ``lane`` (N,)."""
+        trie = self.network.catalogue.trie
+        index = self.network.item_index(encoded.items[trie.leaf_items]) / self.settings.distill_temperature
+        logs = self.network.retrieval_vectors(encoded.requests[row, lane]) @ index.T
+        return TeacherMass.in_leaf_order(trie, logs.float().log_softmax(-1))
 
     def validation_step(self, pair: tuple[Batch, Tensor | None], index: int) -> None:
         batch, seen = pair
@@ -256,6 +293,6 @@ class TrainingModule(L.LightningModule):
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         if isinstance(batch, Part):
-            self.share = batch.share
+            self.share, self.teacher = batch.share, None if batch.teacher is None else batch.teacher.to(device)
             return batch.batch.to(device)
         return batch[0].to(device), None if batch[1] is None else batch[1].to(device)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from decode_llama import LlamaScorer, dict_trie, hugging_face, make_llama, node_tokens
+from decode_llama import LlamaScorer, PackedLlama, dict_trie, hugging_face, make_llama, node_tokens
 from torch.nn import functional as F
 
 from genrec.config import DecodingConfig
@@ -153,27 +153,31 @@ def bench_llama(args: argparse.Namespace) -> dict:
     tokens, rate, rows = node_tokens(trie), gemm_rate(), []
     model = make_llama(trie, args.dim, args.layers, max(args.histories) + 8)
     table_of_tokens = dict_trie(tokens[trie.item_path].tolist())
-    weights = sum(part.numel() for part in model.model.layers.parameters())
+    network = PackedLlama(model, tokens, trie)
+    layer = 16 * args.dim**2  # weights of a layer; of the last one the prompt needs keys and values only
     for history in args.histories:
         prompt = torch.randint(2, model.config.vocab_size, (1, history), generator=torch.Generator().manual_seed(history))
         for beams in args.beams:
-            row, network_rows = llama_row(args, trie, model, prompt, tokens, table_of_tokens, beams)
-            floor = 2 * weights * (history + network_rows - 1) / rate * 1e3
+            row, network_rows = llama_row(args, trie, model, network, prompt, table_of_tokens, beams)
+            weights = layer * args.layers * network_rows + (layer * (args.layers - 1) + 2 * args.dim**2) * (history - 1)
+            floor = 2 * weights / rate * 1e3
             rows.append(row | {"floor ms": round(floor, 2), "share of floor": round(floor / row["ours p50"], 2)})
     return table(f"Llama-shaped network {args.layers} x {args.dim}, {args.items} items, batch 1", rows)
 
 
-def llama_row(args: argparse.Namespace, trie: CatalogueTrie, model, prompt, tokens, table_of_tokens: dict, beams: int) -> tuple[dict, int]:
+def llama_row(args: argparse.Namespace, trie: CatalogueTrie, model, network: PackedLlama, prompt, table_of_tokens: dict, beams: int) -> tuple[dict, int]:
     """One row of the table, and how many rows our search ran through the network after the prompt."""
 
+    tokens, rows = network.tokens, beams * (trie.depth - 1)
+
     def search():
-        return beam_search(trie, LlamaScorer(model, prompt, tokens), 1, beams)
+        return beam_search(trie, LlamaScorer(network, prompt, rows), 1, beams)
 
     def generate():
         return hugging_face(model, prompt, table_of_tokens, trie.depth, beams)
 
     found, ours = search(), timed(search, args.repeats)
-    prefill = timed(lambda: LlamaScorer(model, prompt, tokens), args.repeats)
+    prefill = timed(lambda: LlamaScorer(network, prompt, rows), args.repeats)
     row = {"history": prompt.shape[1], "beams": beams, "ours p50": ours["p50"], "p99": ours["p99"], "prefill": prefill["p50"]}
     if beams <= args.hf_beams:
         theirs = timed(generate, max(args.repeats // 3, 1))

@@ -6,15 +6,15 @@
 
 *ours*: batches of similar lengths, a request only where an event is predicted; the whole training step (collation, forward, backward,
 clipping, AdamW). *padded*: the same network and optimiser, every sequence padded to ``--length`` events, with a request and a softmax over all items at
-every position, as most open code trains. Both in turn in one process; medians over rounds. "Products" are the matrix products that the real
-tokens need (forward and backward), timed alone in the same rounds; their share of the step is how close it comes to doing nothing else.
+every position, as most open code trains. Both in turn in one process, on batches that stand for an epoch; the settings are those of
+``configs/amazon-beauty.yaml``. "Products" are the matrix products that the real tokens need (forward and backward), timed alone in the same
+rounds; their share of the step is how close it comes to doing nothing else.
 With one thread the clock is the process's CPU time, so that other work on the machine matters less.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +69,8 @@ class Step:
     def __init__(self, config: Config, data, catalogue: Catalogue, features: QueryFeatures, device: str, bf16: bool):
         self.config, self.data, self.device, self.bf16 = config, data, device, bf16
         torch.manual_seed(0)
-        self.network = GenerativeRecommender(config.model, catalogue, len(data.actions_chain), 10_000.0, True).to(device).train()
+        generate = bool(config.training.generate_weight)
+        self.network = GenerativeRecommender(config.model, catalogue, len(data.actions_chain), 10_000.0, generate).to(device).train()
         self.collator = Collator(config.model, features)
         windows = make_windows(data.offsets, data.lengths, config.model.max_length, config.training.stride)
         counts = request_counts(data, windows, True, False)  # recommendations alone, as the padded one has
@@ -120,17 +121,26 @@ class Padded(Step):
 
 
 def products(step: Step, place: int) -> list[tuple[int, int, int, int]]:
-    """The matrix products (m, k, n, times: 3 forward and backward, 2 without a gradient of the input) that a batch's real tokens need."""
-    config, network = step.config, step.network
+    """The matrix products (m, k, n, times: 3 forward and backward, 2 without a gradient of the input) that a batch's real tokens need.
+
+    No token, item or candidate counts that the step could do without: context states behind the last layer's keys and values only where a
+    code decoder reads them, and the vectors of those items alone that the batch names or the softmax runs over.
+    """
+    config, network, batch = step.config, step.network, step.batch(place)
+    with torch.no_grad():
+        candidates = step.module.candidates(batch.targets[batch.targets >= 0], place)
+        made = len(step.module.item_vectors(batch, candidates)[2])
     rows = step.loader.batches[place]
     windows = step.loader.windows
     context = int((windows.stop[rows] - windows.start[rows] - 1).sum())
     requests = int(step.loader.counts[rows].sum())
     dim, items, settings = config.model.dim, network.catalogue.n_items, config.training
     tokens = context + requests
-    found = [(tokens, dim, 3 * dim, 3), (tokens, dim, dim, 3), (tokens, dim, 4 * dim, 3), (tokens, 4 * dim, dim, 3)] * config.model.layers
-    found += [(requests, dim, dim, 3), (items, network.catalogue.text.shape[1], dim, 2)]
-    found.append((requests, dim, min(items, settings.negatives + requests) if settings.negatives else items, 3))
+    found = [(tokens, dim, 3 * dim, 3), (tokens, dim, dim, 3), (tokens, dim, 4 * dim, 3), (tokens, 4 * dim, dim, 3)] * (config.model.layers - 1)
+    read = requests if network.decoder is None else tokens
+    found += [(tokens, dim, 2 * dim, 3), *[(read, dim, dim, 3)] * 2, (read, dim, 4 * dim, 3), (read, 4 * dim, dim, 3)]
+    found += [(requests, dim, dim, 3)] * (1 + (network.last_event is not None)) + [(made, network.catalogue.text.shape[1], dim, 2)]
+    found.append((requests, dim, items if candidates is None else len(candidates.ids), 3))
     if settings.generate_weight:
         trie, drawn = network.catalogue.trie, int(requests * settings.generate_share)
         walked = drawn * trie.depth
@@ -167,8 +177,9 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, default=None, help="a prepared dataset, with semantic_ids/ beside it")
     parser.add_argument("--users", type=int, default=22_363)
     parser.add_argument("--items", type=int, default=12_101)
-    for name, default in (("length", 50), ("dim", 64), ("layers", 1), ("heads", 2), ("batch", 256), ("rounds", 5), ("threads", 1)):
+    for name, default in (("length", 50), ("dim", 128), ("layers", 1), ("heads", 2), ("batch", 128), ("rounds", 8), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--dropout", type=float, default=0.4)
     parser.add_argument("--padded-batch", type=int, default=64, help="sequences per padded step; its logits must fit into memory")
     parser.add_argument("--negatives", type=int, default=1024, help="of the sampled row")
     parser.add_argument("--device", default="cpu")
@@ -184,7 +195,9 @@ def main() -> None:
 
     data, catalogue, features = recorded(options.dataset) if options.dataset else simulated(options)
     config = Config()
-    config.model = replace(config.model, dim=options.dim, layers=options.layers, heads=options.heads, max_length=options.length)
+    config.model = replace(
+        config.model, dim=options.dim, layers=options.layers, heads=options.heads, max_length=options.length, anchors=0, dropout=options.dropout
+    )
     print(f"{len(data.offsets) - 1} users, {data.lengths.mean():.1f} training events each, {catalogue.n_items} items, dim {options.dim}, "
           f"{options.layers} layers, {options.device}, {options.threads} thread(s)", flush=True)  # fmt: skip
     kinds = {
@@ -195,31 +208,29 @@ def main() -> None:
     }  # fmt: skip
     steps = {}
     for name, (kind, changes, batch_size) in kinds.items():
-        own = replace(config, training=replace(config.training, batch_size=batch_size, **changes))
+        own = replace(config, training=replace(config.training, batch_size=batch_size, distill_weight=0.0, **changes))
         steps[name] = kind(own, data, catalogue, features, options.device, gpu)
-    rates: dict[str, list[float]] = {name: [] for name in steps}
-    shares: dict[str, list[float]] = {name: [] for name in steps}
-    speeds: list[float] = []
+    events, seconds, alone, operations = ({name: 0.0 for name in steps} for _ in range(4))
     for turn in range(options.rounds + 1):
         for name, step in steps.items():
-            place = (turn * 7) % len(step.loader.batches)
+            # Batches hold sequences of one length: those at even distances in the order of size stand for the epoch.
+            sizes = np.array([step.loader.counts[rows].sum() for rows in step.loader.batches])
+            place = int(np.argsort(sizes, kind="stable")[int((max(turn, 1) - 0.5) / options.rounds * len(sizes))])
             begin = clock()
-            events = step.run(place)
-            seconds = clock() - begin
+            done = step.run(place)
+            took = clock() - begin
             if turn == 0:  # warm
                 continue
-            rates[name].append(events / seconds)
+            events[name], seconds[name] = events[name] + done, seconds[name] + took
             if not isinstance(step, Padded):
-                alone, operations = time_products(products(step, place), options.device, torch.bfloat16 if gpu else torch.float32, clock)
-                shares[name].append(alone / seconds)
-                speeds.append(operations / alone)
-    print(f"\n{'step':<36}{'real events/s':>14}{'x padded':>10}{'products':>10}")
+                least, count = time_products(products(step, place), options.device, torch.bfloat16 if gpu else torch.float32, clock)
+                alone[name], operations[name] = alone[name] + least, operations[name] + count
+    print(f"\n{'step':<36}{'real events/s':>14}{'x padded':>10}{'products':>10}{'GFLOP/s':>10}")
     for name in steps:
-        objective = name.split(", ", 1)[1].split(", ")[0]
-        ratio = statistics.median(rates[name]) / statistics.median(rates[f"padded, {objective}"])
-        share = f"{statistics.median(shares[name]):>10.0%}" if shares[name] else f"{'':>10}"
-        print(f"{name:<36}{statistics.median(rates[name]):>14,.0f}{ratio:>10.1f}{share}")
-    print(f"matrix products alone: {statistics.median(speeds) / 1e9:,.0f} GFLOP/s")
+        rate, padded = (events[one] / seconds[one] for one in (name, f"padded, {name.split(', ')[1]}"))
+        share = f"{alone[name] / seconds[name]:>10.0%}{operations[name] / seconds[name] / 1e9:>10.1f}" if alone[name] else ""
+        print(f"{name:<36}{rate:>14,.0f}{rate / padded:>10.1f}{share}")
+    print(f"matrix products alone: {sum(operations.values()) / sum(alone.values()) / 1e9:,.0f} GFLOP/s")
 
 
 if __name__ == "__main__":

@@ -181,3 +181,43 @@ def test_codes_of_strings_over_batches():
     for batch in ([4, -1, 2], [2, 7, 4], [-1], [0, 7]):
         count = first_order(np.array(batch), order)
     assert count == 4 and order.tolist() == [3, -1, 1, -1, 0, -1, -1, 2, -1]
+
+
+def kuairand_day(folder: Path, day: int) -> None:
+    flags = "is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,is_profile_enter,is_rand"
+    rows = [f"{n % 5 + day},{n * 7 % 11 + day},{1650812741000 + day * 10**7 + n * 1000},1,0,0,0,0,0,0,0,0,1" for n in range(40)]
+    name = f"log_standard_4_0{day}_to_4_0{day}_1k.csv"
+    (folder / name).write_text("\n".join([f"user_id,video_id,time_ms,{flags},tab", *rows]) + "\n")
+    (folder / "user_features_1k.csv").write_text("user_id,user_active_degree\n1,full\n")
+
+
+def trivago_day(folder: Path, day: int) -> None:
+    rows = [f"u{n % 5 + day}\ts{n % 5}\t{1541599500 + day * 10**5 + n}\t{n}\tinteraction item info\t{n * 7 % 11 + day}" for n in range(40)]
+    (folder / f"train_{day}.tsv").write_text("\n".join(["user_id\tsession_id\ttimestamp\tstep\taction_type\treference", *rows]) + "\n")
+    (folder / "item_metadata.csv").write_text("item_id,properties\n1,Wifi|Pool\n")
+
+
+def amazon_day(folder: Path, day: int) -> None:
+    rows = [f'{{"reviewerID": "u{n % 5 + day}", "asin": "i{n * 7 % 11 + day}", "unixReviewTime": {10**9 + day * 10**6 + n}}}' for n in range(40)]
+    (folder / f"reviews_{day}.json").write_text("\n".join(rows) + "\n")
+    (folder / "meta_all.json").write_text("{'asin': 'i1', 'title': 'Lamp'}\n")
+
+
+@pytest.mark.parametrize(("reader", "write"), [("kuairand", kuairand_day), ("trivago", trivago_day), ("amazon-2014", amazon_day)])
+def test_day_files_of_published_layouts_are_appended(tmp_path, caplog, reader, write):
+    folder = tmp_path / "log"
+    folder.mkdir()
+
+    def made(name: str) -> Dataset:
+        return Dataset(prepare(load_config(None, [f"data.reader={reader}", f"data.path={folder}"]), tmp_path / name / "dataset"))
+
+    write(folder, 1)
+    users = made("kept").user_ids.to_list()
+    parsed = tmp_path / "kept" / ".dataset.parsed" / "000000"
+    before = {path.name: path.stat().st_mtime_ns for path in parsed.iterdir()}
+    write(folder, 2)
+    with caplog.at_level(logging.WARNING):
+        appended = made("kept")
+    assert "read again" not in caplog.text and {path.name: path.stat().st_mtime_ns for path in parsed.iterdir()} == before
+    assert appended.user_ids.to_list()[: len(users)] == users and appended.n_users > len(users)
+    assert same(appended, made("new"))

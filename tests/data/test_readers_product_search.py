@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
+import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
 from genrec.data.readers import READERS, sources
+from genrec.data.readers.product_search import read_product_search
 from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
 
@@ -85,3 +87,24 @@ def test_batches_do_not_change_the_log(tmp_path, monkeypatch):
     assert len(parts) > 50 and log.filtered == whole.filtered
     for name in ("events", "items", "quarantine"):
         assert_frame_equal(getattr(log, name), getattr(whole, name))
+
+
+def test_validation_queries_are_held_out_as_those_of_test(tmp_path):
+    """No query of validation in training, no purchase of validation in training, and every line accounted for."""
+    queries = [f"query {n} words" for n in range(30)]
+    (tmp_path / "query_text.txt").write_text("\n".join(queries) + "\n")
+    rows = [(f"U{n % 40}", query, f"I{n % 97}") for n in range(1500) for query in sorted({n % 30, (n * 7) % 30})]
+    (tmp_path / "train.qrels.txt").write_text("".join(f"{user}_{query} 0 {item} 1\n" for user, query, item in rows))
+    (tmp_path / "test.qrels.txt").write_text("U1_3 0 I5 1\n")
+    parts = list(read_product_search(tmp_path, {"valid_queries": 0.3}))
+    events = pl.concat([part.events for part in parts])
+    train, valid = (events.filter(pl.col("split") == name) for name in ("train", "valid"))
+    assert 20 < len(valid) < 400 and not set(valid["query"]) & set(train["query"]) and 4 < valid["query"].n_unique() < 16
+    assert len(valid.join(train, on=["user_id", "item_id"], how="semi")) <= 0.2 * len(valid), "only where the person bought it twice"
+    assert train["timestamp"].max() < valid["timestamp"].min() and valid["timestamp"].max() < events.filter(pl.col("split") == "test")["timestamp"].min()
+    filtered = sum(sum(part.filtered.values()) for part in parts)
+    assert sum(part.rows_read for part in parts) == len(rows) + 1 == len(events) + filtered and filtered > len(valid)
+    plain = pl.concat([part.events for part in read_product_search(tmp_path, {})])
+    assert len(plain) == len(rows) + 1 and set(plain["split"]) == {"train", "test"}
+    with pytest.raises(UserError, match="valid_queries is 1"):
+        list(read_product_search(tmp_path, {"valid_queries": 1}))

@@ -85,10 +85,11 @@ def test_later_events_and_heldout_events_change_nothing(prepared_run, evidence, 
     class Changed:
         """The same log with other items and times in everything held out."""
 
-        n_items, item_table, split = data.n_items, data.item_table, data.split
+        n_items, item_table, split, query_texts = data.n_items, data.item_table, data.split, data.query_texts
         later = np.asarray(data.split) != TRAIN
         items = np.where(later, 0, data.items)
         timestamps = np.where(later, np.asarray(data.timestamps) + 10**6, data.timestamps)
+        queries = np.where(later, 0, data.queries)
 
         def histories(self, last):
             return data.histories(last)
@@ -97,6 +98,8 @@ def test_later_events_and_heldout_events_change_nothing(prepared_run, evidence, 
     until = requests.reference_times(False)
     for one, two in zip(evidence.item_features(items, until), changed.item_features(items, until), strict=True):
         assert np.array_equal(one, two)
+    everything = data.query_texts, np.arange(len(data.query_texts))
+    assert np.array_equal(evidence.asked.score(*everything), changed.asked.score(*everything))
     full = Evidence.build(data, prepared_run.ids.catalogue.text.numpy(), TEST)
     assert not np.array_equal(full.counts, evidence.counts)  # the perturbation would be seen
 

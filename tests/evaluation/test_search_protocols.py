@@ -52,7 +52,8 @@ def click_log(shown: list[tuple], chain=("impression", "clickout")):
     table = pl.DataFrame(shown, schema=["timestamp", "request_id", "position", "item", "action"], orient="row").with_columns(user=pl.lit(0))
     data = SimpleNamespace(
         offsets=np.array([0, 4]), items=np.array([0, 1, 2, 3]), timestamps=np.array([10, 20, 30, 40]), actions=np.array([1, 1, 1, 1]),
-        queries=np.array([-1, -1, -1, -1]), split=np.array([0, 0, TEST, TEST]), actions_chain=list(chain), impressions=table, query_texts=[],
+        queries=np.array([-1, -1, -1, -1]), split=np.array([0, 0, TEST, TEST]), actions_chain=list(chain), impressions=table,
+        impressions_all=table, n_items=20, query_texts=[], item_counts=lambda last: np.ones(20, int),
     )  # fmt: skip
     from genrec.data.dataset import Dataset
 

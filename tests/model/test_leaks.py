@@ -70,7 +70,7 @@ def test_requests_do_not_see_each_other(network, batch):
     changed = replace(
         batch,
         request_queries=batch.request_queries.index_fill(1, torch.tensor([0]), 1),
-        request_times=batch.request_times.index_add(1, torch.tensor([0]), torch.full((len(batch.items), 1), 500.0)),
+        request_times=batch.request_times.index_add(1, torch.tensor([0]), torch.full((len(batch.items), 1), 500.0, dtype=batch.request_times.dtype)),
         positions=batch.positions.index_fill(1, torch.tensor([0]), 3),
     )
     for old, new in zip(answers(network, batch), answers(network, changed), strict=True):

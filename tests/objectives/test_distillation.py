@@ -136,6 +136,15 @@ def test_drawn_items_follow_the_teacher():
     assert (share - logs.exp()).abs().max() < 0.03 and (drawn[1] == 2).all()
 
 
+def test_a_teacher_over_all_items_draws_by_its_mass(trie):
+    torch.manual_seed(0)
+    logs = teacher_logits(1).index_fill(1, torch.tensor([5]), -torch.inf).log_softmax(1)
+    teacher = TeacherMass.of_items(trie, logs.expand(20_000, -1))
+    shares = torch.bincount(teacher.draw(), minlength=ITEMS) / 20_000
+    torch.testing.assert_close(shares.double(), logs[0].exp(), atol=0.012, rtol=0)
+    assert shares[5] == 0
+
+
 def test_margin_mse_and_kl_against_references():
     generator = torch.Generator().manual_seed(2)
     student, teacher = (torch.randn(6, 4, generator=generator, dtype=torch.float64) for _ in range(2))

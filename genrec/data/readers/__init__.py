@@ -10,21 +10,21 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from genrec.data.readers.amazon2014 import read_amazon_2014
-from genrec.data.readers.amazon2018 import amazon_2018_files, read_amazon_2018
-from genrec.data.readers.amazon2023 import amazon_2023_files, read_amazon_2023
+from genrec.data.readers.amazon2014 import amazon_2014_sources, read_amazon_2014
+from genrec.data.readers.amazon2018 import amazon_2018_files, amazon_2018_sources, read_amazon_2018
+from genrec.data.readers.amazon2023 import amazon_2023_files, amazon_2023_sources, read_amazon_2023
 from genrec.data.readers.common import LogSource, did_you_mean, glob_files, is_glob
 from genrec.data.readers.esci import read_esci
 from genrec.data.readers.jdsearch import read_jdsearch
-from genrec.data.readers.kuairand import read_kuairand
-from genrec.data.readers.kuaisar import read_kuaisar
+from genrec.data.readers.kuairand import kuairand_sources, read_kuairand
+from genrec.data.readers.kuaisar import kuaisar_sources, read_kuaisar
 from genrec.data.readers.kuaisearch import read_kuaisearch
 from genrec.data.readers.movielens import read_movielens
 from genrec.data.readers.product_search import read_product_search
 from genrec.data.readers.qilin import read_qilin
 from genrec.data.readers.simulator import read_simulator
 from genrec.data.readers.table import read_table, table_sources
-from genrec.data.readers.trivago import read_trivago
+from genrec.data.readers.trivago import read_trivago, trivago_sources
 from genrec.data.schema import RawLog
 from genrec.errors import UserError
 
@@ -45,7 +45,15 @@ READERS: dict[str, Callable[[Path, dict], Iterator[RawLog]]] = {
     "simulator": read_simulator,
 }
 PATHLESS_READERS = ("simulator",)
-BY_FILE: dict[str, Callable[[Path, dict, list[str] | None], list[LogSource]]] = {"table": table_sources}
+BY_FILE: dict[str, Callable[[Path, dict, list[str] | None], list[LogSource]]] = {
+    "amazon-2014": amazon_2014_sources,
+    "amazon-2018": amazon_2018_sources,
+    "amazon-2023": amazon_2023_sources,
+    "kuairand": kuairand_sources,
+    "kuaisar": kuaisar_sources,
+    "table": table_sources,
+    "trivago": trivago_sources,
+}
 """Readers whose event files can be read one by one: new files are appended to a prepared dataset without reading the old ones."""
 
 FILES_READ: dict[str, Callable[[Path], list[Path]]] = {"amazon-2018": amazon_2018_files, "amazon-2023": amazon_2023_files}
@@ -78,8 +86,8 @@ def log_files(reader: str, path: str | Path | None, options: dict | None = None)
     if reader in PATHLESS_READERS or not path:
         return []
     place = check_path(reader, path)
-    if reader in BY_FILE:
-        return [file for source in BY_FILE[reader](place, dict(options or {}), None) for file in source.files]
+    if reader == "table":  # its options may name any file
+        return [file for source in table_sources(place, dict(options or {}), None) for file in source.files]
     if reader in FILES_READ:
         return FILES_READ[reader](place)
     if place.is_dir():

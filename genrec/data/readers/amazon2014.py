@@ -11,12 +11,15 @@ from __future__ import annotations
 import ast
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
 from genrec.data.readers.common import (
+    LogSource,
+    parts_of,
     LINE,
     RAW,
     SeenKeys,
@@ -40,15 +43,17 @@ def read_amazon_2014(path: Path, options: dict) -> Iterator[RawLog]:
 
     ``path`` is the folder that holds them, one review file, or a pattern (also over folders).
     """
+    yield from parts_of(amazon_2014_sources(path, options))
+
+
+def amazon_2014_sources(path: Path, options: dict, columns: list[str] | None = None) -> list[LogSource]:
+    """Every review file by itself, then all meta files."""
     check_options("amazon-2014", options, ())
     reviews, metas = _files(path, "reviews_"), _files(path, "meta_")
     if not reviews:
         raise UserError(f"{path}: no reviews_*.json or reviews_*.json.gz; reader 'amazon-2014' needs the folder that holds one")
-    for file in reviews:
-        yield from _read_reviews(file)
-    seen = SeenKeys("item_id")  # across files too: two categories may list one product
-    for file in metas:
-        yield from _read_meta(file, seen)
+    sources = [LogSource([file], partial(_read_reviews, file)) for file in reviews]
+    return [*sources, LogSource(metas, partial(_read_metas, metas), events=False)] if metas else sources
 
 
 def _files(place: Path, start: str) -> list[Path]:
@@ -79,6 +84,12 @@ def _read_reviews(file: Path) -> Iterator[RawLog]:
             events = events.drop("rating")
         events = conform(events, EVENT_SCHEMA, str(file))
         yield RawLog(events, quarantine=join_quarantine(aside), rows_read=lines.height + wrong.height)
+
+
+def _read_metas(files: Sequence[Path]) -> Iterator[RawLog]:
+    seen = SeenKeys("item_id")  # across files too: two categories may list one product
+    for file in files:
+        yield from _read_meta(file, seen)
 
 
 def _read_meta(file: Path, seen: SeenKeys) -> Iterator[RawLog]:

@@ -27,12 +27,13 @@ import html
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
 from genrec.data.readers.amazon2014 import REVIEW_FIELDS
-from genrec.data.readers.common import SeenKeys, blank, check_options
+from genrec.data.readers.common import LogSource, SeenKeys, blank, check_options, parts_of
 from genrec.data.readers.sources import REPEATED_ITEM, Batch, files_at, filled, json_batches, plain_name, sibling, text_lists
 from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, RawLog, conform
 from genrec.errors import UserError
@@ -70,14 +71,22 @@ def read_amazon_2018(path: Path, options: dict) -> Iterator[RawLog]:
     Options: ``min_rating`` and ``verified_only``, as ``ReviewOptions`` says. An item that a later line repeats keeps its first line.
     Raises ``UserError`` when there is no review file, and when two files hold the reviews of one category.
     """
+    yield from parts_of(amazon_2018_sources(path, options))
+
+
+def amazon_2018_sources(path: Path, options: dict, columns: list[str] | None = None) -> list[LogSource]:
+    """Every review file by itself, then all meta files."""
     settings = ReviewOptions.parse("amazon-2018", options)
     reviews = _review_files(path)
-    fields = {**REVIEW_FIELDS, "verified": pl.String()}
-    for file in reviews.values():
-        for batch in json_batches(file, fields):
-            clean_reviews(batch, ("reviewerID", "asin", "unixReviewTime", "overall"), settings)
-            yield batch.part(events=conform(batch.table, EVENT_SCHEMA, str(file)))
-    yield from meta_parts(_meta_files(reviews), META_FIELDS, "asin", _items)
+    sources = [LogSource([file], partial(_read_reviews, file, settings)) for file in reviews.values()]
+    metas = _meta_files(reviews)
+    return [*sources, LogSource(metas, partial(meta_parts, metas, META_FIELDS, "asin", _items), events=False)] if metas else sources
+
+
+def _read_reviews(file: Path, settings: ReviewOptions) -> Iterator[RawLog]:
+    for batch in json_batches(file, {**REVIEW_FIELDS, "verified": pl.String()}):
+        clean_reviews(batch, ("reviewerID", "asin", "unixReviewTime", "overall"), settings)
+        yield batch.part(events=conform(batch.table, EVENT_SCHEMA, str(file)))
 
 
 def meta_parts(files: Sequence[Path], fields: Sequence[str], key: str, items: Callable[[pl.DataFrame], pl.DataFrame]) -> Iterator[RawLog]:

@@ -27,12 +27,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
 from genrec.data.readers.amazon2018 import ReviewOptions, category_path, clean_reviews, first_price, joined_texts, meta_parts
-from genrec.data.readers.common import LINE
+from genrec.data.readers.common import LINE, LogSource, parts_of
 from genrec.data.readers.sources import (
     Batch,
     delimited_batches,
@@ -59,16 +60,24 @@ def read_amazon_2023(path: Path, options: dict) -> Iterator[RawLog]:
     Options: ``min_rating`` and ``verified_only``, as ``ReviewOptions`` says (the tables do not say which are verified). An item that a
     later line repeats keeps its first line. Raises ``UserError`` when there is no review file, and when one category lies there twice.
     """
+    yield from parts_of(amazon_2023_sources(path, options))
+
+
+def amazon_2023_sources(path: Path, options: dict, columns: list[str] | None = None) -> list[LogSource]:
+    """Every review file by itself, then all meta files."""
     settings = ReviewOptions.parse("amazon-2023", options)
     reviews = _review_files(path)
-    for files in reviews.values():
-        for split, file in files:
-            for batch in _batches(file, split, settings):
-                clean_reviews(batch, REVIEW_FIELDS, settings, milliseconds=True)
-                if split:
-                    batch.table = batch.table.with_columns(pl.lit(split).alias("split"))
-                yield batch.part(events=conform(batch.table, EVENT_SCHEMA, str(file)))
-    yield from meta_parts(_meta_files(reviews), META_FIELDS, "parent_asin", _items)
+    sources = [LogSource([file], partial(_read_reviews, file, split, settings)) for files in reviews.values() for split, file in files]
+    metas = _meta_files(reviews)
+    return [*sources, LogSource(metas, partial(meta_parts, metas, META_FIELDS, "parent_asin", _items), events=False)] if metas else sources
+
+
+def _read_reviews(file: Path, split: str | None, settings: ReviewOptions) -> Iterator[RawLog]:
+    for batch in _batches(file, split, settings):
+        clean_reviews(batch, REVIEW_FIELDS, settings, milliseconds=True)
+        if split:
+            batch.table = batch.table.with_columns(pl.lit(split).alias("split"))
+        yield batch.part(events=conform(batch.table, EVENT_SCHEMA, str(file)))
 
 
 def amazon_2023_files(path: Path) -> list[Path]:

@@ -94,6 +94,12 @@ class LogSource:
     events: bool = True
 
 
+def parts_of(sources: Iterable[LogSource]) -> Iterator[RawLog]:
+    """The parts of all sources, one after another."""
+    for source in sources:
+        yield from source.parts()
+
+
 class SeenKeys:
     """The keys of a table read in batches, so that a repeated one is found however far apart its rows are. Exact; holds every key."""
 

@@ -34,11 +34,12 @@ Source: Gao et al., "KuaiRand: an unbiased sequential recommendation dataset wit
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
-from genrec.data.readers.common import LINE, SeenKeys, check_options, set_aside
+from genrec.data.readers.common import LINE, LogSource, SeenKeys, check_options, parts_of, set_aside
 from genrec.data.readers.feedback import (
     choice,
     events_of,
@@ -82,6 +83,11 @@ def read_kuairand(path: Path, options: dict) -> Iterator[RawLog]:
 
     Raises ``UserError`` for a wrong option, no file of the layout, no log of the wanted kind, or a missing column.
     """
+    yield from parts_of(kuairand_sources(path, options))
+
+
+def kuairand_sources(path: Path, options: dict, columns: list[str] | None = None) -> list[LogSource]:
+    """Every log file by itself (the sequences before the log, where they are wanted, first), then everything that is no event."""
     check_options("kuairand", options, ("logs", "min_action", "history"))
     logs = choice("kuairand", options, "logs", LOGS, "standard")
     least = choice("kuairand", options, "min_action", CHAIN, "click")
@@ -91,18 +97,21 @@ def read_kuairand(path: Path, options: dict) -> Iterator[RawLog]:
     unwanted = [file for kind in ("standard", "random") if kind not in wanted for file in found[kind]]
     if unwanted and not any(found[kind] for kind in wanted):
         raise UserError(f"{path}: no log_{wanted[0]}_*.csv there; set option logs to one of {', '.join(LOGS)}")
-    yield from _keyed(found["items"], "video_id", "item_id")
-    yield from _keyed(found["users"], "user_id", "user_id")
-    yield from left_out(found["statistics"], "video_features_statistic sums up the days of the log")
-    yield from left_out(unwanted, f"log left out by option logs={logs}")
-    if history:
-        for file in found["history"]:
-            yield from _history(file, least)
-    else:
-        yield from left_out(found["history"], "train_sequences left out by option history=false")
-    for kind in wanted:
-        for file in found[kind]:
-            yield from _log(file, least)
+    sources = [LogSource([file], partial(_history, file, least)) for file in found["history"] if history]
+    sources += [LogSource([file], partial(_log, file, least)) for kind in wanted for file in found[kind]]
+    aside = {
+        "video_features_statistic sums up the days of the log": found["statistics"], f"log left out by option logs={logs}": unwanted,
+        "train_sequences left out by option history=false": [] if history else found["history"],
+    }  # fmt: skip
+    beside = [*found["items"], *found["users"], *(file for files in aside.values() for file in files)]
+    return [*sources, LogSource(beside, partial(_tables, found["items"], found["users"], aside), events=False)] if beside else sources
+
+
+def _tables(items: list[Path], users: list[Path], aside: dict[str, list[Path]]) -> Iterator[RawLog]:
+    yield from _keyed(items, "video_id", "item_id")
+    yield from _keyed(users, "user_id", "user_id")
+    for rule, files in aside.items():
+        yield from left_out(files, rule)
 
 
 def _keyed(files: list[Path], theirs: str, ours: str) -> Iterator[RawLog]:

@@ -29,11 +29,12 @@ Source: Sun et al., "KuaiSAR: a unified search and recommendation dataset", CIKM
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
-from genrec.data.readers.common import LINE, SeenKeys, check_options, set_aside
+from genrec.data.readers.common import LINE, LogSource, SeenKeys, check_options, parts_of, set_aside
 from genrec.data.readers.feedback import (
     YEAR_2000,
     YEAR_2200,
@@ -75,9 +76,20 @@ def read_kuaisar(path: Path, options: dict) -> Iterator[RawLog]:
 
     Raises ``UserError`` for a wrong option, no file of the layout, or a missing column.
     """
+    yield from parts_of(kuaisar_sources(path, options))
+
+
+def kuaisar_sources(path: Path, options: dict, columns: list[str] | None = None) -> list[LogSource]:
+    """Every log file by itself, then everything that is no event."""
     check_options("kuaisar", options, ("min_action",))
     least = choice("kuaisar", options, "min_action", CHAIN, "click")
     found = files_by_kind(path, FILES, "kuaisar")
+    sources = [LogSource([file], partial(_log, file, kind, least)) for kind in ("feed", "search") for file in found[kind]]
+    beside = [*found["items"], *found["users"], *found["network"]]
+    return [*sources, LogSource(beside, partial(_tables, found), events=False)] if beside else sources
+
+
+def _tables(found: dict[str, list[Path]]) -> Iterator[RawLog]:
     seen_items, seen_users = SeenKeys("item_id"), SeenKeys("user_id")
     for file in found["items"]:
         own = [name for name in ITEM_SCHEMA if name != "item_id"]
@@ -92,9 +104,6 @@ def read_kuaisar(path: Path, options: dict) -> Iterator[RawLog]:
             table = seen_users.first_rows(table, file.name, aside).drop(LINE)
             yield part(aside, table.height, users=conform(table, USER_SCHEMA, str(file)))
     yield from left_out(found["network"], "social_network is not read")
-    for kind in ("feed", "search"):
-        for file in found[kind]:
-            yield from _log(file, kind, least)
 
 
 def _items(table: pl.DataFrame, source: str, aside: list[pl.DataFrame]) -> pl.DataFrame:

@@ -19,8 +19,13 @@ events          meaning
 ``query``       the text of line QUERYLINE
 ``surface``     "search"
 ``request_id``  ``USER_QUERYLINE``: the benchmark's topic, whose relevant products are all lines with it
-``split``       "train" or "test", as published; the split is by person and query, not by time
+``split``       "train" or "test", as published; no query of test has a line in train. "valid" with the option below
 ==============  ==========================================================================================
+
+Option ``valid_queries`` (a share below 1, default 0): the published split has no validation part, and validating on queries that training
+knows says little about a test of queries that it does not. With it, that share of train's queries is held out as test's are: of a tenth of
+the purchases with such a query these lines become "valid", the purchase's other lines are left out, and so are all further lines of such
+queries, each by a named rule. Drawn by hashes, so the same everywhere; validation stands between train and test in place.
 
 Sources: Ai, Zhang, Bi, Chen, Croft, "Learning a hierarchical embedding model for personalized product search", SIGIR 2017;
 Bi, Ai, Croft, "A transformer-based embedding model for personalized product search", SIGIR 2020.
@@ -31,14 +36,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
+from genrec.data.queries import mix, string_hash
 from genrec.data.readers.common import LINE, RAW, SeenKeys, blank, check_options, read_lines
 from genrec.data.readers.sources import REPEATED_ITEM, Batch, delimited_batches, filled, need, sibling, text_batches
 from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, RawLog, conform
 from genrec.errors import UserError
 
 SPLITS = ("train", "test")
+VALID_PURCHASES = 0.1  # of the purchases with a held-out query
 TRIPLE = r"^\s*(?<user>\S+)_(?<query>\d{1,18})\s+\S+\s+(?<item>\S+)\s+(?<label>-?\d{1,9})\s*$"
 REVIEW_IDS = "train_review_id.txt: it names lines of a review file that is not part of the log"
 
@@ -49,7 +57,8 @@ def read_product_search(path: Path, options: dict) -> Iterator[RawLog]:
     A triple with label 0 is left out by the rule "label 0"; one whose query is not in ``query_text.txt`` goes to quarantine. An item
     that a later line repeats keeps its first line. Raises ``UserError`` when the folder lacks the queries or both qrels files.
     """
-    check_options("product-search", options, ())
+    check_options("product-search", options, ("valid_queries",))
+    share = _share(options)
     qrels = {split: file for split in SPLITS if (file := sibling(path, f"{split}.qrels.txt"))}
     if not qrels:
         raise UserError(f"{path}: no train.qrels.txt or test.qrels.txt (plain, .gz or .zst); reader 'product-search' needs their folder")
@@ -60,12 +69,18 @@ def read_product_search(path: Path, options: dict) -> Iterator[RawLog]:
     if not wrong.is_empty():
         yield RawLog(quarantine=wrong, rows_read=wrong.height)
     queries = lines.select((pl.col(LINE) - 1).alias("place"), pl.col(RAW).str.strip_chars().alias("query"))
-    places = _Places()
+    places, held = _Places(), []
     for split, file in qrels.items():
         places.leave_purchase()
+        if held and split == "test":
+            yield _valid_part(held, places)
         for batch in text_batches(file):
-            _to_events(batch, queries, split, places)
-            yield batch.part(events=conform(batch.table, EVENT_SCHEMA, str(file)))
+            _parse(batch, queries)
+            if split == "train" and share:
+                held.append(_hold_out(batch, share))
+            yield batch.part(events=conform(_events(batch.table, split, places), EVENT_SCHEMA, str(file)))
+    if held and "test" not in qrels:
+        yield _valid_part(held, places)
     yield from _items(path)
     if review_ids := sibling(path, "train_review_id.txt"):
         for batch in text_batches(review_ids):
@@ -95,17 +110,50 @@ class _Places:
         return places
 
 
-def _to_events(batch: Batch, queries: pl.DataFrame, split: str, places: _Places) -> None:
+def _share(options: dict) -> float:
+    value = options.get("valid_queries", 0)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise UserError(f"reader product-search: option valid_queries is {value}; a share from 0 to below 1, such as 0.2")
+    return float(value)
+
+
+def _parse(batch: Batch, queries: pl.DataFrame) -> None:
     found = batch.table.with_columns(pl.col(RAW).str.extract_groups(TRIPLE).struct.unnest())
     batch.table = found.with_columns(pl.col("query").alias("place").cast(pl.Int64), pl.col("label").cast(pl.Int64)).drop("query")
     batch.refuse(pl.col("user").is_null(), "not a line USER_QUERYLINE 0 ASIN 1")
     batch.table = batch.table.join(queries, on="place", how="left", maintain_order="left")
     batch.refuse(pl.col("query").is_null(), "its query is not in query_text.txt")
     batch.leave_out(pl.col("label") <= 0, "label 0")
-    batch.table = batch.table.select(
+
+
+def _hold_out(batch: Batch, share: float) -> pl.DataFrame:
+    """Take the lines of held-out queries out of a batch of train; those that validate are returned."""
+    chance = lambda texts: (mix(string_hash(texts)) >> np.uint64(11)) / 2.0**53
+    table = batch.table.with_columns(
+        pl.Series("held", chance(batch.table["query"]) < share),
+        pl.Series("drawn", chance(batch.table.select(pl.concat_str("user", pl.lit(" "), "item").alias("key"))["key"]) < VALID_PURCHASES),
+    ).with_columns((pl.col("drawn") & pl.col("held").any().over("user", "item")).alias("out"))
+    valid = table.filter(pl.col("out") & pl.col("held"))
+    batch.table = table.filter(~(pl.col("out") & pl.col("held")))
+    batch.leave_out(pl.col("out"), "another line of a purchase that validates")
+    batch.leave_out(pl.col("held"), "its query is held out for validation")
+    batch.table = batch.table.drop("held", "drawn", "out")
+    return valid.drop("held", "drawn", "out")
+
+
+def _valid_part(held: list[pl.DataFrame], places: _Places) -> RawLog:
+    """The validation lines, counted as read where they were read."""
+    places.leave_purchase()
+    events = _events(pl.concat(held), "valid", places)
+    places.leave_purchase()
+    return RawLog(events=conform(events, EVENT_SCHEMA, "train.qrels.txt"))
+
+
+def _events(table: pl.DataFrame, split: str, places: _Places) -> pl.DataFrame:
+    return table.select(
         pl.col("user").alias("user_id"),
         pl.col("item").alias("item_id"),
-        places(batch.table),
+        places(table),
         pl.lit("purchase").alias("action"),
         "query",
         pl.lit("search").alias("surface"),

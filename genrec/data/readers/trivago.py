@@ -25,6 +25,10 @@ rows of one user and session id, so one that the file interrupts starts anew, wi
 
 ``request_id`` is session, step and time: a few session ids of the log run twice through the same steps. ``surface`` is "search".
 
+A hotel's pictures are one row each: on the 100,003-row sample 53,592 of 87,612 events repeat item, action and second of the one before
+(99.6 % of them "interaction item image") and differ in ``step`` alone. They are one look at one hotel, so ``step`` is no part of the rule
+for duplicate events and ``data.duplicates`` drops them; ``keep`` keeps them.
+
 Rows read = events + items + quarantine + filtered; impressions are further rows of their click-outs.
 
 Options: ``min_action`` (interaction or clickout, default interaction: rows below are filtered), ``filters`` (default true: whether the
@@ -36,11 +40,12 @@ Source: Knees et al., "RecSys Challenge 2019: session-based hotel recommendation
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
-from genrec.data.readers.common import LINE, SeenKeys, blank, check_options, set_aside
+from genrec.data.readers.common import LINE, LogSource, SeenKeys, blank, check_options, parts_of, set_aside
 from genrec.data.readers.feedback import (
     choice,
     files_by_kind,
@@ -71,21 +76,33 @@ def read_trivago(path: Path, options: dict) -> Iterator[RawLog]:
 
     Raises ``UserError`` for a wrong option, no file of the layout, or a missing column.
     """
+    yield from parts_of(trivago_sources(path, options))
+
+
+def trivago_sources(path: Path, options: dict, columns: list[str] | None = None) -> list[LogSource]:
+    """Every file of sessions by itself, then the hotels."""
     check_options("trivago", options, ("min_action", "filters"))
     least = choice("trivago", options, "min_action", CHAIN[1:], CHAIN[1])
     with_filters = switch("trivago", options, "filters", True)
     found = files_by_kind(path, FILES, "trivago")
+    sources = [LogSource([file], partial(_sessions, file, least, with_filters)) for file in found["sessions"]]
+    return [*sources, LogSource(found["items"], partial(_items, found["items"]), events=False)] if found["items"] else sources
+
+
+def _items(files: list[Path]) -> Iterator[RawLog]:
     seen = SeenKeys("item_id")
-    for file in found["items"]:
+    for file in files:
         own = [name for name in ITEM_SCHEMA if name != "item_id"]
         for table, aside in headed_batches(file, None, ["item_id", "properties"], own=own):
             table = id_columns(table, ["item_id"], file.name, aside)
             table = seen.first_rows(table, file.name, aside).drop(LINE)
             table = table.rename({"properties": "text"}).with_columns(pl.col("text").str.replace_all("|", ", ", literal=True))
             yield part(aside, table.height, items=conform(table, ITEM_SCHEMA, str(file)))
-    for file in found["sessions"]:
-        for table, aside in _whole_sessions(file):
-            yield _part(table, aside, file, least, with_filters)
+
+
+def _sessions(file: Path, least: str, with_filters: bool) -> Iterator[RawLog]:
+    for table, aside in _whole_sessions(file):
+        yield _part(table, aside, file, least, with_filters)
 
 
 def _whole_sessions(file: Path) -> Iterator[tuple[pl.DataFrame, list[pl.DataFrame]]]:
