@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +76,8 @@ class Bench:
                 stage.policy, stage.collator, stage.parts.policy, stage.levels, stage.rates, stage.features, self.model, settings,
                 stage.evidence.facts.category, np.log1p(stage.evidence.counts), stage.fused_teacher(),
             )  # fmt: skip
-            learn(school, Path("/nonexistent-work"), "bench", seed)
+            with tempfile.TemporaryDirectory() as work:  # a checkpoint of one row must not be another's beginning
+                learn(school, Path(work) / "preference", "bench", seed)
         found = {split: self.rerank(split) if name == "rerank" else self.measure(split) for split in self.splits}
         if name == "none":
             self.before = found
