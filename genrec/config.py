@@ -222,8 +222,9 @@ class PreferenceConfig:
     smoothing: float = 10.0  # added to counts before an item's rates are taken
     evidence_share: float = 0.4  # training requests, by time: the first are only counted ...
     reward_share: float = 0.3  # ... the next fit the reward model, which never sees those that remain for the policy
-    request_state: bool = False  # reward model reads the backbone's request state (true) or the mean of the history's item vectors
-    reward: dict[str, float] = field(default_factory=lambda: {"click": 1.0, "next": 1.0, "both": 1.0, "relevance": 0.1})  # of its towers
+    request_state: bool = True  # reward model reads the backbone's request state and score (true) or the mean of the history's item vectors
+    # Of its towers. `next` is learnt from what was clicked alone and says little of what nobody would click; `both` needs many orders.
+    reward: dict[str, float] = field(default_factory=lambda: {"click": 1.0, "next": 0.0, "both": 0.0, "relevance": 0.1})
     rewards: dict[str, float] = field(default_factory=lambda: {"model": 1.0, "behaviour": 0.5})  # grpo: names in genrec/preference/rewards.py
     max_requests: int = 20_000  # of each part, the newest
     epochs: int = 1  # of each phase

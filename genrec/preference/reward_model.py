@@ -44,20 +44,23 @@ def evidence_before(data: Dataset, text: np.ndarray, time: int) -> Evidence:
 class RewardFeatures:
     """Features (B, K, ``width``) of candidates of requests: evidence, and the item's, the history's and their joint vector.
 
-    ``request_state``: the backbone's request state stands for the history; it was trained to name what followed in the very training
-    requests, so on those it knows more than later, and validation says whether it pays. Else the decayed mean of the history's item vectors.
+    ``request_state``: the backbone's request state stands for the history, and its retrieval score of the candidate comes with it. They were
+    trained to name what followed in the very training requests, so on those they know more than later; validation says whether it pays. Else
+    the decayed mean of the history's item vectors.
     """
 
     def __init__(self, network: GenerativeRecommender, evidence: Evidence, rates: FeedbackRates | None = None, request_state: bool = False):
         """``rates``: what became of items shown earlier, by item, person, brand, ...; None for a log without impressions."""
         self.network, self.evidence, self.rates, self.request_state = network, evidence, rates, request_state
         with torch.inference_mode():
-            self.items = F.normalize(network.item_encoder(), dim=-1).clone()
+            items = network.item_encoder()
+            self.items, self.index = F.normalize(items, dim=-1).clone(), network.item_index(items).clone()
             self.text = network.catalogue.text.to(self.items.device)
 
     @property
     def width(self) -> int:
-        return len(NAMES) + 3 * self.items.shape[1] + (n_features(self.rates.stages) if self.rates is not None else 0)
+        rates = n_features(self.rates.stages) if self.rates is not None else 0
+        return len(NAMES) + 3 * self.items.shape[1] + rates + self.request_state
 
     @torch.no_grad()
     def __call__(self, requests: Requests, users: np.ndarray, batch: Batch, ids: Tensor, state: Tensor) -> Tensor:
@@ -72,6 +75,8 @@ class RewardFeatures:
         person = F.normalize(state, dim=-1) if self.request_state else self._history(requests)
         person = person[:, None].expand_as(own)
         parts = [counted.float(), own, person, own * person * own.shape[-1] ** 0.5]
+        if self.request_state:
+            parts.append((self.network.retrieval_vectors(state)[:, None] * self.index[place]).sum(-1, keepdim=True))
         if self.rates is not None:
             parts.append(self.shown_before(requests, users, ids))
         return torch.cat(parts, dim=-1)

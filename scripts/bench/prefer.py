@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +41,12 @@ ROWS = "rerank|distil|grpo|plackett-luce|guided-dpo|dpo|distil+grpo+dpo"
 class Bench:
     """A run's stage with its reward model fitted once."""
 
-    def __init__(self, run: Run, test: bool, output: Path | None):
+    def __init__(self, run: Run, test: bool, output: Path | None, most: int = 0):
         self.run, self.output, self.splits = run, output, ("valid", "test") if test else ("valid",)
         self.stage = Stage(run, run.folder / "model", "bench")
+        if most:
+            parts = self.stage.parts
+            self.stage.parts = replace(parts, policy=parts.policy.take(np.arange(max(0, len(parts.policy) - most), len(parts.policy))))
         self.start = {name: value.clone() for name, value in self.stage.policy.decoder.state_dict().items()}
         self.model = fit_reward_model(self.stage.reward_data(self.stage.parts.reward, run.config.seed), self.stage.levels.click, self.stage.levels.order, run.config.seed)
         self.quality = {name: self.stage.judge_quality(self.model, getattr(self.stage.parts, name)) for name in ("policy", "valid")}
@@ -71,7 +76,8 @@ class Bench:
                 stage.policy, stage.collator, stage.parts.policy, stage.levels, stage.rates, stage.features, self.model, settings,
                 stage.evidence.facts.category, np.log1p(stage.evidence.counts), stage.fused_teacher(),
             )  # fmt: skip
-            learn(school, Path("/nonexistent-work"), "bench", seed)
+            with tempfile.TemporaryDirectory() as work:  # a checkpoint of one row must not be another's beginning
+                learn(school, Path(work) / "preference", "bench", seed)
         found = {split: self.rerank(split) if name == "rerank" else self.measure(split) for split in self.splits}
         if name == "none":
             self.before = found
@@ -146,12 +152,13 @@ def main() -> None:
     parser.add_argument("--rows", default=ROWS)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--test", action="store_true")
+    parser.add_argument("--policy-requests", type=int, default=0, help="the newest so many teach the policy; 0: preference.max_requests")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("genrec.preference.training").setLevel(logging.INFO)
     torch.set_flush_denormal(True)
-    bench = Bench(Run.open(arguments.run, arguments.overrides), arguments.test, arguments.output)
+    bench = Bench(Run.open(arguments.run, arguments.overrides), arguments.test, arguments.output, arguments.policy_requests)
     for text in ["none", *(row for row in arguments.rows.split("|") if row != "none")]:
         for seed in range(1 if text in ("none", "rerank") else arguments.seeds):
             bench.row(text, seed)
