@@ -97,6 +97,18 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def sweep(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A YAML file of rows, see configs/ablations/.")], overrides: Overrides = None
+) -> None:
+    """Train and compare the rows of an ablation; goes on where a stopped one was."""
+    from genrec.evaluation.sweep import run_sweep
+
+    folder = run_sweep(sweep, overrides or [])
+    console.print((folder / "table.md").read_text(encoding="utf-8"), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"table and figure: {folder}")
+
+
+@app.command()
 def prefer(
     config: Annotated[str, typer.Argument(metavar="CONFIG_OR_RUN", help="A YAML file, or a run folder with a trained model.")],
     overrides: Overrides = None,
@@ -306,7 +318,7 @@ def serve(
     max_body_bytes: Annotated[int, typer.Option(help="Largest body.")] = 4_194_304,
     max_depth: Annotated[int, typer.Option(help="Deepest nesting of a body.")] = 16,
     drain_s: Annotated[int, typer.Option(help="Seconds that taken requests have at a stop.")] = 20,
-    threads: Annotated[int, typer.Option(help="Threads of torch; 0: its choice.")] = 0,
+    threads: Annotated[int, typer.Option(help="Threads of torch; 0: one fewer than there are cores.")] = 0,
 ) -> None:
     """Answer over HTTP: /v1/recommend, /v1/search, ... and a page to try it at /. SIGHUP reads the bundle again."""
     try:

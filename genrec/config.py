@@ -99,10 +99,15 @@ class SemanticIdConfig:
     keyword_share: float = 0.5  # weight of the keywords' mean vector
 
 
+# dim, layers, heads, decoder_layers
+PRESETS = {"nano": (32, 1, 1, 1), "small": (64, 1, 2, 1), "base": (128, 2, 4, 1), "large": (256, 4, 8, 2)}
+
+
 @dataclass
 class ModelConfig:
     """The network. Shapes are written in genrec/model."""
 
+    preset: str | None = None  # nano, small, base or large: sets dim, layers, heads and decoder_layers where these are not given
     dim: int = 128
     layers: int = 2
     heads: int = 4
@@ -236,7 +241,7 @@ class PreferenceConfig:
     position_weights: list[float] = field(default_factory=lambda: [2.0, 2.0, 1.0])  # grpo: of code positions; the last for all that follow
     prefix_gate: bool = True  # grpo: a code position that matches what was chosen counts where those before it match
     kl: float = 0.02  # grpo and plackett-luce: weight of the divergence from the reference
-    teacher: str = "dense"  # distil: dense (the retrieval head), fused (the ranking) or reward (the reward model over the beam)
+    teacher: str = "dense"  # distil: dense (retrieval head), fused (the ranking over evidence), ranking (head) or reward (model) over the beam
     soft: float = 0.5  # distil: share of the teacher's targets beside the observed item
     since: str | None = None  # streaming: only requests from this time on (ISO, UTC, or seconds since 1970)
     checkpoint: str | None = None  # streaming: start from this model folder instead of the run's model
@@ -304,7 +309,7 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
 
     Raises ``UserError`` for a missing file, an unknown key, a wrong type or a value out of range.
     """
-    merged = OmegaConf.structured(Config)
+    merged, loaded = OmegaConf.structured(Config), OmegaConf.create()
     try:
         if path is not None:
             if not Path(path).is_file():
@@ -313,12 +318,12 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
             if not OmegaConf.is_dict(loaded):
                 raise UserError(f"{path}: a config is a YAML mapping of keys to values")
             check_keys(_flatten(OmegaConf.to_container(loaded)), str(path))
-            merged = OmegaConf.merge(merged, loaded)
         for override in overrides or []:
             if "=" not in override:
                 raise UserError(f"override '{override}' is not key=value")
             check_keys([override.split("=", 1)[0]], "command line")
-        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides or [])))
+        given = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides or [])))
+        merged = OmegaConf.merge(merged, {"model": preset_values(OmegaConf.select(given, "model.preset"))}, given)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise UserError(f"{path or 'command line'}: {_reason(error)}") from error
@@ -328,6 +333,15 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
         raise UserError(f"{path or 'command line'}: is not valid YAML ({' '.join(str(error).split())})") from error
     validate(config)
     return config
+
+
+def preset_values(name: str | None) -> dict[str, int]:
+    """The sizes of a preset; none without one. ``UserError`` for an unknown name."""
+    if name is None:
+        return {}
+    if name not in PRESETS:
+        raise UserError(f"model.preset: '{name}' is not one of {', '.join(PRESETS)}")
+    return dict(zip(("dim", "layers", "heads", "decoder_layers"), PRESETS[name], strict=True))
 
 
 def _reason(error: OmegaConfBaseException) -> str:
@@ -500,8 +514,8 @@ def _check_preference(preference: PreferenceConfig) -> None:
             raise UserError(f"preference.phases: '{name}' is not one of {', '.join(PHASES)}")
     if not preference.phases:
         raise UserError(f"preference.phases: is empty; give one or more of {', '.join(PHASES)}")
-    if preference.teacher not in ("dense", "reward", "fused"):
-        raise UserError(f"preference.teacher: '{preference.teacher}' is not one of dense, reward, fused")
+    if preference.teacher not in ("dense", "fused", "ranking", "reward"):
+        raise UserError(f"preference.teacher: '{preference.teacher}' is not one of dense, fused, ranking, reward")
     for name in preference.reward:
         if name not in ("click", "next", "both", "relevance"):
             raise UserError(f"preference.reward: '{name}' is not one of click, next, both, relevance")

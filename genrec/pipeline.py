@@ -154,11 +154,10 @@ def stage_tokenize(run: Run) -> None:
         tokenize(run.config, run.dataset, run.folder / "semantic_ids")
 
 
-def stage_train(run: Run) -> None:
-    """Fit on train, weigh the evidence on validation, and refit on train + validation with everything chosen before."""
+def fit_network(run: Run) -> None:
+    """Fit the network and count the evidence: all that answers before the fusion is fitted."""
     from genrec.training.fit import FitPlan
 
-    stage_tokenize(run)
     if not run.dataset.info["events"]:
         raise UserError(f"{run.folder / 'dataset'} has no events, only a catalogue: there is nothing to train on; give a log with events")
     fit_and_fuse(run)
@@ -176,6 +175,15 @@ def fit_and_fuse(run: Run, generate: bool = True) -> None:
     _fit_pair(run, run.config, "model", FitPlan(generate=generate, searches="search" in tasks, recommends="recommendation" in tasks))
     with leader_first():
         _evidence(run)
+
+
+def stage_train(run: Run) -> None:
+    """Fit on train, weigh the evidence on validation, and refit on train + validation with everything chosen before."""
+    from genrec.training.fit import FitPlan
+
+    stage_tokenize(run)
+    fit_network(run)
+    with leader_first():
         _fuse(run)
 
 

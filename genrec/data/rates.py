@@ -20,6 +20,14 @@ def n_features(stages: int) -> int:
     return len(KEYS) * (stages + 1)
 
 
+def starting_weights(stages: int) -> np.ndarray:
+    """(stages, n_features) weights that a model may start from: half the sum of a stage's own log-odds over all keys, as naive Bayes would
+    add them up, halved because they overlap."""
+    weights = np.zeros((stages, len(KEYS), stages + 1), np.float32)
+    weights[np.arange(stages), :, np.arange(stages)] = 0.5
+    return weights.reshape(stages, -1)
+
+
 @dataclass(frozen=True)
 class _Counter:
     """Rows sorted by key and time: ``order`` (n,) key x span + time, ``reached`` (n + 1, stages) running sums."""
@@ -42,7 +50,8 @@ class FeedbackRates:
         known = times < until
         self.origin = int(times[known].min()) if known.any() else 0
         self.span = (int(times[known].max()) - self.origin if known.any() else 0) + 2
-        self.surfaces = {name: place for place, name in enumerate(sorted(set(shown["surface"].drop_nulls()))) } if "surface" in shown.columns else {}
+        names = sorted(set(shown["surface"].drop_nulls())) if "surface" in shown.columns else []
+        self.surfaces = {name: place for place, name in enumerate(names)}
         part = shown.filter(pl.Series(known))
         self.mean = reached[known].mean(0) if known.any() else np.zeros(self.stages)
         keys = self.keys(part["user"].to_numpy(), part["item"].to_numpy(), self.surface_codes(part))
@@ -70,7 +79,7 @@ class FeedbackRates:
         return _Counter(values[order], sums)
 
     def features(self, users: np.ndarray, items: np.ndarray, surfaces: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """(n, n_features) float32 for items shown to ``users`` (-1: nobody known) on ``surfaces`` (codes, -1 unknown) at ``times`` (seconds)."""
+        """(n, n_features) float32 for items shown to ``users`` (-1: nobody known) on ``surfaces`` (codes, -1 unknown) at ``times``."""
         when = np.clip(times - self.origin, 0, self.span - 1)
         columns = []
         for key, counter in zip(self.keys(users, items, surfaces), self.counters, strict=True):

@@ -18,8 +18,8 @@ class ShownRequests:
     """N requests in order of user and time, with what was shown in each.
 
     ``users``, ``before``, ``times``, ``split`` (N,): the user sees the events of the log up to and without index ``before`` (those strictly
-    earlier than ``times``, seconds); ``queries`` (N,) index the dataset's query texts, -1 for none. Request n was shown rows ``offsets[n]`` to ``offsets[n + 1] - 1`` of ``items``, ``reached`` (n_rows,
-    stages) bool and ``surfaces`` (n_rows,).
+    earlier than ``times``, seconds); ``queries`` (N,) index the dataset's query texts, -1 for none. Request n was shown rows ``offsets[n]``
+    to ``offsets[n + 1] - 1`` of ``items``, ``reached`` (n_rows, stages) bool and ``surfaces`` (n_rows,).
     """
 
     users: np.ndarray
@@ -46,7 +46,8 @@ class ShownRequests:
         place, _, _ = self.rows(requests)
         offsets = np.concatenate([[0], np.cumsum(np.diff(self.offsets)[requests])]).astype(np.int64)
         few = {name: getattr(self, name)[requests] for name in ("users", "before", "times", "split", "queries")}
-        return ShownRequests(**few, offsets=offsets, items=self.items[place], reached=self.reached[place], surfaces=self.surfaces[place], rates=self.rates)
+        rows = {name: getattr(self, name)[place] for name in ("items", "reached", "surfaces")}
+        return ShownRequests(**few, **rows, offsets=offsets, rates=self.rates)
 
     def rows(self, requests: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The rows shown in some requests: their indices (n,), which of the given requests each belongs to, and its place there."""
@@ -98,20 +99,23 @@ def shown_requests(dataset: Dataset, actions: list[str], last: int = TRAIN) -> S
     split = _split_of(dataset, users, times)
     cut = int(times[split <= last].max(initial=-(2**62))) + 1
     facts = dataset.item_table
-    rates = FeedbackRates(table.filter(pl.Series(split <= last)), _codes(_maker(facts)), _codes(_category(facts)), reached[split <= last], cut)
-    request = table["request_id"].fill_null("").rle_id().to_numpy() if table["request_id"].null_count() < len(table) else np.zeros(len(table))
+    counted = split <= last
+    rates = FeedbackRates(table.filter(pl.Series(counted)), _codes(_maker(facts)), _codes(_category(facts)), reached[counted], cut)
+    request = table["request_id"].fill_null("").rle_id().to_numpy()
     new = np.ones(len(table), bool)
     new[1:] = (users[1:] != users[:-1]) | (times[1:] != times[:-1]) | (request[1:] != request[:-1])
     first = np.flatnonzero(new)
     return ShownRequests(
-        users[first], _events_before(dataset, users[first], times[first]), times[first], split[first], _queries(dataset, table)[first], np.append(first, len(table)).astype(np.int64),
+        users[first], _events_before(dataset, users[first], times[first]), times[first], split[first], _queries(dataset, table)[first],
+        np.append(first, len(table)).astype(np.int64),
         table["item"].to_numpy().astype(np.int64), reached, rates.surface_codes(table), rates,
     )  # fmt: skip
 
 
 def _reached(table: pl.DataFrame, chain: list[str], actions: list[str]) -> np.ndarray:
     """(n, stages) bool. A true/false column of a stage's name decides; without one, the deepest stage reached (``action``) does."""
-    level = table["action"].replace_strict({name: place for place, name in enumerate(chain)}, default=-1, return_dtype=pl.Int64).fill_null(-1)
+    places = {name: place for place, name in enumerate(chain)}
+    level = table["action"].replace_strict(places, default=-1, return_dtype=pl.Int64).fill_null(-1)
     columns = []
     for name in actions:
         flag = name in table.columns and table[name].dtype == pl.Boolean
@@ -130,10 +134,10 @@ def _queries(dataset: Dataset, table: pl.DataFrame) -> np.ndarray:
 def _events_before(dataset: Dataset, users: np.ndarray, times: np.ndarray) -> np.ndarray:
     """The index of each user's first event not strictly earlier than a time: (n,)."""
     stamps = np.asarray(dataset.timestamps)
-    if not len(stamps):
+    if not len(stamps) or not len(times):
         return np.asarray(dataset.offsets)[users]
-    origin, span = int(min(stamps.min(), times.min(initial=0 if not len(times) else times[0]))), int(max(stamps.max(), times.max(initial=stamps[0]))) + 1
-    width = span - origin + 1
+    origin = int(min(stamps.min(), times.min()))
+    width = int(max(stamps.max(), times.max())) - origin + 1
     owner = np.repeat(np.arange(dataset.n_users), np.diff(dataset.offsets))
     return np.searchsorted(owner * width + (stamps - origin), users * width + (times - origin), side="left")
 

@@ -18,6 +18,7 @@ from genrec.retrieval.cooccurrence import CooccurrenceTransition
 
 log = logging.getLogger(__name__)
 _CHUNK = 512
+AFTER = ", after preference"  # behind the names of rows whose code decoder went through the preference stage
 OUR_NAMES = {"fused": "genrec, fused", "retrieve": "genrec, retrieval alone", "generate": "genrec, generation alone",
              "rank": "genrec, ranking head alone"}  # fmt: skip
 
@@ -110,10 +111,15 @@ class Evaluation:
         lines = []
         for (model, fitted, kind), values in self.hits.items():
             ours = self.hits.get((OUR_NAMES["fused"], fitted, kind))
+            task = "recommendation" if kind is None else f"search ({kind})"
+            if model.endswith(AFTER):
+                before = self.hits[model.removesuffix(AFTER), fitted, kind]
+                mean, low, high, p = paired_test(values["recall@10"], before["recall@10"], self.run.config.seed, self.run.config.evaluation.bootstrap)
+                lines.append(f"{task}, {fitted}: {model}, minus before, Recall@10: {mean:+.4f} [{low:+.4f}, {high:+.4f}], p = {p:.3f}")
+                continue
             if model in OUR_NAMES.values() or ours is None:
                 continue
             mean, low, high, p = paired_test(ours["recall@10"], values["recall@10"], self.run.config.seed, self.run.config.evaluation.bootstrap)
-            task = "recommendation" if kind is None else f"search ({kind})"
             lines.append(f"{task}, {fitted}: fused minus {model}, Recall@10: {mean:+.4f} [{low:+.4f}, {high:+.4f}], p = {p:.3f}")
         return lines
 
@@ -149,7 +155,7 @@ def evaluate(run, split: str) -> Evaluation:
     for fitted, last in fits:
         result.ours(fitted)
         if fitted == "train" and "preferred" in run.fitted:
-            result.ours(fitted, "preferred", ", after preference")
+            result.ours(fitted, "preferred", AFTER)
         result.baselines(fitted, last)
     return result
 

@@ -71,7 +71,8 @@ class AreaResult:
         """The table with its intervals."""
         rows = self.rows()
         names = list(rows[0]["metrics"])
-        lines = [f"## {self.title}", "", *(f"- {note}" for note in self.notes), "", "| model | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+        lines = [f"## {self.title}", "", *(f"- {note}" for note in self.notes), ""]
+        lines += ["| model | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
         for row in rows:
             cells = [f"{row['metrics'][name]:.4f} [{row['intervals'][name][0]:.4f}, {row['intervals'][name][1]:.4f}]" for name in names]
             lines.append(f"| {row['model']} | " + " | ".join(cells) + " |")
@@ -110,7 +111,8 @@ def shown_ranking(run, ranker, split: str, last: int) -> list[AreaResult]:
         raise UserError(f"protocol ranking: nothing was shown in the {split} split")
     config, info = run.config, dataset.info
     rows = Rows(shown, shown.rows(asked)[0])
-    result = AreaResult("ranking", f"Ranking what was shown, {split}", config.seed, config.evaluation.bootstrap, _notes(shown, rows, asked, split, last, info))
+    notes = _notes(shown, rows, asked, split, last, info)
+    result = AreaResult("ranking", f"Ranking what was shown, {split}", config.seed, config.evaluation.bootstrap, notes)
     add = lambda name, scores: result.add(name, scores, rows.labels, rows.users, stages)
     place, logits = head_scores(network, ranker.collator(dataset.query_texts), dataset, shown, asked)
     add(HEAD, logits[np.argsort(place)])
@@ -137,6 +139,6 @@ def _notes(shown: ShownRequests, rows: Rows, asked: np.ndarray, split: str, last
         f"{split} split, {info['split']}, fingerprint {info['split_fingerprint']}; fitted on {'train' if last == TRAIN else 'train + valid'}; "
         f"{len(rows.index)} shown items in {len(asked)} requests of {len(np.unique(rows.users))} users, reached stages {share}",
         "GAUC: users with both outcomes, weighted by their rows. Rows of users or items that the dataset does not hold are not ranked.",
-        f"counts (rates of item, user, surface, ...) from {len(shown.rates.counters[0].order)} rows of the fit's part alone; the past of a request "
-        "is everything its user did before it",
+        f"counts (rates of item, user, surface, ...) from {len(shown.rates.counters[0].order)} rows of the fit's part alone; "
+        "the past of a request is everything its user did before it",
     ]

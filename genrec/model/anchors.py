@@ -74,7 +74,7 @@ class AnchorTables(nn.Module):
             coming = _coming(items, lengths_before, targets)
             after = after - ((ids == coming[..., None, None]) & (torch.arange(RECENT, device=items.device) == 0)[:, None]).float()
         mine = float(targets is not None)  # the person counts among those who had the item, and among those who had their other items
-        scale = (self.users[recent][..., None] + 1 - mine).clamp(min=1).rsqrt() * (self.users[ids.clamp(min=0)] + 1 - mine * own.float()).rsqrt()
+        scale = (self.users[recent][..., None] + 1 - mine).clamp(min=1).rsqrt() * (self.users[ids.clamp(min=0)] + 1 - mine * own.float()).clamp(min=1).rsqrt()
         score = strength(together.clamp(min=0), after.clamp(min=0), before, scale)
         live = (ids >= 0) & ~seen & known[..., None] & ((together > 0) | (after > 0) | (before > 0))
         features = torch.stack([together.clamp(min=0) * scale, together.clamp(min=0).log1p(), after.clamp(min=0).log1p(), before.log1p(), score], -1)

@@ -81,7 +81,7 @@ class Block(nn.Module):
         q, k = rotate(q, angles), rotate(k, angles)
         scores = (q @ past[0].transpose(-1, -2)).masked_fill(~mask[:, None, None], -torch.inf)
         scores = torch.cat([scores, (q * k).sum(-1, keepdim=True)], dim=-1).float() * q.shape[-1] ** -0.5
-        weights = F.dropout(scores.softmax(-1).to(v.dtype), self.dropout, self.training)
+        weights = self.drop(scores.softmax(-1).to(v.dtype))
         return self._finish(x, weights[..., :-1] @ past[1] + weights[..., -1:] * v)
 
     def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:

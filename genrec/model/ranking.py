@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from genrec.data.rates import starting_weights
 from genrec.model.backbone import Backbone, Cache
 from genrec.model.dropout import Dropout
 
@@ -27,10 +28,14 @@ class RankingHead(nn.Module):
         if evidence:
             self.evidence = nn.Sequential(nn.Linear(evidence, dim), nn.GELU(), nn.Linear(dim, dim))
             self.direct = nn.Linear(evidence, stages, bias=False)  # counts speak plainly; no norm is between them and the logit
+            with torch.no_grad():
+                self.direct.weight.copy_(torch.from_numpy(starting_weights(stages)))
         self.norm, self.drop = nn.LayerNorm(dim), Dropout(dropout)
         self.score = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), Dropout(dropout), nn.Linear(dim, stages))
 
-    def forward(self, backbone: Backbone, items: Tensor, evidence: Tensor | None, live: Tensor, angles: Tensor, seen: Tensor, cache: Cache) -> Tensor:
+    def forward(
+        self, backbone: Backbone, items: Tensor, evidence: Tensor | None, live: Tensor, angles: Tensor, seen: Tensor, cache: Cache
+    ) -> Tensor:
         """Logits (N, C, stages) of N requests with C candidates each.
 
         ``items`` (N, C, dim) item vectors, ``evidence`` (N, C, F) or None for nothing known, ``live`` (N, C) bool false for padding,

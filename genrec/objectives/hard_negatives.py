@@ -45,7 +45,10 @@ def shown_in_vain(shown: ShownLanes, rows: Tensor, count: int, n_rows: int, n_it
 
 @torch.no_grad()
 def mined(requests: Tensor, index: Tensor, targets: Tensor, known: Tensor, count: int) -> Tensor:
-    """``count`` of the 2 x ``count`` items that score highest for each request, without its target and what it ``known`` (N, T) had: (N, count)."""
+    """``count`` of the 2 x ``count`` items that score highest for each request: (N, count), -1 where there are fewer.
+
+    ``targets`` (N,) and what the person is ``known`` (N, T) to have had are left out.
+    """
     scores = requests @ index.T
     scores.scatter_(1, known, -torch.inf).scatter_(1, targets[:, None], -torch.inf)
     best = scores.topk(min(2 * count, scores.shape[1]), dim=1)

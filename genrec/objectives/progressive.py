@@ -41,6 +41,3 @@ def multi_label_loss(states: Tensor, vectors: Tensor, labels: Tensor, bias: Tens
     """
     logits = scale * (states * F.normalize(vectors, dim=-1)).sum(-1) + bias
     return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
-
-
-__all__ = ["multi_label_loss", "prefix_loss", "step_levels", "step_stages"]

@@ -7,6 +7,7 @@ is held out, whole. So nothing here that is called training has seen a validatio
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -22,13 +23,19 @@ PAUSE = 1800  # ... and the pause in seconds that ends one
 class Feedback:
     """N requests in order of time, and M shown items: those of request r are rows ``offsets[r]`` to ``offsets[r + 1]`` - 1.
 
-    ``requests`` see the person's events before them; their target is the deepest-going item, -1 if none was clicked. ``items`` (M,) and
-    ``stages`` (M,) places in the chain; ``users`` (N,); ``split`` (N,). ``shown`` false: the log has no impressions, rows are events.
+    ``users``, ``times``, ``split``, ``queries`` (places in ``texts``, -1 none) and ``targets`` (the deepest-going item, -1 if none was clicked)
+    are (N,); ``stops`` (N,) is the event of the log at which the person's history ends. ``items`` (M,) and ``stages`` (M,) places in the chain.
+    ``shown`` false: the log has no impressions, rows are events. Histories are only copied for ``requests``.
     """
 
-    requests: Requests
+    data: Dataset
     users: np.ndarray
+    times: np.ndarray
     split: np.ndarray
+    stops: np.ndarray
+    queries: np.ndarray
+    targets: np.ndarray
+    texts: list[str]
     offsets: np.ndarray
     items: np.ndarray
     stages: np.ndarray
@@ -42,15 +49,30 @@ class Feedback:
         """(M,) the request of each row."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
+    @property
+    def history_lengths(self) -> np.ndarray:
+        """(N,) events of the person before each request."""
+        return self.stops - np.asarray(self.data.offsets)[self.users]
+
+    @cached_property
+    def requests(self) -> Requests:
+        """What a model is asked: each with the person's events before it."""
+        lengths = self.history_lengths
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        rows = np.repeat(self.stops - offsets[1:], lengths) + np.arange(offsets[-1])
+        data = self.data
+        return Requests(
+            offsets, np.asarray(data.items)[rows], np.asarray(data.timestamps)[rows], np.asarray(data.actions)[rows], np.asarray(data.queries)[rows],
+            self.times, self.queries, self.targets, self.texts,
+        )  # fmt: skip
+
     def take(self, indices: np.ndarray) -> Feedback:
         """The requests at these indices, in their order."""
         lengths = np.diff(self.offsets)[indices]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         rows = np.repeat(self.offsets[indices] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return replace(
-            self, requests=self.requests.take(indices), users=self.users[indices], split=self.split[indices], offsets=offsets,
-            items=self.items[rows], stages=self.stages[rows],
-        )  # fmt: skip
+        of_request = {name: getattr(self, name)[indices] for name in ("users", "times", "split", "stops", "queries", "targets")}
+        return replace(self, **of_request, offsets=offsets, items=self.items[rows], stages=self.stages[rows])
 
     def padded(self) -> tuple[np.ndarray, np.ndarray]:
         """Items and stages (N, K) of each request's rows, -1 behind the last."""
@@ -76,15 +98,16 @@ def feedback_chain(data: Dataset) -> list[str]:
 
 def _of_events(data: Dataset) -> Feedback:
     """Every event with a history is a request of one row, itself. Synthetic queries are none of the person's: left out."""
-    owner = np.repeat(np.arange(data.n_users), np.diff(data.offsets))
+    owner = _owners(data)
     events = np.flatnonzero(np.arange(len(owner)) > np.asarray(data.offsets)[owner])
-    times = np.asarray(data.timestamps)[events]
-    events = events[np.argsort(times, kind="stable")]
+    times = np.asarray(data.timestamps)[events].astype(np.int64)
+    order = np.argsort(times, kind="stable")
+    events, times = events[order], times[order]
     queries = np.full(len(events), -1, np.int64) if data.info["synthetic_queries"] else np.asarray(data.queries)[events].astype(np.int64)
-    stages = np.asarray(data.actions)[events].astype(np.int64)
+    items = np.asarray(data.items)[events].astype(np.int64)
     return Feedback(
-        data.requests_before(events, queries), owner[events], np.asarray(data.split)[events], np.arange(len(events) + 1),
-        np.asarray(data.items)[events].astype(np.int64), stages, False,
+        data, owner[events], times, np.asarray(data.split)[events].astype(np.int64), events, queries, items, data.query_texts,
+        np.arange(len(events) + 1), items, np.asarray(data.actions)[events].astype(np.int64), False,
     )  # fmt: skip
 
 
@@ -96,16 +119,21 @@ def _of_impressions(data: Dataset, table: pl.DataFrame, levels: Levels) -> Feedb
     request = _request_numbers(table, user, time)
     # The table is sorted by user, time and request; a request's rows stand together.
     first = np.flatnonzero(np.diff(request, prepend=-1))
-    offsets = np.append(first, len(request))
     users, times = user[first], time[first]
-    split = np.maximum(_split_by_time(data, users, times), _split_by_events(data, levels, user, item, time, stage, request, len(first)))
+    by_events = _split_by_events(data, levels, user, item, time, stage, request, len(first))
     queries, texts = _queries(data, table, first)
     deepest = np.maximum.reduceat(stage, first)
     best = _first_at(stage == deepest[request], request)
-    targets = np.where(deepest >= levels.click, item[best], -1)
-    requests = _requests_at(data, users, times, queries, targets, texts)
-    found = Feedback(requests, users, split, offsets, item, stage, True)
+    found = Feedback(
+        data, users, times, np.maximum(_split_by_time(data, users, times), by_events), _history_ends(data, users, times), queries,
+        np.where(deepest >= levels.click, item[best], -1), texts, np.append(first, len(request)), item, stage, True,
+    )  # fmt: skip
     return found.take(np.argsort(times, kind="stable"))
+
+
+def _owners(data: Dataset) -> np.ndarray:
+    """(n_events,) the user of each event."""
+    return np.repeat(np.arange(data.n_users), np.diff(data.offsets))
 
 
 def _request_numbers(table: pl.DataFrame, user: np.ndarray, time: np.ndarray) -> np.ndarray:
@@ -130,7 +158,7 @@ def _split_by_time(data: Dataset, users: np.ndarray, times: np.ndarray) -> np.nd
     """A request is held out from its user's first held-out event on; under a global cut, from the first of anybody's."""
     held = np.asarray(data.split)
     result = np.zeros(len(users), np.int64)
-    owner = np.repeat(np.arange(data.n_users), np.diff(data.offsets))
+    owner = _owners(data)
     for split in (VALID, TEST):
         begin = np.full(data.n_users, np.iinfo(np.int64).max)
         rows = np.flatnonzero(held == split)
@@ -146,7 +174,7 @@ def _split_by_events(
 ) -> np.ndarray:
     """The latest split of the events that a request led to: for each clicked row, the same person's next event with the item, and the next
     of the depth that was reached (a click may be training and the purchase after it held out)."""
-    owner = np.repeat(np.arange(data.n_users), np.diff(data.offsets))
+    owner = _owners(data)
     depth = np.array([levels.chain.index(name) for name in data.actions_chain], np.int64)[np.asarray(data.actions)]
     events = pl.DataFrame(
         {"user": owner, "item": np.asarray(data.items).astype(np.int64), "time": np.asarray(data.timestamps).astype(np.int64),
@@ -174,18 +202,10 @@ def _queries(data: Dataset, table: pl.DataFrame, first: np.ndarray) -> tuple[np.
     return ids.fill_null(-1).to_numpy().astype(np.int64), texts
 
 
-def _requests_at(data: Dataset, users: np.ndarray, times: np.ndarray, queries: np.ndarray, targets: np.ndarray, texts: list[str]) -> Requests:
-    """Requests at times: the history is what the user did strictly before."""
+def _history_ends(data: Dataset, users: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """The first event of the log that a request at a time does not see (N,): what the user did strictly before it is seen."""
     stamps = np.asarray(data.timestamps).astype(np.int64)
-    owner = np.repeat(np.arange(data.n_users), np.diff(data.offsets))
     origin = min(stamps.min(initial=0), times.min(initial=0))
     span = max(stamps.max(initial=0), times.max(initial=0)) - origin + 2
-    stop = np.searchsorted(owner * span + (stamps - origin), users * span + (times - origin), side="left")
-    start = np.asarray(data.offsets)[users]
-    lengths = np.maximum(stop - start, 0)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    rows = np.repeat(start - offsets[:-1], lengths) + np.arange(offsets[-1])
-    return Requests(
-        offsets, np.asarray(data.items)[rows], stamps[rows], np.asarray(data.actions)[rows], np.asarray(data.queries)[rows], times, queries,
-        targets, texts,
-    )  # fmt: skip
+    stop = np.searchsorted(_owners(data) * span + (stamps - origin), users * span + (times - origin), side="left")
+    return np.maximum(stop, np.asarray(data.offsets)[users])

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from genrec.config import PreferenceConfig
 from genrec.decoding.ranker import seen_mask
+from genrec.errors import UserError
 from genrec.model.collate import Collator
 from genrec.objectives.distillation import TeacherMass, candidate_kl, draw_items, margin_mse
 from genrec.objectives.group_relative import policy_loss, position_advantages, prefix_matches
@@ -63,7 +64,7 @@ class School:
         weights = np.where(stages >= 0, self.levels.weights[np.maximum(stages, 0)], 0.0)
         self.shown, self.stages = items, stages
         self.shown_rewards = np.where(items >= 0, self.rates.reward(np.maximum(items, 0), weights), 0.0)
-        self.targets = np.asarray(self.feedback.requests.targets)
+        self.targets = self.feedback.targets
 
     # --- what a phase needs before its first step ------------------------------------------------------------------------
 
@@ -72,9 +73,10 @@ class School:
         self.policy.set_reference()
         self.beams = self.values = None
         rows = np.arange(len(self.feedback))
-        candidates = phase == "distil" and self.settings.teacher == "reward"
+        candidates = phase == "distil" and self.settings.teacher in ("reward", "ranking")
         if phase in ("dpo", "guided-dpo", "plackett-luce") or candidates:
-            self._draw_beams(with_values=phase != "dpo")
+            by_ranking = candidates and self.settings.teacher == "ranking"
+            self._draw_beams(None if phase == "dpo" else self._ranking if by_ranking else lambda asked, ids: self.judge(asked, ids)[0])
         if phase == "dpo":
             rows = rows[self.targets >= 0]
         elif phase == "guided-dpo":
@@ -83,22 +85,35 @@ class School:
             rows = rows[((self.beams >= 0).sum(1) > 1).numpy()]
         return rows
 
-    def _draw_beams(self, with_values: bool) -> None:
+    def _draw_beams(self, value: Callable[[Asked, Tensor], Tensor] | None) -> None:
+        """Every request's beam, and ``value`` of its items."""
         width = self.settings.beam
         self.beams = torch.full((len(self.feedback), width), -1, dtype=torch.long)
-        self.values = torch.zeros(len(self.feedback), width) if with_values else None
-        for rows, asked in chunks(self.policy, self.collator, self.feedback.requests, _BEAM_CHUNK, counted=True):
+        self.values = torch.zeros(len(self.feedback), width) if value else None
+        for rows, asked in chunks(self.policy, self.collator, self.feedback.requests, _BEAM_CHUNK, self.feedback.users, counted=True):
             ids, _ = self.policy.beam(asked, width)
             ids = ids[:, :width]
             place = torch.from_numpy(rows)
             self.beams[place, : ids.shape[1]] = ids.cpu()
-            if with_values:
-                self.values[place, : ids.shape[1]] = self.judge(asked, ids)[0].cpu()
+            if value:
+                self.values[place, : ids.shape[1]] = value(asked, ids).cpu()
 
     def judge(self, asked: Asked, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The reward model's value of items (B, K), and their text relevance."""
-        judged = self.model.judge(self.features(asked.requests, asked.batch, ids, asked.state))
+        judged = self.model.judge(self.features(asked.requests, asked.users, asked.batch, ids, asked.state))
         return self.model.reward(judged, self.settings.reward), judged.relevance
+
+    @torch.no_grad()
+    def _ranking(self, asked: Asked, ids: Tensor) -> Tensor:
+        """The chance that the network's own ranking head gives items (B, K) to reach its deepest stage. ``UserError`` without such a head."""
+        network, rates = self.policy.network, self.features.rates
+        if network.ranking is None:
+            raise UserError("preference.teacher=ranking: the model has no ranking head; train it with model.ranking=true, or take another teacher")
+        evidence = None
+        if rates is not None and network.config.stages and rates.stages == len(network.config.stages):
+            evidence = self.features.shown_before(asked.requests, asked.users, ids)
+        rows = torch.arange(len(ids), device=ids.device)
+        return network.rank(asked.encoded, rows, torch.zeros_like(rows), ids, evidence)[..., -1].sigmoid()
 
     def _changed(self) -> Tensor:
         """(N, W): items of the beam that stand before the one the reward model likes best."""
@@ -110,7 +125,7 @@ class School:
 
     def step(self, phase: str, rows: np.ndarray, generator: torch.Generator) -> Outcome:
         """Loss of a batch of requests, and what to log of it."""
-        asked = self.policy.ask(self.collator, self.feedback.requests.take(rows), counted=True)
+        asked = self.policy.ask(self.collator, self.feedback.requests.take(rows), self.feedback.users[rows], counted=True)
         return getattr(self, "_" + phase.replace("-", "_"))(asked, rows, generator)
 
     def _paths(self, items: Tensor) -> Tensor:

@@ -24,9 +24,11 @@ from genrec.objectives.generation import path_log_probabilities, walked_nodes
 
 @dataclass
 class Asked:
-    """A batch of B requests through the frozen network: ``state`` (B, dim), and what its retrieval head thinks (B, n_items), normalised."""
+    """A batch of B requests of ``users`` (B,) through the frozen network: ``state`` (B, dim), and what its retrieval head thinks
+    (B, n_items), normalised."""
 
     requests: Requests
+    users: np.ndarray
     batch: Batch
     encoded: Encoded
     dense: Tensor
@@ -69,12 +71,14 @@ class Policy:
         return self.network.decoder
 
     @torch.no_grad()
-    def ask(self, collator: Collator, requests: Requests, counted: bool = False) -> Asked:
-        """``counted``: requests of the training log, whose own events are in the network's counts and must be taken out."""
+    def ask(self, collator: Collator, requests: Requests, users: np.ndarray | None = None, counted: bool = False) -> Asked:
+        """``users`` (B,), -1 unknown. ``counted``: requests of the training log, whose own events are in the network's counts and must be
+        taken out."""
         batch = collator.requests(requests).to(self.items.device)
         encoded = self.network.encode(batch, self.items, self.network.choose_anchors(batch, leave_out=counted))
         vectors = self.network.retrieval_vectors(encoded.requests[:, 0])
-        return Asked(requests, batch, encoded, (vectors @ self.index.T).log_softmax(-1))
+        users = np.full(len(requests), -1) if users is None else users
+        return Asked(requests, users, batch, encoded, (vectors @ self.index.T).log_softmax(-1))
 
     def memory(self, asked: Asked, decoder: CodeDecoder | None = None) -> Memory:
         return self.network.decoder_memory(asked.encoded, decoder=decoder)
@@ -144,9 +148,11 @@ def _steps(decoder: CodeDecoder, memory: Memory, vectors: Tensor, trie, paths: T
     return steps.view(paths.shape)
 
 
-def chunks(policy: Policy, collator: Collator, requests: Requests, size: int, counted: bool = False) -> Iterator[tuple[np.ndarray, Asked]]:
-    """Requests in chunks of similar history length: their places, and what the frozen network makes of them (``counted`` as in ``ask``)."""
+def chunks(
+    policy: Policy, collator: Collator, requests: Requests, size: int, users: np.ndarray | None = None, counted: bool = False
+) -> Iterator[tuple[np.ndarray, Asked]]:
+    """Requests in chunks of similar history length: their places, and what the frozen network makes of them; the rest as ``ask`` has it."""
     order = np.argsort(np.minimum(np.diff(requests.offsets), collator.model.max_length), kind="stable")
     for begin in range(0, len(order), size):
         rows = order[begin : begin + size]
-        yield rows, policy.ask(collator, requests.take(rows), counted)
+        yield rows, policy.ask(collator, requests.take(rows), None if users is None else users[rows], counted)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from genrec.data.dataset import TRAIN, Dataset, Requests
 from genrec.data.histories import Histories
+from genrec.data.rates import FeedbackRates, n_features
 from genrec.decoding.evidence import DECAY, HISTORY_FEATURES, ITEM_FEATURES, Evidence, ItemFacts, log_scores, to_tensor
 from genrec.errors import UserError
 from genrec.model.network import Batch, GenerativeRecommender
@@ -47,19 +48,20 @@ class RewardFeatures:
     requests, so on those it knows more than later, and validation says whether it pays. Else the decayed mean of the history's item vectors.
     """
 
-    def __init__(self, network: GenerativeRecommender, evidence: Evidence, request_state: bool = False):
-        self.network, self.evidence, self.request_state = network, evidence, request_state
+    def __init__(self, network: GenerativeRecommender, evidence: Evidence, rates: FeedbackRates | None = None, request_state: bool = False):
+        """``rates``: what became of items shown earlier, by item, person, brand, ...; None for a log without impressions."""
+        self.network, self.evidence, self.rates, self.request_state = network, evidence, rates, request_state
         with torch.inference_mode():
             self.items = F.normalize(network.item_encoder(), dim=-1).clone()
             self.text = network.catalogue.text.to(self.items.device)
 
     @property
     def width(self) -> int:
-        return len(NAMES) + 3 * self.items.shape[1]
+        return len(NAMES) + 3 * self.items.shape[1] + (n_features(self.rates.stages) if self.rates is not None else 0)
 
     @torch.no_grad()
-    def __call__(self, requests: Requests, batch: Batch, ids: Tensor, state: Tensor) -> Tensor:
-        """``batch`` is what ``requests`` became, ``state`` (B, dim) their request states; ids (B, K), -1 anywhere."""
+    def __call__(self, requests: Requests, users: np.ndarray, batch: Batch, ids: Tensor, state: Tensor) -> Tensor:
+        """``users`` (B,) of the requests, ``batch`` what they became, ``state`` (B, dim) their request states; ids (B, K), -1 anywhere."""
         place, device = ids.clamp(min=0), ids.device
         columns, until = place.cpu().numpy(), requests.reference_times(self.network.config.request_time)
         similar, following = (torch.from_numpy(part).to(device) for part in self.evidence.cooccurrence.score_parts(requests.histories))
@@ -69,7 +71,17 @@ class RewardFeatures:
         own = self.items[place]
         person = F.normalize(state, dim=-1) if self.request_state else self._history(requests)
         person = person[:, None].expand_as(own)
-        return torch.cat([counted.float(), own, person, own * person * own.shape[-1] ** 0.5], dim=-1)
+        parts = [counted.float(), own, person, own * person * own.shape[-1] ** 0.5]
+        if self.rates is not None:
+            parts.append(self.shown_before(requests, users, ids))
+        return torch.cat(parts, dim=-1)
+
+    def shown_before(self, requests: Requests, users: np.ndarray, ids: Tensor) -> Tensor:
+        """What became of earlier showings of items (B, K), as ``FeedbackRates`` counts them before each request: (B, K, n_features)."""
+        columns = ids.clamp(min=0).cpu().numpy()
+        who, when = (np.repeat(part, columns.shape[1]) for part in (users, requests.reference_times(self.network.config.request_time)))
+        found = self.rates.features(who, columns.ravel(), np.full(columns.size, -1), when)
+        return torch.from_numpy(found).to(ids.device).view(*columns.shape, -1)
 
     def relevance(self, batch: Batch, ids: Tensor) -> Tensor:
         """Cosine of the query's and the items' text vectors (B, K); 0 without a query."""

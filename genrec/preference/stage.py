@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, read_json, write_json
 from genrec.config import PreferenceConfig, seconds_of, to_dict
-from genrec.data.dataset import TEST, TRAIN, VALID
+from genrec.data.dataset import TEST, TRAIN, VALID, Requests
+from genrec.data.rates import FeedbackRates
 from genrec.decoding.proposals import MISSING, Proposer
 from genrec.decoding.ranker import Ranker
 from genrec.errors import UserError
@@ -104,10 +106,12 @@ class Stage:
         self.parts = deal(feedback, self.settings, run.config.seed, run.config.training.valid_requests)
         train = feedback.take(np.flatnonzero(feedback.split == TRAIN))
         self.rates = Rates.of_rows(train.items, train.stages, run.dataset.n_items, self.levels, self.settings.smoothing)
-        self.collator = Collator(self.fitted.model, QueryFeatures.build(feedback.requests.query_texts, run.ids.encoder))
+        self.collator = Collator(self.fitted.model, QueryFeatures.build(feedback.texts, run.ids.encoder))
         text = run.ids.catalogue.text.cpu().numpy()
         self.evidence = evidence_before(run.dataset, text, self.parts.evidence_until)
-        self.features = RewardFeatures(self.policy.network, self.evidence, self.settings.request_state)
+        facts = self.evidence.facts
+        counted = shown_rates(train, self.levels, facts.brand, facts.category) if train.shown else None
+        self.features = RewardFeatures(self.policy.network, self.evidence, counted, self.settings.request_state)
 
     def run(self) -> Verdict:
         job, settings = self.job, self.settings
@@ -118,7 +122,8 @@ class Stage:
         model = fit_reward_model(self.reward_data(self.parts.reward, job.config.seed), self.levels.click, self.levels.order, job.config.seed)
         quality = {name: self.judge_quality(model, part) for name, part in (("policy requests", self.parts.policy), ("valid", self.parts.valid))}
         for name, found in quality.items():
-            log.info("prefer: reward model on %s: click AUC %.4f GAUC %.4f, calibration error %.4f", name, *(found["click"][k] for k in ("auc", "gauc", "error")))
+            numbers = [found["click"][measure] for measure in ("auc", "gauc", "error")]
+            log.info("prefer: reward model on %s: click AUC %.4f GAUC %.4f, calibration error %.4f", name, *numbers)
         before = self.measure("valid")
         school = School(
             self.policy, self.collator, self.parts.policy, self.levels, self.rates, self.features, model, settings,
@@ -137,7 +142,7 @@ class Stage:
                 "guard": verdict.to_dict(), "base": str(self.base.name), "reward_model": quality, "curves": curves, "config": to_dict(settings),
                 "levels": dict(zip(self.levels.chain, self.levels.weights.tolist(), strict=True)), "seed": job.config.seed,
                 "requests": {name: len(getattr(self.parts, name)) for name in ("reward", "policy", "valid")},
-                "until": int(self.parts.policy.requests.times.max(initial=0)),
+                "until": int(self.parts.policy.times.max(initial=0)),
             }  # fmt: skip
             write_json(folder / "report.json", report)
             (folder / "report.md").write_text(self._page(verdict, quality))
@@ -152,11 +157,11 @@ class Stage:
         order = torch.arange(len(part))
 
         def pieces():
-            for rows, asked in chunks(self.policy, self.collator, part.requests, _CHUNK, bool((part.split == TRAIN).all())):
+            for rows, asked in chunks(self.policy, self.collator, part.requests, _CHUNK, part.users, bool((part.split == TRAIN).all())):
                 width = int((items[rows] >= 0).sum(1).max())
                 ids = torch.from_numpy(items[rows, :width]).to(asked.device)
                 here = torch.from_numpy(np.where(items[rows, :width] < 0, -2, stages[rows, :width]))
-                yield self.features(asked.requests, asked.batch, ids, asked.state).cpu(), here, order[torch.from_numpy(rows)]
+                yield self.features(asked.requests, asked.users, asked.batch, ids, asked.state).cpu(), here, order[torch.from_numpy(rows)]
 
         return RewardData.join(pieces())
 
@@ -178,14 +183,12 @@ class Stage:
 
     def measure(self, split: str) -> Measured:
         """The guard's measures on a split, with the policy as it is now."""
-        data = self.job.dataset
-        requests = data.requests(split)
-        limit = self.job.config.training.valid_requests
-        if limit and len(requests) > limit:
-            requests = requests.take(np.sort(np.random.default_rng(self.job.config.seed).permutation(len(requests))[:limit]))
+        data, most = self.job.dataset, self.job.config.training.valid_requests
+        tasks = {"": data.requests(split)} | {f"{kind} search": data.requests(split, kind) for kind in data.query_kinds}
+        tasks = {task: some(requests, most, self.job.config.seed) for task, requests in tasks.items() if len(requests)}
         collator = Collator(self.fitted.model, QueryFeatures.build(data.query_texts, self.job.ids.encoder))
         shown = getattr(self.parts, split)
-        return measure(self.policy, collator, requests, shown, self.levels, self.rates, self.job.config.decoding.beam, self.collator)
+        return measure(self.policy, collator, tasks, shown, self.levels, self.rates, self.job.config.decoding.beam, self.collator)
 
     def fused_teacher(self):
         """Candidates and fused scores for any of the policy's requests, where ``preference.teacher`` asks for them: evidence counted before."""
@@ -213,14 +216,30 @@ class Stage:
     def _page(self, verdict: Verdict, quality: dict) -> str:
         lines = [f"# Preference stage: {'kept' if verdict.kept else 'refused'}", "", *(f"- {reason}" for reason in verdict.reasons), "", markdown(verdict)]
         lines += ["| reward model | tower | AUC | GAUC | calibration error |", "|---|---|---|---|---|"]
-        lines += [f"| {part} | {name} | {row['auc']:.4f} | {row['gauc']:.4f} | {row['error']:.4f} |" for part, towers in quality.items() for name, row in towers.items()]
+        rows = [(part, name, row) for part, towers in quality.items() for name, row in towers.items()]
+        lines += [f"| {part} | {name} | {row['auc']:.4f} | {row['gauc']:.4f} | {row['error']:.4f} |" for part, name, row in rows]
         return "\n".join(lines) + "\n"
+
+
+def some(requests: Requests, most: int, seed: int) -> Requests:
+    """At most so many requests (0: all), drawn once and for all."""
+    if not most or len(requests) <= most:
+        return requests
+    return requests.take(np.sort(np.random.default_rng(seed).permutation(len(requests))[:most]))
+
+
+def shown_rates(train: Feedback, levels: Levels, brands: np.ndarray, categories: np.ndarray) -> FeedbackRates:
+    """What became of everything shown in training, to be looked up as of any time: only rows strictly before it are counted."""
+    rows = train.rows
+    table = pl.DataFrame({"user": train.users[rows], "item": train.items, "timestamp": train.times[rows]})
+    reached = np.stack([train.stages >= levels.click, train.stages >= levels.order], axis=1)
+    return FeedbackRates(table, brands, categories, reached, int(train.times.max(initial=0)) + 1)
 
 
 def deal(feedback: Feedback, settings: PreferenceConfig, seed: int, valid_limit: int) -> Parts:
     """Training requests by time, and the held-out ones. ``UserError`` where a part would be empty."""
-    train = np.flatnonzero((feedback.split == TRAIN) & (np.diff(feedback.requests.offsets) > 0))
-    times = feedback.requests.times[train]
+    train = np.flatnonzero((feedback.split == TRAIN) & (feedback.history_lengths > 0))
+    times = feedback.times[train]
     since = seconds_of(settings.since, "preference.since")
     if since is None:
         bounds = (np.array([settings.evidence_share, settings.evidence_share + settings.reward_share]) * len(train)).astype(int)
@@ -236,7 +255,7 @@ def deal(feedback: Feedback, settings: PreferenceConfig, seed: int, valid_limit:
     most = settings.max_requests
     held = {}
     for name, split in (("valid", VALID), ("test", TEST)):
-        rows = np.flatnonzero((feedback.split == split) & (np.diff(feedback.requests.offsets) > 0))
+        rows = np.flatnonzero((feedback.split == split) & (feedback.history_lengths > 0))
         if valid_limit and len(rows) > valid_limit:
             rows = np.sort(np.random.default_rng(seed).permutation(rows)[:valid_limit])
         held[name] = feedback.take(rows)
@@ -252,11 +271,3 @@ def with_invented(part: Feedback, n_items: int, seed: int) -> tuple[np.ndarray, 
     others = np.where((others[:, :, None] == items[:, None, :]).any(2), -1, others)
     order = np.argsort(others < 0, axis=1, kind="stable")
     return np.concatenate([items, np.take_along_axis(others, order, 1)], axis=1), np.concatenate([stages, np.full(others.shape, -1)], axis=1)
-
-
-def load_reward_model(folder: Path, width: int) -> RewardModel:
-    """The reward model of a preference folder."""
-    open_artifact(folder, KIND)
-    model = RewardModel(width)
-    model.load_state_dict(load_file(folder / "reward_model.safetensors"))
-    return model.eval()

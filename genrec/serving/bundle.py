@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import shutil
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from genrec.semantic_ids.tokenize import KIND as IDS_KIND
 from genrec.semantic_ids.tokenize import SemanticIds
 from genrec.semantic_ids.trie import CatalogueTrie
 from genrec.serving.card import card_text, model_card
+from genrec.text.transformer import model_name
 
 KIND = "bundle"
 BUNDLE_FORMAT = 1
@@ -117,7 +119,7 @@ def export(
     info = {"bundle_format": BUNDLE_FORMAT, "fitted_on": fitted_on, "users": users}
     with atomic_folder(output, KIND, fingerprint(BUNDLE_FORMAT, sources, fitted_on, users), info) as folder:
         write_json(folder / "config.json", to_dict(config))
-        _pack(run, "semantic_ids", folder)
+        _pack(run, "semantic_ids", folder, more=run.ids.words.encoder.pack)
         _pack(run, model, folder, rewrite_config=True)
         _pack(run, "fusion", folder)
         with _part(run, "evidence", folder) as part:
@@ -139,6 +141,8 @@ def _without_paths(config: Config) -> Config:
     """The config without the places of the machine it was trained on."""
     config = copy.deepcopy(config)
     config.output, config.data.path, config.text.cache = "runs", None, None
+    if config.text.model is not None:
+        config.text.model = model_name(config.text.model)
     return config
 
 
@@ -148,8 +152,8 @@ def _part(run: Run, name: str, folder: Path):
     return atomic_folder(folder / name, manifest["kind"], manifest["key"], manifest["info"])
 
 
-def _pack(run: Run, name: str, folder: Path, rewrite_config: bool = False) -> None:
-    """Copy a part of the run, without pictures, curves and reports."""
+def _pack(run: Run, name: str, folder: Path, rewrite_config: bool = False, more: Callable[[Path], None] | None = None) -> None:
+    """Copy a part of the run, without pictures, curves and reports; ``more`` adds to it."""
     source = run.folder / name
     with _part(run, name, folder) as part:
         for path in sorted(source.rglob("*")):
@@ -157,6 +161,8 @@ def _pack(run: Run, name: str, folder: Path, rewrite_config: bool = False) -> No
                 target = part / path.relative_to(source)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, target)
+        if more is not None:
+            more(part)
         if rewrite_config:
             fitted = config_from_dict(read_json(source / "config.json"), str(source / "config.json"))
             write_json(part / "config.json", to_dict(_without_paths(fitted)))

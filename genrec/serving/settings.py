@@ -26,7 +26,7 @@ class ServeSettings:
     max_depth: int = 16  # nesting of a JSON body
     body_timeout_ms: float = 10_000.0  # a client that takes longer to send its body gets 408
     drain_s: int = 20  # at a stop, requests that were taken have this long to finish
-    threads: int = 0  # of torch; 0: its choice
+    threads: int = 0  # of torch; 0: one fewer than there are cores, at least 1
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "queue", "time_budget_ms", "change_budget_ms", "max_body_bytes", "max_depth", "body_timeout_ms"):

@@ -44,6 +44,9 @@ class TextEncoder(ABC):
         """Write everything ``load`` needs into an existing folder. Weights of ``hf`` and ``minilm`` stay where they are."""
         write_json(folder / DESCRIPTION, self.describe())
 
+    def pack(self, folder: Path) -> None:
+        """Put what ``save`` leaves where it is beside it, so that ``folder`` alone is enough."""
+
     @staticmethod
     def load(folder: Path, cache: Path | None = None) -> TextEncoder:
         """The encoder saved in ``folder``. ``cache``: a folder of vectors by content, for encoders that are slow.
@@ -61,7 +64,7 @@ class TextEncoder(ABC):
         elif kind in ("hf", "minilm"):
             from genrec.text.transformer import TransformerEncoder
 
-            encoder = TransformerEncoder.read(description, str(folder / DESCRIPTION), cache)
+            encoder = TransformerEncoder.read(description, folder, cache)
         else:
             raise UserError(f"{folder / DESCRIPTION}: encoder '{kind}' is unknown to this genrec; run genrec tokenize again")
         return ProjectedEncoder.read(encoder, folder) if description.get("projected") else encoder

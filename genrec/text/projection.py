@@ -70,6 +70,9 @@ class ProjectedEncoder(TextEncoder):
         super().save(folder)
         save_file({"weight": np.ascontiguousarray(self.weight)}, folder / FILE)
 
+    def pack(self, folder: Path) -> None:
+        self.base.pack(folder)
+
     @classmethod
     def read(cls, base: TextEncoder, folder: Path) -> ProjectedEncoder:
         if not (folder / FILE).is_file():

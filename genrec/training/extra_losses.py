@@ -14,7 +14,9 @@ from genrec.objectives.ranking import listwise, pairwise, pointwise
 from genrec.objectives.retrieval import full_softmax
 
 
-def hard_items(network: GenerativeRecommender, batch: Batch, encoded: Encoded, row: Tensor, lane: Tensor, requests: Tensor, count: int) -> Tensor:
+def hard_items(
+    network: GenerativeRecommender, batch: Batch, encoded: Encoded, row: Tensor, lane: Tensor, requests: Tensor, count: int
+) -> Tensor:
     """Hard negatives (N, count) of the requests at ``row``, ``lane`` (N,) with unit vectors ``requests`` (N, dim); -1 for none."""
     if batch.shown is not None:
         return shown_in_vain(batch.shown, row, count, len(batch.items), len(encoded.items))
@@ -45,11 +47,13 @@ def progressive_loss(network: GenerativeRecommender, batch: Batch, encoded: Enco
             known = shown.items >= 0
             vectors = network.retrieval_vectors(states[shown.row, shown.lane])[:, None].expand(-1, known.shape[1], -1)
             scale, bias = network.reasoning.calibration[step]
-            total = total + multi_label_loss(vectors[known], encoded.items[shown.items[known]], shown.reached[..., stage][known], bias, scale)
+            items, labels = encoded.items[shown.items[known]], shown.reached[..., stage][known]
+            total = total + multi_label_loss(vectors[known], items, labels, bias, scale)
         else:  # the log only tells what was wanted: step k learns to find what reached stage k
             wanted = live & batch.reached[..., stage]
             if wanted.any():
-                total = total + full_softmax(network.retrieval_vectors(states[wanted]), network.item_index(encoded.items), batch.targets[wanted])
+                vectors = network.retrieval_vectors(states[wanted])
+                total = total + full_softmax(vectors, network.item_index(encoded.items), batch.targets[wanted])
     return total / len(steps)
 
 
@@ -99,7 +103,9 @@ def ranking_loss(network: GenerativeRecommender, batch: Batch, encoded: Encoded,
     return total / logits.shape[-1]
 
 
-def drawn_candidates(network: GenerativeRecommender, batch: Batch, encoded: Encoded, row: Tensor, lane: Tensor, settings: TrainingConfig) -> Tensor:
+def drawn_candidates(
+    network: GenerativeRecommender, batch: Batch, encoded: Encoded, row: Tensor, lane: Tensor, settings: TrainingConfig
+) -> Tensor:
     """(N, 1 + random + hard) item ids: the target first, -1 where a random item is the target."""
     targets = batch.targets[row, lane]
     parts = [targets[:, None]]

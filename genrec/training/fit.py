@@ -31,6 +31,7 @@ from genrec.data.shown import ShownRequests, shown_requests, stage_places
 from genrec.model.collate import Collator, QueryFeatures, request_batches, shown_windows
 from genrec.model.network import Batch, GenerativeRecommender
 from genrec.model.saved import KIND
+from genrec.model.size import step_flops
 from genrec.semantic_ids.tokenize import SemanticIds
 from genrec.text.encoder import item_texts
 from genrec.training import checkpoints
@@ -136,6 +137,16 @@ class TrainingData(L.LightningDataModule):
     def steps_per_epoch(self) -> int:
         return self.curriculum.steps
 
+    def step_flops(self, module: TrainingModule) -> float:
+        """Operations of a mean training step, by formula; see ``genrec/model/size.py``."""
+        kept = self.counts > 0
+        events = float((self.windows.stop - self.windows.start - 1)[kept].mean())
+        network = module.network
+        n_items, text_dim = network.catalogue.text.shape
+        scored = module.negatives(n_items) or n_items
+        size = min(self.settings.batch_size, int(kept.sum()))
+        return step_flops(network.config, size, events, float(self.counts[kept].mean()), scored, n_items, text_dim)
+
     def train_dataloader(self) -> EpochLoader:
         return self.curriculum.loader(self.trainer.current_epoch if self.trainer else 0, *rank_and_world())
 
@@ -210,7 +221,8 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
     module = TrainingModule(network, config, data.steps_per_epoch, plan.trunk is not None, categories)
     work = target.parent / f".{target.name}-{key}"
     size = sum(parameter.numel() for parameter in network.parameters())
-    log.info("train: %s parameters, %d windows, %d steps per epoch", f"{size:,}", len(data.windows), data.steps_per_epoch)
+    log.info("train: %s parameters, %d windows, %d steps per epoch, about %.1f GFLOP a step%s", f"{size:,}", len(data.windows),
+             data.steps_per_epoch, data.step_flops(module) / 1e9, " before the code decoder" if plan.generate else "")  # fmt: skip
     keeper = _train(config, plan, work, module, data)
     with leader_first():
         if not is_current(target, KIND, key):

@@ -116,7 +116,8 @@ class TrainingModule(L.LightningModule):
         """
         network, settings = self.network, self.settings
         anchors = network.choose_anchors(batch)
-        by_items = network.decoder is not None and network.decoder.project is not None and settings.generate_weight > 0
+        by_items = network.decoder is not None and settings.generate_weight > 0
+        by_items = by_items and (network.decoder.project is not None or settings.distill_weight > 0)  # the teacher scores every item
         steps = network.reasoning is not None and settings.progressive != "none"
         whole = settings.category_weight > 0 or self.teacher is not None
         if candidates is None or whole or network.ranking is not None or by_items or steps or settings.infonce_easy < 1:

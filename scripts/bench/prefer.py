@@ -29,7 +29,7 @@ from genrec.preference.guard import Measured, decide
 from genrec.preference.phases import School
 from genrec.preference.policy import chunks
 from genrec.preference.reward_model import fit_reward_model
-from genrec.preference.stage import Stage
+from genrec.preference.stage import Stage, some
 from genrec.preference.training import learn
 
 log = logging.getLogger("bench")
@@ -103,9 +103,9 @@ class Bench:
         requests = self.requests(split)
         lists = np.full((len(requests), 10), -1, np.int64)
         policy, stage = self.stage.policy, self.stage
-        for rows, asked in chunks(policy, stage.collator, requests, 128):
+        for rows, asked in chunks(policy, stage.collator, requests, 128, self.owners(split)):
             ids, _ = policy.beam(asked, self.run.config.decoding.beam)
-            values = self.model.judge(stage.features(asked.requests, asked.batch, ids, asked.state))
+            values = self.model.judge(stage.features(asked.requests, asked.users, asked.batch, ids, asked.state))
             worth = self.model.reward(values, stage.settings.reward).masked_fill(ids < 0, -torch.inf)
             best = ids.gather(1, worth.argsort(dim=1, descending=True, stable=True))[:, :10]
             lists[rows, : best.shape[1]] = best.cpu().numpy()
@@ -115,20 +115,22 @@ class Bench:
 
     def requests(self, split: str):
         """As ``Stage.measure`` takes them, texts of the feedback's queries."""
-        requests = self.run.dataset.requests(split)
-        limit = self.run.config.training.valid_requests
-        if limit and len(requests) > limit:
-            requests = requests.take(np.sort(np.random.default_rng(self.run.config.seed).permutation(len(requests))[:limit]))
-        return requests
+        return some(self.run.dataset.requests(split), self.run.config.training.valid_requests, self.run.config.seed)
+
+    def owners(self, split: str) -> np.ndarray:
+        """The user of each of ``requests``."""
+        data, limit = self.run.dataset, self.run.config.training.valid_requests
+        owner = np.searchsorted(data.offsets, data.heldout_events(split), side="right") - 1
+        if limit and len(owner) > limit:
+            owner = owner[np.sort(np.random.default_rng(self.run.config.seed).permutation(len(owner))[:limit])]
+        return owner
 
     def with_truth(self, split: str, found: Measured) -> Measured:
         if self.world is None:
             return found
         data, requests = self.run.dataset, self.requests(split)
         items = numbers_of(data.item_table["item_id"], len(self.world.item_leaf), "i")
-        owner = np.searchsorted(data.offsets, data.heldout_events(split), side="right") - 1
-        if len(owner) > len(requests):
-            owner = owner[np.sort(np.random.default_rng(self.run.config.seed).permutation(len(owner))[: len(requests)])]
+        owner = self.owners(split)
         users = numbers_of(data.user_ids, len(self.world.user_cluster), "u")[owner]
         when = np.clip((requests.times - EPOCH) / (self.days * 86_400), 0, 1)
         previous = np.where(np.diff(requests.offsets) > 0, items[requests.items[np.maximum(requests.offsets[1:] - 1, 0)]], -1)

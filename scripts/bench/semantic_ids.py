@@ -5,7 +5,8 @@
 The trunk (item, query and context encoder with the retrieval head) is fitted once, without codes in its item vectors, so that it knows
 nothing of any row. Each row then tokenizes with its own settings and fits only a code decoder on that fixed trunk, for exactly
 --epochs epochs of the training split (no choice on validation), and ranks by generation alone over the split's requests. Texts that the
-trunk reads are those of the config in every row. All rows share seed, batches and requests, so Recall@10 is compared in pairs over users.
+trunk reads are those of the config in every row. With --epochs 0 nothing is fitted: the walk takes each node's exact share of the trunk's
+dense distribution, as a decoder would that had learnt it perfectly, and only the tree and the beam decide what is lost. All rows share seed, batches and requests, so Recall@10 is compared in pairs over users.
 A row is written to OUTPUT/rows/NAME.json as soon as it is done; run the same command again and what is done is kept, a stopped training
 resumes. OUTPUT/table.md and table.json hold the table.
 """
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from genrec.artifacts import fingerprint, open_artifact, read_json, write_json
 from genrec.config import load_config, to_dict
@@ -38,6 +40,7 @@ from genrec.model.saved import load_network
 from genrec.pipeline import Run, stage_prepare
 from genrec.semantic_ids.catalogue import Catalogue
 from genrec.semantic_ids.tokenize import SemanticIds, tokenize
+from genrec.semantic_ids.trie import CatalogueTrie
 from genrec.training.fit import FitPlan, fit
 
 REFERENCE = "rq-opq"
@@ -90,9 +93,9 @@ def measure(base: Run, trunk: Path, name: str, overrides: list[str], job: argpar
     # the row's codes and trie over the texts that the trunk was fitted with
     catalogue = Catalogue(base.ids.catalogue.text, own.catalogue.codes, own.catalogue.trie)
     ids = replace(base.ids, codebooks=own.codebooks, catalogue=catalogue, key=fingerprint(own.key, base.ids.key))
-    fit(config, base.dataset, ids, folder / "model", FitPlan(TRAIN, job.epochs, trunk=trunk))
+    model = fit(config, base.dataset, ids, folder / "model", FitPlan(TRAIN, job.epochs, trunk=trunk)) if job.epochs else trunk
     fitted = time.process_time() - begun - tokenized
-    network, _ = load_network(folder / "model", len(base.dataset.actions_chain), ids)
+    network, _ = load_network(model, len(base.dataset.actions_chain), ids)
     row = {"name": name, "key": key, "overrides": overrides, "tokenize_cpu_s": tokenized, "fit_cpu_s": fitted}
     row |= quality(read_json(folder / "semantic_ids" / "report.json"))
     collator = Collator(config.model, QueryFeatures.build(base.dataset.query_texts, ids.encoder))
@@ -117,17 +120,34 @@ def measure(base: Run, trunk: Path, name: str, overrides: list[str], job: argpar
 def generated(network: GenerativeRecommender, collator: Collator, requests: Requests, beam: int) -> np.ndarray:
     """The ten best items (N, 10) of the beam for each request, already-had ones removed; -1 where there are fewer."""
     trie, items = network.catalogue.trie, network.item_encoder()
-    nodes, index = network.decoder.node_vectors(trie, items), network.item_index(items)
+    index = network.item_index(items)
+    nodes = None if network.decoder is None else network.decoder.node_vectors(trie, items)
     result = np.full((len(requests), 10), -1)
     for rows, chunk, batch in request_batches(requests, collator, 256):
         encoded = network.encode(batch, items)
-        leaves, scores = generate(network.decoder, network.decoder_memory(encoded), nodes, trie, beam)
         dense = network.retrieval_vectors(encoded.requests[:, 0]) @ index.T  # orders items that share a code
+        if nodes is None:
+            leaves, scores = ideal_walk(trie, dense, beam)
+        else:
+            leaves, scores = generate(network.decoder, network.decoder_memory(encoded), nodes, trie, beam)
         ids, scores = leaf_items(trie, leaves, scores, dense)
         seen = seen_mask(chunk, len(items))
         best = scores.masked_fill((ids < 0) | seen.gather(1, ids.clamp(min=0)), -torch.inf).topk(10, dim=1)
         result[rows] = ids.gather(1, best.indices).masked_fill(best.values.isneginf(), -1).numpy()
     return result
+
+
+def ideal_walk(trie: CatalogueTrie, dense: Tensor, beam: int) -> tuple[Tensor, Tensor]:
+    """Leaves (B, beam) and log-probabilities of a beam search in which a node's probability is that of the items below it in ``dense``."""
+    share, bounds = dense.softmax(1), trie.level_bounds
+    kept = torch.ones(len(dense), 1, dtype=torch.bool)
+    for level in range(1, trie.depth + 1):
+        first, last = bounds[level], bounds[level + 1]
+        mass = share.new_zeros(len(dense), last - first).index_add(1, trie.item_path[:, level - 1] - first, share)
+        mass = mass.masked_fill(~kept[:, trie.node_parent[first:last] - bounds[level - 1]], -1)
+        best = mass.topk(min(beam, last - first), dim=1)
+        kept = torch.zeros_like(mass, dtype=torch.bool).scatter(1, best.indices, best.values >= 0)
+    return (best.indices + first).masked_fill(best.values < 0, -1), best.values.log()
 
 
 def quality(report: dict) -> dict:
@@ -161,7 +181,8 @@ def write_table(rows: list[dict], skipped: dict[str, str], job: argparse.Namespa
         cells = [f"{row[key]:.4f}" if "@" in key else f"{row[key]:.3f}" for key in COLUMNS.values()]
         cells += [difference(row, reference), *(f"{row[f'recall@10 {kind}']:.4f}" for kind in kinds)]
         lines.append("| " + " | ".join([row["name"], "-".join(map(str, row["sizes"])), *cells]) + " |")
-    lines += ["", f"Generation alone, {job.epochs} epochs of the decoder on one trunk without codes, {job.split} split, {reference['requests']} users, already-had items removed."]
+    budget = f"{job.epochs} epochs of the decoder on one trunk without codes" if job.epochs else "an ideal decoder of one trunk without codes"
+    lines += ["", f"Generation alone, {budget}, beam {job.beam}, {job.split} split, {reference['requests']} users, already-had items removed."]
     lines += [f"Not run: {name} ({reason})." for name, reason in skipped.items()]
     (job.output / "table.md").write_text("\n".join(lines) + "\n")
     write_json(job.output / "table.json", [{key: value for key, value in row.items() if not key.startswith("hits")} for row in rows])
@@ -172,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=4, help="training budget of every row's decoder")
+    parser.add_argument("--epochs", type=int, default=4, help="training budget of every row's decoder; 0: an ideal one")
     parser.add_argument("--generate-share", type=float, default=0.5, help="share of the requests whose codes a step learns")
     parser.add_argument("--trunk-epochs", type=int, default=6, help="training budget of the trunk they share")
     parser.add_argument("--beam", type=int, default=50)

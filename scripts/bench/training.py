@@ -208,7 +208,7 @@ def main() -> None:
     }  # fmt: skip
     steps = {}
     for name, (kind, changes, batch_size) in kinds.items():
-        own = replace(config, training=replace(config.training, batch_size=batch_size, **changes))
+        own = replace(config, training=replace(config.training, batch_size=batch_size, distill_weight=0.0, **changes))
         steps[name] = kind(own, data, catalogue, features, options.device, gpu)
     events, seconds, alone, operations = ({name: 0.0 for name in steps} for _ in range(4))
     for turn in range(options.rounds + 1):

@@ -61,19 +61,19 @@ def test_requests_see_what_was_before_and_training_nothing_held_out(feedback_run
     data = feedback_run.dataset
     levels = Levels.build(feedback_chain(data), {})
     feedback = collect(data, levels)
-    assert feedback.shown and (np.diff(feedback.requests.times) >= 0).all() and set(np.unique(feedback.split)) == {TRAIN, VALID, TEST}
+    assert feedback.shown and (np.diff(feedback.times) >= 0).all() and set(np.unique(feedback.split)) == {TRAIN, VALID, TEST}
     requests = feedback.requests
     owner = np.repeat(np.arange(len(feedback)), np.diff(requests.offsets))
     assert (requests.timestamps < requests.times[owner]).all()
     of_event = np.repeat(np.arange(data.n_users), np.diff(data.offsets))
     events = pl.DataFrame({"user": of_event, "item": data.items.astype(np.int64), "stage": data.actions.astype(np.int64), "split": data.split, "t": data.timestamps})
     train = feedback.take(np.flatnonzero(feedback.split == TRAIN))
-    rows = pl.DataFrame({"user": train.users[train.rows], "item": train.items, "stage": train.stages, "t0": train.requests.times[train.rows]})
+    rows = pl.DataFrame({"user": train.users[train.rows], "item": train.items, "stage": train.stages, "t0": train.times[train.rows]})
     # The simulator's requests are three minutes apart, and everything that one leads to happens within that time.
     led = rows.join(events, on=["user", "item", "stage"]).filter((pl.col("t") >= pl.col("t0")) & (pl.col("t") < pl.col("t0") + 180))
     assert (led["split"] == TRAIN).all() and led.height > 100
     if data.info["split"] == "global-time":
-        assert train.requests.times.max() < data.timestamps[data.split == VALID].min()
+        assert train.times.max() < data.timestamps[data.split == VALID].min()
 
 
 def test_rates_do_not_change_with_what_is_held_out(feedback_run):
@@ -111,6 +111,6 @@ def test_a_log_without_impressions_gives_its_events(prepare_table):
     data = prepare_table(events)
     feedback = collect(data, Levels.build(feedback_chain(data), {}))
     assert not feedback.shown and len(feedback) == 4 * 4
-    assert (np.diff(feedback.requests.offsets) > 0).all() and (feedback.requests.targets == feedback.items).all()
+    assert (np.diff(feedback.requests.offsets) > 0).all() and (feedback.targets == feedback.items).all()
     items, stages = feedback.padded()
     assert items.shape == (16, 1) and (stages == 0).all()

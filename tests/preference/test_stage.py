@@ -11,7 +11,8 @@ from genrec.artifacts import atomic_folder, open_artifact, read_json
 from genrec.data.dataset import TRAIN
 from genrec.decoding.exact import exact_scores
 from genrec.errors import UserError
-from genrec.pipeline import Run
+from genrec.model.ranking import RankingHead
+from genrec.pipeline import Run, stage_evaluate
 from genrec.preference import rewards
 from genrec.preference.guard import Measured, decide
 from genrec.preference.phases import School
@@ -56,12 +57,18 @@ def test_the_command_keeps_a_better_decoder_and_the_run_knows_it(copied_run, gen
     assert changed and all(name.startswith("decoder.") for name in changed) and before.keys() == after.keys()
     open_artifact(run.folder / MODEL, "model", verify=True)
     report = read_json(run.folder / "preference" / "report.json")
-    assert report["guard"]["kept"] and {row["name"] for row in report["guard"]["rows"]} == {"recall", "ndcg", "coverage", "diversity", "auc", "gauc", "reward_ndcg"}
+    assert report["guard"]["kept"] and {row["name"] for row in report["guard"]["rows"]} == {
+        "recall", "ndcg", "logged search recall", "logged search ndcg", "coverage", "diversity", "auc", "gauc", "reward_ndcg",
+    }  # fmt: skip
     assert (run.folder / "preference" / "report.md").read_text().count("|") > 50
     stamp = (run.folder / MODEL / "manifest.json").stat().st_mtime_ns
     assert genrec("prefer", run.folder, *more)[0] == 0 and (run.folder / MODEL / "manifest.json").stat().st_mtime_ns == stamp  # up to date
     code, out, err = genrec("recommend", run.folder, "--user", "u000001", "--mode", "generate", "--fitted-on", "preferred", "-k", "3")
     assert code == 0 and "i0" in out, err
+    result = stage_evaluate(copied_run("evaluation.baselines=[popularity]"), "valid")
+    names = {row.model for row in result.rows}
+    assert {"genrec, generation alone", "genrec, generation alone, after preference"} <= names
+    assert any("generation alone, after preference, minus before" in line for line in result.comparisons())
     assert genrec("prefer", run.folder, "training.epochs=3")[0] == 2
     code, _, err = genrec("prefer", run.folder, "preference.phases=[ppo]")
     assert code == 2 and "ppo" in err and "\n" not in err.strip()
@@ -123,23 +130,23 @@ def test_the_reward_model_never_judges_what_it_was_fitted_on(copied_run):
     parts = stage.parts
     for part in (parts.reward, parts.policy):
         assert (part.split == TRAIN).all()
-    assert parts.evidence_until <= parts.reward.requests.times.min()
-    assert parts.reward.requests.times.max() < parts.policy.requests.times.min()
+    assert parts.evidence_until <= parts.reward.times.min()
+    assert parts.reward.times.max() < parts.policy.times.min()
     assert (parts.valid.split > TRAIN).all()
     counted = stage.evidence
     train = (np.asarray(run.dataset.split) == TRAIN) & (np.asarray(run.dataset.timestamps) < parts.evidence_until)
     np.testing.assert_array_equal(counted.counts, np.bincount(np.asarray(run.dataset.items)[train], minlength=run.dataset.n_items))
-    since = int(np.quantile(parts.policy.requests.times, 0.5))
+    since = int(np.quantile(parts.policy.times, 0.5))
     run.config.preference.since = str(since)
     later = deal(stage.parts.policy, run.config.preference, 1, 0)
-    assert later.policy.requests.times.min() >= since > later.reward.requests.times.max()
+    assert later.policy.times.min() >= since > later.reward.times.max()
 
 
 def test_streaming_goes_on_from_an_earlier_decoder(copied_run):
     run = copied_run(*FAST, "preference.phases=[distil,dpo]", "preference.learning_rate=0.005", "preference.epochs=3")
     damage(run)
     assert stage_prefer(run).kept
-    times = Stage(run, run.folder / "model", "key").parts.policy.requests.times
+    times = Stage(run, run.folder / "model", "key").parts.policy.times
     again = copied_run(*FAST, f"preference.checkpoint={run.folder / MODEL}", f"preference.since={int(np.quantile(times, 0.7))}", "preference.phases=[grpo]")
     stage_prefer(again)
     report = read_json(run.folder / "preference" / "report.json")
@@ -154,7 +161,7 @@ def test_a_log_without_impressions_learns_from_events_and_its_own_wrong_beams(co
     run = copied_run(*FAST, "preference.max_requests=256", "preference.phases=[distil,guided-dpo,plackett-luce,dpo]", "preference.teacher=fused")
     run.dataset.__dict__["impressions"] = None
     verdict = stage_prefer(run)
-    assert {row.name for row in verdict.rows} == {"recall", "ndcg", "coverage", "diversity"}
+    assert {row.name for row in verdict.rows} == {"recall", "ndcg", "logged search recall", "logged search ndcg", "coverage", "diversity"}
     report = read_json(run.folder / "preference" / "report.json")
     assert [row["phase"] for row in report["curves"]] == sorted((row["phase"] for row in report["curves"]), key=run.config.preference.phases.index)
     assert {row["phase"] for row in report["curves"]} == set(run.config.preference.phases)
@@ -195,6 +202,26 @@ def test_policy_scores_are_the_decoders_and_gradients_reach_it_alone(copied_run)
     policy.steps(asked, policy.trie.item_path[ids]).sum().backward()
     graded = {name for name, parameter in policy.network.named_parameters() if parameter.grad is not None}
     assert graded and all(name.startswith("decoder.") for name in graded)
+
+
+def test_the_ranking_head_can_teach(copied_run):
+    stage, school = school_of(copied_run(*FAST, "preference.teacher=ranking", "preference.max_requests=64"))
+    with pytest.raises(UserError, match="no ranking head"):
+        school.prepare("distil")
+    network = stage.policy.network
+    torch.manual_seed(0)
+    network.ranking = RankingHead(network.config.dim, 1, 0, 0.0, False).eval()
+    rows = school.prepare("distil")
+    asked = stage.policy.ask(stage.collator, stage.parts.policy.requests.take(rows[:5]), counted=True)
+    place = torch.arange(5)
+    found = network.rank(asked.encoded, place, torch.zeros_like(place), school.beams[rows[:5]])[..., 0].sigmoid()
+    live = school.beams[rows[:5]] >= 0
+    torch.testing.assert_close(school.values[rows[:5]][live], found[live], rtol=1e-4, atol=1e-5)
+    loss, seen = school.step("distil", rows, torch.Generator().manual_seed(1))
+    loss.backward()
+    assert seen["taught"] > 0 and any(parameter.grad is not None for parameter in stage.policy.decoder.parameters())
+    ids, scores = school._candidate_teacher(asked, rows[:5])
+    assert (scores.diff(dim=1) <= 0).all() and ids.shape == scores.shape
 
 
 def measured(recall, coverage=0.5, auc=0.6):

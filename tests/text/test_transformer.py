@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from genrec.config import TextConfig, load_config
 from genrec.errors import UserError
 from genrec.text import transformer
 from genrec.text.encoder import TextEncoder, encoder_key, fit_encoder
+from genrec.text.projection import ProjectedEncoder
 from genrec.text.transformer import MINILM_MODULE, mean_pool
 
 WORDS = ["red", "blue", "green", "tea", "shoes", "bag", "running", "leather", "pot", "query", "item"]
@@ -166,3 +168,21 @@ def test_minilm_without_its_package(monkeypatch):
 def test_settings_that_cannot_work_are_named(override, message):
     with pytest.raises(UserError, match=message):
         load_config(None, [override])
+
+
+@pytest.mark.parametrize("projected", [False, True])
+def test_a_packed_encoder_needs_nothing_but_its_folder(tmp_path, projected):
+    place = make_model(tmp_path / "somewhere" / "tiny")
+    encoder = fit_encoder(config_of(place, query_prefix="query "), [], 0)
+    if projected:
+        encoder = ProjectedEncoder(encoder, np.random.default_rng(0).normal(0, 0.1, (16, 16)))
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    encoder.save(folder)
+    encoder.pack(folder)
+    shutil.rmtree(tmp_path / "somewhere")
+    again = TextEncoder.load(folder)
+    assert np.array_equal(again.encode(TEXTS), encoder.encode(TEXTS)) and np.array_equal(again.encode(TEXTS, "item"), encoder.encode(TEXTS, "item"))
+    texts = [path.read_text() for path in folder.rglob("*.json")]
+    assert texts and not any("somewhere" in text for text in texts)
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".txt"}  # nothing to unpickle

@@ -8,16 +8,22 @@ import pytest
 import torch
 from torch import nn
 
+from genrec.data.anchors import company, shelf
+from genrec.data.dataset import TRAIN
+from genrec.data.sequences import make_windows
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.model.dropout import Dropout
-from genrec.data.sequences import make_windows
 from genrec.training.fit import new_network
 from genrec.training.module import TrainingModule
 
 
 def losses(config, run, batch, whole, monkeypatch):
     torch.manual_seed(5)
-    module = TrainingModule(new_network(config, run.dataset, run.ids, generate=True).train(), config, 10)
+    network = new_network(config, run.dataset, run.ids, generate=True).train()
+    if config.model.anchors:
+        width, counted = 2 * config.model.anchors, company(run.dataset.histories(TRAIN), run.dataset.n_items, 2 * config.model.anchors)
+        network.anchor_tables.fill(counted, shelf(run.dataset.item_table, counted.users, width))
+    module = TrainingModule(network, config, 10)
     monkeypatch.setattr(TrainingModule, "current_epoch", 0)
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     if whole:
@@ -32,7 +38,7 @@ def losses(config, run, batch, whole, monkeypatch):
 @pytest.mark.parametrize("anchors", [0, 4])
 def test_the_items_a_step_names_are_enough(prepared_run, monkeypatch, anchors):
     model = replace(prepared_run.config.model, node_vectors="codes", item_dropout=0.5, anchors=anchors, dropout=0.0)
-    training = replace(prepared_run.config.training, negatives=20, generate_weight=1.0)
+    training = replace(prepared_run.config.training, negatives=20, generate_weight=1.0, distill_weight=0.0)
     config, data = replace(prepared_run.config, model=model, training=training), prepared_run.dataset
     windows = make_windows(data.offsets, data.known_lengths(0), 10, 5)
     features = QueryFeatures.build(data.query_texts, prepared_run.ids.encoder)

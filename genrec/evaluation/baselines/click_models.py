@@ -57,7 +57,8 @@ class LogisticClicks:
 
     def fit(self, rows: Rows) -> LogisticClicks:
         matrix = self._matrix(rows)
-        self.models = [LogisticRegression(C=self.strength, max_iter=200, random_state=self.seed).fit(matrix, labels) for labels in rows.labels.T]
+        settings = {"C": self.strength, "max_iter": 200, "random_state": self.seed}
+        self.models = [LogisticRegression(**settings).fit(matrix, labels) for labels in rows.labels.T]
         return self
 
     def score(self, rows: Rows) -> np.ndarray:

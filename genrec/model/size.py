@@ -1,0 +1,27 @@
+"""How large a network is and what a pass costs, by formula, before anything is trained; and presets of its width and depth."""
+
+from __future__ import annotations
+
+from genrec.config import ModelConfig
+
+
+def encode_flops(model: ModelConfig, sequences: int, events: float, requests: float) -> float:
+    """Floating-point operations of one forward pass of the backbone over contexts, requests and reasoning blocks.
+
+    ``sequences`` rows of ``events`` context tokens and ``requests`` requests each, padding included. Two operations per multiply-add;
+    norms, rotations, embeddings and anchors are left out (a few per cent).
+    """
+    dim, cached, total = model.dim, 0.0, 0.0
+    per_token = 24 * dim * dim  # qkv 3, output 1, feed-forward 8 times dim x dim multiply-adds
+    for tokens in (events + requests, *[requests] * model.reasoning_steps):
+        cached += tokens
+        total += model.layers * tokens * (per_token + 4 * cached * dim)
+    return sequences * total
+
+
+def step_flops(model: ModelConfig, sequences: int, events: float, requests: float, scored: int, n_items: int, text_dim: int) -> float:
+    """Operations of one training step without the code decoder: passes forward and backward (twice the forward), the softmax over
+    ``scored`` items for every request, and the text projection of all ``n_items``."""
+    softmax = 2.0 * sequences * requests * scored * model.dim
+    text = 2.0 * n_items * text_dim * model.dim if model.use_text else 0.0
+    return 3 * (encode_flops(model, sequences, events, requests) + softmax + text)
