@@ -24,8 +24,9 @@ events          meaning
 
 Option ``valid_queries`` (a share below 1, default 0): the published split has no validation part, and validating on queries that training
 knows says little about a test of queries that it does not. With it, up to that share of train's queries is held out as test's are, each
-product keeping a query of its own in training: of three tenths of the purchases with such a query these lines become "valid", the purchase's other lines are left out, and so are all further lines of such
-queries, each by a named rule. Drawn by hashes, so the same everywhere; validation stands between train and test in place.
+product keeping a query of its own in training: of three tenths of the purchases with such a query these lines become "valid", the
+purchase's other lines are left out, and so are all further lines of such queries, each by a named rule. Drawn by hashes, so the same
+everywhere; validation stands between train and test in place.
 
 Sources: Ai, Zhang, Bi, Chen, Croft, "Learning a hierarchical embedding model for personalized product search", SIGIR 2017;
 Bi, Ai, Croft, "A transformer-based embedding model for personalized product search", SIGIR 2020.
