@@ -99,7 +99,8 @@ def test_validation_queries_are_held_out_as_those_of_test(tmp_path):
     parts = list(read_product_search(tmp_path, {"valid_queries": 0.3}))
     events = pl.concat([part.events for part in parts])
     train, valid = (events.filter(pl.col("split") == name) for name in ("train", "valid"))
-    assert 20 < len(valid) < 400 and not set(valid["query"]) & set(train["query"]) and 4 < valid["query"].n_unique() < 16
+    assert not valid.filter(~pl.col("item_id").is_in(train["item_id"].to_list())).height, "every product keeps a query in training"
+    assert 20 < len(valid) < 400 and not set(valid["query"]) & set(train["query"]) and 2 < valid["query"].n_unique() < 16
     assert len(valid.join(train, on=["user_id", "item_id"], how="semi")) <= 0.2 * len(valid), "only where the person bought it twice"
     assert train["timestamp"].max() < valid["timestamp"].min() and valid["timestamp"].max() < events.filter(pl.col("split") == "test")["timestamp"].min()
     filtered = sum(sum(part.filtered.values()) for part in parts)

@@ -23,9 +23,10 @@ events          meaning
 ==============  ==========================================================================================
 
 Option ``valid_queries`` (a share below 1, default 0): the published split has no validation part, and validating on queries that training
-knows says little about a test of queries that it does not. With it, that share of train's queries is held out as test's are: of a tenth of
-the purchases with such a query these lines become "valid", the purchase's other lines are left out, and so are all further lines of such
-queries, each by a named rule. Drawn by hashes, so the same everywhere; validation stands between train and test in place.
+knows says little about a test of queries that it does not. With it, up to that share of train's queries is held out as test's are, each
+product keeping a query of its own in training: of three tenths of the purchases with such a query these lines become "valid", the
+purchase's other lines are left out, and so are all further lines of such queries, each by a named rule. Drawn by hashes, so the same
+everywhere; validation stands between train and test in place.
 
 Sources: Ai, Zhang, Bi, Chen, Croft, "Learning a hierarchical embedding model for personalized product search", SIGIR 2017;
 Bi, Ai, Croft, "A transformer-based embedding model for personalized product search", SIGIR 2020.
@@ -46,7 +47,7 @@ from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, RawLog, conform
 from genrec.errors import UserError
 
 SPLITS = ("train", "test")
-VALID_PURCHASES = 0.1  # of the purchases with a held-out query
+VALID_PURCHASES = 0.3  # of the purchases with a held-out query; as many as the benchmark holds out for test
 TRIPLE = r"^\s*(?<user>\S+)_(?<query>\d{1,18})\s+\S+\s+(?<item>\S+)\s+(?<label>-?\d{1,9})\s*$"
 REVIEW_IDS = "train_review_id.txt: it names lines of a review file that is not part of the log"
 
@@ -70,14 +71,15 @@ def read_product_search(path: Path, options: dict) -> Iterator[RawLog]:
         yield RawLog(quarantine=wrong, rows_read=wrong.height)
     queries = lines.select((pl.col(LINE) - 1).alias("place"), pl.col(RAW).str.strip_chars().alias("query"))
     places, held = _Places(), []
+    validating = _held_queries(qrels["train"], queries, share) if share and "train" in qrels else None
     for split, file in qrels.items():
         places.leave_purchase()
         if held and split == "test":
             yield _valid_part(held, places)
         for batch in text_batches(file):
             _parse(batch, queries)
-            if split == "train" and share:
-                held.append(_hold_out(batch, share))
+            if split == "train" and validating is not None:
+                held.append(_hold_out(batch, validating))
             yield batch.part(events=conform(_events(batch.table, split, places), EVENT_SCHEMA, str(file)))
     if held and "test" not in qrels:
         yield _valid_part(held, places)
@@ -126,12 +128,36 @@ def _parse(batch: Batch, queries: pl.DataFrame) -> None:
     batch.leave_out(pl.col("label") <= 0, "label 0")
 
 
-def _hold_out(batch: Batch, share: float) -> pl.DataFrame:
+def _chance(texts: pl.Series) -> np.ndarray:
+    """A number from 0 to 1 for each text, always the same: (n,)."""
+    return (mix(string_hash(texts)) >> np.uint64(11)) / 2.0**53
+
+
+def _held_queries(file: Path, queries: pl.DataFrame, share: float) -> list[str]:
+    """Up to ``share`` of the queries of train, in the order of a hash, such that no product loses its last one."""
+    parts = []
+    for batch in text_batches(file):
+        _parse(batch, queries)
+        parts.append(batch.table.select("item", "query").unique())
+    pairs = pl.concat(parts).unique()
+    texts = pairs["query"].unique().sort()
+    texts = texts.gather(np.argsort(_chance(texts), kind="stable"))
+    items = dict(pairs.group_by("query").agg("item").iter_rows())
+    left = dict(pairs.group_by("item").len().iter_rows())
+    held: list[str] = []
+    for text in texts:  # a few hundred
+        if len(held) + 1 <= share * len(texts) and all(left[item] > 1 for item in items[text]):
+            held.append(text)
+            for item in items[text]:
+                left[item] -= 1
+    return held
+
+
+def _hold_out(batch: Batch, validating: list[str]) -> pl.DataFrame:
     """Take the lines of held-out queries out of a batch of train; those that validate are returned."""
-    chance = lambda texts: (mix(string_hash(texts)) >> np.uint64(11)) / 2.0**53
     table = batch.table.with_columns(
-        pl.Series("held", chance(batch.table["query"]) < share),
-        pl.Series("drawn", chance(batch.table.select(pl.concat_str("user", pl.lit(" "), "item").alias("key"))["key"]) < VALID_PURCHASES),
+        pl.Series("held", batch.table["query"].is_in(validating)),
+        pl.Series("drawn", _chance(batch.table.select(pl.concat_str("user", pl.lit(" "), "item").alias("key"))["key"]) < VALID_PURCHASES),
     ).with_columns((pl.col("drawn") & pl.col("held").any().over("user", "item")).alias("out"))
     valid = table.filter(pl.col("out") & pl.col("held"))
     batch.table = table.filter(~(pl.col("out") & pl.col("held")))
