@@ -5,11 +5,13 @@ Both read what the ranking head reads: the same counts, item and situation, and 
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
@@ -58,7 +60,9 @@ class LogisticClicks:
     def fit(self, rows: Rows) -> LogisticClicks:
         matrix = self._matrix(rows)
         settings = {"C": self.strength, "max_iter": 200, "random_state": self.seed}
-        self.models = [LogisticRegression(**settings).fit(matrix, labels) for labels in rows.labels.T]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # stopping early is one more bound on the weights; validation chooses
+            self.models = [LogisticRegression(**settings).fit(matrix, labels) for labels in rows.labels.T]
         return self
 
     def score(self, rows: Rows) -> np.ndarray:
