@@ -232,7 +232,7 @@ class PreferenceConfig:
     learning_rate: float = 2e-4
     beta: float = 0.1  # dpo: how far an implicit reward follows the log-ratio to the reference
     margin: float = 0.0  # dpo: by how much the better must be better
-    anchor: float = 0.2  # weight of supervised learning on the item that was chosen, beside dpo, grpo and plackett-luce
+    anchor: float = 0.5  # weight of supervised learning on the item that was chosen, beside dpo, grpo and plackett-luce
     negatives: int = 12  # dpo: losers a list, from the beam, what was shown and ignored, lower levels
     weight_limit: float = 3.0  # dpo: pairs count between 1 / this and this
     beam: int = 20  # candidates of the model's own beam
@@ -240,7 +240,7 @@ class PreferenceConfig:
     list_length: int = 10  # plackett-luce: items of a list
     position_weights: list[float] = field(default_factory=lambda: [2.0, 2.0, 1.0])  # grpo: of code positions; the last for all that follow
     prefix_gate: bool = True  # grpo: a code position that matches what was chosen counts where those before it match
-    kl: float = 0.02  # grpo and plackett-luce: weight of the divergence from the reference
+    kl: float = 0.05  # grpo: weight of the divergence from the reference
     teacher: str = "dense"  # distil: dense (retrieval head), fused (the ranking over evidence), ranking (head) or reward (model) over the beam
     soft: float = 0.5  # distil: share of the teacher's targets beside the observed item
     since: str | None = None  # streaming: only requests from this time on (ISO, UTC, or seconds since 1970)
