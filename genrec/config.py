@@ -215,7 +215,7 @@ class EvaluationConfig:
 class PreferenceConfig:
     """The stage after training (``genrec prefer``): the code decoder learns from rewards, and is kept only if validation agrees."""
 
-    phases: list[str] = field(default_factory=lambda: ["distil", "grpo", "dpo"])  # in this order; see genrec/preference/phases.py
+    phases: list[str] = field(default_factory=lambda: ["grpo", "dpo"])  # rewards, then interactions; all of them: genrec/preference/phases.py
     levels: dict[str, float] = field(default_factory=dict)  # worth of a stage of the feedback chain, or of `similar` / `unrelated` items not shown
     click: str | None = None  # the stage that counts as click; null = the first beyond an impression
     order: str | None = None  # the stage that counts as order; null = the deepest
