@@ -15,13 +15,14 @@ from genrec.semantic_ids.trie import CatalogueTrie, most_children
 class SearchIndex:
     """A ``CatalogueTrie`` stripped to what beam and best-first search read; it stands in for the trie there and in ``leaf_items``.
 
-    4 bytes per inner node and per item, and 4 per leaf where leaves are shared. Whether a node has a single leaf below it is found by
+    4 bytes per inner node and per item, and 8 per leaf that several items share. Whether a node has a single leaf below it is found by
     walking down instead of being kept.
     """
 
     child_start: Tensor  # (inner nodes + 1,) int32 first child of each inner node; behind the last, the number of nodes
     leaf_items: Tensor  # (n_items,) int32
-    leaf_item_offsets: Tensor | None  # (n_leaves + 1,) int32; None where every leaf has one item
+    shared: Tensor  # (S,) int32 leaves with several items, rising
+    extra: Tensor  # (S + 1,) int32 items beyond one that the shared leaves before each have together
     level_bounds: tuple[int, ...]
     largest_leaf: int
     widest: tuple[tuple[int, ...], ...]  # per level, the children of its 1, 2, 3, ... most branching nodes together
@@ -30,9 +31,11 @@ class SearchIndex:
     @classmethod
     def from_trie(cls, trie: CatalogueTrie) -> SearchIndex:
         inner = trie.level_bounds[trie.depth]
-        shared = trie.largest_leaf > 1
+        beyond = trie.leaf_item_offsets.diff() - 1
+        shared = torch.nonzero(beyond)[:, 0]
+        extra = torch.nn.functional.pad(beyond[shared].cumsum(0), (1, 0))
         return cls(
-            trie.child_start[: inner + 1].int(), trie.leaf_items.int(), trie.leaf_item_offsets.int() if shared else None,
+            trie.child_start[: inner + 1].int(), trie.leaf_items.int(), shared.int(), extra.int(),
             trie.level_bounds, trie.largest_leaf, tuple(tuple(sums.tolist()) for sums in trie.child_sums), trie.open_nodes,
         )  # fmt: skip
 
@@ -51,13 +54,12 @@ class SearchIndex:
     @cached_property
     def nbytes(self) -> int:
         """Bytes of the tensors."""
-        tensors = (self.child_start, self.leaf_items, self.leaf_item_offsets)
-        return sum(part.numel() * part.element_size() for part in tensors if part is not None)
+        return sum(part.numel() * part.element_size() for part in (self.child_start, self.leaf_items, self.shared, self.extra))
 
     def to(self, device: torch.device | str) -> SearchIndex:
         """The same index with every tensor on ``device``."""
-        offsets = None if self.leaf_item_offsets is None else self.leaf_item_offsets.to(device)
-        return replace(self, child_start=self.child_start.to(device), leaf_items=self.leaf_items.to(device), leaf_item_offsets=offsets)
+        names = ("child_start", "leaf_items", "shared", "extra")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def most_children(self, level: int, width: int) -> int:
         """As ``CatalogueTrie.most_children``."""
@@ -75,7 +77,10 @@ class SearchIndex:
 
     def leaf_range(self, leaf: Tensor) -> tuple[Tensor, Tensor]:
         """As ``CatalogueTrie.leaf_range``."""
-        if self.leaf_item_offsets is None:
+        if not len(self.shared):
             return leaf, torch.ones_like(leaf)
-        start = self.leaf_item_offsets[leaf].long()
-        return start, self.leaf_item_offsets[leaf + 1] - start
+        place = torch.searchsorted(self.shared, leaf.int().contiguous())
+        own = self.shared[place.clamp(max=len(self.shared) - 1)] == leaf
+        before = self.extra[place].long()
+        after = self.extra[(place + 1).clamp(max=len(self.shared))].long()
+        return leaf + before, torch.where(own, 1 + after - before, 1)
