@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from genrec import __version__
 from genrec.artifacts import MANIFEST, open_artifact, read_json, recover
-from genrec.config import Config
+from genrec.config_schema import Config
 from genrec.data.dataset import KIND as DATASET
 from genrec.data.dataset import TEST, Dataset
 from genrec.data.prepare import prepare_key

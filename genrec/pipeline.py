@@ -20,7 +20,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, read_json, write_json
-from genrec.config import Config, check_keys, config_from_dict, load_config, to_dict, with_overrides
+from genrec.config import check_keys, config_from_dict, load_config, to_dict, with_overrides
+from genrec.config_schema import Config
 from genrec.data.dataset import TRAIN, VALID, Dataset, Requests
 from genrec.data.datasets import DatasetUnavailable, fetch
 from genrec.data.prepare import prepare
@@ -179,7 +180,6 @@ def fit_and_fuse(run: Run, generate: bool = True) -> None:
 
 def stage_train(run: Run) -> None:
     """Fit on train, weigh the evidence on validation, and refit on train + validation with everything chosen before."""
-    from genrec.training.fit import FitPlan
 
     stage_tokenize(run)
     fit_network(run)

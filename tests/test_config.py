@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from genrec.config import Config, config_from_dict, load_config, seconds_of, to_dict
+from genrec.config import config_from_dict, load_config, to_dict
+from genrec.config_checks import seconds_of
+from genrec.config_schema import Config
 from genrec.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from genrec.config import Config
+from genrec.config_schema import Config
 from genrec.data.blocks import ArrayFile, BlockFile
 from genrec.data.ordering import OrderedLog, left
 from genrec.data.parsed import ParsedLog

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 
-from genrec.config import Config
+from genrec.config_schema import Config
 from genrec.data import queries as rules
 from genrec.data.assemble import Arrays
 from genrec.data.blocks import ArrayFile

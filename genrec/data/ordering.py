@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from genrec.config import Config, DataConfig, seconds_of
+from genrec.config_checks import seconds_of
+from genrec.config_schema import Config, DataConfig
 from genrec.data.blocks import BlockFile, Columns
 from genrec.data.parsed import ParsedLog
 from genrec.data.readers.common import did_you_mean

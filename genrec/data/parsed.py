@@ -21,7 +21,8 @@ from pathlib import Path
 import polars as pl
 
 from genrec.artifacts import file_fingerprint, fingerprint, read_json, write_json
-from genrec.config import Config, to_dict
+from genrec.config import to_dict
+from genrec.config_schema import Config
 from genrec.data.ids import IdMap
 from genrec.data.readers import log_sources
 from genrec.data.readers.common import LogSource

@@ -19,7 +19,8 @@ import numpy as np
 import polars as pl
 
 from genrec.artifacts import MANIFEST, atomic_folder, file_fingerprint, fingerprint, is_current, open_artifact, write_json
-from genrec.config import Config, to_dict
+from genrec.config import to_dict
+from genrec.config_schema import Config
 from genrec.data import leakage
 from genrec.data.assemble import Arrays, Numbering, number_ids, write_arrays
 from genrec.data.attach import attach_queries

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from genrec.artifacts import fingerprint
-from genrec.config import SplitConfig
+from genrec.config_schema import SplitConfig
 from genrec.data.blocks import ArrayFile
 from genrec.data.dataset import TEST, TRAIN, VALID
 from genrec.data.queries import mix, string_hash

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from genrec.config import DecodingConfig
+from genrec.config_schema import DecodingConfig
 from genrec.decoding.beam import Found, beam_search, level_widths
 from genrec.decoding.constraints import Constraint
 from genrec.decoding.exact import best_first, full_search

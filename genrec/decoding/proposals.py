@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genrec.config import DecodingConfig
+from genrec.config_schema import DecodingConfig
 from genrec.data.dataset import Requests
 from genrec.decoding.beam import leaf_items, proven
 from genrec.decoding.dense import ExactIndex, dense_index, top_k

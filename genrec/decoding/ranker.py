@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from genrec.config import DecodingConfig, ModelConfig
+from genrec.config_schema import DecodingConfig, ModelConfig
 from genrec.data.dataset import Requests
 from genrec.decoding.fusion import Fusion
 from genrec.decoding.proposals import MISSING, Candidates, Proposer

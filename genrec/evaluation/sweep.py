@@ -21,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from genrec.artifacts import fingerprint, write_json
-from genrec.config import Config, check_keys, load_config, to_dict
+from genrec.config import check_keys, load_config, to_dict
+from genrec.config_schema import Config
 from genrec.data.dataset import Requests
 from genrec.errors import UserError
 from genrec.evaluation.figures import Bar, grouped_bars

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from genrec.config import ModelConfig
+from genrec.config_schema import ModelConfig
 from genrec.data.augment import Shuffle, shuffled
 from genrec.data.dataset import Dataset, Requests
-from genrec.data.shown import ShownRequests
 from genrec.data.sequences import Windows
+from genrec.data.shown import ShownRequests
 from genrec.model.embeddings import CODE_SPAN
 from genrec.model.network import Batch, ShownLanes
 from genrec.semantic_ids.query_codes import QueryCoder

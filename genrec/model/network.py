@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genrec.config import ModelConfig
+from genrec.config_schema import ModelConfig
+from genrec.data.rates import n_features
 from genrec.model.anchors import AnchorAttention, Anchors, AnchorTables, AnchorTokens
 from genrec.model.backbone import Backbone, Cache, sequence_mask
 from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.model.dropout import Dropout
 from genrec.model.embeddings import ItemEncoder, QueryEncoder
-from genrec.data.rates import n_features
 from genrec.model.ranking import RankingHead, request_rows
 from genrec.model.reasoning import Reasoning
 from genrec.model.rope import rotary_angles

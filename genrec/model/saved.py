@@ -7,7 +7,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from genrec.artifacts import open_artifact, read_json
-from genrec.config import Config, config_from_dict
+from genrec.config import config_from_dict
+from genrec.config_schema import Config
 from genrec.model.network import GenerativeRecommender
 from genrec.semantic_ids.tokenize import SemanticIds
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from genrec.config import ModelConfig
+from genrec.config_schema import ModelConfig
 
 
 def encode_flops(model: ModelConfig, sequences: int, events: float, requests: float) -> float:

@@ -6,7 +6,6 @@ semantic ID, coarse to fine.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 

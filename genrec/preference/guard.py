@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from genrec.config import PreferenceConfig
+from genrec.config_schema import PreferenceConfig
 from genrec.data.dataset import Requests
 from genrec.evaluation.metrics import auc, coverage, paired_test, per_request_metrics, user_aucs
 from genrec.model.collate import Collator

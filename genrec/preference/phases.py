@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genrec.config import PreferenceConfig
+from genrec.config_schema import PreferenceConfig
 from genrec.decoding.ranker import seen_mask
 from genrec.errors import UserError
 from genrec.model.collate import Collator

@@ -19,7 +19,9 @@ import torch
 from safetensors.torch import save_file
 
 from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, read_json, write_json
-from genrec.config import PreferenceConfig, seconds_of, to_dict
+from genrec.config import to_dict
+from genrec.config_checks import seconds_of
+from genrec.config_schema import PreferenceConfig
 from genrec.data.dataset import TEST, TRAIN, VALID, Requests
 from genrec.data.rates import FeedbackRates
 from genrec.decoding.proposals import MISSING, Proposer
@@ -35,7 +37,14 @@ from genrec.preference.levels import Levels, Rates
 from genrec.preference.phases import School
 from genrec.preference.policy import Policy, chunks
 from genrec.preference.reward_model import (
-    TOWERS, RewardData, RewardFeatures, RewardModel, calibration, evidence_before, expected_calibration_error, fit_reward_model,
+    TOWERS,
+    RewardData,
+    RewardFeatures,
+    RewardModel,
+    calibration,
+    evidence_before,
+    expected_calibration_error,
+    fit_reward_model,
 )  # fmt: skip
 from genrec.preference.rewards import check_rewards
 from genrec.preference.training import learn

@@ -13,7 +13,7 @@ import polars as pl
 from safetensors.numpy import load_file, save_file
 
 from genrec.artifacts import read_json, write_json
-from genrec.config import Config
+from genrec.config_schema import Config
 from genrec.data.dataset import TRAIN, Dataset
 from genrec.errors import UserError
 from genrec.semantic_ids.keywords import KeywordDictionary, fuse

@@ -14,7 +14,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, read_json, write_json
-from genrec.config import Config, to_dict
+from genrec.config import to_dict
+from genrec.config_schema import Config
 from genrec.data.dataset import TRAIN, Dataset
 from genrec.errors import UserError
 from genrec.semantic_ids.catalogue import Catalogue

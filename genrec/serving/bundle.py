@@ -24,7 +24,8 @@ import polars as pl
 from safetensors.torch import load_file, save_file
 
 from genrec.artifacts import MANIFEST, atomic_folder, fingerprint, open_artifact, read_json, write_json
-from genrec.config import Config, config_from_dict, to_dict
+from genrec.config import config_from_dict, to_dict
+from genrec.config_schema import Config
 from genrec.data.dataset import ARRAYS, VALID
 from genrec.data.dataset import KIND as DATASET_KIND
 from genrec.errors import UserError

@@ -14,7 +14,8 @@ import numpy as np
 import polars as pl
 
 from genrec.artifacts import fingerprint, read_json, write_json
-from genrec.config import TextConfig, to_dict
+from genrec.config import to_dict
+from genrec.config_schema import TextConfig
 from genrec.data.words import SPACELESS, TOKEN_PATTERN
 from genrec.errors import UserError
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from genrec.artifacts import fingerprint, read_json, write_json
-from genrec.config import TextConfig
+from genrec.config_schema import TextConfig
 from genrec.errors import UserError
 from genrec.progress import Progress
 from genrec.text.cache import VectorCache, text_keys

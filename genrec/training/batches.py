@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genrec.config import TrainingConfig
+from genrec.config_schema import TrainingConfig
 from genrec.data.augment import Shuffle
 from genrec.data.dataset import Dataset
 from genrec.data.sequences import Windows

@@ -20,7 +20,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from safetensors.torch import save_file
 
 from genrec.artifacts import atomic_folder, open_artifact
-from genrec.config import TrainingConfig
+from genrec.config_schema import TrainingConfig
 from genrec.errors import UserError
 from genrec.training.distributed import gather, rank_and_world
 

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from genrec.config import Config, TrainingConfig
+from genrec.config_schema import Config, TrainingConfig
 from genrec.data.dataset import Dataset
 from genrec.data.sequences import Windows, make_windows
 from genrec.model.collate import Collator

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genrec.config import TrainingConfig
+from genrec.config_schema import TrainingConfig
 from genrec.model.code_decoder import node_means
 from genrec.model.network import Batch, Encoded, GenerativeRecommender
 from genrec.objectives.hard_negatives import contrast, mined, shown_in_vain

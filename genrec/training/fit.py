@@ -22,12 +22,13 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 from safetensors.torch import load_file, save_file
 
 from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, write_json
-from genrec.config import Config, TrainingConfig, to_dict
+from genrec.config import to_dict
+from genrec.config_schema import Config, TrainingConfig
 from genrec.data.anchors import company, shelf
 from genrec.data.dataset import TRAIN, VALID, Dataset, Requests
+from genrec.data.shown import ShownRequests, shown_requests, stage_places
 from genrec.decoding.evidence import category_levels, item_codes
 from genrec.errors import UserError
-from genrec.data.shown import ShownRequests, shown_requests, stage_places
 from genrec.model.collate import Collator, QueryFeatures, request_batches, shown_windows
 from genrec.model.network import Batch, GenerativeRecommender
 from genrec.model.saved import KIND

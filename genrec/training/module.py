@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
-from genrec.config import Config
+from genrec.config_schema import Config
 from genrec.decoding.beam import leaf_items
 from genrec.decoding.scorers import generate
 from genrec.model.anchors import Anchors

@@ -22,7 +22,7 @@ import torch
 from decode_llama import LlamaScorer, PackedLlama, dict_trie, hugging_face, make_llama, node_tokens
 from torch.nn import functional as F
 
-from genrec.config import DecodingConfig
+from genrec.config_schema import DecodingConfig
 from genrec.decoding.beam import beam_search, ragged_children, select
 from genrec.decoding.dense import KINDS, dense_index
 from genrec.decoding.engine import Searcher

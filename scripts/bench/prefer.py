@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genrec.config import Config, with_overrides
+from genrec.config import with_overrides
+from genrec.config_schema import Config
 from genrec.data.simulator import make_world
 from genrec.data.simulator_sessions import EPOCH
 from genrec.data.simulator_value import list_value

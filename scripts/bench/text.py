@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from genrec.artifacts import fingerprint, write_json
-from genrec.config import Config, load_config
+from genrec.config import load_config
+from genrec.config_schema import Config
 from genrec.data.dataset import Dataset
 from genrec.data.schema import ITEM_SCHEMA, conform
 from genrec.retrieval.bm25 import BM25

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from genrec.config import Config
+from genrec.config_schema import Config
 from genrec.data.dataset import TRAIN, Dataset
 from genrec.data.sequences import make_windows
 from genrec.model.collate import Collator, QueryFeatures

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from genrec.config import DecodingConfig, load_config
+from genrec.config import load_config
+from genrec.config_schema import DecodingConfig
 from genrec.decoding.beam import top_lanes
 from genrec.decoding.engine import GraphedBeam, Searcher
 from genrec.decoding.exact import full_search

@@ -9,8 +9,8 @@ import torch
 
 from genrec.data.sequences import make_windows
 from genrec.model.backbone import Backbone, own_block, sequence_mask
-from genrec.model.collate import Collator, QueryFeatures
 from genrec.model.code_decoder import Memory
+from genrec.model.collate import Collator, QueryFeatures
 from genrec.training.fit import new_network
 
 EXACT = {"rtol": 0, "atol": 1e-5}

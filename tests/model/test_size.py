@@ -9,7 +9,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from genrec.config import ModelConfig, load_config
+from genrec.config import load_config
+from genrec.config_schema import ModelConfig
 from genrec.errors import UserError
 from genrec.model.backbone import Backbone, sequence_mask
 from genrec.model.reasoning import Reasoning

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from genrec.model.network import ShownLanes
 from genrec.objectives.hard_negatives import contrast, mined, shown_in_vain
 from genrec.objectives.progressive import multi_label_loss, prefix_loss, step_levels, step_stages
-from genrec.objectives.ranking import area_under_curve, listwise, pairwise, pairs, pointwise
+from genrec.objectives.ranking import area_under_curve, listwise, pairs, pairwise, pointwise
 from genrec.semantic_ids.trie import build_trie
 
 N = 60

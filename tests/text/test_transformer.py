@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from genrec.config import TextConfig, load_config
+from genrec.config import load_config
+from genrec.config_schema import TextConfig
 from genrec.errors import UserError
 from genrec.text import transformer
 from genrec.text.encoder import TextEncoder, encoder_key, fit_encoder

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from genrec.artifacts import atomic_folder, read_json
-from genrec.config import TrainingConfig
+from genrec.config_schema import TrainingConfig
 from genrec.training.checkpoints import BEST_KIND, Checkpoints, FolderIO, newest
 
 

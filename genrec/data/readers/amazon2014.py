@@ -18,10 +18,9 @@ from pathlib import Path
 import polars as pl
 
 from genrec.data.readers.common import (
-    LogSource,
-    parts_of,
     LINE,
     RAW,
+    LogSource,
     SeenKeys,
     blank,
     check_options,
@@ -29,6 +28,7 @@ from genrec.data.readers.common import (
     join_quarantine,
     line_batches,
     parse_json_lines,
+    parts_of,
     set_aside,
 )
 from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, QUARANTINE_SCHEMA, RawLog, conform

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from genrec.config import SemanticIdConfig
+from genrec.config_schema import SemanticIdConfig
 from genrec.semantic_ids.quantizers.balance import balanced_assignment
 from genrec.semantic_ids.quantizers.codebooks import Codebooks, decode, default_sizes, encode, reconstruct, reconstruction_error
 from genrec.semantic_ids.quantizers.kmeans import k_means, nearest

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 
-from genrec.config import SemanticIdConfig
+from genrec.config_schema import SemanticIdConfig
 from genrec.errors import UserError
 from genrec.semantic_ids.collisions import resolve_collisions
 from genrec.semantic_ids.quantizers import QUANTIZERS, Codebooks, decode, encode, fit_quantizer, rqvae
