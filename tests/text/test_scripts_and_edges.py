@@ -8,7 +8,7 @@ import pytest
 
 from genrec.config import load_config
 from genrec.data.queries import category_queries, title_queries, title_words
-from genrec.evaluation.baselines import BM25
+from genrec.retrieval.bm25 import BM25
 from genrec.recommender import Recommender
 from genrec.text.encoder import fit_encoder
 
