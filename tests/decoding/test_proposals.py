@@ -11,7 +11,7 @@ import torch
 from genrec.data.dataset import TRAIN
 from genrec.decoding.evidence import FEATURES, Evidence
 from genrec.decoding.proposals import MISSING, Proposer
-from genrec.decoding.ranker import MODES, Ranker, seen_mask
+from genrec.decoding.ranker import Ranker, seen_mask
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.retrieval.bm25 import BM25
 
@@ -81,9 +81,9 @@ def test_a_list_does_not_depend_on_what_else_is_computed(prepared_run, network, 
     for name, alone in (("generated", generated), ("retrieved", retrieved)):
         assert all(torch.equal(one, other) for one, other in zip(getattr(whole, name), getattr(alone, name), strict=True))
     ranker = Ranker(made, prepared_run.config.model, prepared_run.ids.encoder, made.settings)
-    together = ranker.rank(requests, 10, MODES)
+    together = ranker.rank(requests, 10, ranker.modes)
     monkeypatch.setattr("genrec.decoding.ranker.SCORES", 1)
-    for mode in MODES:
+    for mode in ranker.modes:
         ids, scores = ranker.rank(requests, 10, [mode])[mode]
         assert np.array_equal(ids, together[mode][0]) and (ids[:, 0] >= 0).all()
         np.testing.assert_allclose(scores, together[mode][1], atol=1e-4)
