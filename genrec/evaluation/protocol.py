@@ -65,7 +65,8 @@ class Evaluation:
         """Our rows of a fit; ``model`` names another of the fit's models, ``suffix`` what its rows are called."""
         ranker = self.run.ranker(model or fitted)
         config = self.run.config.model
-        inputs = " + ".join(name for name, used in (("ids", config.use_ids), ("text", config.use_text), ("codes", config.use_codes)) if used)
+        parts = (("ids", config.use_ids), ("text", config.use_text), ("codes", config.use_codes), ("anchors", config.anchors > 0))
+        inputs = " + ".join(name for name, used in parts if used)  # anchors: co-occurrence, transitions, category, brand
         for task in self.tasks():
             if not len(task.requests):
                 continue
