@@ -34,6 +34,8 @@ class AreaResult:
     notes: list[str] = field(default_factory=list)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     resampled: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    example: None = None  # what other protocols also show
+    figure: None = None
 
     def add(self, model: str, scores: np.ndarray, labels: np.ndarray, users: np.ndarray, stages: list[str]) -> None:
         """``scores`` and ``labels`` (n, stages), ``users`` (n,)."""

@@ -41,6 +41,7 @@ def job(synthetic_run):
     config = copy.deepcopy(synthetic_run.config)
     config.model.dropout = config.model.item_dropout = 0.0
     config.training.generate_share, config.training.epochs = 1.0, 2
+    config.training.distill_weight = 0.0  # its walks are drawn anew in each part
     return config, synthetic_run
 
 
@@ -111,7 +112,8 @@ def test_bf16_trains(job, tmp_path):
         config.training.precision = name
         curves[name] = [row["train/loss"] for row in read_json(train(config, job[1], tmp_path / name) / "curves.json") if row["train/loss"]]
     assert curves["bf16"] != curves["32"] and np.allclose(curves["bf16"], curves["32"], rtol=0.05)
-    assert all(value.dtype == torch.float32 for value in load_file(tmp_path / "bf16" / "model.safetensors").values())
+    kept = load_file(tmp_path / "bf16" / "model.safetensors").values()
+    assert all(value.dtype == torch.float32 for value in kept if value.is_floating_point())
 
 
 @pytest.fixture(scope="module", params=["logged", "synthetic"])
