@@ -121,12 +121,9 @@ def _belongs(items: Tensor, before: Tensor, targets: Tensor | None, ids: Tensor)
     """
     batch, length = items.shape
     place = torch.arange(length, device=items.device).expand(batch, -1)
+    items = torch.where(place < before.max(1, keepdim=True).values, items, -1)
     if targets is not None:
-        end = before.max(1, keepdim=True).values
-        items = torch.where(place < end, items, -1)
         items, place = torch.cat([items, targets], 1), torch.cat([place, before], 1)
-    else:
-        items = torch.where(place < before.max(1, keepdim=True).values, items, -1)
     keys, order = items.sort(dim=1, stable=True)
     found = torch.searchsorted(keys, ids.flatten(1)).clamp(max=keys.shape[1] - 1)
     own = keys.gather(1, found) == ids.flatten(1)
