@@ -113,6 +113,7 @@ class ModelConfig:
     time_bucket: float = 86400.0  # seconds per rotary time unit
     last_event: bool = True  # a request starts from the event before it (a shortcut past the attention)
     anchors: int = 8  # neighbours of each recent event (and as many of its category and brand) that a request attends over; 0 = none
+    pointer: bool = False  # may the code decoder copy an anchor? codes above anchors gain what these weigh
     request_time: bool = False  # may the request's own time be read?
     rope: str = "split"  # what turns the rotary planes: index, time, split (time_share of them by time), early (all by both)
     reasoning_steps: int = 0  # latent steps a request thinks before it answers

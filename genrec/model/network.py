@@ -121,7 +121,7 @@ class GenerativeRecommender(nn.Module):
         if generate:
             self.decoder = CodeDecoder(
                 catalogue.trie, dim, config.decoder_layers, config.heads, config.dropout, config.node_vectors, config.temperature,
-                config.anchors > 0,
+                config.anchors > 0, config.pointer,
             )  # fmt: skip
 
     def to(self, *args, **kwargs) -> GenerativeRecommender:
@@ -217,4 +217,9 @@ class GenerativeRecommender(nn.Module):
             memory = memory.take(row, lane)
             thoughts = thoughts[row, lane][:, None] if thoughts is not None else None
             anchors = anchors.take(row, lane) if anchors is not None else None
-        return decoder.with_private(memory, thoughts, anchors, encoded.items)
+        memory = decoder.with_private(memory, thoughts, anchors, encoded.items)
+        if decoder.pointer is not None:
+            vectors = self.item_index(F.embedding(anchors.ids, encoded.items))
+            relevance = (self.retrieval_vectors(memory.state)[:, :, None] * vectors).sum(-1)
+            memory.pointed = decoder.pointer(memory.state, anchors, relevance, self.catalogue.trie)
+        return memory

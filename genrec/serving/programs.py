@@ -38,13 +38,15 @@ class Prefill(nn.Module):
         if self.network.decoder is None:
             return vectors, []
         memory = self.network.decoder_memory(encoded)
-        return vectors, [memory.state, memory.mask, *memory.keys, *memory.values]
+        pointed = [] if memory.pointed is None else [memory.pointed.nodes, memory.pointed.bonus]
+        return vectors, [memory.state, memory.mask, *memory.keys, *memory.values, *pointed]
 
 
 class DecodeStep(nn.Module):
     """One level of the beam: memory, node vectors, nodes (B, W) and the earlier levels' cache -> states (B, W, dim) and the new cache.
 
-    The logit of a child is its node vector times the state, times ``decoder.log_scale[level].exp()`` (already in the state).
+    The logit of a child is its node vector times the state, times ``decoder.log_scale[level].exp()`` (already in the state); with
+    ``model.pointer`` a child that the memory's last but one tensor lists for its request gains the number beside it in the last.
     """
 
     def __init__(self, network: GenerativeRecommender, level: int):
@@ -53,8 +55,8 @@ class DecodeStep(nn.Module):
 
     def forward(self, memory: list[Tensor], vectors: Tensor, nodes: Tensor, cache: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         decoder = self.network.decoder
-        layers = (len(memory) - 2) // 2
-        shared = Memory(memory[0], memory[2 : 2 + layers], memory[2 + layers :], memory[1])
+        layers = len(decoder.layers)
+        shared = Memory(memory[0], memory[2 : 2 + layers], memory[2 + layers : 2 + 2 * layers], memory[1])
         past = list(zip(cache[::2], cache[1::2], strict=True)) or None
         states, grown = decoder.hidden(shared, vectors, nodes[..., None], self.level, past)
         return states[:, :, 0] * decoder.log_scale[self.level].exp(), [part for pair in grown for part in pair]

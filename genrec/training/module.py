@@ -117,7 +117,8 @@ class TrainingModule(L.LightningModule):
         network, settings = self.network, self.settings
         anchors = network.choose_anchors(batch)
         by_items = network.decoder is not None and settings.generate_weight > 0
-        by_items = by_items and (network.decoder.project is not None or settings.distill_weight > 0)  # the teacher scores every item
+        # The teacher scores every item, and a pointer asks where in the trie an anchor stands.
+        by_items = by_items and (network.decoder.project is not None or network.decoder.pointer is not None or settings.distill_weight > 0)
         steps = network.reasoning is not None and settings.progressive != "none"
         whole = settings.category_weight > 0 or self.teacher is not None
         if candidates is None or whole or network.ranking is not None or by_items or steps or settings.infonce_easy < 1:
@@ -208,11 +209,12 @@ class TrainingModule(L.LightningModule):
         entered = torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1]], dim=1)
         nodes, place = walked_nodes(trie, paths)
         vectors = decoder.node_vectors(trie, encoded.items, nodes, means)
-        states, _ = decoder.hidden(self.network.decoder_memory(encoded, row, lane), vectors, place[entered][:, None])
+        memory = self.network.decoder_memory(encoded, row, lane)
+        states, _ = decoder.hidden(memory, vectors, place[entered][:, None])
         states, scale = states[:, 0], decoder.log_scale.exp()
         if teacher is None:
-            return -path_log_probabilities(states, scale, vectors, trie, paths, place).sum(-1).mean()
-        steps, divergence = path_losses(states, scale, vectors, paths, teacher, place, rows)
+            return -path_log_probabilities(states, scale, vectors, trie, paths, place, memory.pointed).sum(-1).mean()
+        steps, divergence = path_losses(states, scale, vectors, paths, teacher, place, rows, memory.pointed)
         count = len(paths) - drawn
         return -steps[:count].sum(-1).mean() + settings.distill_weight * divergence[count:].sum(-1).mean()
 
