@@ -29,6 +29,8 @@ def _check_stages(config: Config) -> None:
     before = training.align_epochs + training.cooccur_epochs
     if before >= training.epochs:
         raise UserError(f"training.epochs: {training.epochs} leaves no epoch after align_epochs + cooccur_epochs = {before}; give more")
+    if training.ema == 1 or (training.ema and training.strategy == "fsdp"):
+        raise UserError(f"training.ema: {training.ema} must be below 1, and 0 with training.strategy=fsdp (a shard has no average)")
     if not training.same_time and (training.shuffle_ties or training.shuffle_whole):
         raise UserError("training.same_time: false needs events in their order; set shuffle_ties and shuffle_whole to 0")
     if training.keyword_distill_weight and not config.semantic_ids.keywords:
@@ -109,6 +111,7 @@ def validate(config: Config) -> None:
         "training.infonce_easy": config.training.infonce_easy, "training.rank_share": config.training.rank_share,
         "training.generate_share": config.training.generate_share, "training.shuffle_ties": config.training.shuffle_ties,
         "training.shuffle_whole": config.training.shuffle_whole, "split.valid_share": config.split.valid_share,
+        "training.ema": config.training.ema, "training.label_smoothing": config.training.label_smoothing,
         "split.test_share": config.split.test_share,
         "data.max_quarantine_share": config.data.max_quarantine_share,
     }  # fmt: skip

@@ -139,7 +139,8 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup_steps: int = 100
-    label_smoothing: float = 0.0
+    ema: float = 0.0  # decay of averaged weights, as 0.99: these are validated and saved; 0 = the optimiser's own
+    label_smoothing: float = 0.0  # share of the retrieval target spread evenly over the items that the softmax runs over
     category_weight: float = 0.0  # of query -> category of the sought item, beside query -> item
     keyword_distill_weight: float = 0.0  # of a search's distance to the answers to the query with the sought item's keywords (OneSearch-V2: .1)
     retrieve_weight: float = 1.0

@@ -22,6 +22,7 @@ from genrec.objectives.generation import path_log_probabilities, walked_nodes
 from genrec.objectives.ranking import area_under_curve
 from genrec.objectives.retrieval import Candidates, draw_candidates, full_softmax, sampled_softmax
 from genrec.objectives.self_distillation import self_distillation
+from genrec.training.average import Average
 from genrec.training.batches import Part, step_seed
 from genrec.training.distributed import gather, gather_rows
 from genrec.training.extra_losses import hard_contrast, progressive_loss, ranking_loss
@@ -48,9 +49,36 @@ class TrainingModule(L.LightningModule):
         self.judged: list[tuple[Tensor, Tensor]] = []
         self.share = 1.0  # of this process's part in the step's mean loss, see Part
         self.decayed = {name for name, parameter in network.named_parameters() if parameter.ndim > 1}  # sharded ones lose their shape
+        self.average: Average | None = None
+        self.kept: dict[str, Tensor] | None = None  # the average of the checkpoint that is gone on from
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         # The random state depends on the place in the training alone: a run resumed anywhere equals an uninterrupted one.
+    def on_train_start(self) -> None:  # the weights are where they stay, and those of a checkpoint are read
+        if self.settings.ema:
+            self.average = Average(self.network, self.settings.ema, self.kept)
+            self.kept = None
+
+    def optimizer_step(self, *args, **kwargs) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update(self.trainer.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        if self.average is not None:
+            checkpoint["average"] = self.average.values
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.kept = checkpoint.get("average")
+
+    def on_validation_start(self) -> None:
+        if self.average is not None:
+            self.average.swap_in()
+
+    def on_validation_end(self) -> None:  # after the callbacks
+        if self.average is not None:
+            self.average.swap_out()
+
         torch.manual_seed(step_seed(self.seed, self.current_epoch, index, self.global_rank))
 
     def backward(self, loss: Tensor, *args, **kwargs) -> None:
