@@ -108,6 +108,7 @@ def validate(config: Config) -> None:
         "queries.share": config.queries.share, "model.dropout": config.model.dropout, "model.item_dropout": config.model.item_dropout,
         "model.time_share": config.model.time_share, "semantic_ids.behaviour_share": config.semantic_ids.behaviour_share,
         "text.character_share": config.text.character_share, "semantic_ids.keyword_share": config.semantic_ids.keyword_share,
+        "model.event_dropout": config.model.event_dropout, "model.cut_share": config.model.cut_share,
         "training.infonce_easy": config.training.infonce_easy, "training.rank_share": config.training.rank_share,
         "training.generate_share": config.training.generate_share, "training.shuffle_ties": config.training.shuffle_ties,
         "training.shuffle_whole": config.training.shuffle_whole, "split.valid_share": config.split.valid_share,

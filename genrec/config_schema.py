@@ -110,6 +110,8 @@ class ModelConfig:
     query_codes: bool = True  # queries: the items' code vectors of their own semantic ID (with use_codes)
     item_dropout: float = 0.1  # share of id vectors hidden in training, so that cold items work
     time_share: float = 0.25  # share of rotary planes turned by time instead of index
+    event_dropout: float = 0.0  # share of past events whose item is hidden in training
+    cut_share: float = 0.0  # share of sequences that are cut in two at a random place in a training step: neither part sees the other
     time_bucket: float = 86400.0  # seconds per rotary time unit
     last_event: bool = True  # a request starts from the event before it (a shortcut past the attention)
     anchors: int = 8  # neighbours of each recent event (and as many of its category and brand) that a request attends over; 0 = none

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from genrec.config_schema import ModelConfig
 from genrec.data.rates import n_features
 from genrec.model.anchors import AnchorAttention, Anchors, AnchorTables, AnchorTokens
-from genrec.model.backbone import Backbone, Cache, sequence_mask
+from genrec.model.backbone import Backbone, Cache, random_cuts, sequence_mask
 from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.model.dropout import Dropout
 from genrec.model.embeddings import ItemEncoder, QueryEncoder
@@ -146,7 +146,10 @@ class GenerativeRecommender(nn.Module):
         """
         items = self.item_encoder() if items is None else items
         queries = self.query_encoder(batch.query_text, batch.query_words, batch.query_offsets, self.item_encoder)
-        context = items[batch.items] + self.actions(batch.actions) + self.fuse_query(queries)[batch.queries]
+        events = items[batch.items]
+        if self.training and self.config.event_dropout:
+            events = events * (torch.rand(*batch.items.shape, 1, device=events.device) >= self.config.event_dropout)
+        context = events + self.actions(batch.actions) + self.fuse_query(queries)[batch.queries]
         asked = torch.where((batch.request_queries > 0)[..., None], queries[batch.request_queries], self.no_query)
         asked = self.request + asked
         if self.last_event is not None:
@@ -164,7 +167,8 @@ class GenerativeRecommender(nn.Module):
             torch.cat([index, positions], dim=1), torch.cat([batch.times, when], dim=1),
             self.config.dim // self.config.heads // 2, self.config.time_share, self.time_base, self.config.rope,
         )  # fmt: skip
-        mask = sequence_mask(length, batch.positions, shape[2])
+        cuts = random_cuts(batch.positions.amax(1), self.config.cut_share) if self.training and self.config.cut_share else None
+        mask = sequence_mask(length, batch.positions, shape[2], cuts)
         unread = length if self.decoder is None else 0  # only the code decoder looks at what became of the context
         x, cache = self.backbone.extend(x, angles, mask, unread=unread)
         visible, angles = mask[:, length :: shape[2], :length], angles[:, length:]

@@ -44,9 +44,9 @@ def draw_candidates(n_items: int, targets: Tensor, negatives: int, draw: torch.G
     return Candidates(ids, chance.clamp(min=1e-9).log(), len(in_batch))
 
 
-def sampled_softmax(requests: Tensor, vectors: Tensor, targets: Tensor, candidates: Candidates) -> Tensor:
+def sampled_softmax(requests: Tensor, vectors: Tensor, targets: Tensor, candidates: Candidates, smoothing: float = 0.0) -> Tensor:
     """InfoNCE of requests (N, dim) against the candidates' ``vectors`` (C, dim), corrected by each one's expected count (logQ).
 
-    With every item drawn as negative and no duplicates the value equals ``full_softmax``.
+    ``smoothing`` goes to the candidates evenly. With every item drawn as negative and no duplicates the value equals ``full_softmax``.
     """
-    return linear_cross_entropy(requests, vectors, candidates.place(targets), bias=-candidates.log_chance)
+    return linear_cross_entropy(requests, vectors, candidates.place(targets), smoothing, -candidates.log_chance)

@@ -110,7 +110,7 @@ class TrainingModule(L.LightningModule):
         if settings.retrieve_weight and len(targets):
             requests = self.network.retrieval_vectors(encoded.requests[live])
             if candidates is not None:
-                retrieve = sampled_softmax(requests, self.network.item_index(items[ids]), targets, candidates)
+                retrieve = sampled_softmax(requests, self.network.item_index(items[ids]), targets, candidates, settings.label_smoothing)
             else:
                 retrieve = full_softmax(requests, self.network.item_index(items), targets, settings.label_smoothing)
             if settings.infonce_easy < 1:
