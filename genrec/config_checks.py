@@ -33,6 +33,8 @@ def _check_stages(config: Config) -> None:
         raise UserError(f"training.ema: {training.ema} must be below 1, and 0 with training.strategy=fsdp (a shard has no average)")
     if not training.same_time and (training.shuffle_ties or training.shuffle_whole):
         raise UserError("training.same_time: false needs events in their order; set shuffle_ties and shuffle_whole to 0")
+    if config.split.cold_share and training.refit:
+        raise UserError("split.cold_share: a refit learns from validation events, in which cold items are left; set training.refit=false")
     if training.keyword_distill_weight and not config.semantic_ids.keywords:
         raise UserError("training.keyword_distill_weight: the teacher reads keywords; set semantic_ids.keywords=true, or the weight to 0")
 
@@ -106,14 +108,14 @@ def validate(config: Config) -> None:
             raise UserError(f"{key}: must not be below 0, is {value}")
     shares = {
         "queries.share": config.queries.share, "model.dropout": config.model.dropout, "model.item_dropout": config.model.item_dropout,
+        "model.event_dropout": config.model.event_dropout, "model.cut_share": config.model.cut_share,
         "model.time_share": config.model.time_share, "semantic_ids.behaviour_share": config.semantic_ids.behaviour_share,
         "text.character_share": config.text.character_share, "semantic_ids.keyword_share": config.semantic_ids.keyword_share,
-        "model.event_dropout": config.model.event_dropout, "model.cut_share": config.model.cut_share,
+        "training.ema": config.training.ema, "training.label_smoothing": config.training.label_smoothing,
         "training.infonce_easy": config.training.infonce_easy, "training.rank_share": config.training.rank_share,
         "training.generate_share": config.training.generate_share, "training.shuffle_ties": config.training.shuffle_ties,
         "training.shuffle_whole": config.training.shuffle_whole, "split.valid_share": config.split.valid_share,
-        "training.ema": config.training.ema, "training.label_smoothing": config.training.label_smoothing,
-        "split.test_share": config.split.test_share,
+        "split.test_share": config.split.test_share, "split.cold_share": config.split.cold_share,
         "data.max_quarantine_share": config.data.max_quarantine_share,
     }  # fmt: skip
     for key, value in shares.items():

@@ -38,6 +38,7 @@ class SplitConfig:
     kind: str = "leave-last-out"
     valid_share: float = 0.1  # global-time only: share of events between the cuts ...
     test_share: float = 0.1  # ... and after the second
+    cold_share: float = 0.0  # share of items without any training event: `genrec evaluate RUN --protocol cold-items` asks for them
     session_by: str = "gap"  # session only: gap = a pause of more than session_gap starts one; request = events of one request_id
     session_gap: float = 30.0  # minutes
 
@@ -109,9 +110,9 @@ class ModelConfig:
     query_ngrams: bool = True  # queries: a trainable bag of hashed character n-grams beside that of words
     query_codes: bool = True  # queries: the items' code vectors of their own semantic ID (with use_codes)
     item_dropout: float = 0.1  # share of id vectors hidden in training, so that cold items work
-    time_share: float = 0.25  # share of rotary planes turned by time instead of index
     event_dropout: float = 0.0  # share of past events whose item is hidden in training
     cut_share: float = 0.0  # share of sequences that are cut in two at a random place in a training step: neither part sees the other
+    time_share: float = 0.25  # share of rotary planes turned by time instead of index
     time_bucket: float = 86400.0  # seconds per rotary time unit
     last_event: bool = True  # a request starts from the event before it (a shortcut past the attention)
     anchors: int = 8  # neighbours of each recent event (and as many of its category and brand) that a request attends over; 0 = none
@@ -165,6 +166,7 @@ class TrainingConfig:
     shuffle_ties: float = 0.0  # share of sequences whose events of equal time are permuted, anew in each epoch
     shuffle_whole: float = 0.0  # share of sequences permuted altogether
     negatives: int | None = None  # drawn per step; 0 = softmax over the whole catalogue; null = that up to 4096 items, else 2048
+    cold_negatives: bool = True  # are items without a training event wrong answers? false: neither that, nor do they have an id vector
     stride: int = 25  # new events per window of a long sequence
     valid_requests: int = 4000  # validation requests scored after each epoch
     refit: bool = True  # also fit on train + validation with everything chosen before

@@ -219,7 +219,10 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
         training.align_epochs = training.cooccur_epochs = 0
     data = TrainingData(dataset, ids, config, plan)
     categories = torch.from_numpy(item_codes(category_levels(dataset.item_table).list.last()))
-    module = TrainingModule(network, config, data.steps_per_epoch, plan.trunk is not None, categories)
+    known = None
+    if not training.cold_negatives:
+        known = torch.from_numpy(np.flatnonzero(dataset.item_counts(plan.last)))
+    module = TrainingModule(network, config, data.steps_per_epoch, plan.trunk is not None, categories, known)
     work = target.parent / f".{target.name}-{key}"
     size = sum(parameter.numel() for parameter in network.parameters())
     log.info("train: %s parameters, %d windows, %d steps per epoch, about %.1f GFLOP a step%s", f"{size:,}", len(data.windows),
@@ -227,7 +230,7 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
     keeper = _train(config, plan, work, module, data)
     with leader_first():
         if not is_current(target, KIND, key):
-            _write(target, key, config, plan, network, work / keeper.best, keeper.rows)
+            _write(target, key, config, plan, module, work / keeper.best, keeper.rows)
         elif not rank_and_world()[0]:
             log.info("train: %s was made by another process", target)
     shutil.rmtree(work, ignore_errors=True)
@@ -260,10 +263,15 @@ def _train(config: Config, plan: FitPlan, work: Path, module: TrainingModule, da
     return keeper
 
 
-def _write(target: Path, key: str, config: Config, plan: FitPlan, network: GenerativeRecommender, best: Path, curves: list[dict]) -> None:
+def _write(target: Path, key: str, config: Config, plan: FitPlan, module: TrainingModule, best: Path, curves: list[dict]) -> None:
     """The model folder, from the best weights."""
     epoch = open_artifact(best, checkpoints.BEST_KIND, verify=True)["info"]["epoch"]
+    network, known = module.network, module.known
     network.load_state_dict(load_file(best / checkpoints.WEIGHTS))
+    if known is not None and network.item_encoder.ids is not None:  # an id that nothing was learnt of says nothing
+        unknown = torch.ones(network.catalogue.n_items, dtype=torch.bool).index_fill(0, known.cpu(), False)
+        with torch.no_grad():
+            network.item_encoder.ids.weight[unknown.to(network.request.device)] = 0
     size = sum(parameter.numel() for parameter in network.parameters())
     info = {"epochs": epoch + 1, "parameters": size, "time_base": network.time_base, "generate": plan.generate,
             "fitted_on": "train" if plan.last == TRAIN else "train+valid"}  # fmt: skip

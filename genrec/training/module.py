@@ -36,24 +36,24 @@ class TrainingModule(L.LightningModule):
     """Cross-entropy on codes plus InfoNCE; validation nDCG@10 of retrieval and generation, already-had items removed."""
 
     def __init__(
-        self, network: GenerativeRecommender, config: Config, steps_per_epoch: int, decoder_only: bool = False, categories: Tensor | None = None
+        self, network: GenerativeRecommender, config: Config, steps_per_epoch: int, decoder_only: bool = False, categories: Tensor | None = None,
+        known: Tensor | None = None,
     ):  # fmt: skip
-        """``categories`` (n_items,) codes, -1 unknown: needed where ``training.category_weight`` is above 0."""
+        """``categories`` (n_items,) codes, -1 unknown: needed where ``training.category_weight`` is above 0. ``known``: ids of the items
+        that the softmax runs over, rising; None for all."""
         super().__init__()
-        self.decoder_only, self.categories = decoder_only, categories
+        self.decoder_only, self.categories, self.known = decoder_only, categories, known
         self.teacher: Batch | None = None  # of the step under way, see Part
         self.frozen: tuple[Tensor, Tensor] | None = None  # item vectors and node means of a fixed network
         self.network, self.settings, self.seed = network, config.training, config.seed
         self.steps_per_epoch = steps_per_epoch
         self.ranks: dict[str, list[Tensor]] = {}
         self.judged: list[tuple[Tensor, Tensor]] = []
-        self.share = 1.0  # of this process's part in the step's mean loss, see Part
-        self.decayed = {name for name, parameter in network.named_parameters() if parameter.ndim > 1}  # sharded ones lose their shape
         self.average: Average | None = None
         self.kept: dict[str, Tensor] | None = None  # the average of the checkpoint that is gone on from
+        self.share = 1.0  # of this process's part in the step's mean loss, see Part
+        self.decayed = {name for name, parameter in network.named_parameters() if parameter.ndim > 1}  # sharded ones lose their shape
 
-    def on_train_batch_start(self, batch: Batch, index: int) -> None:
-        # The random state depends on the place in the training alone: a run resumed anywhere equals an uninterrupted one.
     def on_train_start(self) -> None:  # the weights are where they stay, and those of a checkpoint are read
         if self.settings.ema:
             self.average = Average(self.network, self.settings.ema, self.kept)
@@ -79,6 +79,8 @@ class TrainingModule(L.LightningModule):
         if self.average is not None:
             self.average.swap_out()
 
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        # The random state depends on the place in the training alone: a run resumed anywhere equals an uninterrupted one.
         torch.manual_seed(step_seed(self.seed, self.current_epoch, index, self.global_rank))
 
     def backward(self, loss: Tensor, *args, **kwargs) -> None:
@@ -130,12 +132,12 @@ class TrainingModule(L.LightningModule):
 
     def candidates(self, targets: Tensor, index: int) -> Candidates | None:
         """What a step's softmax runs over, the same on all processes: everybody's targets and one shared draw. None for all items."""
-        n_items = self.network.catalogue.n_items
+        n_items = self.network.catalogue.n_items if self.known is None else len(self.known)
         negatives = self.negatives(n_items)
         if not negatives:
-            return None
+            return None if self.known is None else Candidates(self.known.to(targets.device), torch.zeros(n_items, device=targets.device), n_items)
         draw = torch.Generator().manual_seed(step_seed(self.seed, self.current_epoch, index, -1))
-        return draw_candidates(n_items, gather_rows(targets), negatives, draw)
+        return draw_candidates(n_items, gather_rows(targets), negatives, draw, self.known)
 
     def item_vectors(self, batch: Batch, candidates: Candidates | None) -> tuple[Batch, Anchors | None, Tensor, Tensor | None]:
         """The batch, its anchors, the item vectors that both name by their rows, and the rows of the candidates.
