@@ -190,8 +190,9 @@ def seconds_of(value: str | None, key: str) -> int | None:
 
 
 def _check_ranking(model: ModelConfig, training: TrainingConfig) -> None:
-    if model.pointer and not model.anchors:
-        raise UserError("model.pointer: there is nothing to point at; set model.anchors above 0")
+    for key in ("pointer", "query_anchors"):
+        if getattr(model, key) and not model.anchors:
+            raise UserError(f"model.{key}: there are no anchors; set model.anchors above 0")
     if training.progressive != "none" and not model.reasoning_steps:
         raise UserError(f"training.progressive={training.progressive}: there is no step to supervise; set model.reasoning_steps above 0")
     if training.progressive == "actions" and not model.stages:

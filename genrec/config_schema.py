@@ -116,6 +116,7 @@ class ModelConfig:
     time_bucket: float = 86400.0  # seconds per rotary time unit
     last_event: bool = True  # a request starts from the event before it (a shortcut past the attention)
     anchors: int = 8  # neighbours of each recent event (and as many of its category and brand) that a request attends over; 0 = none
+    query_anchors: bool = False  # a search also attends over the items whose text is next to its query's, much taken ones first
     pointer: bool = False  # may the code decoder copy an anchor? codes above anchors gain what these weigh
     request_time: bool = False  # may the request's own time be read?
     rope: str = "split"  # what turns the rotary planes: index, time, split (time_share of them by time), early (all by both)

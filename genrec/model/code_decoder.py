@@ -79,15 +79,16 @@ class CodeDecoder(nn.Module):
     """Walks the catalogue trie; see the module's docstring."""
 
     def __init__(
-        self, trie: CatalogueTrie, dim: int, layers: int, heads: int, dropout: float, node_vectors: str, temperature: float, anchors: bool = False,
+        self, trie: CatalogueTrie, dim: int, layers: int, heads: int, dropout: float, node_vectors: str, temperature: float, anchors: int = 0,
         pointer: bool = False,
     ):  # fmt: skip
+        """``anchors``: features of each anchor that is attended over, 0 for none; ``pointer``: may it copy them?"""
         super().__init__()
         self.node_kind = node_vectors
         self.levels = trie.depth
         self.layers = nn.ModuleList(DecoderLayer(dim, heads, dropout) for _ in range(layers))
-        self.anchors = nn.ModuleList(AnchorTokens(dim, heads) for _ in range(layers)) if anchors else None
-        self.pointer = Pointer(dim, trie.depth) if pointer else None
+        self.anchors = nn.ModuleList(AnchorTokens(dim, heads, anchors) for _ in range(layers)) if anchors else None
+        self.pointer = Pointer(dim, trie.depth, anchors) if pointer else None
         self.norm = nn.LayerNorm(dim)
         self.null = nn.Parameter(torch.zeros(1, 1, dim))
         self.level = nn.Parameter(torch.randn(self.levels, dim) * 0.02)

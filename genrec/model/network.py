@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from genrec.config_schema import ModelConfig
 from genrec.data.rates import n_features
 from genrec.model.anchors import AnchorAttention, Anchors, AnchorTables, AnchorTokens
+from genrec.model.anchors import n_features as n_anchor_features
 from genrec.model.backbone import Backbone, Cache, random_cuts, sequence_mask
 from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.model.dropout import Dropout
@@ -103,11 +104,12 @@ class GenerativeRecommender(nn.Module):
         self.request = nn.Parameter(torch.randn(dim) * 0.02)
         self.last_event = nn.Linear(dim, dim, bias=False) if config.last_event else None
         self.anchor_tables = self.early_anchors = self.late_anchors = None
+        features = n_anchor_features(config.query_anchors) if config.anchors else 0
         if config.anchors:
-            self.anchor_tables = AnchorTables(catalogue.n_items, config.anchors)
-            self.anchor_tokens = AnchorTokens(dim, config.heads)
-            self.early_anchors = AnchorAttention(dim, config.heads, config.dropout)
-            self.late_anchors = AnchorAttention(dim, config.heads, config.dropout)
+            self.anchor_tables = AnchorTables(catalogue.n_items, config.anchors, config.query_anchors)
+            self.anchor_tokens = AnchorTokens(dim, config.heads, features)
+            self.early_anchors = AnchorAttention(dim, config.heads, config.dropout, features)
+            self.late_anchors = AnchorAttention(dim, config.heads, config.dropout, features)
         self.input_norm, self.drop = nn.LayerNorm(dim), Dropout(config.dropout)
         self.backbone = Backbone(dim, config.layers, config.heads, config.dropout)
         self.reasoning = Reasoning(dim, config.reasoning_steps, bool(config.stages)) if config.reasoning_steps else None
@@ -121,7 +123,7 @@ class GenerativeRecommender(nn.Module):
         if generate:
             self.decoder = CodeDecoder(
                 catalogue.trie, dim, config.decoder_layers, config.heads, config.dropout, config.node_vectors, config.temperature,
-                config.anchors > 0, config.pointer,
+                features, config.pointer,
             )  # fmt: skip
 
     def to(self, *args, **kwargs) -> GenerativeRecommender:
@@ -137,7 +139,10 @@ class GenerativeRecommender(nn.Module):
         if self.anchor_tables is None:
             return None
         leave_out = self.training if leave_out is None else leave_out
-        return self.anchor_tables.choose(batch.items, batch.positions, batch.targets if leave_out else None)
+        tables, near = self.anchor_tables, None
+        if tables.queries:
+            near = tables.near(batch.request_queries, batch.query_text, self.item_encoder.text)
+        return tables.choose(batch.items, batch.positions, batch.targets if leave_out else None, near)
 
     def encode(self, batch: Batch, items: Tensor | None = None, anchors: Anchors | None = None) -> Encoded:
         """Run the backbone once over contexts and requests.

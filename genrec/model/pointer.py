@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genrec.model.anchors import FEATURES, Anchors
+from genrec.model.anchors import Anchors
 from genrec.semantic_ids.trie import CatalogueTrie
 
 WIDTH = 64
@@ -54,9 +54,9 @@ class Pointed:
 class Pointer(nn.Module):
     """Strengths of anchors per code level, and the nodes above them."""
 
-    def __init__(self, dim: int, levels: int):
+    def __init__(self, dim: int, levels: int, features: int):
         super().__init__()
-        self.counts, self.state = nn.Linear(FEATURES + 1, WIDTH), nn.Linear(dim, WIDTH, bias=False)
+        self.counts, self.state = nn.Linear(features + 1, WIDTH), nn.Linear(dim, WIDTH, bias=False)
         self.strength = nn.Linear(WIDTH, levels)
         nn.init.constant_(self.strength.bias, -3.0)  # at first the decoder speaks
 
