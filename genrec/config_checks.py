@@ -96,6 +96,7 @@ def validate(config: Config) -> None:
         "training.threads": config.training.threads, "training.valid_requests": config.training.valid_requests,
         "training.warmup_steps": config.training.warmup_steps, "training.distill_weight": config.training.distill_weight,
         "training.decoder_epochs": config.training.decoder_epochs, "model.reasoning_steps": config.model.reasoning_steps,
+        "model.summary_tokens": config.model.summary_tokens,
         "training.align_epochs": config.training.align_epochs, "training.cooccur_epochs": config.training.cooccur_epochs,
         "training.category_weight": config.training.category_weight,
         "training.keyword_distill_weight": config.training.keyword_distill_weight,
@@ -190,6 +191,9 @@ def seconds_of(value: str | None, key: str) -> int | None:
 
 
 def _check_ranking(model: ModelConfig, training: TrainingConfig) -> None:
+    for key in ("user_tokens", "summary_tokens"):
+        if getattr(model, key) and not model.use_codes:
+            raise UserError(f"model.{key}: is made of code vectors; set model.use_codes=true")
     for key in ("pointer", "query_anchors"):
         if getattr(model, key) and not model.anchors:
             raise UserError(f"model.{key}: there are no anchors; set model.anchors above 0")

@@ -16,6 +16,7 @@ from genrec.model.backbone import Backbone, Cache, random_cuts, sequence_mask
 from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.model.dropout import Dropout
 from genrec.model.embeddings import ItemEncoder, QueryEncoder
+from genrec.model.profile import Profile
 from genrec.model.ranking import RankingHead, request_rows
 from genrec.model.reasoning import Reasoning
 from genrec.model.rope import rotary_angles
@@ -45,7 +46,8 @@ class Batch:
 
     ``items`` / ``actions`` / ``queries`` (B, T) int64; ``times`` (B, T) float64 buckets since the sequence's origin; ``positions`` (B, R)
     events visible to each request; ``request_times`` (B, R); ``request_queries`` (B, R); ``targets`` (B, R), -1 for padding or unknown.
-    Queries index the batch's own table, 0 for none: ``query_text`` (Q, text_dim), ``query_words`` with ``query_offsets`` (Q,). Only in
+    With ``model.summary_tokens`` also the events in front of each context: ``older_items`` / ``older_actions`` (n,), those of a sequence from
+    ``older_offsets`` (B,) on. Queries index the batch's own table, 0 for none: ``query_text`` (Q, text_dim), ``query_words`` with ``query_offsets`` (Q,). Only in
     training, with ``model.stages``: ``reached`` (B, R, stages) bool what became of each target, and the requests with their ``shown`` items.
     """
 
@@ -60,6 +62,9 @@ class Batch:
     query_text: Tensor
     query_words: Tensor
     query_offsets: Tensor
+    older_items: Tensor | None = None
+    older_actions: Tensor | None = None
+    older_offsets: Tensor | None = None
     reached: Tensor | None = None
     shown: ShownLanes | None = None
 
@@ -110,6 +115,10 @@ class GenerativeRecommender(nn.Module):
             self.anchor_tokens = AnchorTokens(dim, config.heads, features)
             self.early_anchors = AnchorAttention(dim, config.heads, config.dropout, features)
             self.late_anchors = AnchorAttention(dim, config.heads, config.dropout, features)
+        self.profile = None
+        if config.user_tokens or config.summary_tokens:
+            levels = catalogue.codes.shape[1]
+            self.profile = Profile(dim, config.heads, n_actions, levels, config.user_tokens, config.summary_tokens)
         self.input_norm, self.drop = nn.LayerNorm(dim), Dropout(config.dropout)
         self.backbone = Backbone(dim, config.layers, config.heads, config.dropout)
         self.reasoning = Reasoning(dim, config.reasoning_steps, bool(config.stages)) if config.reasoning_steps else None
@@ -164,6 +173,9 @@ class GenerativeRecommender(nn.Module):
         if anchors is not None:
             tokens = self.anchor_tokens(anchors, items)
             asked = asked + self.early_anchors(asked, anchors, *tokens)
+        if self.profile is not None:
+            older = None if batch.older_items is None else (batch.older_items, batch.older_actions, batch.older_offsets)
+            asked = torch.cat([asked, self.profile(self.item_encoder, batch.items, batch.actions, batch.positions, older)], dim=2)
         shape, length = asked.shape, batch.items.shape[1]
         x = self.drop(self.input_norm(torch.cat([context, asked.flatten(1, 2)], dim=1)))
         index = torch.arange(length, device=x.device).expand(x.shape[0], -1)

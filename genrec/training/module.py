@@ -150,7 +150,7 @@ class TrainingModule(L.LightningModule):
         # The teacher scores every item, and a pointer asks where in the trie an anchor stands.
         by_items = by_items and (network.decoder.project is not None or network.decoder.pointer is not None or settings.distill_weight > 0)
         steps = network.reasoning is not None and settings.progressive != "none"
-        whole = settings.category_weight > 0 or self.teacher is not None
+        whole = settings.category_weight > 0 or self.teacher is not None or network.profile is not None  # it reads codes by item id
         if candidates is None or whole or network.ranking is not None or by_items or steps or settings.infonce_easy < 1:
             return batch, anchors, network.item_encoder(), None if candidates is None else candidates.ids
         used = [candidates.ids, batch.items.flatten(), *([] if anchors is None else [anchors.ids.flatten()])]
