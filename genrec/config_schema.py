@@ -173,6 +173,7 @@ class TrainingConfig:
     stride: int = 25  # new events per window of a long sequence
     valid_requests: int = 4000  # validation requests scored after each epoch
     refit: bool = True  # also fit on train + validation with everything chosen before
+    compile: bool = False  # torch.compile of the Transformer layers: worth its minutes of compiling where steps are many
     threads: int = 0  # 0 = torch's choice
     accelerator: str = "auto"
     devices: int = 0  # processes that train together, started by torchrun; 0 = as many as it has started, 1 without it

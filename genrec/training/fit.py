@@ -46,7 +46,7 @@ from genrec.training.module import TrainingModule
 log = logging.getLogger(__name__)
 TRAIN_VERSION = 3
 # Settings that say how a network is fitted, not to what: a run stopped on one machine may go on on another.
-WITHOUT_EFFECT = ("refit", "threads", "accelerator", "devices", "strategy", "checkpoint_minutes", "checkpoint_steps")
+WITHOUT_EFFECT = ("refit", "compile", "threads", "accelerator", "devices", "strategy", "checkpoint_minutes", "checkpoint_steps")
 
 
 @dataclass
@@ -222,6 +222,8 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
     known = None
     if not training.cold_negatives:
         known = torch.from_numpy(np.flatnonzero(dataset.item_counts(plan.last)))
+    if training.compile:
+        compile_layers(network)
     module = TrainingModule(network, config, data.steps_per_epoch, plan.trunk is not None, categories, known)
     work = target.parent / f".{target.name}-{key}"
     size = sum(parameter.numel() for parameter in network.parameters())
@@ -235,6 +237,12 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
             log.info("train: %s was made by another process", target)
     shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def compile_layers(network: GenerativeRecommender) -> None:
+    """Compile every Transformer layer where it stands; names and weights stay."""
+    for layer in (*network.backbone.blocks, *([] if network.decoder is None else network.decoder.layers)):
+        layer.compile(dynamic=True)
 
 
 def _stand_on(network: GenerativeRecommender, trunk: Path) -> None:
