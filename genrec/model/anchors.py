@@ -79,10 +79,9 @@ class AnchorTables(nn.Module):
         Nothing is counted of a query, so nothing of the answer is in it.
         """
         width = min(SPARE * self.shown, len(text))
-        used, place = asked.unique(return_inverse=True)
-        likeness = queries[(used - 1).clamp(min=0)] @ text.T * (used > 0)[:, None]
+        likeness = F.pad(queries, (0, 0, 1, 0)) @ text.T
         ids = (likeness * SHARPNESS + self.users.log1p()).topk(width, dim=1).indices
-        return Near(ids[place], likeness.gather(1, ids)[place])
+        return Near(ids[asked], likeness.gather(1, ids)[asked])
 
     @torch.no_grad()
     def choose(self, items: Tensor, lengths_before: Tensor, targets: Tensor | None = None, near: Near | None = None) -> Anchors:
@@ -100,7 +99,7 @@ class AnchorTables(nn.Module):
         tags = [kinds[:RECENT].repeat_interleave(self.shown, 0), *(kinds[RECENT].expand(side[0].shape[-1], -1) for side in groups[1:])]
         if near is not None:
             groups.append(self._near(person, near))
-            tags.append(kinds[RECENT + 1].expand(self.shown, -1))
+            tags.append(kinds[RECENT + 1].expand(groups[-1][0].shape[-1], -1))
         ids, live, features = (torch.cat([group[part] for group in groups], dim=2) for part in range(3))
         tags = torch.cat(tags).expand(*ids.shape[:2], -1, -1)
         return Anchors(ids.clamp(min=0), live, torch.cat([features, tags], dim=-1))

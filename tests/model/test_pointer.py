@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -16,9 +17,11 @@ from genrec.decoding.exact import best_first
 from genrec.decoding.scorers import CachedScorer, UncachedScorer
 from genrec.errors import UserError
 from genrec.model.collate import Collator, QueryFeatures
-from genrec.model.network import GenerativeRecommender
+from genrec.model.network import Batch, GenerativeRecommender
 from genrec.objectives.distillation import TeacherMass, path_losses
 from genrec.objectives.generation import path_log_probabilities
+from genrec.preference.policy import Policy
+from genrec.serving.programs import DecodeStep, Prefill, example_batch
 from genrec.training.fit import new_network
 from genrec.training.module import TrainingModule
 
@@ -124,6 +127,36 @@ def test_a_request_points_at_its_own_anchors_alone(pointing, asked):
     nodes = torch.arange(pointing.catalogue.trie.n_nodes).expand(8, -1)
     difference = (changed.beside(nodes) - memory.pointed.beside(nodes)).abs().amax(1)
     assert difference[0] > 1e-3 and (difference[1:] == 0).all()
+
+
+def test_the_policy_draws_and_scores_alike(pointing, prepared_run):
+    policy = Policy(copy.deepcopy(pointing))
+    features = QueryFeatures.build(prepared_run.dataset.query_texts, prepared_run.ids.encoder)
+    asked = policy.ask(Collator(prepared_run.config.model, features), prepared_run.dataset.requests("valid").take(np.arange(8)))
+    drawn = policy.sample(asked, 4, torch.Generator().manual_seed(0))
+    steps = policy.steps(asked, drawn.paths)
+    torch.testing.assert_close(steps.sum(-1), drawn.scores, **CLOSE)
+    torch.testing.assert_close(policy.reference_steps(asked, drawn.paths), steps.detach(), **CLOSE)
+    teacher = TeacherMass.of_items(policy.trie, asked.dense)
+    torch.testing.assert_close(policy.distilled(asked, drawn.paths, teacher)[0], steps, **CLOSE)
+
+
+def test_the_exported_halves_say_what_the_pointer_adds(pointing, asked):
+    encoded, memory, vectors = asked
+    batch = example_batch(pointing, 3, 5, pointing.catalogue.text.shape[1])
+    with torch.no_grad():
+        given = Prefill(pointing)(batch, encoded.items)[1]
+        state, _ = DecodeStep(pointing, 0)(given, vectors, torch.zeros(3, 1, dtype=torch.long), [])
+        first, last = pointing.catalogue.trie.level_bounds[1:3]
+        logits = state[:, 0] @ vectors[first:last].T
+        for row in range(3):
+            for node, bonus in {int(n): float(b) for n, b in zip(given[-2][row, 0], given[-1][row, 0], strict=True)}.items():
+                if first <= node < last:
+                    logits[row, node - first] += bonus
+        own = pointing.decoder_memory(pointing.encode(Batch(*batch), encoded.items))
+        scorer = CachedScorer(pointing.decoder, own, vectors)
+        scorer.expand(0, torch.zeros(3, 1, dtype=torch.long), None)
+        torch.testing.assert_close(logits, scorer.root_logits(first, last), **CLOSE)
 
 
 def test_every_weight_of_the_pointer_learns(pointing, prepared_run):
