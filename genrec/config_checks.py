@@ -27,7 +27,7 @@ def _check_stages(config: Config) -> None:
     """The keys of staged training that need each other."""
     training = config.training
     before = training.align_epochs + training.cooccur_epochs
-    if before >= training.epochs:
+    if training.epochs is not None and before >= training.epochs:
         raise UserError(f"training.epochs: {training.epochs} leaves no epoch after align_epochs + cooccur_epochs = {before}; give more")
     if not training.same_time and (training.shuffle_ties or training.shuffle_whole):
         raise UserError("training.same_time: false needs events in their order; set shuffle_ties and shuffle_whole to 0")
@@ -72,7 +72,7 @@ def validate(config: Config) -> None:
         "model.dim": config.model.dim, "model.layers": config.model.layers, "model.heads": config.model.heads,
         "model.max_length": config.model.max_length, "model.decoder_layers": config.model.decoder_layers,
         "model.temperature": config.model.temperature, "model.time_bucket": config.model.time_bucket,
-        "training.epochs": config.training.epochs, "training.batch_size": config.training.batch_size,
+        "training.epochs": 1 if config.training.epochs is None else config.training.epochs, "training.batch_size": config.training.batch_size,
         "training.accumulate": config.training.accumulate, "training.patience": config.training.patience,
         "training.learning_rate": config.training.learning_rate, "training.decoder_learning_rate": config.training.decoder_learning_rate, "training.stride": config.training.stride,
         "training.distill_temperature": config.training.distill_temperature,
@@ -91,7 +91,7 @@ def validate(config: Config) -> None:
         "training.checkpoint_steps": config.training.checkpoint_steps, "training.negatives": config.training.negatives or 0,
         "training.threads": config.training.threads, "training.valid_requests": config.training.valid_requests,
         "training.warmup_steps": config.training.warmup_steps, "training.distill_weight": config.training.distill_weight,
-        "training.decoder_epochs": config.training.decoder_epochs, "model.reasoning_steps": config.model.reasoning_steps,
+        "training.decoder_epochs": config.training.decoder_epochs or 0, "model.reasoning_steps": config.model.reasoning_steps,
         "training.align_epochs": config.training.align_epochs, "training.cooccur_epochs": config.training.cooccur_epochs,
         "training.category_weight": config.training.category_weight,
         "training.keyword_distill_weight": config.training.keyword_distill_weight,
