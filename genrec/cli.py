@@ -115,7 +115,7 @@ def evaluate(
     run: RunPath,
     split: Annotated[str, typer.Option(help="test or valid.")] = "test",
     output: Annotated[Path | None, typer.Option(help="Also write metrics.json here.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="Instead: product-search, session-search, sampled, cold-user, personalisation or ranking.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Instead: product-search, session-search, sampled, cold-user, cold-items, personalisation or ranking.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Draws of the random items, protocol sampled only.")] = 1,
     fitted_on: FittedOn = None,
 ) -> None:

@@ -29,8 +29,12 @@ def _check_stages(config: Config) -> None:
     before = training.align_epochs + training.cooccur_epochs
     if training.epochs is not None and before >= training.epochs:
         raise UserError(f"training.epochs: {training.epochs} leaves no epoch after align_epochs + cooccur_epochs = {before}; give more")
+    if training.ema == 1 or (training.ema and training.strategy == "fsdp"):
+        raise UserError(f"training.ema: {training.ema} must be below 1, and 0 with training.strategy=fsdp (a shard has no average)")
     if not training.same_time and (training.shuffle_ties or training.shuffle_whole):
         raise UserError("training.same_time: false needs events in their order; set shuffle_ties and shuffle_whole to 0")
+    if config.split.cold_share and training.refit:
+        raise UserError("split.cold_share: a refit learns from validation events, in which cold items are left; set training.refit=false")
     if training.keyword_distill_weight and not config.semantic_ids.keywords:
         raise UserError("training.keyword_distill_weight: the teacher reads keywords; set semantic_ids.keywords=true, or the weight to 0")
 
@@ -92,6 +96,7 @@ def validate(config: Config) -> None:
         "training.threads": config.training.threads, "training.valid_requests": config.training.valid_requests,
         "training.warmup_steps": config.training.warmup_steps, "training.distill_weight": config.training.distill_weight,
         "training.decoder_epochs": config.training.decoder_epochs or 0, "model.reasoning_steps": config.model.reasoning_steps,
+        "model.summary_tokens": config.model.summary_tokens,
         "training.align_epochs": config.training.align_epochs, "training.cooccur_epochs": config.training.cooccur_epochs,
         "training.category_weight": config.training.category_weight,
         "training.keyword_distill_weight": config.training.keyword_distill_weight,
@@ -104,12 +109,14 @@ def validate(config: Config) -> None:
             raise UserError(f"{key}: must not be below 0, is {value}")
     shares = {
         "queries.share": config.queries.share, "model.dropout": config.model.dropout, "model.item_dropout": config.model.item_dropout,
+        "model.event_dropout": config.model.event_dropout, "model.cut_share": config.model.cut_share,
         "model.time_share": config.model.time_share, "semantic_ids.behaviour_share": config.semantic_ids.behaviour_share,
         "text.character_share": config.text.character_share, "semantic_ids.keyword_share": config.semantic_ids.keyword_share,
+        "training.ema": config.training.ema, "training.label_smoothing": config.training.label_smoothing,
         "training.infonce_easy": config.training.infonce_easy, "training.rank_share": config.training.rank_share,
         "training.generate_share": config.training.generate_share, "training.shuffle_ties": config.training.shuffle_ties,
         "training.shuffle_whole": config.training.shuffle_whole, "split.valid_share": config.split.valid_share,
-        "split.test_share": config.split.test_share,
+        "split.test_share": config.split.test_share, "split.cold_share": config.split.cold_share,
         "data.max_quarantine_share": config.data.max_quarantine_share,
     }  # fmt: skip
     for key, value in shares.items():
@@ -184,6 +191,12 @@ def seconds_of(value: str | None, key: str) -> int | None:
 
 
 def _check_ranking(model: ModelConfig, training: TrainingConfig) -> None:
+    for key in ("user_tokens", "summary_tokens"):
+        if getattr(model, key) and not model.use_codes:
+            raise UserError(f"model.{key}: is made of code vectors; set model.use_codes=true")
+    for key in ("pointer", "query_anchors"):
+        if getattr(model, key) and not model.anchors:
+            raise UserError(f"model.{key}: there are no anchors; set model.anchors above 0")
     if training.progressive != "none" and not model.reasoning_steps:
         raise UserError(f"training.progressive={training.progressive}: there is no step to supervise; set model.reasoning_steps above 0")
     if training.progressive == "actions" and not model.stages:

@@ -38,6 +38,7 @@ class SplitConfig:
     kind: str = "leave-last-out"
     valid_share: float = 0.1  # global-time only: share of events between the cuts ...
     test_share: float = 0.1  # ... and after the second
+    cold_share: float = 0.0  # share of items without any training event: `genrec evaluate RUN --protocol cold-items` asks for them
     session_by: str = "gap"  # session only: gap = a pause of more than session_gap starts one; request = events of one request_id
     session_gap: float = 30.0  # minutes
 
@@ -109,10 +110,16 @@ class ModelConfig:
     query_ngrams: bool = True  # queries: a trainable bag of hashed character n-grams beside that of words
     query_codes: bool = True  # queries: the items' code vectors of their own semantic ID (with use_codes)
     item_dropout: float = 0.1  # share of id vectors hidden in training, so that cold items work
+    event_dropout: float = 0.0  # share of past events whose item is hidden in training
+    cut_share: float = 0.0  # share of sequences that are cut in two at a random place in a training step: neither part sees the other
     time_share: float = 0.25  # share of rotary planes turned by time instead of index
     time_bucket: float = 86400.0  # seconds per rotary time unit
     last_event: bool = True  # a request starts from the event before it (a shortcut past the attention)
     anchors: int = 8  # neighbours of each recent event (and as many of its category and brand) that a request attends over; 0 = none
+    user_tokens: bool = False  # two tokens beside the request's own: the person's behaviour-built ID, of the last few events and of all
+    summary_tokens: int = 0  # so many more: all events before the request, by action and code level, those in front of max_length too
+    query_anchors: bool = False  # a search also attends over the items whose text is next to its query's, much taken ones first
+    pointer: bool = False  # may the code decoder copy an anchor? codes above anchors gain what these weigh
     request_time: bool = False  # may the request's own time be read?
     rope: str = "split"  # what turns the rotary planes: index, time, split (time_share of them by time), early (all by both)
     reasoning_steps: int = 0  # latent steps a request thinks before it answers
@@ -138,7 +145,8 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup_steps: int = 100
-    label_smoothing: float = 0.0
+    ema: float = 0.0  # decay of averaged weights, as 0.99: these are validated and saved; 0 = the optimiser's own
+    label_smoothing: float = 0.0  # share of the retrieval target spread evenly over the items that the softmax runs over
     category_weight: float = 0.0  # of query -> category of the sought item, beside query -> item
     keyword_distill_weight: float = 0.0  # of a search's distance to the answers to the query with the sought item's keywords (OneSearch-V2: .1)
     retrieve_weight: float = 1.0
@@ -161,9 +169,11 @@ class TrainingConfig:
     shuffle_ties: float = 0.0  # share of sequences whose events of equal time are permuted, anew in each epoch
     shuffle_whole: float = 0.0  # share of sequences permuted altogether
     negatives: int | None = None  # drawn per step; 0 = softmax over the whole catalogue; null = that up to 4096 items, else 2048
+    cold_negatives: bool = True  # are items without a training event wrong answers? false: neither that, nor do they have an id vector
     stride: int = 25  # new events per window of a long sequence
     valid_requests: int = 4000  # validation requests scored after each epoch
     refit: bool = True  # also fit on train + validation with everything chosen before
+    compile: bool = False  # torch.compile of the Transformer layers: worth its minutes of compiling where steps are many
     threads: int = 0  # 0 = torch's choice
     accelerator: str = "auto"
     devices: int = 0  # processes that train together, started by torchrun; 0 = as many as it has started, 1 without it

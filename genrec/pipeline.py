@@ -204,8 +204,9 @@ def sasrec_config(config: Config) -> Config:
     """SASRec with cross-entropy: our backbone's retrieval path alone, on item ids alone, with its own tuned settings."""
     check_keys(list(_dotted(config.evaluation.sasrec)), "evaluation.sasrec")
     fixed = {
-        "model": {"use_text": False, "use_codes": False, "item_dropout": 0.0, "time_share": 0.0, "rope": "split", "anchors": 0, "reasoning_steps": 0,
-                  "stages": [], "ranking": False, "candidates_visible": False},
+        "model": {"use_text": False, "use_codes": False, "item_dropout": 0.0, "event_dropout": 0.0, "cut_share": 0.0, "time_share": 0.0,
+                  "rope": "split", "anchors": 0, "query_anchors": False, "pointer": False, "user_tokens": False, "summary_tokens": 0,
+                  "reasoning_steps": 0, "stages": [], "ranking": False, "candidates_visible": False},
         "training": {"progressive": "none", "infonce_easy": 1.0, "align_epochs": 0, "cooccur_epochs": 0, "category_weight": 0.0,
                      "keyword_distill_weight": 0.0},
     }  # fmt: skip

@@ -25,6 +25,7 @@ from genrec.data import leakage
 from genrec.data.assemble import Arrays, Numbering, number_ids, write_arrays
 from genrec.data.attach import attach_queries
 from genrec.data.blocks import ArrayFile
+from genrec.data.cold import cold_items, without_cold
 from genrec.data.dataset import ARRAYS, KIND, TEST, TRAIN, VALID
 from genrec.data.impressions import write_impressions, write_together
 from genrec.data.ordering import OrderedLog, order_events
@@ -171,10 +172,14 @@ def build(
     actions, action_index = order_actions(parsed, config)
     arrays = write_arrays(ordered, numbering, action_index, folder, scratch)
     log.info("prepare: %d events of %d users are in order", len(arrays.items), len(numbering.users))
-    split, info_split, report = split_arrays(config, arrays, numbering, folder)
+    arrays, split, info_split, report = split_arrays(config, arrays, numbering, folder, scratch)
     names = parsed.names("query") if "query" in parsed.columns else pl.Series("name", [], pl.String)
     query_table, heldout, synthetic = attach_queries(arrays, split, numbering.users, numbering.items, names, config)
-    shown = write_impressions(parsed, numbering.user_index, numbering.item_index, arrays.offsets, folder, scratch)
+    item_index = numbering.item_index
+    if config.split.cold_share:  # that a cold item was shown says as much as that it was taken: there it counts as none of the catalogue
+        cold = cold_items(numbering.items["item_id"], config.split.cold_share, config.seed)
+        item_index = np.where((item_index >= 0) & cold[item_index], np.int32(-1), item_index)
+    shown = write_impressions(parsed, numbering.user_index, item_index, arrays.offsets, folder, scratch)
     for name, table in {"users": numbering.users, "items": numbering.items, "queries": query_table, "heldout_queries": heldout}.items():
         table.write_parquet(folder / f"{name}.parquet")
     empty(QUARANTINE_SCHEMA).write_parquet(folder / "quarantine.parquet")
@@ -197,19 +202,24 @@ def order_actions(parsed: ParsedLog, config: Config) -> tuple[list[str], np.ndar
     return actions, np.array([actions.index(name) if name in actions else -1 for name in names], np.int16)
 
 
-def split_arrays(config: Config, arrays: Arrays, numbering: Numbering, folder: Path) -> tuple[ArrayFile, dict, dict]:
-    """Split the events: ``split.npy``, what the manifest says about it, and the leakage report."""
+def split_arrays(
+    config: Config, arrays: Arrays, numbering: Numbering, folder: Path, scratch: Path
+) -> tuple[Arrays, ArrayFile, dict, dict]:
+    """Split the events: the arrays that are left, ``split.npy``, what the manifest says about it, and the leakage report."""
+    given_valid = config.split.kind == "given" and any((arrays.extra.read(p.start, p.stop) == VALID).any() for p in pieces(arrays.offsets))
+    splitter, before = Splitter(config.split, arrays.timestamps, arrays.offsets, given_valid), None
+    if config.split.cold_share:
+        cold = cold_items(numbering.items["item_id"], config.split.cold_share, config.seed)
+        arrays, before = without_cold(arrays, splitter, cold, folder, scratch)
     total, offsets = len(arrays.items), arrays.offsets
     split = ArrayFile(folder / "split.npy", np.uint8, total)
-    given_valid = config.split.kind == "given" and any((arrays.extra.read(p.start, p.stop) == VALID).any() for p in pieces(offsets))
-    splitter = Splitter(config.split, arrays.timestamps, offsets, given_valid)
     report = leakage.LeakageReport(len(numbering.items), arrays.first_time, arrays.last_time)
     prints, counts, ties = SplitFingerprint(), np.zeros(3, np.int64), 0
 
     def decide(piece: Piece) -> tuple[np.ndarray, ...]:
         times, items = arrays.timestamps.read(piece.start, piece.stop), arrays.items.read(piece.start, piece.stop)
         extra = arrays.extra.read(piece.start, piece.stop) if arrays.extra else None
-        decided = splitter(piece, times, extra)
+        decided = splitter(piece, times, extra) if before is None else before.read(piece.start, piece.stop)
         split.write(piece.start, decided)
         digests = {"items": digest(piece.start, items), "split": digest(piece.start, decided)}
         return items, times, decided, np.bincount(decided, minlength=3), tied_targets(piece, times, decided), digests
@@ -230,7 +240,7 @@ def split_arrays(config: Config, arrays: Arrays, numbering: Numbering, folder: P
         "test_targets_tied_in_time": ties, "cut_times": splitter.cuts,
         "split_fingerprint": prints.result(numbering.users["user_id"], numbering.items["item_id"], offsets),
     }  # fmt: skip
-    return split, info, report.result()
+    return arrays, split, info, report.result()
 
 
 def summary(info: dict) -> list[str]:

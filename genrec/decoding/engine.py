@@ -17,6 +17,7 @@ from genrec.decoding.constraints import Constraint
 from genrec.decoding.exact import best_first, full_search
 from genrec.decoding.scorers import CachedScorer
 from genrec.model.code_decoder import CodeDecoder, Memory
+from genrec.model.pointer import Pointed
 from genrec.semantic_ids.trie import CatalogueTrie
 
 
@@ -67,8 +68,9 @@ class Searcher:
         batch, length = len(memory.state), memory.keys[0].shape[2]
         shape = (1 << (batch - 1).bit_length(), 1 << (length - 1).bit_length(), self.widths)
         if shape not in self.graphs:
+            pointed = 0 if memory.pointed is None else memory.pointed.nodes.shape[-1]
             self.graphs[shape] = GraphedBeam(
-                self.decoder, self.vectors, self.trie, shape[2], shape[0], shape[1], self.settings.per_first_code
+                self.decoder, self.vectors, self.trie, shape[2], shape[0], shape[1], self.settings.per_first_code, pointed
             )
         return self.graphs[shape](memory)
 
@@ -88,6 +90,7 @@ class GraphedBeam:
         batch: int,
         length: int,
         per_first: int = 0,
+        pointed: int = 0,
     ):
         layer, device, dtype = decoder.layers[0], vectors.device, torch.bfloat16
         dim, layers = vectors.shape[1], len(decoder.layers)
@@ -98,6 +101,9 @@ class GraphedBeam:
             [torch.zeros(kept, device=device, dtype=dtype) for _ in range(layers)],
             torch.ones(batch, 1, length, device=device, dtype=torch.bool),
         )
+        if pointed:  # so many nodes of each request that anchors are below
+            shape = (batch, 1, pointed)
+            self.memory.pointed = Pointed(torch.full(shape, trie.n_nodes, device=device), torch.zeros(shape, device=device))
         network = copy.deepcopy(decoder).to(dtype)
         rows = 1 + sum(widths[:-1])
 
@@ -123,6 +129,9 @@ class GraphedBeam:
                 mine[:batch, :, :length] = theirs
         self.memory.mask[:batch].zero_()
         self.memory.mask[:batch, :, :length] = memory.mask
+        if memory.pointed is not None:
+            self.memory.pointed.nodes[:batch] = memory.pointed.nodes
+            self.memory.pointed.bonus[:batch] = memory.pointed.bonus
         self.graph.replay()
         found = self.found
         return replace(found, leaves=found.leaves[:batch].clone(), scores=found.scores[:batch].clone(), bound=found.bound[:batch].clone())

@@ -84,26 +84,31 @@ class CachedScorer:
         return F.normalize(chosen, dim=-1) * self.scale[depth][..., None]
 
     def root_logits(self, first: int, last: int) -> Tensor:
-        return self.pool[-1][:, 0] @ self.vectors[first:last].T
+        logits = self.pool[-1][:, 0] @ self.vectors[first:last].T
+        if self.memory.pointed is not None:
+            logits = logits + self.memory.pointed.beside(torch.arange(first, last, device=logits.device).expand(len(logits), -1))
+        return logits
 
     def child_logits(self, children: Tensor, slots: Tensor) -> Tensor:
         batch, lanes = children.shape
         step = max(GATHER_BUDGET // self.vectors.shape[1], 1)
         states = self.pool[-1].flatten(0, 1)
         rows = (slots + self.batch * self.pool[-1].shape[1]).flatten()
-        children = children.flatten()
+        flat = children.flatten()
         parts = [
             torch.linalg.vecdot(self.vectors.index_select(0, child), states.index_select(0, row))
-            for child, row in zip(children.split(step), rows.split(step), strict=True)
+            for child, row in zip(flat.split(step), rows.split(step), strict=True)
         ]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(batch, lanes)
+        logits = (parts[0] if len(parts) == 1 else torch.cat(parts)).view(batch, lanes)
+        return logits if self.memory.pointed is None else logits + self.memory.pointed.beside(children)
 
     def select(self, requests: Tensor) -> None:
         """Go on with some of the requests only."""
         memory = self.memory
         self.memory = Memory(
-            memory.state[requests], [k[requests] for k in memory.keys], [v[requests] for v in memory.values], memory.mask[requests]
-        )
+            memory.state[requests], [k[requests] for k in memory.keys], [v[requests] for v in memory.values], memory.mask[requests],
+            None if memory.pointed is None else memory.pointed.take(requests),
+        )  # fmt: skip
         self.pool, self.line = [part[requests] for part in self.pool], self.line[requests]
         self.batch = self.batch[: len(requests)]
 

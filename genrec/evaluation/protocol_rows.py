@@ -17,7 +17,7 @@ from genrec.evaluation import personalisation as personal
 from genrec.evaluation import search_protocols as protocols
 from genrec.evaluation.answerers import Answerer, answered, best_popularity_weight, by_model, by_scores, query_texts, with_popularity
 from genrec.evaluation.baselines import DenseText, Popularity
-from genrec.evaluation.metrics import PAD, bootstrap_interval, paired_test
+from genrec.evaluation.metrics import PAD, bootstrap_interval, paired_test, per_request_metrics, top_k
 from genrec.evaluation.protocol import OUR_NAMES
 from genrec.evaluation.qrels import qrels_metrics
 from genrec.evaluation.shown_ranking import shown_ranking
@@ -221,6 +221,36 @@ class Protocols:
             raise UserError("protocol cold-user: the data have no held-out queries; it needs logged searches or queries.synthetic")
         return results
 
+    def cold_items(self) -> list[ProtocolResult]:
+        """Requests whose answer had no event up to the split that was fitted on; what the history holds is no answer."""
+        results, cold = [], self.counts == 0
+        text = self.run.ids.catalogue.text.cpu().numpy()
+        for kind in (None, *self.data.query_kinds):
+            requests = self.data.requests(self.split, kind)
+            requests = requests.take(np.flatnonzero(cold[requests.targets]))
+            if not len(requests):
+                continue
+            task = "recommendation" if kind is None else f"search ({kind})"
+            note = (
+                f"{len(requests)} requests for {len(np.unique(requests.targets))} of {int(cold.sum())} items without an event; "
+                f"full ranking over {self.data.n_items}, already-had items removed"
+            )
+            result = self.result("cold-items", f"Cold items: {task}", (note,))
+            rows = {OUR_NAMES[mode]: ranked for mode, (ranked, _) in self.ranker.rank(requests, 20, self.ranker.modes).items()}
+            scorers = {"BM25": lambda chunk: self.lexical.score(query_texts(chunk))}
+            if kind is None:
+                scorers = {"text of the last event": lambda chunk: protocols.last_text(chunk, text)}
+                if (self.run.folder / "sasrec").is_dir():
+                    scorers["SASRec, cross-entropy"] = self.run.sasrec_scorer(self.fitted)
+            rows |= {name: top_k(np.asarray(scorer(requests), np.float64), 20, requests.histories)[0] for name, scorer in scorers.items()}
+            for name, ranked in rows.items():
+                values = per_request_metrics(ranked, requests.targets, [10, 20])
+                result.add(name, {metric: values[metric] for metric in ("recall@10", "ndcg@10", "recall@20")})
+            results.append(result)
+        if not results:
+            raise UserError(f"protocol cold-items: every answer of the {self.split} split had a training event; prepare with split.cold_share=0.1")
+        return results
+
     def personalisation(self) -> list[ProtocolResult]:
         """The same query with the person's history, without one, and with somebody else's."""
         results, k = [], min(10, self.data.n_items)
@@ -256,6 +286,7 @@ PROTOCOLS: dict[str, Callable[[Protocols], list[ProtocolResult]]] = {
     "session-search": Protocols.session_search,
     "sampled": Protocols.sampled,
     "cold-user": Protocols.cold_user,
+    "cold-items": Protocols.cold_items,
     "personalisation": Protocols.personalisation,
     "ranking": lambda protocols: shown_ranking(protocols.run, protocols.ranker, protocols.split, protocols.last),
 }

@@ -4,6 +4,7 @@
 ``session-search``  every test click-out among the items that were shown with it: the MRR of the RecSys Challenge 2019
 ``sampled``         the target among 99 random items the person never had (SynerGen, UniSAR). Far easier than full ranking: always labelled
 ``ranking``         what the log showed, ranked by the chance of each kind of feedback: AUC and GAUC (see ``shown_ranking``)
+``cold-items``    the requests whose answer had no training event: what text and codes say of an item nobody has had
 ``cold-user``       the test searches with the history taken away: what the query says alone, beside the answers with history
 """
 
@@ -176,6 +177,14 @@ def without_history(requests: Requests) -> Requests:
         requests, offsets=np.zeros(len(requests) + 1, np.int64), items=requests.items[none], timestamps=requests.timestamps[none],
         actions=requests.actions[none], queries=requests.queries[none],
     )  # fmt: skip
+
+
+def last_text(requests: Requests, text: np.ndarray) -> np.ndarray:
+    """How like each item's ``text`` (n_items, d) unit vector is that of the history's last event: (N, n_items), 0 without one."""
+    known = np.diff(requests.offsets) > 0
+    vectors = np.zeros((len(requests), text.shape[1]), text.dtype)
+    vectors[known] = text[requests.items[requests.offsets[1:][known] - 1]]
+    return vectors @ text.T
 
 
 def shown_order(candidates: np.ndarray, scores: np.ndarray | None = None) -> np.ndarray:

@@ -17,12 +17,18 @@ from genrec.data.anchors import AnchorTable, strength
 from genrec.model.dropout import Dropout
 
 RECENT = 3  # events whose company is shown
-FEATURES = 5 + RECENT + 1  # per anchor: similarity, three counts, strength; which event it belongs to, or the shelf
+SHARPNESS = 10.0  # an item whose text is nearer to a query by .1 stands before one that e times as many people had
+SPARE = 2  # so many times the neighbours that are shown are looked at: taking a person's own part out may move others up
+
+
+def n_features(queries: bool) -> int:
+    """Per anchor: similarity, three counts, strength; which event it belongs to, or the shelf. With query anchors also likeness to the query."""
+    return 5 + RECENT + 1 + 2 * queries
 
 
 @dataclass
 class Anchors:
-    """Per request R of B sequences A anchors: ``ids`` (B, R, A) item ids (0 where hidden), ``live`` (B, R, A) bool, ``features`` (B, R, A, FEATURES)."""
+    """Per request R of B sequences A anchors: ``ids`` (B, R, A) item ids (0 where hidden), ``live`` (B, R, A) bool, ``features`` (B, R, A, F)."""
 
     ids: Tensor
     live: Tensor
@@ -32,13 +38,24 @@ class Anchors:
         return Anchors(*(part[row, lane][:, None] for part in (self.ids, self.live, self.features)))
 
 
-class AnchorTables(nn.Module):
-    """Neighbours of every item, and their choice for requests. ``shown``: company per recent event; as many again of the shelf."""
+@dataclass
+class Near:
+    """Items next to each request's query: ``ids`` (B, R, W), and the cosine of the texts (B, R, W), 0 where there is no query."""
 
-    def __init__(self, n_items: int, shown: int):
+    ids: Tensor
+    likeness: Tensor
+
+
+class AnchorTables(nn.Module):
+    """Neighbours of every item, and their choice for requests.
+
+    ``shown``: company per recent event; as many again of the shelf, and with ``queries`` of what is next to the request's query.
+    """
+
+    def __init__(self, n_items: int, shown: int, queries: bool = False):
         super().__init__()
-        self.shown = shown
-        width = 2 * shown  # spare ones: taking a person's own part out may move others up
+        self.shown, self.queries = shown, queries
+        width = SPARE * shown
         self.register_buffer("company", torch.full((n_items, width), -1, dtype=torch.int32))
         self.register_buffer("counts", torch.zeros(n_items, width, 3))
         self.register_buffer("shelf", torch.full((n_items, width), -1, dtype=torch.int32))
@@ -56,45 +73,98 @@ class AnchorTables(nn.Module):
             setattr(self, name, torch.cat([old, old.new_full((n_items - len(old), *old.shape[1:]), empty)]))
 
     @torch.no_grad()
-    def choose(self, items: Tensor, lengths_before: Tensor, targets: Tensor | None = None) -> Anchors:
+    def near(self, asked: Tensor, queries: Tensor, text: Tensor) -> Near:
+        """What lies next to the queries ``asked`` (B, R), 0 for none, else 1 + the row of ``queries`` (Q, d); ``text`` (n_items, d) unit vectors.
+
+        Nothing is counted of a query, so nothing of the answer is in it.
+        """
+        width = min(SPARE * self.shown, len(text))
+        used, place = asked.unique(return_inverse=True)
+        likeness = queries[(used - 1).clamp(min=0)] @ text.T * (used > 0)[:, None]
+        ids = (likeness * SHARPNESS + self.users.log1p()).topk(width, dim=1).indices
+        return Near(ids[place], likeness.gather(1, ids)[place])
+
+    @torch.no_grad()
+    def choose(self, items: Tensor, lengths_before: Tensor, targets: Tensor | None = None, near: Near | None = None) -> Anchors:
         """items (B, T) context, lengths_before (B, R) events each request sees, targets (B, R) in training (-1 none) -> the anchors.
 
-        With ``targets`` every event of the sequence, later ones and targets included, is taken out of the counts.
+        With ``targets`` every event of the sequence, later ones and targets included, is taken out of the counts. ``near``: what lies next
+        to the requests' queries, a further group.
         """
-        batch, requests = lengths_before.shape
         place = lengths_before[..., None] - 1 - torch.arange(RECENT, device=items.device)  # (B, R, RECENT), newest first
-        recent = items.gather(1, place.clamp(min=0).flatten(1)).view(batch, requests, RECENT)
-        known = place >= 0
+        recent = items.gather(1, place.clamp(min=0).flatten(1)).view(place.shape)
+        known, person = place >= 0, _Person(items, lengths_before, targets)
+        company = [part.flatten(2, 3) for part in self._company(person, recent, known)]
+        groups = [company, *self._shelves(person, recent[:, :, 0], known[:, :, :1])]
+        kinds = torch.eye(RECENT + 1 + self.queries, device=items.device)
+        tags = [kinds[:RECENT].repeat_interleave(self.shown, 0), *(kinds[RECENT].expand(side[0].shape[-1], -1) for side in groups[1:])]
+        if near is not None:
+            groups.append(self._near(person, near))
+            tags.append(kinds[RECENT + 1].expand(self.shown, -1))
+        ids, live, features = (torch.cat([group[part] for group in groups], dim=2) for part in range(3))
+        tags = torch.cat(tags).expand(*ids.shape[:2], -1, -1)
+        return Anchors(ids.clamp(min=0), live, torch.cat([features, tags], dim=-1))
+
+    def _company(self, person: _Person, recent: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What other people had with the recent events (B, R, RECENT): ids, live (B, R, RECENT, shown) and their features."""
         ids = self.company[recent].long()  # (B, R, RECENT, W)
-        seen, own = _belongs(items, lengths_before, targets, ids.flatten(2))
-        seen, own = seen.view_as(ids), own.view_as(ids)
+        seen, own = (part.view_as(ids) for part in person.belongs(ids.flatten(2)))
         together, after, before = self.counts[recent].unbind(-1)
-        if targets is not None:
-            together = together - own.float()
-            coming = _coming(items, lengths_before, targets)
-            after = after - ((ids == coming[..., None, None]) & (torch.arange(RECENT, device=items.device) == 0)[:, None]).float()
-        mine = float(targets is not None)  # the person counts among those who had the item, and among those who had their other items
-        scale = (self.users[recent][..., None] + 1 - mine).clamp(min=1).rsqrt() * (self.users[ids.clamp(min=0)] + 1 - mine * own.float()).clamp(min=1).rsqrt()
+        together = together - own.float()
+        if person.targets is not None:
+            first = (torch.arange(RECENT, device=ids.device) == 0)[:, None]
+            after = after - ((ids == person.coming()[..., None, None]) & first).float()
+        mine = float(person.targets is not None)  # the person counts among those who had the item, and among those who had their other items
+        scale = (self.users[recent][..., None] + 1 - mine).clamp(min=1).rsqrt() * (self.users[ids.clamp(min=0)] + 1 - own.float()).clamp(min=1).rsqrt()
         score = strength(together.clamp(min=0), after.clamp(min=0), before, scale)
         live = (ids >= 0) & ~seen & known[..., None] & ((together > 0) | (after > 0) | (before > 0))
         features = torch.stack([together.clamp(min=0) * scale, together.clamp(min=0).log1p(), after.clamp(min=0).log1p(), before.log1p(), score], -1)
-        company = _top(ids, live, score, features, self.shown)
-        last = recent[:, :, 0]
-        shelf_ids = self.shelf[last].long()  # (B, R, W)
-        seen, own = _belongs(items, lengths_before, targets, shelf_ids)
-        had = self.users[shelf_ids.clamp(min=0)] - (own.float() if targets is not None else 0)
-        shelf_live = (shelf_ids >= 0) & ~seen & known[:, :, :1] & (had > 0)
+        return _top(ids, live, score, self._wide(features), self.shown)
+
+    def _shelves(self, person: _Person, last: Tensor, known: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The most taken items of the category and of the brand of the ``last`` events (B, R): ids, live (B, R, shown / 2), features of each."""
+        ids = self.shelf[last].long()  # (B, R, W)
+        seen, had = self._had(person, ids)
+        live = (ids >= 0) & ~seen & known & (had > 0)
+        features, half = self._plain(had, torch.zeros_like(had)), ids.shape[2] // 2
+        parts = (slice(0, half), slice(half, None))
+        return [_top(*(value[:, :, part] for value in (ids, live, had, features)), self.shown // 2) for part in parts]
+
+    def _near(self, person: _Person, near: Near) -> tuple[Tensor, Tensor, Tensor]:
+        """The items whose text is next to the query's, the more taken first among the equally near: ids, live (B, R, shown), features."""
+        seen, had = self._had(person, near.ids)
+        score = near.likeness * SHARPNESS + had.log1p()
+        features = self._plain(had, score)
+        features[..., -1] = near.likeness
+        return _top(near.ids, (near.likeness > 0) & ~seen, score, features, self.shown)
+
+    def _had(self, person: _Person, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether each request has seen ids (B, R, A), and how many others had them."""
+        seen, own = person.belongs(ids)
+        return seen, (self.users[ids.clamp(min=0)] - own.float()).clamp(min=0)
+
+    def _plain(self, had: Tensor, score: Tensor) -> Tensor:
         zero = torch.zeros_like(had)
-        half = self.shelf.shape[1] // 2
-        shelves = []
-        for part in (slice(0, half), slice(half, None)):  # category, then brand
-            columns = torch.stack([zero, had.clamp(min=0).log1p(), zero, zero, zero], -1)[:, :, part]
-            shelves.append(_top(shelf_ids[:, :, part], shelf_live[:, :, part], had[:, :, part], columns, self.shown // 2))
-        kind = torch.eye(RECENT + 1, device=items.device)
-        tag = torch.cat([kind[:RECENT].repeat_interleave(company[0].shape[-1], 0), kind[RECENT:].expand(2 * shelves[0][0].shape[-1], -1)])
-        chosen = [torch.cat([company[part].flatten(2, 3), *(side[part] for side in shelves)], dim=2) for part in range(3)]
-        features = torch.cat([chosen[2], tag.expand(batch, requests, -1, -1)], dim=-1)
-        return Anchors(chosen[0].clamp(min=0), chosen[1], features)
+        return self._wide(torch.stack([zero, had.log1p(), zero, zero, score], -1))
+
+    def _wide(self, features: Tensor) -> Tensor:
+        """With room for the likeness to a query, where there is such a group."""
+        return F.pad(features, (0, 1)) if self.queries else features
+
+
+class _Person:
+    """What is known of the person behind each sequence: events (B, T), how many of them each request sees (B, R), targets (B, R) or None."""
+
+    def __init__(self, items: Tensor, before: Tensor, targets: Tensor | None):
+        self.items, self.before, self.targets = items, before, targets
+
+    def belongs(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether ids (B, R, A) are among what each request has seen; and, with targets, among all that was counted of the person."""
+        seen, own = _belongs(self.items, self.before, self.targets, ids)
+        return seen, own if self.targets is not None else torch.zeros_like(own)
+
+    def coming(self) -> Tensor:
+        return _coming(self.items, self.before, self.targets)
 
 
 def _coming(items: Tensor, before: Tensor, targets: Tensor) -> Tensor:
@@ -135,11 +205,11 @@ def _belongs(items: Tensor, before: Tensor, targets: Tensor | None, ids: Tensor)
 class AnchorTokens(nn.Module):
     """Keys and values of anchors: the item's vector and what its counts say, projected once for all that attend over them."""
 
-    def __init__(self, dim: int, heads: int):
+    def __init__(self, dim: int, heads: int, features: int):
         super().__init__()
         self.heads = heads
         self.item = nn.Linear(dim, 2 * dim, bias=False)
-        self.counts = nn.Linear(FEATURES, 2 * dim, bias=False)
+        self.counts = nn.Linear(features, 2 * dim, bias=False)
 
     def forward(self, anchors: Anchors, items: Tensor) -> tuple[Tensor, Tensor]:
         """items (n_items, dim) item vectors -> keys and values, each (B, R, A, heads, dim / heads)."""
@@ -153,10 +223,10 @@ class AnchorTokens(nn.Module):
 class AnchorAttention(nn.Module):
     """Attention of request states over their anchors, with a learned bias from each anchor's counts; a null key is always visible."""
 
-    def __init__(self, dim: int, heads: int, dropout: float):
+    def __init__(self, dim: int, heads: int, dropout: float, features: int):
         super().__init__()
         self.norm, self.query = nn.LayerNorm(dim), nn.Linear(dim, dim, bias=False)
-        self.bias = nn.Linear(FEATURES, heads)
+        self.bias = nn.Linear(features, heads)
         self.null = nn.Parameter(torch.zeros(2, heads, dim // heads))
         self.out = nn.Linear(dim, dim, bias=False)
         self.drop = Dropout(dropout)

@@ -16,11 +16,11 @@ from genrec.model.rope import rotate
 Cache = list[tuple[Tensor, Tensor]]  # per layer: turned keys and values (batch, heads, length, dim / heads)
 
 
-def sequence_mask(length: int, positions: Tensor, block: int = 1) -> Tensor:
+def sequence_mask(length: int, positions: Tensor, block: int = 1, cuts: Tensor | None = None) -> Tensor:
     """Who sees whom: (batch, S, S) bool, S = T + R x M, for T = ``length`` context tokens and R requests at ``positions`` (batch, R).
 
     Each request is a block of M = ``block`` tokens that see one another. Padding needs no entry: contexts are padded on the right, so
-    causality already hides it.
+    causality already hides it. ``cuts`` (batch,): a sequence is cut before that event, and what is behind the cut sees nothing before it.
     """
     batch, requests = positions.shape
     device = positions.device
@@ -29,7 +29,18 @@ def sequence_mask(length: int, positions: Tensor, block: int = 1) -> Tensor:
     mask[:, :length, :length] = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     mask[:, length:, :length] = torch.arange(length, device=device) < positions.repeat_interleave(block, 1)[..., None]
     mask[:, length:, length:] = own_block(requests, block, device)
+    if cuts is not None:
+        place = torch.arange(length, device=device).expand(batch, -1)
+        behind = torch.cat([place >= cuts[:, None], positions.repeat_interleave(block, 1) > cuts[:, None]], dim=1)
+        mask[:, :, :length] &= ~(behind[..., None] & (place < cuts[:, None])[:, None])
     return mask
+
+
+def random_cuts(lengths: Tensor, share: float) -> Tensor:
+    """Where sequences of ``lengths`` (B,) events are cut, anywhere inside, with chance ``share``; 0, before all events, for the others: (B,)."""
+    chosen = torch.rand(len(lengths), device=lengths.device) < share
+    place = (torch.rand(len(lengths), device=lengths.device) * lengths).long()
+    return torch.where(chosen, place, 0)
 
 
 def own_block(requests: int, block: int, device: torch.device) -> Tensor:

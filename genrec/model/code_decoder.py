@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from genrec.model.anchors import Anchors, AnchorTokens
 from genrec.model.dropout import Dropout
+from genrec.model.pointer import Pointed, Pointer
 from genrec.semantic_ids.trie import CatalogueTrie
 
 
@@ -24,12 +25,14 @@ class Memory:
 
     ``state`` (B, R, dim) request states; ``keys`` / ``values`` per layer (B, heads, S, dim / heads); ``mask`` (B, R, S). S = 1 + T + R x P:
     a null token, the context, and P private positions of each request that no other request sees (reasoning blocks, anchors).
+    ``pointed``: what anchors add to the logits of nodes (``model.pointer``).
     """
 
     state: Tensor
     keys: list[Tensor]
     values: list[Tensor]
     mask: Tensor
+    pointed: Pointed | None = None
 
     def take(self, row: Tensor, lane: Tensor) -> Memory:
         """Some requests as rows of their own (B = their number, R = 1): padding lanes then cost nothing. Before private positions are added."""
@@ -76,13 +79,16 @@ class CodeDecoder(nn.Module):
     """Walks the catalogue trie; see the module's docstring."""
 
     def __init__(
-        self, trie: CatalogueTrie, dim: int, layers: int, heads: int, dropout: float, node_vectors: str, temperature: float, anchors: bool = False
+        self, trie: CatalogueTrie, dim: int, layers: int, heads: int, dropout: float, node_vectors: str, temperature: float, anchors: int = 0,
+        pointer: bool = False,
     ):  # fmt: skip
+        """``anchors``: features of each anchor that is attended over, 0 for none; ``pointer``: may it copy them?"""
         super().__init__()
         self.node_kind = node_vectors
         self.levels = trie.depth
         self.layers = nn.ModuleList(DecoderLayer(dim, heads, dropout) for _ in range(layers))
-        self.anchors = nn.ModuleList(AnchorTokens(dim, heads) for _ in range(layers)) if anchors else None
+        self.anchors = nn.ModuleList(AnchorTokens(dim, heads, anchors) for _ in range(layers)) if anchors else None
+        self.pointer = Pointer(dim, trie.depth, anchors) if pointer else None
         self.norm = nn.LayerNorm(dim)
         self.null = nn.Parameter(torch.zeros(1, 1, dim))
         self.level = nn.Parameter(torch.randn(self.levels, dim) * 0.02)

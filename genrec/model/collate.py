@@ -17,6 +17,7 @@ from genrec.data.shown import ShownRequests
 from genrec.model.embeddings import CODE_SPAN
 from genrec.model.network import Batch, ShownLanes
 from genrec.semantic_ids.query_codes import QueryCoder
+from genrec.semantic_ids.user_ids import LONG
 from genrec.text.encoder import TextEncoder, unit
 from genrec.text.query_tokens import HASHED, hashed_tokens, readable
 
@@ -128,6 +129,7 @@ class Collator:
         """
         start, first, stop = windows.start[rows], windows.first[rows], windows.stop[rows]
         asked_row, asked_shown, asked_position = self._shown_in(rows[:0] if cold_searches else rows, start)
+        older = _older(data, data.offsets, start) if self.model.summary_tokens else None
         if shuffle is not None:
             data, begin = shuffled(data, start, stop, shuffle)
             start, first, stop = begin, first - start + begin, stop - start + begin
@@ -163,6 +165,8 @@ class Collator:
             asked[asked_row, shown_lane] = self.shown.queries[asked_shown]
             when[asked_row, shown_lane] = self.shown.times[asked_shown] if self.model.request_time else last
         batch = self._finish(data, start, np.maximum(stop - start - 1, positions.max(1, initial=0)), positions, when, asked, targets)
+        if self.model.summary_tokens:
+            _add_older(batch, *older)
         if self.stages is not None:
             reached = np.zeros((*shape, len(self.stages)), bool)
             reached[row, lane] = np.asarray(data.actions)[event][:, None] >= self.stages
@@ -191,10 +195,13 @@ class Collator:
         lengths = np.minimum(np.diff(requests.offsets), self.model.max_length)
         start = requests.offsets[1:] - lengths
         times = requests.reference_times(self.model.request_time)
-        return self._finish(
+        batch = self._finish(
             requests, start, lengths, lengths[:, None].astype(np.int64), times[:, None], requests.request_queries[:, None].astype(np.int64),
             requests.targets[:, None].astype(np.int64),
         )  # fmt: skip
+        if self.model.summary_tokens:
+            _add_older(batch, *_older(requests, requests.offsets, start))
+        return batch
 
     def _finish(self, source, start, lengths, positions, request_times, asked, targets) -> Batch:
         width = max(int(lengths.max(initial=0)), 1)
@@ -228,6 +235,23 @@ def _first_of_time(times: np.ndarray, event: np.ndarray, start: np.ndarray) -> n
     new = np.concatenate([[True], part[1:] != part[:-1]])
     begin = np.maximum.accumulate(np.where(new, np.arange(len(part)), 0))
     return np.maximum(begin[event - low] + low, start)
+
+
+def _older(source, offsets: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Items and actions (n,) of the newest ``LONG`` events in front of those from ``start`` (B,) on, and where each sequence's begin (B,).
+
+    ``offsets`` (N + 1,) say where the sequences of ``source`` begin.
+    """
+    begin = np.maximum(np.asarray(offsets)[np.searchsorted(offsets, start, side="right") - 1], start - LONG)
+    begin = np.minimum(begin, start)  # a start behind the last sequence
+    count = start - begin
+    first = np.cumsum(count) - count
+    event = np.repeat(begin - first, count) + np.arange(count.sum())
+    return np.asarray(source.items)[event], np.asarray(source.actions)[event], first
+
+
+def _add_older(batch: Batch, items: np.ndarray, actions: np.ndarray, first: np.ndarray) -> None:
+    batch.older_items, batch.older_actions, batch.older_offsets = (torch.from_numpy(part.astype(np.int64)) for part in (items, actions, first))
 
 
 def _rows(starts: np.ndarray, length: int) -> np.ndarray:

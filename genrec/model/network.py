@@ -11,10 +11,12 @@ from torch.nn import functional as F
 from genrec.config_schema import ModelConfig
 from genrec.data.rates import n_features
 from genrec.model.anchors import AnchorAttention, Anchors, AnchorTables, AnchorTokens
-from genrec.model.backbone import Backbone, Cache, sequence_mask
+from genrec.model.anchors import n_features as n_anchor_features
+from genrec.model.backbone import Backbone, Cache, random_cuts, sequence_mask
 from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.model.dropout import Dropout
 from genrec.model.embeddings import ItemEncoder, QueryEncoder
+from genrec.model.profile import Profile
 from genrec.model.ranking import RankingHead, request_rows
 from genrec.model.reasoning import Reasoning
 from genrec.model.rope import rotary_angles
@@ -44,7 +46,8 @@ class Batch:
 
     ``items`` / ``actions`` / ``queries`` (B, T) int64; ``times`` (B, T) float64 buckets since the sequence's origin; ``positions`` (B, R)
     events visible to each request; ``request_times`` (B, R); ``request_queries`` (B, R); ``targets`` (B, R), -1 for padding or unknown.
-    Queries index the batch's own table, 0 for none: ``query_text`` (Q, text_dim), ``query_words`` with ``query_offsets`` (Q,). Only in
+    With ``model.summary_tokens`` also the events in front of each context: ``older_items`` / ``older_actions`` (n,), those of a sequence from
+    ``older_offsets`` (B,) on. Queries index the batch's own table, 0 for none: ``query_text`` (Q, text_dim), ``query_words`` with ``query_offsets`` (Q,). Only in
     training, with ``model.stages``: ``reached`` (B, R, stages) bool what became of each target, and the requests with their ``shown`` items.
     """
 
@@ -59,6 +62,9 @@ class Batch:
     query_text: Tensor
     query_words: Tensor
     query_offsets: Tensor
+    older_items: Tensor | None = None
+    older_actions: Tensor | None = None
+    older_offsets: Tensor | None = None
     reached: Tensor | None = None
     shown: ShownLanes | None = None
 
@@ -103,11 +109,16 @@ class GenerativeRecommender(nn.Module):
         self.request = nn.Parameter(torch.randn(dim) * 0.02)
         self.last_event = nn.Linear(dim, dim, bias=False) if config.last_event else None
         self.anchor_tables = self.early_anchors = self.late_anchors = None
+        features = n_anchor_features(config.query_anchors) if config.anchors else 0
         if config.anchors:
-            self.anchor_tables = AnchorTables(catalogue.n_items, config.anchors)
-            self.anchor_tokens = AnchorTokens(dim, config.heads)
-            self.early_anchors = AnchorAttention(dim, config.heads, config.dropout)
-            self.late_anchors = AnchorAttention(dim, config.heads, config.dropout)
+            self.anchor_tables = AnchorTables(catalogue.n_items, config.anchors, config.query_anchors)
+            self.anchor_tokens = AnchorTokens(dim, config.heads, features)
+            self.early_anchors = AnchorAttention(dim, config.heads, config.dropout, features)
+            self.late_anchors = AnchorAttention(dim, config.heads, config.dropout, features)
+        self.profile = None
+        if config.user_tokens or config.summary_tokens:
+            levels = catalogue.codes.shape[1]
+            self.profile = Profile(dim, config.heads, n_actions, levels, config.user_tokens, config.summary_tokens)
         self.input_norm, self.drop = nn.LayerNorm(dim), Dropout(config.dropout)
         self.backbone = Backbone(dim, config.layers, config.heads, config.dropout)
         self.reasoning = Reasoning(dim, config.reasoning_steps, bool(config.stages)) if config.reasoning_steps else None
@@ -121,7 +132,7 @@ class GenerativeRecommender(nn.Module):
         if generate:
             self.decoder = CodeDecoder(
                 catalogue.trie, dim, config.decoder_layers, config.heads, config.dropout, config.node_vectors, config.temperature,
-                config.anchors > 0,
+                features, config.pointer,
             )  # fmt: skip
 
     def to(self, *args, **kwargs) -> GenerativeRecommender:
@@ -137,7 +148,10 @@ class GenerativeRecommender(nn.Module):
         if self.anchor_tables is None:
             return None
         leave_out = self.training if leave_out is None else leave_out
-        return self.anchor_tables.choose(batch.items, batch.positions, batch.targets if leave_out else None)
+        tables, near = self.anchor_tables, None
+        if tables.queries:
+            near = tables.near(batch.request_queries, batch.query_text, self.item_encoder.text)
+        return tables.choose(batch.items, batch.positions, batch.targets if leave_out else None, near)
 
     def encode(self, batch: Batch, items: Tensor | None = None, anchors: Anchors | None = None) -> Encoded:
         """Run the backbone once over contexts and requests.
@@ -146,7 +160,10 @@ class GenerativeRecommender(nn.Module):
         """
         items = self.item_encoder() if items is None else items
         queries = self.query_encoder(batch.query_text, batch.query_words, batch.query_offsets, self.item_encoder)
-        context = items[batch.items] + self.actions(batch.actions) + self.fuse_query(queries)[batch.queries]
+        events = items[batch.items]
+        if self.training and self.config.event_dropout:
+            events = events * (torch.rand(*batch.items.shape, 1, device=events.device) >= self.config.event_dropout)
+        context = events + self.actions(batch.actions) + self.fuse_query(queries)[batch.queries]
         asked = torch.where((batch.request_queries > 0)[..., None], queries[batch.request_queries], self.no_query)
         asked = self.request + asked
         if self.last_event is not None:
@@ -156,6 +173,9 @@ class GenerativeRecommender(nn.Module):
         if anchors is not None:
             tokens = self.anchor_tokens(anchors, items)
             asked = asked + self.early_anchors(asked, anchors, *tokens)
+        if self.profile is not None:
+            older = None if batch.older_items is None else (batch.older_items, batch.older_actions, batch.older_offsets)
+            asked = torch.cat([asked, self.profile(self.item_encoder, batch.items, batch.actions, batch.positions, older)], dim=2)
         shape, length = asked.shape, batch.items.shape[1]
         x = self.drop(self.input_norm(torch.cat([context, asked.flatten(1, 2)], dim=1)))
         index = torch.arange(length, device=x.device).expand(x.shape[0], -1)
@@ -164,7 +184,8 @@ class GenerativeRecommender(nn.Module):
             torch.cat([index, positions], dim=1), torch.cat([batch.times, when], dim=1),
             self.config.dim // self.config.heads // 2, self.config.time_share, self.time_base, self.config.rope,
         )  # fmt: skip
-        mask = sequence_mask(length, batch.positions, shape[2])
+        cuts = random_cuts(batch.positions.amax(1), self.config.cut_share) if self.training and self.config.cut_share else None
+        mask = sequence_mask(length, batch.positions, shape[2], cuts)
         unread = length if self.decoder is None else 0  # only the code decoder looks at what became of the context
         x, cache = self.backbone.extend(x, angles, mask, unread=unread)
         visible, angles = mask[:, length :: shape[2], :length], angles[:, length:]
@@ -217,4 +238,9 @@ class GenerativeRecommender(nn.Module):
             memory = memory.take(row, lane)
             thoughts = thoughts[row, lane][:, None] if thoughts is not None else None
             anchors = anchors.take(row, lane) if anchors is not None else None
-        return decoder.with_private(memory, thoughts, anchors, encoded.items)
+        memory = decoder.with_private(memory, thoughts, anchors, encoded.items)
+        if decoder.pointer is not None:
+            vectors = self.item_index(F.embedding(anchors.ids, encoded.items))
+            relevance = (self.retrieval_vectors(memory.state)[:, :, None] * vectors).sum(-1)
+            memory.pointed = decoder.pointer(memory.state, anchors, relevance, self.catalogue.trie)
+        return memory

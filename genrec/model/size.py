@@ -12,6 +12,7 @@ def encode_flops(model: ModelConfig, sequences: int, events: float, requests: fl
     norms, rotations, embeddings and anchors are left out (a few per cent).
     """
     dim, cached, total = model.dim, 0.0, 0.0
+    requests *= 1 + 2 * model.user_tokens + model.summary_tokens  # tokens of a request's block
     per_token = 24 * dim * dim  # qkv 3, output 1, feed-forward 8 times dim x dim multiply-adds
     for tokens in (events + requests, *[requests] * model.reasoning_steps):
         cached += tokens

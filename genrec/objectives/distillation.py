@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from genrec.model.pointer import Pointed
 from genrec.semantic_ids.trie import CatalogueTrie
 
 
@@ -80,19 +81,21 @@ def draw_items(log_probabilities: Tensor, generator: torch.Generator | None = No
 
 
 def path_losses(
-    states: Tensor, scale: Tensor, vectors: Tensor, paths: Tensor, teacher: TeacherMass, place: Tensor | None = None, rows: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    states: Tensor, scale: Tensor, vectors: Tensor, paths: Tensor, teacher: TeacherMass, place: Tensor | None = None, rows: Tensor | None = None,
+    pointed: Pointed | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Log-probability of each step of ``paths``, and KL(teacher || decoder) over the children it chose from: two (N, levels) tensors.
 
     Arguments as ``path_log_probabilities`` has them (unit ``states`` (N, levels, dim), inverse temperatures ``scale`` (levels,), node
-    ``vectors`` with ``place``, ``paths`` (N, levels) of nodes). ``rows`` (N,) is the teacher's row of each path, by default its own. A step
+    ``vectors`` with ``place``, ``paths`` (N, levels) of nodes). ``rows`` (N,) is the teacher's row of each path, by default its own; ``pointed``
+    what anchors add to the logits of each path's row. A step
     without a choice costs nothing; where the teacher has no mass below a node, it has nothing to say and the KL is 0.
     """
     trie = teacher.trie
     rows = torch.arange(len(paths), device=paths.device) if rows is None else rows
     parents = torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1]], dim=1)
     steps = [
-        _step(states[:, level] * scale[level], vectors, parents[:, level], paths[:, level], teacher, place, rows, level == 0)
+        _step(states[:, level] * scale[level], vectors, parents[:, level], paths[:, level], teacher, place, rows, level == 0, pointed)
         for level in range(paths.shape[1])
     ]
     chosen, divergence = (torch.stack(part, dim=1) for part in zip(*steps, strict=True))
@@ -100,13 +103,15 @@ def path_losses(
 
 
 def _step(
-    states: Tensor, vectors: Tensor, parents: Tensor, chosen: Tensor, teacher: TeacherMass, place: Tensor | None, rows: Tensor, first: bool
-) -> tuple[Tensor, Tensor]:
+    states: Tensor, vectors: Tensor, parents: Tensor, chosen: Tensor, teacher: TeacherMass, place: Tensor | None, rows: Tensor, first: bool,
+    pointed: Pointed | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     trie = teacher.trie
     if first:  # every walk starts at the root: one dense product
         start, count = int(trie.child_start[0]), int(trie.child_count[0])
         nodes = torch.arange(start, start + count, device=states.device)
-        logs = _wide(states @ vectors[nodes if place is None else place[nodes]].T).log_softmax(-1)
+        logits = _wide(states @ vectors[nodes if place is None else place[nodes]].T)
+        logs = (logits if pointed is None else logits + pointed.beside(nodes.expand(len(states), -1))).log_softmax(-1)
         mass = teacher.below(rows.repeat_interleave(count), nodes.repeat(len(rows))).view(-1, count)
         share = mass / mass.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
         return logs.gather(1, (chosen - start)[:, None])[:, 0], _divergence(share.to(logs.dtype), logs).sum(1)
@@ -120,6 +125,8 @@ def _step(
     begin = counts.cumsum(0) - counts
     child = trie.child_start[parents[open_rows]][row] + torch.arange(len(row), device=states.device) - begin[row]
     logits = _wide((F.embedding(row, states[open_rows]) * F.embedding(child if place is None else place[child], vectors)).sum(-1))
+    if pointed is not None:
+        logits = logits + pointed.of(open_rows[row], child)
     top = logits.new_full((len(open_rows),), -torch.inf).scatter_reduce(0, row, logits.detach(), "amax")
     total = torch.zeros_like(top).index_add(0, row, (logits - top[row]).exp())
     logs = logits - (top + total.log())[row]

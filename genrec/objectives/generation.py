@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from genrec.model.pointer import Pointed
 from genrec.semantic_ids.trie import CatalogueTrie
 
 
@@ -26,29 +27,34 @@ def walked_nodes(trie: CatalogueTrie, paths: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def path_log_probabilities(
-    states: Tensor, scale: Tensor, vectors: Tensor, trie: CatalogueTrie, paths: Tensor, place: Tensor | None = None
-) -> Tensor:
+    states: Tensor, scale: Tensor, vectors: Tensor, trie: CatalogueTrie, paths: Tensor, place: Tensor | None = None,
+    pointed: Pointed | None = None,
+) -> Tensor:  # fmt: skip
     """Log-probability of each step of each walk: (N, levels).
 
     ``states`` (N, levels, dim) unit states that score the children of the node before each step; ``scale`` (levels,) inverse temperatures;
     ``vectors`` (n_nodes, dim) node vectors, or those of some nodes with ``place`` (n_nodes,) the row of each; ``paths`` (N, levels) the
-    nodes walked to. A step with one legal child costs nothing.
+    nodes walked to; ``pointed``, row by row, what anchors add to the logits. A step with one legal child costs nothing.
     """
     root = paths.new_zeros(len(paths), 1)
     parents = torch.cat([root, paths[:, :-1]], dim=1)
     steps = []
     for level in range(paths.shape[1]):
-        steps.append(_step(states[:, level] * scale[level], vectors, trie, parents[:, level], paths[:, level], level == 0, place))
+        steps.append(_step(states[:, level] * scale[level], vectors, trie, parents[:, level], paths[:, level], level == 0, place, pointed))
     return torch.stack(steps, dim=1)
 
 
 def _step(
-    states: Tensor, vectors: Tensor, trie: CatalogueTrie, parents: Tensor, chosen: Tensor, first: bool, place: Tensor | None
-) -> Tensor:
+    states: Tensor, vectors: Tensor, trie: CatalogueTrie, parents: Tensor, chosen: Tensor, first: bool, place: Tensor | None,
+    pointed: Pointed | None,
+) -> Tensor:  # fmt: skip
     if first:  # every walk starts at the root: one dense product
         start, count = int(trie.child_start[0]), int(trie.child_count[0])
         children = vectors[start : start + count] if place is None else vectors[place[start : start + count]]
-        return (states @ children.T).float().log_softmax(-1).gather(1, (chosen - start)[:, None])[:, 0]
+        logits = (states @ children.T).float()
+        if pointed is not None:
+            logits = logits + pointed.beside(torch.arange(start, start + count, device=states.device).expand(len(states), -1))
+        return logits.log_softmax(-1).gather(1, (chosen - start)[:, None])[:, 0]
     counts = trie.child_count[parents]
     open_rows = torch.nonzero(counts > 1)[:, 0]
     result = states.new_zeros(len(states), dtype=torch.float32)
@@ -61,6 +67,8 @@ def _step(
     local = states[open_rows]
     # Embedding lookups: their backward pass adds rows faster than that of indexing.
     logits = (F.embedding(row, local) * F.embedding(child if place is None else place[child], vectors)).sum(-1).float()
+    if pointed is not None:
+        logits = logits + pointed.of(open_rows[row], child)
     top = torch.full((len(open_rows),), -torch.inf, device=states.device).scatter_reduce(0, row, logits.detach(), "amax")
     total = torch.zeros_like(top).index_add(0, row, (logits - top[row]).exp())
     target = logits[begin + chosen[open_rows] - trie.child_start[parents[open_rows]]]

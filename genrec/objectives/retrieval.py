@@ -28,14 +28,16 @@ class Candidates:
         return torch.searchsorted(self.ids[: self.in_batch], targets)
 
 
-def draw_candidates(n_items: int, targets: Tensor, negatives: int, draw: torch.Generator | None = None) -> Candidates:
+def draw_candidates(
+    n_items: int, targets: Tensor, negatives: int, draw: torch.Generator | None = None, known: Tensor | None = None
+) -> Candidates:
     """The distinct ``targets`` (of all processes, where each sees a part only) and ``negatives`` uniform draws.
 
-    ``draw`` is a CPU generator that all processes share.
+    ``draw`` is a CPU generator that all processes share; ``known`` (n_items,) the ids that are drawn from, by default 0 to n_items - 1.
     """
     in_batch, counts = targets.unique(return_counts=True)
     drawn = torch.arange(n_items) if negatives >= n_items else torch.randperm(n_items, generator=draw)[:negatives]
-    drawn = drawn.to(targets.device)
+    drawn = (drawn if known is None else known.cpu()[drawn]).to(targets.device)
     ids = torch.cat([in_batch, drawn[~torch.isin(drawn, in_batch)]])
     # Chance of being a candidate: drawn uniformly, or somebody's target (estimated by this batch's counts).
     uniform = min(negatives / n_items, 1.0)
@@ -44,9 +46,9 @@ def draw_candidates(n_items: int, targets: Tensor, negatives: int, draw: torch.G
     return Candidates(ids, chance.clamp(min=1e-9).log(), len(in_batch))
 
 
-def sampled_softmax(requests: Tensor, vectors: Tensor, targets: Tensor, candidates: Candidates) -> Tensor:
+def sampled_softmax(requests: Tensor, vectors: Tensor, targets: Tensor, candidates: Candidates, smoothing: float = 0.0) -> Tensor:
     """InfoNCE of requests (N, dim) against the candidates' ``vectors`` (C, dim), corrected by each one's expected count (logQ).
 
-    With every item drawn as negative and no duplicates the value equals ``full_softmax``.
+    ``smoothing`` goes to the candidates evenly. With every item drawn as negative and no duplicates the value equals ``full_softmax``.
     """
-    return linear_cross_entropy(requests, vectors, candidates.place(targets), bias=-candidates.log_chance)
+    return linear_cross_entropy(requests, vectors, candidates.place(targets), smoothing, -candidates.log_chance)

@@ -106,9 +106,11 @@ class Policy:
         flat = paths.flatten(0, 1)
         nodes, place = walked_nodes(self.trie, flat)
         vectors = self.decoder.node_vectors(self.trie, self.items, nodes, self.means)
-        states, _ = self.decoder.hidden(self.memory(asked), vectors, place[_entered(paths)])
+        memory = self.memory(asked)
+        states, _ = self.decoder.hidden(memory, vectors, place[_entered(paths)])
         rows = torch.arange(batch, device=paths.device).repeat_interleave(walks)
-        found = path_losses(states.flatten(0, 1), self.decoder.log_scale.exp(), vectors, flat, teacher, place, rows)
+        pointed = None if memory.pointed is None else memory.pointed.take(rows)
+        found = path_losses(states.flatten(0, 1), self.decoder.log_scale.exp(), vectors, flat, teacher, place, rows, pointed)
         return found[0].view(batch, walks, levels), found[1].view(batch, walks, levels)
 
     @torch.no_grad()
@@ -144,7 +146,9 @@ def _entered(paths: Tensor) -> Tensor:
 def _steps(decoder: CodeDecoder, memory: Memory, vectors: Tensor, trie, paths: Tensor, place: Tensor | None) -> Tensor:
     entered = _entered(paths)
     states, _ = decoder.hidden(memory, vectors, entered if place is None else place[entered])
-    steps = path_log_probabilities(states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, paths.flatten(0, 1), place)
+    rows = torch.arange(len(paths), device=paths.device).repeat_interleave(paths.shape[1])
+    pointed = None if memory.pointed is None else memory.pointed.take(rows)
+    steps = path_log_probabilities(states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, paths.flatten(0, 1), place, pointed)
     return steps.view(paths.shape)
 
 

@@ -173,8 +173,10 @@ def _path(shelf: Shelf, requests: Requests, place: int) -> list[Step]:
     parents = torch.cat([nodes.new_zeros(1), nodes[:-1]])
     chances: list[float | None] = [None] * trie.depth
     if decoder is not None:
-        states, _ = decoder.hidden(_memory(shelf, requests), proposer.nodes, parents[None, None])
-        steps = path_log_probabilities(states.flatten(0, 1), decoder.log_scale.exp(), proposer.nodes, trie, nodes[None])
+        memory = _memory(shelf, requests)
+        states, _ = decoder.hidden(memory, proposer.nodes, parents[None, None])
+        scale = decoder.log_scale.exp()
+        steps = path_log_probabilities(states.flatten(0, 1), scale, proposer.nodes, trie, nodes[None], pointed=memory.pointed)
         chances = steps[0].exp().tolist()
     columns = (trie.node_code[nodes], trie.child_count[parents], trie.node_item_count[nodes])
     return [Step(code, chance, choices, items) for chance, code, choices, items in zip(chances, *(column.tolist() for column in columns), strict=True)]

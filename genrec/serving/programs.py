@@ -26,25 +26,27 @@ TOLERANCE = 1e-5
 
 
 class Prefill(nn.Module):
-    """Batch tensors (in the order of ``Batch``'s fields) and item vectors -> retrieval vectors (B, dim) and the decoder's memory."""
+    """Batch tensors (in the order of ``batch_fields``) and item vectors -> retrieval vectors (B, dim) and the decoder's memory."""
 
     def __init__(self, network: GenerativeRecommender):
         super().__init__()
         self.network = network
 
     def forward(self, batch: list[Tensor], items: Tensor) -> tuple[Tensor, list[Tensor]]:
-        encoded = self.network.encode(Batch(*batch), items)
+        encoded = self.network.encode(Batch(**dict(zip(batch_fields(self.network), batch, strict=True))), items)
         vectors = self.network.retrieval_vectors(encoded.requests[:, 0])
         if self.network.decoder is None:
             return vectors, []
         memory = self.network.decoder_memory(encoded)
-        return vectors, [memory.state, memory.mask, *memory.keys, *memory.values]
+        pointed = [] if memory.pointed is None else [memory.pointed.nodes, memory.pointed.bonus]
+        return vectors, [memory.state, memory.mask, *memory.keys, *memory.values, *pointed]
 
 
 class DecodeStep(nn.Module):
     """One level of the beam: memory, node vectors, nodes (B, W) and the earlier levels' cache -> states (B, W, dim) and the new cache.
 
-    The logit of a child is its node vector times the state, times ``decoder.log_scale[level].exp()`` (already in the state).
+    The logit of a child is its node vector times the state, times ``decoder.log_scale[level].exp()`` (already in the state); with
+    ``model.pointer`` a child that the memory's last but one tensor lists for its request gains the number beside it in the last.
     """
 
     def __init__(self, network: GenerativeRecommender, level: int):
@@ -53,8 +55,8 @@ class DecodeStep(nn.Module):
 
     def forward(self, memory: list[Tensor], vectors: Tensor, nodes: Tensor, cache: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         decoder = self.network.decoder
-        layers = (len(memory) - 2) // 2
-        shared = Memory(memory[0], memory[2 : 2 + layers], memory[2 + layers :], memory[1])
+        layers = len(decoder.layers)
+        shared = Memory(memory[0], memory[2 : 2 + layers], memory[2 + layers : 2 + 2 * layers], memory[1])
         past = list(zip(cache[::2], cache[1::2], strict=True)) or None
         states, grown = decoder.hidden(shared, vectors, nodes[..., None], self.level, past)
         return states[:, :, 0] * decoder.log_scale[self.level].exp(), [part for pair in grown for part in pair]
@@ -72,8 +74,14 @@ class Weightless(nn.Module):
         return functional_call(self.held[0], named, tuple(arguments))
 
 
+def batch_fields(network: GenerativeRecommender) -> list[str]:
+    """The fields of ``Batch`` that answers need."""
+    older = [field.name for field in fields(Batch) if field.name.startswith("older") and network.config.summary_tokens]
+    return [field.name for field in fields(Batch) if field.default is MISSING] + older
+
+
 def example_batch(network: GenerativeRecommender, batch: int, length: int, text_dim: int, seed: int = 0) -> list[Tensor]:
-    """Random tensors in the order of ``Batch``'s fields; every request has one history query and one of its own."""
+    """Random tensors in the order of ``batch_fields``; every request has one history query and one of its own."""
     made = torch.Generator().manual_seed(seed)
     n_items, n_queries, n_actions = network.catalogue.n_items, batch + 1, network.actions.num_embeddings
 
@@ -85,9 +93,10 @@ def example_batch(network: GenerativeRecommender, batch: int, length: int, text_
         "times": torch.rand(batch, length, generator=made).cumsum(1).double(), "positions": torch.full((batch, 1), length),
         "request_times": torch.full((batch, 1), float(length), dtype=torch.float64), "request_queries": draw(n_queries, batch, 1), "targets": torch.full((batch, 1), -1),
         "query_text": torch.rand(n_queries, text_dim, generator=made), "query_words": draw(1000, 3 * n_queries),
-        "query_offsets": torch.arange(0, 3 * n_queries, 3),
+        "query_offsets": torch.arange(0, 3 * n_queries, 3), "older_items": draw(n_items, 2 * batch),
+        "older_actions": draw(n_actions, 2 * batch), "older_offsets": torch.arange(0, 2 * batch, 2),
     }  # fmt: skip
-    return [known[field.name] for field in fields(Batch) if field.default is MISSING]
+    return [known[name] for name in batch_fields(network)]
 
 
 @torch.inference_mode(False)

@@ -155,6 +155,9 @@ class Checkpoints(Checkpoint):
         state = trainer.strategy.lightning_module_state_dict()
         if trainer.is_global_zero:
             weights = {name.removeprefix("network."): value.cpu().contiguous() for name, value in state.items()}
+            average = trainer.lightning_module.average
+            if average is not None:
+                weights |= {name: value.cpu().contiguous() for name, value in average.values.items()}
             with atomic_folder(self.work / self.best, BEST_KIND, "", {"epoch": trainer.current_epoch}) as folder:
                 save_file(weights, folder / WEIGHTS)
 

@@ -46,7 +46,7 @@ from genrec.training.module import TrainingModule
 log = logging.getLogger(__name__)
 TRAIN_VERSION = 3
 # Settings that say how a network is fitted, not to what: a run stopped on one machine may go on on another.
-WITHOUT_EFFECT = ("refit", "threads", "accelerator", "devices", "strategy", "checkpoint_minutes", "checkpoint_steps")
+WITHOUT_EFFECT = ("refit", "compile", "threads", "accelerator", "devices", "strategy", "checkpoint_minutes", "checkpoint_steps")
 
 
 @dataclass
@@ -223,7 +223,12 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
             raise UserError(f"training.epochs: by this log's size {training.epochs}, which leaves none after align_epochs and cooccur_epochs; give a number")
     data = TrainingData(dataset, ids, config, plan)
     categories = torch.from_numpy(item_codes(category_levels(dataset.item_table).list.last()))
-    module = TrainingModule(network, config, data.steps_per_epoch, plan.trunk is not None, categories)
+    known = None
+    if not training.cold_negatives:
+        known = torch.from_numpy(np.flatnonzero(dataset.item_counts(plan.last)))
+    if training.compile:
+        compile_layers(network)
+    module = TrainingModule(network, config, data.steps_per_epoch, plan.trunk is not None, categories, known)
     work = target.parent / f".{target.name}-{key}"
     size = sum(parameter.numel() for parameter in network.parameters())
     log.info("train: %s parameters, %d windows, %d steps per epoch, about %.1f GFLOP a step%s", f"{size:,}", len(data.windows),
@@ -231,11 +236,17 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
     keeper = _train(config, plan, work, module, data)
     with leader_first():
         if not is_current(target, KIND, key):
-            _write(target, key, config, plan, network, work / keeper.best, keeper.rows)
+            _write(target, key, config, plan, module, work / keeper.best, keeper.rows)
         elif not rank_and_world()[0]:
             log.info("train: %s was made by another process", target)
     shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def compile_layers(network: GenerativeRecommender) -> None:
+    """Compile every Transformer layer where it stands; names and weights stay."""
+    for layer in (*network.backbone.blocks, *([] if network.decoder is None else network.decoder.layers)):
+        layer.compile(dynamic=True)
 
 
 def _stand_on(network: GenerativeRecommender, trunk: Path) -> None:
@@ -264,10 +275,15 @@ def _train(config: Config, plan: FitPlan, work: Path, module: TrainingModule, da
     return keeper
 
 
-def _write(target: Path, key: str, config: Config, plan: FitPlan, network: GenerativeRecommender, best: Path, curves: list[dict]) -> None:
+def _write(target: Path, key: str, config: Config, plan: FitPlan, module: TrainingModule, best: Path, curves: list[dict]) -> None:
     """The model folder, from the best weights."""
     epoch = open_artifact(best, checkpoints.BEST_KIND, verify=True)["info"]["epoch"]
+    network, known = module.network, module.known
     network.load_state_dict(load_file(best / checkpoints.WEIGHTS))
+    if known is not None and network.item_encoder.ids is not None:  # an id that nothing was learnt of says nothing
+        unknown = torch.ones(network.catalogue.n_items, dtype=torch.bool).index_fill(0, known.cpu(), False)
+        with torch.no_grad():
+            network.item_encoder.ids.weight[unknown.to(network.request.device)] = 0
     size = sum(parameter.numel() for parameter in network.parameters())
     info = {"epochs": epoch + 1, "parameters": size, "time_base": network.time_base, "generate": plan.generate,
             "fitted_on": "train" if plan.last == TRAIN else "train+valid"}  # fmt: skip

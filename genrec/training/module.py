@@ -22,6 +22,7 @@ from genrec.objectives.generation import path_log_probabilities, walked_nodes
 from genrec.objectives.ranking import area_under_curve
 from genrec.objectives.retrieval import Candidates, draw_candidates, full_softmax, sampled_softmax
 from genrec.objectives.self_distillation import self_distillation
+from genrec.training.average import Average
 from genrec.training.batches import Part, step_seed
 from genrec.training.distributed import gather, gather_rows
 from genrec.training.extra_losses import hard_contrast, progressive_loss, ranking_loss
@@ -35,19 +36,48 @@ class TrainingModule(L.LightningModule):
     """Cross-entropy on codes plus InfoNCE; validation nDCG@10 of retrieval and generation, already-had items removed."""
 
     def __init__(
-        self, network: GenerativeRecommender, config: Config, steps_per_epoch: int, decoder_only: bool = False, categories: Tensor | None = None
+        self, network: GenerativeRecommender, config: Config, steps_per_epoch: int, decoder_only: bool = False, categories: Tensor | None = None,
+        known: Tensor | None = None,
     ):  # fmt: skip
-        """``categories`` (n_items,) codes, -1 unknown: needed where ``training.category_weight`` is above 0."""
+        """``categories`` (n_items,) codes, -1 unknown: needed where ``training.category_weight`` is above 0. ``known``: ids of the items
+        that the softmax runs over, rising; None for all."""
         super().__init__()
-        self.decoder_only, self.categories = decoder_only, categories
+        self.decoder_only, self.categories, self.known = decoder_only, categories, known
         self.teacher: Batch | None = None  # of the step under way, see Part
         self.frozen: tuple[Tensor, Tensor] | None = None  # item vectors and node means of a fixed network
         self.network, self.settings, self.seed = network, config.training, config.seed
         self.steps_per_epoch = steps_per_epoch
         self.ranks: dict[str, list[Tensor]] = {}
         self.judged: list[tuple[Tensor, Tensor]] = []
+        self.average: Average | None = None
+        self.kept: dict[str, Tensor] | None = None  # the average of the checkpoint that is gone on from
         self.share = 1.0  # of this process's part in the step's mean loss, see Part
         self.decayed = {name for name, parameter in network.named_parameters() if parameter.ndim > 1}  # sharded ones lose their shape
+
+    def on_train_start(self) -> None:  # the weights are where they stay, and those of a checkpoint are read
+        if self.settings.ema:
+            self.average = Average(self.network, self.settings.ema, self.kept)
+            self.kept = None
+
+    def optimizer_step(self, *args, **kwargs) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update(self.trainer.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        if self.average is not None:
+            checkpoint["average"] = self.average.values
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.kept = checkpoint.get("average")
+
+    def on_validation_start(self) -> None:
+        if self.average is not None:
+            self.average.swap_in()
+
+    def on_validation_end(self) -> None:  # after the callbacks
+        if self.average is not None:
+            self.average.swap_out()
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         # The random state depends on the place in the training alone: a run resumed anywhere equals an uninterrupted one.
@@ -82,7 +112,7 @@ class TrainingModule(L.LightningModule):
         if settings.retrieve_weight and len(targets):
             requests = self.network.retrieval_vectors(encoded.requests[live])
             if candidates is not None:
-                retrieve = sampled_softmax(requests, self.network.item_index(items[ids]), targets, candidates)
+                retrieve = sampled_softmax(requests, self.network.item_index(items[ids]), targets, candidates, settings.label_smoothing)
             else:
                 retrieve = full_softmax(requests, self.network.item_index(items), targets, settings.label_smoothing)
             if settings.infonce_easy < 1:
@@ -102,12 +132,12 @@ class TrainingModule(L.LightningModule):
 
     def candidates(self, targets: Tensor, index: int) -> Candidates | None:
         """What a step's softmax runs over, the same on all processes: everybody's targets and one shared draw. None for all items."""
-        n_items = self.network.catalogue.n_items
+        n_items = self.network.catalogue.n_items if self.known is None else len(self.known)
         negatives = self.negatives(n_items)
         if not negatives:
-            return None
+            return None if self.known is None else Candidates(self.known.to(targets.device), torch.zeros(n_items, device=targets.device), n_items)
         draw = torch.Generator().manual_seed(step_seed(self.seed, self.current_epoch, index, -1))
-        return draw_candidates(n_items, gather_rows(targets), negatives, draw)
+        return draw_candidates(n_items, gather_rows(targets), negatives, draw, self.known)
 
     def item_vectors(self, batch: Batch, candidates: Candidates | None) -> tuple[Batch, Anchors | None, Tensor, Tensor | None]:
         """The batch, its anchors, the item vectors that both name by their rows, and the rows of the candidates.
@@ -117,9 +147,10 @@ class TrainingModule(L.LightningModule):
         network, settings = self.network, self.settings
         anchors = network.choose_anchors(batch)
         by_items = network.decoder is not None and settings.generate_weight > 0
-        by_items = by_items and (network.decoder.project is not None or settings.distill_weight > 0)  # the teacher scores every item
+        # The teacher scores every item, and a pointer asks where in the trie an anchor stands.
+        by_items = by_items and (network.decoder.project is not None or network.decoder.pointer is not None or settings.distill_weight > 0)
         steps = network.reasoning is not None and settings.progressive != "none"
-        whole = settings.category_weight > 0 or self.teacher is not None
+        whole = settings.category_weight > 0 or self.teacher is not None or network.profile is not None  # it reads codes by item id
         if candidates is None or whole or network.ranking is not None or by_items or steps or settings.infonce_easy < 1:
             return batch, anchors, network.item_encoder(), None if candidates is None else candidates.ids
         used = [candidates.ids, batch.items.flatten(), *([] if anchors is None else [anchors.ids.flatten()])]
@@ -208,11 +239,12 @@ class TrainingModule(L.LightningModule):
         entered = torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1]], dim=1)
         nodes, place = walked_nodes(trie, paths)
         vectors = decoder.node_vectors(trie, encoded.items, nodes, means)
-        states, _ = decoder.hidden(self.network.decoder_memory(encoded, row, lane), vectors, place[entered][:, None])
+        memory = self.network.decoder_memory(encoded, row, lane)
+        states, _ = decoder.hidden(memory, vectors, place[entered][:, None])
         states, scale = states[:, 0], decoder.log_scale.exp()
         if teacher is None:
-            return -path_log_probabilities(states, scale, vectors, trie, paths, place).sum(-1).mean()
-        steps, divergence = path_losses(states, scale, vectors, paths, teacher, place, rows)
+            return -path_log_probabilities(states, scale, vectors, trie, paths, place, memory.pointed).sum(-1).mean()
+        steps, divergence = path_losses(states, scale, vectors, paths, teacher, place, rows, memory.pointed)
         count = len(paths) - drawn
         return -steps[:count].sum(-1).mean() + settings.distill_weight * divergence[count:].sum(-1).mean()
 

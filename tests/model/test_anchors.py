@@ -8,7 +8,7 @@ import torch
 
 from genrec.data.anchors import AnchorTable, company
 from genrec.data.histories import Histories
-from genrec.model.anchors import RECENT, AnchorAttention, AnchorTables, AnchorTokens
+from genrec.model.anchors import RECENT, AnchorAttention, AnchorTables, AnchorTokens, n_features
 
 N_ITEMS, SHOWN = 15, 4
 
@@ -95,7 +95,7 @@ def test_hidden_anchors_have_no_effect(people):
     made = tables(Histories.from_lists(people))
     items = torch.from_numpy(people[1].astype(np.int64))[None]
     anchors = made.choose(items, torch.tensor([[3]]))
-    tokens, attention = AnchorTokens(8, 2), AnchorAttention(8, 2, 0.0)
+    tokens, attention = AnchorTokens(8, 2, n_features(False)), AnchorAttention(8, 2, 0.0, n_features(False))
     vectors, x = torch.randn(N_ITEMS, 8), torch.randn(1, 1, 2, 8)
     before = attention(x, anchors, *tokens(anchors, vectors))
     other = torch.where(anchors.live, anchors.ids, (anchors.ids + 3) % N_ITEMS)
@@ -104,3 +104,45 @@ def test_hidden_anchors_have_no_effect(people):
     anchors.live = torch.zeros_like(anchors.live)
     empty = attention(x, anchors, *tokens(anchors, vectors))
     assert empty.isfinite().all() and (empty - before).abs().max() > 1e-4
+
+
+def searching(people) -> AnchorTables:
+    counted = company(Histories.from_lists(people), N_ITEMS, 2 * SHOWN)
+    made = AnchorTables(N_ITEMS, SHOWN, queries=True)
+    made.fill(counted, np.full((N_ITEMS, 2 * SHOWN), -1, np.int32))
+    return made
+
+
+def test_a_search_is_shown_what_is_next_to_its_query(people):
+    made, text = searching(people), torch.nn.functional.normalize(torch.randn(N_ITEMS, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    items = torch.from_numpy(people[0].astype(np.int64))[None]
+    asked = torch.tensor([[0, 1, 2]])
+    near = made.near(asked, text[[3, 7]], text)
+    anchors = made.choose(items, torch.tensor([[2, 2, 2]]), None, near)
+    assert anchors.features.shape[-1] == n_features(True)
+    live, ids = anchors.live[0, :, -SHOWN:], anchors.ids[0, :, -SHOWN:]
+    assert not live[0].any() and live[1:].any(1).all()  # who asks nothing is shown none
+    seen = set(items[0, :2].tolist())
+    for lane, item in ((1, 3), (2, 7)):
+        shown_ids = ids[lane][live[lane]].tolist()
+        assert not seen & set(shown_ids) and (item in seen or item in shown_ids)
+        order = [10 * float(text[item] @ text[one]) + float(made.users[one].log1p()) for one in shown_ids]
+        assert order == sorted(order, reverse=True)
+        likeness = anchors.features[0, lane, -SHOWN:][live[lane]][:, 5]
+        assert likeness.tolist() == pytest.approx([float(text[item] @ text[one]) for one in shown_ids], abs=1e-5)
+    other = made.choose(items, torch.tensor([[2, 2, 2]]), None, made.near(torch.tensor([[0, 2, 2]]), text[[3, 7]], text))
+    for lane, same in ((0, True), (1, False), (2, True)):
+        assert torch.equal(other.ids[0, lane], anchors.ids[0, lane]) is same
+
+
+def test_a_search_in_training_counts_what_others_had(people):
+    text = torch.nn.functional.normalize(torch.randn(N_ITEMS, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    for person in range(6):
+        items = torch.from_numpy(people[person].astype(np.int64))
+        positions, asked = torch.arange(1, len(items))[None], torch.ones(1, len(items) - 1, dtype=torch.long)
+        mine, others = searching(people), searching([row for place, row in enumerate(people) if place != person])
+        context, targets, query = items[None, :-1], items[1:][None], text[items[-1:]]
+        ours = mine.choose(context, positions, targets, mine.near(asked, query, text))
+        theirs = others.choose(context, positions, None, others.near(asked, query, text))
+        for part in ("ids", "live", "features"):
+            torch.testing.assert_close(getattr(ours, part)[:, :, -SHOWN:], getattr(theirs, part)[:, :, -SHOWN:])

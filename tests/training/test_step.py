@@ -13,7 +13,7 @@ from genrec.data.dataset import TRAIN
 from genrec.data.sequences import make_windows
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.model.dropout import Dropout
-from genrec.training.fit import new_network
+from genrec.training.fit import compile_layers, new_network
 from genrec.training.module import TrainingModule
 
 
@@ -35,9 +35,12 @@ def losses(config, run, batch, whole, monkeypatch):
     return loss, {name: p.grad for name, p in module.network.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("anchors", [0, 4])
-def test_the_items_a_step_names_are_enough(prepared_run, monkeypatch, anchors):
-    model = replace(prepared_run.config.model, node_vectors="codes", item_dropout=0.5, anchors=anchors, dropout=0.0)
+@pytest.mark.parametrize(
+    ("anchors", "more"),
+    [(0, {}), (4, {}), (4, {"pointer": True}), (4, {"query_anchors": True}), (0, {"user_tokens": True, "summary_tokens": 2})],
+)
+def test_the_items_a_step_names_are_enough(prepared_run, monkeypatch, anchors, more):
+    model = replace(prepared_run.config.model, node_vectors="codes", item_dropout=0.5, anchors=anchors, dropout=0.0, **more)
     training = replace(prepared_run.config.training, negatives=20, generate_weight=1.0, distill_weight=0.0)
     config, data = replace(prepared_run.config, model=model, training=training), prepared_run.dataset
     windows = make_windows(data.offsets, data.known_lengths(0), 10, 5)
@@ -48,6 +51,20 @@ def test_the_items_a_step_names_are_enough(prepared_run, monkeypatch, anchors):
     assert some[1].keys() == all_items[1].keys() and some[1]["item_encoder.ids.weight"].abs().sum() > 0
     for name, gradient in some[1].items():
         torch.testing.assert_close(gradient, all_items[1][name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_compiled_layers_answer_alike(prepared_run, monkeypatch):
+    network = new_network(prepared_run.config, prepared_run.dataset, prepared_run.ids, generate=True).eval()
+    features = QueryFeatures.build(prepared_run.dataset.query_texts, prepared_run.ids.encoder)
+    batch = Collator(prepared_run.config.model, features).requests(prepared_run.dataset.requests("valid").take(torch.arange(4).numpy()))
+    names, compile_module, compiled = set(network.state_dict()), nn.Module.compile, []
+    with torch.no_grad():
+        before = network.encode(batch).requests
+        # Without a compiler of C++, which not every machine has.
+        monkeypatch.setattr(nn.Module, "compile", lambda self, **how: (compiled.append(self), compile_module(self, backend="eager", **how)))
+        compile_layers(network)
+        torch.testing.assert_close(network.encode(batch).requests, before)
+    assert compiled == [*network.backbone.blocks, *network.decoder.layers] and set(network.state_dict()) == names
 
 
 def test_dropout_keeps_the_mean_and_its_rate():

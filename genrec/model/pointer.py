@@ -1,0 +1,73 @@
+"""A pointer over the trie: the code decoder may copy one of its request's anchors (pointer-generator networks, arXiv 1704.04368).
+
+Every anchor a has a strength ``s[a, l]`` per code level, learned from its counts, the retrieval head's score of it and the request's state.
+A node n of level l gets ``log(1 + mass)`` on its logit, with ``mass = sum of exp(s[a, l]) over the anchors below n``. Over the children of
+a node that is a mixture, normalised as before: ``p = (1 - g) x p_decoder + g x p_copy`` with ``p_copy`` in proportion to
+``p_decoder x mass`` and ``g = E[mass] / (1 + E[mass])`` under the decoder. Where no anchor lies below a node nothing changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genrec.model.anchors import Anchors
+from genrec.semantic_ids.trie import CatalogueTrie
+
+WIDTH = 64
+SPAN = 1 << 40  # above every node: row x SPAN + node is a key of both
+LEAST, MOST = -20.0, 20.0  # of a strength: its exponential stays finite
+
+
+@dataclass
+class Pointed:
+    """``nodes`` (B, R, P) that have anchors below them, rising, ``n_nodes`` behind them; ``bonus`` (B, R, P) what the logit of each gains.
+
+    A node may be listed more than once, with the same bonus.
+    """
+
+    nodes: Tensor
+    bonus: Tensor
+
+    def beside(self, nodes: Tensor) -> Tensor:
+        """What the logits of nodes (B x R, N) gain, row by row: (B x R, N)."""
+        mine, bonus = self.nodes.flatten(0, 1), self.bonus.flatten(0, 1)
+        nodes = nodes.long().contiguous()
+        place = torch.searchsorted(mine, nodes).clamp(max=mine.shape[1] - 1)
+        return torch.where(mine.gather(1, place) == nodes, bonus.gather(1, place), 0.0)
+
+    def of(self, rows: Tensor, nodes: Tensor) -> Tensor:
+        """The same of nodes (M,), each of one of the B x R ``rows`` (M,): (M,)."""
+        mine = self.nodes.flatten(0, 1)
+        keys = (mine + torch.arange(len(mine), device=mine.device)[:, None] * SPAN).flatten()
+        wanted = nodes + rows * SPAN
+        place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+        return torch.where(keys[place] == wanted, F.embedding(place, self.bonus.reshape(-1, 1))[:, 0], 0.0)
+
+    def take(self, rows: Tensor) -> Pointed:
+        return Pointed(self.nodes[rows], self.bonus[rows])
+
+
+class Pointer(nn.Module):
+    """Strengths of anchors per code level, and the nodes above them."""
+
+    def __init__(self, dim: int, levels: int, features: int):
+        super().__init__()
+        self.counts, self.state = nn.Linear(features + 1, WIDTH), nn.Linear(dim, WIDTH, bias=False)
+        self.strength = nn.Linear(WIDTH, levels)
+        nn.init.constant_(self.strength.bias, -3.0)  # at first the decoder speaks
+
+    def forward(self, state: Tensor, anchors: Anchors, relevance: Tensor, trie: CatalogueTrie) -> Pointed:
+        """state (B, R, dim) of requests, their anchors, and the retrieval head's score of each anchor (B, R, A)."""
+        known = torch.cat([anchors.features, relevance[..., None]], dim=-1)
+        strength = self.strength(F.gelu(self.counts(known) + self.state(state)[:, :, None])).float()
+        nodes = torch.where(anchors.live[..., None], trie.item_path[anchors.ids], trie.n_nodes)
+        mass = torch.where(anchors.live[..., None], strength.clamp(LEAST, MOST).exp(), 0.0)
+        nodes, order = nodes.flatten(2).sort(dim=-1)
+        mass = mass.flatten(2).gather(-1, order)
+        group = F.pad(nodes[..., 1:] != nodes[..., :-1], (1, 0)).cumsum(-1)
+        together = torch.zeros_like(mass).scatter_add(-1, group, mass).gather(-1, group)
+        return Pointed(nodes, together.log1p())

@@ -1,0 +1,144 @@
+"""The pointer: what anchors add to the logits of the codes above them, in training and in every search alike."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from genrec.config_checks import validate
+from genrec.config_schema import Config, DecodingConfig
+from genrec.decoding.beam import beam_search
+from genrec.decoding.engine import Searcher
+from genrec.decoding.exact import best_first
+from genrec.decoding.scorers import CachedScorer, UncachedScorer
+from genrec.errors import UserError
+from genrec.model.collate import Collator, QueryFeatures
+from genrec.model.network import GenerativeRecommender
+from genrec.objectives.distillation import TeacherMass, path_losses
+from genrec.objectives.generation import path_log_probabilities
+from genrec.training.fit import new_network
+from genrec.training.module import TrainingModule
+
+CLOSE = {"rtol": 0, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def pointing(prepared_run) -> GenerativeRecommender:
+    """An untrained network whose pointer has much to say."""
+    config = replace(prepared_run.config, model=replace(prepared_run.config.model, pointer=True))
+    network = new_network(config, prepared_run.dataset, prepared_run.ids, generate=True).eval()
+    with torch.no_grad():
+        network.decoder.pointer.strength.bias.fill_(1.0)
+        network.decoder.pointer.strength.weight.mul_(3)
+    n_items = network.catalogue.n_items
+    made = torch.Generator().manual_seed(1)
+    network.anchor_tables.company.copy_(torch.randint(n_items, network.anchor_tables.company.shape, generator=made))
+    network.anchor_tables.counts.copy_(torch.rand(network.anchor_tables.counts.shape, generator=made) * 5)
+    network.anchor_tables.users.fill_(9.0)
+    return network
+
+
+@pytest.fixture(scope="module")
+def asked(pointing, prepared_run):
+    """Eight requests: memory, node vectors, and what was shown."""
+    features = QueryFeatures.build(prepared_run.dataset.query_texts, prepared_run.ids.encoder)
+    requests = prepared_run.dataset.requests("valid").take(np.arange(8))
+    with torch.no_grad():
+        encoded = pointing.encode(Collator(prepared_run.config.model, features).requests(requests))
+        vectors = pointing.decoder.node_vectors(pointing.catalogue.trie, encoded.items)
+        return encoded, pointing.decoder_memory(encoded), vectors
+
+
+def test_the_bonus_of_a_node_is_that_of_the_anchors_below_it(pointing, asked):
+    encoded, memory, _ = asked
+    trie, anchors, pointer = pointing.catalogue.trie, encoded.anchors, pointing.decoder.pointer
+    every = torch.arange(trie.n_nodes).expand(8, -1)
+    found = memory.pointed.beside(every)
+    relevance = torch.einsum("brd,brad->bra", pointing.retrieval_vectors(encoded.requests), pointing.item_index(encoded.items)[anchors.ids])
+    known = torch.cat([anchors.features, relevance[..., None]], -1)
+    strength = pointer.strength(torch.nn.functional.gelu(pointer.counts(known) + pointer.state(encoded.requests)[:, :, None]))
+    wanted = torch.zeros(8, trie.n_nodes)
+    for row, _, anchor in anchors.live.nonzero().tolist():
+        for level, node in enumerate(trie.item_path[anchors.ids[row, 0, anchor]].tolist()):
+            wanted[row, node] += strength[row, 0, anchor, level].exp()
+    assert (wanted > 0).sum() > 100 and (wanted == 0).any()
+    torch.testing.assert_close(found, wanted.log1p(), rtol=1e-4, atol=1e-5)
+    rows, nodes = torch.arange(8).repeat_interleave(trie.n_nodes), torch.arange(trie.n_nodes).repeat(8)
+    assert torch.equal(memory.pointed.of(rows, nodes).view(8, -1), found)
+
+
+def test_training_and_every_search_agree(pointing, asked):
+    _, memory, vectors = asked
+    trie, decoder = pointing.catalogue.trie, pointing.decoder
+    paths = trie.item_path.expand(8, -1, -1)
+    with torch.no_grad():
+        states, _ = decoder.hidden(memory, vectors, torch.cat([torch.zeros_like(paths[..., :1]), paths[..., :-1]], -1))
+        spread = memory.pointed.take(torch.arange(8).repeat_interleave(trie.n_items))
+        flat = paths.flatten(0, 1)
+        steps = path_log_probabilities(states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, flat, pointed=spread)
+        silent = path_log_probabilities(states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, flat)
+        teacher = TeacherMass.of_items(trie, torch.randn(8, trie.n_items).log_softmax(-1))
+        rows = torch.arange(8).repeat_interleave(trie.n_items)
+        taught, divergence = path_losses(states.flatten(0, 1), decoder.log_scale.exp(), vectors, flat, teacher, None, rows, spread)
+        torch.testing.assert_close(taught, steps, **CLOSE)
+        assert (divergence > -1e-6).all()
+        scores = steps.sum(-1).view(8, -1)
+        first = trie.leaf_items[trie.leaf_item_offsets[:-1]]
+        torch.testing.assert_close(scores[:, first].logsumexp(1), torch.zeros(8), **CLOSE)
+        assert (scores - silent.sum(-1).view(8, -1)).abs().max() > 0.5
+        best = scores[:, first].topk(10).values
+        for kind in (CachedScorer, UncachedScorer):
+            for static in (False, True):
+                found = beam_search(trie, kind(decoder, memory, vectors), 8, trie.n_leaves, static=static)
+                torch.testing.assert_close(found.scores[:, :10], best, **CLOSE)
+        found = best_first(trie, CachedScorer(decoder, memory, vectors), 8, 10, 10)
+        torch.testing.assert_close(found.scores, best, **CLOSE)
+        assert found.exact(10).all()
+        found = Searcher(decoder, vectors, trie, DecodingConfig(beam=10, level_beams=[4, 6, 8, 10, 10][: trie.depth])).search(memory)
+        for row in range(8):
+            for rank in range(int(found.proven[row].clamp(max=10))):
+                assert found.scores[row, rank] == pytest.approx(float(best[row, rank]), abs=1e-5)
+
+
+def test_without_anchors_the_decoder_speaks_alone(pointing, asked):
+    encoded, memory, vectors = asked
+    hidden = replace(encoded, anchors=replace(encoded.anchors, live=torch.zeros_like(encoded.anchors.live)))
+    with torch.no_grad():
+        pointed = pointing.decoder_memory(hidden).pointed
+        assert (pointed.beside(torch.arange(pointing.catalogue.trie.n_nodes).expand(8, -1)) == 0).all()
+        scorer = CachedScorer(pointing.decoder, replace(pointing.decoder_memory(hidden), pointed=None), vectors)
+        alone = beam_search(pointing.catalogue.trie, scorer, 8, 10)
+        again = beam_search(pointing.catalogue.trie, CachedScorer(pointing.decoder, pointing.decoder_memory(hidden), vectors), 8, 10)
+    assert torch.equal(alone.leaves, again.leaves) and torch.equal(alone.scores, again.scores)
+
+
+def test_a_request_points_at_its_own_anchors_alone(pointing, asked):
+    encoded, memory, _ = asked
+    anchors = encoded.anchors
+    other = replace(encoded, anchors=replace(anchors, ids=anchors.ids.index_fill(0, torch.tensor([0]), 3)))
+    with torch.no_grad():
+        changed = pointing.decoder_memory(other).pointed
+    nodes = torch.arange(pointing.catalogue.trie.n_nodes).expand(8, -1)
+    difference = (changed.beside(nodes) - memory.pointed.beside(nodes)).abs().amax(1)
+    assert difference[0] > 1e-3 and (difference[1:] == 0).all()
+
+
+def test_every_weight_of_the_pointer_learns(pointing, prepared_run):
+    config = replace(prepared_run.config, model=replace(prepared_run.config.model, pointer=True))
+    config.training.negatives = 20
+    features = QueryFeatures.build(prepared_run.dataset.query_texts, prepared_run.ids.encoder)
+    batch = Collator(config.model, features).requests(prepared_run.dataset.requests("valid").take(np.arange(8)))
+    module = TrainingModule(pointing, config, 1)
+    loss = module.generation_loss(batch, pointing.encode(batch), batch.targets >= 0)
+    gradients = torch.autograd.grad(loss, list(pointing.decoder.pointer.parameters()))
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+
+
+def test_a_pointer_needs_anchors():
+    config = Config()
+    config.model.pointer, config.model.anchors = True, 0
+    with pytest.raises(UserError, match=r"model\.pointer"):
+        validate(config)
