@@ -13,14 +13,8 @@ from genrec.semantic_ids.quantizers import Codebooks, default_sizes, fit_codeboo
 from genrec.semantic_ids.report import headline, prefix_agreement, quality_report, summary
 
 
-def clustered(n: int, d: int, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(20, d)) * 3
-    return (centres[rng.integers(0, 20, n)] + rng.normal(size=(n, d))).astype(np.float32)
-
-
 @pytest.fixture(scope="module")
-def fitted():
+def fitted(clustered):
     vectors = clustered(900, 24)
     return vectors, *fit_codebooks(vectors, (16, 8, 8), 2, 8, seed=3)
 
@@ -51,7 +45,7 @@ def test_report_counts_collisions_by_popularity():
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_report_of_tiny_catalogues(n, tmp_path):
+def test_report_of_tiny_catalogues(n, tmp_path, clustered):
     vectors = clustered(n, 4)
     codebooks, codes = fit_codebooks(vectors, *default_sizes(n), seed=0)
     report = quality_report(codes, vectors, codebooks, None)
