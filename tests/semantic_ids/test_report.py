@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import polars as pl
 import pytest
 
 from genrec.errors import UserError
@@ -85,8 +86,16 @@ def test_the_tree_names_nodes_by_their_own_words(tmp_path):
     assert (tmp_path / "tree.png").stat().st_size > 1000
 
 
-def test_a_catalogue_without_words_has_a_tree(tmp_path):
-    tree = code_tree(np.array([[0], [1]]), ["", ""])
+def test_keywords_name_nodes_before_words_do():
+    keywords = pl.Series([["opi nail lacquer", "opi"], ["opi nail lacquer", "opi"], ["dry shampoo"], []], dtype=pl.List(pl.String))
+    tree = code_tree(np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), ["nothing of this"] * 4, keywords)
+    assert tree[0]["words"] in (["opi"], ["opi nail lacquer"])  # the one says the other
+    assert tree[1]["words"] == [] and tree[1]["children"][0]["words"] == ["dry shampoo"]  # one item of two has it
+
+
+@pytest.mark.parametrize("keywords", [None, pl.Series([[], []], dtype=pl.List(pl.String))])
+def test_a_catalogue_without_words_has_a_tree(tmp_path, keywords):
+    tree = code_tree(np.array([[0], [1]]), ["", ""], keywords)
     assert [node["words"] for node in tree] == [[], []]
     plot_tree(tree, tmp_path / "tree.png", 2)
 
