@@ -227,25 +227,22 @@ class TrainingModule(L.LightningModule):
             drawn = torch.rand(len(row), device=row.device) < settings.generate_share
             drawn[:1] = True
             row, lane = row[drawn], lane[drawn]
-        paths = trie.item_path[batch.targets[row, lane]]
+        paths = trie.item_path[batch.targets[row, lane]][None]  # (walks, N, levels): the observed one of each request ...
         taught = settings.distill_weight and settings.retrieve_weight and trie.n_items <= TAUGHT_CATALOGUE
         teacher = self.dense_teacher(encoded, row, lane) if taught else None
-        drawn = 0
-        if teacher is not None:  # walks of the teacher's own beside the observed ones
-            mine = torch.arange(len(row), device=row.device)
-            also = trie.item_path[teacher.draw()]
-            paths, rows = torch.cat([paths, also]), torch.cat([mine, mine])
-            row, lane, drawn = torch.cat([row, row]), torch.cat([lane, lane]), len(also)
-        entered = torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1]], dim=1)
-        nodes, place = walked_nodes(trie, paths)
+        if teacher is not None:  # ... and one that the teacher drew, over the same memory
+            paths = torch.stack([paths[0], trie.item_path[teacher.draw()]])
+        entered = torch.cat([torch.zeros_like(paths[..., :1]), paths[..., :-1]], dim=-1)
+        nodes, place = walked_nodes(trie, paths.flatten(0, 1))
         vectors = decoder.node_vectors(trie, encoded.items, nodes, means)
         memory = self.network.decoder_memory(encoded, row, lane)
-        states, _ = decoder.hidden(memory, vectors, place[entered][:, None])
-        states, scale = states[:, 0], decoder.log_scale.exp()
+        states, _ = decoder.hidden(memory, vectors, place[entered].transpose(0, 1))
+        states, scale, count = states.transpose(0, 1).flatten(0, 1), decoder.log_scale.exp(), len(row)
+        own = torch.arange(count, device=row.device).repeat(len(paths))
+        paths, pointed = paths.flatten(0, 1), None if memory.pointed is None else memory.pointed.take(own)
         if teacher is None:
-            return -path_log_probabilities(states, scale, vectors, trie, paths, place, memory.pointed).sum(-1).mean()
-        steps, divergence = path_losses(states, scale, vectors, paths, teacher, place, rows, memory.pointed)
-        count = len(paths) - drawn
+            return -path_log_probabilities(states, scale, vectors, trie, paths, place, pointed).sum(-1).mean()
+        steps, divergence = path_losses(states, scale, vectors, paths, teacher, place, own, pointed)
         return -steps[:count].sum(-1).mean() + settings.distill_weight * divergence[count:].sum(-1).mean()
 
     @torch.no_grad()
