@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
+from torch.nn import functional as F
 
 from genrec.config_schema import Config
 from genrec.decoding.beam import leaf_items
@@ -229,7 +230,7 @@ class TrainingModule(L.LightningModule):
             row, lane = row[drawn], lane[drawn]
         paths = trie.item_path[batch.targets[row, lane]][None]  # (walks, N, levels): the observed one of each request ...
         taught = settings.distill_weight and settings.retrieve_weight and trie.n_items <= TAUGHT_CATALOGUE
-        teacher = self.dense_teacher(encoded, row, lane) if taught else None
+        teacher, own_loss = self.dense_teacher(encoded, row, lane, batch.targets[row, lane]) if taught else (None, 0.0)
         if teacher is not None:  # ... and one that the teacher drew, over the same memory
             paths = torch.stack([paths[0], trie.item_path[teacher.draw()]])
         entered = torch.cat([torch.zeros_like(paths[..., :1]), paths[..., :-1]], dim=-1)
@@ -243,15 +244,33 @@ class TrainingModule(L.LightningModule):
         if teacher is None:
             return -path_log_probabilities(states, scale, vectors, trie, paths, place, pointed).sum(-1).mean()
         steps, divergence = path_losses(states, scale, vectors, paths, teacher, place, own, pointed)
-        return -steps[:count].sum(-1).mean() + settings.distill_weight * divergence[count:].sum(-1).mean()
+        return -steps[:count].sum(-1).mean() + settings.distill_weight * divergence[count:].sum(-1).mean() + own_loss
 
-    @torch.no_grad()
-    def dense_teacher(self, encoded: Encoded, row: Tensor, lane: Tensor) -> TeacherMass:
-        """The retrieval head's distribution over the catalogue for the requests at ``row``, ``lane`` (N,)."""
-        trie = self.network.catalogue.trie
-        index = self.network.item_index(encoded.items[trie.leaf_items]) / self.settings.distill_temperature
-        logs = self.network.retrieval_vectors(encoded.requests[row, lane]) @ index.T
-        return TeacherMass.in_leaf_order(trie, logs.float().log_softmax(-1))
+    def dense_teacher(self, encoded: Encoded, row: Tensor, lane: Tensor, targets: Tensor) -> tuple[TeacherMass, Tensor]:
+        """The retrieval head's distribution over the catalogue for the requests at ``row``, ``lane`` (N,), and a loss of the teacher's own.
+
+        With a pointer the head's logits gain what the anchors weigh, which learns from the observed ``targets`` (N,): cross-entropy.
+        """
+        trie, pointer = self.network.catalogue.trie, self.network.decoder.pointer
+        state = encoded.requests[row, lane]
+        with torch.no_grad():
+            index = self.network.item_index(encoded.items[trie.leaf_items]) / self.settings.distill_temperature
+            logs = (self.network.retrieval_vectors(state) @ index.T).float().log_softmax(-1)
+        if pointer is None:
+            return TeacherMass.in_leaf_order(trie, logs), logs.new_zeros(())
+        anchors, state = encoded.anchors.take(row, lane), state[:, None].detach()
+        with torch.no_grad():
+            relevance = self.network.relevance(state, anchors, encoded.items)
+        pointed = pointer.items(state, anchors, relevance, trie.n_items)
+        ids, bonus = pointed.nodes[:, 0], pointed.bonus[:, 0]
+        place = torch.empty_like(trie.leaf_items).scatter_(0, trie.leaf_items, torch.arange(trie.n_items, device=ids.device))
+        known, first = ids < trie.n_items, F.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)
+        where = place[ids.clamp(max=trie.n_items - 1)]
+        gained = torch.where(known & first, logs.gather(1, where).exp() * bonus.expm1(), 0.0).sum(1).log1p()
+        chosen = logs.gather(1, place[targets][:, None])[:, 0] + pointed.of(torch.arange(len(ids), device=ids.device), targets)
+        rows, columns = known.nonzero(as_tuple=True)
+        logs[rows, where[rows, columns]] = (logs.gather(1, where) + bonus.detach())[rows, columns]
+        return TeacherMass.in_leaf_order(trie, logs - gained.detach()[:, None]), (gained - chosen).mean()
 
     def validation_step(self, pair: tuple[Batch, Tensor | None], index: int) -> None:
         batch, seen = pair
