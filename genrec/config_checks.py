@@ -194,9 +194,8 @@ def _check_ranking(model: ModelConfig, training: TrainingConfig) -> None:
     for key in ("user_tokens", "summary_tokens"):
         if getattr(model, key) and not model.use_codes:
             raise UserError(f"model.{key}: is made of code vectors; set model.use_codes=true")
-    for key in ("pointer", "query_anchors"):
-        if getattr(model, key) and not model.anchors:
-            raise UserError(f"model.{key}: there are no anchors; set model.anchors above 0")
+    if model.query_anchors and not model.anchors:
+        raise UserError("model.query_anchors: there are no anchors; set model.anchors above 0")
     if training.progressive != "none" and not model.reasoning_steps:
         raise UserError(f"training.progressive={training.progressive}: there is no step to supervise; set model.reasoning_steps above 0")
     if training.progressive == "actions" and not model.stages:

@@ -132,7 +132,7 @@ class GenerativeRecommender(nn.Module):
         if generate:
             self.decoder = CodeDecoder(
                 catalogue.trie, dim, config.decoder_layers, config.heads, config.dropout, config.node_vectors, config.temperature,
-                features, config.pointer,
+                features, config.pointer and config.anchors > 0,
             )  # fmt: skip
 
     def to(self, *args, **kwargs) -> GenerativeRecommender:
