@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 
 from genrec import __version__
+from genrec.console import console, log_handler, show_answers, show_ids, show_protocol, show_results, show_verdict
 from genrec.errors import UserError, machine_limit
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.splitlines()[0])
 datasets_app = typer.Typer(no_args_is_help=True, help="Data sets that arrive by themselves.")
 app.add_typer(datasets_app, name="datasets")
-console = Console()
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, see configs/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. training.epochs=5.")]
@@ -44,9 +42,9 @@ def run(config: ConfigPath, overrides: Overrides = None) -> None:
     if job.config.preference.in_run:
         from genrec.preference.stage import stage_prefer
 
-        _show_verdict(job.folder, stage_prefer(job))
+        show_verdict(job.folder, stage_prefer(job))
     result = stage_evaluate(job)
-    _show(result)
+    show_results(result)
     console.print(f"results: {job.folder / 'results'}")
 
 
@@ -67,23 +65,7 @@ def tokenize(config: ConfigPath, overrides: Overrides = None) -> None:
 
     job = Run.create(config, overrides or [])
     stage_tokenize(job)
-    _show_ids(job.folder / "semantic_ids")
-
-
-def _show_ids(folder: Path) -> None:
-    from genrec.artifacts import read_json
-    from genrec.semantic_ids.report import headline, summary
-
-    report = read_json(folder / "report.json")
-    header, *rows = headline(report)
-    table = Table(*header, title=f"semantic IDs: {report['quantizer']['quantizer']}")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    console.print(summary(report), highlight=False)
-    if report["quantizer"].get("collapsed"):
-        console.print(f"collapsed levels: {report['quantizer']['collapsed']}; fewer codes or another quantizer", style="bold red")
-    console.print(f"report and figures: {folder}")
+    show_ids(job.folder / "semantic_ids")
 
 
 @app.command()
@@ -125,17 +107,7 @@ def prefer(
     else:
         job = Run.create(config, overrides or [])
         stage_train(job)
-    _show_verdict(job.folder, stage_prefer(job))
-
-
-def _show_verdict(folder: Path, verdict) -> None:
-    table = Table("measure", "before", "after", "95 % of the difference", "", title="preference stage, validation")
-    for row in verdict.rows:
-        between = "" if row.low is None else f"[{row.low:+.4f}, {row.high:+.4f}]"
-        table.add_row(row.name, f"{row.before:.4f}", f"{row.after:.4f}", between, "" if row.fault is None else "fell")
-    console.print(table)
-    console.print(("kept: " if verdict.kept else "refused: ") + "; ".join(verdict.reasons), highlight=False)
-    console.print(f"report: {folder / 'preference'}" + (f"; model: {folder / 'model_preferred'}" if verdict.kept else ""))
+    show_verdict(job.folder, stage_prefer(job))
 
 
 @app.command()
@@ -156,41 +128,14 @@ def evaluate(
     if protocol is not None:
         if protocol != "sampled" and seeds != 1:
             raise UserError(f"--seeds: protocol {protocol} draws nothing; leave it out, or use --protocol sampled")
-        _protocol(job, protocol, split, output, fitted_on or "train", {"seeds": seeds} if protocol == "sampled" else {})
+        show_protocol(job, protocol, split, output, fitted_on or "train", {"seeds": seeds} if protocol == "sampled" else {})
         return
     result = stage_evaluate(job, split)
-    _show(result)
+    show_results(result)
     if output:
         folder = job.folder / ("results" if split == "test" else f"results_{split}")
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text((folder / "metrics.json").read_text())
-
-
-def _protocol(job, name: str, split: str, output: Path | None, fitted: str, options: dict) -> None:
-    from genrec.evaluation.protocol_rows import run_protocol
-
-    for result in run_protocol(job, name, split, fitted, **options):
-        rows = result.rows()
-        table = Table("model", *rows[0]["metrics"], title=result.title)
-        for row in rows:
-            table.add_row(row["model"], *(f"{value:.4f}" for value in row["metrics"].values()))
-        console.print(table)
-        for line in [*result.notes, *result.comparisons()]:
-            console.print(line, highlight=False)
-    written = job.folder / ("results" if split == "test" else f"results_{split}") / f"protocol_{name}.json"
-    console.print(f"results: {written}")
-    if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(written.read_text())
-
-
-def _show(result) -> None:
-    from genrec.evaluation.report import results_table_rich
-
-    for table in results_table_rich(result.rows):
-        console.print(table)
-    for line in result.comparisons():
-        console.print(line, highlight=False)
 
 
 @app.command()
@@ -202,7 +147,7 @@ def recommend(
     from genrec.recommender import Recommender
 
     answers = Recommender.load(run, fitted_on).recommend(user, k=k, mode=mode, category=category)
-    _answers(answers, (f"for user {user}" if user else "popular") + (f" in {category}" if category else ""))
+    show_answers(answers, (f"for user {user}" if user else "popular") + (f" in {category}" if category else ""))
 
 
 @app.command()
@@ -231,14 +176,7 @@ def search(
     if not query.strip():
         raise UserError("the query is empty; give at least one word, or use: genrec recommend")
     answers = Recommender.load(run, fitted_on).search(query, user, k=k, mode=mode, category=category)
-    _answers(answers, f"'{query}'" + (f" for user {user}" if user else "") + (f" in {category}" if category else ""))
-
-
-def _answers(answers, title: str) -> None:
-    table = Table("rank", "item", "title", "score", title=title)
-    for rank, answer in enumerate(answers, 1):
-        table.add_row(str(rank), answer.item_id, answer.title or "", f"{answer.score:.3f}")
-    console.print(table)
+    show_answers(answers, f"'{query}'" + (f" for user {user}" if user else "") + (f" in {category}" if category else ""))
 
 
 @app.command()
@@ -376,7 +314,7 @@ def doctor(path: Annotated[Path | None, typer.Argument(help="A run folder, a bun
 def main() -> None:
     """Run the command line; a ``UserError`` becomes one line and exit code 2."""
     level = logging.WARNING if int(os.environ.get("RANK", "0")) else logging.INFO  # of processes that train together, the first speaks
-    logging.basicConfig(level=level, format="%(message)s", handlers=[_handler()])
+    logging.basicConfig(level=level, format="%(message)s", handlers=[log_handler()])
     for noisy in ("faiss", "faiss.loader", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "bm25s", "matplotlib", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
@@ -403,14 +341,6 @@ def main() -> None:
             sys.exit(2)
         logging.getLogger(__name__).exception("genrec %s failed; this is our mistake", __version__)
         sys.exit(1)
-
-
-def _handler() -> logging.Handler:
-    if sys.stderr.isatty():
-        return RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    return handler
 
 
 if __name__ == "__main__":

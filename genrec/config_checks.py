@@ -27,7 +27,7 @@ def _check_stages(config: Config) -> None:
     """The keys of staged training that need each other."""
     training = config.training
     before = training.align_epochs + training.cooccur_epochs
-    if before >= training.epochs:
+    if training.epochs is not None and before >= training.epochs:
         raise UserError(f"training.epochs: {training.epochs} leaves no epoch after align_epochs + cooccur_epochs = {before}; give more")
     if training.ema == 1 or (training.ema and training.strategy == "fsdp"):
         raise UserError(f"training.ema: {training.ema} must be below 1, and 0 with training.strategy=fsdp (a shard has no average)")
@@ -76,7 +76,7 @@ def validate(config: Config) -> None:
         "model.dim": config.model.dim, "model.layers": config.model.layers, "model.heads": config.model.heads,
         "model.max_length": config.model.max_length, "model.decoder_layers": config.model.decoder_layers,
         "model.temperature": config.model.temperature, "model.time_bucket": config.model.time_bucket,
-        "training.epochs": config.training.epochs, "training.batch_size": config.training.batch_size,
+        "training.epochs": 1 if config.training.epochs is None else config.training.epochs, "training.batch_size": config.training.batch_size,
         "training.accumulate": config.training.accumulate, "training.patience": config.training.patience,
         "training.learning_rate": config.training.learning_rate, "training.decoder_learning_rate": config.training.decoder_learning_rate, "training.stride": config.training.stride,
         "training.distill_temperature": config.training.distill_temperature,
@@ -95,7 +95,7 @@ def validate(config: Config) -> None:
         "training.checkpoint_steps": config.training.checkpoint_steps, "training.negatives": config.training.negatives or 0,
         "training.threads": config.training.threads, "training.valid_requests": config.training.valid_requests,
         "training.warmup_steps": config.training.warmup_steps, "training.distill_weight": config.training.distill_weight,
-        "training.decoder_epochs": config.training.decoder_epochs, "model.reasoning_steps": config.model.reasoning_steps,
+        "training.decoder_epochs": config.training.decoder_epochs or 0, "model.reasoning_steps": config.model.reasoning_steps,
         "model.summary_tokens": config.model.summary_tokens,
         "training.align_epochs": config.training.align_epochs, "training.cooccur_epochs": config.training.cooccur_epochs,
         "training.category_weight": config.training.category_weight,
@@ -194,9 +194,8 @@ def _check_ranking(model: ModelConfig, training: TrainingConfig) -> None:
     for key in ("user_tokens", "summary_tokens"):
         if getattr(model, key) and not model.use_codes:
             raise UserError(f"model.{key}: is made of code vectors; set model.use_codes=true")
-    for key in ("pointer", "query_anchors"):
-        if getattr(model, key) and not model.anchors:
-            raise UserError(f"model.{key}: there are no anchors; set model.anchors above 0")
+    if model.query_anchors and not model.anchors:
+        raise UserError("model.query_anchors: there are no anchors; set model.anchors above 0")
     if training.progressive != "none" and not model.reasoning_steps:
         raise UserError(f"training.progressive={training.progressive}: there is no step to supervise; set model.reasoning_steps above 0")
     if training.progressive == "actions" and not model.stages:

@@ -119,7 +119,7 @@ class ModelConfig:
     user_tokens: bool = False  # two tokens beside the request's own: the person's behaviour-built ID, of the last few events and of all
     summary_tokens: int = 0  # so many more: all events before the request, by action and code level, those in front of max_length too
     query_anchors: bool = False  # a search also attends over the items whose text is next to its query's, much taken ones first
-    pointer: bool = False  # may the code decoder copy an anchor? codes above anchors gain what these weigh
+    pointer: bool = True  # may the code decoder copy an anchor, where there are any? codes above anchors gain what these weigh
     request_time: bool = False  # may the request's own time be read?
     rope: str = "split"  # what turns the rotary planes: index, time, split (time_share of them by time), early (all by both)
     reasoning_steps: int = 0  # latent steps a request thinks before it answers
@@ -136,7 +136,7 @@ class TrainingConfig:
     """Optimisation. The epoch count of the refit is the one chosen on validation."""
 
     tasks: list[str] = field(default_factory=lambda: ["recommendation", "search"])  # what is learnt; one of the two alone for comparison
-    epochs: int = 20
+    epochs: int | None = None  # null = by the number of training requests: 20 for small logs, fewer for large ones
     align_epochs: int = 0  # of them, the first: an item's text, asked by nobody -> the item ...
     cooccur_epochs: int = 0  # ... and the next: a query, asked by nobody -> its item, and an item -> the item that followed
     patience: int = 3
@@ -151,7 +151,7 @@ class TrainingConfig:
     keyword_distill_weight: float = 0.0  # of a search's distance to the answers to the query with the sought item's keywords (OneSearch-V2: .1)
     retrieve_weight: float = 1.0
     generate_weight: float = 1.0
-    decoder_epochs: int = 8  # epochs of the code decoder alone, on the fitted network; 0 = it learns together with everything else
+    decoder_epochs: int | None = None  # of the code decoder alone, on the fitted network; 0 = it learns with everything else; null = as epochs, from 8
     decoder_learning_rate: float = 2e-3  # of those epochs
     distill_weight: float = 1.0  # of the divergence between the decoder and the retrieval head's distribution; catalogues up to 65,536 items
     distill_temperature: float = 1.0  # above 1: a softer teacher

@@ -191,7 +191,7 @@ def _fit_pair(run: Run, config: Config, name: str, plan: FitPlan) -> None:
     """Fit on train, and again on train + validation for as many epochs as the first fit chose. The decoder follows where it learns alone."""
     from genrec.training.fit import fit
 
-    apart = plan.generate and config.training.decoder_epochs > 0 and config.training.generate_weight > 0
+    apart = plan.generate and config.training.decoder_epochs != 0 and config.training.generate_weight > 0
     plans = [(f"{name}_trunk", replace(plan, generate=False)), (name, plan)] if apart else [(name, plan)]
     for suffix, last in (("", plan.last), ("_refit", VALID))[: 1 + config.training.refit]:
         for stage, wanted in plans:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from genrec.artifacts import open_artifact, write_json
-from genrec.cli import _handler
+from genrec.console import log_handler
 from genrec.errors import UserError
 from genrec.evaluation.metrics import bootstrap_interval, paired_test, per_request_metrics
 from genrec.pipeline import Run, fit_and_fuse, stage_tokenize
@@ -123,7 +123,7 @@ def main() -> None:
 if __name__ == "__main__":
     import logging
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_handler()])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[log_handler()])
     try:
         main()
     except UserError as error:

@@ -96,7 +96,7 @@ def prepare_table(tmp_path):
 @pytest.fixture
 def genrec(monkeypatch, capsys):
     """``genrec(*arguments)`` -> (exit code, output, errors), through ``main`` as the installed command calls it."""
-    monkeypatch.setattr(cli, "console", cli.Console(width=200))
+    monkeypatch.setattr(cli.console, "width", 200)
 
     def call(*arguments: str):
         monkeypatch.setattr(sys, "argv", ["genrec", *map(str, arguments)])

@@ -132,7 +132,7 @@ class GenerativeRecommender(nn.Module):
         if generate:
             self.decoder = CodeDecoder(
                 catalogue.trie, dim, config.decoder_layers, config.heads, config.dropout, config.node_vectors, config.temperature,
-                features, config.pointer,
+                features, config.pointer and config.anchors > 0,
             )  # fmt: skip
 
     def to(self, *args, **kwargs) -> GenerativeRecommender:
@@ -240,7 +240,9 @@ class GenerativeRecommender(nn.Module):
             anchors = anchors.take(row, lane) if anchors is not None else None
         memory = decoder.with_private(memory, thoughts, anchors, encoded.items)
         if decoder.pointer is not None:
-            vectors = self.item_index(F.embedding(anchors.ids, encoded.items))
-            relevance = (self.retrieval_vectors(memory.state)[:, :, None] * vectors).sum(-1)
-            memory.pointed = decoder.pointer(memory.state, anchors, relevance, self.catalogue.trie)
+            memory.pointed = decoder.pointer(memory.state, anchors, self.relevance(memory.state, anchors, encoded.items), self.catalogue.trie)
         return memory
+
+    def relevance(self, state: Tensor, anchors: Anchors, items: Tensor) -> Tensor:
+        """The retrieval head's score of each anchor of requests with ``state`` (B, R, dim): (B, R, A)."""
+        return (self.retrieval_vectors(state)[:, :, None] * self.item_index(F.embedding(anchors.ids, items))).sum(-1)

@@ -57,17 +57,28 @@ class Pointer(nn.Module):
     def __init__(self, dim: int, levels: int, features: int):
         super().__init__()
         self.counts, self.state = nn.Linear(features + 1, WIDTH), nn.Linear(dim, WIDTH, bias=False)
-        self.strength = nn.Linear(WIDTH, levels)
+        self.strength = nn.Linear(WIDTH, levels + 1)  # the last: of whole items, beside the retrieval head
         nn.init.constant_(self.strength.bias, -3.0)  # at first the decoder speaks
 
     def forward(self, state: Tensor, anchors: Anchors, relevance: Tensor, trie: CatalogueTrie) -> Pointed:
         """state (B, R, dim) of requests, their anchors, and the retrieval head's score of each anchor (B, R, A)."""
+        nodes = torch.where(anchors.live[..., None], trie.item_path[anchors.ids], trie.n_nodes)
+        return _together(nodes.flatten(2), self._mass(state, anchors, relevance)[..., :-1].flatten(2))
+
+    def items(self, state: Tensor, anchors: Anchors, relevance: Tensor, n_items: int) -> Pointed:
+        """The same of item ids instead of nodes: what the retrieval head's logit of each anchor gains. Only a teacher asks for it."""
+        return _together(torch.where(anchors.live, anchors.ids, n_items), self._mass(state, anchors, relevance)[..., -1])
+
+    def _mass(self, state: Tensor, anchors: Anchors, relevance: Tensor) -> Tensor:
+        """Per anchor, level and whole item: (B, R, A, levels + 1); 0 where hidden."""
         known = torch.cat([anchors.features, relevance[..., None]], dim=-1)
         strength = self.strength(F.gelu(self.counts(known) + self.state(state)[:, :, None])).float()
-        nodes = torch.where(anchors.live[..., None], trie.item_path[anchors.ids], trie.n_nodes)
-        mass = torch.where(anchors.live[..., None], strength.clamp(LEAST, MOST).exp(), 0.0)
-        nodes, order = nodes.flatten(2).sort(dim=-1)
-        mass = mass.flatten(2).gather(-1, order)
-        group = F.pad(nodes[..., 1:] != nodes[..., :-1], (1, 0)).cumsum(-1)
-        together = torch.zeros_like(mass).scatter_add(-1, group, mass).gather(-1, group)
-        return Pointed(nodes, together.log1p())
+        return torch.where(anchors.live[..., None], strength.clamp(LEAST, MOST).exp(), 0.0)
+
+
+def _together(nodes: Tensor, mass: Tensor) -> Pointed:
+    """Nodes (B, R, P) in rising order, and the logarithm of one plus the mass of all places that name the same."""
+    nodes, order = nodes.sort(dim=-1)
+    mass = mass.gather(-1, order)
+    group = F.pad(nodes[..., 1:] != nodes[..., :-1], (1, 0)).cumsum(-1)
+    return Pointed(nodes, torch.zeros_like(mass).scatter_add(-1, group, mass).gather(-1, group).log1p())

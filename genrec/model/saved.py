@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from genrec.artifacts import open_artifact, read_json
 from genrec.config import config_from_dict
 from genrec.config_schema import Config
+from genrec.errors import UserError
 from genrec.model.network import GenerativeRecommender
 from genrec.semantic_ids.tokenize import SemanticIds
 
@@ -21,5 +22,8 @@ def load_network(folder: Path, dataset_actions: int, ids: SemanticIds) -> tuple[
     config = config_from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
     info = manifest["info"]
     network = GenerativeRecommender(config.model, ids.catalogue, dataset_actions, info["time_base"], info["generate"])
-    network.load_state_dict(load_file(folder / "model.safetensors"))
+    try:
+        network.load_state_dict(load_file(folder / "model.safetensors"))
+    except RuntimeError as error:  # a folder of a version whose network had other parts
+        raise UserError(f"{folder}: its weights do not fit this version of genrec; train it again") from error
     return network.eval(), config

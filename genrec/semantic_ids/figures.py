@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
+import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -45,22 +47,26 @@ def plot_prefixes(report: dict[str, Any], path: str | Path) -> None:
     if report.get("queries"):
         pairs[f"{report['queries']['kind']} query and its item"] = report["queries"]
     for name, values in pairs.items():
-        line = kept.plot(lengths, values["shared"], marker="o", label=name)[0]
-        kept.plot(lengths, values["random"], linestyle=":", color=line.get_color(), label=f"{name}, at random")
-    kept.set(title="share with the same prefix", xlabel="prefix length", xticks=list(lengths), ylim=(0, None))
-    kept.legend(fontsize="x-small")
+        shared, random = (np.where(np.array(values[kind]) > 0, values[kind], np.nan) for kind in ("shared", "random"))
+        line = kept.plot(lengths, shared, marker="o", label=name)[0]
+        kept.plot(lengths, random, linestyle=":", color=line.get_color())
+    kept.plot([], [], linestyle=":", color="black", label="two at random")
+    # shares fall tenfold with every level, so that a linear axis would show the first alone; a share of 0 is left out
+    kept.set(title="share with the same prefix", xlabel="prefix length", xticks=list(lengths), yscale="log", ylim=(None, 1.5))
+    kept.legend(fontsize="x-small", loc="upper right")
     error.bar(lengths, report["reconstruction_error"], alpha=0.7)
     error.set(title="reconstruction error", xlabel="prefix length", xticks=list(lengths), ylim=(0, None))
     figure.savefig(path, dpi=120)
 
 
-def code_tree(codes: np.ndarray, texts: Sequence[str]) -> list[dict[str, Any]]:
+def code_tree(codes: np.ndarray, texts: Sequence[str], keywords: pl.Series | None = None) -> list[dict[str, Any]]:
     """The fullest nodes of the first level and their fullest children, with the words that set them apart.
 
-    `codes` (n, L), `texts` one per item. Each node: `code`, `items`, `words`, and `children` on the first level. A word's weight at
-    a node is p(word | node) log(p(word | node) / p(word)): frequent below the node and rare elsewhere. At most 12 nodes of 4 children.
+    `codes` (n, L), `texts` one per item; `keywords`, a list of core keywords per item, take the place of its text where given. Each
+    node: `code`, `items`, `words`, and `children` on the first level. A word's weight at a node is
+    p(word | node) log(p(word | node) / p(word)): frequent below the node and rare elsewhere. At most 12 nodes of 4 children.
     """
-    counts, words = _word_counts(texts)
+    counts, words = _word_counts(texts) if keywords is None else _keyword_counts(keywords)
     everywhere = np.asarray(counts.mean(axis=0)).ravel()
     _, prefixes = prefix_ids(codes)
     first = prefixes[:, 0]
@@ -94,23 +100,24 @@ def plot_tree(tree: list[dict[str, Any]], path: str | Path, n_first: int) -> Non
         height = max(1, len(node["children"]))
         middle = place + (height - 1) / 2
         places.append(middle)
-        _label(axes, 0.10, middle, node, bold=True)
+        _label(axes, 0.10, middle, node, 44, bold=True)
         for offset, child in enumerate(node["children"]):
             axes.plot([0.46, 0.52], [middle, place + offset], color="0.6", linewidth=0.8)
-            _label(axes, 0.53, place + offset, child)
+            _label(axes, 0.53, place + offset, child, 66)
         place += height
     root = float(np.mean(places)) if places else 0.0
     for middle in places:
         axes.plot([0.02, 0.09], [root, middle], color="0.6", linewidth=0.8)
-    axes.set(xlim=(0, 1), ylim=(place, -1), title=f"the {len(tree)} fullest of {n_first} first codes, and their fullest children")
+    axes.set(xlim=(0, 1), ylim=(place, -1), title=f"code (items): words of the {len(tree)} fullest of {n_first} first codes, and of their fullest children")
     axes.title.set_fontsize("small")
     axes.axis("off")
     figure.savefig(path, dpi=110)
 
 
-def _label(axes: Axes, x: float, y: float, node: dict[str, Any], bold: bool = False) -> None:
+def _label(axes: Axes, x: float, y: float, node: dict[str, Any], width: int, bold: bool = False) -> None:
+    text = shorten(", ".join(node["words"]), width, placeholder=" ...") or "no words of its own"
     # a dollar sign would start matplotlib's formulas
-    text = f"{node['code']} ({node['items']:,}): {', '.join(node['words']) or 'no words'}".replace("$", r"\$")
+    text = f"{node['code']} ({node['items']:,}): {text}".replace("$", r"\$")
     axes.text(x, y, text, fontsize=7, va="center", fontweight="bold" if bold else "normal")
 
 
@@ -131,13 +138,29 @@ def _word_counts(texts: Sequence[str]) -> tuple[csr_matrix, np.ndarray]:
     return (counts[:, readable], words[readable]) if readable.any() else (csr_matrix((len(texts), 1), dtype=np.float32), np.array([""]))
 
 
+def _keyword_counts(keywords: pl.Series) -> tuple[csr_matrix, np.ndarray]:
+    """Which items (n,) have which keywords: (n, keywords) and the keywords."""
+    found = pl.DataFrame({"item": np.arange(len(keywords)), "keyword": keywords}).explode("keyword").drop_nulls().unique(maintain_order=True)
+    words = found["keyword"].unique().sort()
+    if not len(words):
+        return csr_matrix((len(keywords), 1), dtype=np.float32), np.array([""])
+    column = found["keyword"].replace_strict(words, np.arange(len(words)), return_dtype=pl.Int64).to_numpy()
+    place = (found["item"].to_numpy(), column)
+    return csr_matrix((np.ones(len(found), np.float32), place), shape=(len(keywords), len(words))), np.array(words.to_list())
+
+
 def _distinctive(below: csr_matrix, everywhere: np.ndarray, words: np.ndarray, known: set[str] | frozenset[str] = frozenset()) -> list[str]:
     """Words of a node from the counts (m, n_words) of its items and the shares (n_words,) of all items that have each word."""
     here = np.asarray(below.mean(axis=0)).ravel()
     here = np.where(here * below.shape[0] > min(1, below.shape[0] - 1), here, 0)  # a word of one item does not name a node of several
     weight = here * np.log(np.where(here > 0, here, 1) / np.maximum(everywhere, 1e-9))
-    best = np.argsort(-weight, kind="stable")[: TREE_WORDS + len(known)]
-    return [str(words[index]) for index in best if here[index] > 0 and words[index] not in known][:TREE_WORDS]
+    chosen: list[str] = []
+    for index in np.argsort(-weight, kind="stable")[: 4 * TREE_WORDS + len(known)]:
+        word = str(words[index])
+        said = any(f" {word} " in f" {other} " or f" {other} " in f" {word} " for other in chosen)  # "opi" beside "opi nail lacquer"
+        if here[index] > 0 and word not in known and not said and len(chosen) < TREE_WORDS:
+            chosen.append(word)
+    return chosen
 
 
 def _fullest(nodes: np.ndarray, rows: np.ndarray, limit: int) -> np.ndarray:

@@ -80,6 +80,12 @@ class TextSpace:
         """(keyword, type) of an item of the catalogue, the order of no meaning; empty where keywords are off or none was found."""
         return self._by_item.get(item_id, [])
 
+    def names_of(self, item_ids: pl.Series) -> pl.Series | None:
+        """The keywords of each of these items as a list, price bands left out; None where keywords are off."""
+        if self.keywords is None:
+            return None
+        return pl.Series([[word for word, kind in self.keywords_of(item) if kind != "price"] for item in item_ids], dtype=pl.List(pl.String))
+
     @cached_property
     def _by_item(self) -> dict[str, list[tuple[str, str]]]:
         grouped = self.item_keywords.group_by("item_id", maintain_order=True).agg(pl.struct("keyword", "type").alias("found"))

@@ -75,7 +75,7 @@ def tokenize(config: Config, dataset: Dataset, target: Path, words: TextSpace | 
         "collision_resolution": resolution,
         "items_without_vector": without,
         "queries": query_agreement(dataset, words, space, codebooks, codes),
-        "tree": code_tree(codes, item_texts(dataset.item_table)),
+        "tree": code_tree(codes, item_texts(dataset.item_table), words.names_of(dataset.item_table["item_id"])),
     }
     info = quantized.notes | {
         "collisions_before": resolution["collisions_before"],

@@ -19,7 +19,18 @@ from genrec.data.sequences import Windows, make_windows
 from genrec.model.collate import Collator
 from genrec.training.batches import EpochLoader, ItemLoader, recommends_searches, request_counts
 
+TRUNK_EPOCHS, DECODER_EPOCHS = (4, 20), (2, 8)  # fewest and most by rule
+FULL_EVENTS = 200_000  # up to so many training events the most; Amazon Beauty (154,000) still rises after 8 of 20 epochs
 ALIGN, CO_OCCUR, PERSONALISE = "align", "co-occur", "personalise"
+
+
+def epochs_by_size(events: int, bounds: tuple[int, int]) -> int:
+    """How many epochs of a log of ``events`` training events: the most for a small one, then about as many steps in all, at least the fewest.
+
+    An epoch's length grows with the log, and what many people did once teaches as much as what few did read again.
+    """
+    fewest, most = bounds
+    return max(fewest, min(most, round(most * FULL_EVENTS / max(events, 1))))
 
 
 def stage_name(training: TrainingConfig, epoch: int) -> str:

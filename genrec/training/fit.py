@@ -38,7 +38,7 @@ from genrec.text.encoder import item_texts
 from genrec.training import checkpoints
 from genrec.training.batches import EpochLoader
 from genrec.training.checkpoints import Checkpoints
-from genrec.training.curriculum import Curriculum
+from genrec.training.curriculum import DECODER_EPOCHS, TRUNK_EPOCHS, Curriculum, epochs_by_size
 from genrec.training.curves import plot_curves
 from genrec.training.distributed import join, launched, leader_first, rank_and_world
 from genrec.training.module import TrainingModule
@@ -217,6 +217,10 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
         _stand_on(network, plan.trunk)
         training.epochs, training.learning_rate = training.decoder_epochs, training.decoder_learning_rate
         training.align_epochs = training.cooccur_epochs = 0
+    if training.epochs is None:  # by the training split for the refit too: its schedule is the first fit's
+        training.epochs = epochs_by_size(int(dataset.known_lengths(TRAIN).sum()), DECODER_EPOCHS if plan.trunk else TRUNK_EPOCHS)
+        if training.align_epochs + training.cooccur_epochs >= training.epochs:
+            raise UserError(f"training.epochs: by this log's size {training.epochs}, which leaves none after align_epochs and cooccur_epochs; give a number")
     data = TrainingData(dataset, ids, config, plan)
     categories = torch.from_numpy(item_codes(category_levels(dataset.item_table).list.last()))
     known = None

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
+from torch.nn import functional as F
 
 from genrec.config_schema import Config
 from genrec.decoding.beam import leaf_items
@@ -227,34 +228,49 @@ class TrainingModule(L.LightningModule):
             drawn = torch.rand(len(row), device=row.device) < settings.generate_share
             drawn[:1] = True
             row, lane = row[drawn], lane[drawn]
-        paths = trie.item_path[batch.targets[row, lane]]
+        paths = trie.item_path[batch.targets[row, lane]][None]  # (walks, N, levels): the observed one of each request ...
         taught = settings.distill_weight and settings.retrieve_weight and trie.n_items <= TAUGHT_CATALOGUE
-        teacher = self.dense_teacher(encoded, row, lane) if taught else None
-        drawn = 0
-        if teacher is not None:  # walks of the teacher's own beside the observed ones
-            mine = torch.arange(len(row), device=row.device)
-            also = trie.item_path[teacher.draw()]
-            paths, rows = torch.cat([paths, also]), torch.cat([mine, mine])
-            row, lane, drawn = torch.cat([row, row]), torch.cat([lane, lane]), len(also)
-        entered = torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1]], dim=1)
-        nodes, place = walked_nodes(trie, paths)
+        teacher, own_loss = self.dense_teacher(encoded, row, lane, batch.targets[row, lane]) if taught else (None, 0.0)
+        if teacher is not None:  # ... and one that the teacher drew, over the same memory
+            paths = torch.stack([paths[0], trie.item_path[teacher.draw()]])
+        entered = torch.cat([torch.zeros_like(paths[..., :1]), paths[..., :-1]], dim=-1)
+        nodes, place = walked_nodes(trie, paths.flatten(0, 1))
         vectors = decoder.node_vectors(trie, encoded.items, nodes, means)
         memory = self.network.decoder_memory(encoded, row, lane)
-        states, _ = decoder.hidden(memory, vectors, place[entered][:, None])
-        states, scale = states[:, 0], decoder.log_scale.exp()
+        states, _ = decoder.hidden(memory, vectors, place[entered].transpose(0, 1))
+        states, scale, count = states.transpose(0, 1).flatten(0, 1), decoder.log_scale.exp(), len(row)
+        own = torch.arange(count, device=row.device).repeat(len(paths))
+        paths, pointed = paths.flatten(0, 1), None if memory.pointed is None else memory.pointed.take(own)
         if teacher is None:
-            return -path_log_probabilities(states, scale, vectors, trie, paths, place, memory.pointed).sum(-1).mean()
-        steps, divergence = path_losses(states, scale, vectors, paths, teacher, place, rows, memory.pointed)
-        count = len(paths) - drawn
-        return -steps[:count].sum(-1).mean() + settings.distill_weight * divergence[count:].sum(-1).mean()
+            return -path_log_probabilities(states, scale, vectors, trie, paths, place, pointed).sum(-1).mean()
+        steps, divergence = path_losses(states, scale, vectors, paths, teacher, place, own, pointed)
+        return -steps[:count].sum(-1).mean() + settings.distill_weight * divergence[count:].sum(-1).mean() + own_loss
 
-    @torch.no_grad()
-    def dense_teacher(self, encoded: Encoded, row: Tensor, lane: Tensor) -> TeacherMass:
-        """The retrieval head's distribution over the catalogue for the requests at ``row``, ``lane`` (N,)."""
-        trie = self.network.catalogue.trie
-        index = self.network.item_index(encoded.items[trie.leaf_items]) / self.settings.distill_temperature
-        logs = self.network.retrieval_vectors(encoded.requests[row, lane]) @ index.T
-        return TeacherMass.in_leaf_order(trie, logs.float().log_softmax(-1))
+    def dense_teacher(self, encoded: Encoded, row: Tensor, lane: Tensor, targets: Tensor) -> tuple[TeacherMass, Tensor]:
+        """The retrieval head's distribution over the catalogue for the requests at ``row``, ``lane`` (N,), and a loss of the teacher's own.
+
+        With a pointer the head's logits gain what the anchors weigh, which learns from the observed ``targets`` (N,): cross-entropy.
+        """
+        trie, pointer = self.network.catalogue.trie, self.network.decoder.pointer
+        state = encoded.requests[row, lane]
+        with torch.no_grad():
+            index = self.network.item_index(encoded.items[trie.leaf_items]) / self.settings.distill_temperature
+            logs = (self.network.retrieval_vectors(state) @ index.T).float().log_softmax(-1)
+        if pointer is None:
+            return TeacherMass.in_leaf_order(trie, logs), logs.new_zeros(())
+        anchors, state = encoded.anchors.take(row, lane), state[:, None].detach()
+        with torch.no_grad():
+            relevance = self.network.relevance(state, anchors, encoded.items)
+        pointed = pointer.items(state, anchors, relevance, trie.n_items)
+        ids, bonus = pointed.nodes[:, 0], pointed.bonus[:, 0]
+        place = torch.empty_like(trie.leaf_items).scatter_(0, trie.leaf_items, torch.arange(trie.n_items, device=ids.device))
+        known, first = ids < trie.n_items, F.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)
+        where = place[ids.clamp(max=trie.n_items - 1)]
+        gained = torch.where(known & first, logs.gather(1, where).exp() * bonus.expm1(), 0.0).sum(1).log1p()
+        chosen = logs.gather(1, place[targets][:, None])[:, 0] + pointed.of(torch.arange(len(ids), device=ids.device), targets)
+        rows, columns = known.nonzero(as_tuple=True)
+        logs[rows, where[rows, columns]] = (logs.gather(1, where) + bonus.detach())[rows, columns]
+        return TeacherMass.in_leaf_order(trie, logs - gained.detach()[:, None]), (gained - chosen).mean()
 
     def validation_step(self, pair: tuple[Batch, Tensor | None], index: int) -> None:
         batch, seen = pair

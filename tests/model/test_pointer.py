@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from genrec.config_checks import validate
-from genrec.config_schema import Config, DecodingConfig
+from genrec.config_schema import DecodingConfig
 from genrec.decoding.beam import beam_search
 from genrec.decoding.engine import Searcher
 from genrec.decoding.exact import best_first
 from genrec.decoding.scorers import CachedScorer, UncachedScorer
-from genrec.errors import UserError
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.model.network import Batch, GenerativeRecommender
 from genrec.objectives.distillation import TeacherMass, path_losses
@@ -170,8 +168,33 @@ def test_every_weight_of_the_pointer_learns(pointing, prepared_run):
     assert all(gradient.abs().max() > 0 for gradient in gradients)
 
 
-def test_a_pointer_needs_anchors():
-    config = Config()
-    config.model.pointer, config.model.anchors = True, 0
-    with pytest.raises(UserError, match=r"model\.pointer"):
-        validate(config)
+def test_the_teacher_of_a_pointer_is_the_heads_distribution_with_what_anchors_weigh(pointing, prepared_run):
+    config = replace(prepared_run.config, model=replace(prepared_run.config.model, pointer=True))
+    features = QueryFeatures.build(prepared_run.dataset.query_texts, prepared_run.ids.encoder)
+    batch = Collator(config.model, features).requests(prepared_run.dataset.requests("valid").take(np.arange(8)))
+    trie, n_items = pointing.catalogue.trie, pointing.catalogue.trie.n_items
+    encoded = pointing.encode(batch)
+    row, lane = (batch.targets >= 0).nonzero(as_tuple=True)
+    targets = batch.targets[row, lane]
+    mass, loss = TrainingModule(pointing, config, 1).dense_teacher(encoded, row, lane, targets)
+    with torch.no_grad():
+        logits = pointing.retrieval_vectors(encoded.requests[row, lane]) @ pointing.item_index(encoded.items).T
+        anchors, state = encoded.anchors.take(row, lane), encoded.requests[row, lane][:, None]
+        copied = torch.zeros_like(logits)
+        strength = pointing.decoder.pointer._mass(state, anchors, pointing.relevance(state, anchors, encoded.items))[:, 0, :, -1]
+        for request in range(len(row)):
+            for ids, live, value in zip(anchors.ids[request, 0], anchors.live[request, 0], strength[request], strict=True):
+                copied[request, ids] += value if live else 0
+        logs = (logits + copied.log1p()).log_softmax(-1)
+    assert copied.count_nonzero() > len(row)
+    leaves = trie.item_leaf.expand(len(row), -1)
+    below = mass.below(torch.arange(len(row)).repeat_interleave(n_items), leaves.flatten()).view(-1, n_items)
+    expected = torch.zeros(len(row), trie.n_nodes).index_add(1, trie.item_leaf, logs.exp())[:, trie.item_leaf]
+    torch.testing.assert_close(below.float(), expected)
+    torch.testing.assert_close(loss, -logs.gather(1, targets[:, None]).mean())
+    assert torch.autograd.grad(loss, pointing.decoder.pointer.strength.weight)[0][-1].abs().max() > 0
+
+
+def test_without_anchors_there_is_nothing_to_point_at(prepared_run):
+    config = replace(prepared_run.config, model=replace(prepared_run.config.model, pointer=True, anchors=0))
+    assert new_network(config, prepared_run.dataset, prepared_run.ids, generate=True).decoder.pointer is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import polars as pl
 import pytest
 
 from genrec.errors import UserError
@@ -13,14 +14,8 @@ from genrec.semantic_ids.quantizers import Codebooks, default_sizes, fit_codeboo
 from genrec.semantic_ids.report import headline, prefix_agreement, quality_report, summary
 
 
-def clustered(n: int, d: int, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(20, d)) * 3
-    return (centres[rng.integers(0, 20, n)] + rng.normal(size=(n, d))).astype(np.float32)
-
-
 @pytest.fixture(scope="module")
-def fitted():
+def fitted(clustered):
     vectors = clustered(900, 24)
     return vectors, *fit_codebooks(vectors, (16, 8, 8), 2, 8, seed=3)
 
@@ -51,7 +46,7 @@ def test_report_counts_collisions_by_popularity():
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_report_of_tiny_catalogues(n, tmp_path):
+def test_report_of_tiny_catalogues(n, tmp_path, clustered):
     vectors = clustered(n, 4)
     codebooks, codes = fit_codebooks(vectors, *default_sizes(n), seed=0)
     report = quality_report(codes, vectors, codebooks, None)
@@ -91,8 +86,16 @@ def test_the_tree_names_nodes_by_their_own_words(tmp_path):
     assert (tmp_path / "tree.png").stat().st_size > 1000
 
 
-def test_a_catalogue_without_words_has_a_tree(tmp_path):
-    tree = code_tree(np.array([[0], [1]]), ["", ""])
+def test_keywords_name_nodes_before_words_do():
+    keywords = pl.Series([["opi nail lacquer", "opi"], ["opi nail lacquer", "opi"], ["dry shampoo"], []], dtype=pl.List(pl.String))
+    tree = code_tree(np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), ["nothing of this"] * 4, keywords)
+    assert tree[0]["words"] in (["opi"], ["opi nail lacquer"])  # the one says the other
+    assert tree[1]["words"] == [] and tree[1]["children"][0]["words"] == ["dry shampoo"]  # one item of two has it
+
+
+@pytest.mark.parametrize("keywords", [None, pl.Series([[], []], dtype=pl.List(pl.String))])
+def test_a_catalogue_without_words_has_a_tree(tmp_path, keywords):
+    tree = code_tree(np.array([[0], [1]]), ["", ""], keywords)
     assert [node["words"] for node in tree] == [[], []]
     plot_tree(tree, tmp_path / "tree.png", 2)
 

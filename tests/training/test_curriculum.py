@@ -16,7 +16,7 @@ from genrec.data.dataset import TRAIN, VALID
 from genrec.errors import UserError
 from genrec.objectives.category import category_cross_entropy
 from genrec.objectives.self_distillation import self_distillation
-from genrec.training.curriculum import ALIGN, CO_OCCUR, PERSONALISE, Curriculum, stage_name
+from genrec.training.curriculum import ALIGN, CO_OCCUR, PERSONALISE, TRUNK_EPOCHS, Curriculum, epochs_by_size, stage_name
 from genrec.training.fit import FitPlan, TrainingData, ValidationLoader, fit, new_network, training_collator
 from genrec.training.module import TrainingModule
 
@@ -40,6 +40,21 @@ def train_events(data) -> np.ndarray:
 
 def test_the_stage_of_an_epoch(job):
     assert [stage_name(job[0].training, epoch) for epoch in range(4)] == [ALIGN, CO_OCCUR, PERSONALISE, PERSONALISE]
+
+
+def test_epochs_by_size_fall_from_the_most_to_the_fewest():
+    assert [epochs_by_size(events, TRUNK_EPOCHS) for events in (0, 200_000, 400_000, 1_000_000, 10**9)] == [20, 20, 10, 4, 4]
+
+
+def test_epochs_not_given_are_set_by_the_training_split_for_both_fits(job, tmp_path):
+    config = copy.deepcopy(job[0])
+    config.training.epochs, config.training.align_epochs, config.training.cooccur_epochs = None, 0, 0
+    for name, plan in (("model", FitPlan(generate=False, epochs=1)), ("model_refit", FitPlan(last=VALID, generate=False, epochs=1))):
+        folder = fit(config, job[1], job[2], tmp_path / name, plan)
+        assert read_json(folder / "config.json")["training"]["epochs"] == 20
+    config.training.align_epochs = 20
+    with pytest.raises(UserError, match=r"training\.epochs"):
+        fit(config, job[1], job[2], tmp_path / "other", FitPlan(generate=False, epochs=1))
 
 
 def test_align_asks_every_item_by_its_own_text_without_history(job):
@@ -193,11 +208,11 @@ def test_a_staged_training_with_both_objectives(job, tmp_path):
 
 def test_errors(prepare_table, synthetic_run, tmp_path):
     for override, message in {
-        "training.tasks=[]": "learns nothing", "training.tasks=[ranking]": "'ranking' is not one of", "training.align_epochs=20": "leaves no epoch",
+        "training.tasks=[]": "learns nothing", "training.tasks=[ranking]": "'ranking' is not one of", "training.epochs=3 training.align_epochs=3": "leaves no epoch",
         "training.category_weight=-1": "must not be below 0",
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=message):
-            load_config(None, [override])
+            load_config(None, override.split())
     with pytest.raises(UserError, match="the teacher reads keywords"):
         load_config(None, ["training.keyword_distill_weight=0.1", "semantic_ids.keywords=false"])
     data = prepare_table([{"user_id": f"u{u}", "item_id": f"i{e}", "timestamp": e} for u in range(5) for e in range(4)])

@@ -8,14 +8,8 @@ import pytest
 from genrec.semantic_ids.quantizers import balance, balanced_assignment
 
 
-def clustered(n: int, d: int, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(20, d)) * 3
-    return (centres[rng.integers(0, 20, n)] + rng.normal(size=(n, d))).astype(np.float32)
-
-
 @pytest.mark.parametrize("n, k", [(100, 10), (103, 10), (7, 7), (9, 8), (64, 1), (5, 8), (2000, 64)])
-def test_the_largest_cluster_holds_at_most_its_even_share(n, k):
+def test_the_largest_cluster_holds_at_most_its_even_share(n, k, clustered):
     vectors = clustered(n, 6)
     assigned = balanced_assignment(vectors, clustered(k, 6, seed=1))
     counts = np.bincount(assigned, minlength=k)
@@ -24,7 +18,7 @@ def test_the_largest_cluster_holds_at_most_its_even_share(n, k):
 
 
 @pytest.mark.parametrize("cells", [1, 40, 1 << 24])
-def test_the_bound_holds_below_every_parent(cells, monkeypatch):
+def test_the_bound_holds_below_every_parent(cells, monkeypatch, clustered):
     monkeypatch.setattr(balance, "_CELLS", cells)
     vectors, k = clustered(500, 6), 8
     parents = np.random.default_rng(2).zipf(1.4, 500).clip(max=60) * 1000  # a few large parents, many of one vector
@@ -37,7 +31,7 @@ def test_the_bound_holds_below_every_parent(cells, monkeypatch):
     assert np.array_equal(assigned[largest], balanced_assignment(vectors[largest], clustered(k, 6, seed=1)))
 
 
-def test_up_to_k_vectors_of_a_parent_all_differ():
+def test_up_to_k_vectors_of_a_parent_all_differ(clustered):
     vectors = np.ones((16, 3), np.float32)
     assigned = balanced_assignment(vectors, clustered(8, 3), np.repeat([5, 9], 8))
     assert sorted(assigned[:8]) == sorted(assigned[8:]) == list(range(8))

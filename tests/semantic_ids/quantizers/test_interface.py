@@ -16,14 +16,8 @@ from genrec.semantic_ids.report import quality_report
 SETTINGS = {"level_sizes": [16, 8, 4], "opq_subcodebooks": 2, "opq_size": 4, "vae_dim": 8, "vae_epochs": 20, "iterations": 8}
 
 
-def clustered(n: int, d: int, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(7).normal(size=(16, d))
-    return (centres[rng.integers(0, 16, n)] + 0.3 * rng.normal(size=(n, d))).astype(np.float32)
-
-
 @pytest.fixture(scope="module", params=QUANTIZERS)
-def fitted(request):
+def fitted(request, clustered):
     vectors = clustered(400, 12)
     return request.param, vectors, fit_quantizer(vectors, SemanticIdConfig(quantizer=request.param, **SETTINGS), seed=1)
 
@@ -44,7 +38,7 @@ def test_the_same_seed_gives_the_same_codes(fitted):
     assert np.array_equal(again.codes, quantized.codes)
 
 
-def test_encode_works_on_new_vectors_and_repeats_the_fit(fitted):
+def test_encode_works_on_new_vectors_and_repeats_the_fit(fitted, clustered):
     name, vectors, quantized = fitted
     codes = encode(quantized.codebooks, vectors)
     levels = 2 if name == "rq-opq" else 5  # its third level is balanced over the catalogue
@@ -81,7 +75,7 @@ def test_collisions_are_resolved_for_all(fitted):
 
 @pytest.mark.parametrize("name", QUANTIZERS)
 @pytest.mark.parametrize("n", [1, 3])
-def test_fewer_items_than_codes(name, n, caplog):
+def test_fewer_items_than_codes(name, n, caplog, clustered):
     with caplog.at_level(logging.WARNING):
         quantized = fit_quantizer(clustered(n, 5), SemanticIdConfig(quantizer=name, **SETTINGS), seed=0)
     assert quantized.codes.shape == (n, 5) and np.isfinite(decode(quantized.codebooks, quantized.codes)).all()
@@ -89,7 +83,7 @@ def test_fewer_items_than_codes(name, n, caplog):
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
-def test_zero_vectors_have_codes_and_nan_is_refused(name):
+def test_zero_vectors_have_codes_and_nan_is_refused(name, clustered):
     vectors = clustered(60, 6)
     vectors[:5] = 0
     quantized = fit_quantizer(vectors, SemanticIdConfig(quantizer=name, **SETTINGS), seed=0)
@@ -102,7 +96,7 @@ def test_zero_vectors_have_codes_and_nan_is_refused(name):
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
-def test_vectors_beside_are_fitted_but_get_no_codes(name):
+def test_vectors_beside_are_fitted_but_get_no_codes(name, clustered):
     vectors, beside = clustered(200, 6), clustered(100, 6, seed=3) + 2
     settings = SemanticIdConfig(quantizer=name, **SETTINGS)
     quantized = fit_quantizer(vectors, settings, 0, beside)
@@ -134,7 +128,7 @@ def test_rq_vae_restarts_dead_codes():
     assert level.restart_dead(residual, torch.Generator()) == 2  # the epoch's use is forgotten
 
 
-def test_random_codes_differ_by_seed_and_agree_on_duplicates():
+def test_random_codes_differ_by_seed_and_agree_on_duplicates(clustered):
     vectors = np.repeat(clustered(20, 4), 2, axis=0)
     one, other = (fit_quantizer(vectors, SemanticIdConfig(quantizer="random", **SETTINGS), seed=seed).codes for seed in (0, 1))
     assert np.array_equal(one[::2], one[1::2]) and not np.array_equal(one, other)

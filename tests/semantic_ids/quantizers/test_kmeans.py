@@ -11,18 +11,12 @@ from genrec.semantic_ids.quantizers import kmeans
 from genrec.semantic_ids.quantizers.kmeans import cluster_means, k_means, nearest, two_best
 
 
-def clustered(n: int, d: int, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(30, d)) * 2
-    return (centres[rng.integers(0, 30, n)] + rng.normal(size=(n, d))).astype(np.float32)
-
-
 def distances(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return ((vectors[:, None].astype(np.float64) - centroids[None]) ** 2).sum(2)
 
 
 @pytest.mark.parametrize(("n", "k", "cells"), [(300, 7, 64), (300, 300, 1 << 20), (5, 1, 1 << 20), (1, 1, 16)])
-def test_nearest_is_the_definition_at_any_block_size(n, k, cells, monkeypatch):
+def test_nearest_is_the_definition_at_any_block_size(n, k, cells, monkeypatch, clustered):
     monkeypatch.setattr(kmeans, "_BLOCK_CELLS", cells)
     vectors, centroids = clustered(n, 9), clustered(k, 9, seed=1)
     index, gain = nearest(vectors, centroids)
@@ -35,7 +29,7 @@ def test_equally_near_centroids_go_to_the_lower_index():
     assert nearest(np.zeros((3, 2), np.float32), np.array([[1, 0], [0, 1], [1, 0]], np.float32))[0].tolist() == [0, 0, 0]
 
 
-def test_large_inputs_get_the_exact_answer_with_and_without_bfloat16(monkeypatch):
+def test_large_inputs_get_the_exact_answer_with_and_without_bfloat16(monkeypatch, clustered):
     vectors, centroids = clustered(kmeans._FAST_ROWS + 5, 32), clustered(200, 32, seed=1)
     with_hardware = nearest(vectors, centroids)[0]
     monkeypatch.setattr(kmeans, "_has_bfloat16", lambda: False)
@@ -45,13 +39,13 @@ def test_large_inputs_get_the_exact_answer_with_and_without_bfloat16(monkeypatch
 
 
 @pytest.mark.skipif(not kmeans._has_bfloat16(), reason="no bfloat16 hardware")
-def test_the_process_wide_precision_is_put_back():
+def test_the_process_wide_precision_is_put_back(clustered):
     before = torch.backends.mkldnn.matmul.fp32_precision
     nearest(clustered(kmeans._FAST_ROWS, 8), clustered(40, 8, seed=1))
     assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 
-def test_threads_change_nothing(monkeypatch):
+def test_threads_change_nothing(monkeypatch, clustered):
     vectors, centroids = clustered(6000, 8), clustered(64, 8, seed=1)
     monkeypatch.setattr(kmeans, "_BLOCK_CELLS", 64 * 100)
     alone = nearest(vectors, centroids)[0]
@@ -65,7 +59,7 @@ def test_threads_change_nothing(monkeypatch):
     assert np.array_equal(alone, together)
 
 
-def test_two_best_skips_closed_centroids():
+def test_two_best_skips_closed_centroids(clustered):
     vectors, centroids = clustered(50, 4), clustered(6, 4, seed=1)
     closed = np.random.default_rng(0).random((50, 6)) < 0.5
     closed[:, 3] = False
@@ -76,7 +70,7 @@ def test_two_best_skips_closed_centroids():
     assert np.allclose(gap, ordered[:, 1] - ordered[:, 0], atol=1e-3)
 
 
-def test_cluster_means_are_means():
+def test_cluster_means_are_means(clustered):
     vectors = clustered(100, 5)
     assigned = np.random.default_rng(0).integers(0, 4, 100)
     means, counts = cluster_means(vectors, assigned, 5)
@@ -85,7 +79,7 @@ def test_cluster_means_are_means():
 
 
 @pytest.mark.parametrize(("n", "k", "d"), [(3000, 40, 16), (12_000, 8, 16), (4000, 96, 64)])
-def test_error_is_no_worse_than_faiss(n, k, d):
+def test_error_is_no_worse_than_faiss(n, k, d, clustered):
     vectors = clustered(n, d)
     faiss.omp_set_num_threads(1)
     ours, theirs = [], []
@@ -110,7 +104,7 @@ def test_growing_parts_end_with_the_whole_sample():
     assert kmeans._parts(1000, 10, 25) == [(1000, 25)]
 
 
-def test_same_seed_same_centroids():
+def test_same_seed_same_centroids(clustered):
     vectors = clustered(2000, 6)
     assert np.array_equal(k_means(vectors, 9, 1), k_means(vectors, 9, 1))
     assert not np.array_equal(k_means(vectors, 9, 1), k_means(vectors, 9, 2))

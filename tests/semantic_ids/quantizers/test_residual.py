@@ -20,14 +20,8 @@ from genrec.semantic_ids.quantizers import (
 from genrec.semantic_ids.quantizers import codebooks as codebooks_module
 
 
-def clustered(n: int, d: int, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(20, d)) * 3
-    return (centres[rng.integers(0, 20, n)] + rng.normal(size=(n, d))).astype(np.float32)
-
-
 @pytest.fixture(scope="module")
-def fitted():
+def fitted(clustered):
     vectors = clustered(900, 24)
     return vectors, *fit_codebooks(vectors, (16, 8, 8), 2, 8, seed=3)
 
@@ -60,7 +54,7 @@ def test_encode_repeats_the_training_assignment(fitted):
     assert np.array_equal(encode(unbalanced, vectors), codes)
 
 
-def test_every_level_lowers_the_reconstruction_error():
+def test_every_level_lowers_the_reconstruction_error(clustered):
     vectors = clustered(900, 25)  # 25 is padded to 26 for two sub-codebooks
     codebooks, codes = fit_codebooks(vectors, (16, 8, 8), 2, 8, seed=0, balance="none")
     errors = [((vectors - reconstruct(codebooks, codes[:, :length])) ** 2).sum() for length in range(6)]
@@ -86,7 +80,7 @@ def test_opq_codes_are_the_nearest_sub_codewords(fitted):
         assert (nearest == codes[:, 3 + sub]).mean() > 0.999  # ties by rounding aside
 
 
-def test_without_opq():
+def test_without_opq(clustered):
     vectors = clustered(200, 8)
     codebooks, codes = fit_codebooks(vectors, (8, 4), 0, 0, seed=0)
     assert codes.shape == (200, 2) and codebooks.sizes == (8, 4)
@@ -97,7 +91,7 @@ def test_without_opq():
 @pytest.mark.parametrize("n", [1, 2, 5])
 @pytest.mark.parametrize("duplicates", [False, True])
 @pytest.mark.parametrize("d", [1, 3, 16])
-def test_tiny_catalogues(n, duplicates, d):
+def test_tiny_catalogues(n, duplicates, d, clustered):
     vectors = clustered(n, d)
     vectors = np.repeat(vectors[:1], n, axis=0) if duplicates else vectors
     codebooks, codes = fit_codebooks(vectors, *default_sizes(n), seed=0)
@@ -110,7 +104,7 @@ def test_tiny_catalogues(n, duplicates, d):
         assert np.allclose(reconstruct(codebooks, fresh), vectors, atol=1e-2)
 
 
-def test_sizes_beyond_the_catalogue_are_clamped(capfd):
+def test_sizes_beyond_the_catalogue_are_clamped(capfd, clustered):
     codebooks, _ = fit_codebooks(clustered(6, 4), (4096, 1024, 512), 2, 256, seed=0)
     assert codebooks.sizes == (6, 6, 6, 4, 4)
     output = capfd.readouterr()
@@ -172,7 +166,7 @@ def test_encode_rejects_another_dimension(fitted):
 
 @pytest.mark.parametrize(("balance", "columns"), [("last", []), ("last-per-code", [1]), ("last-per-parent", [0, 1])])
 @pytest.mark.parametrize("normalise", [False, True])
-def test_each_balance_keeps_its_bound(balance, columns, normalise):
+def test_each_balance_keeps_its_bound(balance, columns, normalise, clustered):
     vectors = clustered(700, 12)
     _, codes = fit_codebooks(vectors, (8, 4, 8), 2, 4, seed=0, balance=balance, normalise=normalise)
     parent = np.unique(codes[:, columns], axis=0, return_inverse=True)[1].reshape(-1) if columns else np.zeros(700, int)
@@ -200,7 +194,7 @@ def test_normalised_residuals_spread_the_codes_and_stay_a_plain_sum():
 
 
 @pytest.mark.parametrize("balance", ["none", "last", "last-per-parent"])
-def test_a_memory_map_read_in_blocks_gives_the_same_codes(tmp_path, monkeypatch, balance):
+def test_a_memory_map_read_in_blocks_gives_the_same_codes(tmp_path, monkeypatch, balance, clustered):
     vectors = clustered(400, 12)
     np.save(tmp_path / "vectors.npy", vectors)
     whole = fit_codebooks(vectors, (8, 4, 4), 2, 4, seed=0, balance=balance, sample=150, normalise=True)
@@ -210,7 +204,7 @@ def test_a_memory_map_read_in_blocks_gives_the_same_codes(tmp_path, monkeypatch,
     assert not np.array_equal(whole[0].residual[0], fit_codebooks(vectors, (8, 4, 4), 2, 4, seed=0)[0].residual[0])  # a sample was fitted
 
 
-def test_a_row_that_is_not_finite_is_named_in_any_block(monkeypatch):
+def test_a_row_that_is_not_finite_is_named_in_any_block(monkeypatch, clustered):
     codebooks, _ = fit_codebooks(clustered(50, 4), (4,), 0, 0, seed=0)
     monkeypatch.setattr(codebooks_module, "BLOCK_ROWS", 8)
     vectors = clustered(50, 4)
