@@ -78,6 +78,38 @@ def shelf(items: pl.DataFrame, users: np.ndarray, width: int) -> np.ndarray:
     return np.concatenate(parts, axis=1)
 
 
+@dataclass(frozen=True)
+class WordTable:
+    """``items`` (n_words, width) int32 taken after a word, the most often taken first, -1 where there are fewer; ``counts`` (n_words, width)
+    float32 searches; ``weight`` (n_words,) float32 of a word, ``log(1 + searches / searches with it)``."""
+
+    items: np.ndarray
+    counts: np.ndarray
+    weight: np.ndarray
+
+
+def taken_after(
+    words: np.ndarray, offsets: np.ndarray, queries: np.ndarray, items: np.ndarray, n_words: int, n_items: int, width: int
+) -> WordTable:
+    """What was taken after each word, of events with ``queries`` and ``items`` (n,); query q has ``words[offsets[q]:offsets[q + 1]]``.
+
+    Words from ``n_words`` on are no words; one that a query repeats counts once.
+    """
+    length = np.diff(offsets)[queries]
+    event = np.repeat(np.arange(len(queries)), length)
+    place = np.repeat(offsets[queries] - (np.cumsum(length) - length), length) + np.arange(len(event))
+    word = words[place]
+    keys = np.unique(event[word < n_words] * n_words + word[word < n_words])
+    event, word = keys // n_words, keys % n_words
+    pairs, counts = np.unique(word * n_items + items[event].astype(np.int64), return_counts=True)
+    word_of, item = pairs // n_items, pairs % n_items
+    lane, order = _best(word_of, item, counts, width)
+    ids, number = np.full((n_words, width), -1, np.int32), np.zeros((n_words, width), np.float32)
+    ids[word_of[order], lane], number[word_of[order], lane] = item[order], counts[order]
+    searches = np.bincount(word, minlength=n_words)
+    return WordTable(ids, number, np.log1p(len(queries) / np.maximum(searches, 1)).astype(np.float32))
+
+
 def _most_had(values: pl.Series, users: np.ndarray, width: int) -> np.ndarray:
     known = (values.is_not_null() & (values != "")).fill_null(False).to_numpy()
     code = np.where(known, values.rank("dense").fill_null(0).cast(pl.Int64).to_numpy() - 1, -1)

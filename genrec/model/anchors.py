@@ -15,15 +15,17 @@ from torch.nn import functional as F
 
 from genrec.data.anchors import AnchorTable, strength
 from genrec.model.dropout import Dropout
+from genrec.model.query_anchors import SHARPNESS, Asked, QueryTables
 
 RECENT = 3  # events whose company is shown
-SHARPNESS = 10.0  # an item whose text is nearer to a query by .1 stands before one that e times as many people had
+LEAST_STRENGTH = 1e-4  # below it nothing is left but rounding
 SPARE = 2  # so many times the neighbours that are shown are looked at: taking a person's own part out may move others up
 
 
 def n_features(queries: bool) -> int:
-    """Per anchor: similarity, three counts, strength; which event it belongs to, or the shelf. With query anchors also likeness to the query."""
-    return 5 + RECENT + 1 + 2 * queries
+    """Per anchor: similarity, three counts, strength; which event it belongs to, or the shelf. With ``queries`` also likeness to the query,
+    and that it goes with its text or with its words."""
+    return 5 + RECENT + 1 + 3 * queries
 
 
 @dataclass
@@ -38,24 +40,16 @@ class Anchors:
         return Anchors(*(part[row, lane][:, None] for part in (self.ids, self.live, self.features)))
 
 
-@dataclass
-class Near:
-    """Items next to each request's query: ``ids`` (B, R, W), and the cosine of the texts (B, R, W), 0 where there is no query."""
-
-    ids: Tensor
-    likeness: Tensor
-
-
 class AnchorTables(nn.Module):
     """Neighbours of every item, and their choice for requests.
 
-    ``shown``: company per recent event; as many again of the shelf, and with ``queries`` of what is next to the request's query.
+    ``shown``: company per recent event; as many again of the shelf, and with ``queries`` of each kind that goes with the request's query.
     """
 
     def __init__(self, n_items: int, shown: int, queries: bool = False):
         super().__init__()
-        self.shown, self.queries = shown, queries
-        width = SPARE * shown
+        width, self.shown = SPARE * shown, shown
+        self.queries = QueryTables(width) if queries else None
         self.register_buffer("company", torch.full((n_items, width), -1, dtype=torch.int32))
         self.register_buffer("counts", torch.zeros(n_items, width, 3))
         self.register_buffer("shelf", torch.full((n_items, width), -1, dtype=torch.int32))
@@ -73,33 +67,22 @@ class AnchorTables(nn.Module):
             setattr(self, name, torch.cat([old, old.new_full((n_items - len(old), *old.shape[1:]), empty)]))
 
     @torch.no_grad()
-    def near(self, asked: Tensor, queries: Tensor, text: Tensor) -> Near:
-        """What lies next to the queries ``asked`` (B, R), 0 for none, else 1 + the row of ``queries`` (Q, d); ``text`` (n_items, d) unit vectors.
-
-        Nothing is counted of a query, so nothing of the answer is in it.
-        """
-        width = min(SPARE * self.shown, len(text))
-        likeness = F.pad(queries, (0, 0, 1, 0)) @ text.T
-        ids = (likeness * SHARPNESS + self.users.log1p()).topk(width, dim=1).indices
-        return Near(ids[asked], likeness.gather(1, ids)[asked])
-
-    @torch.no_grad()
-    def choose(self, items: Tensor, lengths_before: Tensor, targets: Tensor | None = None, near: Near | None = None) -> Anchors:
+    def choose(self, items: Tensor, lengths_before: Tensor, targets: Tensor | None = None, asked: Asked | None = None) -> Anchors:
         """items (B, T) context, lengths_before (B, R) events each request sees, targets (B, R) in training (-1 none) -> the anchors.
 
-        With ``targets`` every event of the sequence, later ones and targets included, is taken out of the counts. ``near``: what lies next
-        to the requests' queries, a further group.
+        With ``targets`` every event of the sequence, later ones and targets included, is taken out of the counts. ``asked``: what goes with
+        the requests' queries.
         """
         place = lengths_before[..., None] - 1 - torch.arange(RECENT, device=items.device)  # (B, R, RECENT), newest first
         recent = items.gather(1, place.clamp(min=0).flatten(1)).view(place.shape)
         known, person = place >= 0, _Person(items, lengths_before, targets)
         company = [part.flatten(2, 3) for part in self._company(person, recent, known)]
         groups = [company, *self._shelves(person, recent[:, :, 0], known[:, :, :1])]
-        kinds = torch.eye(RECENT + 1 + self.queries, device=items.device)
+        kinds = torch.eye(RECENT + 1 + 2 * (self.queries is not None), device=items.device)
         tags = [kinds[:RECENT].repeat_interleave(self.shown, 0), *(kinds[RECENT].expand(side[0].shape[-1], -1) for side in groups[1:])]
-        if near is not None:
-            groups.append(self._near(person, near))
-            tags.append(kinds[RECENT + 1].expand(groups[-1][0].shape[-1], -1))
+        if asked is not None:
+            groups += [self._near(person, asked), self._taken(person, asked)]
+            tags += [kinds[RECENT + 1 + place].expand(group[0].shape[-1], -1) for place, group in enumerate(groups[-2:])]
         ids, live, features = (torch.cat([group[part] for group in groups], dim=2) for part in range(3))
         tags = torch.cat(tags).expand(*ids.shape[:2], -1, -1)
         return Anchors(ids.clamp(min=0), live, torch.cat([features, tags], dim=-1))
@@ -129,13 +112,22 @@ class AnchorTables(nn.Module):
         parts = (slice(0, half), slice(half, None))
         return [_top(*(value[:, :, part] for value in (ids, live, had, features)), self.shown // 2) for part in parts]
 
-    def _near(self, person: _Person, near: Near) -> tuple[Tensor, Tensor, Tensor]:
+    def _near(self, person: _Person, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
         """The items whose text is next to the query's, the more taken first among the equally near: ids, live (B, R, shown), features."""
-        seen, had = self._had(person, near.ids)
-        score = near.likeness * SHARPNESS + had.log1p()
+        seen, had = self._had(person, asked.near)
+        score = asked.likeness * SHARPNESS + had.log1p()
         features = self._plain(had, score)
-        features[..., -1] = near.likeness
-        return _top(near.ids, (near.likeness > 0) & ~seen, score, features, self.shown)
+        features[..., -1] = asked.likeness
+        return _top(asked.near, (asked.likeness > 0) & ~seen, score, features, self.shown)
+
+    def _taken(self, person: _Person, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
+        """The items that others took after the query's words: ids, live (B, R, shown), features."""
+        seen, had = self._had(person, asked.taken)
+        strength = asked.strength
+        if person.targets is not None:
+            strength = strength - asked.unit * (asked.taken == person.targets[..., None])
+        live = (strength > LEAST_STRENGTH) & ~seen
+        return _top(asked.taken, live, strength, self._plain(had, strength.clamp(min=0).log1p()), self.shown)
 
     def _had(self, person: _Person, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Whether each request has seen ids (B, R, A), and how many others had them."""
@@ -148,7 +140,7 @@ class AnchorTables(nn.Module):
 
     def _wide(self, features: Tensor) -> Tensor:
         """With room for the likeness to a query, where there is such a group."""
-        return F.pad(features, (0, 1)) if self.queries else features
+        return features if self.queries is None else F.pad(features, (0, 1))
 
 
 class _Person:

@@ -148,10 +148,11 @@ class GenerativeRecommender(nn.Module):
         if self.anchor_tables is None:
             return None
         leave_out = self.training if leave_out is None else leave_out
-        tables, near = self.anchor_tables, None
-        if tables.queries:
-            near = tables.near(batch.request_queries, batch.query_text, self.item_encoder.text)
-        return tables.choose(batch.items, batch.positions, batch.targets if leave_out else None, near)
+        tables, asked = self.anchor_tables, None
+        if tables.queries is not None:
+            query = batch.query_text, batch.query_words, batch.query_offsets
+            asked = tables.queries.look_up(batch.request_queries, *query, self.item_encoder.text, tables.users)
+        return tables.choose(batch.items, batch.positions, batch.targets if leave_out else None, asked)
 
     def encode(self, batch: Batch, items: Tensor | None = None, anchors: Anchors | None = None) -> Encoded:
         """Run the backbone once over contexts and requests.

@@ -24,17 +24,19 @@ from safetensors.torch import load_file, save_file
 from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, write_json
 from genrec.config import to_dict
 from genrec.config_schema import Config, TrainingConfig
-from genrec.data.anchors import company, shelf
+from genrec.data.anchors import company, shelf, taken_after
 from genrec.data.dataset import TRAIN, VALID, Dataset, Requests
 from genrec.data.shown import ShownRequests, shown_requests, stage_places
 from genrec.decoding.evidence import category_levels, item_codes
 from genrec.errors import UserError
+from genrec.model.anchors import SPARE, AnchorTables
 from genrec.model.collate import Collator, QueryFeatures, request_batches, shown_windows
 from genrec.model.network import Batch, GenerativeRecommender
 from genrec.model.saved import KIND
 from genrec.model.size import step_flops
 from genrec.semantic_ids.tokenize import SemanticIds
 from genrec.text.encoder import item_texts
+from genrec.text.query_tokens import WORD_BUCKETS, hashed_tokens, readable
 from genrec.training import checkpoints
 from genrec.training.batches import EpochLoader
 from genrec.training.checkpoints import Checkpoints
@@ -208,9 +210,7 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
     join()
     network = new_network(config, dataset, ids, plan.generate)
     if network.anchor_tables is not None and not plan.trunk:
-        width = 2 * config.model.anchors
-        counted = company(dataset.histories(plan.last), dataset.n_items, width)
-        network.anchor_tables.fill(counted, shelf(dataset.item_table, counted.users, width))
+        fill_anchors(network.anchor_tables, dataset, plan.last)
     config = copy.deepcopy(config)
     training = config.training
     if plan.trunk:
@@ -241,6 +241,20 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
             log.info("train: %s was made by another process", target)
     shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def fill_anchors(tables: AnchorTables, dataset: Dataset, last: int) -> None:
+    """Count what goes with what, up to split ``last``."""
+    width = SPARE * tables.shown
+    counted = company(dataset.histories(last), dataset.n_items, width)
+    tables.fill(counted, shelf(dataset.item_table, counted.users, width))
+    if tables.queries is not None:
+        rows, tokens = hashed_tokens(readable(dataset.query_texts))
+        order = np.argsort(rows, kind="stable")
+        offsets = np.searchsorted(rows[order], np.arange(len(dataset.query_texts) + 1))
+        event = np.flatnonzero((np.asarray(dataset.split) <= last) & (np.asarray(dataset.queries) >= 0))
+        asked, taken = (np.asarray(part[event]).astype(np.int64) for part in (dataset.queries, dataset.items))
+        tables.queries.fill(taken_after(tokens[order], offsets, asked, taken, WORD_BUCKETS, dataset.n_items, width))
 
 
 def compile_layers(network: GenerativeRecommender) -> None:

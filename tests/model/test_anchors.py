@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from genrec.data.anchors import AnchorTable, company
+from genrec.data.anchors import AnchorTable, company, taken_after
 from genrec.data.histories import Histories
 from genrec.model.anchors import RECENT, AnchorAttention, AnchorTables, AnchorTokens, n_features
+from genrec.text.query_tokens import WORD_BUCKETS
 
 N_ITEMS, SHOWN = 15, 4
 
@@ -106,43 +107,88 @@ def test_hidden_anchors_have_no_effect(people):
     assert empty.isfinite().all() and (empty - before).abs().max() > 1e-4
 
 
-def searching(people) -> AnchorTables:
+def searching(people, taken: list[tuple[int, int]] = ()) -> AnchorTables:
+    """``taken``: pairs of a query (its number is its only word) and the item taken after it."""
     counted = company(Histories.from_lists(people), N_ITEMS, 2 * SHOWN)
     made = AnchorTables(N_ITEMS, SHOWN, queries=True)
     made.fill(counted, np.full((N_ITEMS, 2 * SHOWN), -1, np.int32))
+    pairs = np.array(taken, np.int64).reshape(-1, 2)
+    words = np.array([0, 1, 2, 0, 1, 1, WORD_BUCKETS + 5])  # queries 0 to 2 have one word each, query 3 the words 0 and 1, one of them twice
+    made.queries.fill(taken_after(words, np.array([0, 1, 2, 3, 7]), pairs[:, 0], pairs[:, 1], WORD_BUCKETS, N_ITEMS, 2 * SHOWN))
     return made
 
 
+TEXT = torch.nn.functional.normalize(torch.randn(N_ITEMS, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+NEAR, TAKEN = slice(-2 * SHOWN, -SHOWN), slice(-SHOWN, None)
+
+
+def look_up(made, asked: list[list[int]], rows: list[int], words: list[list[int]]):
+    offsets = torch.tensor([0, *np.cumsum([len(one) for one in words])[:-1]])
+    flat = torch.tensor([word for one in words for word in one], dtype=torch.long)
+    return made.queries.look_up(torch.tensor(asked), TEXT[rows], flat, offsets, TEXT, made.users)
+
+
 def test_a_search_is_shown_what_is_next_to_its_query(people):
-    made, text = searching(people), torch.nn.functional.normalize(torch.randn(N_ITEMS, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    made = searching(people)
     items = torch.from_numpy(people[0].astype(np.int64))[None]
-    asked = torch.tensor([[0, 1, 2]])
-    near = made.near(asked, text[[3, 7]], text)
-    anchors = made.choose(items, torch.tensor([[2, 2, 2]]), None, near)
+    choose = lambda asked: made.choose(items, torch.tensor([[2, 2, 2]]), None, look_up(made, [asked], [3, 7], [[0], [1]]))
+    anchors = choose([0, 1, 2])
     assert anchors.features.shape[-1] == n_features(True)
-    live, ids = anchors.live[0, :, -SHOWN:], anchors.ids[0, :, -SHOWN:]
-    assert not live[0].any() and live[1:].any(1).all()  # who asks nothing is shown none
+    live, ids = anchors.live[0, :, NEAR], anchors.ids[0, :, NEAR]
+    assert not anchors.live[0, 0, -2 * SHOWN :].any() and live[1:].any(1).all()  # who asks nothing is shown none
     seen = set(items[0, :2].tolist())
     for lane, item in ((1, 3), (2, 7)):
         shown_ids = ids[lane][live[lane]].tolist()
         assert not seen & set(shown_ids) and (item in seen or item in shown_ids)
-        order = [10 * float(text[item] @ text[one]) + float(made.users[one].log1p()) for one in shown_ids]
+        order = [10 * float(TEXT[item] @ TEXT[one]) + float(made.users[one].log1p()) for one in shown_ids]
         assert order == sorted(order, reverse=True)
-        likeness = anchors.features[0, lane, -SHOWN:][live[lane]][:, 5]
-        assert likeness.tolist() == pytest.approx([float(text[item] @ text[one]) for one in shown_ids], abs=1e-5)
-    other = made.choose(items, torch.tensor([[2, 2, 2]]), None, made.near(torch.tensor([[0, 2, 2]]), text[[3, 7]], text))
+        likeness = anchors.features[0, lane, NEAR][live[lane]][:, 5]
+        assert likeness.tolist() == pytest.approx([float(TEXT[item] @ TEXT[one]) for one in shown_ids], abs=1e-5)
+    other = choose([0, 2, 2])
     for lane, same in ((0, True), (1, False), (2, True)):
         assert torch.equal(other.ids[0, lane], anchors.ids[0, lane]) is same
 
 
+def test_a_search_is_shown_what_was_taken_after_its_words(people):
+    taken = [(0, 4), (0, 4), (1, 4), (1, 9), (3, 9), (2, 11)]
+    made, nobody = searching(people, taken), torch.zeros(1, 1, dtype=torch.long)
+    weights = {word: float(np.log1p(len(taken) / count)) for word, count in {0: 3, 1: 3, 2: 1}.items()}
+    expected = {
+        (0,): {4: 2 * weights[0], 9: weights[0]}, (2,): {11: weights[2]}, (7,): {},
+        (0, 1): {4: 2 * weights[0] + weights[1], 9: weights[0] + 2 * weights[1]},
+    }  # fmt: skip
+    for words, strengths in expected.items():
+        for repeated in (list(words), [*words, words[0]]):
+            anchors = made.choose(nobody, nobody, None, look_up(made, [[1]], [3], [repeated]))
+            live = anchors.live[0, 0, TAKEN]
+            found = dict(zip(anchors.ids[0, 0, TAKEN][live].tolist(), anchors.features[0, 0, TAKEN][live][:, 4].expm1().tolist(), strict=True))
+            assert found == pytest.approx(strengths, rel=1e-4)
+
+
+def test_a_search_in_training_does_not_count_itself(people):
+    taken = [(0, 4), (0, 4), (3, 9), (2, 11)]
+    made, nobody = searching(people, taken), torch.zeros(1, 1, dtype=torch.long)
+    for own, words in ((0, [0]), (2, [0, 1, 1]), (3, [2])):
+        target = torch.tensor([[taken[own][1]]])
+        ours = made.choose(nobody, nobody, target, look_up(made, [[1]], [3], [words]))
+        rest = searching(people, [pair for place, pair in enumerate(taken) if place != own])
+        rest.queries.weight.copy_(made.queries.weight)  # how rare a word is says nothing of the item
+        theirs = rest.choose(nobody, nobody, None, look_up(rest, [[1]], [3], [words]))
+        for part in ("ids", "live"):
+            mine, others = getattr(ours, part)[..., TAKEN], getattr(theirs, part)[..., TAKEN]
+            assert torch.equal(mine[ours.live[..., TAKEN]], others[theirs.live[..., TAKEN]])
+        mine, others = (one.features[..., TAKEN, 4][one.live[..., TAKEN]] for one in (ours, theirs))
+        torch.testing.assert_close(mine, others)
+    assert not made.choose(nobody, nobody, torch.tensor([[11]]), look_up(made, [[1]], [3], [[2]])).live[..., TAKEN].any()
+
+
 def test_a_search_in_training_counts_what_others_had(people):
-    text = torch.nn.functional.normalize(torch.randn(N_ITEMS, 6, generator=torch.Generator().manual_seed(0)), dim=1)
     for person in range(6):
         items = torch.from_numpy(people[person].astype(np.int64))
-        positions, asked = torch.arange(1, len(items))[None], torch.ones(1, len(items) - 1, dtype=torch.long)
+        positions, asked = torch.arange(1, len(items))[None], [[1] * (len(items) - 1)]
         mine, others = searching(people), searching([row for place, row in enumerate(people) if place != person])
-        context, targets, query = items[None, :-1], items[1:][None], text[items[-1:]]
-        ours = mine.choose(context, positions, targets, mine.near(asked, query, text))
-        theirs = others.choose(context, positions, None, others.near(asked, query, text))
+        context, targets, row = items[None, :-1], items[1:][None], [int(items[-1])]
+        ours = mine.choose(context, positions, targets, look_up(mine, asked, row, [[0]]))
+        theirs = others.choose(context, positions, None, look_up(others, asked, row, [[0]]))
         for part in ("ids", "live", "features"):
-            torch.testing.assert_close(getattr(ours, part)[:, :, -SHOWN:], getattr(theirs, part)[:, :, -SHOWN:])
+            torch.testing.assert_close(getattr(ours, part)[:, :, NEAR], getattr(theirs, part)[:, :, NEAR])
