@@ -30,6 +30,7 @@ from genrec.data.impressions import write_impressions, write_together
 from genrec.data.ordering import OrderedLog, order_events
 from genrec.data.parsed import ParsedLog, parse_log
 from genrec.data.readers import log_files
+from genrec.data.readers.common import did_you_mean
 from genrec.data.schema import QUARANTINE_SCHEMA, empty
 from genrec.data.splits import HELD_OUT_RULE, RULES, Piece, SplitFingerprint, Splitter, digest, pieces, tied_targets
 from genrec.data.threads import in_threads
@@ -171,7 +172,8 @@ def build(
     actions, action_index = order_actions(parsed, config)
     arrays = write_arrays(ordered, numbering, action_index, folder, scratch)
     log.info("prepare: %d events of %d users are in order", len(arrays.items), len(numbering.users))
-    split, info_split, report = split_arrays(config, arrays, numbering, folder)
+    target_level = first_target(config, parsed, actions)
+    split, info_split, report = split_arrays(config, arrays, numbering, folder, target_level)
     names = parsed.names("query") if "query" in parsed.columns else pl.Series("name", [], pl.String)
     query_table, heldout, synthetic = attach_queries(arrays, split, numbering.users, numbering.items, names, config)
     shown = write_impressions(parsed, numbering.user_index, numbering.item_index, arrays.offsets, folder, scratch)
@@ -184,7 +186,7 @@ def build(
     assert all((folder / f"{name}.npy").is_file() for name in ARRAYS)
     searches = sum(int((arrays.queries.read(piece.start, piece.stop) >= 0).sum()) for piece in pieces(arrays.offsets))
     info |= {
-        "users": len(numbering.users), "items": len(numbering.items), "events": len(arrays.items), "actions": actions, **info_split,
+        "users": len(numbering.users), "items": len(numbering.items), "events": len(arrays.items), "actions": actions, "target_level": target_level, **info_split,
         "synthetic_queries": synthetic, "search_events": searches, "rows": row_counts(parsed, ordered), "impressions": shown,
         "leakage": {name: report[name] for name in ("valid", "test")}, "log": _log_identity(parsed, config),
     }  # fmt: skip
@@ -197,8 +199,22 @@ def order_actions(parsed: ParsedLog, config: Config) -> tuple[list[str], np.ndar
     return actions, np.array([actions.index(name) if name in actions else -1 for name in names], np.int16)
 
 
-def split_arrays(config: Config, arrays: Arrays, numbering: Numbering, folder: Path) -> tuple[ArrayFile, dict, dict]:
-    """Split the events: ``split.npy``, what the manifest says about it, and the leakage report."""
+def first_target(config: Config, parsed: ParsedLog, actions: list[str]) -> int:
+    """The least place in the feedback chain that an event must have reached to be predicted."""
+    wanted = config.data.target_action
+    if wanted is None:
+        return 0
+    chain = [action for action in actions if action in parsed.chain]
+    if wanted not in chain:
+        tail = did_you_mean(wanted, chain) if chain else "it has none"
+        raise UserError(f"data.target_action: '{wanted}' is not in the log's feedback chain; {tail}")
+    return actions.index(wanted)
+
+
+def split_arrays(
+    config: Config, arrays: Arrays, numbering: Numbering, folder: Path, target_level: int = 0
+) -> tuple[ArrayFile, dict, dict]:  # fmt: skip
+    """Split the events: ``split.npy``, what the manifest says about it, and the leakage report on the events from ``target_level`` on."""
     total, offsets = len(arrays.items), arrays.offsets
     split = ArrayFile(folder / "split.npy", np.uint8, total)
     given_valid = config.split.kind == "given" and any((arrays.extra.read(p.start, p.stop) == VALID).any() for p in pieces(offsets))
@@ -220,7 +236,9 @@ def split_arrays(config: Config, arrays: Arrays, numbering: Numbering, folder: P
         report.see_train(items, times, decided)
 
     def targets(piece: Piece) -> dict:
-        return report.targets(piece, *(array.read(piece.start, piece.stop) for array in (arrays.items, arrays.timestamps, split)))
+        columns = [array.read(piece.start, piece.stop) for array in (arrays.items, arrays.timestamps, split)]
+        wanted = arrays.actions.read(piece.start, piece.stop) >= target_level if target_level else None
+        return report.targets(piece, *columns, wanted)
 
     for found in in_threads(targets, pieces(offsets)):
         report.see_targets(found)
