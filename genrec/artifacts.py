@@ -17,6 +17,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,14 @@ def atomic_folder(target: Path, kind: str, key: str, info: dict | None = None) -
     try:
         yield temporary
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        with ThreadPoolExecutor(2) as pool:  # hashing leaves Python's lock
+            sums = dict(zip(files, pool.map(_checksum, files), strict=True))
         manifest = {
             "format_version": FORMAT_VERSION,
             "kind": kind,
             "key": key,
             "created": int(time.time()),
-            "files": {str(p.relative_to(temporary)): {"bytes": p.stat().st_size, "sha256": _checksum(p)} for p in files},
+            "files": {str(p.relative_to(temporary)): {"bytes": p.stat().st_size, "sha256": sums[p]} for p in files},
             "info": info or {},
         }
         manifest["digest"] = manifest_digest(manifest)

@@ -126,6 +126,8 @@ def validate(config: Config) -> None:
         raise UserError(f"data.max_user_events: must be at least 1 or null, is {config.data.max_user_events}")
     if config.data.actions is not None and not config.data.actions:
         raise UserError("data.actions: an empty list keeps no event; name actions, or null for all")
+    if config.data.target_action is not None and config.split.kind == "leave-last-out":
+        raise UserError("data.target_action: leave-last-out holds out each user's last event, whatever it is; use another split.kind")
     start, end = (seconds_of(getattr(config.data, key), f"data.{key}") for key in ("start_time", "end_time"))
     if start is not None and end is not None and start >= end:
         raise UserError(f"data.start_time: {config.data.start_time} is not before data.end_time {config.data.end_time}")

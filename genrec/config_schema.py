@@ -15,6 +15,7 @@ class DataConfig:
     fetch: str | None = None  # data set fetched into `data/` when `path` is not given
     options: dict[str, Any] = field(default_factory=dict)  # passed to the reader
     actions: list[str] | None = None  # actions that become events; null = all
+    target_action: str | None = None  # events below it in the feedback chain are past that a model sees, never what it is to predict
     start_time: str | None = None  # events from this time on: an ISO date or time (UTC) or seconds since 1970
     end_time: str | None = None  # events before this time
     duplicates: str = "drop-exact"  # keep; drop-exact: same user, item, time, action and query; drop-consecutive: also the item just before

@@ -75,6 +75,7 @@ class Dataset:
         self.info: dict = self.manifest["info"]
         for name in ARRAYS:
             setattr(self, name, np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+        self._known_lengths: dict[int, np.ndarray] = {}
         self.item_table = pl.read_parquet(folder / "items.parquet")
         self.query_texts: list[str] = pl.read_parquet(folder / "queries.parquet")["query"].to_list()
 
@@ -85,6 +86,11 @@ class Dataset:
     @property
     def n_items(self) -> int:
         return len(self.item_table)
+
+    @property
+    def target_level(self) -> int:
+        """The least place in ``actions_chain`` of an event that is to be predicted; weaker events are only ever seen."""
+        return self.info.get("target_level", 0)
 
     @property
     def actions_chain(self) -> list[str]:
@@ -108,9 +114,12 @@ class Dataset:
         return {item: index for index, item in enumerate(self.item_table["item_id"])}
 
     def known_lengths(self, last: int) -> np.ndarray:
-        """Events per user up to and including split ``last`` (TRAIN, VALID or TEST): (n_users,)."""
-        totals = np.concatenate([[0], np.cumsum(self.split <= last)])
-        return totals[self.offsets[1:]] - totals[self.offsets[:-1]]
+        """Events per user up to and including split ``last`` (TRAIN, VALID or TEST): (n_users,), counted once."""
+        if last not in self._known_lengths:
+            totals = np.concatenate([[0], np.cumsum(self.split <= last)])
+            self._known_lengths[last] = totals[self.offsets[1:]] - totals[self.offsets[:-1]]
+            self._known_lengths[last].flags.writeable = False
+        return self._known_lengths[last]
 
     def histories(self, last: int) -> Histories:
         """Every user's events up to split ``last``."""
@@ -120,10 +129,11 @@ class Dataset:
         return Histories(offsets, np.asarray(self.items[rows]))
 
     def heldout_events(self, split: str) -> np.ndarray:
-        """One event per user: the first of the split. Its history is everything the user did before it."""
+        """One event per user: the first of the split that may be a target. Its history is everything the user did before it."""
         if split not in ("valid", "test"):
             raise UserError(f"--split: '{split}' is not one of valid, test")
         rows = np.flatnonzero(self.split == SPLITS[split])
+        rows = rows[self.actions[rows] >= self.target_level] if self.target_level else rows
         owner = np.searchsorted(self.offsets, rows, side="right") - 1
         return rows[np.unique(owner, return_index=True)[1]]
 

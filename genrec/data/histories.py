@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse as sp
 
 from genrec.errors import UserError
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ class Histories:
             raise UserError(f"histories name items {self.items.min()} to {self.items.max()}; expected ids from 0 to {n_items - 1}")
         values = np.ones(len(self.items)) if weights is None else weights(self.ages) if callable(weights) else weights
         values = np.asarray(values, np.float32)
+        import scipy.sparse as sp  # here: preparing a log starts in half the time without it
+
         matrix = sp.csr_matrix((values, self.items.copy(), self.offsets.copy()), shape=(len(self), n_items))
         matrix.sum_duplicates()
         return matrix

@@ -24,14 +24,21 @@ class IdMap:
     def encode(self, values: pl.Series) -> tuple[np.ndarray, pl.Series]:
         """The codes of ``values`` (n,) as (n,) int32, -1 for null, and the strings that were new, in order of their codes."""
         values = values.cast(pl.String)
-        raw = values.cast(self._type).to_physical().cast(pl.Int64).fill_null(-1).to_numpy()
+        physical = values.cast(self._type).to_physical()
         # The engine numbers strings as it meets them today, but nothing promises that: its numbers are looked up in ours.
-        grown = int(raw.max(initial=-1)) + 1 - len(self._codes)
-        if grown > 0:
-            self._codes = np.concatenate([self._codes, np.full(grown, -1, np.int32)])
-        codes = self._codes[raw] if len(self._codes) else np.full(len(raw), -1, np.int32)
-        codes[raw < 0] = -1
-        rows = np.flatnonzero((codes < 0) & (raw >= 0))
+        largest = physical.max()
+        if largest is None:
+            return np.full(len(values), -1, np.int32), values.clear()
+        if largest >= len(self._codes):
+            self._codes = np.concatenate([self._codes, np.full(largest + 1 - len(self._codes), -1, np.int32)])
+        known = physical.is_not_null().to_numpy() if physical.null_count() else None
+        raw = (physical if known is None else physical.fill_null(0)).to_numpy()
+        codes = self._codes[raw]
+        if known is None and codes.min() >= 0:
+            return codes, values.clear()
+        if known is not None:
+            codes[~known] = -1
+        rows = np.flatnonzero(codes < 0 if known is None else (codes < 0) & known)
         if not len(rows):
             return codes, values.clear()
         new, first = np.unique(raw[rows], return_index=True)

@@ -53,21 +53,21 @@ class LeakageReport:
             self.parts[name].append(part)
 
     @staticmethod
-    def targets(piece: Piece, items: np.ndarray, times: np.ndarray, split: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-        """The targets of a piece, by split, compared with their users' training events."""
+    def targets(
+        piece: Piece, items: np.ndarray, times: np.ndarray, split: np.ndarray, wanted: np.ndarray | None = None
+    ) -> dict[str, dict[str, np.ndarray]]:  # fmt: skip
+        """The targets of a piece, by split, compared with their users' training events. ``wanted`` (n,) bool: which may be targets (None: all)."""
         found = {}
         lengths, train = np.diff(piece.offsets), split == TRAIN
         warm = np.logical_or.reduceat(train, piece.offsets[:-1])
         for name, number in (("valid", VALID), ("test", TEST)):
-            held = split == number
-            first = held.copy()  # the first held-out event of each user
-            first[1:] &= ~held[:-1]
-            first[piece.offsets[:-1]] = held[piece.offsets[:-1]]
-            rows = np.flatnonzero(first)
-            asked = np.searchsorted(piece.offsets, rows, side="right") - 1
-            wanted = np.full(len(lengths), -1, items.dtype)
-            wanted[asked] = items[rows]
-            same = np.flatnonzero(train & (items == np.repeat(wanted, lengths)))
+            held = np.flatnonzero(split == number if wanted is None else (split == number) & wanted)
+            owner = np.searchsorted(piece.offsets, held, side="right") - 1
+            first = np.diff(owner, prepend=-1) > 0  # the first held-out event of each user
+            rows, asked = held[first], owner[first]
+            target = np.full(len(lengths), -1, items.dtype)
+            target[asked] = items[rows]
+            same = np.flatnonzero(train & (items == np.repeat(target, lengths)))
             owner = np.searchsorted(piece.offsets, same, side="right") - 1
             target_time = np.zeros(len(lengths), np.int64)
             target_time[asked] = times[rows]

@@ -20,7 +20,7 @@ from genrec.config_schema import Config, DataConfig
 from genrec.data.blocks import BlockFile, Columns
 from genrec.data.parsed import ParsedLog
 from genrec.data.readers.common import did_you_mean
-from genrec.data.threads import ahead, in_threads
+from genrec.data.threads import in_threads
 from genrec.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class OrderedLog:
 
     def kept(self, block: Columns) -> np.ndarray:
         """Which events of a partition are left: (n,) bool."""
-        return (self.user_counts[block["user"]] > 0) & (self.item_counts[block["item"]] > 0)
+        return (self.user_counts > 0)[block["user"]] & (self.item_counts > 0)[block["item"]]
 
 
 def order_events(parsed: ParsedLog, config: Config, scratch: Path) -> OrderedLog:
@@ -90,22 +90,27 @@ def deal(parsed: ParsedLog, config: Config, scratch: Path, n_users: int) -> tupl
     if total > size:
         counts = np.zeros(n_users, np.int64)
         for _, part in parsed.events(["user"]):
-            np.add.at(counts, part["user"].to_numpy(), 1)
+            add_counts(counts, part["user"].to_numpy())
         part_of = ((np.cumsum(counts) - counts) // size).astype(np.uint16)
     files = [BlockFile(scratch / f"dealt-{number:03d}", dtypes) for number in range(1 if part_of is None else int(part_of[-1]) + 1)]
     allowed, removed = _chosen_actions(parsed, config.data), Counter()
     window = seconds_of(config.data.start_time, "data.start_time"), seconds_of(config.data.end_time, "data.end_time")
-    for place, part in ahead(parsed.events(columns)):
+
+    def by_partition(given: tuple[int, pl.DataFrame]) -> tuple[Columns, np.ndarray, Counter]:
+        """A part's events, those of one partition together, and where each partition begins."""
+        (place, part), left_out = given, Counter()
         block = {name: _column(part, name) for name in columns}
         block["place"] = np.arange(place, place + part.height, dtype=dtypes["place"])
-        block = _choose(block, allowed, window, removed)
+        block = _choose(block, allowed, window, left_out)
         if part_of is None:
-            files[0].append(block)
-            continue
+            return block, np.array([0, len(block["user"])]), left_out
         owner = part_of[block["user"]]
         order = np.argsort(owner, kind="stable")
-        edges = np.searchsorted(owner[order], np.arange(len(files) + 1))
-        block = {name: column[order] for name, column in block.items()}
+        edges = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(files)))])
+        return {name: column[order] for name, column in block.items()}, edges, left_out
+
+    for block, edges, left_out in in_threads(by_partition, parsed.events(columns)):
+        removed.update(left_out)
         for file, start, stop in zip(files, edges[:-1], edges[1:], strict=True):
             file.append({name: column[start:stop] for name, column in block.items()})
     return [file for file in files if len(file)], removed
@@ -159,10 +164,18 @@ def _clean_partition(ordered: OrderedLog, file: BlockFile, config: DataConfig, b
     file.remove()
     with ordered.lock:
         ordered.removed.update(removed)
-        np.add.at(ordered.user_counts, block["user"], 1)
-        np.add.at(ordered.item_counts, block["item"], 1)
+        add_counts(ordered.user_counts, block["user"])
+        add_counts(ordered.item_counts, block["item"])
         note_first(ordered, block)
     return target
+
+
+def add_counts(counts: np.ndarray, codes: np.ndarray) -> None:
+    """Add to ``counts`` (n_codes,) how often each is among ``codes`` (n,)."""
+    if len(codes) * 8 < len(counts):
+        np.add.at(counts, codes, 1)
+    else:
+        counts += np.bincount(codes, minlength=len(counts))
 
 
 def note_first(ordered: OrderedLog, block: Columns) -> None:
@@ -256,8 +269,8 @@ def k_core(ordered: OrderedLog, min_user: int, min_item: int) -> None:
         ordered.item_counts[weak_items] = 0
         users, items = np.zeros_like(ordered.user_counts), np.zeros_like(ordered.item_counts)
         for block in in_threads(lambda file: left(ordered, file, ["user", "item"]), ordered.files):
-            np.add.at(users, block["user"], 1)
-            np.add.at(items, block["item"], 1)
+            add_counts(users, block["user"])
+            add_counts(items, block["item"])
         ordered.user_counts, ordered.item_counts = users, items
         rounds += 1
     ordered.removed["below_minimum"] += before - len(ordered)

@@ -31,6 +31,7 @@ from genrec.data.impressions import write_impressions, write_together
 from genrec.data.ordering import OrderedLog, order_events
 from genrec.data.parsed import ParsedLog, parse_log
 from genrec.data.readers import log_files
+from genrec.data.readers.common import did_you_mean
 from genrec.data.schema import QUARANTINE_SCHEMA, empty
 from genrec.data.splits import HELD_OUT_RULE, RULES, Piece, SplitFingerprint, Splitter, digest, pieces, tied_targets
 from genrec.data.threads import in_threads
@@ -172,7 +173,8 @@ def build(
     actions, action_index = order_actions(parsed, config)
     arrays = write_arrays(ordered, numbering, action_index, folder, scratch)
     log.info("prepare: %d events of %d users are in order", len(arrays.items), len(numbering.users))
-    arrays, split, info_split, report = split_arrays(config, arrays, numbering, folder, scratch)
+    target_level = first_target(config, parsed, actions)
+    arrays, split, info_split, report = split_arrays(config, arrays, numbering, folder, scratch, target_level)
     names = parsed.names("query") if "query" in parsed.columns else pl.Series("name", [], pl.String)
     query_table, heldout, synthetic = attach_queries(arrays, split, numbering.users, numbering.items, names, config)
     item_index = numbering.item_index
@@ -189,7 +191,7 @@ def build(
     assert all((folder / f"{name}.npy").is_file() for name in ARRAYS)
     searches = sum(int((arrays.queries.read(piece.start, piece.stop) >= 0).sum()) for piece in pieces(arrays.offsets))
     info |= {
-        "users": len(numbering.users), "items": len(numbering.items), "events": len(arrays.items), "actions": actions, **info_split,
+        "users": len(numbering.users), "items": len(numbering.items), "events": len(arrays.items), "actions": actions, "target_level": target_level, **info_split,
         "synthetic_queries": synthetic, "search_events": searches, "rows": row_counts(parsed, ordered), "impressions": shown,
         "leakage": {name: report[name] for name in ("valid", "test")}, "log": _log_identity(parsed, config),
     }  # fmt: skip
@@ -202,10 +204,23 @@ def order_actions(parsed: ParsedLog, config: Config) -> tuple[list[str], np.ndar
     return actions, np.array([actions.index(name) if name in actions else -1 for name in names], np.int16)
 
 
+def first_target(config: Config, parsed: ParsedLog, actions: list[str]) -> int:
+    """The least place in the feedback chain that an event must have reached to be predicted."""
+    wanted = config.data.target_action
+    if wanted is None:
+        return 0
+    chain = [action for action in actions if action in parsed.chain]
+    if wanted not in chain:
+        tail = did_you_mean(wanted, chain) if chain else "it has none"
+        raise UserError(f"data.target_action: '{wanted}' is not in the log's feedback chain; {tail}")
+    return actions.index(wanted)
+
+
 def split_arrays(
-    config: Config, arrays: Arrays, numbering: Numbering, folder: Path, scratch: Path
+    config: Config, arrays: Arrays, numbering: Numbering, folder: Path, scratch: Path, target_level: int = 0
 ) -> tuple[Arrays, ArrayFile, dict, dict]:
-    """Split the events: the arrays that are left, ``split.npy``, what the manifest says about it, and the leakage report."""
+    """Split the events: the arrays that are left, ``split.npy``, what the manifest says about it, and the leakage report on the events from
+    ``target_level`` on."""
     given_valid = config.split.kind == "given" and any((arrays.extra.read(p.start, p.stop) == VALID).any() for p in pieces(arrays.offsets))
     splitter, before = Splitter(config.split, arrays.timestamps, arrays.offsets, given_valid), None
     if config.split.cold_share:
@@ -230,7 +245,9 @@ def split_arrays(
         report.see_train(items, times, decided)
 
     def targets(piece: Piece) -> dict:
-        return report.targets(piece, *(array.read(piece.start, piece.stop) for array in (arrays.items, arrays.timestamps, split)))
+        columns = [array.read(piece.start, piece.stop) for array in (arrays.items, arrays.timestamps, split)]
+        wanted = arrays.actions.read(piece.start, piece.stop) >= target_level if target_level else None
+        return report.targets(piece, *columns, wanted)
 
     for found in in_threads(targets, pieces(offsets)):
         report.see_targets(found)

@@ -20,7 +20,10 @@ from genrec.errors import UserError
 
 CHUNK_EVENTS = 1 << 20
 QUANTILE_BINS = 1 << 16
-HELD_OUT_RULE = "one request per user and split: at its first held-out event, which is the target; later ones are not asked"
+HELD_OUT_RULE = (
+    "one request per user and split: at its first held-out event (of at least data.target_action), which is the target; later ones are not "
+    "asked"
+)
 RULES = {
     "leave-last-out": "the last event of each user with at least 3 is test, the one before it valid",
     "global-time": "two cut times for everybody: events from the first on are valid, from the second on test",
@@ -100,7 +103,7 @@ class Splitter:
             return self._given(piece, times, extra)
         if self.config.kind == "session":
             return _last_groups(piece, self._session_starts(piece, times, extra))
-        return _last_groups(piece, np.ones(len(times), bool))
+        return _last_events(piece)
 
     def _session_starts(self, piece: Piece, times: np.ndarray, requests: np.ndarray | None) -> np.ndarray:
         starts = np.ones(len(times), bool)
@@ -126,6 +129,15 @@ class Splitter:
             latest = np.repeat(np.where(enough, times[last], np.iinfo(np.int64).max), np.diff(piece.offsets))
             split[(split == TRAIN) & (times == latest)] = VALID
         return split
+
+
+def _last_events(piece: Piece) -> np.ndarray:
+    """Each user's last event is test, the one before valid, where there are three."""
+    split = np.zeros(piece.stop - piece.start, np.uint8)
+    ends = piece.offsets[1:][np.diff(piece.offsets) >= 3]
+    split[ends - 2] = VALID
+    split[ends - 1] = TEST
+    return split
 
 
 def _last_groups(piece: Piece, starts: np.ndarray) -> np.ndarray:

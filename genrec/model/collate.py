@@ -70,13 +70,15 @@ class Collator:
 
     ``stages`` (S,): the place in the action chain of each of ``model.stages``; ``shown``: what the log showed, as further requests of a
     training batch, and ``shown_windows`` (N,) rising, the window each of them belongs to. ``features`` are those of the queries, ``texts`` of
-    the items' texts (asked for as further queries), ``keywords`` of each item's keywords.
+    the items' texts (asked for as further queries), ``keywords`` of each item's keywords. ``target_level``: events whose action has a lower
+    place in the chain are seen and not predicted.
     """
 
     def __init__(
         self, model: ModelConfig, features: QueryFeatures, stages: np.ndarray | None = None, shown: ShownRequests | None = None,
-        texts: QueryFeatures | None = None, keywords: QueryFeatures | None = None,
+        texts: QueryFeatures | None = None, keywords: QueryFeatures | None = None, target_level: int = 0,
     ):  # fmt: skip
+        self.target_level = target_level
         self.model, self.stages, self.shown, self.keywords = model, stages, shown, keywords
         self.n_queries, self.features = len(features.text), features if texts is None else features.joined(texts)
         self.shown_windows = np.zeros(0, np.int64)
@@ -141,6 +143,9 @@ class Collator:
         query = np.asarray(data.queries[event]).astype(np.int64)
         plain = (position > 0) & (recommend_searches | (query < 0)) & recommends
         search = (query >= 0) & searches
+        if self.target_level:
+            wanted = np.asarray(data.actions)[event] >= self.target_level
+            plain, search = plain & wanted, search & wanted
         row, event = np.concatenate([row[plain], row[search]]), np.concatenate([event[plain], event[search]])
         query = np.concatenate([np.full(plain.sum(), -1), query[search]])
         position, visible = (np.concatenate([array[plain], array[search]]) for array in (position, visible))

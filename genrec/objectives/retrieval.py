@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from genrec.objectives.linear_cross_entropy import linear_cross_entropy
+
+LARGE = 64  # times as many items as negatives
 
 
 def full_softmax(requests: Tensor, index: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -34,13 +37,20 @@ def draw_candidates(
     """The distinct ``targets`` (of all processes, where each sees a part only) and ``negatives`` uniform draws.
 
     ``draw`` is a CPU generator that all processes share; ``known`` (n_items,) the ids that are drawn from, by default 0 to n_items - 1.
+    From a large catalogue the draws are with replacement, a few of them twice: a permutation of all items would cost more than the rest of a step.
     """
     in_batch, counts = targets.unique(return_counts=True)
-    drawn = torch.arange(n_items) if negatives >= n_items else torch.randperm(n_items, generator=draw)[:negatives]
+    uniform = min(negatives / n_items, 1.0)
+    if uniform == 1:
+        drawn = torch.arange(n_items)
+    elif n_items <= LARGE * negatives:
+        drawn = torch.randperm(n_items, generator=draw)[:negatives]
+    else:
+        drawn = torch.randint(n_items, (negatives,), generator=draw).unique()
+        uniform = -math.expm1(negatives * math.log1p(-1 / n_items))
     drawn = (drawn if known is None else known.cpu()[drawn]).to(targets.device)
     ids = torch.cat([in_batch, drawn[~torch.isin(drawn, in_batch)]])
     # Chance of being a candidate: drawn uniformly, or somebody's target (estimated by this batch's counts).
-    uniform = min(negatives / n_items, 1.0)
     share = torch.cat([counts / counts.sum(), torch.zeros(len(ids) - len(in_batch), device=targets.device)])
     chance = 1 - (1 - uniform) * (1 - share).clamp(min=1e-6) ** len(targets)
     return Candidates(ids, chance.clamp(min=1e-9).log(), len(in_batch))

@@ -35,18 +35,22 @@ def request_counts(
     data: Dataset, windows: Windows, recommend_searches: bool, searches: bool, recommends: bool = True, same_time: bool = True
 ) -> np.ndarray:  # fmt: skip
     """How many requests the collator makes of each window: (W,) int64. See ``Collator.windows``."""
+    level = data.target_level
     counts = np.empty(len(windows), np.int64)
     for begin in range(0, len(windows), BLOCK):
         rows = slice(begin, begin + BLOCK)
         start, first, stop = windows.start[rows], windows.first[rows], windows.stop[rows]
         low, high = int(start.min()), int(stop.max())
         asked = np.asarray(data.queries[low:high]) >= 0
+        if level:
+            target = np.asarray(data.actions[low:high]) >= level
+            asked, targets = asked & target, np.concatenate([[0], np.cumsum(target)])
         searched = np.concatenate([[0], np.cumsum(asked)])
         in_window = searched[stop - low] - searched[first - low]
         # A user's first event is no recommendation: nothing was seen before it. Without ``same_time`` that is all of the first second.
         unseen = start + 1 if same_time else np.minimum(_second_ends(np.asarray(data.timestamps[low:high]))[start - low] + low, stop)
         from_here = np.maximum(first, unseen)
-        plain = stop - from_here
+        plain = targets[stop - low] - targets[from_here - low] if level else stop - from_here
         if not recommend_searches:
             plain = plain - (searched[stop - low] - searched[from_here - low])
         counts[rows] = (plain if recommends else 0) + (in_window if searches else 0)

@@ -46,7 +46,7 @@ def simulated(options: argparse.Namespace):
     data = SimpleNamespace(
         offsets=np.concatenate([[0], np.cumsum(lengths)]), items=rng.integers(0, options.items, total).astype(np.int32), queries=none,
         timestamps=np.sort(rng.integers(0, 10**8, total)), actions=np.zeros(total, np.int16), info={"synthetic_queries": True},
-        actions_chain=["event"], lengths=lengths,
+        actions_chain=["event"], target_level=0, lengths=lengths,
     )  # fmt: skip
     sizes, books, size = default_sizes(options.items)
     sizes = [*sizes, *[size] * books]

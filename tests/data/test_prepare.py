@@ -13,7 +13,10 @@ from genrec.config import load_config
 from genrec.data.dataset import TEST, TRAIN, VALID, Dataset
 from genrec.data.prepare import prepare
 from genrec.data.queries import STOP_WORDS
+from genrec.data.sequences import make_windows
 from genrec.errors import UserError
+from genrec.model.collate import Collator, QueryFeatures
+from genrec.training.batches import request_counts
 
 WORD = re.compile(r"[^\W_]+")
 
@@ -288,3 +291,31 @@ def test_no_queries_at_all(prepare_table):
 def test_an_unknown_split_name(asked):
     with pytest.raises(UserError, match="train"):
         asked.requests("train")
+
+
+def test_events_below_the_target_action_are_seen_and_never_asked_for(tmp_path, tiny_overrides):
+    more = ("split.kind=global-time", "data.options.n_events=1500")
+    plain = load_config(None, tiny_overrides(tmp_path, *more))
+    config = load_config(None, tiny_overrides(tmp_path, *more, "data.target_action=cart"))
+    every, data = (Dataset(prepare(one, tmp_path / name)) for one, name in ((plain, "every"), (config, "cart")))
+    level = data.actions_chain.index("cart")
+    assert data.target_level == level > 0 and every.target_level == 0 and len(data.items) == len(every.items)
+    for name in ("valid", "test"):
+        held = data.heldout_events(name)
+        assert len(held) and (data.actions[held] >= level).all() and len(held) == data.info["leakage"][name]["requests"]
+        asked = data.requests(name)
+        assert (asked.actions < level).any(), "the history still holds clicks"
+        for event in held:  # the first of its user and split that may be a target
+            user = np.searchsorted(data.offsets, event, side="right") - 1
+            own = np.arange(data.offsets[user], data.offsets[user + 1])
+            assert event == own[(data.split[own] == data.split[event]) & (data.actions[own] >= level)][0]
+    queries = len(data.query_texts)
+    features = QueryFeatures(np.zeros((queries, 4), np.float32), np.zeros(0, np.int64), np.zeros(queries + 1, np.int64))
+    collator = Collator(config.model, features, target_level=level)
+    windows = make_windows(data.offsets, data.known_lengths(TRAIN), 10, 5)
+    for searches in (False, True):
+        batch = collator.windows(data, windows, np.arange(len(windows)), False, searches)
+        asked = (batch.targets >= 0).sum(1).numpy()
+        assert asked.sum() and (asked == request_counts(data, windows, False, searches)).all()
+    with pytest.raises(UserError, match="target_action: 'crat' is not in the log's feedback chain; did you mean 'cart'"):
+        prepare(load_config(None, tiny_overrides(tmp_path, *more, "data.target_action=crat")), tmp_path / "wrong")
