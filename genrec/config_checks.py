@@ -21,6 +21,8 @@ def _check_search(decoding: DecodingConfig) -> None:
             raise UserError(f"decoding.exact_top: {decoding.exact_top} is above decoding.beam = {decoding.beam}, the most that are returned")
     if decoding.int8 and decoding.cuda_graph:
         raise UserError("decoding.int8: runs on the CPU and decoding.cuda_graph on a GPU; choose one")
+    if decoding.compile and (decoding.int8 or decoding.cuda_graph):
+        raise UserError("decoding.compile: compiles the plain float32 layers; leave decoding.int8 and decoding.cuda_graph off")
 
 
 def _check_stages(config: Config) -> None:

@@ -194,6 +194,7 @@ class DecodingConfig:
     level_beams: list[int] = field(default_factory=list)  # one beam width per code level; empty: beam at every level
     per_first_code: int = 0  # most beams with the same first code, for diverse results; 0: no limit
     int8: bool = False  # decoder with int8 weights, CPU only: smaller, a little less exact
+    compile: bool = False  # the decoder's layers through torch.compile: a minute at the first requests, a little faster after
     cuda_graph: bool = False  # the whole beam search as one CUDA graph in bfloat16, GPU only
     dense: int = 100
     index: str = "exact"  # dense top: exact matrix product, or FAISS flat, ivf, hnsw

@@ -199,6 +199,11 @@ def expand_children(
 def select(scores: Tensor, nodes: Tensor, width: int, group: Tensor | None = None, per_group: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """The ``width`` best of lanes (B, N), ties to the lower node: places and scores (B, min(width, N)); and the best score that was cut
     off, (B,), -inf if none. With ``group`` (B, N) at most ``per_group`` lanes of one group are taken."""
+    if group is None and not scores.is_cuda and scores.shape[1] > width:  # the plain top-k is faster; it leaves open which of equal scores it takes
+        best, choice = scores.topk(width + 1, dim=1)
+        if not bool(((best[:, width - 1] == best[:, width]) & best[:, width].isfinite()).any()):
+            order = sort_keys(best[:, :width], nodes.gather(1, choice[:, :width])).argsort(dim=1, descending=True)
+            return choice.gather(1, order), best.gather(1, order), best[:, width]
     keys = sort_keys(scores, nodes)
     if group is not None:
         free = scores.masked_fill(_crowded(keys, group, per_group), -torch.inf)

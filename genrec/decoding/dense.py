@@ -15,6 +15,7 @@ from genrec.errors import UserError
 
 KINDS = ("exact", "flat", "ivf", "hnsw")
 GROUP = 32  # items whose maximum is looked at first
+CACHED = 1 << 18  # scores that are made at once on the CPU: they are read again before they leave its cache
 
 
 class DenseIndex(Protocol):
@@ -48,10 +49,8 @@ class ExactIndex:
         ids = scores = None
         size = self.block or max((1 << 24) // max(len(queries), 1), 4096)
         for start in range(0, len(self.vectors), size):
-            block = (queries @ self.vectors[start : start + size].T).float()
-            if hidden is not None:
-                block = block.masked_fill(hidden[:, start : start + size], -torch.inf)
-            place, best = top_k(block, min(k, block.shape[1]))
+            items = self.vectors[start : start + size]
+            place, best = self._block_top(queries, items, min(k, len(items)), None if hidden is None else hidden[:, start : start + size])
             place = place + start
             if ids is not None:  # earlier blocks come first: their ids are lower, and so are their lanes
                 place, best = torch.cat([ids, place], dim=1), torch.cat([scores, best], dim=1)
@@ -59,30 +58,61 @@ class ExactIndex:
             ids, scores = place.gather(1, choice), best.gather(1, choice)
         return ids.masked_fill(scores.isneginf(), -1), scores
 
+    def _block_top(self, queries: Tensor, items: Tensor, k: int, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Places in the block and scores of its k best for each query."""
+        if items.is_cuda or len(items) < 4 * GROUP * k:
+            scores = (queries @ items.T).float()
+            return top_k(scores if hidden is None else scores.masked_fill(hidden, -torch.inf), k)
+        # A few groups' scores at a time stay in the cache until their maxima are taken.
+        batch, count = len(queries), -(-len(items) // GROUP)
+        scores = queries.new_full((batch, count * GROUP), -torch.inf, dtype=torch.float32)
+        highest = scores.new_empty(batch, count)
+        step = max(CACHED // max(batch * GROUP, 1), 1) * GROUP
+        for start in range(0, len(items), step):
+            part = scores[:, start : min(start + step, len(items))]
+            part.copy_(queries @ items[start : start + step].T)
+            if hidden is not None:
+                part.masked_fill_(hidden[:, start : start + step], -torch.inf)
+            groups = slice(start // GROUP, -(-(start + part.shape[1]) // GROUP))
+            torch.amax(scores[:, groups.start * GROUP : groups.stop * GROUP].unflatten(1, (-1, GROUP)), -1, out=highest[:, groups])
+        return top_of_groups(scores.view(batch, count, GROUP), highest, k)
+
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Places and values of the k best of scores (B, N), equal ones to the lower place.
+    """Places and values of the k best of scores (B, N), equal ones to the lower place."""
+    batch, lanes = scores.shape
+    if lanes >= 4 * GROUP * k:
+        groups = F.pad(scores, (0, -lanes % GROUP), value=-torch.inf).view(batch, -1, GROUP)
+        return top_of_groups(groups, groups.amax(-1), k)
+    place = _best_places(scores, torch.arange(lanes, device=scores.device).expand(batch, -1), k)
+    return place, scores.gather(1, place)
+
+
+def top_of_groups(groups: Tensor, highest: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of groups (B, G, GROUP) whose maxima are ``highest`` (B, G): places (lanes in a row) and values, equal ones to the lower place.
+
+    The k best lie in the k groups with the highest maxima (equal maxima: the lower group), so the rest is never ranked.
+    """
+    batch, count, width = groups.shape
+    group = _best_places(highest, torch.arange(count, device=groups.device).expand(batch, -1), k)
+    near = groups.gather(1, group[..., None].expand(-1, -1, width)).flatten(1)
+    place = (group[..., None] * width + torch.arange(width, device=groups.device)).flatten(1)
+    choice = _best_places(near, place, k)
+    return place.gather(1, choice), near.gather(1, choice)
+
+
+def _best_places(scores: Tensor, ids: Tensor, k: int) -> Tensor:
+    """Lanes (B, k) of the best scores (B, N) in order, equal ones to the lower of ``ids`` (B, N).
 
     On the CPU the plain top-k is fastest; it leaves open which of equal scores it takes, so where that matters, and on a GPU, which should not
-    wait to be asked, the k best are taken from the k groups with the highest maxima (equal maxima: the lower group).
+    wait to be asked, scores and ids are ranked as one number.
     """
-    batch, lanes = scores.shape
-    if not scores.is_cuda and lanes > k:
-        best, place = scores.topk(k + 1, dim=1)
+    if not scores.is_cuda and scores.shape[1] > k:
+        best, lane = scores.topk(k + 1, dim=1)
         if not bool(((best[:, k] == best[:, k - 1]) & best[:, k].isfinite()).any()):
-            choice = sort_keys(best[:, :k], place[:, :k]).argsort(dim=1, descending=True)
-            return place.gather(1, choice), best.gather(1, choice)
-    if lanes < 4 * GROUP * k:
-        lane = torch.arange(lanes, device=scores.device)
-        choice = sort_keys(scores, lane).topk(k, dim=1).indices
-        return choice, scores.gather(1, choice)
-    groups = F.pad(scores, (0, -lanes % GROUP), value=-torch.inf).view(batch, -1, GROUP)
-    highest = groups.amax(-1)
-    group = sort_keys(highest, torch.arange(highest.shape[1], device=scores.device)).topk(k, dim=1).indices
-    near = groups.gather(1, group[..., None].expand(-1, -1, GROUP)).flatten(1)
-    place = (group[..., None] * GROUP + torch.arange(GROUP, device=scores.device)).flatten(1)
-    choice = sort_keys(near, place).topk(k, dim=1).indices
-    return place.gather(1, choice), near.gather(1, choice)
+            best, lane = best[:, :k], lane[:, :k]
+            return lane.gather(1, sort_keys(best, ids.gather(1, lane)).argsort(dim=1, descending=True))
+    return sort_keys(scores, ids).topk(k, dim=1).indices
 
 
 class FaissIndex:

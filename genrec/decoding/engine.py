@@ -15,7 +15,7 @@ from genrec.config_schema import DecodingConfig
 from genrec.decoding.beam import Found, beam_search, level_widths
 from genrec.decoding.constraints import Constraint
 from genrec.decoding.exact import best_first, full_search
-from genrec.decoding.scorers import CachedScorer
+from genrec.decoding.scorers import PLAIN, CachedScorer, compiled
 from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.model.pointer import Pointed
 from genrec.semantic_ids.trie import CatalogueTrie
@@ -34,6 +34,7 @@ class Searcher:
         level_widths(settings.level_beams or settings.beam, trie.depth)  # a wrong number of widths shows before the first request
         if settings.int8:
             self.decoder = quantized(decoder)
+        self.parts = compiled() if settings.compile else PLAIN
         self.graphs: dict[tuple, GraphedBeam] = {}
 
     @property
@@ -55,13 +56,15 @@ class Searcher:
         if settings.cuda_graph and memory.state.is_cuda and allowed is None and settings.search == "beam":
             return self._graphed(memory)
         if self.scores_everything:
-            scorer = CachedScorer(self.decoder, memory, self.vectors, max(sum(trie.open_nodes), 1))
+            scorer = self._scorer(memory, max(sum(trie.open_nodes), 1))
             return full_search(trie, scorer, batch, self.widths[-1], allowed)
         if settings.search == "exact":
-            scorer = CachedScorer(self.decoder, memory, self.vectors, 256)
+            scorer = self._scorer(memory, 256)
             return best_first(trie, scorer, batch, settings.exact_top, settings.beam, allowed)
-        scorer = CachedScorer(self.decoder, memory, self.vectors, 1 + sum(self.widths[:-1]))
-        return beam_search(trie, scorer, batch, self.widths, allowed, settings.per_first_code)
+        return beam_search(trie, self._scorer(memory, 1 + sum(self.widths[:-1])), batch, self.widths, allowed, settings.per_first_code)
+
+    def _scorer(self, memory: Memory, rows: int) -> CachedScorer:
+        return CachedScorer(self.decoder, memory, self.vectors, rows, self.parts)
 
     def _graphed(self, memory: Memory) -> Found:
         """Graphs are kept per widths, batch size and context length, the latter two rounded up to a power of two."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,6 +17,31 @@ from genrec.semantic_ids.trie import CatalogueTrie
 GATHER_BUDGET = 1 << 22  # floats gathered at once for the dot products of children: memory stays flat however large the batch
 
 
+def project_rows(layer: DecoderLayer, x: Tensor) -> Tensor:
+    """Queries, keys and values of rows x (B, M, dim) among their ancestors: (B, M, 3 x dim)."""
+    return layer.qkv(layer.self_norm(x))
+
+
+def finish_rows(layer: DecoderLayer, x: Tensor, mixed: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """What follows the attention to ancestors: x and its result ``mixed`` (B, M, dim), a memory's ``keys``, ``values`` and ``mask`` (B, 1, S)."""
+    batch, rows, dim = x.shape
+    x = x + layer.self_out(mixed)
+    q = layer.query(layer.cross_norm(x)).view(batch, rows, layer.heads, -1).transpose(1, 2)
+    mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask[:, None].expand(-1, -1, rows, -1))
+    x = x + layer.cross_out(mixed.transpose(1, 2).reshape(batch, rows, dim))
+    return x + layer.down(F.gelu(layer.up(layer.feed_norm(x))))
+
+
+PLAIN = (project_rows, finish_rows)
+
+
+@cache
+def compiled() -> tuple[Callable, Callable]:
+    """The same two, compiled when they are first called, for rows of any number."""
+    project, finish = (torch.compile(part, dynamic=True) for part in PLAIN)
+    return project, finish
+
+
 class CachedScorer:
     """Every expanded prefix is one row of an append-only pool: its keys and values, its state, and the slots of its ancestors.
 
@@ -21,8 +49,9 @@ class CachedScorer:
     context's keys and values are shared by all of them.
     """
 
-    def __init__(self, decoder: CodeDecoder, memory: Memory, vectors: Tensor, rows: int = 64):
+    def __init__(self, decoder: CodeDecoder, memory: Memory, vectors: Tensor, rows: int = 64, parts: tuple[Callable, Callable] = PLAIN):
         self.decoder, self.memory, self.vectors = decoder, memory, vectors
+        self.project, self.finish = parts
         batch, heads = len(memory.state), memory.keys[0].shape[1]
         width = vectors.shape[1]
         self.used = 0
@@ -58,7 +87,7 @@ class CachedScorer:
         """One layer on x (B, M, dim): each row attends to its own line of ancestors, then to the context all rows share."""
         batch, rows, dim = x.shape
         keys, values = self.pool[2 * index], self.pool[2 * index + 1]
-        q, k, v = layer.qkv(layer.self_norm(x)).view(batch, rows, 3, layer.heads, -1).unbind(2)
+        q, k, v = self.project(layer, x).view(batch, rows, 3, layer.heads, -1).unbind(2)
         keys[:, slot : slot + rows], values[:, slot : slot + rows] = k, v
         if reach.shape[2] == 1 and known is None:  # the root sees itself alone
             mixed = v
@@ -68,12 +97,7 @@ class CachedScorer:
             if known is not None:
                 weight = weight.masked_fill(~known[..., None], -torch.inf)
             mixed = (weight.softmax(2).to(v.dtype)[..., None] * v).sum(2)
-        x = x + layer.self_out(mixed.reshape(batch, rows, dim))
-        q = layer.query(layer.cross_norm(x)).view(batch, rows, layer.heads, -1).transpose(1, 2)
-        mask = self.memory.mask[:, None].expand(-1, -1, rows, -1)
-        mixed = F.scaled_dot_product_attention(q, self.memory.keys[index], self.memory.values[index], attn_mask=mask)
-        x = x + layer.cross_out(mixed.transpose(1, 2).reshape(batch, rows, dim))
-        return x + layer.down(F.gelu(layer.up(layer.feed_norm(x))))
+        return self.finish(layer, x, mixed.reshape(batch, rows, dim), self.memory.keys[index], self.memory.values[index], self.memory.mask)
 
     def _head(self, x: Tensor, depth: int | Tensor) -> Tensor:
         heads = self.decoder.heads

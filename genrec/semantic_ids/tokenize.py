@@ -26,7 +26,8 @@ from genrec.semantic_ids.query_codes import QueryCoder
 from genrec.semantic_ids.report import prefix_agreement, quality_report, summary
 from genrec.semantic_ids.space import ItemSpace, behaviour_vectors
 from genrec.semantic_ids.text_space import TextSpace
-from genrec.semantic_ids.trie import build_trie, extend_trie, prefix_ids
+from genrec.semantic_ids.trie import build_trie, prefix_ids
+from genrec.semantic_ids.trie_growth import extend_trie
 from genrec.text.encoder import encoder_key, item_texts
 
 log = logging.getLogger(__name__)

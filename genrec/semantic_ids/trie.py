@@ -110,11 +110,11 @@ class CatalogueTrie:
 
     def to(self, device: torch.device | str) -> CatalogueTrie:
         """The same trie with every tensor on `device`."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
+        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
     def state_dict(self) -> dict[str, Tensor]:
         """Plain tensors, ready for safetensors; `from_state_dict` reads them back."""
-        return {name: tensor.contiguous() for name, tensor in self._tensors().items()} | {
+        return {name: tensor.contiguous() for name, tensor in self.tensors().items()} | {
             name: torch.tensor(getattr(self, name), dtype=torch.int64) for name in _TUPLES
         }
 
@@ -160,7 +160,8 @@ class CatalogueTrie:
         running = torch.nn.functional.pad(running, (1, 0))  # (..., n_items + 1)
         return running[..., self.node_item_start + self.node_item_count] - running[..., self.node_item_start]
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name."""
         return {part.name: getattr(self, part.name) for part in fields(self) if part.name not in _TUPLES}
 
 
@@ -213,27 +214,8 @@ def build_trie(codes: Tensor, vocab_sizes: Sequence[int]) -> CatalogueTrie:
     Items with equal codes share a leaf. Raises UserError for an empty catalogue, another shape or type, or a code outside its level's
     vocabulary.
     """
-    table = _checked_codes(codes, vocab_sizes)
+    table = checked_codes(codes, vocab_sizes)
     return _assemble(table, code_order(table), vocab_sizes).to(codes.device)
-
-
-def extend_trie(trie: CatalogueTrie, codes: Tensor) -> tuple[CatalogueTrie, Tensor]:
-    """The trie of a catalogue that grew by items with codes (m, L), and where its nodes went.
-
-    The new items get the ids after the old ones. Equal to `build_trie` of all codes, but only the new codes are sorted: they are merged
-    into the old order, and node numbers shift in one linear pass. Returns the trie and node_map (old n_nodes,) int64: the new id of each
-    old node, to carry over whatever is kept per node. Raises UserError as `build_trie` does.
-    """
-    new = _checked_codes(codes, trie.vocab_sizes)
-    old = trie.node_code[trie.item_path].cpu().numpy()
-    order = trie.leaf_items.cpu().numpy()
-    new_order = code_order(new)
-    place = np.searchsorted(_comparable(old[order], trie.vocab_sizes), _comparable(new[new_order], trie.vocab_sizes), side="right")
-    merged = np.insert(order, place, new_order + trie.n_items)
-    grown = _assemble(np.concatenate([old, new]), merged, trie.vocab_sizes).to(trie.child_start.device)
-    node_map = torch.zeros_like(trie.node_code)  # the root stays 0
-    node_map[trie.item_path] = grown.item_path[: trie.n_items]
-    return grown, node_map
 
 
 def shrink_trie(trie: CatalogueTrie, items: Tensor) -> tuple[CatalogueTrie, Tensor, Tensor]:
@@ -258,63 +240,62 @@ def shrink_trie(trie: CatalogueTrie, items: Tensor) -> tuple[CatalogueTrie, Tens
     return left, node_map, item_map
 
 
-def _comparable(codes: np.ndarray, vocab_sizes: Sequence[int]) -> np.ndarray:
-    """One value per row of codes that sorts as the row does: a 64-bit number where it fits, else big-endian bytes."""
-    if sum(int(size - 1).bit_length() for size in vocab_sizes) <= 63:
-        keys = np.zeros(len(codes), np.int64)
-        for level, size in enumerate(vocab_sizes):
-            keys = (keys << int(size - 1).bit_length()) | codes[:, level]
-        return keys
-    return np.ascontiguousarray(codes.astype(">u8")).view(f"S{8 * codes.shape[1]}")[:, 0]
-
-
 def _assemble(table: np.ndarray, order: np.ndarray, vocab_sizes: Sequence[int]) -> CatalogueTrie:
     """The trie of codes (n_items, L) whose stable order is known: one linear pass per level."""
     n_items, depth = table.shape
     path = np.empty((n_items, depth), np.int64)
     differs = np.zeros(n_items, bool)
-    bounds, parts = [0, 1], {name: [root] for name, root in (("code", [-1]), ("parent", [-1]), ("start", [0]), ("count", [n_items]))}
+    bounds, codes, counts, children = [0, 1], [np.array([-1])], [np.array([n_items])], []
     parents = np.zeros(n_items, np.int64)
     for level in range(depth):
         column = table[order, level]
         differs[1:] |= column[1:] != column[:-1]
-        nodes = bounds[-1] + np.cumsum(differs)
-        path[order, level] = nodes
+        nodes = np.cumsum(differs)
+        path[order, level] = nodes + bounds[-1]
         start = np.concatenate([[0], np.flatnonzero(differs)])  # first item of every node of this level
-        for name, values in (
-            ("code", column[start]),
-            ("parent", parents[start]),
-            ("start", start),
-            ("count", np.diff(start, append=n_items)),
-        ):
-            parts[name].append(values)
+        codes.append(column[start])
+        counts.append(np.diff(start, append=n_items))
+        children.append(np.bincount(parents[start]))
         bounds.append(bounds[-1] + len(start))
         parents = nodes
-    node_parent, item_start = np.concatenate(parts["parent"]), np.concatenate(parts["start"])
-    n_nodes = bounds[-1]
-    child_count = np.bincount(node_parent[1:], minlength=n_nodes)
+    return trie_of_levels(codes, counts, children, order, path, vocab_sizes)
+
+
+def trie_of_levels(
+    codes: list[np.ndarray], counts: list[np.ndarray], children: list[np.ndarray], leaf_items: np.ndarray, item_path: np.ndarray,
+    vocab_sizes: Sequence[int],
+) -> CatalogueTrie:  # fmt: skip
+    """The trie from what each level holds, in node order: `codes` and `counts` (items below) of levels 0 to L, `children` of 0 to L - 1."""
+    bounds = [0, *np.cumsum([len(level) for level in codes]).tolist()]
+    child_count = np.concatenate([*children, np.zeros(len(codes[-1]), np.int64)])
+    inner, n_nodes = bounds[-2], bounds[-1]
+    child_start = np.full(n_nodes, n_nodes)
+    np.cumsum(child_count[: inner - 1], out=child_start[1:inner])
+    child_start[:inner] += 1
+    child_start[0] = 1
+    item_start = [np.cumsum(level) - level for level in counts]
     arrays = {
-        "child_start": np.where(child_count > 0, 1 + np.cumsum(child_count) - child_count, n_nodes),
+        "child_start": child_start,
         "child_count": child_count,
-        "node_code": np.concatenate(parts["code"]),
-        "node_parent": node_parent,
-        "node_item_start": item_start,
-        "node_item_count": np.concatenate(parts["count"]),
+        "node_code": np.concatenate(codes),
+        "node_parent": np.concatenate([[-1], np.repeat(np.arange(inner), child_count[:inner])]),
+        "node_item_start": np.concatenate(item_start),
+        "node_item_count": np.concatenate(counts),
         "level_start": np.array(bounds),
-        "leaf_item_offsets": np.append(item_start[bounds[depth] :], n_items),
-        "leaf_items": order,
-        "item_leaf": path[:, -1].copy(),
-        "item_path": path,
+        "leaf_item_offsets": np.append(item_start[-1], len(leaf_items)),
+        "leaf_items": leaf_items,
+        "item_leaf": item_path[:, -1].copy(),
+        "item_path": item_path,
     }
     return CatalogueTrie(
         **{name: torch.from_numpy(array.astype(np.int64, copy=False)) for name, array in arrays.items()},
         vocab_sizes=tuple(int(size) for size in vocab_sizes),
-        max_branching=tuple(int(child_count[bounds[level] : bounds[level + 1]].max()) for level in range(depth)),
-        level_bounds=tuple(int(bound) for bound in bounds),
+        max_branching=tuple(int(level.max()) for level in children),
+        level_bounds=tuple(bounds),
     )
 
 
-def _checked_codes(codes: Tensor, vocab_sizes: Sequence[int]) -> np.ndarray:
+def checked_codes(codes: Tensor, vocab_sizes: Sequence[int]) -> np.ndarray:
     """Codes as an int64 array; UserError for anything that is no catalogue."""
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise UserError(f"codes are {codes.dtype}; expected whole numbers (n_items, levels)")

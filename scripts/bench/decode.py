@@ -30,7 +30,8 @@ from genrec.decoding.exact import full_search
 from genrec.decoding.index import SearchIndex
 from genrec.decoding.scorers import CachedScorer
 from genrec.model.code_decoder import CodeDecoder
-from genrec.semantic_ids.trie import CatalogueTrie, build_trie, extend_trie
+from genrec.semantic_ids.trie import CatalogueTrie, build_trie
+from genrec.semantic_ids.trie_growth import extend_trie
 
 PYTHON_LIMIT = 2_000_000  # items above which tries of Python objects no longer fit
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -67,12 +68,6 @@ def catalogue(items: int, levels: int, seed: int = 0) -> torch.Tensor:
 
 def vocabulary(levels: int) -> tuple[int, ...]:
     return {3: (4096, 1024, 512), 4: (1024, 512, 256, 256), 5: (256, 128, 64, 64, 64)}[levels]
-
-
-def gemm_rate() -> float:
-    """Floating-point operations per second of a square product, the yardstick of the floor."""
-    a = torch.randn(1024, 1024)
-    return 2 * 1024**3 / (min(timed(lambda: a @ a, 5).values()) / 1e3)
 
 
 def bench_trie(sizes: list[int]) -> dict:
@@ -148,46 +143,88 @@ def other_tries(paths: torch.Tensor, prefixes: list[tuple[int, ...]], repeats: i
 
 
 def bench_llama(args: argparse.Namespace) -> dict:
-    """The engine and Hugging Face's constrained beam search on one Llama-shaped network."""
+    """The engine and Hugging Face's constrained beam search on one Llama-shaped network, in turn."""
     trie = build_trie(catalogue(args.items, 3), vocabulary(3))
-    tokens, rate, rows = node_tokens(trie), gemm_rate(), []
+    tokens, rows = node_tokens(trie), []
     model = make_llama(trie, args.dim, args.layers, max(args.histories) + 8)
     table_of_tokens = dict_trie(tokens[trie.item_path].tolist())
     network = PackedLlama(model, tokens, trie)
-    layer = 16 * args.dim**2  # weights of a layer; of the last one the prompt needs keys and values only
     for history in args.histories:
         prompt = torch.randint(2, model.config.vocab_size, (1, history), generator=torch.Generator().manual_seed(history))
-        for beams in args.beams:
-            row, network_rows = llama_row(args, trie, model, network, prompt, table_of_tokens, beams)
-            weights = layer * args.layers * network_rows + (layer * (args.layers - 1) + 2 * args.dim**2) * (history - 1)
-            floor = 2 * weights / rate * 1e3
-            rows.append(row | {"floor ms": round(floor, 2), "share of floor": round(floor / row["ours p50"], 2)})
+        rows += [llama_row(args, trie, model, network, prompt, table_of_tokens, beams) for beams in args.beams]
     return table(f"Llama-shaped network {args.layers} x {args.dim}, {args.items} items, batch 1", rows)
 
 
-def llama_row(args: argparse.Namespace, trie: CatalogueTrie, model, network: PackedLlama, prompt, table_of_tokens: dict, beams: int) -> tuple[dict, int]:
-    """One row of the table, and how many rows our search ran through the network after the prompt."""
+def llama_operations(dim: int, layers: int, history: int, steps: list[int], children: int) -> int:
+    """Multiplications and additions that nobody can leave out: weights, attention, and the products of ``children`` and the root's codes.
 
-    tokens, rows = network.tokens, beams * (trie.depth - 1)
+    Of the last layer the prompt needs keys and values, and all of it for one position only.
+    """
+    layer, rows = 16 * dim**2, sum(steps)
+    weights = layer * layers * (rows + 1) + (layer * (layers - 1) + 2 * dim**2) * (history - 1)
+    seen = (layers - 1) * history * (history + 1) // 2 + history + layers * sum(count * (history + 1) for count in steps)
+    return 2 * (weights + 2 * dim * seen + dim * children)
 
-    def search():
-        return beam_search(trie, LlamaScorer(network, prompt, rows), 1, beams)
 
-    def generate():
-        return hugging_face(model, prompt, table_of_tokens, trie.depth, beams)
-
-    found, ours = search(), timed(search, args.repeats)
-    prefill = timed(lambda: LlamaScorer(network, prompt, rows), args.repeats)
-    row = {"history": prompt.shape[1], "beams": beams, "ours p50": ours["p50"], "p99": ours["p99"], "prefill": prefill["p50"]}
+def llama_row(args: argparse.Namespace, trie: CatalogueTrie, model, network: PackedLlama, prompt, table_of_tokens: dict, beams: int) -> dict:
+    """One row of the table. In every round theirs runs once, then ours, the rate of a square product and our products alone five times."""
+    tokens, rows, history = network.tokens, beams * (trie.depth - 1), prompt.shape[1]
+    counted = CountedLlama(network, prompt, rows)
+    found = beam_search(trie, counted, 1, beams)
+    square = torch.randn(1024, 1024)
+    calls = {
+        "ours": lambda: beam_search(trie, LlamaScorer(network, prompt, rows), 1, beams), "prompt": lambda: LlamaScorer(network, prompt, rows),
+        "products": lambda: network.products(history, counted.steps), "square": lambda: square @ square,
+    }  # fmt: skip
     if beams <= args.hf_beams:
-        theirs = timed(generate, max(args.repeats // 3, 1))
-        lists, scores = generate()
+        calls["HF"] = lambda: hugging_face(model, prompt, table_of_tokens, trie.depth, beams)
+    times = in_turn(calls, args.repeats, {"HF": 1}, 5)
+    middle = {name: float(np.percentile(values, 50)) for name, values in times.items()}
+    rate = 2 * 1024**3 / middle["square"]  # per ms
+    floor = llama_operations(network.dim, len(network.layers), history, counted.steps, counted.children) / rate
+    row = {"history": history, "beams": beams, "ours p50": round(middle["ours"], 2), "p99": round(float(np.percentile(times["ours"], 99)), 2)}
+    row |= {"prompt": round(middle["prompt"], 2), "rows": found.rows}
+    if "HF" in middle:
+        lists, scores = hugging_face(model, prompt, table_of_tokens, trie.depth, beams)
         members = trie.leaf_items[trie.leaf_item_offsets[found.leaves[0] - trie.level_bounds[trie.depth]]]
         walks = tokens[trie.item_path[members]].tolist()
-        row |= {"HF p50": theirs["p50"], "times faster": round(theirs["p50"] / ours["p50"], 1)}
+        row |= {"HF p50": round(middle["HF"], 1), "times faster": round(middle["HF"] / middle["ours"], 1)}
         row |= {"same leaves": round(len({*map(tuple, walks)} & {*map(tuple, lists)}) / len(walks), 3)}
         row |= {"largest score gap": f"{float((scores - found.scores[0]).abs().max()):.0e}"}
-    return row | {"proven": int(found.proven)}, found.rows
+    row |= {"GFLOP/s of a square product": round(rate / 1e6), "floor ms": round(floor, 2), "share of floor": round(floor / middle["ours"], 2)}
+    return row | {"our products alone": round(middle["products"], 2), "proven": int(found.proven)}
+
+
+class CountedLlama(LlamaScorer):
+    """Counts the rows of every step and the children that are scored."""
+
+    def __init__(self, network: PackedLlama, prompt: torch.Tensor, rows: int):
+        self.steps: list[int] = []
+        self.children = network.root.shape[1]
+        super().__init__(network, prompt, rows)
+
+    def expand(self, depth, nodes, parents):
+        if depth:
+            self.steps.append(nodes.shape[1])
+        return super().expand(depth, nodes, parents)
+
+    def child_logits(self, children, slots):
+        self.children += children.numel()
+        return super().child_logits(children, slots)
+
+
+def in_turn(calls: dict[str, Callable[[], object]], rounds: int, often: dict[str, int], usual: int) -> dict[str, list[float]]:
+    """Milliseconds of each call, made in turn so that all see the same machine: ``often`` (else ``usual``) times in every round."""
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            for _ in range(often.get(name, usual)):
+                start = clock()
+                call()
+                times[name].append((clock() - start) * 1e3)
+    return times
 
 
 def make_decoder(items: int, levels: int, dim: int, history: int, batch: int):

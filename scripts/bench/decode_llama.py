@@ -35,7 +35,10 @@ def node_tokens(trie: CatalogueTrie) -> Tensor:
 
 class PackedLlama:
     """The weights of a Llama network as few large products: query, key and value in one, the norms' gains folded into what follows them,
-    the two halves of each rotary pair side by side so that turning them is one complex product."""
+    the two halves of each rotary pair side by side so that turning them is one complex product.
+
+    Only differences of positions count, so they are counted from the first code on: beams at that position need no turning at all.
+    """
 
     def __init__(self, model: LlamaForCausalLM, tokens: Tensor, trie: CatalogueTrie):
         inner, config = model.model, model.config
@@ -50,15 +53,21 @@ class PackedLlama:
             gain = layer.post_attention_layernorm.weight
             parts = (qkv, attention.o_proj.weight, mlp.gate_proj.weight * gain, mlp.up_proj.weight * gain, mlp.down_proj.weight)
             self.layers.append([torch.ops.mkldnn._reorder_linear_weight(part.detach().contiguous()) for part in parts])
-        angles = torch.arange(config.max_position_embeddings)[:, None] * inner.rotary_emb.inv_freq
+        self.span = config.max_position_embeddings
+        angles = torch.arange(-self.span, trie.depth)[:, None] * inner.rotary_emb.inv_freq
         self.turns = torch.polar(torch.ones_like(angles), angles)  # (positions, width / 2) complex
         self.embedding, self.gain, self.tokens = inner.embed_tokens.weight.detach(), inner.norm.weight.detach(), tokens
         self.head = model.lm_head.weight.detach()
         self.root = self.head[tokens[trie.level_bounds[1] : trie.level_bounds[2]]].T.contiguous()
+        starts = torch.tensor([FIRST, *trie.vocab_sizes]).cumsum(0).tolist()
+        self.starts = starts  # first token of every level
+        self.codes = [self.head[first:after].T.contiguous() for first, after in zip(starts, starts[1:], strict=False)]
 
-    def project(self, x: Tensor, weight: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of x (B, M, dim), each (B, heads, M, width)."""
+    def project(self, x: Tensor, weight: Tensor, turn: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of x (B, M, dim), each (B, heads, M, width); ``turn`` None at the position that counts as 0."""
         mixed = _linear(F.rms_norm(x, (self.dim,), eps=self.eps), weight, None, "none", [], "").view(*x.shape[:2], 3, self.heads, -1)
+        if turn is None:
+            return tuple(part.transpose(1, 2) for part in mixed.unbind(2))
         turned = torch.view_as_real(torch.view_as_complex(mixed[:, :, :2].unflatten(-1, (-1, 2))) * turn).flatten(-2)
         return turned[:, :, 0].transpose(1, 2), turned[:, :, 1].transpose(1, 2), mixed[:, :, 2].transpose(1, 2)
 
@@ -66,11 +75,23 @@ class PackedLlama:
         """What follows attention: x (B, M, dim) and its result (B, heads, M, width)."""
         x = _linear.binary(mixed.transpose(1, 2).flatten(2), x, out, None, "add")
         inner = F.rms_norm(x, (self.dim,), eps=self.eps)
-        inner = _linear(inner, gate, None, "swish", [], "") * _linear(inner, up, None, "none", [], "")
+        inner = _linear.binary(inner, _linear(inner, gate, None, "swish", [], ""), up, None, "mul")
         return _linear.binary(inner, x, down, None, "add")
 
     def states(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, (self.dim,), self.gain, self.eps)
+
+    def products(self, prompt: int, rows: list[int]) -> None:
+        """The matrix products of a search alone: a prompt of ``prompt`` positions and steps of so many ``rows``."""
+        for count in (prompt, *rows):
+            for index, (qkv, out, gate, up, down) in enumerate(self.layers):
+                x = torch.zeros(1, count, self.dim)
+                _linear(x, qkv, None, "none", [], "")
+                if count == prompt and index == len(self.layers) - 1:
+                    x = x[:, :1]
+                _linear(x, out, None, "none", [], "")
+                _linear(x, gate, None, "none", [], "")
+                _linear(_linear(x, up, None, "none", [], ""), down, None, "none", [], "")
 
 
 class LlamaScorer:
@@ -86,7 +107,7 @@ class LlamaScorer:
         self.mask = torch.full((batch, 1, rows, self.length + rows), -torch.inf)
         self.mask[..., : self.length] = 0
         x = F.embedding(prompt, network.embedding)
-        turn = network.turns[: self.length, None, None]
+        turn = network.turns[network.span - self.length : network.span, None, None]
         last = len(network.layers) - 1
         for index, ((keys, values), (qkv, *rest)) in enumerate(zip(self.pool, network.layers, strict=True)):
             q, k, v = network.project(x, qkv, turn)
@@ -107,22 +128,23 @@ class LlamaScorer:
             mask[:, 0] = self.mask[torch.arange(len(nodes))[:, None], 0, parents - 1, :end]
         mask[..., self.length + first :].diagonal(dim1=-2, dim2=-1).zero_()
         x = F.embedding(network.tokens[nodes], network.embedding)
-        turn = network.turns[self.length + depth - 1]
+        turn = network.turns[network.span + depth - 1] if depth > 1 else None
         for (keys, values), (qkv, *rest) in zip(self.pool, network.layers, strict=True):
             q, keys[:, :, end - rows : end], values[:, :, end - rows : end] = network.project(x, qkv, turn)
             mixed = F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], attn_mask=mask)
             x = network.close(x, mixed, *rest)
         self.hidden[:, first + 1 : self.used + 1] = network.states(x)
+        # A level has few codes: all of them for every row cost less than collecting the vectors of the legal ones.
+        self.logits, self.first = (self.hidden[:, first + 1 : self.used + 1] @ network.codes[depth]).flatten(1), first + 1
+        self.code, self.width = network.starts[depth], network.codes[depth].shape[1]
         return first + 1
 
     def root_logits(self, first: int, last: int) -> Tensor:
         return self.hidden[:, 0] @ self.network.root
 
     def child_logits(self, children: Tensor, slots: Tensor) -> Tensor:
-        batch, lanes = children.shape
-        weight = self.network.head.index_select(0, self.network.tokens.index_select(0, children.flatten()))
-        rows = slots + torch.arange(batch)[:, None] * self.hidden.shape[1]
-        return torch.linalg.vecdot(weight, self.hidden.flatten(0, 1).index_select(0, rows.flatten())).view(batch, lanes)
+        codes = self.network.tokens.index_select(0, children.flatten()).view_as(children) - self.code
+        return self.logits.gather(1, (slots - self.first) * self.width + codes)
 
 
 def hugging_face(model: LlamaForCausalLM, prompt: Tensor, table: dict, depth: int, beams: int) -> tuple[list, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from genrec.config_schema import DecodingConfig
 from genrec.decoding.beam import top_lanes
 from genrec.decoding.engine import GraphedBeam, Searcher
 from genrec.decoding.exact import full_search
-from genrec.decoding.scorers import CachedScorer
+from genrec.decoding.scorers import CachedScorer, compiled
 from genrec.errors import UserError
 from genrec.model.code_decoder import CodeDecoder
 from genrec.semantic_ids.trie import build_trie
@@ -71,6 +73,17 @@ def test_level_beams_and_diversity_take_effect(parts):
         search(parts, level_beams=[4, 4])
 
 
+def test_compiled_layers_find_the_same(parts, truth, monkeypatch):
+    # The eager backend traces and guards as any other and needs no C++ compiler.
+    compiled.cache_clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    _, found = search(parts, beam=20, compile=True)
+    compiled.cache_clear()
+    _, plain = search(parts, beam=20)
+    assert torch.equal(found.leaves, plain.leaves)
+    torch.testing.assert_close(found.scores, plain.scores, rtol=0, atol=1e-5)
+
+
 def test_int8_stays_close(parts, truth):
     _, exact = search(parts, beam=20)
     _, rough = search(parts, beam=20, int8=True)
@@ -89,6 +102,7 @@ def test_int8_stays_close(parts, truth):
         (["decoding.search=exact", "decoding.level_beams=[5,5]"], "decoding.level_beams"),
         (["decoding.search=exact", "decoding.exact_top=60"], "decoding.exact_top"),
         (["decoding.int8=true", "decoding.cuda_graph=true"], "decoding.int8"),
+        (["decoding.compile=true", "decoding.int8=true"], "decoding.compile"),
     ],
 )
 def test_settings_that_cannot_work_name_their_key(override, key):

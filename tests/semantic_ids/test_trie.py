@@ -4,7 +4,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from genrec.errors import UserError
-from genrec.semantic_ids.trie import CatalogueTrie, build_trie, code_order, extend_trie, prefix_ids, shrink_trie
+from genrec.semantic_ids.trie import CatalogueTrie, build_trie, code_order, prefix_ids, shrink_trie
+from genrec.semantic_ids.trie_growth import extend_trie
 
 VOCAB = (6, 5, 4)
 
@@ -111,7 +112,7 @@ def test_state_dict_round_trip_through_a_file(trie, tmp_path):
 
 def test_to_moves_every_tensor(trie):
     moved = trie.to("meta")
-    assert all(tensor.device.type == "meta" for tensor in moved._tensors().values())
+    assert all(tensor.device.type == "meta" for tensor in moved.tensors().values())
     assert moved.max_branching == trie.max_branching
 
 
