@@ -128,6 +128,12 @@ def look_up(made, asked: list[list[int]], rows: list[int], words: list[list[int]
     return made.queries.look_up(torch.tensor(asked), TEXT[rows], flat, offsets, TEXT, made.users)
 
 
+def taken_strengths(anchors) -> dict[int, float]:
+    """Of the one request: the items that were taken after its words, and how strongly."""
+    live = anchors.live[0, 0, TAKEN]
+    return dict(zip(anchors.ids[0, 0, TAKEN][live].tolist(), anchors.features[0, 0, TAKEN][live][:, 4].expm1().tolist(), strict=True))
+
+
 def test_a_search_is_shown_what_is_next_to_its_query(people):
     made = searching(people)
     items = torch.from_numpy(people[0].astype(np.int64))[None]
@@ -160,9 +166,7 @@ def test_a_search_is_shown_what_was_taken_after_its_words(people):
     for words, strengths in expected.items():
         for repeated in (list(words), [*words, words[0]]):
             anchors = made.choose(nobody, nobody, None, look_up(made, [[1]], [3], [repeated]))
-            live = anchors.live[0, 0, TAKEN]
-            found = dict(zip(anchors.ids[0, 0, TAKEN][live].tolist(), anchors.features[0, 0, TAKEN][live][:, 4].expm1().tolist(), strict=True))
-            assert found == pytest.approx(strengths, rel=1e-4)
+            assert taken_strengths(anchors) == pytest.approx(strengths, rel=1e-4)
 
 
 def test_a_search_in_training_does_not_count_itself(people):
@@ -174,11 +178,7 @@ def test_a_search_in_training_does_not_count_itself(people):
         rest = searching(people, [pair for place, pair in enumerate(taken) if place != own])
         rest.queries.weight.copy_(made.queries.weight)  # how rare a word is says nothing of the item
         theirs = rest.choose(nobody, nobody, None, look_up(rest, [[1]], [3], [words]))
-        for part in ("ids", "live"):
-            mine, others = getattr(ours, part)[..., TAKEN], getattr(theirs, part)[..., TAKEN]
-            assert torch.equal(mine[ours.live[..., TAKEN]], others[theirs.live[..., TAKEN]])
-        mine, others = (one.features[..., TAKEN, 4][one.live[..., TAKEN]] for one in (ours, theirs))
-        torch.testing.assert_close(mine, others)
+        assert taken_strengths(ours) == pytest.approx(taken_strengths(theirs), rel=1e-4)
     assert not made.choose(nobody, nobody, torch.tensor([[11]]), look_up(made, [[1]], [3], [[2]])).live[..., TAKEN].any()
 
 
