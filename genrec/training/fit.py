@@ -285,8 +285,8 @@ def check_launch(settings: TrainingConfig) -> None:
             f"--standalone --nproc-per-node {settings.devices} -m genrec.cli train CONFIG training.devices={settings.devices}"
         )
     on_gpu = settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    if settings.strategy == "fsdp" and not on_gpu and started == 1:
-        raise UserError("training.strategy=fsdp shards a network over processes or GPUs and there is one here; use training.strategy=ddp")
+    if settings.strategy == "fsdp" and not on_gpu:  # torch: "FSDP needs a non-CPU accelerator device"
+        raise UserError("training.strategy=fsdp shards a network over GPUs and there is none here; use training.strategy=ddp")
 
 
 def precision(settings: TrainingConfig) -> str:
@@ -298,13 +298,9 @@ def precision(settings: TrainingConfig) -> str:
     return {"bf16": "bf16-mixed", "32": "32-true"}[chosen]
 
 
-class Sharded(FSDPStrategy):
-    """FSDP as Lightning has it; under a name of its own Lightning also lets it run on CPUs, where gloo carries it."""
-
-
 def _strategy(settings: TrainingConfig) -> str | Strategy:
     if settings.strategy == "fsdp":
-        return Sharded(state_dict_type="full")
+        return FSDPStrategy(state_dict_type="full")
     # Which answers a batch trains can differ between processes (a batch without a query, say).
     return DDPStrategy(find_unused_parameters=True) if launched() > 1 else "auto"
 
