@@ -76,7 +76,10 @@ class Job:
             while len(marks) <= self.reached():
                 marks.append(now)
             if kill and len(marks) > (index := STAGES.index(kill[0])) and now - marks[index] >= kill[1]:
-                os.killpg(process.pid, signal.SIGKILL)
+                try:
+                    os.killpg(process.pid, signal.SIGKILL)
+                except ProcessLookupError:  # forked this moment: not yet a group of its own
+                    os.kill(process.pid, signal.SIGKILL)
                 process.wait()
                 break
             time.sleep(0.005)
