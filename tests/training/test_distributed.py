@@ -97,6 +97,15 @@ def test_two_processes_equal_one(job, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "tensorboard", "two"]
 
 
+def test_two_shards_equal_one_process(job, tmp_path):
+    config, run = copy.deepcopy(job[0]), job[1]
+    config.training.accelerator, config.training.checkpoint_steps, config.training.epochs = "cpu", 4, 1
+    one = train(config, run, tmp_path / "one")
+    config.training.devices, config.training.strategy = 2, "fsdp"
+    together(config, run, tmp_path / "two", 2)
+    assert_alike(one, tmp_path / "two")
+
+
 def test_accumulated_parts_equal_the_whole_step(job, tmp_path):
     config = copy.deepcopy(job[0])
     whole = train(config, job[1], tmp_path / "whole")
