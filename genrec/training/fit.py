@@ -285,7 +285,7 @@ def check_launch(settings: TrainingConfig) -> None:
             f"--standalone --nproc-per-node {settings.devices} -m genrec.cli train CONFIG training.devices={settings.devices}"
         )
     if settings.strategy == "fsdp" and started == 1:
-        raise UserError("training.strategy=fsdp shards a network over processes and there is one; start more with torchrun, or use training.strategy=ddp")
+        raise UserError("training.strategy=fsdp shards over processes and there is one; start more with torchrun, or use training.strategy=ddp")
 
 
 def precision(settings: TrainingConfig) -> str:

@@ -266,16 +266,19 @@ def main() -> None:
             if not isinstance(step, Padded):
                 least, count = time_products(products(step, place), options.device, torch.bfloat16 if gpu else torch.float32, clock)
                 alone[name], operations[name] = alone[name] + least, operations[name] + count
+    show({name: events[name] / seconds[name] for name in steps}, {name: alone[name] / seconds[name] for name in steps},
+         {name: operations[name] / seconds[name] / 1e9 for name in steps})  # fmt: skip
+    print(f"matrix products alone: {sum(operations.values()) / sum(alone.values()) / 1e9:,.0f} GFLOP/s")
+
+
+def show(rates: dict[str, float], shares: dict[str, float], speeds: dict[str, float]) -> None:
+    """The table; ``rates`` in events a second, ``shares`` of the products in the step (0: not known), ``speeds`` in GFLOP/s."""
+    rates["ours, retrieval, then codes"] = 1 / (1 / rates["ours, retrieval"] + 1 / rates["ours, codes"])
     print(f"\n{'step':<36}{'real events/s':>14}{'x padded':>10}{'products':>10}{'GFLOP/s':>10}")
-    rates = {name: events[name] / seconds[name] for name in steps}
-    both = "ours, retrieval, then codes"
-    rates[both] = 1 / (1 / rates["ours, retrieval"] + 1 / rates["ours, codes"])
-    alone[both] = 0.0
     for name, rate in rates.items():
         padded = rates["padded, retrieval + codes in one" if "codes" in name else "padded, retrieval"]
-        share = f"{alone[name] / seconds[name]:>10.0%}{operations[name] / seconds[name] / 1e9:>10.1f}" if alone[name] else ""
+        share = f"{shares[name]:>10.0%}{speeds[name]:>10.1f}" if shares.get(name) else ""
         print(f"{name:<36}{rate:>14,.0f}{rate / padded:>10.1f}{share}")
-    print(f"matrix products alone: {sum(operations.values()) / sum(alone.values()) / 1e9:,.0f} GFLOP/s")
 
 
 if __name__ == "__main__":
