@@ -178,7 +178,7 @@ class TrainingConfig:
     threads: int = 0  # 0 = torch's choice
     accelerator: str = "auto"
     devices: int = 0  # processes that train together, started by torchrun; 0 = as many as it has started, 1 without it
-    strategy: str = "auto"  # auto and ddp: a copy of the network per device; fsdp: the network sharded over GPUs
+    strategy: str = "auto"  # auto and ddp: a copy of the network per process; fsdp: the network sharded over the processes
     precision: str = "auto"  # 32, bf16; auto = bf16 on a GPU that has it
     checkpoint_minutes: float = 10.0  # a checkpoint at least this often, and after each epoch; 0 = no clock
     checkpoint_steps: int = 0  # also after so many optimiser steps; 0 = not

@@ -18,7 +18,7 @@ import polars as pl
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from safetensors.torch import load_file, save_file
 
 from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, write_json
@@ -293,18 +293,17 @@ def _write(target: Path, key: str, config: Config, plan: FitPlan, module: Traini
     """The model folder, from the best weights."""
     epoch = open_artifact(best, checkpoints.BEST_KIND, verify=True)["info"]["epoch"]
     network, known = module.network, module.known
-    network.load_state_dict(load_file(best / checkpoints.WEIGHTS))
+    weights = load_file(best / checkpoints.WEIGHTS)
     if known is not None and network.item_encoder.ids is not None:  # an id that nothing was learnt of says nothing
         unknown = torch.ones(network.catalogue.n_items, dtype=torch.bool).index_fill(0, known.cpu(), False)
-        with torch.no_grad():
-            network.item_encoder.ids.weight[unknown.to(network.request.device)] = 0
+        weights["item_encoder.ids.weight"][unknown] = 0
     size = sum(parameter.numel() for parameter in network.parameters())
     info = {"epochs": epoch + 1, "parameters": size, "time_base": network.time_base, "generate": plan.generate,
             "fitted_on": "train" if plan.last == TRAIN else "train+valid"}  # fmt: skip
     names = sorted({name for row in curves for name in row}, key=lambda name: ("/" in name, name))
     curves = [{name: row.get(name) for name in names} for row in curves]
     with atomic_folder(target, KIND, key, info) as folder:
-        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / "model.safetensors")
+        save_file(weights, folder / "model.safetensors")
         write_json(folder / "config.json", to_dict(config))
         write_json(folder / "curves.json", curves)
         plot_curves(curves, folder / "curves.png")
@@ -318,9 +317,8 @@ def check_launch(settings: TrainingConfig) -> None:
             f"training.devices={settings.devices}, but {started} process{'es run' if started > 1 else ' runs'}; start with: torchrun "
             f"--standalone --nproc-per-node {settings.devices} -m genrec.cli train CONFIG training.devices={settings.devices}"
         )
-    on_gpu = settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    if settings.strategy == "fsdp" and not on_gpu and started == 1:
-        raise UserError("training.strategy=fsdp shards a network over processes or GPUs and there is one here; use training.strategy=ddp")
+    if settings.strategy == "fsdp" and started == 1:
+        raise UserError("training.strategy=fsdp shards over processes and there is one; start more with torchrun, or use training.strategy=ddp")
 
 
 def precision(settings: TrainingConfig) -> str:
@@ -332,13 +330,9 @@ def precision(settings: TrainingConfig) -> str:
     return {"bf16": "bf16-mixed", "32": "32-true"}[chosen]
 
 
-class Sharded(FSDPStrategy):
-    """FSDP as Lightning has it; under a name of its own Lightning also lets it run on CPUs, where gloo carries it."""
-
-
 def _strategy(settings: TrainingConfig) -> str | Strategy:
     if settings.strategy == "fsdp":
-        return Sharded(state_dict_type="full")
+        return ModelParallelStrategy(launched(), 1, save_distributed_checkpoint=False)
     # Which answers a batch trains can differ between processes (a batch without a query, say).
     return DDPStrategy(find_unused_parameters=True) if launched() > 1 else "auto"
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn import functional as F
 
 from genrec.config_schema import Config
@@ -93,13 +94,24 @@ class TrainingModule(L.LightningModule):
             value = value.detach() * self.share
         super().log(name, value, sync_dist=self.trainer.world_size > 1, **kwargs)
 
+    def configure_model(self) -> None:
+        """With ``training.strategy=fsdp``: every parameter, its gradient and its moments lie in shards, one on each process."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not isinstance(self, FSDPModule):
+            fully_shard(self, mesh=self.device_mesh["data_parallel"])
+            for name in ("training_step", "validation_step"):
+                register_fsdp_forward_method(self, name)
+
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        if isinstance(self.trainer.strategy, FSDPStrategy):  # the norm over all shards
-            self.trainer.strategy.model.clip_grad_norm_(gradient_clip_val)
-        else:  # not Lightning's own, which refuses fused optimizers under bf16 for the sake of float16's scaled gradients
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+        # Not Lightning's own, which refuses fused optimizers under bf16 for the sake of float16's scaled gradients.
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
+        loss = self.step_loss(batch, index)
+        if isinstance(self, FSDPModule):  # shards are summed over the processes, so each parameter needs a gradient on all of them
+            loss = loss + 0 * sum(parameter.sum() for parameter in self.network.parameters() if parameter.requires_grad)
+        return loss
+
+    def step_loss(self, batch: Batch, index: int) -> Tensor:
         if self.decoder_only:
             return self.decoder_step(batch)
         live, settings = batch.targets >= 0, self.settings

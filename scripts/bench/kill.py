@@ -32,10 +32,10 @@ COMPARED = ("dataset", "semantic_ids", "model", "model_refit", "cooccurrence", "
 CONFIG = """
 name: run
 output: {output}
-data: {{reader: simulator, options: {{n_users: {users}, n_items: 300, n_events: {events}, n_categories: 10, n_brands: 10, seed: 1}}}}
-text: {{dim: 32}}
-model: {{dim: 32, heads: 2, layers: 1, max_length: 20}}
-training: {{epochs: 3, batch_size: 64, stride: 10, valid_requests: 300, accelerator: cpu, threads: 1, checkpoint_steps: 10}}
+data: {{reader: simulator, options: {{n_users: {users}, n_items: 120, n_events: {events}, n_categories: 8, n_brands: 6, seed: 1}}}}
+text: {{dim: 16}}
+model: {{dim: 16, heads: 2, layers: 1, max_length: 10}}
+training: {{epochs: 2, decoder_epochs: 1, batch_size: 64, stride: 5, valid_requests: 100, accelerator: cpu, threads: 1, checkpoint_steps: 4}}
 decoding: {{beam: 10, dense: 20, cooccurrence: 20}}
 evaluation: {{baselines: [popularity]}}
 """
@@ -76,7 +76,10 @@ class Job:
             while len(marks) <= self.reached():
                 marks.append(now)
             if kill and len(marks) > (index := STAGES.index(kill[0])) and now - marks[index] >= kill[1]:
-                os.killpg(process.pid, signal.SIGKILL)
+                try:
+                    os.killpg(process.pid, signal.SIGKILL)
+                except ProcessLookupError:  # forked this moment: not yet a group of its own
+                    os.kill(process.pid, signal.SIGKILL)
                 process.wait()
                 break
             time.sleep(0.005)
@@ -155,10 +158,10 @@ def disturb(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--per-run", type=int, default=8)
+    parser.add_argument("--per-run", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--users", type=int, default=400)
-    parser.add_argument("--events", type=int, default=10_000)
+    parser.add_argument("--users", type=int, default=120)
+    parser.add_argument("--events", type=int, default=2_500)
     parser.add_argument("--keep", type=Path, default=None, help="folder to work in; a temporary one without it")
     options = parser.parse_args()
     os.environ |= ENVIRONMENT  # before the imports, which read it

@@ -7,9 +7,12 @@
 *ours*: batches of similar lengths, a request only where an event is predicted; the whole training step (collation, forward, backward,
 clipping, AdamW). *padded*: the same network and optimiser, every sequence padded to ``--length`` events, with a request and a softmax over all items at
 every position, as most open code trains. Both in turn in one process, on batches that stand for an epoch; the settings are those of
-``configs/amazon-beauty.yaml``. "Products" are the matrix products that the real tokens need (forward and backward), timed alone in the same
+``configs/amazon-beauty.yaml`` but for anchors and distillation. Codes are learnt as a run learns them, by the code decoder alone on the fixed
+rest; "retrieval, then codes" is what an event costs in the two trainings together.
+"Products" are the matrix products that the real tokens need (forward and backward), timed alone in the same
 rounds; their share of the step is how close it comes to doing nothing else.
-With one thread the clock is the process's CPU time, so that other work on the machine matters less.
+Each step and each product is run three times and the fastest counts. With one thread the clock is the process's CPU time, so that other
+work on the machine matters less.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from genrec.data.dataset import TRAIN, Dataset
 from genrec.data.sequences import make_windows
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.model.network import Batch, GenerativeRecommender
+from genrec.objectives.generation import walked_nodes
 from genrec.semantic_ids.catalogue import Catalogue
 from genrec.semantic_ids.quantizers import default_sizes
 from genrec.semantic_ids.tokenize import SemanticIds
@@ -63,6 +67,9 @@ def recorded(folder: Path):
     return data, ids.catalogue, QueryFeatures.build(data.query_texts, ids.encoder)
 
 
+REPEATS = 3
+
+
 class Step:
     """A network, its optimiser and a loss: ``run(place)`` is one whole training step; returns its real events."""
 
@@ -82,6 +89,11 @@ class Step:
     def batch(self, place: int) -> Batch:
         return self.loader.part(place).batch.to(self.device)
 
+    def context(self, place: int) -> int:
+        """Real context events of a batch."""
+        rows, windows = self.loader.batches[place], self.loader.windows
+        return int((windows.stop[rows] - windows.start[rows] - 1).sum())
+
     def loss(self, batch: Batch, place: int) -> torch.Tensor:
         return self.module.training_step(batch, place)
 
@@ -96,6 +108,17 @@ class Step:
         self.optimizer.step()
         windows = self.loader.windows
         return int((windows.stop[rows] - windows.start[rows]).sum())
+
+
+class DecoderStep(Step):
+    """The code decoder learns alone, on a network that stays as it is."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(name.startswith("decoder."))
+        self.module.decoder_only = True
+        self.optimizer = self.module.configure_optimizers()["optimizer"]
 
 
 class Padded(Step):
@@ -121,34 +144,45 @@ class Padded(Step):
 
 
 def products(step: Step, place: int) -> list[tuple[int, int, int, int]]:
-    """The matrix products (m, k, n, times: 3 forward and backward, 2 without a gradient of the input) that a batch's real tokens need.
+    """The matrix products (m, k, n, times: 3 forward and backward, 2 without a gradient of the input, 1 forward alone) that a batch's real tokens need.
 
     No token, item or candidate counts that the step could do without: context states behind the last layer's keys and values only where a
     code decoder reads them, and the vectors of those items alone that the batch names or the softmax runs over.
     """
     config, network, batch = step.config, step.network, step.batch(place)
+    if isinstance(step, DecoderStep):  # the trunk runs forward only
+        return [(*shape[:3], 1) for shape in trunk_products(step, batch, place)[:-2]] + decoder_products(step, place)
+    found = trunk_products(step, batch, place)
+    return found + (decoder_products(step, place) if network.decoder is not None else [])
+
+
+def trunk_products(step: Step, batch: Batch, place: int) -> list[tuple[int, int, int, int]]:
+    """Those of the backbone and, last, of the item vectors and of the softmax over items."""
+    config, network = step.config, step.network
     with torch.no_grad():
         candidates = step.module.candidates(batch.targets[batch.targets >= 0], place)
         made = len(step.module.item_vectors(batch, candidates)[2])
-    rows = step.loader.batches[place]
-    windows = step.loader.windows
-    context = int((windows.stop[rows] - windows.start[rows] - 1).sum())
-    requests = int(step.loader.counts[rows].sum())
-    dim, items, settings = config.model.dim, network.catalogue.n_items, config.training
+    context, requests = step.context(place), int(step.loader.counts[step.loader.batches[place]].sum())
+    dim, items = config.model.dim, network.catalogue.n_items
     tokens = context + requests
     found = [(tokens, dim, 3 * dim, 3), (tokens, dim, dim, 3), (tokens, dim, 4 * dim, 3), (tokens, 4 * dim, dim, 3)] * (config.model.layers - 1)
     read = requests if network.decoder is None else tokens
     found += [(tokens, dim, 2 * dim, 3), *[(read, dim, dim, 3)] * 2, (read, dim, 4 * dim, 3), (read, 4 * dim, dim, 3)]
     found += [(requests, dim, dim, 3)] * (1 + (network.last_event is not None)) + [(made, network.catalogue.text.shape[1], dim, 2)]
-    found.append((requests, dim, items if candidates is None else len(candidates.ids), 3))
-    if settings.generate_weight:
-        trie, drawn = network.catalogue.trie, int(requests * settings.generate_share)
-        walked = drawn * trie.depth
-        layer = [(context, dim, 2 * dim, 3), *[(walked, dim, width, 3) for width in (3 * dim, dim, dim, dim, 2 * dim)], (walked, 2 * dim, dim, 3)]
-        found += layer * config.model.decoder_layers + [(drawn, dim, dim, 3)] * trie.depth
-        found += [(drawn, dim, int(trie.child_count[0]), 3)]
-        if config.model.node_vectors == "items":
-            found.append((items, dim, dim, 3))
+    return [*found, (requests, dim, items if candidates is None else len(candidates.ids), 3)]
+
+
+def decoder_products(step: Step, place: int) -> list[tuple[int, int, int, int]]:
+    """Those of the code decoder and of the vectors of the nodes it walks past."""
+    config, trie, dim, batch = step.config, step.network.catalogue.trie, step.config.model.dim, step.batch(place)
+    targets = batch.targets[batch.targets >= 0]
+    drawn = int(len(targets) * config.training.generate_share)
+    context = int(step.context(place))
+    walked = drawn * trie.depth
+    layer = [(context, dim, 2 * dim, 3), *[(walked, dim, width, 3) for width in (3 * dim, dim, dim, dim, 2 * dim)], (walked, 2 * dim, dim, 3)]
+    found = layer * config.model.decoder_layers + [(drawn, dim, dim, 3)] * trie.depth + [(drawn, dim, int(trie.child_count[0]), 3)]
+    if config.model.node_vectors == "items":
+        found.append((len(walked_nodes(trie, trie.item_path[targets[:drawn]])[0]), dim, dim, 2 if isinstance(step, DecoderStep) else 3))
     return found
 
 
@@ -160,10 +194,12 @@ def time_products(shapes: list[tuple[int, int, int, int]], device: str, dtype: t
         if (m, k, n, times) not in cache:
             a, b, g = (torch.randn(shape, device=device, dtype=dtype) for shape in ((m, k), (k, n), (m, n)))
             best = float("inf")
-            for _ in range(3):
+            for _ in range(REPEATS):
                 begin = clock()
-                _ = a @ b, a.T @ g
-                if times == 3:
+                _ = a @ b
+                if times > 1:
+                    _ = a.T @ g
+                if times > 2:
                     _ = g @ b.T
                 best = min(best, clock() - begin)
             cache[m, k, n, times] = best
@@ -177,7 +213,7 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, default=None, help="a prepared dataset, with semantic_ids/ beside it")
     parser.add_argument("--users", type=int, default=22_363)
     parser.add_argument("--items", type=int, default=12_101)
-    for name, default in (("length", 50), ("dim", 128), ("layers", 1), ("heads", 2), ("batch", 128), ("rounds", 8), ("threads", 1)):
+    for name, default in (("length", 50), ("dim", 128), ("layers", 1), ("heads", 2), ("batch", 128), ("rounds", 6), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dropout", type=float, default=0.4)
     parser.add_argument("--padded-batch", type=int, default=64, help="sequences per padded step; its logits must fit into memory")
@@ -196,14 +232,17 @@ def main() -> None:
     data, catalogue, features = recorded(options.dataset) if options.dataset else simulated(options)
     config = Config()
     config.model = replace(
-        config.model, dim=options.dim, layers=options.layers, heads=options.heads, max_length=options.length, anchors=0, dropout=options.dropout
-    )
+        config.model, dim=options.dim, layers=options.layers, heads=options.heads, max_length=options.length, anchors=0,
+        dropout=options.dropout, query_ngrams=False, query_codes=False,
+    )  # fmt: skip
     print(f"{len(data.offsets) - 1} users, {data.lengths.mean():.1f} training events each, {catalogue.n_items} items, dim {options.dim}, "
           f"{options.layers} layers, {options.device}, {options.threads} thread(s)", flush=True)  # fmt: skip
     kinds = {
-        "ours, retrieval + codes": (Step, {}, options.batch), "padded, retrieval + codes": (Padded, {}, options.padded_batch),
         "ours, retrieval": (Step, {"generate_weight": 0.0}, options.batch),
         "padded, retrieval": (Padded, {"generate_weight": 0.0}, options.padded_batch),
+        "ours, codes": (DecoderStep, {}, options.batch),
+        "ours, retrieval + codes in one": (Step, {}, options.batch),
+        "padded, retrieval + codes in one": (Padded, {}, options.padded_batch),
         f"ours, retrieval, {options.negatives} negatives": (Step, {"generate_weight": 0.0, "negatives": options.negatives}, options.batch),
     }  # fmt: skip
     steps = {}
@@ -216,21 +255,30 @@ def main() -> None:
             # Batches hold sequences of one length: those at even distances in the order of size stand for the epoch.
             sizes = np.array([step.loader.counts[rows].sum() for rows in step.loader.batches])
             place = int(np.argsort(sizes, kind="stable")[int((max(turn, 1) - 0.5) / options.rounds * len(sizes))])
-            begin = clock()
-            done = step.run(place)
-            took = clock() - begin
+            took = float("inf")
+            for _ in range(REPEATS if turn else 1):
+                begin = clock()
+                done = step.run(place)
+                took = min(took, clock() - begin)
             if turn == 0:  # warm
                 continue
             events[name], seconds[name] = events[name] + done, seconds[name] + took
             if not isinstance(step, Padded):
                 least, count = time_products(products(step, place), options.device, torch.bfloat16 if gpu else torch.float32, clock)
                 alone[name], operations[name] = alone[name] + least, operations[name] + count
-    print(f"\n{'step':<36}{'real events/s':>14}{'x padded':>10}{'products':>10}{'GFLOP/s':>10}")
-    for name in steps:
-        rate, padded = (events[one] / seconds[one] for one in (name, f"padded, {name.split(', ')[1]}"))
-        share = f"{alone[name] / seconds[name]:>10.0%}{operations[name] / seconds[name] / 1e9:>10.1f}" if alone[name] else ""
-        print(f"{name:<36}{rate:>14,.0f}{rate / padded:>10.1f}{share}")
+    show({name: events[name] / seconds[name] for name in steps}, {name: alone[name] / seconds[name] for name in steps},
+         {name: operations[name] / seconds[name] / 1e9 for name in steps})  # fmt: skip
     print(f"matrix products alone: {sum(operations.values()) / sum(alone.values()) / 1e9:,.0f} GFLOP/s")
+
+
+def show(rates: dict[str, float], shares: dict[str, float], speeds: dict[str, float]) -> None:
+    """The table; ``rates`` in events a second, ``shares`` of the products in the step (0: not known), ``speeds`` in GFLOP/s."""
+    rates["ours, retrieval, then codes"] = 1 / (1 / rates["ours, retrieval"] + 1 / rates["ours, codes"])
+    print(f"\n{'step':<36}{'real events/s':>14}{'x padded':>10}{'products':>10}{'GFLOP/s':>10}")
+    for name, rate in rates.items():
+        padded = rates["padded, retrieval + codes in one" if "codes" in name else "padded, retrieval"]
+        share = f"{shares[name]:>10.0%}{speeds[name]:>10.1f}" if shares.get(name) else ""
+        print(f"{name:<36}{rate:>14,.0f}{rate / padded:>10.1f}{share}")
 
 
 if __name__ == "__main__":

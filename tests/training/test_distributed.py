@@ -99,7 +99,7 @@ def test_two_processes_equal_one(job, tmp_path):
 
 def test_two_shards_equal_one_process(job, tmp_path):
     config, run = copy.deepcopy(job[0]), job[1]
-    config.training.accelerator, config.training.checkpoint_steps = "cpu", 2
+    config.training.accelerator, config.training.checkpoint_steps, config.training.epochs = "cpu", 4, 1
     one = train(config, run, tmp_path / "one")
     config.training.devices, config.training.strategy = 2, "fsdp"
     together(config, run, tmp_path / "two", 2)
