@@ -78,7 +78,7 @@ class SemanticIdConfig:
     level_sizes: list[int] | None = None
     opq_subcodebooks: int | None = None
     opq_size: int | None = None
-    balance: str = "last"  # rq-opq, last residual level: none, last, last-per-code, last-per-parent
+    balance: str = "last-per-parent"  # rq-opq, last residual level: none, last, last-per-code, last-per-parent
     normalise_residuals: bool = True  # rq-opq: residuals of length 1 before each further level
     iterations: int = 25  # rounds of k-means at most
     fit_queries: bool = False  # fit on the training queries' vectors beside the items', as OneSearch does

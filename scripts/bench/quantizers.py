@@ -47,11 +47,12 @@ def write_vectors(path: Path, n: int, dim: int, seed: int = 0) -> None:
 
 def fit_genrec(sample: np.ndarray, vectors: np.ndarray, job: argparse.Namespace, kind: str) -> tuple[float, np.ndarray, Callable]:
     """Fit and encode; returns the seconds of the fit, the codes, and what decodes them."""
+    from genrec.config_schema import SemanticIdConfig
     from genrec.semantic_ids.quantizers import encode_balanced, fit_codebooks, reconstruct
 
     is_opq = kind == "rq-opq"
     levels, n_sub = (job.levels, job.opq[0]) if is_opq else (job.levels + [job.opq[1]] * job.opq[0], 0)
-    balance = "last" if is_opq else "none"
+    balance = SemanticIdConfig().balance if is_opq else "none"
     start = time.process_time()
     codebooks, _ = fit_codebooks(sample, levels, n_sub, job.opq[1], job.seed, job.iterations, balance, normalise=is_opq, sample=len(sample))
     fitted = time.process_time() - start

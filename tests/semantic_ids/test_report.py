@@ -17,7 +17,7 @@ from genrec.semantic_ids.report import headline, prefix_agreement, quality_repor
 @pytest.fixture(scope="module")
 def fitted(clustered):
     vectors = clustered(900, 24)
-    return vectors, *fit_codebooks(vectors, (16, 8, 8), 2, 8, seed=3)
+    return vectors, *fit_codebooks(vectors, (16, 8, 8), 2, 8, seed=3, balance="last")
 
 
 def test_quality_report(fitted):

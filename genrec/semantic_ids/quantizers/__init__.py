@@ -41,7 +41,7 @@ def fit_quantizer(vectors: np.ndarray, settings: SemanticIdConfig, seed: int, be
 
     Vectors `beside` (m, d), such as those of queries, are fitted too but get no codes, and no balance counts them.
     Sizes follow the number of vectors by `default_sizes` where the settings leave them open; a size beyond it is lowered to it, and
-    the log says so. Raises UserError for vectors that are empty, not finite, or all zero.
+    the log says so. Raises UserError for vectors that are empty or not finite; zero vectors get the code nearest to the origin.
     """
     levels, n_sub, sub_size = _sizes(len(vectors), settings)
     flat = [*levels, *[sub_size] * n_sub]

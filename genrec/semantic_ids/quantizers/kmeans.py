@@ -28,7 +28,8 @@ _WIDE = 64  # dimensions from which the first rounds look at a quarter of them .
 _COARSE_ROUNDS = 6
 _BASIS_ROWS = 1 << 14
 _STEP = 1.6  # of the way to the mean: five such rounds do what twenty-five whole ones do
-_TOLERANCE = 2e-3  # rounds stop when the error falls by less than this share
+_TOLERANCE = 2e-3  # rounds stop when the error falls by less than this share ...
+_FINE_TOLERANCE = 2e-4  # ... with many centroids by this one: residuals are mostly noise, and each round gains a thousandth at best
 _CLOSE = 2.0**-6  # five standard deviations of a bfloat16 product, as a share of |x| |c| / sqrt(d)
 
 
@@ -122,9 +123,10 @@ def k_means(vectors: np.ndarray, k: int, seed: int, iterations: int = 25, start:
     for stage, (size, rounds) in enumerate(_parts(len(order), k, iterations)):
         # in the order of the file, as rows are read faster so
         part = np.ascontiguousarray(vectors if size == len(vectors) else vectors[np.sort(order[:size])], np.float32)
-        if start is None and not stage and k >= part.shape[1] >= _WIDE:
+        many = start is None and k >= part.shape[1] >= _WIDE
+        if many and not stage:
             centroids = _few_dimensions(part, centroids, min(iterations, _COARSE_ROUNDS))
-        centroids = _lloyd(part, centroids, rounds)
+        centroids = _lloyd(part, centroids, rounds, _FINE_TOLERANCE if many else _TOLERANCE)
     return centroids
 
 
@@ -166,7 +168,7 @@ def _parts(n: int, k: int, iterations: int) -> list[tuple[int, int]]:
     return list(zip(sizes, rounds, strict=True))
 
 
-def _lloyd(vectors: np.ndarray, centroids: np.ndarray, rounds: int) -> np.ndarray:
+def _lloyd(vectors: np.ndarray, centroids: np.ndarray, rounds: int, tolerance: float = _TOLERANCE) -> np.ndarray:
     """Rounds of Lloyd that step past the mean, from centroids (k, d): the means of the last round's clusters.
 
     For a fixed assignment any step below twice the way to the mean lowers the error, so each round still does, in fewer rounds.
@@ -186,7 +188,7 @@ def _lloyd(vectors: np.ndarray, centroids: np.ndarray, rounds: int) -> np.ndarra
             means[empty[: len(worst)]] = vectors[worst]
             if not len(worst):
                 break
-        elif total >= before * (1 - _TOLERANCE):
+        elif total >= before * (1 - tolerance):
             break
         before = total
         centroids = np.where(counts[:, None] > 0, centroids + _STEP * (means - centroids), means).astype(np.float32)

@@ -44,7 +44,7 @@ def fit_codebooks(
     opq_size: int,
     seed: int,
     iterations: int = 25,
-    balance: str = "last",
+    balance: str = "last-per-parent",
     normalise: bool = False,
     sample: int = FIT_SAMPLE,
 ) -> tuple[Codebooks, np.ndarray]:
