@@ -15,7 +15,7 @@ from genrec.errors import UserError
 
 KINDS = ("exact", "flat", "ivf", "hnsw")
 GROUP = 32  # items whose maximum is looked at first
-CACHED = 1 << 18  # scores that are made at once on the CPU: they are read again before they leave its cache
+CHUNK = 1 << 21  # scores of a block on the CPU: larger ones would come from fresh pages each time, and filling these costs more than the product
 
 
 class DenseIndex(Protocol):
@@ -38,67 +38,72 @@ def dense_index(kind: str, vectors: Tensor) -> DenseIndex:
 class ExactIndex:
     """Blocks of the item matrix times the queries, on the device of the vectors; equal scores go to the lower id.
 
-    ``block`` items at a time; by default as many as make 16 million scores.
+    ``block`` items at a time; by default few at first, then as many as make 2 million scores on the CPU, 16 million on a GPU.
     """
 
     def __init__(self, vectors: Tensor, block: int | None = None):
         self.vectors, self.block = vectors, block
 
     def search(self, queries: Tensor, k: int, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        k = _checked_k(k, len(self.vectors))
-        ids = scores = None
-        size = self.block or max((1 << 24) // max(len(queries), 1), 4096)
-        for start in range(0, len(self.vectors), size):
-            items = self.vectors[start : start + size]
-            place, best = self._block_top(queries, items, min(k, len(items)), None if hidden is None else hidden[:, start : start + size])
-            place = place + start
-            if ids is not None:  # earlier blocks come first: their ids are lower, and so are their lanes
-                place, best = torch.cat([ids, place], dim=1), torch.cat([scores, best], dim=1)
-            choice = sort_keys(best, place).topk(min(k, best.shape[1]), dim=1).indices
-            ids, scores = place.gather(1, choice), best.gather(1, choice)
-        return ids.masked_fill(scores.isneginf(), -1), scores
-
-    def _block_top(self, queries: Tensor, items: Tensor, k: int, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Places in the block and scores of its k best for each query."""
-        if items.is_cuda or len(items) < 4 * GROUP * k:
-            scores = (queries @ items.T).float()
-            return top_k(scores if hidden is None else scores.masked_fill(hidden, -torch.inf), k)
-        # A few groups' scores at a time stay in the cache until their maxima are taken.
-        batch, count = len(queries), -(-len(items) // GROUP)
-        scores = queries.new_full((batch, count * GROUP), -torch.inf, dtype=torch.float32)
-        highest = scores.new_empty(batch, count)
-        step = max(CACHED // max(batch * GROUP, 1), 1) * GROUP
-        for start in range(0, len(items), step):
-            part = scores[:, start : min(start + step, len(items))]
-            part.copy_(queries @ items[start : start + step].T)
+        k, n_items = _checked_k(k, len(self.vectors)), len(self.vectors)
+        ids = torch.empty(len(queries), 0, dtype=torch.long, device=self.vectors.device)
+        best = torch.empty(len(queries), 0, device=self.vectors.device)
+        start = 0
+        while start < n_items:
+            stop = min(start + self._size(len(queries), start, k), n_items)
+            scores = (queries @ self.vectors[start:stop].T).float()
             if hidden is not None:
-                part.masked_fill_(hidden[:, start : start + step], -torch.inf)
-            groups = slice(start // GROUP, -(-(start + part.shape[1]) // GROUP))
-            torch.amax(scores[:, groups.start * GROUP : groups.stop * GROUP].unflatten(1, (-1, GROUP)), -1, out=highest[:, groups])
-        return top_of_groups(scores.view(batch, count, GROUP), highest, k)
+                scores = scores.masked_fill(hidden[:, start:stop], -torch.inf)
+            if scores.is_cuda or best.shape[1] < k:
+                place, found = top_k(scores, min(k, scores.shape[1]))
+            else:
+                place, found = _above(scores, best[:, -1:])
+            ids, best = torch.cat([ids, place + start], dim=1), torch.cat([best, found], dim=1)
+            choice = _best_places(best, ids, min(k, best.shape[1]))
+            ids, best, start = ids.gather(1, choice), best.gather(1, choice), stop
+        return ids.masked_fill(best.isneginf(), -1), best
+
+    def _size(self, batch: int, start: int, k: int) -> int:
+        """Items of the block that begins at ``start``. The first block of the CPU is ranked whole, the others only where they can matter."""
+        if self.block:
+            return self.block
+        if self.vectors.is_cuda:
+            return max((1 << 24) // max(batch, 1), 4096)
+        return max(CHUNK // max(batch, 1), GROUP * 128) if start else max(4096, 8 * k)
 
 
-def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Places and values of the k best of scores (B, N), equal ones to the lower place."""
+def _above(scores: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """Places and values (B, M) that hold all of scores (B, N) above ``floor`` (B, 1), and others; few where few are above.
+
+    Groups are strided, so that their maxima are taken lane by lane.
+    """
     batch, lanes = scores.shape
-    if lanes >= 4 * GROUP * k:
-        groups = F.pad(scores, (0, -lanes % GROUP), value=-torch.inf).view(batch, -1, GROUP)
-        return top_of_groups(groups, groups.amax(-1), k)
-    place = _best_places(scores, torch.arange(lanes, device=scores.device).expand(batch, -1), k)
+    width = lanes // GROUP
+    groups = scores[:, : width * GROUP].unflatten(1, (GROUP, width)) if width else scores[:, :0].view(batch, GROUP, 0)
+    highest = groups.amax(1) if width else scores[:, :0]
+    most = int((highest > floor).sum(1).max()) if width else 0
+    group = highest.topk(most, dim=1, sorted=False).indices[:, None]
+    place = torch.arange(GROUP, device=scores.device)[:, None] * width + group
+    rest = torch.arange(width * GROUP, lanes, device=scores.device).expand(batch, -1)
+    place = torch.cat([place.flatten(1), rest], dim=1)
     return place, scores.gather(1, place)
 
 
-def top_of_groups(groups: Tensor, highest: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of groups (B, G, GROUP) whose maxima are ``highest`` (B, G): places (lanes in a row) and values, equal ones to the lower place.
+def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Places and values of the k best of scores (B, N), equal ones to the lower place.
 
-    The k best lie in the k groups with the highest maxima (equal maxima: the lower group), so the rest is never ranked.
+    On a GPU the k best are taken from the k groups with the highest maxima (equal maxima: the lower group), so that the rest is never ranked.
     """
-    batch, count, width = groups.shape
-    group = _best_places(highest, torch.arange(count, device=groups.device).expand(batch, -1), k)
-    near = groups.gather(1, group[..., None].expand(-1, -1, width)).flatten(1)
-    place = (group[..., None] * width + torch.arange(width, device=groups.device)).flatten(1)
-    choice = _best_places(near, place, k)
-    return place.gather(1, choice), near.gather(1, choice)
+    batch, lanes = scores.shape
+    place = torch.arange(lanes, device=scores.device).expand(batch, -1)
+    if scores.is_cuda and lanes >= 4 * GROUP * k:
+        groups = F.pad(scores, (0, -lanes % GROUP), value=-torch.inf).view(batch, -1, GROUP)
+        highest = groups.amax(-1)
+        group = _best_places(highest, place[:, : highest.shape[1]], k)
+        scores = groups.gather(1, group[..., None].expand(-1, -1, GROUP)).flatten(1)
+        place = (group[..., None] * GROUP + torch.arange(GROUP, device=scores.device)).flatten(1)
+    choice = _best_places(scores, place, k)
+    return place.gather(1, choice), scores.gather(1, choice)
 
 
 def _best_places(scores: Tensor, ids: Tensor, k: int) -> Tensor:
