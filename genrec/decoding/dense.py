@@ -15,7 +15,7 @@ from genrec.errors import UserError
 
 KINDS = ("exact", "flat", "ivf", "hnsw")
 GROUP = 32  # items whose maximum is looked at first
-CHUNK = 1 << 21  # scores of a block on the CPU: larger ones would come from fresh pages each time, and filling these costs more than the product
+CHUNK = 1 << 22  # scores of a block on the CPU: larger ones would come from fresh pages each time, and filling these costs more than the product
 
 
 class DenseIndex(Protocol):
@@ -38,7 +38,7 @@ def dense_index(kind: str, vectors: Tensor) -> DenseIndex:
 class ExactIndex:
     """Blocks of the item matrix times the queries, on the device of the vectors; equal scores go to the lower id.
 
-    ``block`` items at a time; by default few at first, then as many as make 2 million scores on the CPU, 16 million on a GPU.
+    ``block`` items at a time; by default few at first, then as many as make 4 million scores on the CPU, 16 million on a GPU.
     """
 
     def __init__(self, vectors: Tensor, block: int | None = None):
@@ -59,7 +59,7 @@ class ExactIndex:
             else:
                 place, found = _above(scores, best[:, -1:])
             ids, best = torch.cat([ids, place + start], dim=1), torch.cat([best, found], dim=1)
-            choice = _best_places(best, ids, min(k, best.shape[1]))
+            choice = _best_places(best, ids, min(k, best.shape[1]), stop == n_items)
             ids, best, start = ids.gather(1, choice), best.gather(1, choice), stop
         return ids.masked_fill(best.isneginf(), -1), best
 
@@ -73,20 +73,27 @@ class ExactIndex:
 
 
 def _above(scores: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
-    """Places and values (B, M) that hold all of scores (B, N) above ``floor`` (B, 1), and others; few where few are above.
+    """Places and values (B, M) of what lies above ``floor`` (B, 1) in scores (B, N), -inf behind it.
 
-    Groups are strided, so that their maxima are taken lane by lane.
+    Only groups whose maximum is above it are looked into. They are strided, so that the maxima are taken lane by lane.
     """
     batch, lanes = scores.shape
     width = lanes // GROUP
     groups = scores[:, : width * GROUP].unflatten(1, (GROUP, width)) if width else scores[:, :0].view(batch, GROUP, 0)
-    highest = groups.amax(1) if width else scores[:, :0]
-    most = int((highest > floor).sum(1).max()) if width else 0
-    group = highest.topk(most, dim=1, sorted=False).indices[:, None]
-    place = torch.arange(GROUP, device=scores.device)[:, None] * width + group
-    rest = torch.arange(width * GROUP, lanes, device=scores.device).expand(batch, -1)
-    place = torch.cat([place.flatten(1), rest], dim=1)
-    return place, scores.gather(1, place)
+    row, group = torch.nonzero(groups.amax(1) > floor, as_tuple=True) if width else 2 * [torch.zeros(0, dtype=torch.long)]
+    near = groups[row, :, group]
+    pair, lane = torch.nonzero(near > floor[row], as_tuple=True)
+    rest_row, rest = torch.nonzero(scores[:, width * GROUP :] > floor, as_tuple=True)
+    row = torch.cat([row[pair], rest_row])
+    place = torch.cat([lane * width + group[pair], rest + width * GROUP])
+    value = torch.cat([near[pair, lane], scores[rest_row, width * GROUP + rest]])
+    if len(rest_row):
+        order = row.argsort(stable=True)
+        row, place, value = row[order], place[order], value[order]
+    counts = torch.bincount(row, minlength=batch)
+    slot = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+    shape = (batch, int(counts.max()))
+    return place.new_zeros(shape).index_put((row, slot), place), value.new_full(shape, -torch.inf).index_put((row, slot), value)
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -106,8 +113,8 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return place.gather(1, choice), scores.gather(1, choice)
 
 
-def _best_places(scores: Tensor, ids: Tensor, k: int) -> Tensor:
-    """Lanes (B, k) of the best scores (B, N) in order, equal ones to the lower of ``ids`` (B, N).
+def _best_places(scores: Tensor, ids: Tensor, k: int, in_order: bool = True) -> Tensor:
+    """Lanes (B, k) of the best scores (B, N), equal ones to the lower of ``ids`` (B, N), in that order; without ``in_order`` only by score.
 
     On the CPU the plain top-k is fastest; it leaves open which of equal scores it takes, so where that matters, and on a GPU, which should not
     wait to be asked, scores and ids are ranked as one number.
@@ -116,6 +123,8 @@ def _best_places(scores: Tensor, ids: Tensor, k: int) -> Tensor:
         best, lane = scores.topk(k + 1, dim=1)
         if not bool(((best[:, k] == best[:, k - 1]) & best[:, k].isfinite()).any()):
             best, lane = best[:, :k], lane[:, :k]
+            if not in_order:
+                return lane
             return lane.gather(1, sort_keys(best, ids.gather(1, lane)).argsort(dim=1, descending=True))
     return sort_keys(scores, ids).topk(k, dim=1).indices
 
@@ -147,6 +156,8 @@ class FaissIndex:
             self.index.hnsw.efSearch = max(4 * fetched, 64)
         found, near = self.index.search(np.ascontiguousarray(queries.detach().float().cpu().numpy()), fetched)
         ids, scores = torch.from_numpy(near).to(self.device), torch.from_numpy(found).to(self.device)
+        if hidden is None and near.min(initial=0) >= 0 and (found[:, 1:] < found[:, :-1]).all():
+            return ids, scores  # already as wanted: nothing missing, no two scores equal
         gone = ids < 0
         if hidden is not None:
             gone |= hidden.gather(1, ids.clamp(min=0))
