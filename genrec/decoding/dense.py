@@ -15,7 +15,7 @@ from genrec.errors import UserError
 
 KINDS = ("exact", "flat", "ivf", "hnsw")
 GROUP = 32  # items whose maximum is looked at first
-CACHED = 1 << 18  # scores that are made at once on the CPU: they are read again before they leave its cache
+CHUNK = 1 << 22  # scores of a block on the CPU: larger ones would come from fresh pages each time, and filling these costs more than the product
 
 
 class DenseIndex(Protocol):
@@ -38,71 +38,83 @@ def dense_index(kind: str, vectors: Tensor) -> DenseIndex:
 class ExactIndex:
     """Blocks of the item matrix times the queries, on the device of the vectors; equal scores go to the lower id.
 
-    ``block`` items at a time; by default as many as make 16 million scores.
+    ``block`` items at a time; by default few at first, then as many as make 4 million scores on the CPU, 16 million on a GPU.
     """
 
     def __init__(self, vectors: Tensor, block: int | None = None):
         self.vectors, self.block = vectors, block
 
     def search(self, queries: Tensor, k: int, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        k = _checked_k(k, len(self.vectors))
-        ids = scores = None
-        size = self.block or max((1 << 24) // max(len(queries), 1), 4096)
-        for start in range(0, len(self.vectors), size):
-            items = self.vectors[start : start + size]
-            place, best = self._block_top(queries, items, min(k, len(items)), None if hidden is None else hidden[:, start : start + size])
-            place = place + start
-            if ids is not None:  # earlier blocks come first: their ids are lower, and so are their lanes
-                place, best = torch.cat([ids, place], dim=1), torch.cat([scores, best], dim=1)
-            choice = sort_keys(best, place).topk(min(k, best.shape[1]), dim=1).indices
-            ids, scores = place.gather(1, choice), best.gather(1, choice)
-        return ids.masked_fill(scores.isneginf(), -1), scores
-
-    def _block_top(self, queries: Tensor, items: Tensor, k: int, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Places in the block and scores of its k best for each query."""
-        if items.is_cuda or len(items) < 4 * GROUP * k:
-            scores = (queries @ items.T).float()
-            return top_k(scores if hidden is None else scores.masked_fill(hidden, -torch.inf), k)
-        # A few groups' scores at a time stay in the cache until their maxima are taken.
-        batch, count = len(queries), -(-len(items) // GROUP)
-        scores = queries.new_full((batch, count * GROUP), -torch.inf, dtype=torch.float32)
-        highest = scores.new_empty(batch, count)
-        step = max(CACHED // max(batch * GROUP, 1), 1) * GROUP
-        for start in range(0, len(items), step):
-            part = scores[:, start : min(start + step, len(items))]
-            part.copy_(queries @ items[start : start + step].T)
+        k, n_items = _checked_k(k, len(self.vectors)), len(self.vectors)
+        ids = torch.empty(len(queries), 0, dtype=torch.long, device=self.vectors.device)
+        best = torch.empty(len(queries), 0, device=self.vectors.device)
+        start = 0
+        while start < n_items:
+            stop = min(start + self._size(len(queries), start, k), n_items)
+            scores = (queries @ self.vectors[start:stop].T).float()
             if hidden is not None:
-                part.masked_fill_(hidden[:, start : start + step], -torch.inf)
-            groups = slice(start // GROUP, -(-(start + part.shape[1]) // GROUP))
-            torch.amax(scores[:, groups.start * GROUP : groups.stop * GROUP].unflatten(1, (-1, GROUP)), -1, out=highest[:, groups])
-        return top_of_groups(scores.view(batch, count, GROUP), highest, k)
+                scores = scores.masked_fill(hidden[:, start:stop], -torch.inf)
+            if scores.is_cuda or best.shape[1] < k:
+                place, found = top_k(scores, min(k, scores.shape[1]))
+            else:
+                place, found = _above(scores, best[:, -1:])
+            ids, best = torch.cat([ids, place + start], dim=1), torch.cat([best, found], dim=1)
+            choice = _best_places(best, ids, min(k, best.shape[1]), stop == n_items)
+            ids, best, start = ids.gather(1, choice), best.gather(1, choice), stop
+        return ids.masked_fill(best.isneginf(), -1), best
+
+    def _size(self, batch: int, start: int, k: int) -> int:
+        """Items of the block that begins at ``start``. The first block of the CPU is ranked whole, the others only where they can matter."""
+        if self.block:
+            return self.block
+        if self.vectors.is_cuda:
+            return max((1 << 24) // max(batch, 1), 4096)
+        return max(CHUNK // max(batch, 1), GROUP * 128) if start else max(4096, 8 * k)
+
+
+def _above(scores: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """Places and values (B, M) of what lies above ``floor`` (B, 1) in scores (B, N), -inf behind it.
+
+    Only groups whose maximum is above it are looked into. They are strided, so that the maxima are taken lane by lane.
+    """
+    batch, lanes = scores.shape
+    width = lanes // GROUP
+    groups = scores[:, : width * GROUP].unflatten(1, (GROUP, width)) if width else scores[:, :0].view(batch, GROUP, 0)
+    row, group = torch.nonzero(groups.amax(1) > floor, as_tuple=True) if width else 2 * [torch.zeros(0, dtype=torch.long)]
+    near = groups[row, :, group]
+    pair, lane = torch.nonzero(near > floor[row], as_tuple=True)
+    rest_row, rest = torch.nonzero(scores[:, width * GROUP :] > floor, as_tuple=True)
+    row = torch.cat([row[pair], rest_row])
+    place = torch.cat([lane * width + group[pair], rest + width * GROUP])
+    value = torch.cat([near[pair, lane], scores[rest_row, width * GROUP + rest]])
+    if len(rest_row):
+        order = row.argsort(stable=True)
+        row, place, value = row[order], place[order], value[order]
+    counts = torch.bincount(row, minlength=batch)
+    slot = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+    shape = (batch, int(counts.max()))
+    return place.new_zeros(shape).index_put((row, slot), place), value.new_full(shape, -torch.inf).index_put((row, slot), value)
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Places and values of the k best of scores (B, N), equal ones to the lower place."""
-    batch, lanes = scores.shape
-    if lanes >= 4 * GROUP * k:
-        groups = F.pad(scores, (0, -lanes % GROUP), value=-torch.inf).view(batch, -1, GROUP)
-        return top_of_groups(groups, groups.amax(-1), k)
-    place = _best_places(scores, torch.arange(lanes, device=scores.device).expand(batch, -1), k)
-    return place, scores.gather(1, place)
+    """Places and values of the k best of scores (B, N), equal ones to the lower place.
 
-
-def top_of_groups(groups: Tensor, highest: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of groups (B, G, GROUP) whose maxima are ``highest`` (B, G): places (lanes in a row) and values, equal ones to the lower place.
-
-    The k best lie in the k groups with the highest maxima (equal maxima: the lower group), so the rest is never ranked.
+    On a GPU the k best are taken from the k groups with the highest maxima (equal maxima: the lower group), so that the rest is never ranked.
     """
-    batch, count, width = groups.shape
-    group = _best_places(highest, torch.arange(count, device=groups.device).expand(batch, -1), k)
-    near = groups.gather(1, group[..., None].expand(-1, -1, width)).flatten(1)
-    place = (group[..., None] * width + torch.arange(width, device=groups.device)).flatten(1)
-    choice = _best_places(near, place, k)
-    return place.gather(1, choice), near.gather(1, choice)
+    batch, lanes = scores.shape
+    place = torch.arange(lanes, device=scores.device).expand(batch, -1)
+    if scores.is_cuda and lanes >= 4 * GROUP * k:
+        groups = F.pad(scores, (0, -lanes % GROUP), value=-torch.inf).view(batch, -1, GROUP)
+        highest = groups.amax(-1)
+        group = _best_places(highest, place[:, : highest.shape[1]], k)
+        scores = groups.gather(1, group[..., None].expand(-1, -1, GROUP)).flatten(1)
+        place = (group[..., None] * GROUP + torch.arange(GROUP, device=scores.device)).flatten(1)
+    choice = _best_places(scores, place, k)
+    return place.gather(1, choice), scores.gather(1, choice)
 
 
-def _best_places(scores: Tensor, ids: Tensor, k: int) -> Tensor:
-    """Lanes (B, k) of the best scores (B, N) in order, equal ones to the lower of ``ids`` (B, N).
+def _best_places(scores: Tensor, ids: Tensor, k: int, in_order: bool = True) -> Tensor:
+    """Lanes (B, k) of the best scores (B, N), equal ones to the lower of ``ids`` (B, N), in that order; without ``in_order`` only by score.
 
     On the CPU the plain top-k is fastest; it leaves open which of equal scores it takes, so where that matters, and on a GPU, which should not
     wait to be asked, scores and ids are ranked as one number.
@@ -111,6 +123,8 @@ def _best_places(scores: Tensor, ids: Tensor, k: int) -> Tensor:
         best, lane = scores.topk(k + 1, dim=1)
         if not bool(((best[:, k] == best[:, k - 1]) & best[:, k].isfinite()).any()):
             best, lane = best[:, :k], lane[:, :k]
+            if not in_order:
+                return lane
             return lane.gather(1, sort_keys(best, ids.gather(1, lane)).argsort(dim=1, descending=True))
     return sort_keys(scores, ids).topk(k, dim=1).indices
 
@@ -142,6 +156,8 @@ class FaissIndex:
             self.index.hnsw.efSearch = max(4 * fetched, 64)
         found, near = self.index.search(np.ascontiguousarray(queries.detach().float().cpu().numpy()), fetched)
         ids, scores = torch.from_numpy(near).to(self.device), torch.from_numpy(found).to(self.device)
+        if hidden is None and near.min(initial=0) >= 0 and (found[:, 1:] < found[:, :-1]).all():
+            return ids, scores  # already as wanted: nothing missing, no two scores equal
         gone = ids < 0
         if hidden is not None:
             gone |= hidden.gather(1, ids.clamp(min=0))

@@ -15,8 +15,10 @@ import json
 import resource
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import faiss
 import numpy as np
 import torch
 from decode_llama import LlamaScorer, PackedLlama, dict_trie, hugging_face, make_llama, node_tokens
@@ -302,25 +304,33 @@ def overlap(one: torch.Tensor, other: torch.Tensor, k: int = 10) -> float:
     return round(float((other[:, :k, None] == one[:, None]).any(-1).float().mean()), 3)
 
 
-def bench_dense(items: int, dim: int, repeats: int) -> dict:
-    """Dense indexes on clustered unit vectors."""
+def bench_dense(items: int, dim: int, repeats: int, threads: int) -> dict:
+    """Dense indexes on clustered unit vectors, in turn."""
+    faiss.omp_set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(max(items // 200, 1), dim, generator=generator)
     pick = torch.randint(len(centres), (items,), generator=generator)
     vectors = F.normalize(centres[pick] + 0.7 * torch.randn(items, dim, generator=generator), dim=-1)
     queries = F.normalize(vectors[:256] + 0.05 * torch.randn(min(256, items), dim, generator=generator), dim=-1)
     truth = (queries @ vectors.T).topk(min(100, items)).indices
-    rows = [dense_row(kind, vectors, queries, truth, repeats) for kind in KINDS]
-    return table(f"Dense retrieval, {items} x {dim}, top 100", rows)
+    built, rows = {}, {}
+    for kind in KINDS:
+        start = clock()
+        built[kind] = dense_index(kind, vectors)
+        rows[kind] = {"index": kind, "build s": round(clock() - start, 2)}
+    whole = in_turn({kind: partial(index.search, queries, 100) for kind, index in built.items()}, repeats, {}, 1)
+    one = {kind: partial(index.search, queries[:1], 100) for kind, index in built.items()}
+    bare = {f"bare {kind}": partial(index.index.search, queries[:1].numpy(), 100) for kind, index in built.items() if kind != "exact"}
+    single = in_turn(one | bare, repeats, {}, 5)  # bare: FAISS itself, without our checks and the order of ties
+    for kind, row in rows.items():
+        row |= {"one query ms": middle_of(single[kind]), "FAISS itself ms": middle_of(single.get(f"bare {kind}", []))}
+        row |= {f"{len(queries)} queries ms": middle_of(whole[kind]), "recall@100": overlap(built[kind].search(queries, 100)[0], truth, 100)}
+        row |= {"x flat": round(float(np.median(whole["flat"]) / np.median(whole[kind])), 2)}
+    return table(f"Dense retrieval, {items} x {dim}, top 100", list(rows.values()))
 
 
-def dense_row(kind: str, vectors: torch.Tensor, queries: torch.Tensor, truth: torch.Tensor, repeats: int) -> dict:
-    start = clock()
-    index = dense_index(kind, vectors)
-    row = {"index": kind, "build s": round(clock() - start, 2)}
-    row |= {"one query ms": timed(lambda: index.search(queries[:1], 100), repeats)["p50"]}
-    row |= {f"{len(queries)} queries ms": timed(lambda: index.search(queries, 100), max(repeats // 3, 1))["p50"]}
-    return row | {"recall@100": overlap(index.search(queries, 100)[0], truth, 100)}
+def middle_of(values: list[float]) -> float | str:
+    return round(float(np.median(values)), 3) if values else ""
 
 
 def main() -> None:
@@ -353,7 +363,7 @@ def main() -> None:
         "mask": lambda: bench_mask(args.trie_sizes, 512, args.repeats),
         "llama": lambda: bench_llama(args),
         "decoder": lambda: bench_decoder(args),
-        "dense": lambda: bench_dense(args.items, 128, args.repeats),
+        "dense": lambda: bench_dense(args.items, 128, args.repeats, args.threads),
     }
     with torch.no_grad():
         results = [parts[part]() for part in args.parts]
