@@ -157,7 +157,9 @@ def bench_llama(args: argparse.Namespace) -> dict:
     network = PackedLlama(model, tokens, trie)
     for history in args.histories:
         prompt = torch.randint(2, model.config.vocab_size, (1, history), generator=torch.Generator().manual_seed(history))
-        rows += [llama_row(args, trie, model, network, prompt, table_of_tokens, beams) for beams in args.beams]
+        for beams in args.beams:
+            rows.append(llama_row(args, trie, model, network, prompt, table_of_tokens, beams))
+            print(rows[-1], flush=True)
     return table(f"Llama-shaped network {args.layers} x {args.dim}, {args.items} items, batch 1", rows)
 
 
