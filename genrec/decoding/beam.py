@@ -152,13 +152,15 @@ def _open_rows(trie: CatalogueTrie | SearchIndex, level: int, nodes: Tensor, sta
     return _Rows(place, safe.gather(1, place), branching.gather(1, place), branching)
 
 
-def ragged_children(trie: CatalogueTrie | SearchIndex, nodes: Tensor, live: Tensor, lanes: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The children of the live ones of nodes (B, M), side by side: children, owner (position in nodes), valid, each (B, lanes).
+def ragged_children(trie: CatalogueTrie | SearchIndex, nodes: Tensor, live: Tensor | None, lanes: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The children of the live ones (None: all) of nodes (B, M), side by side: children, owner (position in nodes), valid, each (B, lanes).
 
     Without ``lanes`` there are as many as the request with the most children has; this reads a value back.
     """
     start = trie.child_start[nodes]
-    counts = (trie.child_start[nodes + 1] - start).masked_fill(~live, 0)
+    counts = trie.child_start[nodes + 1] - start
+    if live is not None:
+        counts = counts.masked_fill(~live, 0)
     ends = counts.cumsum(1)
     lanes = int(ends[:, -1].max()) if lanes is None else lanes
     lane = torch.arange(lanes, device=nodes.device).repeat(len(nodes), 1)
@@ -174,7 +176,7 @@ def expand_children(
     scorer: Scorer,
     slot: int,
     nodes: Tensor,
-    live: Tensor,
+    live: Tensor | None,
     total: Tensor,
     static: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -196,12 +198,17 @@ def expand_children(
     return children, owner, scores.masked_fill_(~valid, -torch.inf)
 
 
-def select(scores: Tensor, nodes: Tensor, width: int, group: Tensor | None = None, per_group: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def select(
+    scores: Tensor, nodes: Tensor, width: int, group: Tensor | None = None, per_group: int = 0, in_order: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
     """The ``width`` best of lanes (B, N), ties to the lower node: places and scores (B, min(width, N)); and the best score that was cut
-    off, (B,), -inf if none. With ``group`` (B, N) at most ``per_group`` lanes of one group are taken."""
+    off, (B,), -inf if none. With ``group`` (B, N) at most ``per_group`` lanes of one group are taken. Without ``in_order`` equal scores
+    that are all taken may stand in any order."""
     if group is None and not scores.is_cuda and scores.shape[1] > width:  # the plain top-k is faster; it leaves open which of equal scores it takes
         best, choice = scores.topk(width + 1, dim=1)
         if not bool(((best[:, width - 1] == best[:, width]) & best[:, width].isfinite()).any()):
+            if not in_order:
+                return choice[:, :width], best[:, :width], best[:, width]
             order = sort_keys(best[:, :width], nodes.gather(1, choice[:, :width])).argsort(dim=1, descending=True)
             return choice.gather(1, order), best.gather(1, order), best[:, width]
     keys = sort_keys(scores, nodes)

@@ -130,7 +130,8 @@ def _best_places(scores: Tensor, ids: Tensor, k: int, in_order: bool = True) -> 
 
 
 class FaissIndex:
-    """FAISS over inner products. Flat is exact; IVF looks at 1 list in 8, at least 8; HNSW has 32 links and a search width of 4 k."""
+    """FAISS over inner products. Flat is exact; HNSW has 32 links and a search width of 2 k; IVF looks into as many lists as a sample of its
+    own vectors needs to find 99 % of its nearest 100. Requests that are unlike any item may find less."""
 
     def __init__(self, kind: str, vectors: Tensor):
         table = np.ascontiguousarray(vectors.detach().float().cpu().numpy())
@@ -143,20 +144,34 @@ class FaissIndex:
             self.quantizer = faiss.IndexFlatIP(dim)
             self.index = faiss.IndexIVFFlat(self.quantizer, dim, lists, faiss.METRIC_INNER_PRODUCT)
             self.index.train(table)
-            self.index.nprobe = max(8, lists // 8)
         else:
             self.index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
         self.index.add(table)
+        if kind == "ivf":
+            self._calibrate(table)
+
+    def _calibrate(self, table: np.ndarray) -> None:
+        sample = table[np.random.default_rng(0).choice(len(table), min(64, len(table)), replace=False)]
+        k = min(100, len(table))
+        truth = np.argpartition(-(sample @ table.T), k - 1, axis=1)[:, :k]
+        for lists in (2**power for power in range(self.index.nlist.bit_length() + 1)):
+            self.index.nprobe = min(lists, self.index.nlist)
+            found = self.index.search(sample, k)[1]
+            if np.mean([np.isin(*pair).mean() for pair in zip(truth, found, strict=True)]) >= 0.99:
+                break
 
     def search(self, queries: Tensor, k: int, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         k = _checked_k(k, self.n_items)
         # What is hidden is fetched too and dropped behind, so that k remain.
         fetched = k if hidden is None else min(k + int(hidden.sum(1).max()), self.n_items)
         if self.kind == "hnsw":
-            self.index.hnsw.efSearch = max(4 * fetched, 64)
-        found, near = self.index.search(np.ascontiguousarray(queries.detach().float().cpu().numpy()), fetched)
-        ids, scores = torch.from_numpy(near).to(self.device), torch.from_numpy(found).to(self.device)
-        if hidden is None and near.min(initial=0) >= 0 and (found[:, 1:] < found[:, :-1]).all():
+            self.index.hnsw.efSearch = max(2 * fetched, 64)
+        table = queries.detach() if queries.dtype == torch.float32 and not queries.is_cuda else queries.detach().float().cpu()
+        found, near = self.index.search(table.contiguous().numpy(), fetched)
+        ids, scores = torch.from_numpy(near), torch.from_numpy(found)
+        if self.device.type != "cpu":
+            ids, scores = ids.to(self.device), scores.to(self.device)
+        if hidden is None and (near[:, -1] >= 0).all() and (found[:, 1:] < found[:, :-1]).all():
             return ids, scores  # already as wanted: nothing missing, no two scores equal
         gone = ids < 0
         if hidden is not None:

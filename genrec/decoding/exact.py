@@ -13,6 +13,9 @@ from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.semantic_ids.trie import CatalogueTrie
 
 
+ROOM = 1024  # prefixes that may wait before those that cannot matter are thrown out
+
+
 def leaf_scores(trie: CatalogueTrie | SearchIndex, scorer: Scorer, batch: int, chunk: int = 4096) -> Tensor:
     """Log-probability of every leaf: (B, n_leaves) float32, each distinct open prefix run once, ``chunk`` rows at a time."""
     device = trie.child_start.device
@@ -56,106 +59,110 @@ def exact_scores(decoder: CodeDecoder, memory: Memory, vectors: Tensor, trie: Ca
 
 def best_first(
     trie: CatalogueTrie | SearchIndex, scorer: Scorer, batch: int, k: int, width: int, allowed: Tensor | Constraint | None = None,
-    rows: int = 24, limit: int = 4096,
+    rows: int | None = None, limit: int = 4096,
 ) -> Found:  # fmt: skip
     """Expand the best prefixes, ``rows`` per request and round, until nothing left can enter the top ``k``.
 
+    ``rows``: by default 48 for one request, whose time goes into calls, and 24 for several, whose time goes into rows.
     A prefix's log-probability bounds all leaves below it, so the first ``k`` are then exact; up to ``width`` leaves met on the way are
     returned behind them. After ``limit`` rows per request the search stops unproven; ``Found.exact`` tells. Every round reads back
     whether it is done.
     """
+    rows = rows or (48 if batch == 1 else 24)
     state = _Frontier(trie, scorer, batch, max(width, k), as_constraint(allowed), k)
     done, alive, spent = [], torch.arange(batch, device=state.scores.device), 1
     while len(alive):
-        waiting = (state.scores >= state.threshold()[:, None]) & state.scores.isfinite()
-        working = waiting.any(1)
-        if spent >= limit:
-            working = torch.zeros_like(working)
-        finished = ~working
-        if bool(finished.all()) or int(finished.sum()) * 2 >= len(alive):
+        left = (state.scores >= state.threshold()).sum(1)
+        most = int(left.max()) if spent < limit else 0
+        finished = left == 0 if most else torch.ones_like(left, dtype=torch.bool)
+        if not most or (len(alive) > 1 and int(finished.sum()) * 2 >= len(alive)):
             done.append((alive[finished], *state.answer(finished)))
-            keep = torch.nonzero(working)[:, 0]
+            keep = torch.nonzero(~finished)[:, 0]
             alive = alive[keep]
             if len(alive):
                 state.narrow(keep)
             continue
-        spent += state.expand(min(rows, int(waiting.sum(1).max()), limit - spent))
+        spent += state.expand(min(rows, most, limit - spent))
     order = torch.cat([part[0] for part in done]).argsort()
     leaves, scores, bound = (torch.cat([part[index] for part in done])[order] for index in (1, 2, 3))
     return Found(leaves[:, :width], scores[:, :width], bound, spent)
 
 
 class _Frontier:
-    """Open prefixes still to expand, (B, F): score, node, level and the slot of the parent; and the best leaves so far, (B, W)."""
+    """Open prefixes still to expand, (B, F): score, node and the slot of the parent; and the best leaves so far, (B, W), best first but for ties."""
 
     def __init__(self, trie: CatalogueTrie | SearchIndex, scorer: Scorer, batch: int, width: int, constraint: Constraint | None, k: int):
         self.trie, self.scorer, self.constraint, self.k = trie, scorer, constraint, k
         device = trie.child_start.device
         self.leaves = torch.full((batch, width), -1, dtype=torch.long, device=device)
         self.found = torch.full((batch, width), -torch.inf, device=device)
-        self.cut = torch.full((batch,), -torch.inf, device=device)  # best leaf that fell out of the list
+        self.lost = torch.full((batch,), -torch.inf, device=device)  # best leaf that fell out of the list ...
+        self.cut = self.lost  # ... and best prefix that will not be expanded
         self.scores = torch.full((batch, 0), -torch.inf, device=device)
-        self.nodes = self.levels = self.parents = torch.zeros(batch, 0, dtype=torch.long, device=device)
+        self.nodes = self.parents = torch.zeros(batch, 0, dtype=torch.long, device=device)
+        self.levels = torch.tensor(trie.level_bounds[1:-1], device=device)  # first node of levels 1, 2, ...
         root = torch.zeros(batch, 1, dtype=torch.long, device=device)
         slot = scorer.expand(0, root, None)
         live = torch.ones_like(root, dtype=torch.bool)
         children, owner, scores = expand_children(trie, 0, scorer, slot, root, live, self.found.new_zeros(batch, 1), False)
-        self._add(children, torch.ones_like(children), owner + slot, scores)
+        self._add(children, owner + slot, scores)
+        self.fresh = True  # all that waits are children of the root
 
     def threshold(self) -> Tensor:
-        """The score of the k-th leaf found (B,): only a prefix that reaches it can change the top k."""
-        return self.found[:, self.k - 1]
+        """The score of the k-th leaf found (B, 1), a finite number: only a prefix that reaches it can change the top k."""
+        return self.found[:, self.k - 1 : self.k].clamp(min=torch.finfo(torch.float32).min)
 
     def expand(self, rows: int) -> int:
         """Run the best ``rows`` prefixes of every request; returns the number of rows."""
-        # A request with less to do still has so many lanes; those below its threshold are switched off.
-        best = sort_keys(self.scores, self.nodes).topk(min(rows, self.scores.shape[1]), dim=1).indices
-        score, nodes, levels, parents = (part.gather(1, best) for part in (self.scores, self.nodes, self.levels, self.parents))
-        live = (score >= self.threshold()[:, None]) & score.isfinite()
-        self.scores = self.scores.scatter(1, best, score.masked_fill(live, -torch.inf))
-        nodes = torch.where(live, nodes, self.trie.level_bounds[1])
-        levels, parents = torch.where(live, levels, 1), torch.where(live, parents, 0)
-        slot = self.scorer.expand(levels, nodes, parents)
-        children, owner, found = expand_children(self.trie, None, self.scorer, slot, nodes, live, score.masked_fill(~live, 0), False)
-        self._add(children, levels.gather(1, owner) + 1, owner + slot, found)
+        score, best = self.scores.topk(min(rows, self.scores.shape[1]), dim=1)  # of equal ones any may go first: all that can matter go
+        nodes, parents, live = self.nodes.gather(1, best), self.parents.gather(1, best), None
+        if len(score) == 1:
+            self.scores = self.scores.scatter(1, best, -torch.inf)
+        else:  # a request with less to do still has so many lanes; those below its threshold are switched off
+            live = score >= self.threshold()
+            self.scores = self.scores.scatter(1, best, score.masked_fill(live, -torch.inf))
+            nodes, parents = torch.where(live, nodes, self.trie.level_bounds[1]), torch.where(live, parents, 0)
+            score = torch.where(live, score, 0)
+        depth = 1 if self.fresh else torch.bucketize(nodes, self.levels, right=True)
+        slot, self.fresh = self.scorer.expand(depth, nodes, parents), False
+        children, owner, found = expand_children(self.trie, None, self.scorer, slot, nodes, live, score, False)
+        self._add(children, owner + slot, found)
         return nodes.shape[1]
 
-    def _add(self, nodes: Tensor, levels: Tensor, parents: Tensor, scores: Tensor) -> None:
+    def _add(self, nodes: Tensor, parents: Tensor, scores: Tensor) -> None:
         if self.constraint is not None:
             scores = scores.masked_fill(~self.constraint.keep(nodes), -torch.inf)
         leaf = self.trie.single_leaf(nodes).long()
-        is_open = leaf < 0
+        is_open, width = leaf < 0, self.found.shape[1]
         every = torch.cat([self.found, scores.masked_fill(is_open, -torch.inf)], dim=1)
         leaves = torch.cat([self.leaves, leaf], dim=1)
-        choice, self.found, cut = select(every, leaves.clamp(min=0), self.found.shape[1])
-        self.leaves = leaves.gather(1, choice).masked_fill(self.found.isneginf(), -1)
-        self.cut = torch.maximum(self.cut, just_below(cut))
-        waiting = [
-            torch.cat([old, new], dim=1)
-            for old, new in zip(
-                (self.scores, self.nodes, self.levels, self.parents),
-                (scores.masked_fill(~is_open, -torch.inf), nodes, levels, parents), strict=True,
-            )
-        ]  # fmt: skip
-        # What cannot be reached is only kept as a bound; the frontier stays as wide as the request with the most left needs.
-        useful = (waiting[0] >= self.threshold()[:, None]) & waiting[0].isfinite()
-        wide = int(useful.sum(1).max())
-        if wide < waiting[0].shape[1]:
-            dropped = waiting[0].masked_fill(useful, -torch.inf)
-            self.cut = torch.maximum(self.cut, dropped.max(1).values)
-            place = sort_keys(waiting[0].masked_fill(~useful, -torch.inf), waiting[1]).topk(wide, dim=1).indices
-            waiting[0] = waiting[0].masked_fill(~useful, -torch.inf)
-            waiting = [part.gather(1, place) for part in waiting]
-        self.scores, self.nodes, self.levels, self.parents = waiting
+        choice, self.found, lost = select(every, leaves, width, in_order=False)
+        self.leaves, self.lost = leaves.gather(1, choice), torch.maximum(self.lost, lost)
+        self.scores = torch.cat([self.scores, scores.masked_fill(~is_open, -torch.inf)], dim=1)
+        self.nodes, self.parents = torch.cat([self.nodes, nodes], dim=1), torch.cat([self.parents, parents], dim=1)
+        if self.scores.shape[1] > ROOM:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Throw out what cannot be reached; of that only a bound is kept. The frontier is then as wide as the request with the most left needs."""
+        useful = self.scores >= self.threshold()
+        self.cut = torch.maximum(self.cut, self.scores.masked_fill(useful, -torch.inf).max(1).values)
+        self.scores, place = self.scores.masked_fill(~useful, -torch.inf).topk(int(useful.sum(1).max()), dim=1)
+        self.nodes, self.parents = self.nodes.gather(1, place), self.parents.gather(1, place)
 
     def answer(self, requests: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        left = self.scores[requests]
+        """Leaves, scores and bound of some requests, equal scores by leaf."""
+        left, found = self.scores[requests], self.found[requests]
         rest = left.max(1).values if left.shape[1] else torch.full_like(self.cut[requests], -torch.inf)
-        return self.leaves[requests], self.found[requests], torch.maximum(self.cut[requests], rest)
+        bound = torch.maximum(torch.maximum(self.cut[requests], rest), just_below(self.lost[requests]))
+        leaves = self.leaves[requests]
+        order = sort_keys(found, leaves.clamp(min=0)).argsort(dim=1, descending=True)
+        found = found.gather(1, order)
+        return leaves.gather(1, order).masked_fill(found.isneginf(), -1), found, bound
 
     def narrow(self, keep: Tensor) -> None:
         """Go on with some of the requests only."""
-        for name in ("leaves", "found", "cut", "scores", "nodes", "levels", "parents"):
+        for name in ("leaves", "found", "lost", "cut", "scores", "nodes", "parents"):
             setattr(self, name, getattr(self, name)[keep])
         self.scorer.select(keep)
         self.constraint = None if self.constraint is None else self.constraint.select(keep)

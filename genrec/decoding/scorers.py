@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genrec.decoding.beam import beam_search
@@ -52,9 +52,10 @@ class CachedScorer:
     def __init__(self, decoder: CodeDecoder, memory: Memory, vectors: Tensor, rows: int = 64, parts: tuple[Callable, Callable] = PLAIN):
         self.decoder, self.memory, self.vectors = decoder, memory, vectors
         self.project, self.finish = parts
+        self.every: list[Tensor] | None = None
         batch, heads = len(memory.state), memory.keys[0].shape[1]
         width = vectors.shape[1]
-        self.used = 0
+        self.used = self.deepest = 0
         # First the keys and values of each layer, then the states.
         kept, dtype = (batch, rows, heads, width // heads), memory.state.dtype
         self.pool = [vectors.new_empty(kept, dtype=dtype) for _ in range(2 * len(decoder.layers))] + [vectors.new_empty(batch, rows, width)]
@@ -71,12 +72,13 @@ class CachedScorer:
         if parents is not None:
             line.copy_(self.line[self.batch, parents])
         if isinstance(depth, int):
-            line[..., depth] = own
+            line[..., depth], self.deepest = own, depth
             reach, known = line[..., : depth + 1], None
         else:
             line.scatter_(2, depth[..., None], own[..., None])
-            reach = line
-            known = torch.arange(line.shape[2], device=nodes.device) <= depth[..., None]
+            self.deepest = min(self.deepest + 1, line.shape[2] - 1)  # no row can be deeper: parents came in an earlier call
+            reach = line[..., : self.deepest + 1]
+            known = torch.arange(reach.shape[2], device=nodes.device) <= depth[..., None]
         x = (self.vectors[nodes] + self.memory.state + self.decoder.level[depth]).to(self.memory.state.dtype)
         for index, layer in enumerate(self.decoder.layers):
             x = self._layer(index, layer, x, slot, reach, known)
@@ -103,7 +105,13 @@ class CachedScorer:
         heads = self.decoder.heads
         if isinstance(depth, int):
             return F.normalize(heads[depth](x), dim=-1) * self.scale[depth]
-        every = torch.stack([head(x) for head in heads[1:]], dim=2)  # best-first search runs the root apart
+        # Best-first search runs the root apart, and then rows of all other depths together.
+        if not isinstance(heads[0], nn.Linear):  # int8
+            every = torch.stack([head(x) for head in heads[1:]], dim=2)
+        else:
+            if self.every is None:
+                self.every = [torch.cat([getattr(head, name) for head in heads[1:]]) for name in ("weight", "bias")]
+            every = F.linear(x, *self.every).unflatten(2, (len(heads) - 1, -1))
         chosen = every.gather(2, (depth - 1)[..., None, None].expand(-1, -1, 1, every.shape[-1]))[:, :, 0]
         return F.normalize(chosen, dim=-1) * self.scale[depth][..., None]
 

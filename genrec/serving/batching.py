@@ -36,8 +36,8 @@ class _Waiting:
 class Batcher:
     """Gathers payloads and hands them to ``work`` (list of payloads -> list of results or exceptions) on one thread.
 
-    A batch closes when it has ``max_batch`` payloads or ``max_wait`` seconds after its first one; while a batch is worked on, the next
-    gathers by itself. ``max_batch`` 1 switches batching off. At most ``max_queue`` payloads wait; one more is refused with ``QueueFull``. A
+    A batch closes when it has ``max_batch`` payloads or ``max_wait`` seconds after its first one, and before that when more would, at the
+    pace of the last ones, take over half of what is left to the first one; while a batch is worked on, the next gathers by itself. ``max_batch`` 1 switches batching off. At most ``max_queue`` payloads wait; one more is refused with ``QueueFull``. A
     payload whose deadline passed while it waited is never worked on. ``close`` finishes what was taken.
     """
 
@@ -47,7 +47,8 @@ class Batcher:
     ):  # fmt: skip
         self.work, self.max_batch, self.max_wait, self.on_batch = work, max_batch, max_wait, on_batch
         self._queue: queue.Queue[_Waiting | None] = queue.Queue(max_queue)
-        self._pace = 0.05  # seconds per batch, smoothed: what Retry-After is estimated from
+        self._pace = 0.05  # seconds per batch, smoothed: what Retry-After is estimated from ...
+        self._each = 0.0  # ... and per payload: how many can be answered in time
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -88,7 +89,10 @@ class Batcher:
         if first is None:
             return [], True
         batch, until = [first], time.monotonic() + self.max_wait
-        while len(batch) < self.max_batch:
+        most = self.max_batch
+        if self._each:  # of a batch that is too large for the budget nobody would get an answer
+            most = min(most, max(1, int((first.deadline - time.monotonic()) / 2 / self._each)))
+        while len(batch) < most:
             try:  # what already waits is taken at once; for more there is a short wait
                 one = self._queue.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
@@ -112,7 +116,9 @@ class Batcher:
                 results: Sequence[Any] = self.work([one.payload for one in live])
             except Exception as error:  # a failure of the whole batch is each request's failure; the thread lives on
                 results = [error] * len(live)
-            self._pace += 0.2 * (time.monotonic() - now - self._pace)
+            spent = time.monotonic() - now
+            self._pace += 0.2 * (spent - self._pace)
+            self._each += (0.2 if self._each else 1.0) * (spent / len(live) - self._each)
             for one, result in zip(live, results, strict=True):
                 try:
                     one.loop.call_soon_threadsafe(_settle, one.future, result)

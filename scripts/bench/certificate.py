@@ -32,13 +32,13 @@ TOP = 10
 class Bench:
     """One fitted run and the two searches that are compared."""
 
-    def __init__(self, ranker: Ranker, beam: int):
+    def __init__(self, ranker: Ranker, beam: int, kinds: list[str]):
         proposer = ranker.proposer
         self.network, self.nodes, self.items = proposer.network, proposer.nodes, proposer.items
         self.trie = self.network.catalogue.trie
         self.searchers = {
             kind: Searcher(self.network.decoder, self.nodes, self.trie, DecodingConfig(beam=beam, search=kind, exact_top=TOP))
-            for kind in ("beam", "exact")
+            for kind in kinds
         }
 
     def search(self, kind: str, memory: Memory, allowed: torch.Tensor):
@@ -60,7 +60,7 @@ class Bench:
             memory = self.network.decoder_memory(self.network.encode(batch, self.items))
             allowed = self.trie.restrict(~seen_mask(chunk, len(self.items)))
             found = {}
-            for kind in ("beam", "exact") if turn % 2 else ("exact", "beam"):
+            for kind in sorted(self.searchers, reverse=bool(turn % 2)):
                 found[kind], seconds = self.search(kind, memory, allowed)
                 if turn > 1:  # the first ones warm up
                     sums[f"{kind} s"] += seconds
@@ -91,6 +91,8 @@ def _take(memory: Memory, rows: torch.Tensor) -> Memory:
 def _table(sums: dict[str, float], requests: int, size: int) -> dict:
     result = {"requests": requests, "batch": size, "scored in full": int(sums["scored in full"])}
     for kind in ("beam", "exact"):
+        if f"{kind} rows" not in sums:
+            continue
         result[kind] = {
             "certified": round(sums[f"{kind} certified"] / requests, 5), "rows per request": round(sums[f"{kind} rows"] / requests, 1),
             "ms per request": round(sums[f"{kind} s"] / max(sums["timed"], 1) * 1e3, 3),
@@ -113,12 +115,13 @@ def main() -> None:
     parser.add_argument("--singles", type=int, default=500, help="requests that are also searched one at a time")
     parser.add_argument("--requests", type=int, default=0, help="of the test split; 0: all")
     parser.add_argument("--full", type=int, default=2000, help="requests whose every leaf is scored")
+    parser.add_argument("--kinds", nargs="+", choices=["beam", "exact"], default=["beam", "exact"])
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     run = Run.open(options.run)
     ranker = run.ranker("train", fused=False)
-    bench = Bench(ranker, options.beam)
+    bench = Bench(ranker, options.beam, options.kinds)
     requests = run.dataset.requests("test")
     drawn = np.random.default_rng(0).permutation(len(requests))
     requests = requests.take(drawn[: options.requests or len(drawn)])

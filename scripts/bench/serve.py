@@ -210,6 +210,7 @@ def kills(bundle: Path, work: Path, times: int) -> dict:
         server = Server(bundle, events)
         ready.append(server.ready_after)
         asyncio.run(go(server, turn, 0.3 + traffic.random.random()))
+        print(f"kill {turn + 1}: ready after {ready[-1]:.1f} s, {len(acknowledged)} events acknowledged so far", flush=True)
     server = Server(bundle, events)  # the store must open again after the last kill, too
     server.stop()
     kept = {row[0] for row in sqlite3.connect(events).execute("SELECT event_id FROM events")}

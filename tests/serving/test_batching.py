@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -120,3 +121,22 @@ def test_closing_finishes_what_was_taken():
         await closing
 
     asyncio.run(go())
+
+
+def test_a_batch_is_no_larger_than_the_budget_allows():
+    sizes = []
+
+    def slow(payloads: list) -> list:
+        sizes.append(len(payloads))
+        time.sleep(0.05 * len(payloads))
+        return payloads
+
+    async def go():
+        batcher = Batcher(slow, 64, 0.0, 100)
+        await batcher.submit(0, 10)
+        answers = await asyncio.gather(*(batcher.submit(n, 0.6) for n in range(12)), return_exceptions=True)
+        batcher.close()
+        return [answer for answer in answers if not isinstance(answer, Exception)]
+
+    assert len(asyncio.run(go())) >= 3, "twelve at once would take all of the budget: none would be answered"
+    assert sizes[0] == 1 and max(sizes) <= 6
