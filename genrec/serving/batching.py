@@ -36,9 +36,10 @@ class _Waiting:
 class Batcher:
     """Gathers payloads and hands them to ``work`` (list of payloads -> list of results or exceptions) on one thread.
 
-    A batch closes when it has ``max_batch`` payloads or ``max_wait`` seconds after its first one, and before that when more would, at the
-    pace of the last ones, take over half of what is left to the first one; while a batch is worked on, the next gathers by itself. ``max_batch`` 1 switches batching off. At most ``max_queue`` payloads wait; one more is refused with ``QueueFull``. A
-    payload whose deadline passed while it waited is never worked on. ``close`` finishes what was taken.
+    A batch closes when it has ``max_batch`` payloads or ``max_wait`` seconds after its first one, and before that when more would, at
+    the pace of the last ones, take over half of what is left to the first one; while a batch is worked on, the next gathers by itself.
+    ``max_batch`` 1 switches batching off. At most ``max_queue`` payloads wait; one more is refused with ``QueueFull``. A payload whose
+    deadline passed while it waited is never worked on. ``close`` finishes what was taken.
     """
 
     def __init__(
