@@ -46,7 +46,7 @@ from genrec.training.distributed import join, launched, leader_first, rank_and_w
 from genrec.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
-TRAIN_VERSION = 3
+TRAIN_VERSION = 4
 # Settings that say how a network is fitted, not to what: a run stopped on one machine may go on on another.
 WITHOUT_EFFECT = ("refit", "compile", "threads", "accelerator", "devices", "strategy", "checkpoint_minutes", "checkpoint_steps")
 

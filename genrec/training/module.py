@@ -216,13 +216,16 @@ class TrainingModule(L.LightningModule):
         return wanted if wanted is not None else 0 if n_items <= SMALL_CATALOGUE else NEGATIVES
 
     def decoder_step(self, batch: Batch) -> Tensor:
-        """The code decoder learns alone: everything before it is fixed, so item vectors and their means are computed once."""
-        self.network.eval()
-        self.network.decoder.train()
+        """The code decoder learns alone: everything before it is fixed, so item vectors and their means are computed once.
+
+        Dropout stays on before it as well: whose answers the trunk has memorised would teach the decoder to trust states more than it may.
+        """
         with torch.no_grad():
             if self.frozen is None:
+                self.network.eval()
                 items = self.network.item_encoder()
                 self.frozen = items, node_means(self.network.catalogue.trie, items)
+            self.network.train()
             encoded = self.network.encode(batch, self.frozen[0], self.network.choose_anchors(batch, leave_out=True))
         live = batch.targets >= 0
         if not live.any():
