@@ -46,7 +46,7 @@ def company(train: Histories, n_items: int, width: int) -> AnchorTable:
     had = train.to_csr(n_items)
     had.data[:] = 1  # users are counted, not repeats
     users = np.asarray(had.sum(axis=0), np.float32).ravel()
-    moves = _moves(train, n_items)
+    moves = train.transitions(n_items)
     back = moves.T.tocsr()
     scale = 1 / np.sqrt(users + 1)
     turned = had.T.tocsr()
@@ -125,13 +125,6 @@ def _most_had(values: pl.Series, users: np.ndarray, width: int) -> np.ndarray:
     own[own == np.arange(len(code))[:, None]] = -1
     front = np.argsort(own < 0, axis=1, kind="stable")[:, :width]
     return np.take_along_axis(own, front, 1)
-
-
-def _moves(train: Histories, n_items: int) -> sp.csr_matrix:
-    """How often the column's item came right after the row's."""
-    before, after = train.items[:-1], train.items[1:]
-    adjacent = (train.ages[:-1] > 0) & (before != after)
-    return sp.coo_matrix((np.ones(int(adjacent.sum())), (before[adjacent], after[adjacent])), shape=(n_items, n_items)).tocsr()
 
 
 def _aligned(parts: list[sp.csr_matrix]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -56,9 +56,8 @@ class TeacherMass:
     @classmethod
     def of_candidates(cls, trie: CatalogueTrie, ids: Tensor, log_probabilities: Tensor) -> TeacherMass:
         """From log-probabilities (N, K) of the distinct candidates ``ids`` (N, K), -1 where there is none; everything else has mass 0."""
-        place = torch.empty_like(trie.leaf_items).scatter_(0, trie.leaf_items, torch.arange(trie.n_items, device=ids.device))
         live = ids >= 0
-        where = torch.where(live, place[ids.clamp(min=0)], trie.n_items)
+        where = torch.where(live, trie.item_place[ids.clamp(min=0)], trie.n_items)
         where, order = where.sort(dim=1)
         mass = torch.where(live, log_probabilities.detach().double(), -torch.inf).gather(1, order).exp()
         row = torch.arange(len(ids), device=ids.device)[:, None]

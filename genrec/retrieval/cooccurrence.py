@@ -39,7 +39,7 @@ class CooccurrenceTransition:
         """Count ``train`` (one history per user, all of it used); item ids are in [0, n_items)."""
         train = train.last_n(self.max_history)
         self.similar = _similar(train, n_items)
-        moves = _moves(train, n_items)
+        moves = train.transitions(n_items)
         if self.transitions == "log":
             moves.data = np.log1p(moves.data)
         self.following = (0.5 * moves + 0.25 * moves.T).tocsr().astype(np.float32)
@@ -110,11 +110,3 @@ def _similar(train: Histories, n_items: int) -> sp.csr_matrix:
     together.eliminate_zeros()
     scale = sp.diags(1 / np.sqrt(np.asarray(had.sum(axis=0), np.float64).ravel() + 1))
     return (scale @ together @ scale).tocsr().astype(np.float32)
-
-
-def _moves(train: Histories, n_items: int) -> sp.csr_matrix:
-    """T, (n_items, n_items) float64: how often the column's item came right after the row's."""
-    before, after = train.items[:-1], train.items[1:]
-    adjacent = (train.ages[:-1] > 0) & (before != after)  # age 0 is the last of its history: no event follows it
-    moves = sp.coo_matrix((np.ones(int(adjacent.sum())), (before[adjacent], after[adjacent])), shape=(n_items, n_items))
-    return moves.tocsr()  # sums what came twice

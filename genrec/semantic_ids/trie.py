@@ -70,6 +70,11 @@ class CatalogueTrie:
         return int(self.leaf_item_offsets.diff().max())
 
     @cached_property
+    def item_place(self) -> Tensor:
+        """Where each item stands in `leaf_items`: (n_items,)."""
+        return torch.empty_like(self.leaf_items).scatter_(0, self.leaf_items, torch.arange(self.n_items, device=self.leaf_items.device))
+
+    @cached_property
     def child_sums(self) -> list[Tensor]:
         """Per level, how many children its 1, 2, 3, ... (at most 4096) most branching nodes have together."""
         levels = [self.child_count[self.level_bounds[level] : self.level_bounds[level + 1]] for level in range(self.depth)]

@@ -278,11 +278,10 @@ class TrainingModule(L.LightningModule):
             relevance = self.network.relevance(state, anchors, encoded.items)
         pointed = pointer.items(state, anchors, relevance, trie.n_items)
         ids, bonus = pointed.nodes[:, 0], pointed.bonus[:, 0]
-        place = torch.empty_like(trie.leaf_items).scatter_(0, trie.leaf_items, torch.arange(trie.n_items, device=ids.device))
         known, first = ids < trie.n_items, F.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)
-        where = place[ids.clamp(max=trie.n_items - 1)]
+        where = trie.item_place[ids.clamp(max=trie.n_items - 1)]
         gained = torch.where(known & first, logs.gather(1, where).exp() * bonus.expm1(), 0.0).sum(1).log1p()
-        chosen = logs.gather(1, place[targets][:, None])[:, 0] + pointed.of(torch.arange(len(ids), device=ids.device), targets)
+        chosen = logs.gather(1, trie.item_place[targets][:, None])[:, 0] + pointed.of(torch.arange(len(ids), device=ids.device), targets)
         rows, columns = known.nonzero(as_tuple=True)
         logs[rows, where[rows, columns]] = (logs.gather(1, where) + bonus.detach())[rows, columns]
         return TeacherMass.in_leaf_order(trie, logs - gained.detach()[:, None]), (gained - chosen).mean()
