@@ -32,7 +32,7 @@ from genrec.text.encoder import encoder_key, item_texts
 
 log = logging.getLogger(__name__)
 KIND = "semantic-ids"
-TOKENIZE_VERSION = 5
+TOKENIZE_VERSION = 6
 QUERY_PAIRS = 10_000  # query-item pairs the report reads at most
 ITEM_COLUMNS = {"title": pl.String, "brand": pl.String, "category": pl.List(pl.String), "text": pl.String}
 OTHER_COLUMNS = {"price": pl.Float64}  # read where it is there

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -51,6 +54,7 @@ class Engine:
             with self._changing:
                 self._replay(model)
                 self.model, self.key = model, key
+            _return_memory()
         return key
 
     def add_items(self, items: Sequence[Mapping[str, Any]]) -> Added:
@@ -86,3 +90,11 @@ class Engine:
         gone = [item for item, columns in changes.items() if columns is None and item in known]
         if gone:
             model.remove_items(gone)
+
+
+def _return_memory() -> None:
+    """Give the memory of a model that is gone back to the system: glibc keeps what was freed in pieces, and reload by reload the process would grow."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

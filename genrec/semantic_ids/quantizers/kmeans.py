@@ -2,7 +2,8 @@
 
 A block of rows is multiplied with all centroids and its best column taken while the products are still in cache, so no (n, k)
 table exists. Where the processor multiplies bfloat16 in hardware, large inputs use it: Lloyd's rounds as they are (their noise is far
-below the effect of another seed), assignments with a second look in float32 at every row whose best two are close.
+below the effect of another seed), assignments with a second look in float32 at every row whose best two are close. Tiles (AMX) take
+float32 and return it; pairs (AVX-512) round the products, too.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ _FIRST_POINTS = 32  # points per centroid in the first, cheap rounds
 _GROWTH = 4  # how much larger each next part of the sample is
 _LAST_ROUNDS = 10  # rounds over the whole sample that the growing parts leave at most
 _PULL = 0.7  # of a drawn vector's way from the mean is left to it as a first centroid
-_WIDE = 64  # dimensions from which the first rounds look at a quarter of them ...
+_WIDE = 64  # dimensions, and ...
+_MANY = 2048  # ... centroids from which a round is so dear that the first ones look at a quarter of the dimensions
 _COARSE_ROUNDS = 6
 _BASIS_ROWS = 1 << 14
 _STEP = 1.6  # of the way to the mean: five such rounds do what twenty-five whole ones do
-_TOLERANCE = 2e-3  # rounds stop when the error falls by less than this share ...
-_FINE_TOLERANCE = 2e-4  # ... with many centroids by this one: residuals are mostly noise, and each round gains a thousandth at best
+_TOLERANCE = 1e-3  # rounds stop when the error falls by less than this share; dear ones by twice as much
 _CLOSE = 2.0**-6  # five standard deviations of a bfloat16 product, as a share of |x| |c| / sqrt(d)
+_ROUNDED = 2.0**-8  # of two products rounded to bfloat16, as a share of the larger
 
 
 def nearest(vectors: np.ndarray, centroids: np.ndarray, rough: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -44,22 +46,27 @@ def nearest(vectors: np.ndarray, centroids: np.ndarray, rough: bool = False) -> 
     table = _tensor(centroids)
     half = -(table * table).sum(1) / 2
     reach = float((-2 * half).max().sqrt()) * _CLOSE / vectors.shape[1] ** 0.5
-    low_precision = n >= _FAST_ROWS and k > 1 and _has_bfloat16()
+    hardware = _bfloat16_hardware() if n >= _FAST_ROWS and k > 1 else None
+    low = table.bfloat16() if hardware == "pairs" else None
 
     def work(rows: slice, buffer: torch.Tensor) -> None:
         part = _tensor(vectors[rows])
-        scores = _scores(part, table, half, buffer)
+        scores = _scores(part, table, half, buffer, low)
         best = scores.argmax(1)
         value = np.take_along_axis(scores, best[:, None], 1)[:, 0]
-        if low_precision and not rough:
+        if hardware and not rough:
             margin = part.norm(dim=1).numpy() * reach
+            if low is not None:
+                margin = margin + _ROUNDED * (np.abs(value) + widest)
             close = np.flatnonzero((scores >= (value - margin)[:, None]).sum(1) > 1)
-            unsure[rows] = False
             unsure[rows.start + close] = True
+            if low is not None:
+                chosen = torch.from_numpy(best)
+                value = ((part * table[chosen]).sum(1) + half[chosen]).numpy()
         index[rows], gain[rows] = best, value
 
-    unsure = np.zeros(n, bool)
-    with _bfloat16_products(low_precision):
+    unsure, widest = np.zeros(n, bool), float(-half.min())
+    with _bfloat16_products(hardware == "tiles"):
         _each_block(work, n, k)
     if unsure.any():
         again = np.flatnonzero(unsure)
@@ -104,7 +111,7 @@ def two_best(vectors: np.ndarray, centroids: np.ndarray, closed: np.ndarray | No
         np.put_along_axis(scores, best, -np.inf, 1)
         index[rows], gap[rows] = best[:, 0], 2 * (value[:, 0] - scores.max(1))
 
-    with _bfloat16_products(n >= _FAST_ROWS and _has_bfloat16()):
+    with _bfloat16_products(n >= _FAST_ROWS and _bfloat16_hardware() == "tiles"):
         _each_block(work, n, k)
     return index, gap
 
@@ -123,10 +130,10 @@ def k_means(vectors: np.ndarray, k: int, seed: int, iterations: int = 25, start:
     for stage, (size, rounds) in enumerate(_parts(len(order), k, iterations)):
         # in the order of the file, as rows are read faster so
         part = np.ascontiguousarray(vectors if size == len(vectors) else vectors[np.sort(order[:size])], np.float32)
-        many = start is None and k >= part.shape[1] >= _WIDE
-        if many and not stage:
+        dear = start is None and k >= _MANY and part.shape[1] >= _WIDE
+        if dear and not stage:
             centroids = _few_dimensions(part, centroids, min(iterations, _COARSE_ROUNDS))
-        centroids = _lloyd(part, centroids, rounds, _FINE_TOLERANCE if many else _TOLERANCE)
+        centroids = _lloyd(part, centroids, rounds, (1 + dear) * _TOLERANCE)
     return centroids
 
 
@@ -201,9 +208,12 @@ def _tensor(rows: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
 
 
-def _scores(part: torch.Tensor, table: torch.Tensor, half: torch.Tensor, buffer: torch.Tensor) -> np.ndarray:
-    """x.c - |c|^2 / 2 of rows (m, d) and centroids (k, d), in the buffer: (m, k)."""
-    products = torch.mm(part, table.T, out=buffer[: len(part)])
+def _scores(part: torch.Tensor, table: torch.Tensor, half: torch.Tensor, buffer: torch.Tensor, low: torch.Tensor | None = None) -> np.ndarray:
+    """x.c - |c|^2 / 2 of rows (m, d) and centroids (k, d), in the buffer: (m, k). ``low``: the centroids in bfloat16, where products may be."""
+    if low is None:
+        products = torch.mm(part, table.T, out=buffer[: len(part)])
+    else:
+        products = buffer[: len(part)].copy_(part.bfloat16() @ low.T)
     return products.add_(half).numpy()  # a pass in cache; addmm would first spread the bias, and took a third longer
 
 
@@ -235,10 +245,11 @@ def _each_block(work: Callable[[slice, torch.Tensor], None], n: int, k: int) -> 
         torch.set_num_threads(before)
 
 
-def _has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 in hardware, and torch can be told to use it for float32 products."""
-    tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return hasattr(torch.backends.mkldnn, "matmul") and bool(tiles())
+def _bfloat16_hardware() -> str | None:
+    """How the processor multiplies bfloat16, if torch can be told to use it: ``tiles`` of float32 inputs, ``pairs`` of bfloat16 ones."""
+    if hasattr(torch.backends.mkldnn, "matmul") and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)():
+        return "tiles"
+    return "pairs" if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() else None
 
 
 @contextmanager

@@ -31,14 +31,20 @@ def test_equally_near_centroids_go_to_the_lower_index():
 
 def test_large_inputs_get_the_exact_answer_with_and_without_bfloat16(monkeypatch, clustered):
     vectors, centroids = clustered(kmeans._FAST_ROWS + 5, 32), clustered(200, 32, seed=1)
-    with_hardware = nearest(vectors, centroids)[0]
-    monkeypatch.setattr(kmeans, "_has_bfloat16", lambda: False)
-    without = nearest(vectors, centroids)[0]
-    assert (with_hardware == without).mean() > 0.9999
+    here = kmeans._bfloat16_hardware()
+    monkeypatch.setattr(kmeans, "_bfloat16_hardware", lambda: None)
+    without, gain = nearest(vectors, centroids)
     assert np.array_equal(without, faiss.knn(vectors, centroids, 1)[1][:, 0])
+    for hardware in {"pairs", here} - {None}:  # pairs are multiplied everywhere, if not everywhere fast
+        monkeypatch.setattr(kmeans, "_bfloat16_hardware", lambda hardware=hardware: hardware)
+        index, found = nearest(vectors, centroids)
+        assert (index == without).mean() > 0.9999
+        assert np.allclose(found, gain, rtol=1e-5, atol=1e-5) or hardware == "tiles"
+        rough = nearest(vectors, centroids, rough=True)[0]
+        assert 0.8 < (rough == without).mean() and (hardware == "tiles" or (rough != without).any())
 
 
-@pytest.mark.skipif(not kmeans._has_bfloat16(), reason="no bfloat16 hardware")
+@pytest.mark.skipif(kmeans._bfloat16_hardware() != "tiles", reason="no hardware that changes it")
 def test_the_process_wide_precision_is_put_back(clustered):
     before = torch.backends.mkldnn.matmul.fp32_precision
     nearest(clustered(kmeans._FAST_ROWS, 8), clustered(40, 8, seed=1))
