@@ -46,7 +46,7 @@ from genrec.training.distributed import join, launched, leader_first, rank_and_w
 from genrec.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
-TRAIN_VERSION = 4
+TRAIN_VERSION = 5
 # Settings that say how a network is fitted, not to what: a run stopped on one machine may go on on another.
 WITHOUT_EFFECT = ("refit", "compile", "threads", "accelerator", "devices", "strategy", "checkpoint_minutes", "checkpoint_steps")
 
@@ -66,16 +66,27 @@ class FitPlan:
 class ValidationLoader:
     """Validation requests of one process, with the items each has already had as a mask (B, n_items), made batch by batch.
 
-    Recommendations; or searches, equally many of each kind of query, where the network learns nothing else.
+    Recommendations, and half as many searches over all kinds of query, so that no answer is paid for with another that nobody looks at;
+    or one of the two alone, where the network learns nothing else. A search masks nothing: what one had may be sought again.
     """
 
-    def __init__(self, dataset: Dataset, collator: Collator, limit: int, seed: int, shown: ShownRequests | None = None, recommends: bool = True):
-        requests = dataset.requests("valid") if recommends else searches(dataset)
-        if limit and len(requests) > limit:
-            requests = requests.take(np.sort(np.random.default_rng(seed).permutation(len(requests))[:limit]))
+    def __init__(
+        self, dataset: Dataset, collator: Collator, limit: int, seed: int, shown: ShownRequests | None = None, recommends: bool = True,
+        searching: bool = True,
+    ):  # fmt: skip
+        parts, limit = [], limit or 1 << 62
+        if recommends:
+            parts.append((dataset.requests("valid"), limit))
+            limit = -(-min(limit, len(parts[0][0])) // 2)
+        if searching or not recommends:
+            parts.append((searches(dataset), limit))
         rank, world = rank_and_world()
         self.n_items = dataset.n_items
-        self.chunks = list(request_batches(requests.take(np.arange(rank, len(requests), world)), collator, 64))
+        self.chunks = []
+        for requests, most in parts:
+            if len(requests) > most:
+                requests = requests.take(np.sort(np.random.default_rng(seed).permutation(len(requests))[:most]))
+            self.chunks += request_batches(requests.take(np.arange(rank, len(requests), world)), collator, 64)
         self.shown: list[Batch] = []
         if shown is not None and rank == 0:  # ranked by one process: an area under a curve is no mean of its parts
             index = np.flatnonzero(shown.split == VALID)
@@ -90,7 +101,8 @@ class ValidationLoader:
     def __iter__(self) -> Iterator:
         for _, chunk, batch in self.chunks:
             seen = torch.zeros(len(chunk), self.n_items, dtype=torch.bool)
-            seen[torch.from_numpy(chunk.histories.rows.astype(np.int64)), torch.from_numpy(chunk.items.astype(np.int64))] = True
+            if (chunk.request_queries < 0).all():
+                seen[torch.from_numpy(chunk.histories.rows.astype(np.int64)), torch.from_numpy(chunk.items.astype(np.int64))] = True
             yield batch, seen
         yield from ((batch, None) for batch in self.shown)
 
@@ -106,7 +118,7 @@ class TrainingData(L.LightningDataModule):
 
     def __init__(self, dataset: Dataset, ids: SemanticIds, config: Config, plan: FitPlan):
         super().__init__()
-        self.dataset, self.settings, self.seed, self.recommends = dataset, config.training, config.seed, plan.recommends
+        self.dataset, self.settings, self.seed, self.plan = dataset, config.training, config.seed, plan
         self.allow_zero_length_dataloader_with_multiple_devices = True  # validation: more processes than requests
         stages = stage_places(dataset, config.model.stages) if config.model.stages else None
         distil = config.training.keyword_distill_weight > 0 and plan.searches and plan.trunk is None
@@ -158,7 +170,8 @@ class TrainingData(L.LightningDataModule):
 
     @cached_property
     def validation(self) -> ValidationLoader:
-        return ValidationLoader(self.dataset, self.collator, self.settings.valid_requests, self.seed, self.shown, self.recommends)
+        tasks = self.plan.recommends, self.plan.searches
+        return ValidationLoader(self.dataset, self.collator, self.settings.valid_requests, self.seed, self.shown, *tasks)
 
 
 def training_collator(dataset: Dataset, ids: SemanticIds, config: Config, distil: bool, stages: np.ndarray | None = None) -> Collator:

@@ -30,12 +30,14 @@ from genrec.training.distributed import gather, gather_rows
 from genrec.training.extra_losses import hard_contrast, progressive_loss, ranking_loss
 
 VALIDATION_BEAM = 20
+LEAST_QUALITY = 1e-6  # of one answer that finds nothing: a mean of the others' ratios still tells epochs apart
 TAUGHT_CATALOGUE = 1 << 16  # above it the retrieval head's distribution, a row of all items per request, would cost more than it teaches
 SMALL_CATALOGUE, NEGATIVES = 4096, 2048  # by rule: the whole softmax up to so many items, else so many drawn
 
 
 class TrainingModule(L.LightningModule):
-    """Cross-entropy on codes plus InfoNCE; validation nDCG@10 of retrieval and generation, already-had items removed."""
+    """Cross-entropy on codes plus InfoNCE; validation nDCG@10 of retrieval and generation, of recommendations (already-had items removed)
+    and of searches. ``val/quality``, the geometric mean of all that was measured, chooses the epoch."""
 
     def __init__(
         self, network: GenerativeRecommender, config: Config, steps_per_epoch: int, decoder_only: bool = False, categories: Tensor | None = None,
@@ -296,11 +298,11 @@ class TrainingModule(L.LightningModule):
             self.judged.append((logits[known], shown.reached[known]))
             return
         requests = encoded.requests[:, 0]
-        targets = batch.targets[:, :1]
+        targets, task = batch.targets[:, :1], "search_" if (batch.request_queries > 0).all() else ""
         scores = self.network.retrieval_vectors(requests) @ self.network.item_index(encoded.items).T
         scores = scores.masked_fill(seen, -torch.inf)
         # "Not below" counts ties and NaN as above: neither a constant nor a broken network may rank every target first.
-        self.ranks.setdefault("retrieve", []).append((~(scores < scores.gather(1, targets))).sum(1) - 1)
+        self.ranks.setdefault(f"{task}retrieve", []).append((~(scores < scores.gather(1, targets))).sum(1) - 1)
         if self.network.decoder is not None:
             trie = self.network.catalogue.trie
             vectors = self.network.decoder.node_vectors(trie, encoded.items)
@@ -310,7 +312,7 @@ class TrainingModule(L.LightningModule):
             found = (ids == targets) & total.isfinite()
             own = torch.where(found, total, -torch.inf).max(1, keepdim=True).values
             rank = torch.where(found.any(1), (total > own).sum(1), 10**9)
-            self.ranks.setdefault("generate", []).append(rank)
+            self.ranks.setdefault(f"{task}generate", []).append(rank)
 
     def on_validation_epoch_end(self) -> None:
         quality = []
@@ -331,7 +333,9 @@ class TrainingModule(L.LightningModule):
                 self.log(f"val/{name}_auc", torch.tensor(area, device=self.device))
             quality.append(torch.tensor(areas, device=self.device).nanmean())
             self.judged = []
-        self.log("val/quality", torch.stack(quality).mean() if quality else torch.tensor(0.0), prog_bar=True)
+        # Geometric: searches name what they want, and their figures are several times those of recommendations.
+        mean = torch.stack(quality).clamp(min=LEAST_QUALITY).log().mean().exp() if quality else torch.tensor(0.0)
+        self.log("val/quality", mean, prog_bar=True)
         self.ranks = {}
 
     def configure_optimizers(self) -> dict:

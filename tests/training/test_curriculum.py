@@ -121,6 +121,18 @@ def test_a_search_only_network_is_chosen_by_searches(job):
     assert not seen[torch.arange(len(chunk)), torch.from_numpy(chunk.targets)].all(), "a validation target may not be hidden with the history"
 
 
+def test_a_network_for_both_is_chosen_by_both(job):
+    config, data, ids = job
+    loader = ValidationLoader(data, training_collator(data, ids, config, False), 0, 1)
+    kinds = [set((chunk.request_queries >= 0).tolist()) for _, chunk, _ in loader.chunks]
+    assert all(len(kind) == 1 for kind in kinds), "a chunk asks one thing"
+    searched, recommended = (sum(len(chunk) for (_, chunk, _), kind in zip(loader.chunks, kinds, strict=True) if kind == {asked}) for asked in (True, False))
+    assert recommended == len(data.requests("valid")) and searched == min((recommended + 1) // 2, sum(len(data.requests("valid", kind)) for kind in data.query_kinds))
+    for (batch, seen), kind in zip(loader, kinds, strict=True):
+        assert seen.any() != (kind == {True}) and ((batch.request_queries > 0) == (kind == {True})).all()
+    assert all((chunk.request_queries < 0).all() for _, chunk, _ in ValidationLoader(data, training_collator(data, ids, config, False), 0, 1, searching=False).chunks)
+
+
 def test_the_teacher_sees_keywords_and_only_them_besides(job):
     config, data, ids = job
     _, found = parts(job, 3, distil=True)
