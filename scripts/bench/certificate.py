@@ -86,7 +86,8 @@ class Bench:
 
 
 def _take(memory: Memory, rows: torch.Tensor) -> Memory:
-    return Memory(memory.state[rows], [k[rows] for k in memory.keys], [v[rows] for v in memory.values], memory.mask[rows])
+    pointed = None if memory.pointed is None else memory.pointed.take(rows)
+    return Memory(memory.state[rows], [k[rows] for k in memory.keys], [v[rows] for v in memory.values], memory.mask[rows], pointed)
 
 
 def _table(sums: dict[str, float], requests: int, size: int) -> dict:
