@@ -28,6 +28,7 @@ from genrec.data.anchors import company, shelf, taken_after
 from genrec.data.dataset import TRAIN, VALID, Dataset, Requests
 from genrec.data.shown import ShownRequests, shown_requests, stage_places
 from genrec.decoding.evidence import category_levels, item_codes
+from genrec.decoding.ranker import seen_mask
 from genrec.errors import UserError
 from genrec.model.anchors import SPARE, AnchorTables
 from genrec.model.collate import Collator, QueryFeatures, request_batches, shown_windows
@@ -100,10 +101,8 @@ class ValidationLoader:
 
     def __iter__(self) -> Iterator:
         for _, chunk, batch in self.chunks:
-            seen = torch.zeros(len(chunk), self.n_items, dtype=torch.bool)
-            if (chunk.request_queries < 0).all():
-                seen[torch.from_numpy(chunk.histories.rows.astype(np.int64)), torch.from_numpy(chunk.items.astype(np.int64))] = True
-            yield batch, seen
+            recommends = (chunk.request_queries < 0).all()
+            yield batch, seen_mask(chunk, self.n_items) if recommends else torch.zeros(len(chunk), self.n_items, dtype=torch.bool)
         yield from ((batch, None) for batch in self.shown)
 
 
