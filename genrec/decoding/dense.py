@@ -11,10 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genrec.decoding.beam import sort_keys
+from genrec.decoding.rough import RoughScores, ragged
 from genrec.errors import UserError
+from genrec.processor import bfloat16_hardware
 
 KINDS = ("exact", "flat", "ivf", "hnsw")
 GROUP = 32  # items whose maximum is looked at first
+FEW = 4  # queries up to which FAISS's loop over the vectors is faster than a matrix product
+ROUGH_ITEMS = 1 << 14  # a smaller catalogue is soon multiplied exactly
+ROUGH_CHUNK = 1 << 23  # scores of a block in bfloat16
+PIECE = 1 << 11  # vectors whose exact products are taken at a time
 CHUNK = 1 << 22  # scores of a block on the CPU: larger ones would come from fresh pages each time, and filling these costs more than the product
 
 
@@ -36,16 +42,61 @@ def dense_index(kind: str, vectors: Tensor) -> DenseIndex:
 
 
 class ExactIndex:
-    """Blocks of the item matrix times the queries, on the device of the vectors; equal scores go to the lower id.
+    """The exact answer on the device of the vectors; equal scores go to the lower id.
 
-    ``block`` items at a time; by default few at first, then as many as make 4 million scores on the CPU, 16 million on a GPU.
+    On a CPU a few queries go to FAISS's own loop over the vectors; many to products in bfloat16 that only settle which items need an exact
+    look, where the processor multiplies that in hardware; everything else to blocks of the item matrix times the queries, ``block`` items at
+    a time: by default few at first, then as many as make 4 million scores on the CPU, 16 million on a GPU.
     """
 
     def __init__(self, vectors: Tensor, block: int | None = None):
-        self.vectors, self.block = vectors, block
+        self.vectors, self.block = vectors.detach(), block
+        plain = not vectors.is_cuda and vectors.dtype == torch.float32 and block is None
+        self.few = FEW if plain else 0
+        self.rough = RoughScores(self.vectors) if plain and len(vectors) >= ROUGH_ITEMS and bfloat16_hardware() else None
 
     def search(self, queries: Tensor, k: int, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        k, n_items = _checked_k(k, len(self.vectors)), len(self.vectors)
+        k = _checked_k(k, len(self.vectors))
+        found = None
+        if len(queries) <= self.few and queries.dtype == torch.float32:
+            found = self._one_by_one(queries.detach(), k, hidden)
+        elif self.rough is not None and queries.dtype == torch.float32:
+            found = self._second_look(queries.detach(), k, hidden)
+        return self._blocks(queries, k, hidden) if found is None else found
+
+    def _one_by_one(self, queries: Tensor, k: int, hidden: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """None where what is hidden or equal scores at the end need a look at more."""
+        fetched = min(k + 1 + (0 if hidden is None else int(hidden.sum(1).max())), len(self.vectors))
+        if fetched > 4 * k + 16:
+            return None
+        scores, ids = faiss.knn(queries.contiguous().numpy(), self.vectors.contiguous().numpy(), fetched, metric=faiss.METRIC_INNER_PRODUCT)
+        ids, scores = torch.from_numpy(ids), torch.from_numpy(scores)
+        gone = ids < 0
+        if hidden is not None:
+            gone |= hidden.gather(1, ids.clamp(min=0))
+        last = scores[:, -1:]
+        scores = scores.masked_fill(gone, -torch.inf)
+        order = sort_keys(scores, ids.clamp(min=0)).topk(k, dim=1).indices
+        ids, best = ids.gather(1, order), scores.gather(1, order)
+        # FAISS leaves open which of equal scores it returns.
+        if fetched < len(self.vectors) and bool((best[:, -1:] <= last).any()):
+            return None
+        return ids.masked_fill(best.isneginf(), -1), best
+
+    def _second_look(self, queries: Tensor, k: int, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+        row, ids = self.rough.possible(queries, k, hidden, max(ROUGH_CHUNK // len(queries), GROUP * 128))
+        # In pieces that stay in cache; each sum runs in the same order, so equal vectors have equal scores.
+        pieces = zip(row.split(PIECE), ids.split(PIECE), strict=True)
+        exact = [self.vectors.index_select(0, item).mul_(queries.index_select(0, owner)).sum(-1) for owner, item in pieces]
+        ids, scores = ragged(row, len(queries), ids, torch.cat(exact) if exact else queries.new_empty(0))
+        if ids.shape[1] < k:
+            ids, scores = F.pad(ids, (0, k - ids.shape[1])), F.pad(scores, (0, k - scores.shape[1]), value=-torch.inf)
+        order = sort_keys(scores, ids).topk(k, dim=1).indices
+        ids, best = ids.gather(1, order), scores.gather(1, order)
+        return ids.masked_fill(best.isneginf(), -1), best
+
+    def _blocks(self, queries: Tensor, k: int, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+        n_items = len(self.vectors)
         ids = torch.empty(len(queries), 0, dtype=torch.long, device=self.vectors.device)
         best = torch.empty(len(queries), 0, device=self.vectors.device)
         start = 0
@@ -90,10 +141,7 @@ def _above(scores: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
     if len(rest_row):
         order = row.argsort(stable=True)
         row, place, value = row[order], place[order], value[order]
-    counts = torch.bincount(row, minlength=batch)
-    slot = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
-    shape = (batch, int(counts.max()))
-    return place.new_zeros(shape).index_put((row, slot), place), value.new_full(shape, -torch.inf).index_put((row, slot), value)
+    return ragged(row, batch, place, value)
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from genrec.decoding import dense
 from genrec.decoding.dense import ExactIndex, dense_index, top_k
+from genrec.decoding.rough import RoughScores
 from genrec.errors import UserError
 
 ITEMS, DIM, BATCH = 3000, 16, 4
@@ -61,6 +63,53 @@ def test_blocks_change_nothing_and_ties_go_to_the_lower_id(world, block, k):
     wanted = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
     assert torch.equal(ExactIndex(vectors, block).search(queries.round(), k)[0], wanted)
     assert torch.equal(top_k(scores, k)[0], wanted)
+
+
+@pytest.fixture
+def rough(monkeypatch):
+    """Exact indices that look at bfloat16 products first, whatever the processor and the size; a few queries too."""
+    monkeypatch.setattr(dense, "bfloat16_hardware", lambda: "pairs")
+    monkeypatch.setattr(dense, "ROUGH_ITEMS", 1)
+    monkeypatch.setattr(dense, "FEW", 0)
+
+
+@pytest.mark.parametrize("chunk", [1 << 10, 1 << 13, 1 << 23])
+@pytest.mark.parametrize("shift", [0.0, -20.0])  # all scores below zero
+@pytest.mark.parametrize("k", [1, 30, ITEMS])
+def test_a_first_look_in_bfloat16_loses_nothing(world, rough, monkeypatch, chunk, shift, k):
+    monkeypatch.setattr(dense, "ROUGH_CHUNK", chunk)
+    vectors, queries = (torch.cat([part, torch.full((len(part), 1), value)], dim=1) for part, value in zip(world, (shift, 1.0), strict=True))
+    index = ExactIndex(vectors)
+    assert index.rough is not None
+    scores = queries.double() @ vectors.double().T
+    hidden = torch.rand(scores.shape, generator=torch.Generator().manual_seed(1)) < 0.3
+    for mask in (None, hidden):
+        wanted = (scores if mask is None else scores.masked_fill(mask, -torch.inf)).topk(k)
+        ids, found = index.search(queries, k, mask)
+        live = wanted.values.isfinite()
+        assert torch.equal(ids >= 0, live)
+        torch.testing.assert_close(found.double()[live], wanted.values[live], rtol=0, atol=1e-5)
+        torch.testing.assert_close(scores.gather(1, ids.clamp(min=0))[live], wanted.values[live], rtol=0, atol=1e-5)
+        assert all(len(set(row[row >= 0].tolist())) == int((row >= 0).sum()) for row in ids)
+
+
+def test_a_first_look_leaves_few(world):
+    vectors, queries = world
+    row, _ = RoughScores(vectors).possible(queries, 20, None, 1 << 10)
+    assert len(row) < 2 * 20 * len(queries)
+
+
+@pytest.mark.parametrize("few", [0, 8])
+def test_equal_vectors_far_apart_go_to_the_lower_id(world, rough, monkeypatch, few):
+    monkeypatch.setattr(dense, "FEW", few)
+    monkeypatch.setattr(dense, "ROUGH_CHUNK", 1)
+    vectors, queries = world
+    twice = torch.cat([vectors, vectors])
+    for k in (1, 6, 7):  # the last of an odd number has a twin that is left out
+        ids, scores = ExactIndex(twice).search(queries, k)
+        wanted = (queries.double() @ vectors.double().T).topk(4).indices
+        wanted = torch.stack([wanted, wanted + ITEMS], dim=-1).flatten(1)[:, :k]
+        assert torch.equal(ids, wanted)
 
 
 def test_bad_input_is_told(world):

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from scipy.sparse import csc_matrix
 
+from genrec.processor import bfloat16_hardware
+
 MAX_POINTS_PER_CENTROID = 256  # beyond this a seeded subsample is enough, as faiss has it ...
 MIN_SAMPLE = 1 << 17  # ... but few centroids are cheap enough to see more, and serve better for it
 _BLOCK_CELLS = 1 << 21  # products held at once: 8 MB of float32
@@ -46,7 +48,7 @@ def nearest(vectors: np.ndarray, centroids: np.ndarray, rough: bool = False) -> 
     table = _tensor(centroids)
     half = -(table * table).sum(1) / 2
     reach = float((-2 * half).max().sqrt()) * _CLOSE / vectors.shape[1] ** 0.5
-    hardware = _bfloat16_hardware() if n >= _FAST_ROWS and k > 1 else None
+    hardware = bfloat16_hardware() if n >= _FAST_ROWS and k > 1 else None
     low = table.bfloat16() if hardware == "pairs" else None
 
     def work(rows: slice, buffer: torch.Tensor) -> None:
@@ -111,7 +113,7 @@ def two_best(vectors: np.ndarray, centroids: np.ndarray, closed: np.ndarray | No
         np.put_along_axis(scores, best, -np.inf, 1)
         index[rows], gap[rows] = best[:, 0], 2 * (value[:, 0] - scores.max(1))
 
-    with _bfloat16_products(n >= _FAST_ROWS and _bfloat16_hardware() == "tiles"):
+    with _bfloat16_products(n >= _FAST_ROWS and bfloat16_hardware() == "tiles"):
         _each_block(work, n, k)
     return index, gap
 
@@ -243,13 +245,6 @@ def _each_block(work: Callable[[slice, torch.Tensor], None], n: int, k: int) -> 
             list(pool.map(share, [blocks[first::threads] for first in range(threads)]))
     finally:
         torch.set_num_threads(before)
-
-
-def _bfloat16_hardware() -> str | None:
-    """How the processor multiplies bfloat16, if torch can be told to use it: ``tiles`` of float32 inputs, ``pairs`` of bfloat16 ones."""
-    if hasattr(torch.backends.mkldnn, "matmul") and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)():
-        return "tiles"
-    return "pairs" if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() else None
 
 
 @contextmanager

@@ -31,12 +31,12 @@ def test_equally_near_centroids_go_to_the_lower_index():
 
 def test_large_inputs_get_the_exact_answer_with_and_without_bfloat16(monkeypatch, clustered):
     vectors, centroids = clustered(kmeans._FAST_ROWS + 5, 32), clustered(200, 32, seed=1)
-    here = kmeans._bfloat16_hardware()
-    monkeypatch.setattr(kmeans, "_bfloat16_hardware", lambda: None)
+    here = kmeans.bfloat16_hardware()
+    monkeypatch.setattr(kmeans, "bfloat16_hardware", lambda: None)
     without, gain = nearest(vectors, centroids)
     assert np.array_equal(without, faiss.knn(vectors, centroids, 1)[1][:, 0])
     for hardware in {"pairs", here} - {None}:  # pairs are multiplied everywhere, if not everywhere fast
-        monkeypatch.setattr(kmeans, "_bfloat16_hardware", lambda hardware=hardware: hardware)
+        monkeypatch.setattr(kmeans, "bfloat16_hardware", lambda hardware=hardware: hardware)
         index, found = nearest(vectors, centroids)
         assert (index == without).mean() > 0.9999
         assert np.allclose(found, gain, rtol=1e-5, atol=1e-5) or hardware == "tiles"
@@ -44,7 +44,7 @@ def test_large_inputs_get_the_exact_answer_with_and_without_bfloat16(monkeypatch
         assert 0.8 < (rough == without).mean() and (hardware == "tiles" or (rough != without).any())
 
 
-@pytest.mark.skipif(kmeans._bfloat16_hardware() != "tiles", reason="no hardware that changes it")
+@pytest.mark.skipif(kmeans.bfloat16_hardware() != "tiles", reason="no hardware that changes it")
 def test_the_process_wide_precision_is_put_back(clustered):
     before = torch.backends.mkldnn.matmul.fp32_precision
     nearest(clustered(kmeans._FAST_ROWS, 8), clustered(40, 8, seed=1))
