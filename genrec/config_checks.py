@@ -79,7 +79,7 @@ def validate(config: Config) -> None:
         "model.max_length": config.model.max_length, "model.decoder_layers": config.model.decoder_layers,
         "model.temperature": config.model.temperature, "model.time_bucket": config.model.time_bucket,
         "training.epochs": 1 if config.training.epochs is None else config.training.epochs, "training.batch_size": config.training.batch_size,
-        "training.accumulate": config.training.accumulate, "training.patience": config.training.patience,
+        "training.accumulate": 1 if config.training.accumulate is None else config.training.accumulate, "training.patience": config.training.patience,
         "training.learning_rate": config.training.learning_rate, "training.decoder_learning_rate": config.training.decoder_learning_rate, "training.stride": config.training.stride,
         "training.distill_temperature": config.training.distill_temperature,
         "split.session_gap": config.split.session_gap, "text.dim": config.text.dim,

@@ -47,7 +47,8 @@ from genrec.training.distributed import join, launched, leader_first, rank_and_w
 from genrec.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
-TRAIN_VERSION = 5
+TRAIN_VERSION = 6
+CPU_PARTS = 4  # of a step, by rule: on a CPU padding costs as much as what is real
 # Settings that say how a network is fitted, not to what: a run stopped on one machine may go on on another.
 WITHOUT_EFFECT = ("refit", "compile", "threads", "accelerator", "devices", "strategy", "checkpoint_minutes", "checkpoint_steps")
 
@@ -184,10 +185,15 @@ def training_collator(dataset: Dataset, ids: SemanticIds, config: Config, distil
 
 
 class PlainProgress(Callback):
-    """One line per epoch where there is no terminal."""
+    """One line per epoch where there is no terminal. Losses are those of the last step that was written down, over all its parts."""
+
+    def __init__(self, keeper: Checkpoints):
+        self.keeper = keeper
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        values = {name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("train/")}
+        rows = [row for row in self.keeper.rows if "train/loss" in row]
+        values |= {name: value for name, value in (rows[-1] if rows else {}).items() if name.startswith("train/") and value is not None}
         log.info("epoch %d/%d %s", trainer.current_epoch + 1, trainer.max_epochs, " ".join(f"{k} {v:.4f}" for k, v in sorted(values.items())))
 
 
@@ -225,6 +231,8 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
         fill_anchors(network.anchor_tables, dataset, plan.last)
     config = copy.deepcopy(config)
     training = config.training
+    if training.accumulate is None:
+        training.accumulate = 1 if _on_gpu(training) else CPU_PARTS
     if plan.trunk:
         _stand_on(network, plan.trunk)
         training.epochs, training.learning_rate = training.decoder_epochs, training.decoder_learning_rate
@@ -333,12 +341,15 @@ def check_launch(settings: TrainingConfig) -> None:
         raise UserError("training.strategy=fsdp shards over processes and there is one; start more with torchrun, or use training.strategy=ddp")
 
 
+def _on_gpu(settings: TrainingConfig) -> bool:
+    return settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
 def precision(settings: TrainingConfig) -> str:
     """Lightning's name of ``training.precision``; ``auto`` is bf16 on a GPU that has it, else 32."""
     chosen = settings.precision
     if chosen == "auto":
-        on_gpu = settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        chosen = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
+        chosen = "bf16" if _on_gpu(settings) and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
     return {"bf16": "bf16-mixed", "32": "32-true"}[chosen]
 
 
@@ -351,7 +362,7 @@ def _strategy(settings: TrainingConfig) -> str | Strategy:
 
 def _trainer(config: Config, plan: FitPlan, work: Path, keeper: Checkpoints, log_every: int) -> L.Trainer:
     choosing, settings = plan.epochs is None, config.training
-    callbacks: list[Callback] = [keeper, PlainProgress()]
+    callbacks: list[Callback] = [keeper, PlainProgress(keeper)]
     if choosing:
         callbacks.append(EarlyStopping("val/quality", mode="max", patience=settings.patience + settings.align_epochs + settings.cooccur_epochs, check_on_train_epoch_end=False))
     if sys.stderr.isatty():

@@ -40,7 +40,7 @@ def job(synthetic_run):
     """Nothing random that differs between processes: no dropout, every code learnt."""
     config = copy.deepcopy(synthetic_run.config)
     config.model.dropout = config.model.item_dropout = 0.0
-    config.training.generate_share, config.training.epochs = 1.0, 2
+    config.training.generate_share, config.training.epochs, config.training.accumulate = 1.0, 2, 1
     config.training.distill_weight = 0.0  # its walks are drawn anew in each part
     return config, synthetic_run
 

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from genrec.artifacts import open_artifact, read_json
 from genrec.config import load_config
 from genrec.data.dataset import VALID
-from genrec.data.sequences import make_windows
+from genrec.data.sequences import Windows, make_windows
 from genrec.errors import UserError
 from genrec.model.collate import Collator, QueryFeatures, request_batches
 from genrec.model.saved import load_network
 from genrec.training import fit as fit_module
-from genrec.training.batches import epoch_batches
+from genrec.training.batches import epoch_batches, even_cuts
 from genrec.training.fit import FitPlan, fit, model_key, new_network
 from genrec.training.module import TrainingModule
 
@@ -29,7 +29,7 @@ CHOOSING, REFIT = FitPlan(), FitPlan(VALID, 3)
 @pytest.fixture(scope="module")
 def job(synthetic_run, tiny_overrides):
     config = copy.deepcopy(synthetic_run.config)
-    config.training.epochs = 3
+    config.training.epochs, config.training.accumulate = 3, 1
     return config, synthetic_run.dataset, synthetic_run.ids
 
 
@@ -267,6 +267,24 @@ def test_the_order_of_batches_depends_on_seed_and_epoch(job):
     assert all(np.array_equal(np.sort(rows), np.arange(len(windows))) for rows in flat)
     assert np.array_equal(flat[0], flat[1]) and not np.array_equal(flat[0], flat[2]) and not np.array_equal(flat[0], flat[3])
     assert len(orders[0]) == -(-len(windows) // 32) and max(map(len, orders[0])) <= 32
+
+
+def test_a_step_holds_sequences_of_all_lengths_and_its_parts_similar_ones():
+    """Steps of one length weigh the requests of short sequences many times as much as those of long ones."""
+    length = np.minimum(2 + np.random.default_rng(0).pareto(1.5, 4000) * 3, 50).astype(np.int64)
+    stop = np.cumsum(length)
+    windows = Windows(stop - length, stop - length, stop)
+    batches = epoch_batches(windows, 128, 1, 0, length - 1)
+    means = np.array([length[rows].mean() for rows in batches])
+    assert means.std() < 2 * length.std() / 128**0.5
+    padded = 0
+    for rows in batches:
+        assert (np.diff(length[rows]) >= 0).all()
+        parts = np.split(length[rows], even_cuts(length[rows], 4))
+        assert len(parts) == 4
+        padded += sum(part.max(initial=0) * len(part) for part in parts)
+    assert padded < 0.4 * 50 * len(length)
+    assert [len(part) for part in np.split(np.arange(8), even_cuts(np.full(8, 50), 4))] == [2, 2, 2, 2]
 
 
 def test_the_decoder_learns_on_a_fixed_trunk(job, tmp_path):
