@@ -11,17 +11,21 @@ from genrec.config import config_from_dict
 from genrec.config_schema import Config
 from genrec.errors import UserError
 from genrec.model.network import GenerativeRecommender
+from genrec.model.sasrec import SASRec
 from genrec.semantic_ids.tokenize import SemanticIds
 
 KIND = "model"
 
 
-def load_network(folder: Path, dataset_actions: int, ids: SemanticIds) -> tuple[GenerativeRecommender, Config]:
+def load_network(folder: Path, dataset_actions: int, ids: SemanticIds) -> tuple[GenerativeRecommender | SASRec, Config]:
     """The network of a model folder, in evaluation mode, with the config it was fitted with."""
     manifest = open_artifact(folder, KIND)
     config = config_from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
     info = manifest["info"]
-    network = GenerativeRecommender(config.model, ids.catalogue, dataset_actions, info["time_base"], info["generate"])
+    if info["network"] == "sasrec":
+        network = SASRec(config.model, ids.catalogue, info["time_base"])
+    else:
+        network = GenerativeRecommender(config.model, ids.catalogue, dataset_actions, info["time_base"], info["generate"])
     try:
         network.load_state_dict(load_file(folder / "model.safetensors"))
     except RuntimeError as error:  # a folder of a version whose network had other parts

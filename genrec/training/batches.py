@@ -90,7 +90,7 @@ def epoch_batches(windows: Windows, batch_size: int, seed: int, epoch: int, coun
 def even_cuts(length: np.ndarray, parts: int) -> np.ndarray:
     """Where to cut rows of ``length`` (B,) so that each of ``parts`` holds about equally many events: (parts - 1,). A part may be empty."""
     total = np.cumsum(length)
-    return np.searchsorted(total, total[-1] * np.arange(1, parts) / parts)
+    return np.searchsorted(total, total[-1] * np.arange(1, parts) / parts, side="right")
 
 
 class EpochLoader:

@@ -19,7 +19,7 @@ from genrec.data.sequences import Windows, make_windows
 from genrec.model.collate import Collator
 from genrec.training.batches import EpochLoader, ItemLoader, recommends_searches, request_counts
 
-TRUNK_EPOCHS, DECODER_EPOCHS = (4, 20), (2, 8)  # fewest and most by rule
+TRUNK_EPOCHS, DECODER_EPOCHS, SASREC_EPOCHS = (4, 20), (2, 8), (8, 30)  # fewest and most by rule
 FULL_EVENTS = 200_000  # up to so many training events the most; Amazon Beauty (154,000) still rises after 8 of 20 epochs
 ALIGN, CO_OCCUR, PERSONALISE = "align", "co-occur", "personalise"
 

@@ -33,6 +33,7 @@ from genrec.errors import UserError
 from genrec.model.anchors import SPARE, AnchorTables
 from genrec.model.collate import Collator, QueryFeatures, request_batches, shown_windows
 from genrec.model.network import Batch, GenerativeRecommender
+from genrec.model.sasrec import SASRec
 from genrec.model.saved import KIND
 from genrec.model.size import step_flops
 from genrec.semantic_ids.tokenize import SemanticIds
@@ -41,13 +42,14 @@ from genrec.text.query_tokens import WORD_BUCKETS, hashed_tokens, readable
 from genrec.training import checkpoints
 from genrec.training.batches import EpochLoader
 from genrec.training.checkpoints import Checkpoints
-from genrec.training.curriculum import DECODER_EPOCHS, TRUNK_EPOCHS, Curriculum, epochs_by_size
+from genrec.training.curriculum import DECODER_EPOCHS, SASREC_EPOCHS, TRUNK_EPOCHS, Curriculum, epochs_by_size
 from genrec.training.curves import plot_curves
 from genrec.training.distributed import join, launched, leader_first, rank_and_world
 from genrec.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
 TRAIN_VERSION = 6
+EPOCHS = {"genrec": TRUNK_EPOCHS, "sasrec": SASREC_EPOCHS}
 CPU_PARTS = 4  # of a step, by rule: on a CPU padding costs as much as what is real
 # Settings that say how a network is fitted, not to what: a run stopped on one machine may go on on another.
 WITHOUT_EFFECT = ("refit", "compile", "threads", "accelerator", "devices", "strategy", "checkpoint_minutes", "checkpoint_steps")
@@ -62,6 +64,7 @@ class FitPlan:
     generate: bool = True
     searches: bool = True
     recommends: bool = True
+    network: str = "genrec"  # or sasrec, the baseline
     trunk: Path | None = None  # a fitted model without a decoder: only the decoder is fitted, on top of it
 
 
@@ -205,11 +208,13 @@ def model_key(config: Config, ids_key: str, plan: FitPlan) -> str:
     return fingerprint(TRAIN_VERSION, ids_key, to_dict(config.model), training, config.seed, what, trunk)
 
 
-def new_network(config: Config, dataset: Dataset, ids: SemanticIds, generate: bool) -> GenerativeRecommender:
+def new_network(config: Config, dataset: Dataset, ids: SemanticIds, generate: bool, kind: str = "genrec") -> GenerativeRecommender | SASRec:
     """A freshly initialised network; the same seed gives the same weights."""
     torch.manual_seed(config.seed)
     times = dataset.timestamps
     span = float(times.max() - times.min()) / config.model.time_bucket if len(times) else 1.0
+    if kind == "sasrec":
+        return SASRec(config.model, ids.catalogue, max(10_000.0, span))
     return GenerativeRecommender(config.model, ids.catalogue, len(dataset.actions_chain), max(10_000.0, span), generate)
 
 
@@ -226,7 +231,7 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
         raise UserError(f"split.kind={config.split.kind}: no validation event; users need at least 3 events, or use split.kind=global-time")
     check_launch(config.training)
     join()
-    network = new_network(config, dataset, ids, plan.generate)
+    network = new_network(config, dataset, ids, plan.generate, plan.network)
     if network.anchor_tables is not None and not plan.trunk:
         fill_anchors(network.anchor_tables, dataset, plan.last)
     config = copy.deepcopy(config)
@@ -238,7 +243,7 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
         training.epochs, training.learning_rate = training.decoder_epochs, training.decoder_learning_rate
         training.align_epochs = training.cooccur_epochs = 0
     if training.epochs is None:  # by the training split for the refit too: its schedule is the first fit's
-        training.epochs = epochs_by_size(int(dataset.known_lengths(TRAIN).sum()), DECODER_EPOCHS if plan.trunk else TRUNK_EPOCHS)
+        training.epochs = epochs_by_size(int(dataset.known_lengths(TRAIN).sum()), DECODER_EPOCHS if plan.trunk else EPOCHS[plan.network])
         if training.align_epochs + training.cooccur_epochs >= training.epochs:
             raise UserError(f"training.epochs: by this log's size {training.epochs}, which leaves none after align_epochs and cooccur_epochs; give a number")
     data = TrainingData(dataset, ids, config, plan)
@@ -318,7 +323,7 @@ def _write(target: Path, key: str, config: Config, plan: FitPlan, module: Traini
         unknown = torch.ones(network.catalogue.n_items, dtype=torch.bool).index_fill(0, known.cpu(), False)
         weights["item_encoder.ids.weight"][unknown] = 0
     size = sum(parameter.numel() for parameter in network.parameters())
-    info = {"epochs": epoch + 1, "parameters": size, "time_base": network.time_base, "generate": plan.generate,
+    info = {"epochs": epoch + 1, "parameters": size, "time_base": network.time_base, "generate": plan.generate, "network": plan.network,
             "fitted_on": "train" if plan.last == TRAIN else "train+valid"}  # fmt: skip
     names = sorted({name for row in curves for name in row}, key=lambda name: ("/" in name, name))
     curves = [{name: row.get(name) for name in names} for row in curves]
