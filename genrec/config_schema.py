@@ -119,7 +119,7 @@ class ModelConfig:
     anchors: int = 8  # neighbours of each recent event (and as many of its category and brand) that a request attends over; 0 = none
     user_tokens: bool = False  # two tokens beside the request's own: the person's behaviour-built ID, of the last few events and of all
     summary_tokens: int = 0  # so many more: all events before the request, by action and code level, those in front of max_length too
-    query_anchors: bool = False  # a search also attends over items whose text is next to its query's, and those taken after its words
+    query_anchors: bool | None = None  # a search also attends over items whose text is next to its query's, and those taken after its words; null = where there are anchors and queries
     pointer: bool = True  # may the code decoder copy an anchor, where there are any? codes above anchors gain what these weigh
     request_time: bool = False  # may the request's own time be read?
     rope: str = "split"  # what turns the rotary planes: index, time, split (time_share of them by time), early (all by both)

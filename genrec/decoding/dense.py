@@ -214,13 +214,12 @@ class FaissIndex:
         fetched = k if hidden is None else min(k + int(hidden.sum(1).max()), self.n_items)
         if self.kind == "hnsw":
             self.index.hnsw.efSearch = max(2 * fetched, 64)
-        table = queries.detach() if queries.dtype == torch.float32 and not queries.is_cuda else queries.detach().float().cpu()
-        found, near = self.index.search(table.contiguous().numpy(), fetched)
+        found, near = self._nearest(queries, fetched)
         ids, scores = torch.from_numpy(near), torch.from_numpy(found)
         if self.device.type != "cpu":
             ids, scores = ids.to(self.device), scores.to(self.device)
-        if hidden is None and (near[:, -1] >= 0).all() and (found[:, 1:] < found[:, :-1]).all():
-            return ids, scores  # already as wanted: nothing missing, no two scores equal
+        if hidden is None and near[:, -1].min(initial=0) >= 0 and (self.kind != "flat" or (found[:, 1:] < found[:, :-1]).all()):
+            return ids, scores  # as wanted: nothing missing, and where the index is exact, no two scores equal
         gone = ids < 0
         if hidden is not None:
             gone |= hidden.gather(1, ids.clamp(min=0))
@@ -228,6 +227,18 @@ class FaissIndex:
         choice = sort_keys(scores, ids.clamp(min=0)).topk(k, dim=1).indices
         scores = scores.gather(1, choice)
         return ids.gather(1, choice).masked_fill(scores.isneginf(), -1), scores
+
+
+    def _nearest(self, queries: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """What ``index.search`` gives, without its checks: for one query these take a tenth of the time."""
+        if queries.shape[1] != self.index.d:
+            raise UserError(f"dense index: queries of {queries.shape[1]} dimensions; the items have {self.index.d}")
+        table = queries.detach()
+        if table.dtype != torch.float32 or table.is_cuda or not table.is_contiguous():
+            table = table.float().cpu().contiguous()
+        found, near = np.empty((len(table), k), np.float32), np.empty((len(table), k), np.int64)
+        self.index.search_c(len(table), faiss.swig_ptr(table.numpy()), k, faiss.swig_ptr(found), faiss.swig_ptr(near))
+        return found, near
 
 
 def _checked_k(k: int, n_items: int) -> int:

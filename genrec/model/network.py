@@ -109,9 +109,9 @@ class GenerativeRecommender(nn.Module):
         self.request = nn.Parameter(torch.randn(dim) * 0.02)
         self.last_event = nn.Linear(dim, dim, bias=False) if config.last_event else None
         self.anchor_tables = self.early_anchors = self.late_anchors = None
-        features = n_anchor_features(config.query_anchors) if config.anchors else 0
+        features = n_anchor_features(bool(config.query_anchors)) if config.anchors else 0
         if config.anchors:
-            self.anchor_tables = AnchorTables(catalogue.n_items, config.anchors, config.query_anchors)
+            self.anchor_tables = AnchorTables(catalogue.n_items, config.anchors, bool(config.query_anchors))
             self.anchor_tokens = AnchorTokens(dim, config.heads, features)
             self.early_anchors = AnchorAttention(dim, config.heads, config.dropout, features)
             self.late_anchors = AnchorAttention(dim, config.heads, config.dropout, features)

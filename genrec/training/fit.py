@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -210,6 +210,7 @@ def model_key(config: Config, ids_key: str, plan: FitPlan) -> str:
 
 def new_network(config: Config, dataset: Dataset, ids: SemanticIds, generate: bool, kind: str = "genrec") -> GenerativeRecommender | SASRec:
     """A freshly initialised network; the same seed gives the same weights."""
+    config = with_query_anchors(config, dataset)
     torch.manual_seed(config.seed)
     times = dataset.timestamps
     span = float(times.max() - times.min()) / config.model.time_bucket if len(times) else 1.0
@@ -231,11 +232,11 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
         raise UserError(f"split.kind={config.split.kind}: no validation event; users need at least 3 events, or use split.kind=global-time")
     check_launch(config.training)
     join()
+    config = with_query_anchors(copy.deepcopy(config), dataset)
+    training = config.training
     network = new_network(config, dataset, ids, plan.generate, plan.network)
     if network.anchor_tables is not None and not plan.trunk:
         fill_anchors(network.anchor_tables, dataset, plan.last)
-    config = copy.deepcopy(config)
-    training = config.training
     if training.accumulate is None:
         training.accumulate = 1 if _on_gpu(training) else CPU_PARTS
     if plan.trunk:
@@ -266,6 +267,14 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
             log.info("train: %s was made by another process", target)
     shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def with_query_anchors(config: Config, dataset: Dataset) -> Config:
+    """The config with ``model.query_anchors`` said: by rule, where there are anchors to join and queries to ask."""
+    model = config.model
+    if model.query_anchors is None:
+        model = replace(model, query_anchors=model.anchors > 0 and bool(dataset.query_texts))
+    return replace(config, model=model)
 
 
 def fill_anchors(tables: AnchorTables, dataset: Dataset, last: int) -> None:
