@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--test", action="store_true")
     parser.add_argument("--policy-requests", type=int, default=0, help="the newest so many teach the policy; 0: preference.max_requests")
     parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("genrec.preference.training").setLevel(logging.INFO)
     torch.set_flush_denormal(True)
