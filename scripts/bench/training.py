@@ -4,7 +4,7 @@
     python scripts/bench/training.py                        # simulated lengths, 6.7 events on average
     python scripts/bench/training.py --device cuda --dim 1024 --layers 12 --heads 16 --batch 512
 
-*ours*: batches of similar lengths, a request only where an event is predicted; the whole training step (collation, forward, backward,
+*ours*: a step in parts of similar lengths, a request only where an event is predicted; the whole training step (collation, forward, backward,
 clipping, AdamW). *padded*: the same network and optimiser, every sequence padded to ``--length`` events, with a request and a softmax over all items at
 every position, as most open code trains. Both in turn in one process, on batches that stand for an epoch; the settings are those of
 ``configs/amazon-beauty.yaml`` but for anchors and distillation. Codes are learnt as a run learns them, by the code decoder alone on the fixed
@@ -38,6 +38,7 @@ from genrec.semantic_ids.quantizers import default_sizes
 from genrec.semantic_ids.tokenize import SemanticIds
 from genrec.semantic_ids.trie import build_trie
 from genrec.training.batches import EpochLoader, request_counts
+from genrec.training.fit import CPU_PARTS
 from genrec.training.module import TrainingModule
 
 
@@ -82,6 +83,9 @@ class Step:
         windows = make_windows(data.offsets, data.lengths, config.model.max_length, config.training.stride)
         counts = request_counts(data, windows, True, False)  # recommendations alone, as the padded one has
         self.loader = EpochLoader(data, windows, counts, self.collator, config.training, 1, 0, False)
+        parts = replace(config.training, accumulate=1 if isinstance(self, Padded) or device != "cpu" else CPU_PARTS)  # as a run has it
+        self.in_parts = EpochLoader(data, windows, counts, self.collator, parts, 1, 0, False)
+        config.training.epochs = config.training.epochs or 1  # of the learning rate's schedule
         self.module = TrainingModule(self.network, config, len(self.loader))
         self.module.log = lambda *_, **__: None
         self.optimizer = self.module.configure_optimizers()["optimizer"]
@@ -99,11 +103,14 @@ class Step:
 
     def run(self, place: int) -> int:
         rows = self.loader.batches[place]
-        batch = self.batch(place)
+        parts = self.in_parts.parts
         self.optimizer.zero_grad()
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
-            loss = self.loss(batch, place)
-        loss.backward()
+        for index in range(place * parts, (place + 1) * parts):
+            part = self.in_parts.part(index)
+            batch = self.batch(place) if parts == 1 else part.batch.to(self.device)
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+                loss = self.loss(batch, index)
+            (loss * part.share / parts).backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         windows = self.loader.windows
