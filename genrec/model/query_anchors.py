@@ -59,9 +59,10 @@ class QueryTables(nn.Module):
 
     def _taken(self, words: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What was taken after the words of each query: ids, strength and unit, (Q, width) each, the strongest first."""
-        end = torch.cat([offsets[1:], offsets.new_full((1,), len(words))])[: len(offsets)]
+        total = words.shape[0]  # not len(): torch.export would take it for a constant
+        end = torch.cat([offsets[1:], offsets.new_full((1,), total)])[: offsets.shape[0]]
         place = offsets[:, None] + torch.arange(WORDS, device=words.device)
-        word = F.pad(words, (0, 1), value=WORD_BUCKETS)[place.clamp(max=len(words))]
+        word = F.pad(words, (0, 1), value=WORD_BUCKETS)[place.clamp(max=total)]
         word = torch.where(place < end[:, None], word, WORD_BUCKETS)
         again = (word[:, :, None] == word[:, None]).tril(-1).any(2)
         live = (word < WORD_BUCKETS) & ~again
