@@ -69,8 +69,8 @@ class Requests:
 class Dataset:
     """A prepared dataset folder, opened read-only."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path | str):
+        self.folder = folder = Path(folder)
         self.manifest = open_artifact(folder, KIND)
         self.info: dict = self.manifest["info"]
         for name in ARRAYS:
