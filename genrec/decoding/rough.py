@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 GROUP = 16  # items whose maximum is looked at first
-UNIT = 2.0**-9  # largest rounding error of bfloat16, as a share of the value
+UNIT = 2.0**-8  # largest rounding error of bfloat16 (8 significant bits), as a share of the value
 SPARE = 1 + 2.0**-6  # sums in float32, and the bounds' own rounding, add far less than this share
 
 
@@ -83,7 +83,7 @@ def above(scores: Tensor, floor: Tensor, highest: Tensor) -> tuple[Tensor, Tenso
     Only groups whose maximum in ``highest`` (N // GROUP, B) is not below it are looked into.
     """
     batch = len(floor)
-    least = (floor - UNIT * 4 * floor.abs()).to(scores.dtype)  # rounded, but not up
+    least = (floor - UNIT * 2 * floor.abs()).to(scores.dtype)  # rounded, but not up
     group, row = torch.nonzero(highest >= least, as_tuple=True)  # in the order of memory: queries share its lines
     near = scores[: len(highest) * GROUP].view(-1, GROUP, batch)[group, :, row]
     pair, lane = torch.nonzero(near >= least[row, None], as_tuple=True)

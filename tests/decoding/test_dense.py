@@ -99,6 +99,17 @@ def test_a_first_look_leaves_few(world):
     assert len(row) < 2 * 20 * len(queries)
 
 
+def test_an_item_whose_product_is_rounded_down_beside_one_rounded_up_stays_possible():
+    """Rounding takes up to 2^-8 of a product: the first item is better by a little, and its rough score a whole step lower."""
+    step = 2.0**-8
+    vectors = torch.tensor([[1, step * (1 + 0.9 * step), 0], [1, step * (1 + 1.1 * step), -0.4 * step**2]])
+    queries = torch.ones(1, 3)
+    scores = queries.double() @ vectors.double().T
+    rough = queries.bfloat16() @ vectors.bfloat16().T
+    assert scores[0, 0] > scores[0, 1] and rough[0, 0] < rough[0, 1]
+    assert 0 in RoughScores(vectors).possible(queries, 1, None, 1 << 10)[1].tolist()
+
+
 @pytest.mark.parametrize("few", [0, 8])
 def test_equal_vectors_far_apart_go_to_the_lower_id(world, rough, monkeypatch, few):
     monkeypatch.setattr(dense, "FEW", few)
