@@ -58,9 +58,10 @@ class ExactIndex:
     def search(self, queries: Tensor, k: int, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         k = _checked_k(k, len(self.vectors))
         found = None
-        if len(queries) <= self.few and queries.dtype == torch.float32:
+        plain = len(queries) > 0 and queries.dtype == torch.float32
+        if plain and len(queries) <= self.few:
             found = self._one_by_one(queries.detach(), k, hidden)
-        elif self.rough is not None and queries.dtype == torch.float32:
+        elif plain and self.rough is not None:
             found = self._second_look(queries.detach(), k, hidden)
         return self._blocks(queries, k, hidden) if found is None else found
 
@@ -71,17 +72,12 @@ class ExactIndex:
             return None
         scores, ids = faiss.knn(queries.contiguous().numpy(), self.vectors.contiguous().numpy(), fetched, metric=faiss.METRIC_INNER_PRODUCT)
         ids, scores = torch.from_numpy(ids), torch.from_numpy(scores)
-        gone = ids < 0
-        if hidden is not None:
-            gone |= hidden.gather(1, ids.clamp(min=0))
         last = scores[:, -1:]
-        scores = scores.masked_fill(gone, -torch.inf)
-        order = sort_keys(scores, ids.clamp(min=0)).topk(k, dim=1).indices
-        ids, best = ids.gather(1, order), scores.gather(1, order)
+        ids, best = _best(ids, _visible(ids, scores, hidden), k)
         # FAISS leaves open which of equal scores it returns.
         if fetched < len(self.vectors) and bool((best[:, -1:] <= last).any()):
             return None
-        return ids.masked_fill(best.isneginf(), -1), best
+        return ids, best
 
     def _second_look(self, queries: Tensor, k: int, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
         row, ids = self.rough.possible(queries, k, hidden, max(ROUGH_CHUNK // len(queries), GROUP * 128))
@@ -91,9 +87,7 @@ class ExactIndex:
         ids, scores = ragged(row, len(queries), ids, torch.cat(exact) if exact else queries.new_empty(0))
         if ids.shape[1] < k:
             ids, scores = F.pad(ids, (0, k - ids.shape[1])), F.pad(scores, (0, k - scores.shape[1]), value=-torch.inf)
-        order = sort_keys(scores, ids).topk(k, dim=1).indices
-        ids, best = ids.gather(1, order), scores.gather(1, order)
-        return ids.masked_fill(best.isneginf(), -1), best
+        return _best(ids, scores, k)
 
     def _blocks(self, queries: Tensor, k: int, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
         n_items = len(self.vectors)
@@ -221,14 +215,7 @@ class FaissIndex:
         whole = near.item(-1) >= 0 if near.size == fetched else near[:, -1].min(initial=0) >= 0
         if hidden is None and whole and (self.kind != "flat" or (found[:, 1:] < found[:, :-1]).all()):
             return ids, scores  # as wanted: nothing missing, and where the index is exact, no two scores equal
-        gone = ids < 0
-        if hidden is not None:
-            gone |= hidden.gather(1, ids.clamp(min=0))
-        scores = scores.masked_fill(gone, -torch.inf)
-        choice = sort_keys(scores, ids.clamp(min=0)).topk(k, dim=1).indices
-        scores = scores.gather(1, choice)
-        return ids.gather(1, choice).masked_fill(scores.isneginf(), -1), scores
-
+        return _best(ids, _visible(ids, scores, hidden), k)
 
     def _nearest(self, queries: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         """What ``index.search`` gives, without its checks: for one query these take a tenth of the time."""
@@ -241,6 +228,21 @@ class FaissIndex:
         start = faiss.cast_integer_to_float_ptr(queries.data_ptr())
         self.index.search_c(count, start, k, faiss.swig_ptr(found), faiss.swig_ptr(near))
         return found, near
+
+
+def _visible(ids: Tensor, scores: Tensor, hidden: Tensor | None) -> Tensor:
+    """The scores (B, N) of ids (B, N), -inf where there is none (-1) or it is ``hidden`` (B, n_items)."""
+    gone = ids < 0
+    if hidden is not None:
+        gone |= hidden.gather(1, ids.clamp(min=0))
+    return scores.masked_fill(gone, -torch.inf)
+
+
+def _best(ids: Tensor, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of ids and scores (B, N), equal ones by the lower id: (B, k) each, -1 where the score is -inf."""
+    order = sort_keys(scores, ids.clamp(min=0)).topk(k, dim=1).indices
+    scores = scores.gather(1, order)
+    return ids.gather(1, order).masked_fill(scores.isneginf(), -1), scores
 
 
 def _checked_k(k: int, n_items: int) -> int:

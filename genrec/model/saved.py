@@ -12,9 +12,19 @@ from genrec.config_schema import Config
 from genrec.errors import UserError
 from genrec.model.network import GenerativeRecommender
 from genrec.model.sasrec import SASRec
+from genrec.semantic_ids.catalogue import Catalogue
 from genrec.semantic_ids.tokenize import SemanticIds
 
 KIND = "model"
+
+
+def build_network(
+    kind: str, config: Config, catalogue: Catalogue, n_actions: int, time_base: float, generate: bool
+) -> GenerativeRecommender | SASRec:  # fmt: skip
+    """A network of a kind, ``genrec`` or ``sasrec``, with fresh weights."""
+    if kind == "sasrec":
+        return SASRec(config.model, catalogue, time_base)
+    return GenerativeRecommender(config.model, catalogue, n_actions, time_base, generate)
 
 
 def load_network(folder: Path, dataset_actions: int, ids: SemanticIds) -> tuple[GenerativeRecommender | SASRec, Config]:
@@ -22,10 +32,9 @@ def load_network(folder: Path, dataset_actions: int, ids: SemanticIds) -> tuple[
     manifest = open_artifact(folder, KIND)
     config = config_from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
     info = manifest["info"]
-    if info["network"] == "sasrec":
-        network = SASRec(config.model, ids.catalogue, info["time_base"])
-    else:
-        network = GenerativeRecommender(config.model, ids.catalogue, dataset_actions, info["time_base"], info["generate"])
+    # Folders of before SASRec had a network of its own do not say which it is.
+    kind = info.get("network", "genrec")
+    network = build_network(kind, config, ids.catalogue, dataset_actions, info["time_base"], info["generate"])
     try:
         network.load_state_dict(load_file(folder / "model.safetensors"))
     except RuntimeError as error:  # a folder of a version whose network had other parts

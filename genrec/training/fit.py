@@ -34,7 +34,7 @@ from genrec.model.anchors import SPARE, AnchorTables
 from genrec.model.collate import Collator, QueryFeatures, request_batches, shown_windows
 from genrec.model.network import Batch, GenerativeRecommender
 from genrec.model.sasrec import SASRec
-from genrec.model.saved import KIND
+from genrec.model.saved import KIND, build_network
 from genrec.model.size import step_flops
 from genrec.semantic_ids.tokenize import SemanticIds
 from genrec.text.encoder import item_texts
@@ -214,9 +214,7 @@ def new_network(config: Config, dataset: Dataset, ids: SemanticIds, generate: bo
     torch.manual_seed(config.seed)
     times = dataset.timestamps
     span = float(times.max() - times.min()) / config.model.time_bucket if len(times) else 1.0
-    if kind == "sasrec":
-        return SASRec(config.model, ids.catalogue, max(10_000.0, span))
-    return GenerativeRecommender(config.model, ids.catalogue, len(dataset.actions_chain), max(10_000.0, span), generate)
+    return build_network(kind, config, ids.catalogue, len(dataset.actions_chain), max(10_000.0, span), generate)
 
 
 def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: FitPlan) -> Path:
