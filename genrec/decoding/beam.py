@@ -95,6 +95,9 @@ def beam_search(
     rows = 0
     for level in range(trie.depth):
         picked = _open_rows(trie, level, nodes, static)
+        if picked.leaf is not None and not picked.nodes.shape[1] and min(widths[level:]) >= nodes.shape[1]:
+            nodes = picked.leaf.masked_fill(nodes < 0, -1)  # every walk is decided, and leaves stand in the order of the nodes above them
+            break
         parts = []
         if picked.place is None or picked.place.shape[1]:
             slot = scorer.expand(level, picked.nodes, _take(parents, picked.place))
@@ -130,12 +133,14 @@ def as_constraint(allowed: Tensor | Constraint | None) -> Constraint | None:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows the network has to run: ``place`` (B, M) in the beam (None: all), ``nodes``, ``live`` (B, M); ``open`` (B, W) of all beams."""
+    """Rows the network has to run: ``place`` (B, M) in the beam (None: all), ``nodes``, ``live`` (B, M); ``open`` (B, W) of all beams, and
+    the single leaf below each, -1 for several (B, W), or None where nobody asked."""
 
     place: Tensor | None
     nodes: Tensor
     live: Tensor
     open: Tensor
+    leaf: Tensor | None = None
 
 
 def _open_rows(trie: CatalogueTrie | SearchIndex, level: int, nodes: Tensor, static: bool) -> _Rows:
@@ -144,12 +149,13 @@ def _open_rows(trie: CatalogueTrie | SearchIndex, level: int, nodes: Tensor, sta
     safe = torch.where(live, nodes, filler)
     if static or level == 0:
         return _Rows(None, safe, live, live)
-    branching = live & (trie.single_leaf(safe) < 0)
+    leaf = trie.single_leaf(safe, level).long()
+    branching = live & (leaf < 0)
     most = int(branching.sum(1).max())
     if most == nodes.shape[1]:
-        return _Rows(None, safe, branching, branching)
+        return _Rows(None, safe, branching, branching, leaf)
     place = torch.argsort(branching, dim=1, descending=True, stable=True)[:, :most]
-    return _Rows(place, safe.gather(1, place), branching.gather(1, place), branching)
+    return _Rows(place, safe.gather(1, place), branching.gather(1, place), branching, leaf)
 
 
 def ragged_children(trie: CatalogueTrie | SearchIndex, nodes: Tensor, live: Tensor | None, lanes: int | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,7 +23,7 @@ def leaf_scores(trie: CatalogueTrie | SearchIndex, scorer: Scorer, batch: int, c
     for level in range(trie.depth):
         nodes = torch.arange(trie.level_bounds[level], trie.level_bounds[level + 1], device=device)
         counts = trie.child_start[nodes + 1] - trie.child_start[nodes]
-        is_open = (trie.single_leaf(nodes) < 0) | (nodes == 0)
+        is_open = (trie.single_leaf(nodes, level) < 0) | (nodes == 0)
         below = scores.repeat_interleave(counts, dim=1)  # a closed node's only child has its score
         below_slots = torch.zeros(len(nodes), dtype=torch.long, device=device)
         for part in torch.nonzero(is_open)[:, 0].split(max(chunk // batch, 1)):
@@ -71,20 +71,23 @@ def best_first(
     rows = rows or (48 if batch == 1 else 24)
     state = _Frontier(trie, scorer, batch, max(width, k), as_constraint(allowed), k)
     done, alive, spent = [], torch.arange(batch, device=state.scores.device), 1
-    while len(alive):
+    while True:
         left = (state.scores >= state.threshold()).sum(1)
         most = int(left.max()) if spent < limit else 0
-        finished = left == 0 if most else torch.ones_like(left, dtype=torch.bool)
-        if not most or (len(alive) > 1 and int(finished.sum()) * 2 >= len(alive)):
-            done.append((alive[finished], *state.answer(finished)))
-            keep = torch.nonzero(~finished)[:, 0]
+        if not most:
+            done.append((alive, *state.answer()))
+            break
+        if batch > 1 and int((left == 0).sum()) * 2 >= len(alive):  # half of them wait for the others: go on without these
+            keep, out = torch.nonzero(left)[:, 0], torch.nonzero(left == 0)[:, 0]
+            done.append((alive[out], *(part[out] for part in state.answer())))
             alive = alive[keep]
-            if len(alive):
-                state.narrow(keep)
+            state.narrow(keep)
             continue
         spent += state.expand(min(rows, most, limit - spent))
-    order = torch.cat([part[0] for part in done]).argsort()
-    leaves, scores, bound = (torch.cat([part[index] for part in done])[order] for index in (1, 2, 3))
+    _, leaves, scores, bound = done[0]
+    if len(done) > 1:
+        order = torch.cat([part[0] for part in done]).argsort()
+        leaves, scores, bound = (torch.cat([part[index] for part in done])[order] for index in (1, 2, 3))
     return Found(leaves[:, :width], scores[:, :width], bound, spent)
 
 
@@ -105,7 +108,7 @@ class _Frontier:
         slot = scorer.expand(0, root, None)
         live = torch.ones_like(root, dtype=torch.bool)
         children, owner, scores = expand_children(trie, 0, scorer, slot, root, live, self.found.new_zeros(batch, 1), False)
-        self._add(children, owner + slot, scores)
+        self._add(children, owner + slot, scores, trie.depth > 1 and trie.open_nodes[1] == children.shape[1])
         self.fresh = True  # all that waits are children of the root
 
     def threshold(self) -> Tensor:
@@ -129,16 +132,19 @@ class _Frontier:
         self._add(children, owner + slot, found)
         return nodes.shape[1]
 
-    def _add(self, nodes: Tensor, parents: Tensor, scores: Tensor) -> None:
+    def _add(self, nodes: Tensor, parents: Tensor, scores: Tensor, all_open: bool = False) -> None:
+        """Take in children (B, N); ``all_open``: each is known to have several leaves below it."""
         if self.constraint is not None:
             scores = scores.masked_fill(~self.constraint.keep(nodes), -torch.inf)
-        leaf = self.trie.single_leaf(nodes).long()
-        is_open, width = leaf < 0, self.found.shape[1]
-        every = torch.cat([self.found, scores.masked_fill(is_open, -torch.inf)], dim=1)
-        leaves = torch.cat([self.leaves, leaf], dim=1)
-        choice, self.found, lost = select(every, leaves, width, in_order=False)
-        self.leaves, self.lost = leaves.gather(1, choice), torch.maximum(self.lost, lost)
-        self.scores = torch.cat([self.scores, scores.masked_fill(~is_open, -torch.inf)], dim=1)
+        if not all_open:
+            leaf = self.trie.single_leaf(nodes).long()
+            is_open = leaf < 0
+            every = torch.cat([self.found, scores.masked_fill(is_open, -torch.inf)], dim=1)
+            leaves = torch.cat([self.leaves, leaf], dim=1)
+            choice, self.found, lost = select(every, leaves, self.found.shape[1], in_order=False)
+            self.leaves, self.lost = leaves.gather(1, choice), torch.maximum(self.lost, lost)
+            scores = scores.masked_fill(~is_open, -torch.inf)
+        self.scores = torch.cat([self.scores, scores], dim=1)
         self.nodes, self.parents = torch.cat([self.nodes, nodes], dim=1), torch.cat([self.parents, parents], dim=1)
         if self.scores.shape[1] > ROOM:
             self._tidy()
@@ -150,15 +156,13 @@ class _Frontier:
         self.scores, place = self.scores.masked_fill(~useful, -torch.inf).topk(int(useful.sum(1).max()), dim=1)
         self.nodes, self.parents = self.nodes.gather(1, place), self.parents.gather(1, place)
 
-    def answer(self, requests: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Leaves, scores and bound of some requests, equal scores by leaf."""
-        left, found = self.scores[requests], self.found[requests]
-        rest = left.max(1).values if left.shape[1] else torch.full_like(self.cut[requests], -torch.inf)
-        bound = torch.maximum(torch.maximum(self.cut[requests], rest), just_below(self.lost[requests]))
-        leaves = self.leaves[requests]
-        order = sort_keys(found, leaves.clamp(min=0)).argsort(dim=1, descending=True)
-        found = found.gather(1, order)
-        return leaves.gather(1, order).masked_fill(found.isneginf(), -1), found, bound
+    def answer(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Leaves, scores and bound of every request, equal scores by leaf."""
+        rest = self.scores.max(1).values if self.scores.shape[1] else torch.full_like(self.cut, -torch.inf)
+        bound = torch.maximum(torch.maximum(self.cut, rest), just_below(self.lost))
+        order = sort_keys(self.found, self.leaves.clamp(min=0)).argsort(dim=1, descending=True)
+        found = self.found.gather(1, order)
+        return self.leaves.gather(1, order).masked_fill(found.isneginf(), -1), found, bound
 
     def narrow(self, keep: Tensor) -> None:
         """Go on with some of the requests only."""

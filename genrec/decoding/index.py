@@ -65,10 +65,14 @@ class SearchIndex:
         """As ``CatalogueTrie.most_children``."""
         return most_children(self.widest[level], self.level_bounds, level, width)
 
-    def single_leaf(self, nodes: Tensor) -> Tensor:
+    def single_leaf(self, nodes: Tensor, level: int | None = None) -> Tensor:
         """As ``CatalogueTrie.single_leaf``. Leaves below a node are one range, so both ends of it just walk down."""
-        inner = self.level_bounds[self.depth]
         first, after = nodes, nodes + 1
+        if level is not None:  # all walks are equally long
+            for _ in range(level, self.depth):
+                first, after = self.child_start[first], self.child_start[after]
+            return torch.where(after - first == 1, first, -1)
+        inner = self.level_bounds[self.depth]
         for _ in range(self.depth):
             walks = first < inner
             after = torch.where(walks, self.child_start[after.clamp(max=inner)], after)

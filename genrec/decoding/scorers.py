@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from genrec.decoding.beam import beam_search
@@ -52,7 +52,6 @@ class CachedScorer:
     def __init__(self, decoder: CodeDecoder, memory: Memory, vectors: Tensor, rows: int = 64, parts: tuple[Callable, Callable] = PLAIN):
         self.decoder, self.memory, self.vectors = decoder, memory, vectors
         self.project, self.finish = parts
-        self.every: list[Tensor] | None = None
         batch, heads = len(memory.state), memory.keys[0].shape[1]
         width = vectors.shape[1]
         self.used = self.deepest = 0
@@ -105,14 +104,10 @@ class CachedScorer:
         heads = self.decoder.heads
         if isinstance(depth, int):
             return F.normalize(heads[depth](x), dim=-1) * self.scale[depth]
-        # Best-first search runs the root apart, and then rows of all other depths together.
-        if not isinstance(heads[0], nn.Linear):  # int8
-            every = torch.stack([head(x) for head in heads[1:]], dim=2)
-        else:
-            if self.every is None:
-                self.every = [torch.cat([getattr(head, name) for head in heads[1:]]) for name in ("weight", "bias")]
-            every = F.linear(x, *self.every).unflatten(2, (len(heads) - 1, -1))
-        chosen = every.gather(2, (depth - 1)[..., None, None].expand(-1, -1, 1, every.shape[-1]))[:, :, 0]
+        # Best-first search runs the root apart, and then rows of all depths reached so far together.
+        chosen = heads[1](x)
+        for level in range(2, self.deepest + 1):
+            chosen = torch.where(depth[..., None] == level, heads[level](x), chosen)
         return F.normalize(chosen, dim=-1) * self.scale[depth][..., None]
 
     def root_logits(self, first: int, last: int) -> Tensor:

@@ -84,8 +84,8 @@ class CatalogueTrie:
         """The most children that `width` distinct nodes of a level can have together: a static shape that nothing exceeds."""
         return most_children(self.child_sums[level], self.level_bounds, level, width)
 
-    def single_leaf(self, nodes: Tensor) -> Tensor:
-        """`only_leaf` of nodes (any shape)."""
+    def single_leaf(self, nodes: Tensor, level: int | None = None) -> Tensor:
+        """`only_leaf` of nodes (any shape); ``level`` of all of them, where it is known, may save work."""
         return self.only_leaf[nodes]
 
     def leaf_range(self, leaf: Tensor) -> tuple[Tensor, Tensor]:

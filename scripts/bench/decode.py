@@ -208,7 +208,7 @@ class CountedLlama(LlamaScorer):
 
     def __init__(self, network: PackedLlama, prompt: torch.Tensor, rows: int):
         self.steps: list[int] = []
-        self.children = network.root.shape[1]
+        self.children = len(network.root)
         super().__init__(network, prompt, rows)
 
     def expand(self, depth, nodes, parents):

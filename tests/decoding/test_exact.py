@@ -151,3 +151,6 @@ def test_the_search_index_is_small():
     assert index.nbytes == 4 * (1 + 20 + 400 + 1) + 4 * 2000 + 4  # nothing is shared: one zero
     assert (index.depth, index.n_nodes, index.n_items) == (trie.depth, trie.n_nodes, trie.n_items)
     assert torch.equal(index.single_leaf(torch.arange(trie.n_nodes)).int(), trie.only_leaf)
+    for level in range(trie.depth + 1):
+        nodes = torch.arange(*trie.level_bounds[level : level + 2])
+        assert torch.equal(index.single_leaf(nodes, level).int(), trie.only_leaf[nodes])
