@@ -44,7 +44,7 @@ if TYPE_CHECKING:  # slow to import (Lightning, matplotlib); who only opens a ru
 log = logging.getLogger(__name__)
 FUSION_KIND = "fusion"
 WHOLE_SOFTMAX = 1 << 15
-FUSION_VERSION = 5
+FUSION_VERSION = 6
 TASKS = ("recommendation", "search")
 FITTED = {"train": ("model", "evidence", TRAIN), "preferred": ("model_preferred", "evidence", TRAIN), "train+valid": ("model_refit", "evidence_refit", VALID)}
 EVIDENCE_KIND = "evidence"
@@ -162,13 +162,19 @@ def fit_network(run: Run) -> None:
 
     if not run.dataset.info["events"]:
         raise UserError(f"{run.folder / 'dataset'} has no events, only a catalogue: there is nothing to train on; give a log with events")
-    fit_and_fuse(run)
+    _fit_model(run)
     if "sasrec" in run.config.evaluation.baselines:
         _fit_pair(run, sasrec_config(run.config, run.dataset.n_items), "sasrec", FitPlan(generate=False, searches=False, network="sasrec"))
 
 
 def fit_and_fuse(run: Run, generate: bool = True) -> None:
     """Our network, the evidence, and the ranking over both; ``generate`` false leaves the code decoder out. The run must be tokenized."""
+    _fit_model(run, generate)
+    with leader_first():
+        _fuse(run)
+
+
+def _fit_model(run: Run, generate: bool = True) -> None:
     from genrec.training.fit import FitPlan
 
     tasks = run.config.training.tasks
@@ -248,14 +254,15 @@ def _fuse(run: Run) -> None:
     kinds: dict[str, list[str | None]] = dict(zip(TASKS, ([None], list(run.dataset.query_kinds)), strict=True))
     fusions = {}
     for task, tasks in kinds.items():
-        parts = []
+        parts, queries = [], []
         for kind in tasks:
             requests = run.dataset.requests("valid", kind)
             keep = rng.permutation(len(requests))[: MAX_FUSION_REQUESTS[task] // max(len(tasks), 1)]
             for _, chunk, found in ranker.candidates(requests.take(keep), exclude_seen=True):
                 found.retrieved = found.generated = None  # only the evidence is kept
                 parts.append((found, torch.from_numpy(chunk.targets.astype(np.int64)).to(found.ids.device)))
-        fusions[task] = Fusion.fit(parts, run.config.seed)
+                queries.append(torch.from_numpy(chunk.request_queries.astype(np.int64)))
+        fusions[task] = Fusion.fit(parts, run.config.seed, queries)
         form = "linear" if fusions[task].network is None else "linear + network"
         largest = sorted(fusions[task].importance().items(), key=lambda pair: -abs(pair[1]))[:6]
         log.info("fusion: %s, %s; largest linear weights %s", task, form, {name: round(value, 2) for name, value in largest})

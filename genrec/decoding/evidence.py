@@ -29,7 +29,7 @@ WINDOWS = (100, 20)  # popularity windows: this fraction of the log's time span
 _FLOOR = 1e-3  # added before the logarithm of sparse scores
 
 SOURCE_FEATURES = ("generated", "in_beam", "retrieved", "cooccurrence", "cooccurs", "transition", "transits", "text", "lexical", "matches_words",
-                   "asked", "was_asked")  # fmt: skip
+                   "lexical_share", "asked", "was_asked")  # fmt: skip
 ITEM_FEATURES = ("popularity", "short_popularity", "long_popularity", "age", "unborn")
 HISTORY_FEATURES = (
     "last_cooccurrence", "last_transition", "next_transition", "previous_transition", "all_cooccurrence", "seen", "seen_recently",

@@ -18,7 +18,8 @@ from genrec.decoding.proposals import MISSING, Candidates
 from genrec.errors import UserError
 
 _PRIOR_STRENGTH = 5.0  # the prior's pull, in requests per squared standard deviation of evidence
-_PRIOR = {"generated": 0.3, "retrieved": 0.5, "cooccurrence": 0.5, "transition": 0.3, "text": 5.0, "lexical": 0.5, "asked": 0.3}
+_PRIOR = {"generated": 0.3, "retrieved": 0.5, "cooccurrence": 0.5, "transition": 0.3, "text": 5.0, "lexical": 0.5, "lexical_share": 5.0,
+          "asked": 0.3}  # fmt: skip
 _CLIP = 6.0  # standard deviations: a rare extreme may not decide alone
 _HIDDEN = 64
 _EPOCHS = 10
@@ -43,9 +44,12 @@ class Fusion:
         return cls(torch.tensor([_PRIOR.get(name, 0.0) for name in FEATURES]), torch.zeros(size), torch.ones(size))
 
     @classmethod
-    def fit(cls, parts: list[tuple[Candidates, Tensor]], seed: int = 0) -> Fusion:
-        """``parts``: candidates and targets (B,) of validation requests. Requests whose target was not proposed teach nothing and are left out."""
-        lists = _Lists.collect(parts)
+    def fit(cls, parts: list[tuple[Candidates, Tensor]], seed: int = 0, queries: list[Tensor] | None = None) -> Fusion:
+        """``parts``: candidates and targets (B,) of validation requests. Requests whose target was not proposed teach nothing and are left out.
+
+        ``queries``: for each part what was asked, (B,), -1 for nothing. Requests of one query are held out together: a form has to serve new ones.
+        """
+        lists = _Lists.collect(parts, queries or [torch.full_like(targets, -1) for _, targets in parts])
         if lists is None:
             return cls.default()
         mean, scale = lists.standardise()
@@ -53,7 +57,9 @@ class Fusion:
         if len(lists.place) < _MIN_REQUESTS:
             return cls(linear, mean, scale)
         order = torch.randperm(len(lists.place), generator=torch.Generator().manual_seed(seed))
-        kept, held = order.split([len(order) - int(_HELD_OUT * len(order)), int(_HELD_OUT * len(order))])
+        kept, held = hold_out(order, lists.query)
+        if not min(len(kept), len(held)):  # one query alone
+            return cls(linear, mean, scale)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             trial = lists.fit_network(lists.take(kept).fit_linear(scale), kept)
@@ -119,29 +125,31 @@ class Fusion:
 
 @dataclass
 class _Lists:
-    """N lists of K candidates: ``evidence`` (N, K, F), ``live`` (N, K), ``place`` (N,) of the item that came next."""
+    """N lists of K candidates: ``evidence`` (N, K, F), ``live`` (N, K), ``place`` (N,) of the item that came next, ``query`` (N,)."""
 
     evidence: Tensor
     live: Tensor
     place: Tensor
+    query: Tensor
 
     @classmethod
-    def collect(cls, parts: list[tuple[Candidates, Tensor]]) -> _Lists | None:
+    def collect(cls, parts: list[tuple[Candidates, Tensor]], queries: list[Tensor]) -> _Lists | None:
         width = max((part.ids.shape[1] for part, _ in parts), default=0)
-        evidence, live, place = [], [], []
-        for part, targets in parts:
+        evidence, live, place, query = [], [], [], []
+        for (part, targets), asked in zip(parts, queries, strict=True):
             hit = (part.ids == targets[:, None]) & (part.ids != MISSING)
             rows = hit.any(1)
             pad = width - part.ids.shape[1]
             evidence.append(nn.functional.pad(part.evidence[rows], (0, 0, 0, pad)))
             live.append(nn.functional.pad(part.ids[rows] != MISSING, (0, pad)))
             place.append(hit[rows].float().argmax(1))
+            query.append(asked.to(rows.device)[rows])
         if not sum(len(rows) for rows in place):
             return None
-        return cls(torch.cat(evidence).float().cpu(), torch.cat(live).cpu(), torch.cat(place).cpu())
+        return cls(torch.cat(evidence).float().cpu(), torch.cat(live).cpu(), torch.cat(place).cpu(), torch.cat(query).cpu())
 
     def take(self, rows: Tensor) -> _Lists:
-        return _Lists(self.evidence[rows], self.live[rows], self.place[rows])
+        return _Lists(self.evidence[rows], self.live[rows], self.place[rows], self.query[rows])
 
     def standardise(self) -> tuple[Tensor, Tensor]:
         """Standardise in place; mean and scale (F,). Evidence that never varies gets an infinite scale: it counts for nothing later too."""
@@ -196,6 +204,18 @@ class _Lists:
             rank = (scores > scores.gather(1, self.place[part][:, None])).sum(1).float()
             gains.append((rank < 10) / torch.log2(rank + 2))
         return float(torch.cat(gains).mean())
+
+
+def hold_out(order: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+    """``order`` (N,) in two: what is fitted and what decides. Requests with the same query (not -1) are on the same side."""
+    _, group = query[order].unique(return_inverse=True)
+    group = torch.where(query[order] < 0, len(order) + torch.arange(len(order)), group)
+    _, group, sizes = group.unique(return_inverse=True, return_counts=True)
+    first = torch.full((len(sizes),), len(order)).scatter_reduce(0, group, torch.arange(len(order)), "amin")
+    drawn = first.argsort()  # groups in the order in which they are drawn
+    mass = torch.zeros(len(sizes), dtype=torch.long).scatter(0, drawn, sizes[drawn].cumsum(0))
+    held = (mass - sizes >= len(order) - int(_HELD_OUT * len(order)))[group]
+    return order[~held], order[held]
 
 
 def _standard(evidence: Tensor, mean: Tensor, scale: Tensor) -> Tensor:

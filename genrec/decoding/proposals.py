@@ -18,6 +18,7 @@ from genrec.model.network import Batch, Encoded, GenerativeRecommender
 from genrec.retrieval.bm25 import BM25
 
 MISSING = -1  # item id of an empty lane
+_NEARLY = 0.8  # of the best BM25 score: nearly as good a match
 
 
 @dataclass
@@ -113,7 +114,10 @@ class Proposer:
         if (requests.request_queries >= 0).any():
             text, words, taken = self._text_match(batch), self._word_match(requests, device), self._asked(requests, device)
         ids = [near]
-        for scores, width in ((together, self.settings.cooccurrence), *((scores, self.settings.text) for scores in (text, words, taken))):
+        for scores, width in (
+            (together, self.settings.cooccurrence),
+            *((scores, self.settings.text) for scores in (text, words, self._popular_matches(words), taken)),
+        ):
             if width and scores is not None:
                 best = (scores if exclude is None else scores.masked_fill(exclude, 0)).topk(min(width, n_items), dim=1)
                 ids.append(best.indices.masked_fill(best.values == 0, MISSING))
@@ -123,17 +127,22 @@ class Proposer:
         live = union < n_items
         place = union.clamp(max=n_items - 1)
         log_probability, pair = dense.gather(1, place), together.gather(1, place)
-        nothing = 2 * [torch.zeros_like(pair)]
+        nothing = torch.zeros_like(pair)
+        matched = 3 * [nothing]
+        if words is not None:  # how well beside the best match, too: hundreds may match nearly as well, and the logarithm hides who does
+            found = words.gather(1, place)
+            matched = [*log_scores(found), found / words.max(1, keepdim=True).values.clamp(min=torch.finfo(torch.float32).tiny)]
         sources = [
             *_in_beam(union, generated), log_probability, *log_scores(similar.gather(1, place)), *log_scores(following.gather(1, place)),
-            nothing[0] if text is None else text.gather(1, place), *(part for scores in (words, taken) for part in (nothing if scores is None else log_scores(scores.gather(1, place)))),
+            nothing if text is None else text.gather(1, place), *matched,
+            *(2 * [nothing] if taken is None else log_scores(taken.gather(1, place))),
         ]  # fmt: skip
         columns, until = place.cpu().numpy(), requests.reference_times(self.network.config.request_time)
         known = [*self.evidence.item_features(columns, until), *self.evidence.history_features(columns, requests.histories)]
         ranks = [_log_rank(log_probability, live), _log_rank(pair, live)]
         ids = torch.where(live, union, MISSING)
         judged = self._judge(encoded, ids)
-        head = nothing[0] if judged is None else judged
+        head = nothing if judged is None else judged
         evidence = torch.cat([torch.stack(sources, -1), to_tensor(known, device), torch.stack(ranks, -1), head[..., None]], dim=-1)
         return ids, evidence, judged
 
@@ -155,6 +164,14 @@ class Proposer:
             return None
         texts = [requests.query_texts[query] if query >= 0 else "" for query in requests.request_queries]
         return torch.from_numpy(self.lexical.score(texts)).to(device)
+
+    def _popular_matches(self, words: Tensor | None) -> Tensor | None:
+        """Popularity of the items whose words match a query nearly as well as the best one's, 0 of the others: hundreds may match a
+        category's name equally well, and then what is bought most is sought. (B, n_items)."""
+        if words is None:
+            return None
+        best = words.max(1, keepdim=True).values
+        return torch.where((words >= _NEARLY * best) & (best > 0), 1 + self.popularity, 0)
 
     def _asked(self, requests: Requests, device: torch.device) -> Tensor | None:
         """Each item's share in what was taken after the same query: (B, n_items), 0 without a query; None where nothing was counted."""

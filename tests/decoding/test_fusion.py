@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from genrec.decoding.evidence import FEATURES
-from genrec.decoding.fusion import Fusion
+from genrec.decoding.fusion import Fusion, hold_out
 from genrec.decoding.proposals import MISSING, Candidates
 from genrec.errors import UserError
 
@@ -84,6 +84,21 @@ def test_what_only_matters_together_needs_the_network():
     assert hits(fusion, part) > hits(linear, part) + 0.04
     again = Fusion.from_state(fusion.state())
     assert torch.equal(again.rank(part[0], 10)[0], fusion.rank(part[0], 10)[0])
+
+
+def test_requests_of_one_query_are_held_out_together():
+    """Else a network that learns by heart what each query wants is taken for one that serves new queries."""
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randint(-1, 30, (1000,), generator=generator)
+    order = torch.randperm(1000, generator=generator)
+    kept, held = hold_out(order, query)
+    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(1000)) and 150 < len(held) <= 250
+    asked = [set(query[rows][query[rows] >= 0].tolist()) for rows in (kept, held)]
+    assert asked[0] and asked[1] and not asked[0] & asked[1]
+    assert (query[kept] < 0).any() and (query[held] < 0).any()
+    alone = hold_out(order, torch.full((1000,), -1))
+    assert torch.equal(torch.cat(alone), order) and len(alone[1]) == 250
+    assert not len(hold_out(order, torch.full((1000,), 7))[1])
 
 
 def test_fitting_twice_gives_the_same_and_leaves_the_random_state_alone():

@@ -53,6 +53,7 @@ def test_candidates_are_distinct_allowed_and_rightly_scored(prepared_run, networ
             assert float(column["cooccurrence"][row, lane]) == pytest.approx(np.log(similar[row, item] + 1e-3), abs=1e-4)
             assert bool(column["transits"][row, lane]) == bool(following[row, item] > 0)
             assert float(column["lexical"][row, lane]) == pytest.approx(np.log(words[row, item] + 1e-3), abs=1e-4)
+            assert float(column["lexical_share"][row, lane]) == pytest.approx(words[row, item] / max(words[row].max(), 1e-9), abs=1e-5)
             assert bool(column["in_beam"][row, lane]) == (item in generated)
             query = prepared_run.ids.encoder.encode([requests.query_texts[requests.request_queries[row]]])[0]
             assert float(column["text"][row, lane]) == pytest.approx(float(query @ prepared_run.ids.catalogue.text[item].numpy()), abs=1e-4)
