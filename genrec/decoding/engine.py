@@ -21,6 +21,9 @@ from genrec.model.pointer import Pointed
 from genrec.semantic_ids.trie import CatalogueTrie
 
 
+_EXACT_ROWS = 96  # rows an exact search sets out with; the pool grows where it needs more, and unused room costs a batch page faults
+
+
 class Searcher:
     """Finds leaves for requests.
 
@@ -59,7 +62,7 @@ class Searcher:
             scorer = self._scorer(memory, max(sum(trie.open_nodes), 1))
             return full_search(trie, scorer, batch, self.widths[-1], allowed)
         if settings.search == "exact":
-            scorer = self._scorer(memory, 256)
+            scorer = self._scorer(memory, _EXACT_ROWS)
             return best_first(trie, scorer, batch, settings.exact_top, settings.beam, allowed)
         return beam_search(trie, self._scorer(memory, 1 + sum(self.widths[:-1])), batch, self.widths, allowed, settings.per_first_code)
 
