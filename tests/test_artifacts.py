@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -159,6 +160,17 @@ def test_fingerprints(tmp_path):
     changed = file_fingerprint(tmp_path)
     (tmp_path / "y").write_text("")
     assert before != changed != file_fingerprint(tmp_path)
+
+
+def test_a_copied_file_is_the_same_and_an_edited_one_of_its_size_is_not(tmp_path):
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "log.csv").write_text("u,i,1\n")
+        os.utime(tmp_path / place / "log.csv", (1, len(place)))
+    first = file_fingerprint(tmp_path / "here" / "log.csv")
+    assert first == file_fingerprint(tmp_path / "there" / "log.csv")
+    (tmp_path / "here" / "log.csv").write_text("u,i,2\n")
+    assert file_fingerprint(tmp_path / "here" / "log.csv") != first
 
 
 KILLED = """

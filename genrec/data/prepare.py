@@ -43,9 +43,9 @@ TIE_RULE = "time, then place in the log"
 
 
 def prepare_key(config: Config) -> str:
-    """The fingerprint of everything a prepared dataset depends on."""
+    """The fingerprint of everything a prepared dataset depends on: what the files say, not where they are or when they were copied."""
     files = [file_fingerprint(file) for file in log_files(config.data.reader, config.data.path, to_dict(config.data)["options"])]
-    data = {key: value for key, value in to_dict(config.data).items() if key != "cache"}
+    data = {key: value for key, value in to_dict(config.data).items() if key not in ("cache", "path")}
     return fingerprint(PREPARE_VERSION, data, to_dict(config.split), to_dict(config.queries), files, config.seed)
 
 
