@@ -30,9 +30,10 @@ def check(run: Run) -> dict:
 def test_config(path, tmp_path, tiny_overrides):
     own = ["split.kind=leave-last-out"] if "kind: given" in path.read_text() else []  # the simulator's log names no splits
     own += ["model.stages=[click,cart]"] if "stages" in path.read_text() else []  # nor does its chain know long views
+    own += ["training.epochs=2", "training.align_epochs=1"] if "align_epochs" in path.read_text() else []
     config = tmp_path / path.name  # without the options of another reader
     config.write_text("\n".join(line for line in path.read_text().splitlines() if not line.startswith("  options:")))
-    run = Run.create(config, [*own, *tiny_overrides(tmp_path, *SMALL)])
+    run = Run.create(config, [*tiny_overrides(tmp_path, *SMALL), *own])
     assert run.folder.name == path.stem
     metrics = check(run)
     kinds = {row["query_kind"] for row in metrics["rows"]}
