@@ -117,18 +117,22 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Also write metrics.json here.")] = None,
     protocol: Annotated[str | None, typer.Option(help="Instead: product-search, session-search, sampled, cold-user, cold-items, personalisation or ranking.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Draws of the random items, protocol sampled only.")] = 1,
+    requests: Annotated[int, typer.Option(min=0, help="Most requests of a kind, drawn at random, protocol personalisation only; 0 = all.")] = 0,
     fitted_on: FittedOn = None,
 ) -> None:
     """The results table of a run, with baselines, intervals and figures; or the tables of a search protocol."""
     from genrec.pipeline import Run, stage_evaluate
 
     job = Run.open(run)
-    if protocol is None and (seeds != 1 or fitted_on is not None):
-        raise UserError("--seeds and --fitted-on belong to a protocol; add --protocol NAME, or leave them out")
+    if protocol is None and (seeds != 1 or requests or fitted_on is not None):
+        raise UserError("--seeds, --requests and --fitted-on belong to a protocol; add --protocol NAME, or leave them out")
     if protocol is not None:
         if protocol != "sampled" and seeds != 1:
             raise UserError(f"--seeds: protocol {protocol} draws nothing; leave it out, or use --protocol sampled")
-        show_protocol(job, protocol, split, output, fitted_on or "train", {"seeds": seeds} if protocol == "sampled" else {})
+        if protocol != "personalisation" and requests:
+            raise UserError(f"--requests: protocol {protocol} answers all requests; leave it out, or use --protocol personalisation")
+        options = {"sampled": {"seeds": seeds}, "personalisation": {"requests": requests}}.get(protocol, {})
+        show_protocol(job, protocol, split, output, fitted_on or "train", options)
         return
     result = stage_evaluate(job, split)
     show_results(result)

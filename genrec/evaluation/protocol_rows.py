@@ -251,18 +251,23 @@ class Protocols:
             raise UserError(f"protocol cold-items: every answer of the {self.split} split had a training event; prepare with split.cold_share=0.1")
         return results
 
-    def personalisation(self) -> list[ProtocolResult]:
-        """The same query with the person's history, without one, and with somebody else's."""
-        results, k = [], min(10, self.data.n_items)
+    def personalisation(self, requests: int = 0) -> list[ProtocolResult]:
+        """The same query with the person's history, without one, and with somebody else's; of so many ``requests`` of a kind (0: all)."""
+        results, k, most = [], min(10, self.data.n_items), requests
         for kind in self.data.query_kinds:
             requests = self.data.requests(self.split, kind)
             if not (np.diff(requests.offsets) > 0).any():
                 continue
-            result = self.result("personalisation", f"Personalised search ({kind})", ("full ranking; items of the history may be answered",))
+            notes = ("full ranking; items of the history may be answered",)
+            if 0 < most < len(requests):
+                notes += (f"{most} of {len(requests)} requests, drawn at random",)
+                requests = requests.take(np.sort(np.random.default_rng(self.run.config.seed).permutation(len(requests))[:most]))
+            result = self.result("personalisation", f"Personalised search ({kind})", notes)
             for name, answerer in self.ours().items():
                 asked = personal.ask(lambda one, answer=answerer: _wide(answered(answer, one, k), 10), requests, result.seed, result.bootstrap)
                 for way, metrics in asked.metrics.items():
                     result.add(f"{name}, {way}", metrics)
+                    log.info("%-40s search (%s) recall@10 %.4f", f"{name}, {way}", kind, metrics["recall@10"].mean())
                 result.notes += [f"{name}: {note}" for note in asked.notes]
                 if name == FUSED:
                     result.example = personal.example(requests, asked, personal.titles_of(self.data.item_table))

@@ -156,3 +156,9 @@ def test_a_later_click_does_not_make_an_item_known(clicks):
         for item, flag in zip(asked.shown.items[row].tolist(), known[row].tolist(), strict=True):
             assert flag == (0 <= item and (item in past or (item < clicks.n_items and counts[item] > 0)))
     assert not known[asked.shown.items >= clicks.n_items].any()
+
+
+def test_a_sample_of_the_requests_says_so(trained_run):
+    (result,) = run_protocol(trained_run, "personalisation", "valid", requests=9)
+    assert all(len(values["recall@10"]) <= 9 for values in result.values.values())
+    assert any("9 of " in note and "drawn at random" in note for note in result.notes)
