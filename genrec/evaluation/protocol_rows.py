@@ -267,7 +267,6 @@ class Protocols:
                 asked = personal.ask(lambda one, answer=answerer: _wide(answered(answer, one, k), 10), requests, result.seed, result.bootstrap)
                 for way, metrics in asked.metrics.items():
                     result.add(f"{name}, {way}", metrics)
-                    log.info("%-40s search (%s) recall@10 %.4f", f"{name}, {way}", kind, metrics["recall@10"].mean())
                 result.notes += [f"{name}: {note}" for note in asked.notes]
                 if name == FUSED:
                     result.example = personal.example(requests, asked, personal.titles_of(self.data.item_table))
