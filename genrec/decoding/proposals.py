@@ -110,13 +110,16 @@ class Proposer:
         """The union of all sources, its evidence, and the ranking head's logits where there is a head."""
         n_items, device = dense.shape[1], dense.device
         similar, following = (torch.from_numpy(part).to(device) for part in self.evidence.cooccurrence.score_parts(requests.histories))
-        together, words, text, taken = similar + following, None, None, None
+        together, words, text, taken, popular = similar + following, None, None, None, None
         if (requests.request_queries >= 0).any():
             text, words, taken = self._text_match(batch), self._word_match(requests, device), self._asked(requests, device)
+            if words is not None:
+                best_match = words.max(1, keepdim=True).values
+                popular = self._popular_matches(words, best_match)
         ids = [near]
         for scores, width in (
             (together, self.settings.cooccurrence),
-            *((scores, self.settings.text) for scores in (text, words, self._popular_matches(words), taken)),
+            *((scores, self.settings.text) for scores in (text, words, popular, taken)),
         ):
             if width and scores is not None:
                 best = (scores if exclude is None else scores.masked_fill(exclude, 0)).topk(min(width, n_items), dim=1)
@@ -131,7 +134,7 @@ class Proposer:
         matched = 3 * [nothing]
         if words is not None:  # how well beside the best match, too: hundreds may match nearly as well, and the logarithm hides who does
             found = words.gather(1, place)
-            matched = [*log_scores(found), found / words.max(1, keepdim=True).values.clamp(min=torch.finfo(torch.float32).tiny)]
+            matched = [*log_scores(found), found / best_match.clamp(min=torch.finfo(torch.float32).tiny)]
         sources = [
             *_in_beam(union, generated), log_probability, *log_scores(similar.gather(1, place)), *log_scores(following.gather(1, place)),
             nothing if text is None else text.gather(1, place), *matched,
@@ -165,12 +168,9 @@ class Proposer:
         texts = [requests.query_texts[query] if query >= 0 else "" for query in requests.request_queries]
         return torch.from_numpy(self.lexical.score(texts)).to(device)
 
-    def _popular_matches(self, words: Tensor | None) -> Tensor | None:
+    def _popular_matches(self, words: Tensor, best: Tensor) -> Tensor:
         """Popularity of the items whose words match a query nearly as well as the best one's, 0 of the others: hundreds may match a
-        category's name equally well, and then what is bought most is sought. (B, n_items)."""
-        if words is None:
-            return None
-        best = words.max(1, keepdim=True).values
+        category's name equally well, and then what is bought most is sought. ``best`` (B, 1) is each query's best score. (B, n_items)."""
         return torch.where((words >= _NEARLY * best) & (best > 0), 1 + self.popularity, 0)
 
     def _asked(self, requests: Requests, device: torch.device) -> Tensor | None:

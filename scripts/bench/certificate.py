@@ -111,7 +111,7 @@ def _table(sums: dict[str, float], requests: int, size: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--output", type=Path, default=Path("."))
+    parser.add_argument("--output", type=Path, help="folder for certificate.json; without it the result is printed alone")
     parser.add_argument("--beam", type=int, default=50)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--singles", type=int, default=500, help="requests that are also searched one at a time")
@@ -130,8 +130,9 @@ def main() -> None:
     result = {"open nodes": list(bench.trie.open_nodes)}
     result["one at a time"] = bench.compare(ranker, requests.take(np.arange(min(options.singles, len(requests)))), 1, 0)
     result["batches"] = bench.compare(ranker, requests, options.batch, options.full)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "certificate.json").write_text(json.dumps(result, indent=1) + "\n")
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "certificate.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 
