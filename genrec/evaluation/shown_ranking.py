@@ -99,8 +99,8 @@ def head_scores(network, collator, dataset, shown: ShownRequests, requests: np.n
     return np.concatenate(place), np.concatenate(logits)
 
 
-def shown_ranking(run, ranker, split: str, last: int) -> list[AreaResult]:
-    """The table of a run whose network has a ranking head with ``model.stages``."""
+def head_areas(run, ranker, split: str, last: int) -> tuple[AreaResult, ShownRequests, Rows]:
+    """The ranking head's row for what was shown in ``split``, counts taken up to split ``last``; and what it ranked."""
     network, stages = ranker.proposer.network, list(ranker.model.stages)
     if network.ranking is None or not stages:
         raise UserError("protocol ranking: the run has no ranking head with stages; train it with model.ranking=true model.stages=[click,...]")
@@ -115,9 +115,16 @@ def shown_ranking(run, ranker, split: str, last: int) -> list[AreaResult]:
     rows = Rows(shown, shown.rows(asked)[0])
     notes = _notes(shown, rows, asked, split, last, info)
     result = AreaResult("ranking", f"Ranking what was shown, {split}", config.seed, config.evaluation.bootstrap, notes)
-    add = lambda name, scores: result.add(name, scores, rows.labels, rows.users, stages)
     place, logits = head_scores(network, ranker.collator(dataset.query_texts), dataset, shown, asked)
-    add(HEAD, logits[np.argsort(place)])
+    result.add(HEAD, logits[np.argsort(place)], rows.labels, rows.users, stages)
+    return result, shown, rows
+
+
+def shown_ranking(run, ranker, split: str, last: int) -> list[AreaResult]:
+    """The table of a run whose network has a ranking head with ``model.stages``: its row and the baselines'."""
+    result, shown, rows = head_areas(run, ranker, split, last)
+    dataset, config, stages = run.dataset, run.config, list(ranker.model.stages)
+    add = lambda name, scores: result.add(name, scores, rows.labels, rows.users, stages)
     train = Rows(shown, shown.rows(np.flatnonzero(shown.split <= last))[0])
     # Settings are chosen on validation by models that have not seen it, as ours were.
     early = shown if last == TRAIN else shown_requests(dataset, stages, TRAIN)

@@ -23,10 +23,11 @@ from yaml import YAMLError
 from genrec.artifacts import fingerprint, write_json
 from genrec.config import check_keys, load_config, to_dict
 from genrec.config_schema import Config
-from genrec.data.dataset import Requests
+from genrec.data.dataset import TRAIN, Requests
 from genrec.errors import UserError
 from genrec.evaluation.figures import Bar, grouped_bars
 from genrec.evaluation.metrics import bootstrap_interval, paired_test, per_request_metrics
+from genrec.evaluation.shown_ranking import HEAD, head_areas
 from genrec.pipeline import Run, fit_network, stage_tokenize
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ def run_sweep(path: str | Path, overrides: list[str]) -> Path:
     found: dict[str, dict[int, dict[str, np.ndarray]]] = {row: {} for row in sweep.rows}
     first: Run | None = None
     for seed in sweep.seeds:
+        firsts = []  # of this seed: its trunk serves rows that change the code decoder alone
         for row in sweep.rows:
             config, given = row_config(sweep, row, seed, overrides)
             run = Run(Path(config.output) / config.name, config)
@@ -97,7 +99,7 @@ def run_sweep(path: str | Path, overrides: list[str]) -> Path:
             kept = run.folder / f"answers_{sweep.split}_{fingerprint(to_dict(config), sweep.requests)}.npz"
             if not kept.is_file():
                 log.info("sweep: row '%s', seed %d (%s)", row, seed, " ".join(sweep.rows[row]) or "as configured")
-                _share(run, first)
+                _share(run, firsts[0] if firsts else first)
                 stage_tokenize(run)
                 fit_network(run)
                 partial = kept.with_suffix(".part")
@@ -106,14 +108,15 @@ def run_sweep(path: str | Path, overrides: list[str]) -> Path:
                 partial.rename(kept)
             with np.load(kept, allow_pickle=False) as arrays:
                 found[row][seed] = dict(arrays)
+            firsts.append(run)
             first = first or run
             _write(folder, sweep, found)
     return folder
 
 
 def _share(run: Run, first: Run | None) -> None:
-    """Dataset and semantic IDs of the first row, as links; a row that needs others makes its own in their place."""
-    for stage in ("dataset", "semantic_ids") if first is not None and first.folder != run.folder else ():
+    """What the first row has made, as links; a row that needs others makes its own in their place."""
+    for stage in ("dataset", "semantic_ids", "model_trunk", "evidence") if first is not None and first.folder != run.folder else ():
         if (first.folder / stage).is_dir() and not (run.folder / stage).exists():
             shutil.copytree(first.folder / stage, run.folder / stage, copy_function=os.link)
 
@@ -129,6 +132,10 @@ def _answers(run: Run, sweep: Sweep) -> dict[str, np.ndarray]:
         for mode, (ranked, _) in ranker.rank(requests, 10, modes).items():
             values = per_request_metrics(ranked, requests.targets, [10])
             found |= {f"{kind or 'recommendation'}|{mode}|{name}": values[name] for name in METRICS}
+    if ranker.proposer.network.ranking is not None and ranker.model.stages:  # by what was shown too: each value, then those of resamples of the users
+        result = head_areas(run, ranker, sweep.split, TRAIN)[0]
+        resampled = result.resampled[HEAD]
+        found |= {f"shown|{name}": np.append(value, resampled[name]) for name, value in result.metrics[HEAD].items()}
     return found
 
 
@@ -142,7 +149,7 @@ def _write(folder: Path, sweep: Sweep, found: dict[str, dict[int, dict[str, np.n
     """The table of the rows that are there; seeds are averaged request by request, differences paired on the seeds both rows have."""
     reference = next(iter(sweep.rows))
     done = {row: seeds for row, seeds in found.items() if seeds}
-    keys = list(dict.fromkeys(key.rsplit("|", 1)[0] for seeds in done.values() for one in seeds.values() for key in one))
+    keys = list(dict.fromkeys(key.rsplit("|", 1)[0] for seeds in done.values() for one in seeds.values() for key in one if key.count("|") == 2))
     lines, report, bars = [f"# {sweep.name}", ""], [], {}
     for key in keys:
         task, mode = key.split("|")
@@ -158,9 +165,12 @@ def _write(folder: Path, sweep: Sweep, found: dict[str, dict[int, dict[str, np.n
             report.append(entry)
             bars.setdefault(f"{task}, {MODES[mode]}", []).append(Bar(row, recall, low, high))
         lines.append("")
-    lines.append("Brackets: 95 % bootstrap over requests, means over the seeds that are there; differences are paired by request.")
+    areas = _areas(done, reference)
+    if areas:
+        lines += [*_area_lines(areas, sweep.split, reference), ""]
+    lines.append("Brackets: 95 % bootstrap over requests, means over the seeds that are there; differences are paired by request (of areas: by user).")
     (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_json(folder / "sweep.json", {"split": sweep.split, "rows": report})
+    write_json(folder / "sweep.json", {"split": sweep.split, "rows": report, "shown": areas})
     whole = {name: series for name, series in bars.items() if len(series) == len(done)}
     if whole:
         grouped_bars(folder / "sweep.png", whole, sweep.name, f"{sweep.split} recall@10")
@@ -178,6 +188,36 @@ def _row(row: str, key: str, seeds: dict, reference: dict, reference_name: str) 
         mine, theirs = (np.mean([one[seed][f"{key}|recall@10"] for seed in shared], axis=0) for one in (seeds, reference))
         entry["difference"] = paired_test(mine, theirs, 0)
     return entry
+
+
+def _areas(done: dict[str, dict[int, dict[str, np.ndarray]]], reference: str) -> list[dict[str, Any]]:
+    """AUC and GAUC of what was shown, per row with a ranking head: the mean over seeds, and less the reference's on the seeds both have."""
+    rows = []
+    for row, seeds in done.items():
+        names = sorted({key for one in seeds.values() for key in one if key.startswith("shown|")})
+        for name in names:
+            having = [seed for seed in seeds if name in seeds[seed]]
+            entry = {"row": row, "of": name.partition("|")[2], "seeds": len(having), "value": float(np.mean([seeds[seed][name][0] for seed in having]))}
+            shared = [seed for seed in having if name in done.get(reference, {}).get(seed, {})]
+            if row != reference and shared:
+                gain = np.mean([seeds[seed][name] - done[reference][seed][name] for seed in shared], axis=0)
+                entry["difference"] = [float(gain[0]), *np.nanquantile(gain[1:], [0.025, 0.975]).tolist()]
+            rows.append(entry)
+    return rows
+
+
+def _area_lines(areas: list[dict[str, Any]], split: str, reference: str) -> list[str]:
+    names = list(dict.fromkeys(entry["of"] for entry in areas))
+    cells = {(entry["row"], entry["of"]): entry for entry in areas}
+    lines = [f"**what was shown, ranking head** ({split}); brackets: minus {reference}", "", "| row | " + " | ".join(names) + " | seeds |", "| --- " * (len(names) + 2) + "|"]
+    for row in dict.fromkeys(entry["row"] for entry in areas):
+        texts = []
+        for name in names:
+            entry = cells[row, name]
+            gain = entry.get("difference")
+            texts.append(f"{entry['value']:.4f}" + ("" if gain is None else f" ({gain[0]:+.4f} [{gain[1]:+.4f}, {gain[2]:+.4f}])"))
+        lines.append(f"| {row} | " + " | ".join(texts) + f" | {cells[row, names[0]]['seeds']} |")
+    return lines
 
 
 def _slug(row: str) -> str:

@@ -53,6 +53,10 @@ EPOCHS = {"genrec": TRUNK_EPOCHS, "sasrec": SASREC_EPOCHS}
 CPU_PARTS = 4  # of a step, by rule: on a CPU padding costs as much as what is real
 # Settings that say how a network is fitted, not to what: a run stopped on one machine may go on on another.
 WITHOUT_EFFECT = ("refit", "compile", "threads", "accelerator", "devices", "strategy", "checkpoint_minutes", "checkpoint_steps")
+# Settings of the code decoder: a network without one does not depend on them, so another decoder stands on the trunk that is there.
+OF_DECODER = ("pointer", "decoder_layers", "node_vectors"), (
+    "decoder_epochs", "decoder_learning_rate", "distill_weight", "distill_temperature", "generate_weight", "generate_share",
+)  # fmt: skip
 
 
 @dataclass
@@ -202,10 +206,12 @@ class PlainProgress(Callback):
 
 def model_key(config: Config, ids_key: str, plan: FitPlan) -> str:
     """The fingerprint of everything a fitted network depends on."""
-    training = {name: value for name, value in to_dict(config.training).items() if name not in WITHOUT_EFFECT}
+    unread = ((), ()) if plan.generate else OF_DECODER
+    model = {name: value for name, value in to_dict(config.model).items() if name not in unread[0]}
+    training = {name: value for name, value in to_dict(config.training).items() if name not in (*WITHOUT_EFFECT, *unread[1])}
     what = {name: value for name, value in plan.__dict__.items() if name != "trunk"}
     trunk = open_artifact(plan.trunk, KIND)["key"] if plan.trunk else None
-    return fingerprint(TRAIN_VERSION, ids_key, to_dict(config.model), training, config.seed, what, trunk)
+    return fingerprint(TRAIN_VERSION, ids_key, model, training, config.seed, what, trunk)
 
 
 def new_network(config: Config, dataset: Dataset, ids: SemanticIds, generate: bool, kind: str = "genrec") -> GenerativeRecommender | SASRec:

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from genrec.data.dataset import TRAIN
 from genrec.errors import UserError
 from genrec.evaluation import sweep as sweeps
+from genrec.evaluation.shown_ranking import HEAD, head_areas
 from genrec.evaluation.sweep import load_sweep, row_config, run_sweep
+from genrec.pipeline import Run
 
 ABLATIONS = sorted((Path(__file__).parents[2] / "configs" / "ablations").glob("*.yaml"))
 SWEEP = """
@@ -20,6 +23,7 @@ requests: 40
 rows:
   the whole: []
   without anchors: [model.anchors=0]
+  without distillation: [training.distill_weight=0]
 """
 
 
@@ -42,20 +46,24 @@ def test_rows_are_compared_and_not_made_twice(little, tmp_path, tiny_overrides, 
     asked = []
     answers = sweeps._answers
 
-    def stop_after_three(run, sweep):
-        if len(asked) == 3:
+    def stop_after_four(run, sweep):
+        if len(asked) == 4:
             raise KeyboardInterrupt
         asked.append(run.folder.name)
         return answers(run, sweep)
 
-    monkeypatch.setattr(sweeps, "_answers", stop_after_three)
+    monkeypatch.setattr(sweeps, "_answers", stop_after_four)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(little, overrides)
     half = json.loads((tmp_path / "little" / "sweep.json").read_text())
-    assert {row["row"]: row["seeds"] for row in half["rows"]} == {"the whole": 2, "without anchors": 1}
+    assert {row["row"]: row["seeds"] for row in half["rows"]} == {"the whole": 2, "without anchors": 1, "without distillation": 1}
     asked.clear()
     folder = run_sweep(little, overrides)
-    assert asked == ["without-anchors-2"]
+    assert asked == ["without-anchors-2", "without-distillation-2"]
+    trunks = {name: (folder / name / "model_trunk" / "model.safetensors").stat() for name in
+              ("the-whole-1", "without-anchors-1", "without-distillation-1", "the-whole-2", "without-distillation-2")}  # fmt: skip
+    assert trunks["the-whole-1"].st_ino == trunks["without-distillation-1"].st_ino != trunks["without-anchors-1"].st_ino
+    assert trunks["the-whole-2"].st_ino == trunks["without-distillation-2"].st_ino != trunks["the-whole-1"].st_ino
     rows = json.loads((folder / "sweep.json").read_text())["rows"]
     by = {(row["row"], row["of"]): row for row in rows}
     assert ("the whole", "recommendation|generate") in by
@@ -64,6 +72,23 @@ def test_rows_are_compared_and_not_made_twice(little, tmp_path, tiny_overrides, 
     assert row["seeds"] == 2 and row["difference"][0] == pytest.approx(row["recall@10"] - whole["recall@10"])
     assert "difference" not in whole and (folder / "sweep.png").stat().st_size > 1000
     assert "without anchors" in (folder / "table.md").read_text()
+
+
+def test_what_was_shown_is_compared_where_a_head_ranks_it(little, tmp_path, tiny_overrides):
+    rows = "the whole: []\n  other: [training.learning_rate=3e-3]\n  no head: [model.ranking=false, 'model.stages=[]']\n"
+    little.write_text(SWEEP.partition("seeds")[0] + f"requests: 40\nrows:\n  {rows}")
+    given = ["data.options.n_users=60", "data.options.n_events=900", "training.epochs=1", "model.ranking=true", "model.stages=[click,cart]",
+             "split.kind=global-time", "training.decoder_epochs=0", "evaluation.bootstrap=50"]  # fmt: skip
+    folder = run_sweep(little, tiny_overrides(tmp_path, *given))
+    areas = json.loads((folder / "sweep.json").read_text())["shown"]
+    by = {(entry["row"], entry["of"]): entry for entry in areas}
+    assert {row for row, _ in by} == {"the whole", "other"} and {name for _, name in by} == {"click_auc", "click_gauc", "cart_auc", "cart_gauc"}
+    run = Run.open(folder / "other-42")
+    alone = head_areas(run, run.ranker("train", fused=False), "valid", TRAIN)[0].metrics[HEAD]
+    assert {name: by["other", name]["value"] for name in alone} == pytest.approx(alone)
+    gain, low, high = by["other", "click_auc"]["difference"]
+    assert gain == pytest.approx(by["other", "click_auc"]["value"] - by["the whole", "click_auc"]["value"]) and low <= gain <= high and low < high
+    assert "click_gauc" in (folder / "table.md").read_text()
 
 
 @pytest.mark.parametrize(

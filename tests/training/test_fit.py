@@ -317,3 +317,18 @@ def test_negatives_by_rule(job, negatives, items, used):
     config = copy.deepcopy(job[0])
     config.training.negatives = negatives
     assert TrainingModule(new_network(*job, False), config, 1).negatives(items) == used
+
+
+def test_settings_of_the_decoder_leave_the_trunk_as_it_is(job, tmp_path):
+    """Same key, and rightly so: trained anew with every one of them changed it has the same weights."""
+    config, data, ids = job
+    trunk, whole = FitPlan(generate=False), FitPlan()
+    other = copy.deepcopy(config)
+    other.model.pointer, other.model.decoder_layers, other.model.node_vectors = False, 2, "codes"
+    other.training.decoder_epochs, other.training.decoder_learning_rate = 3, 1e-4
+    other.training.distill_weight, other.training.distill_temperature = 0.0, 2.0
+    other.training.generate_weight, other.training.generate_share = 0.5, 0.1
+    assert model_key(config, ids.key, trunk) == model_key(other, ids.key, trunk)
+    assert model_key(config, ids.key, whole) != model_key(other, ids.key, whole)
+    first, second = (weights(fit(one, data, ids, tmp_path / name, trunk)) for one, name in ((config, "first"), (other, "second")))
+    assert all(torch.equal(first[name], second[name]) for name in first) and first.keys() == second.keys()
