@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from genrec.data.sequences import make_windows
 from genrec.model.backbone import Backbone, own_block, sequence_mask
@@ -60,6 +61,22 @@ def test_the_mask_of_request_blocks():
         [1, 0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0],
         [0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 0, 0], [1, 1, 0, 0, 0, 1, 1], [1, 1, 0, 0, 0, 1, 1],
     ]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")  # uncompiled, it says so
+@pytest.mark.parametrize(("block", "cut"), [(1, False), (3, True)])
+def test_flex_attention_with_a_block_mask_is_the_same(block, cut):
+    """What ``scripts/bench/attention.py`` times; every token sees itself, so no row is empty, where the two would differ."""
+    torch.manual_seed(1)
+    positions = torch.randint(0, 21, (4, 6))
+    mask = sequence_mask(20, positions, block, torch.tensor([0, 5, 20, 9]) if cut else None)
+    size = mask.shape[-1]
+    q, k, v = torch.randn(3, 4, 2, size, 16)
+    seen = create_block_mask(lambda row, head, one, other: mask[row, one, other], 4, None, size, size, device="cpu")
+    with torch.no_grad():
+        expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None])
+        torch.testing.assert_close(flex_attention(q, k, v, block_mask=seen), expected)
+    assert mask.any(-1).all() and not mask.all()
 
 
 @pytest.fixture(scope="module")
