@@ -143,6 +143,23 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders that were evaluated on the same split of the same data.")],
+    seeds: Annotated[bool, typer.Option("--seeds", help="They are seeds of one setting: means, deviations, and the fused row against the others.")] = False,
+    split: Annotated[str, typer.Option(help="test or valid.")] = "test",
+    output: Annotated[Path | None, typer.Option(help="Also write the table here, as Markdown.")] = None,
+) -> None:
+    """Evaluated runs side by side, paired request by request: each against the first, or together as seeds."""
+    from genrec.evaluation.compare import compare as side_by_side
+
+    table = side_by_side(runs, split, seeds)
+    console.print(table, highlight=False, markup=False, soft_wrap=True)
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(table, encoding="utf-8")
+
+
+@app.command()
 def recommend(
     run: BundlePath, user: Annotated[str | None, typer.Option(help="A user of the data; without one, the popular items.")] = None,
     k: Count = 10, mode: Mode = "fused", fitted_on: FittedOn = None, category: Category = None,

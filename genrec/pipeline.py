@@ -274,6 +274,7 @@ def _fuse(run: Run) -> None:
 
 def stage_evaluate(run: Run, split: str = "test") -> Evaluation:
     """Rows of a split, written to ``results/`` (test) or ``results_valid/``."""
+    from genrec.evaluation.compare import requests_fingerprint, write_per_request
     from genrec.evaluation.protocol import commit, evaluate
     from genrec.evaluation.report import write_report
 
@@ -292,4 +293,6 @@ def stage_evaluate(run: Run, split: str = "test") -> Evaluation:
     ]
     folder = run.folder / ("results" if split == "test" else f"results_{split}")
     write_report(folder, result.rows, meta, result.per_request(), notes=notes, seed=config.seed)
+    asked = {task.query_kind: requests_fingerprint(task.requests, info["items"]) for task in result.tasks() if len(task.requests)}
+    write_per_request(folder, result.hits, asked)
     return result

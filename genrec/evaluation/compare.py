@@ -1,0 +1,136 @@
+"""Runs beside one another: the same requests, answered by each; as seeds of one setting, or as settings compared with the first.
+
+``genrec evaluate`` leaves the metrics of every request in ``results/per_request.npz``; this module reads nothing else, so comparing is a
+matter of seconds and needs neither models nor data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from genrec.artifacts import fingerprint
+from genrec.data.dataset import Requests
+from genrec.errors import UserError
+from genrec.evaluation.metrics import bootstrap_interval, paired_test
+from genrec.evaluation.report import FITTED_ON, RAW
+
+FILE = "per_request.npz"
+KEPT = ("recall@10", "ndcg@10", f"{RAW}recall@10", f"{RAW}ndcg@10")
+FUSED = "genrec, fused"
+RECOMMENDATION = "recommendation"
+Key = tuple[str, str, str]  # task or kind of query, fit, model
+
+
+def requests_fingerprint(requests: Requests, n_items: int) -> str:
+    """Tells lists of requests apart by what is asked and sought; histories follow from the dataset's own split fingerprint."""
+    texts = [requests.query_texts[query] if query >= 0 else None for query in requests.request_queries.tolist()]
+    return fingerprint(n_items, requests.targets.tolist(), np.diff(requests.offsets).tolist(), texts)
+
+
+def write_per_request(folder: Path, values: dict[tuple[str, str, str | None], dict[str, np.ndarray]], asked: dict[str | None, str]) -> None:
+    """Metrics of every request by model, fit and kind of query (None: recommendation), and the fingerprint of each kind's requests."""
+    arrays = {
+        f"{kind or RECOMMENDATION}|{fitted}|{model}|{name}": one[name].astype(np.float32)
+        for (model, fitted, kind), one in values.items() for name in KEPT if name in one
+    }  # fmt: skip
+    arrays |= {f"{kind or RECOMMENDATION}|requests": np.array(found) for kind, found in asked.items()}
+    partial = folder / f".{FILE}.part"
+    with open(partial, "wb") as file:
+        np.savez_compressed(file, **arrays)
+    partial.rename(folder / FILE)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one run left: ``values`` of each row by metric (N,), and ``asked``, the fingerprint of the requests of each task."""
+
+    name: str
+    values: dict[Key, dict[str, np.ndarray]]
+    asked: dict[str, str]
+
+    @classmethod
+    def read(cls, run: Path, split: str) -> Answers:
+        """Raises ``UserError`` where the run was not evaluated on ``split``, or before per-request metrics were kept."""
+        folder = Path(run) / ("results" if split == "test" else f"results_{split}")
+        try:
+            with np.load(folder / FILE, allow_pickle=False) as arrays:
+                found = dict(arrays)
+        except FileNotFoundError:
+            raise UserError(f"{folder / FILE} is not there; make it with: genrec evaluate {run} --split {split}") from None
+        except (BadZipFile, ValueError, OSError) as error:
+            raise UserError(f"{folder / FILE} cannot be read ({error}); make it again with: genrec evaluate {run} --split {split}") from None
+        values: dict[Key, dict[str, np.ndarray]] = {}
+        for key, array in found.items():
+            if key.count("|") == 3:
+                task, fitted, model, metric = key.split("|")
+                values.setdefault((task, fitted, model), {})[metric] = array
+        return cls(str(run), values, {key.partition("|")[0]: str(array) for key, array in found.items() if key.endswith("|requests")})
+
+
+def compare(runs: Sequence[Path], split: str = "test", pooled: bool = False, seed: int = 0) -> str:
+    """The comparison as Markdown.
+
+    ``pooled``: the runs are seeds of one setting; rows are means over them, with the standard deviation over runs, an interval over users, and
+    the fused row against every other, paired by user. Otherwise every run is compared with the first, model by model, paired by request.
+    Raises ``UserError`` for fewer than two runs or runs that were asked different things.
+    """
+    if len(runs) < 2:
+        raise UserError("compare: give at least two run folders")
+    answers = [Answers.read(run, split) for run in runs]
+    tasks = list(dict.fromkeys(task for one in answers for task in one.asked))
+    lines = [f"{split} split; " + "; ".join(f"run {place}: {one.name}" for place, one in enumerate(answers, 1)), ""]
+    for task in tasks:
+        having = [one for one in answers if task in one.asked]
+        if len({one.asked[task] for one in having}) > 1:
+            raise UserError(f"compare: the runs were asked different requests ({task}); compare runs of one data set, split and kind of query")
+        keys = [key for key in dict.fromkeys(key for one in having for key in one.values) if key[0] == task]
+        title = task if task == RECOMMENDATION else f"search ({task})"
+        for fitted in [fit for fit in FITTED_ON if any(key[1] == fit for key in keys)]:
+            rows = [key for key in keys if key[1] == fitted]
+            lines += [f"**{title}, {FITTED_ON[fitted]}**", "", *(_pooled(rows, having, seed) if pooled else _against_first(rows, having, seed)), ""]
+    lines.append("Brackets: 95 % bootstrap over requests" + (" of each request's mean over runs; deviation: over runs." if pooled else "."))
+    return "\n".join(lines) + "\n"
+
+
+def _pooled(rows: list[Key], answers: list[Answers], seed: int) -> list[str]:
+    lines = ["| model | Recall@10 | deviation | nDCG@10 | deviation | raw Recall@10 | fused minus it, Recall@10 | runs |", "| --- " * 8 + "|"]
+    means: dict[Key, dict[str, list[np.ndarray]]] = {
+        key: {name: [one.values[key][name] for one in answers if name in one.values.get(key, {})] for name in KEPT} for key in rows
+    }
+    fused = next((means[key]["recall@10"] for key in rows if key[2] == FUSED), None)
+    for key in rows:
+        cells = []
+        for name in ("recall@10", "ndcg@10"):
+            values = means[key][name]
+            low, high = bootstrap_interval(np.mean(values, axis=0), seed)
+            spread = np.std([one.mean() for one in values], ddof=1) if len(values) > 1 else float("nan")
+            cells += [f"{np.mean(values):.4f} [{low:.4f}, {high:.4f}]", f"{spread:.4f}"]
+        raw = means[key][f"{RAW}recall@10"]
+        cells.append(f"{np.mean(raw):.4f}" if raw else "–")
+        other = means[key]["recall@10"]
+        cells.append("" if fused is None or key[2] == FUSED or len(fused) != len(other) else _difference(np.mean(fused, axis=0), np.mean(other, axis=0), seed))
+        lines.append(f"| {key[2]} | " + " | ".join(cells) + f" | {len(other)} |")
+    return lines
+
+
+def _against_first(rows: list[Key], answers: list[Answers], seed: int) -> list[str]:
+    heads = [f"run {place}: Recall@10 / nDCG@10" for place in range(1, len(answers) + 1)]
+    heads += [f"run {place} minus run 1, Recall@10" for place in range(2, len(answers) + 1)]
+    lines = ["| model | " + " | ".join(heads) + " |", "| --- " * (len(heads) + 1) + "|"]
+    for key in rows:
+        found = [one.values.get(key) for one in answers]
+        cells = ["–" if one is None else f"{one['recall@10'].mean():.4f} / {one['ndcg@10'].mean():.4f}" for one in found]
+        for one in found[1:]:
+            cells.append("–" if one is None or found[0] is None else _difference(one["recall@10"], found[0]["recall@10"], seed))
+        lines.append(f"| {key[2]} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _difference(ours: np.ndarray, other: np.ndarray, seed: int) -> str:
+    mean, low, high, p = paired_test(ours, other, seed)
+    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}], p = {p:.3f}"
