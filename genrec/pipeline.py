@@ -35,7 +35,7 @@ from genrec.model.saved import load_network
 from genrec.retrieval.bm25 import BM25
 from genrec.semantic_ids.text_space import text_cache
 from genrec.semantic_ids.tokenize import SemanticIds, tokenize
-from genrec.training.distributed import leader_first
+from genrec.training.distributed import leader_first, on_gpu
 
 if TYPE_CHECKING:  # slow to import (Lightning, matplotlib); who only opens a run does not need them
     from genrec.evaluation.protocol import Evaluation
@@ -99,7 +99,7 @@ class Run:
             raise UserError(f"--fitted-on: '{fitted_on}' is not one of {', '.join(FITTED)}")
         model, table, _ = FITTED[fitted_on]
         network, fitted_config = load_network(self.folder / model, len(self.dataset.actions_chain), self.ids)
-        network = network.to("cuda" if torch.cuda.is_available() and self.config.training.accelerator in ("auto", "gpu") else "cpu")
+        network = network.to("cuda" if on_gpu(self.config.training.accelerator) else "cpu")
         facts = ItemFacts.from_table(self.dataset.item_table, self.ids.catalogue.text.cpu().numpy())
         open_artifact(self.folder / "evidence", EVIDENCE_KIND)
         evidence = Evidence.load(self.folder / "evidence" / f"{table}.npz", facts)

@@ -48,6 +48,7 @@ from genrec.preference.reward_model import (
 )  # fmt: skip
 from genrec.preference.rewards import check_rewards
 from genrec.preference.training import learn
+from genrec.training.distributed import on_gpu
 
 if TYPE_CHECKING:
     from genrec.pipeline import Run
@@ -108,8 +109,7 @@ class Stage:
             network, self.fitted = load_network(base, len(run.dataset.actions_chain), run.ids)
         except RuntimeError as error:
             raise UserError(f"{base} does not fit the run's catalogue ({str(error).splitlines()[0]}); train again") from error
-        device = "cuda" if torch.cuda.is_available() and run.config.training.accelerator in ("auto", "gpu") else "cpu"
-        self.policy = Policy(network.to(device))
+        self.policy = Policy(network.to("cuda" if on_gpu(run.config.training.accelerator) else "cpu"))
         self.levels = Levels.build(feedback_chain(run.dataset), self.settings.levels, self.settings.click, self.settings.order)
         feedback = collect(run.dataset, self.levels)
         self.parts = deal(feedback, self.settings, run.config.seed, run.config.training.valid_requests)

@@ -20,6 +20,11 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
+def on_gpu(accelerator: str) -> bool:
+    """Whether a run with ``training.accelerator`` computes on a GPU here."""
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
 def join() -> None:
     """Join the group of processes that ``torchrun`` has started, once."""
     if launched() == 1 or distributed.is_initialized():

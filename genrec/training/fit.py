@@ -44,7 +44,7 @@ from genrec.training.batches import EpochLoader
 from genrec.training.checkpoints import Checkpoints
 from genrec.training.curriculum import DECODER_EPOCHS, SASREC_EPOCHS, TRUNK_EPOCHS, Curriculum, epochs_by_size
 from genrec.training.curves import plot_curves
-from genrec.training.distributed import join, launched, leader_first, rank_and_world
+from genrec.training.distributed import join, launched, leader_first, on_gpu, rank_and_world
 from genrec.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
     if network.anchor_tables is not None and not plan.trunk:
         fill_anchors(network.anchor_tables, dataset, plan.last)
     if training.accumulate is None:
-        training.accumulate = 1 if _on_gpu(training) else CPU_PARTS
+        training.accumulate = 1 if on_gpu(training.accelerator) else CPU_PARTS
     if plan.trunk:
         _stand_on(network, plan.trunk)
         training.epochs, training.learning_rate = training.decoder_epochs, training.decoder_learning_rate
@@ -359,15 +359,11 @@ def check_launch(settings: TrainingConfig) -> None:
         raise UserError("training.strategy=fsdp shards over processes and there is one; start more with torchrun, or use training.strategy=ddp")
 
 
-def _on_gpu(settings: TrainingConfig) -> bool:
-    return settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-
-
 def precision(settings: TrainingConfig) -> str:
     """Lightning's name of ``training.precision``; ``auto`` is bf16 on a GPU that has it, else 32."""
     chosen = settings.precision
     if chosen == "auto":
-        chosen = "bf16" if _on_gpu(settings) and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
+        chosen = "bf16" if on_gpu(settings.accelerator) and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
     return {"bf16": "bf16-mixed", "32": "32-true"}[chosen]
 
 

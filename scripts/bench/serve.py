@@ -281,7 +281,7 @@ def add_items(bundle: Path, work: Path, count: int, sample: int = 300) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--output", type=Path, default=Path("."), help="folder for the numbers")
+    parser.add_argument("--output", type=Path, help="folder for the numbers; without it they are printed alone")
     parser.add_argument("--clients", type=lambda text: [int(part) for part in text.split(",")], default=[1, 8, 64])
     parser.add_argument("--seconds", type=float, default=10, help="per row of the load table; 0 leaves it out")
     parser.add_argument("--minutes", type=float, default=0, help="of soak at 70 %% of the top rate")
@@ -292,11 +292,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.minutes and not options.seconds and not options.rate:
         parser.error("--minutes needs the load table (--seconds) or --rate")
-    options.output.mkdir(parents=True, exist_ok=True)
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp())
 
     def keep(part: str, result) -> None:
-        (options.output / f"serve_{part}.json").write_text(json.dumps(result, indent=1) + "\n")
+        if options.output:
+            (options.output / f"serve_{part}.json").write_text(json.dumps(result, indent=1) + "\n")
         print(part, json.dumps(result), flush=True)
 
     try:

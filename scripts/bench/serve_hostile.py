@@ -95,23 +95,24 @@ async def hostile(server: Server, rounds: int, traffic: Traffic) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--output", type=Path, default=Path("."), help="folder for the numbers")
+    parser.add_argument("--output", type=Path, help="folder for the numbers; without it they are printed alone")
     parser.add_argument("--examples", type=int, default=100, help="of schemathesis per operation")
     parser.add_argument("--rounds", type=int, default=10, help="of every hostile request")
     parser.add_argument("--limit", type=float, default=600, help="seconds that schemathesis may take")
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp())
+    output = options.output or work
+    output.mkdir(parents=True, exist_ok=True)
     try:
         server = Server(options.bundle, work / "hostile.sqlite")
         result = {"hostile": asyncio.run(hostile(server, options.rounds, Traffic(options.bundle)))}
         if options.examples:
-            result["schemathesis"] = schemathesis(server, options.examples, options.output / "schemathesis.txt", options.limit)
+            result["schemathesis"] = schemathesis(server, options.examples, output / "schemathesis.txt", options.limit)
         result["still answers"] = asyncio.run(_answers(server))
         server.stop()
+        (output / "serve_hostile.json").write_text(json.dumps(result, indent=1) + "\n")
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    (options.output / "serve_hostile.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 
