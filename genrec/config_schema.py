@@ -200,6 +200,7 @@ class DecodingConfig:
     index: str = "exact"  # dense top: exact matrix product, or FAISS flat, ivf, hnsw
     cooccurrence: int = 100
     text: int = 50  # for a request with a query
+    text_neighbours: int = 30  # for a request without one: by text next to the last event's item, which also reaches items nobody has had
     batch_size: int = 256
 
 

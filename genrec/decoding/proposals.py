@@ -120,6 +120,7 @@ class Proposer:
         for scores, width in (
             (together, self.settings.cooccurrence),
             *((scores, self.settings.text) for scores in (text, words, popular, taken)),
+            (self._beside_last(requests) if self.settings.text_neighbours else None, self.settings.text_neighbours),
         ):
             if width and scores is not None:
                 best = (scores if exclude is None else scores.masked_fill(exclude, 0)).topk(min(width, n_items), dim=1)
@@ -160,6 +161,17 @@ class Proposer:
         """Cosine of the query's and each item's text vectors: (B, n_items); 0 without a query."""
         table = torch.cat([batch.query_text.new_zeros(1, self.text.shape[1]), batch.query_text])
         return table[batch.request_queries[:, 0]] @ self.text.T
+
+    def _beside_last(self, requests: Requests) -> Tensor | None:
+        """Cosine of the last event's and each item's text vectors: (B, n_items); 0 with a query, without a history and for the event's own item."""
+        last = np.flatnonzero((requests.request_queries < 0) & (np.diff(requests.offsets) > 0))
+        if not len(last):
+            return None
+        items = torch.from_numpy(requests.items[requests.offsets[1:][last] - 1].astype(np.int64)).to(self.text.device)
+        rows = torch.from_numpy(last).to(self.text.device)
+        found = self.text.new_zeros(len(requests), len(self.text)).index_copy(0, rows, self.text[items] @ self.text.T)
+        found[rows, items] = 0
+        return found
 
     def _word_match(self, requests: Requests, device: torch.device) -> Tensor | None:
         """BM25 of the query's words for each item: (B, n_items), 0 without a query; None where nothing knows the words."""

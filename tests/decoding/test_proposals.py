@@ -88,3 +88,27 @@ def test_a_list_does_not_depend_on_what_else_is_computed(prepared_run, network, 
         ids, scores = ranker.rank(requests, 10, [mode])[mode]
         assert np.array_equal(ids, together[mode][0]) and (ids[:, 0] >= 0).all()
         np.testing.assert_allclose(scores, together[mode][1], atol=1e-4)
+
+
+def test_what_reads_like_the_last_event_is_proposed_where_nothing_is_asked(prepared_run, network, asked):
+    """The nearest by text that may be proposed, not the event's own item; searches are left as they were."""
+    data = prepared_run.dataset
+    requests = data.requests("test").take(np.arange(12))
+    batch = Collator(prepared_run.config.model, QueryFeatures.build(data.query_texts, prepared_run.ids.encoder)).requests(requests)
+    exclude = torch.zeros(len(requests), data.n_items, dtype=torch.bool)
+    exclude[:, ::3] = True
+    few = {"beam": 2, "dense": 2, "cooccurrence": 0}
+    without, having = (proposer(prepared_run, network, **few, text_neighbours=count) for count in (0, 4))
+    before, after = (made.propose(batch, requests, exclude).ids for made in (without, having))
+    text, more = prepared_run.ids.catalogue.text, 0
+    for row, history in enumerate(requests.histories.last_n(1).items.tolist()):
+        like = (text @ text[history]).masked_fill(exclude[row], -1)
+        like[history] = -1
+        wanted = set(like.topk(4).indices.tolist())
+        assert wanted | set(before[row].tolist()) - {MISSING} == set(after[row].tolist()) - {MISSING}
+        more += len(wanted - set(before[row].tolist()))
+    assert more > 0
+    searches, search_batch = asked
+    assert torch.equal(without.propose(search_batch, searches).ids, having.propose(search_batch, searches).ids)
+    new = replace(requests, offsets=np.zeros_like(requests.offsets))
+    assert having._beside_last(new) is None
