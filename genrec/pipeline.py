@@ -219,7 +219,7 @@ def sasrec_config(config: Config, n_items: int) -> Config:
         "training": {"epochs": None, "patience": 5, "weight_decay": 0.0, "learning_rate": 1e-3, "ema": 0.0, "label_smoothing": 0.0,
                      "negatives": 0 if n_items <= WHOLE_SOFTMAX else None, "shuffle_ties": 0.0, "shuffle_whole": 0.0, "progressive": "none",
                      "infonce_easy": 1.0, "align_epochs": 0, "cooccur_epochs": 0, "category_weight": 0.0, "keyword_distill_weight": 0.0,
-                     "compile": False},
+                     "compile": False, "cold_negatives": True},
     }  # fmt: skip
     tree = OmegaConf.merge(OmegaConf.structured(config), fixed, OmegaConf.create(config.evaluation.sasrec))
     return OmegaConf.to_object(tree)

@@ -125,7 +125,8 @@ def _answers(run: Run, sweep: Sweep) -> dict[str, np.ndarray]:
     """Metrics of every request, keyed ``task|mode|metric``."""
     ranker, found = run.ranker("train", fused=False), {}
     modes = [mode for mode in ranker.modes if mode != "fused"]  # the fusion is fitted on validation: it cannot be judged there
-    for kind in [None, *run.dataset.query_kinds]:
+    tasks = run.config.training.tasks  # what a network has not learnt says nothing about it
+    for kind in [*([None] if "recommendation" in tasks else []), *(run.dataset.query_kinds if "search" in tasks else [])]:
         requests = _some(run.dataset.requests(sweep.split, kind), sweep.requests)
         if not len(requests):
             continue

@@ -44,12 +44,14 @@ def shown_in_vain(shown: ShownLanes, rows: Tensor, count: int, n_rows: int, n_it
 
 
 @torch.no_grad()
-def mined(requests: Tensor, index: Tensor, targets: Tensor, known: Tensor, count: int) -> Tensor:
+def mined(requests: Tensor, index: Tensor, targets: Tensor, known: Tensor, count: int, among: Tensor | None = None) -> Tensor:
     """``count`` of the 2 x ``count`` items that score highest for each request: (N, count), -1 where there are fewer.
 
-    ``targets`` (N,) and what the person is ``known`` (N, T) to have had are left out.
+    ``targets`` (N,) and what the person is ``known`` (N, T) to have had are left out, and what is not ``among`` (n,) the ids given.
     """
     scores = requests @ index.T
+    if among is not None:
+        scores.masked_fill_(torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device).index_fill(0, among.to(scores.device), False), -torch.inf)
     scores.scatter_(1, known, -torch.inf).scatter_(1, targets[:, None], -torch.inf)
     best = scores.topk(min(2 * count, scores.shape[1]), dim=1)
     keys = torch.rand(best.values.shape, device=scores.device).masked_fill(best.values.isneginf(), -1.0)

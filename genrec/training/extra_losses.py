@@ -15,21 +15,24 @@ from genrec.objectives.retrieval import full_softmax
 
 
 def hard_items(
-    network: GenerativeRecommender, batch: Batch, encoded: Encoded, row: Tensor, lane: Tensor, requests: Tensor, count: int
+    network: GenerativeRecommender, batch: Batch, encoded: Encoded, row: Tensor, lane: Tensor, requests: Tensor, count: int, among: Tensor | None = None
 ) -> Tensor:
-    """Hard negatives (N, count) of the requests at ``row``, ``lane`` (N,) with unit vectors ``requests`` (N, dim); -1 for none."""
+    """Hard negatives (N, count) of the requests at ``row``, ``lane`` (N,) with unit vectors ``requests`` (N, dim); -1 for none.
+
+    ``among`` (n,): ids of the items that may be mined; None for all.
+    """
     if batch.shown is not None:
         return shown_in_vain(batch.shown, row, count, len(batch.items), len(encoded.items))
     # Padding and what is not visible yet point at the target, which is left out anyway.
     targets = batch.targets[row, lane]
     known = torch.where(encoded.visible[row, lane], batch.items[row], targets[:, None])
-    return mined(requests.detach(), network.item_index(encoded.items).detach(), targets, known, count)
+    return mined(requests.detach(), network.item_index(encoded.items).detach(), targets, known, count, among)
 
 
-def hard_contrast(network: GenerativeRecommender, batch: Batch, encoded: Encoded, live: Tensor, requests: Tensor, count: int) -> Tensor:
+def hard_contrast(network: GenerativeRecommender, batch: Batch, encoded: Encoded, live: Tensor, requests: Tensor, count: int, among: Tensor | None = None) -> Tensor:
     """InfoNCE of the targets of ``live`` (B, R) against hard negatives; ``requests`` (N, dim) their unit vectors."""
     row, lane = live.nonzero(as_tuple=True)
-    hard = hard_items(network, batch, encoded, row, lane, requests, count)
+    hard = hard_items(network, batch, encoded, row, lane, requests, count, among)
     return contrast(requests, network.item_index(encoded.items), batch.targets[live], hard)
 
 
@@ -71,7 +74,9 @@ def _by_codes(network: GenerativeRecommender, batch: Batch, encoded: Encoded, li
     return total / len(steps)
 
 
-def ranking_loss(network: GenerativeRecommender, batch: Batch, encoded: Encoded, live: Tensor, settings: TrainingConfig) -> Tensor:
+def ranking_loss(
+    network: GenerativeRecommender, batch: Batch, encoded: Encoded, live: Tensor, settings: TrainingConfig, among: Tensor | None = None
+) -> Tensor:
     """Of the candidates that were shown, where the log says so; else of each target among random and mined items."""
     if network.config.stages:
         shown = batch.shown
@@ -85,7 +90,7 @@ def ranking_loss(network: GenerativeRecommender, batch: Batch, encoded: Encoded,
         if not drawn.any():
             return encoded.requests.sum() * 0
         row, lane = row[drawn], lane[drawn]
-        candidates = drawn_candidates(network, batch, encoded, row, lane, settings)
+        candidates = drawn_candidates(network, batch, encoded, row, lane, settings, among)
         reached = torch.zeros(*candidates.shape, 1, dtype=torch.bool, device=row.device)
         reached[:, 0] = True
         logits = network.rank(encoded, row, lane, candidates)
@@ -104,16 +109,17 @@ def ranking_loss(network: GenerativeRecommender, batch: Batch, encoded: Encoded,
 
 
 def drawn_candidates(
-    network: GenerativeRecommender, batch: Batch, encoded: Encoded, row: Tensor, lane: Tensor, settings: TrainingConfig
+    network: GenerativeRecommender, batch: Batch, encoded: Encoded, row: Tensor, lane: Tensor, settings: TrainingConfig, among: Tensor | None = None
 ) -> Tensor:
-    """(N, 1 + random + hard) item ids: the target first, -1 where a random item is the target."""
+    """(N, 1 + random + hard) item ids, all but the first of ``among`` (None: all): the target first, -1 where a random item is the target."""
     targets = batch.targets[row, lane]
     parts = [targets[:, None]]
     if settings.rank_negatives:
-        parts.append(torch.randint(len(encoded.items), (len(row), settings.rank_negatives), device=row.device))
+        drawn = torch.randint(len(encoded.items if among is None else among), (len(row), settings.rank_negatives), device=row.device)
+        parts.append(drawn if among is None else among.to(row.device)[drawn])
     if settings.hard_negatives:
         vectors = network.retrieval_vectors(encoded.requests[row, lane])
-        parts.append(hard_items(network, batch, encoded, row, lane, vectors, settings.hard_negatives))
+        parts.append(hard_items(network, batch, encoded, row, lane, vectors, settings.hard_negatives, among))
     candidates = torch.cat(parts, dim=1)
     again = candidates == targets[:, None]
     again[:, 0] = False

@@ -253,9 +253,8 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
             raise UserError(f"training.epochs: by this log's size {training.epochs}, which leaves none after align_epochs and cooccur_epochs; give a number")
     data = TrainingData(dataset, ids, config, plan)
     categories = torch.from_numpy(item_codes(category_levels(dataset.item_table).list.last()))
-    known = None
-    if not training.cold_negatives:
-        known = torch.from_numpy(np.flatnonzero(dataset.item_counts(plan.last)))
+    known = None if training.cold_negatives else np.flatnonzero(dataset.item_counts(plan.last))
+    known = None if known is None or len(known) == dataset.n_items else torch.from_numpy(known)
     if training.compile:
         compile_layers(network)
     module = TrainingModule(network, config, data.steps_per_epoch, plan.trunk is not None, categories, known)

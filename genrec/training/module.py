@@ -131,7 +131,7 @@ class TrainingModule(L.LightningModule):
             else:
                 retrieve = full_softmax(requests, self.network.item_index(items), targets, settings.label_smoothing)
             if settings.infonce_easy < 1:
-                hard = hard_contrast(self.network, batch, encoded, live, requests, settings.hard_negatives)
+                hard = hard_contrast(self.network, batch, encoded, live, requests, settings.hard_negatives, self.known)
                 retrieve = settings.infonce_easy * retrieve + (1 - settings.infonce_easy) * hard
             loss = loss + settings.retrieve_weight * retrieve
             if settings.category_weight or self.teacher is not None:
@@ -149,8 +149,8 @@ class TrainingModule(L.LightningModule):
         """What a step's softmax runs over, the same on all processes: everybody's targets and one shared draw. None for all items."""
         n_items = self.network.catalogue.n_items if self.known is None else len(self.known)
         negatives = self.negatives(n_items)
-        if not negatives:
-            return None if self.known is None else Candidates(self.known.to(targets.device), torch.zeros(n_items, device=targets.device), n_items)
+        if not negatives:  # items' own texts may ask for any item, known or not
+            return None if self.known is None or self.current_epoch < self.settings.align_epochs else Candidates(self.known.to(targets.device), torch.zeros(n_items, device=targets.device), n_items)
         draw = torch.Generator().manual_seed(step_seed(self.seed, self.current_epoch, index, -1))
         return draw_candidates(n_items, gather_rows(targets), negatives, draw, self.known)
 
@@ -207,7 +207,7 @@ class TrainingModule(L.LightningModule):
             total = total + settings.progressive_weight * progress
             self.log("train/progress", progress)
         if self.network.ranking is not None and settings.rank_weight:
-            rank = ranking_loss(self.network, batch, encoded, live, settings)
+            rank = ranking_loss(self.network, batch, encoded, live, settings, self.known)
             total = total + settings.rank_weight * rank
             self.log("train/rank", rank)
         return total

@@ -167,6 +167,8 @@ def test_mined_negatives_are_the_nearest_unknown_ones():
     torch.manual_seed(0)
     drawn = {tuple(sorted(mined(requests, index, torch.tensor([1]), torch.tensor([[2, 2]]), 1).flatten().tolist())) for _ in range(40)}
     assert drawn == {(3,), (4,)}
+    drawn = {tuple(mined(requests, index, torch.tensor([1]), torch.tensor([[2, 2]]), 1, torch.tensor([1, 2, 4, 7])).flatten().tolist()) for _ in range(40)}
+    assert drawn == {(4,), (7,)}
 
 
 def test_items_shown_in_vain_are_the_rows_own():

@@ -254,3 +254,16 @@ def test_without_same_time_no_request_sees_its_own_second(prepare_table, job):
                     assert int(batch.targets[one, two]) not in seen or len(seen) > 2
             if strict and recommends:
                 assert (batch.positions[live & (batch.request_queries == 0)] > 0).all()
+
+
+def test_items_own_texts_may_ask_for_an_item_nobody_had(job):
+    """While they do, a whole softmax runs over all items; then over those with a training event alone, by the ids of these."""
+    config, data, ids = copy.deepcopy(job[0]), *job[1:]
+    config.training.negatives, config.training.align_epochs = 0, 1
+    known = torch.arange(0, data.n_items, 2)
+    module = TrainingModule(new_network(config, data, ids, generate=False), config, 1, known=known)
+    module.trainer = SimpleNamespace(global_rank=0, current_epoch=0)
+    assert module.candidates(torch.tensor([1, 3]), 0) is None
+    module.trainer.current_epoch = 1
+    found = module.candidates(known[[2, 5]], 0)
+    assert torch.equal(found.ids, known) and found.place(known[[2, 5]]).tolist() == [2, 5]
