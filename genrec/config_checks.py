@@ -105,6 +105,8 @@ def validate(config: Config) -> None:
         "training.hard_negatives": config.training.hard_negatives, "training.rank_negatives": config.training.rank_negatives,
         "training.progressive_weight": config.training.progressive_weight, "training.rank_weight": config.training.rank_weight,
         "training.rank_pair_weight": config.training.rank_pair_weight, "training.rank_list_weight": config.training.rank_list_weight,
+        "decoding.cooccurrence": config.decoding.cooccurrence, "decoding.text": config.decoding.text,
+        "decoding.text_neighbours": config.decoding.text_neighbours,
     }  # fmt: skip
     for key, value in not_negative.items():
         if value < 0:
