@@ -293,6 +293,6 @@ def stage_evaluate(run: Run, split: str = "test") -> Evaluation:
     ]
     folder = run.folder / ("results" if split == "test" else f"results_{split}")
     write_report(folder, result.rows, meta, result.per_request(), notes=notes, seed=config.seed)
-    asked = {task.query_kind: requests_fingerprint(task.requests, info["items"]) for task in result.tasks() if len(task.requests)}
+    asked = {task.query_kind: requests_fingerprint(task.requests, info["items"]) for task in result.tasks if len(task.requests)}
     write_per_request(folder, result.hits, asked)
     return result

@@ -16,12 +16,13 @@ import numpy as np
 from genrec.artifacts import fingerprint
 from genrec.data.dataset import Requests
 from genrec.errors import UserError
-from genrec.evaluation.metrics import bootstrap_interval, paired_test
+from genrec.evaluation.metrics import bootstrap_interval, difference_text, paired_test
+from genrec.evaluation.protocol import OUR_NAMES
 from genrec.evaluation.report import FITTED_ON, RAW
 
 FILE = "per_request.npz"
 KEPT = ("recall@10", "ndcg@10", f"{RAW}recall@10", f"{RAW}ndcg@10")
-FUSED = "genrec, fused"
+FUSED = OUR_NAMES["fused"]
 RECOMMENDATION = "recommendation"
 Key = tuple[str, str, str]  # task or kind of query, fit, model
 
@@ -85,14 +86,13 @@ def compare(runs: Sequence[Path], split: str = "test", pooled: bool = False, see
     tasks = list(dict.fromkeys(task for one in answers for task in one.asked))
     lines = [f"{split} split; " + "; ".join(f"run {place}: {one.name}" for place, one in enumerate(answers, 1)), ""]
     for task in tasks:
-        having = [one for one in answers if task in one.asked]
-        if len({one.asked[task] for one in having}) > 1:
+        if len({one.asked[task] for one in answers if task in one.asked}) > 1:
             raise UserError(f"compare: the runs were asked different requests ({task}); compare runs of one data set, split and kind of query")
-        keys = [key for key in dict.fromkeys(key for one in having for key in one.values) if key[0] == task]
+        keys = [key for key in dict.fromkeys(key for one in answers for key in one.values) if key[0] == task]
         title = task if task == RECOMMENDATION else f"search ({task})"
         for fitted in [fit for fit in FITTED_ON if any(key[1] == fit for key in keys)]:
             rows = [key for key in keys if key[1] == fitted]
-            lines += [f"**{title}, {FITTED_ON[fitted]}**", "", *(_pooled(rows, having, seed) if pooled else _against_first(rows, having, seed)), ""]
+            lines += [f"**{title}, {FITTED_ON[fitted]}**", "", *(_pooled(rows, answers, seed) if pooled else _against_first(rows, answers, seed)), ""]
     lines.append("Brackets: 95 % bootstrap over requests" + (" of each request's mean over runs; deviation: over runs." if pooled else "."))
     return "\n".join(lines) + "\n"
 
@@ -132,5 +132,4 @@ def _against_first(rows: list[Key], answers: list[Answers], seed: int) -> list[s
 
 
 def _difference(ours: np.ndarray, other: np.ndarray, seed: int) -> str:
-    mean, low, high, p = paired_test(ours, other, seed)
-    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}], p = {p:.3f}"
+    return difference_text(*paired_test(ours, other, seed))

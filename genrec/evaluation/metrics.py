@@ -114,6 +114,11 @@ def paired_test(a: np.ndarray, b: np.ndarray, seed: int, n: int = 1000, level: f
     return mean, float(low), float(high), float((1 + at_least.sum()) / (1 + n))
 
 
+def difference_text(mean: float, low: float, high: float, p: float) -> str:
+    """What ``paired_test`` found, as every table and note says it."""
+    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}], p = {p:.3f}"
+
+
 def _checked(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not len(values):

@@ -14,7 +14,7 @@ import polars as pl
 
 from genrec.data.dataset import Requests
 from genrec.evaluation.figures import Bar, grouped_bars
-from genrec.evaluation.metrics import bootstrap_interval, paired_test, per_request_metrics
+from genrec.evaluation.metrics import bootstrap_interval, difference_text, paired_test, per_request_metrics
 from genrec.evaluation.search_protocols import without_history
 
 LENGTHS = (1, 4, 7, 11, 21)  # where the slices of history length begin
@@ -53,9 +53,9 @@ def ask(rank: Callable[[Requests], np.ndarray], requests: Requests, seed: int, b
     own, none, _ = WAYS
     for name in METRICS:
         for other in WAYS[1:]:
-            mean, low, high, p = paired_test(result.metrics[own][name], result.metrics[other][name], seed, bootstrap)
+            difference = paired_test(result.metrics[own][name], result.metrics[other][name], seed, bootstrap)
             label = "personalised minus unpersonalised" if other == none else f"own minus {other}"
-            result.notes.append(f"{label}, {name}: {mean:+.4f} [{low:+.4f}, {high:+.4f}], p = {p:.3f}")
+            result.notes.append(f"{label}, {name}: {difference_text(*difference)}")
     same = overlap(ranked[own], ranked[none])
     result.notes.append(f"of the first 10 answers {same.mean():.1%} are the same with and without history; {(same == 1).mean():.1%} of lists have the same 10")
     pairs = same_query_pairs(requests)

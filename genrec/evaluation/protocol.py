@@ -6,12 +6,13 @@ import logging
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from genrec.data.dataset import TRAIN, VALID, Requests
 from genrec.evaluation.baselines import DenseText, ItemKNN, Popularity
-from genrec.evaluation.metrics import bootstrap_interval, paired_test, per_request_metrics, top_k
+from genrec.evaluation.metrics import bootstrap_interval, difference_text, paired_test, per_request_metrics, top_k
 from genrec.evaluation.report import RAW, PerRequest, Row
 from genrec.retrieval.bm25 import BM25
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
@@ -41,6 +42,7 @@ class Evaluation:
         self.rows: list[Row] = []
         self.hits: dict[tuple[str, str, str | None], dict[str, np.ndarray]] = {}
 
+    @cached_property
     def tasks(self) -> list[Task]:
         data = self.run.dataset
         tasks = [Task("recommendation", None, data.requests(self.split))]
@@ -67,7 +69,7 @@ class Evaluation:
         config = self.run.config.model
         parts = (("ids", config.use_ids), ("text", config.use_text), ("codes", config.use_codes), ("anchors", config.anchors > 0))
         inputs = " + ".join(name for name, used in parts if used)  # anchors: co-occurrence, transitions, category, brand
-        for task in self.tasks():
+        for task in self.tasks:
             if not len(task.requests):
                 continue
             ranked = ranker.rank(task.requests, max(self.ks), ranker.modes)
@@ -78,7 +80,7 @@ class Evaluation:
 
     def baselines(self, fitted: str, last: int) -> None:
         names = self.run.config.evaluation.baselines
-        for task in self.tasks():
+        for task in self.tasks:
             if not len(task.requests):
                 continue
             for name, inputs, scorer in self._scorers(names, task, last, fitted):
@@ -115,13 +117,13 @@ class Evaluation:
             task = "recommendation" if kind is None else f"search ({kind})"
             if model.endswith(AFTER):
                 before = self.hits[model.removesuffix(AFTER), fitted, kind]
-                mean, low, high, p = paired_test(values["recall@10"], before["recall@10"], self.run.config.seed, self.run.config.evaluation.bootstrap)
-                lines.append(f"{task}, {fitted}: {model}, minus before, Recall@10: {mean:+.4f} [{low:+.4f}, {high:+.4f}], p = {p:.3f}")
+                found = paired_test(values["recall@10"], before["recall@10"], self.run.config.seed, self.run.config.evaluation.bootstrap)
+                lines.append(f"{task}, {fitted}: {model}, minus before, Recall@10: {difference_text(*found)}")
                 continue
             if model in OUR_NAMES.values() or ours is None:
                 continue
-            mean, low, high, p = paired_test(ours["recall@10"], values["recall@10"], self.run.config.seed, self.run.config.evaluation.bootstrap)
-            lines.append(f"{task}, {fitted}: fused minus {model}, Recall@10: {mean:+.4f} [{low:+.4f}, {high:+.4f}], p = {p:.3f}")
+            found = paired_test(ours["recall@10"], values["recall@10"], self.run.config.seed, self.run.config.evaluation.bootstrap)
+            lines.append(f"{task}, {fitted}: fused minus {model}, Recall@10: {difference_text(*found)}")
         return lines
 
     def per_request(self) -> dict[str, PerRequest]:

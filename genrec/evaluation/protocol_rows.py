@@ -17,7 +17,7 @@ from genrec.evaluation import personalisation as personal
 from genrec.evaluation import search_protocols as protocols
 from genrec.evaluation.answerers import Answerer, answered, best_popularity_weight, by_model, by_scores, query_texts, with_popularity
 from genrec.evaluation.baselines import DenseText, Popularity
-from genrec.evaluation.metrics import PAD, bootstrap_interval, paired_test, per_request_metrics, top_k
+from genrec.evaluation.metrics import PAD, bootstrap_interval, difference_text, paired_test, per_request_metrics, top_k
 from genrec.evaluation.protocol import OUR_NAMES
 from genrec.evaluation.qrels import qrels_metrics
 from genrec.evaluation.shown_ranking import shown_ranking
@@ -66,8 +66,8 @@ class ProtocolResult:
         lines = []
         for model, metrics in self.values.items():
             if model != self.subject:
-                mean, low, high, p = paired_test(self.values[self.subject][name], metrics[name], self.seed, self.bootstrap)
-                lines.append(f"{self.title}: {short} minus {model}, {name}: {mean:+.4f} [{low:+.4f}, {high:+.4f}], p = {p:.3f}")
+                found = paired_test(self.values[self.subject][name], metrics[name], self.seed, self.bootstrap)
+                lines.append(f"{self.title}: {short} minus {model}, {name}: {difference_text(*found)}")
         return lines
 
     def markdown(self) -> str:
@@ -210,12 +210,8 @@ class Protocols:
             self.measure(result, protocols.Asked(requests, qrels), warm, k, ks, metrics)
             first = metrics[0]
             for name in self.ours():
-                mean, low, high, p = paired_test(
-                    result.values[f"{name}, with history"][first], result.values[name][first], result.seed, result.bootstrap
-                )
-                result.notes.append(
-                    f"personalised minus unpersonalised, {name}, {first}: {mean:+.4f} [{low:+.4f}, {high:+.4f}], p = {p:.3f}"
-                )
+                found = paired_test(result.values[f"{name}, with history"][first], result.values[name][first], result.seed, result.bootstrap)
+                result.notes.append(f"personalised minus unpersonalised, {name}, {first}: {difference_text(*found)}")
             results.append(result)
         if not results:
             raise UserError("protocol cold-user: the data have no held-out queries; it needs logged searches or queries.synthetic")

@@ -26,7 +26,7 @@ from genrec.config_schema import Config
 from genrec.data.dataset import TRAIN, Requests
 from genrec.errors import UserError
 from genrec.evaluation.figures import Bar, grouped_bars
-from genrec.evaluation.metrics import bootstrap_interval, paired_test, per_request_metrics
+from genrec.evaluation.metrics import bootstrap_interval, difference_text, paired_test, per_request_metrics
 from genrec.evaluation.shown_ranking import HEAD, head_areas
 from genrec.pipeline import Run, fit_network, stage_tokenize
 
@@ -161,7 +161,7 @@ def _write(folder: Path, sweep: Sweep, found: dict[str, dict[int, dict[str, np.n
             if entry is None:
                 continue
             recall, (low, high), gain = entry["recall@10"], entry["interval"], entry.get("difference")
-            change = "" if gain is None else f"{gain[0]:+.4f} [{gain[1]:+.4f}, {gain[2]:+.4f}], p = {gain[3]:.3f}"
+            change = "" if gain is None else difference_text(*gain)
             lines.append(f"| {row} | {recall:.4f} [{low:.4f}, {high:.4f}] | {entry['ndcg@10']:.4f} | {change} | {entry['seeds']} |")
             report.append(entry)
             bars.setdefault(f"{task}, {MODES[mode]}", []).append(Bar(row, recall, low, high))
@@ -214,10 +214,10 @@ def _area_lines(areas: list[dict[str, Any]], split: str, reference: str) -> list
     for row in dict.fromkeys(entry["row"] for entry in areas):
         texts = []
         for name in names:
-            entry = cells[row, name]
-            gain = entry.get("difference")
-            texts.append(f"{entry['value']:.4f}" + ("" if gain is None else f" ({gain[0]:+.4f} [{gain[1]:+.4f}, {gain[2]:+.4f}])"))
-        lines.append(f"| {row} | " + " | ".join(texts) + f" | {cells[row, names[0]]['seeds']} |")
+            entry = cells.get((row, name))  # a row may learn other stages
+            gain = entry and entry.get("difference")
+            texts.append("–" if entry is None else f"{entry['value']:.4f}" + ("" if gain is None else f" ({gain[0]:+.4f} [{gain[1]:+.4f}, {gain[2]:+.4f}])"))
+        lines.append(f"| {row} | " + " | ".join(texts) + f" | {max(entry['seeds'] for entry in areas if entry['row'] == row)} |")
     return lines
 
 

@@ -54,7 +54,8 @@ CPU_PARTS = 4  # of a step, by rule: on a CPU padding costs as much as what is r
 # Settings that say how a network is fitted, not to what: a run stopped on one machine may go on on another.
 WITHOUT_EFFECT = ("refit", "compile", "threads", "accelerator", "devices", "strategy", "checkpoint_minutes", "checkpoint_steps")
 # Settings of the code decoder: a network without one does not depend on them, so another decoder stands on the trunk that is there.
-OF_DECODER = ("pointer", "decoder_layers", "node_vectors"), (
+OF_DECODER = (
+    "pointer", "decoder_layers", "node_vectors",
     "decoder_epochs", "decoder_learning_rate", "distill_weight", "distill_temperature", "generate_weight", "generate_share",
 )  # fmt: skip
 
@@ -206,9 +207,9 @@ class PlainProgress(Callback):
 
 def model_key(config: Config, ids_key: str, plan: FitPlan) -> str:
     """The fingerprint of everything a fitted network depends on."""
-    unread = ((), ()) if plan.generate else OF_DECODER
-    model = {name: value for name, value in to_dict(config.model).items() if name not in unread[0]}
-    training = {name: value for name, value in to_dict(config.training).items() if name not in (*WITHOUT_EFFECT, *unread[1])}
+    unread = () if plan.generate else OF_DECODER
+    model = {name: value for name, value in to_dict(config.model).items() if name not in unread}
+    training = {name: value for name, value in to_dict(config.training).items() if name not in (*WITHOUT_EFFECT, *unread)}
     what = {name: value for name, value in plan.__dict__.items() if name != "trunk"}
     trunk = open_artifact(plan.trunk, KIND)["key"] if plan.trunk else None
     return fingerprint(TRAIN_VERSION, ids_key, model, training, config.seed, what, trunk)
@@ -253,8 +254,9 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
             raise UserError(f"training.epochs: by this log's size {training.epochs}, which leaves none after align_epochs and cooccur_epochs; give a number")
     data = TrainingData(dataset, ids, config, plan)
     categories = torch.from_numpy(item_codes(category_levels(dataset.item_table).list.last()))
-    known = None if training.cold_negatives else np.flatnonzero(dataset.item_counts(plan.last))
-    known = None if known is None or len(known) == dataset.n_items else torch.from_numpy(known)
+    known, counted = None, dataset.item_counts(plan.last)
+    if not training.cold_negatives and not counted.all():
+        known = torch.from_numpy(np.flatnonzero(counted))
     if training.compile:
         compile_layers(network)
     module = TrainingModule(network, config, data.steps_per_epoch, plan.trunk is not None, categories, known)

@@ -149,8 +149,10 @@ class TrainingModule(L.LightningModule):
         """What a step's softmax runs over, the same on all processes: everybody's targets and one shared draw. None for all items."""
         n_items = self.network.catalogue.n_items if self.known is None else len(self.known)
         negatives = self.negatives(n_items)
-        if not negatives:  # items' own texts may ask for any item, known or not
-            return None if self.known is None or self.current_epoch < self.settings.align_epochs else Candidates(self.known.to(targets.device), torch.zeros(n_items, device=targets.device), n_items)
+        if not negatives:
+            if self.known is None or self.current_epoch < self.settings.align_epochs:  # items' own texts ask for any item, known or not
+                return None
+            return Candidates(self.known.to(targets.device), torch.zeros(n_items, device=targets.device), n_items)
         draw = torch.Generator().manual_seed(step_seed(self.seed, self.current_epoch, index, -1))
         return draw_candidates(n_items, gather_rows(targets), negatives, draw, self.known)
 

@@ -63,6 +63,17 @@ def test_seeds_are_pooled_by_request(tmp_path):
     assert other[1].startswith("0.1250 [") and other[6].startswith("+0.2500 [") and fused[6] == ""
 
 
+def test_a_run_that_was_not_asked_keeps_its_column(tmp_path):
+    """One that learnt no search is the first of the two, and the only figures are those of the second."""
+    one, two = made(tmp_path / "one", [1, 0], [0, 1]), tmp_path / "two"
+    (two / "results").mkdir(parents=True)
+    hits = {"recall@10": np.array([1.0, 0.0]), "ndcg@10": np.array([1.0, 0.0])}
+    write_per_request(two / "results", {(FUSED, "train", "title"): hits}, {"title": "others"})
+    searches = compare([one, two]).partition("search (title)")[2]
+    assert row(searches, FUSED)[1:] == ["–", "0.5000 / 0.5000", "–"]
+    assert row(compare([one, two], pooled=True).partition("search (title)")[2], FUSED)[-1] == "1"
+
+
 @pytest.mark.parametrize("pooled", [False, True])
 def test_what_was_asked_otherwise_is_not_compared(tmp_path, pooled):
     one, two = made(tmp_path / "one", [1, 0], [0, 1]), made(tmp_path / "two", [1, 0], [0, 1], "others")
