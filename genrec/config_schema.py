@@ -170,7 +170,7 @@ class TrainingConfig:
     shuffle_ties: float = 0.0  # share of sequences whose events of equal time are permuted, anew in each epoch
     shuffle_whole: float = 0.0  # share of sequences permuted altogether
     negatives: int | None = None  # drawn per step; 0 = softmax over the whole catalogue; null = that up to 4096 items, else 2048
-    cold_negatives: bool = False  # are items without a training event wrong answers? false: neither that, nor do they have an id vector; true: they are never found
+    cold_negatives: bool = False  # are items without a training event, and codes of these alone, wrong answers? false: no, nor do they have an id vector; true: they are never found
     stride: int = 25  # new events per window of a long sequence
     valid_requests: int = 4000  # validation requests scored after each epoch
     refit: bool = True  # also fit on train + validation with everything chosen before

@@ -81,20 +81,20 @@ def draw_items(log_probabilities: Tensor, generator: torch.Generator | None = No
 
 def path_losses(
     states: Tensor, scale: Tensor, vectors: Tensor, paths: Tensor, teacher: TeacherMass, place: Tensor | None = None, rows: Tensor | None = None,
-    pointed: Pointed | None = None,
+    pointed: Pointed | None = None, ignored: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Log-probability of each step of ``paths``, and KL(teacher || decoder) over the children it chose from: two (N, levels) tensors.
 
     Arguments as ``path_log_probabilities`` has them (unit ``states`` (N, levels, dim), inverse temperatures ``scale`` (levels,), node
     ``vectors`` with ``place``, ``paths`` (N, levels) of nodes). ``rows`` (N,) is the teacher's row of each path, by default its own; ``pointed``
-    what anchors add to the logits of each path's row. A step
-    without a choice costs nothing; where the teacher has no mass below a node, it has nothing to say and the KL is 0.
+    what anchors add to the logits of each path's row; ``ignored`` (n_nodes,) bool stays out of the log-probability's softmax, not of the
+    KL's: whether such a node is right the teacher knows and what was observed does not. A step without a choice costs nothing; where the teacher has no mass below a node, it has nothing to say and the KL is 0.
     """
     trie = teacher.trie
     rows = torch.arange(len(paths), device=paths.device) if rows is None else rows
     parents = torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1]], dim=1)
     steps = [
-        _step(states[:, level] * scale[level], vectors, parents[:, level], paths[:, level], teacher, place, rows, level == 0, pointed)
+        _step(states[:, level] * scale[level], vectors, parents[:, level], paths[:, level], teacher, place, rows, level == 0, pointed, ignored)
         for level in range(paths.shape[1])
     ]
     chosen, divergence = (torch.stack(part, dim=1) for part in zip(*steps, strict=True))
@@ -103,17 +103,22 @@ def path_losses(
 
 def _step(
     states: Tensor, vectors: Tensor, parents: Tensor, chosen: Tensor, teacher: TeacherMass, place: Tensor | None, rows: Tensor, first: bool,
-    pointed: Pointed | None,
+    pointed: Pointed | None, ignored: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     trie = teacher.trie
     if first:  # every walk starts at the root: one dense product
         start, count = int(trie.child_start[0]), int(trie.child_count[0])
         nodes = torch.arange(start, start + count, device=states.device)
         logits = _wide(states @ vectors[nodes if place is None else place[nodes]].T)
-        logs = (logits if pointed is None else logits + pointed.beside(nodes.expand(len(states), -1))).log_softmax(-1)
+        logits = logits if pointed is None else logits + pointed.beside(nodes.expand(len(states), -1))
+        logs = logits.log_softmax(-1)
         mass = teacher.below(rows.repeat_interleave(count), nodes.repeat(len(rows))).view(-1, count)
         share = mass / mass.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-        return logs.gather(1, (chosen - start)[:, None])[:, 0], _divergence(share.to(logs.dtype), logs).sum(1)
+        if ignored is not None:
+            observed = logits.masked_fill(ignored[nodes], -torch.inf).log_softmax(-1)
+        else:
+            observed = logs
+        return observed.gather(1, (chosen - start)[:, None])[:, 0], _divergence(share.to(logs.dtype), logs).sum(1)
     counts = trie.child_count[parents]
     open_rows = torch.nonzero(counts > 1)[:, 0]
     nothing = _wide(states.new_zeros(len(states)))
@@ -134,6 +139,10 @@ def _step(
     )
     divergence = torch.zeros_like(top).index_add(0, row, _divergence(share.to(logs.dtype), logs))
     own = logs[begin + chosen[open_rows] - trie.child_start[parents[open_rows]]]
+    if ignored is not None:  # normalised over what is left
+        kept = logs.masked_fill(ignored[child] & ~ignored[parents[open_rows]][row], -torch.inf)  # a drawn walk may be below an ignored node
+        top = torch.full_like(top, -torch.inf).scatter_reduce(0, row, kept.detach(), "amax")
+        own = own - top - torch.zeros_like(top).index_add(0, row, (kept - top[row]).exp()).log()
     return nothing.index_copy(0, open_rows, own), nothing.index_copy(0, open_rows, divergence)
 
 

@@ -26,27 +26,35 @@ def walked_nodes(trie: CatalogueTrie, paths: Tensor) -> tuple[Tensor, Tensor]:
     return nodes, place
 
 
+def nodes_without(trie: CatalogueTrie, known: Tensor) -> Tensor:
+    """Which nodes have none of the items ``known`` (K,) below them: (n_nodes,) bool."""
+    running = torch.zeros(trie.n_items + 1, dtype=torch.long, device=known.device)
+    running[1:] = torch.zeros_like(running[1:]).index_fill(0, trie.item_place[known], 1).cumsum(0)
+    return running[trie.node_item_start + trie.node_item_count] == running[trie.node_item_start]
+
+
 def path_log_probabilities(
     states: Tensor, scale: Tensor, vectors: Tensor, trie: CatalogueTrie, paths: Tensor, place: Tensor | None = None,
-    pointed: Pointed | None = None,
+    pointed: Pointed | None = None, ignored: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Log-probability of each step of each walk: (N, levels).
 
     ``states`` (N, levels, dim) unit states that score the children of the node before each step; ``scale`` (levels,) inverse temperatures;
     ``vectors`` (n_nodes, dim) node vectors, or those of some nodes with ``place`` (n_nodes,) the row of each; ``paths`` (N, levels) the
-    nodes walked to; ``pointed``, row by row, what anchors add to the logits. A step with one legal child costs nothing.
+    nodes walked to; ``pointed``, row by row, what anchors add to the logits; ``ignored`` (n_nodes,) bool: nodes, never walked to, that are
+    no wrong answers and stay out of the softmax. A step with one legal child costs nothing.
     """
     root = paths.new_zeros(len(paths), 1)
     parents = torch.cat([root, paths[:, :-1]], dim=1)
     steps = []
     for level in range(paths.shape[1]):
-        steps.append(_step(states[:, level] * scale[level], vectors, trie, parents[:, level], paths[:, level], level == 0, place, pointed))
+        steps.append(_step(states[:, level] * scale[level], vectors, trie, parents[:, level], paths[:, level], level == 0, place, pointed, ignored))
     return torch.stack(steps, dim=1)
 
 
 def _step(
     states: Tensor, vectors: Tensor, trie: CatalogueTrie, parents: Tensor, chosen: Tensor, first: bool, place: Tensor | None,
-    pointed: Pointed | None,
+    pointed: Pointed | None, ignored: Tensor | None,
 ) -> Tensor:  # fmt: skip
     if first:  # every walk starts at the root: one dense product
         start, count = int(trie.child_start[0]), int(trie.child_count[0])
@@ -54,6 +62,8 @@ def _step(
         logits = (states @ children.T).float()
         if pointed is not None:
             logits = logits + pointed.beside(torch.arange(start, start + count, device=states.device).expand(len(states), -1))
+        if ignored is not None:
+            logits = logits.masked_fill(ignored[start : start + count], -torch.inf)
         return logits.log_softmax(-1).gather(1, (chosen - start)[:, None])[:, 0]
     counts = trie.child_count[parents]
     open_rows = torch.nonzero(counts > 1)[:, 0]
@@ -69,6 +79,8 @@ def _step(
     logits = (F.embedding(row, local) * F.embedding(child if place is None else place[child], vectors)).sum(-1).float()
     if pointed is not None:
         logits = logits + pointed.of(open_rows[row], child)
+    if ignored is not None:
+        logits = logits.masked_fill(ignored[child], -torch.inf)
     top = torch.full((len(open_rows),), -torch.inf, device=states.device).scatter_reduce(0, row, logits.detach(), "amax")
     total = torch.zeros_like(top).index_add(0, row, (logits - top[row]).exp())
     target = logits[begin + chosen[open_rows] - trie.child_start[parents[open_rows]]]

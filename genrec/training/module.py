@@ -20,7 +20,7 @@ from genrec.model.code_decoder import node_means
 from genrec.model.network import Batch, Encoded, GenerativeRecommender
 from genrec.objectives.category import category_cross_entropy
 from genrec.objectives.distillation import TeacherMass, path_losses
-from genrec.objectives.generation import path_log_probabilities, walked_nodes
+from genrec.objectives.generation import nodes_without, path_log_probabilities, walked_nodes
 from genrec.objectives.ranking import area_under_curve
 from genrec.objectives.retrieval import Candidates, draw_candidates, full_softmax, sampled_softmax
 from genrec.objectives.self_distillation import self_distillation
@@ -44,9 +44,10 @@ class TrainingModule(L.LightningModule):
         known: Tensor | None = None,
     ):  # fmt: skip
         """``categories`` (n_items,) codes, -1 unknown: needed where ``training.category_weight`` is above 0. ``known``: ids of the items
-        that the softmax runs over, rising; None for all."""
+        that the softmax runs over, rising; None for all. Nodes of the trie with none of them below are no wrong answers either."""
         super().__init__()
         self.decoder_only, self.categories, self.known = decoder_only, categories, known
+        self.register_buffer("unlearnt", None if known is None else nodes_without(network.catalogue.trie, known), persistent=False)
         self.teacher: Batch | None = None  # of the step under way, see Part
         self.frozen: tuple[Tensor, Tensor] | None = None  # item vectors and node means of a fixed network
         self.network, self.settings, self.seed = network, config.training, config.seed
@@ -260,9 +261,10 @@ class TrainingModule(L.LightningModule):
         states, scale, count = states.transpose(0, 1).flatten(0, 1), decoder.log_scale.exp(), len(row)
         own = torch.arange(count, device=row.device).repeat(len(paths))
         paths, pointed = paths.flatten(0, 1), None if memory.pointed is None else memory.pointed.take(own)
+        ignored = None if self.current_epoch < settings.align_epochs else self.unlearnt  # items' own texts ask for any item
         if teacher is None:
-            return -path_log_probabilities(states, scale, vectors, trie, paths, place, pointed).sum(-1).mean()
-        steps, divergence = path_losses(states, scale, vectors, paths, teacher, place, own, pointed)
+            return -path_log_probabilities(states, scale, vectors, trie, paths, place, pointed, ignored).sum(-1).mean()
+        steps, divergence = path_losses(states, scale, vectors, paths, teacher, place, own, pointed, ignored)
         return -steps[:count].sum(-1).mean() + settings.distill_weight * divergence[count:].sum(-1).mean() + own_loss
 
     def dense_teacher(self, encoded: Encoded, row: Tensor, lane: Tensor, targets: Tensor) -> tuple[TeacherMass, Tensor]:

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from genrec.objectives.generation import path_log_probabilities, walked_nodes
+from genrec.objectives.distillation import TeacherMass, path_losses
+from genrec.objectives.generation import nodes_without, path_log_probabilities, walked_nodes
 from genrec.objectives.retrieval import draw_candidates, full_softmax, sampled_softmax
 from genrec.semantic_ids.trie import build_trie
 
@@ -23,13 +24,16 @@ def trie():
     return build_trie(codes, VOCAB)
 
 
-def slow_paths(states, scale, vectors, trie, paths):
-    """One float64 softmax per step, written out."""
+def slow_paths(states, scale, vectors, trie, paths, known=None):
+    """One float64 softmax per step, written out; over children with a known item below, where ``known`` names some."""
+    under = {node: set(trie.leaf_items[start : start + count].tolist())
+             for node, (start, count) in enumerate(zip(trie.node_item_start.tolist(), trie.node_item_count.tolist(), strict=True))}  # fmt: skip
     rows = []
     for walk, path in enumerate(paths.tolist()):
         node, steps = 0, []
         for level, chosen in enumerate(path):
             children = range(int(trie.child_start[node]), int(trie.child_start[node]) + int(trie.child_count[node]))
+            children = [child for child in children if known is None or under[child] & known]
             logits = {child: scale[level] * (states[walk, level] * vectors[child]).sum() for child in children}
             steps.append(logits[chosen] - torch.stack(list(logits.values())).logsumexp(0))
             node = chosen
@@ -55,6 +59,36 @@ def test_path_log_probabilities_equal_the_reference(trie, walk):
     torch.testing.assert_close(fast.double(), slow, rtol=1e-4, atol=1e-4)
     single = trie.child_count[torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1]], dim=1)] == 1
     assert single.any() and (fast[single] == 0).all()
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_nodes_of_items_that_were_never_answers_are_no_wrong_ones(trie, walk, taught):
+    """With and without a teacher beside: its divergence still runs over them, what was observed does not; gradients too."""
+    states, scale, vectors, paths = walk
+    known = torch.randperm(ITEMS, generator=torch.Generator().manual_seed(7))[:22]
+    ignored = nodes_without(trie, known)
+    keep = ~ignored[paths[:, -1]]
+    states, walked, drawn = states[keep], paths[keep], trie.item_path[:ITEMS]
+    assert ignored.any() and not ignored[walked].any() and ignored[drawn[:, :-1]].any() and len(walked) > 5
+    teacher = TeacherMass.of_items(trie, torch.zeros(len(drawn), ITEMS, dtype=torch.float64).log_softmax(1))
+    gradients = []
+    for fast in (True, False):
+        inputs = [value.clone().requires_grad_() for value in (states, scale, vectors)]
+        if not fast:
+            steps = slow_paths(*inputs, trie, walked, set(known.tolist()))
+        elif taught:  # drawn walks may be below an ignored node and must leave no NaN
+            rows = torch.cat([torch.arange(len(walked)), torch.zeros(len(drawn), dtype=torch.long)])
+            steps, divergence = path_losses(inputs[0][rows], *inputs[1:], torch.cat([walked, drawn]), teacher, rows=rows * 0, ignored=ignored)
+            plain = path_losses(inputs[0][rows], *inputs[1:], torch.cat([walked, drawn]), teacher, rows=rows * 0)[1]
+            assert torch.equal(divergence, plain)
+            steps = steps[: len(walked)]
+        else:
+            steps = path_log_probabilities(*inputs, trie, walked, ignored=ignored).double()
+        gradients.append([steps.detach(), *torch.autograd.grad(steps.sum(), inputs)])
+    for one, other in zip(*gradients, strict=True):
+        assert other.abs().max() > 1e-2
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(gradients[0][0], slow_paths(states, scale, vectors, trie, walked), atol=1e-3)
 
 
 def test_vectors_of_the_walked_nodes_alone_are_enough(trie, walk):
