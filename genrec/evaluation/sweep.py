@@ -89,9 +89,9 @@ def run_sweep(path: str | Path, overrides: list[str]) -> Path:
         config, _ = row_config(sweep, row, sweep.seeds[0], overrides)
     folder = Path(config.output) / sweep.name
     found: dict[str, dict[int, dict[str, np.ndarray]]] = {row: {} for row in sweep.rows}
-    first: Run | None = None
+    first: Path | None = None  # folders alone: a run that is kept keeps its data in memory
     for seed in sweep.seeds:
-        firsts = []  # of this seed: its trunk serves rows that change the code decoder alone
+        first_of_seed: Path | None = None  # its trunk serves rows that change the code decoder alone
         for row in sweep.rows:
             config, given = row_config(sweep, row, seed, overrides)
             run = Run(Path(config.output) / config.name, config)
@@ -99,7 +99,7 @@ def run_sweep(path: str | Path, overrides: list[str]) -> Path:
             kept = run.folder / f"answers_{sweep.split}_{fingerprint(to_dict(config), sweep.requests)}.npz"
             if not kept.is_file():
                 log.info("sweep: row '%s', seed %d (%s)", row, seed, " ".join(sweep.rows[row]) or "as configured")
-                _share(run, firsts[0] if firsts else first)
+                _share(run.folder, first_of_seed or first)
                 stage_tokenize(run)
                 fit_network(run)
                 partial = kept.with_suffix(".part")
@@ -108,17 +108,17 @@ def run_sweep(path: str | Path, overrides: list[str]) -> Path:
                 partial.rename(kept)
             with np.load(kept, allow_pickle=False) as arrays:
                 found[row][seed] = dict(arrays)
-            firsts.append(run)
-            first = first or run
+            first_of_seed = first_of_seed or run.folder
+            first = first or run.folder
             _write(folder, sweep, found)
     return folder
 
 
-def _share(run: Run, first: Run | None) -> None:
+def _share(folder: Path, first: Path | None) -> None:
     """What the first row has made, as links; a row that needs others makes its own in their place."""
-    for stage in ("dataset", "semantic_ids", "model_trunk", "evidence") if first is not None and first.folder != run.folder else ():
-        if (first.folder / stage).is_dir() and not (run.folder / stage).exists():
-            shutil.copytree(first.folder / stage, run.folder / stage, copy_function=os.link)
+    for stage in ("dataset", "semantic_ids", "model_trunk", "evidence") if first is not None and first != folder else ():
+        if (first / stage).is_dir() and not (folder / stage).exists():
+            shutil.copytree(first / stage, folder / stage, copy_function=os.link)
 
 
 def _answers(run: Run, sweep: Sweep) -> dict[str, np.ndarray]:
