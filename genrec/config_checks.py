@@ -208,6 +208,8 @@ def _check_ranking(model: ModelConfig, training: TrainingConfig) -> None:
         raise UserError("training.progressive=actions: name the stages of the feedback chain, as in model.stages=[click,long_view]")
     if model.stages and not model.ranking and training.progressive != "actions":
         raise UserError("model.stages: nothing learns them; set model.ranking=true or training.progressive=actions")
+    if not model.candidate_evidence and not model.ranking:
+        raise UserError("model.candidate_evidence=false: there are no candidates; set model.ranking=true")
     if model.candidates_visible and not model.ranking:
         raise UserError("model.candidates_visible: there are no candidates; set model.ranking=true")
     if model.ranking and not model.stages and not training.rank_negatives + training.hard_negatives:

@@ -126,6 +126,7 @@ class ModelConfig:
     reasoning_steps: int = 0  # latent steps a request thinks before it answers
     stages: list[str] = field(default_factory=list)  # stages of the log's feedback chain, shallow to deep, that steps and ranking learn
     ranking: bool = False  # candidate tokens and a ranking head: one logit per stage, or one for "comes next" without stages
+    candidate_evidence: bool = True  # do its candidates carry what is known of the pair? rates of what was shown (stages), else retrieval score and anchors
     candidates_visible: bool = False  # do the candidates of a request see one another?
     temperature: float = 0.1
     decoder_layers: int = 1

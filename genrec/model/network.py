@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -9,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genrec.config_schema import ModelConfig
-from genrec.data.rates import n_features
+from genrec.data.rates import starting_weights
 from genrec.model.anchors import AnchorAttention, Anchors, AnchorTables, AnchorTokens
 from genrec.model.anchors import n_features as n_anchor_features
 from genrec.model.backbone import Backbone, Cache, random_cuts, sequence_mask
+from genrec.model.candidate_evidence import n_pair_features, pair_features, starting_pair_weights
 from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.model.dropout import Dropout
 from genrec.model.embeddings import ItemEncoder, QueryEncoder
@@ -124,8 +126,12 @@ class GenerativeRecommender(nn.Module):
         self.reasoning = Reasoning(dim, config.reasoning_steps, bool(config.stages)) if config.reasoning_steps else None
         self.ranking = None
         if config.ranking:
-            evidence = n_features(len(config.stages)) if config.stages else 0
-            self.ranking = RankingHead(dim, max(len(config.stages), 1), evidence, config.dropout, config.candidates_visible)
+            stages, starting = max(len(config.stages), 1), None
+            if config.candidate_evidence:
+                starting = starting_weights(stages) if config.stages else starting_pair_weights(stages, n_pair_features(features))
+            self.ranking = RankingHead(dim, stages, starting, config.dropout, config.candidates_visible)
+            if config.candidate_evidence and not config.stages:  # scores of the whole catalogue become chances
+                nn.init.constant_(self.ranking.score[-1].bias, -math.log(catalogue.n_items))
         self.retrieval = nn.Linear(dim, dim)
         nn.init.normal_(self.actions.weight, std=0.02)
         self.decoder = None
@@ -218,12 +224,24 @@ class GenerativeRecommender(nn.Module):
     def rank(self, encoded: Encoded, row: Tensor, lane: Tensor, candidates: Tensor, evidence: Tensor | None = None) -> Tensor:
         """Logits (N, C, stages) of the ranking head for ``candidates`` (N, C) item ids, -1 for padding, of the requests at ``row``, ``lane`` (N,).
 
-        ``evidence`` (N, C, F) as ``FeedbackRates.features`` makes it; None where nothing is known.
+        ``evidence`` (N, C, F) as ``FeedbackRates.features`` makes it, with ``model.stages``; None where nothing is known. Without stages
+        the network sees for itself what it knows of each pair.
         """
+        if not self.config.candidate_evidence:
+            evidence = None
+        elif not self.config.stages:
+            evidence = self._pair_evidence(encoded, row, lane, candidates)
         block = encoded.blocks[0].shape[2]
         cache, seen = request_rows(encoded.cache, encoded.visible, row, lane, block, len(encoded.blocks))
         items = encoded.items[candidates.clamp(min=0)]
         return self.ranking(self.backbone, items, evidence, candidates >= 0, encoded.angles[row, lane * block], seen, cache)
+
+    @torch.no_grad()
+    def _pair_evidence(self, encoded: Encoded, row: Tensor, lane: Tensor, candidates: Tensor) -> Tensor:
+        """Given, not taught: the ranking loss does not move the retrieval head."""
+        asked = self.retrieval_vectors(encoded.requests[row, lane])
+        index = self.item_index(F.embedding(candidates.clamp(min=0), encoded.items))
+        return pair_features((asked[:, None] * index).sum(-1), candidates, None if encoded.anchors is None else encoded.anchors.take(row, lane))
 
     def decoder_memory(
         self, encoded: Encoded, row: Tensor | None = None, lane: Tensor | None = None, decoder: CodeDecoder | None = None

@@ -1,16 +1,17 @@
 """Candidate tokens and the ranking head (SynerGen, arXiv 2509.21777, sections 1.2 to 1.5; OnePiece, arXiv 2509.18091, section 3.1).
 
-A candidate token is the item's vector through a projection of its own, plus what is known of the pair from counts. It stands where its request
+A candidate token is the item's vector through a projection of its own, plus what is known of the pair: from counts of what was shown where the log says so,
+else from the retrieval head and the anchors (``candidate_evidence``). It stands where its request
 stands, and sees what the request saw, the request's tokens and reasoning blocks, and itself; its fellow candidates only with
 ``model.candidates_visible``. Nothing sees a candidate but itself (and fellows), so scoring more of them changes no other answer.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genrec.data.rates import starting_weights
 from genrec.model.backbone import Backbone, Cache
 from genrec.model.dropout import Dropout
 
@@ -18,18 +19,20 @@ from genrec.model.dropout import Dropout
 class RankingHead(nn.Module):
     """Candidate tokens in, one logit per stage of the feedback chain out."""
 
-    def __init__(self, dim: int, stages: int, evidence: int, dropout: float, visible: bool):
-        """``stages`` logits per candidate; ``evidence`` features of each (0: none); ``visible``: candidates see one another."""
+    def __init__(self, dim: int, stages: int, starting: np.ndarray | None, dropout: float, visible: bool):
+        """``stages`` logits per candidate; ``starting`` (stages, F) weights of the evidence that each carries, None where it carries none;
+        ``visible``: candidates see one another."""
         super().__init__()
         self.stages, self.visible = stages, visible
         self.kind = nn.Parameter(torch.randn(dim) * 0.02)
         self.item = nn.Linear(dim, dim, bias=False)
         self.evidence = self.direct = None
-        if evidence:
+        if starting is not None:
+            evidence = starting.shape[1]
             self.evidence = nn.Sequential(nn.Linear(evidence, dim), nn.GELU(), nn.Linear(dim, dim))
             self.direct = nn.Linear(evidence, stages, bias=False)  # counts speak plainly; no norm is between them and the logit
             with torch.no_grad():
-                self.direct.weight.copy_(torch.from_numpy(starting_weights(stages)))
+                self.direct.weight.copy_(torch.from_numpy(starting))
         self.norm, self.drop = nn.LayerNorm(dim), Dropout(dropout)
         self.score = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), Dropout(dropout), nn.Linear(dim, stages))
 

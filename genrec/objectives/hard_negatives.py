@@ -44,9 +44,10 @@ def shown_in_vain(shown: ShownLanes, rows: Tensor, count: int, n_rows: int, n_it
 
 
 @torch.no_grad()
-def mined(requests: Tensor, index: Tensor, targets: Tensor, known: Tensor, count: int, among: Tensor | None = None) -> Tensor:
+def mined(requests: Tensor, index: Tensor, targets: Tensor, known: Tensor, count: int, among: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """``count`` of the 2 x ``count`` items that score highest for each request: (N, count), -1 where there are fewer.
 
+    Also the lowest score of the 2 x ``count``, and the share of them that is taken: (N,) each. An item that scores so high is drawn with that chance.
     ``targets`` (N,) and what the person is ``known`` (N, T) to have had are left out, and what is not ``among`` (n,) the ids given.
     """
     scores = requests @ index.T
@@ -56,4 +57,7 @@ def mined(requests: Tensor, index: Tensor, targets: Tensor, known: Tensor, count
     best = scores.topk(min(2 * count, scores.shape[1]), dim=1)
     keys = torch.rand(best.values.shape, device=scores.device).masked_fill(best.values.isneginf(), -1.0)
     kept = keys.topk(min(count, keys.shape[1]), dim=1)
-    return best.indices.gather(1, kept.indices).masked_fill(kept.values < 0, -1)
+    live = best.values.isfinite()
+    share = kept.values.ge(0).sum(1) / live.sum(1).clamp(min=1)
+    lowest = torch.where(live, best.values, torch.inf).amin(1)
+    return best.indices.gather(1, kept.indices).masked_fill(kept.values < 0, -1), lowest, share

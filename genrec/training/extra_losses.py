@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from genrec.config_schema import TrainingConfig
 from genrec.model.code_decoder import node_means
@@ -12,6 +13,8 @@ from genrec.objectives.hard_negatives import contrast, mined, shown_in_vain
 from genrec.objectives.progressive import multi_label_loss, prefix_loss, step_levels, step_stages
 from genrec.objectives.ranking import listwise, pairwise, pointwise
 from genrec.objectives.retrieval import full_softmax
+
+ROUNDING = 1e-4  # of a score that was summed in another order
 
 
 def hard_items(
@@ -23,6 +26,12 @@ def hard_items(
     """
     if batch.shown is not None:
         return shown_in_vain(batch.shown, row, count, len(batch.items), len(encoded.items))
+    return _mined(network, batch, encoded, row, lane, requests, count, among)[0]
+
+
+def _mined(
+    network: GenerativeRecommender, batch: Batch, encoded: Encoded, row: Tensor, lane: Tensor, requests: Tensor, count: int, among: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     # Padding and what is not visible yet point at the target, which is left out anyway.
     targets = batch.targets[row, lane]
     known = torch.where(encoded.visible[row, lane], batch.items[row], targets[:, None])
@@ -90,10 +99,11 @@ def ranking_loss(
         if not drawn.any():
             return encoded.requests.sum() * 0
         row, lane = row[drawn], lane[drawn]
-        candidates = drawn_candidates(network, batch, encoded, row, lane, settings, among)
+        candidates, chance = drawn_candidates(network, batch, encoded, row, lane, settings, among)
         reached = torch.zeros(*candidates.shape, 1, dtype=torch.bool, device=row.device)
         reached[:, 0] = True
-        logits = network.rank(encoded, row, lane, candidates)
+        # Hard negatives are drawn a thousand times as often as others; without this a high score would come to mean "wrong".
+        logits = network.rank(encoded, row, lane, candidates) - chance.log()[..., None]
     known = candidates >= 0
     # Pairs of one request alone: of two requests of one person the one that saw the other's outcome would learn to expect the opposite.
     group = torch.arange(len(candidates), device=known.device)[:, None].expand_as(candidates)[known]
@@ -110,17 +120,27 @@ def ranking_loss(
 
 def drawn_candidates(
     network: GenerativeRecommender, batch: Batch, encoded: Encoded, row: Tensor, lane: Tensor, settings: TrainingConfig, among: Tensor | None = None
-) -> Tensor:
-    """(N, 1 + random + hard) item ids, all but the first of ``among`` (None: all): the target first, -1 where a random item is the target."""
+) -> tuple[Tensor, Tensor]:
+    """Item ids (N, 1 + random + hard), all but the first of ``among`` (None: all): the target first, -1 where a random item is the target.
+
+    And how often each is drawn as a negative of its request on average, (N, same): what a logit learnt from such draws has to be corrected by
+    (logQ correction; Bengio and Senecal, IEEE TNN 2008).
+    """
     targets = batch.targets[row, lane]
-    parts = [targets[:, None]]
+    count = len(encoded.items) if among is None else len(among)
+    candidates, hard = targets[:, None], None
     if settings.rank_negatives:
-        drawn = torch.randint(len(encoded.items if among is None else among), (len(row), settings.rank_negatives), device=row.device)
-        parts.append(drawn if among is None else among.to(row.device)[drawn])
+        drawn = torch.randint(count, (len(row), settings.rank_negatives), device=row.device)
+        candidates = torch.cat([candidates, drawn if among is None else among.to(row.device)[drawn]], dim=1)
+    chance = torch.full(candidates.shape, settings.rank_negatives / count, device=row.device)
     if settings.hard_negatives:
-        vectors = network.retrieval_vectors(encoded.requests[row, lane])
-        parts.append(hard_items(network, batch, encoded, row, lane, vectors, settings.hard_negatives, among))
-    candidates = torch.cat(parts, dim=1)
+        vectors = network.retrieval_vectors(encoded.requests[row, lane]).detach()
+        hard, lowest, share = _mined(network, batch, encoded, row, lane, vectors, settings.hard_negatives, among)
+        scores = (vectors[:, None] * network.item_index(F.embedding(candidates, encoded.items)).detach()).sum(-1)
+        chance = chance + share[:, None] * (scores >= lowest[:, None] - ROUNDING)
+        chance = torch.cat([chance, (settings.rank_negatives / count + share)[:, None].expand_as(hard)], dim=1)
+        candidates = torch.cat([candidates, hard], dim=1)
     again = candidates == targets[:, None]
     again[:, 0] = False
-    return candidates.masked_fill(again, -1)
+    # Without random negatives what lies below the hard ones is never drawn; it is taken for drawn as often as one item would be.
+    return candidates.masked_fill(again, -1), chance.clamp(min=1 / count)

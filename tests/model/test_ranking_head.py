@@ -185,7 +185,7 @@ def test_blocks_of_several_tokens_equal_one_pass():
     """Two requests of M = 3 tokens, two steps, candidates of one request: cache against a single pass with the whole mask."""
     torch.manual_seed(2)
     backbone, reasoning = Backbone(8, 2, 2, 0.0).eval(), Reasoning(8, 2)
-    head = RankingHead(8, 2, 0, 0.0, False).eval()
+    head = RankingHead(8, 2, None, 0.0, False).eval()
     length, block, positions = 4, 3, torch.tensor([[2, 4]])
     x, angles = torch.randn(1, length + 6, 8), torch.randn(1, length + 6, 2)
     base = sequence_mask(length, positions, block)

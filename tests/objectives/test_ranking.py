@@ -165,9 +165,9 @@ def test_mined_negatives_are_the_nearest_unknown_ones():
     index = torch.eye(8)
     requests = torch.tensor([[0.1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.0, 0.0]])
     torch.manual_seed(0)
-    drawn = {tuple(sorted(mined(requests, index, torch.tensor([1]), torch.tensor([[2, 2]]), 1).flatten().tolist())) for _ in range(40)}
+    drawn = {tuple(sorted(mined(requests, index, torch.tensor([1]), torch.tensor([[2, 2]]), 1)[0].flatten().tolist())) for _ in range(40)}
     assert drawn == {(3,), (4,)}
-    drawn = {tuple(mined(requests, index, torch.tensor([1]), torch.tensor([[2, 2]]), 1, torch.tensor([1, 2, 4, 7])).flatten().tolist()) for _ in range(40)}
+    drawn = {tuple(mined(requests, index, torch.tensor([1]), torch.tensor([[2, 2]]), 1, torch.tensor([1, 2, 4, 7]))[0].flatten().tolist()) for _ in range(40)}
     assert drawn == {(4,), (7,)}
 
 

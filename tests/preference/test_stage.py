@@ -229,7 +229,7 @@ def test_the_ranking_head_can_teach(copied_run):
         school.prepare("distil")
     network = stage.policy.network
     torch.manual_seed(0)
-    network.ranking = RankingHead(network.config.dim, 1, 0, 0.0, False).eval()
+    network.ranking = RankingHead(network.config.dim, 1, None, 0.0, False).eval()
     rows = school.prepare("distil")
     asked = stage.policy.ask(stage.collator, stage.parts.policy.requests.take(rows[:5]), counted=True)
     place = torch.arange(5)

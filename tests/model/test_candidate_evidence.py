@@ -1,0 +1,151 @@
+"""What candidates carry where no log says what was shown: right, not taught through, and nothing of the request's own answer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from genrec.data.anchors import company
+from genrec.data.dataset import TRAIN
+from genrec.data.histories import Histories
+from genrec.data.sequences import make_windows
+from genrec.model.anchors import Anchors
+from genrec.model.candidate_evidence import SCALE, n_pair_features, pair_features
+from genrec.model.collate import Collator, QueryFeatures
+from genrec.training.extra_losses import drawn_candidates
+from genrec.training.fit import fill_anchors, new_network
+
+
+@pytest.fixture(scope="module")
+def world(prepared_run):
+    """A network with a ranking head and anchors counted from training; ``make(rows)`` -> a batch of training windows; the windows."""
+    data = prepared_run.dataset
+    config = replace(prepared_run.config, model=replace(prepared_run.config.model, ranking=True, anchors=4, query_anchors=False, dropout=0.0, item_dropout=0.0))
+    torch.manual_seed(3)
+    network = new_network(config, data, prepared_run.ids, generate=True)
+    fill_anchors(network.anchor_tables, data, TRAIN)
+    windows = make_windows(data.offsets, data.known_lengths(TRAIN), 10, 5)
+    collator = Collator(config.model, QueryFeatures.build(data.query_texts, prepared_run.ids.encoder))
+    return network, lambda rows: collator.windows(data, windows, rows, True, True), windows
+
+
+def asked(network, batch, training: bool):
+    """The live requests with their target, the anchors, and seven random items as candidates."""
+    encoded = network.train(training).encode(batch)
+    row, lane = (batch.targets >= 0).nonzero(as_tuple=True)
+    drawn = torch.randint(network.catalogue.n_items, (len(row), 7), generator=torch.Generator().manual_seed(1))
+    return encoded, row, lane, torch.cat([batch.targets[row, lane][:, None], encoded.anchors.ids[row, lane], drawn], 1)
+
+
+def test_features_equal_a_loop():
+    made = torch.Generator().manual_seed(0)
+    ids, live = torch.randint(6, (3, 1, 5), generator=made), torch.rand(3, 1, 5, generator=made) > 0.3
+    anchors = Anchors(ids, live, torch.randn(3, 1, 5, 4, generator=made))
+    candidates, dense = torch.tensor([[0, 1, -1], [2, 3, 4], [5, 0, 2]]), torch.randn(3, 3, generator=made)
+    found = pair_features(dense, candidates, anchors)
+    assert found.shape == (3, 3, n_pair_features(4)) and pair_features(dense, candidates, None).shape == (3, 3, n_pair_features(0))
+    named = 0
+    for row in range(3):
+        for column in range(3):
+            places = [place for place in range(5) if live[row, 0, place] and ids[row, 0, place] == candidates[row, column]]
+            named += len(places) > 1
+            wanted = torch.cat([(dense[row, column] / SCALE)[None], torch.tensor([float(bool(places))]), anchors.features[row, 0, places].sum(0)])
+            torch.testing.assert_close(found[row, column], wanted)
+    assert named
+
+
+def test_ranking_starts_from_what_retrieval_knows(world):
+    network, batch = world[0], world[1](np.arange(24))
+    with torch.inference_mode():
+        encoded, row, lane, candidates = asked(network, batch, False)
+        logits = network.rank(encoded, row, lane, candidates)[..., 0]
+        dense = network.retrieval_vectors(encoded.requests[row, lane]) @ network.item_index(encoded.items).T
+    same = (logits + math.log(network.catalogue.n_items) - dense.gather(1, candidates)).abs()
+    assert same.max() < 1.5 < dense.std() and (logits.argmax(1) == dense.gather(1, candidates).argmax(1)).float().mean() > 0.8
+
+
+def test_the_ranking_loss_does_not_move_the_retrieval_head_through_it(world):
+    network, batch = world[0], world[1](np.arange(24))
+    encoded, row, lane, candidates = asked(network, batch, True)
+    network.zero_grad()
+    network.rank(encoded, row, lane, candidates).square().sum().backward()
+    assert network.retrieval.weight.grad is None and network.ranking.direct.weight.grad[0, 0].abs() > 0
+    network.eval()
+
+
+def test_no_candidate_tells_that_its_own_person_took_it(world, prepared_run):
+    """In training a candidate's evidence is what it would be had the person never been counted."""
+    network, make, windows = world
+    data, tables = prepared_run.dataset, network.anchor_tables
+    counted = data.histories(TRAIN)
+    people = [counted.items[counted.offsets[one] : counted.offsets[one + 1]] for one in range(len(counted))]
+    person = next(one for one, items in enumerate(people) if 6 <= len(items) == len(set(items.tolist())) <= 10)  # one window, nothing twice
+    batch = make(np.flatnonzero(windows.start == data.offsets[person]))
+    encoded, row, lane, candidates = asked(network, batch, True)
+    mine = network._pair_evidence(encoded, row, lane, candidates)
+    told = network._pair_evidence(asked(network, batch, False)[0], row, lane, candidates)
+    before = {name: getattr(tables, name).clone() for name in ("company", "counts", "users")}
+    others = company(Histories.from_lists(people[:person] + people[person + 1 :]), data.n_items, tables.company.shape[1])
+    for name, values in (("company", others.ids), ("counts", others.counts), ("users", others.users)):
+        getattr(tables, name).copy_(torch.as_tensor(values))
+    without = network._pair_evidence(asked(network, batch, False)[0], row, lane, candidates)
+    for name, values in before.items():
+        getattr(tables, name).copy_(values)
+    assert len(row) >= 4 and (told[:, 0] - without[:, 0]).abs().max() > 0.1  # who counts the answer sees it look better
+    # Wide tables are cut: what stands at the very end of one may be missing in the other.
+    assert ((mine - without).abs().amax(-1) < 0.02).float().mean() > 0.9
+    torch.testing.assert_close(mine[:, 0, 1:], without[:, 0, 1:], rtol=0, atol=1e-4)
+
+
+def test_chances_are_how_often_negatives_are_drawn(world, prepared_run):
+    """Of many draws: each item's mean number among the negatives of a request is the chance that the loss is corrected by."""
+    network, batch = world[0], world[1](np.arange(2))
+    settings = replace(prepared_run.config.training, rank_negatives=3, hard_negatives=2)
+    n_items = network.catalogue.n_items
+    with torch.no_grad():
+        encoded = network.eval().encode(batch)
+        row, lane = (batch.targets >= 0).nonzero(as_tuple=True)
+        counted, said = torch.zeros(len(row), n_items), torch.zeros(len(row), n_items)
+        torch.manual_seed(0)
+        for _ in range(1500):
+            candidates, chance = drawn_candidates(network, batch, encoded, row, lane, settings)
+            live = candidates[:, 1:] >= 0
+            place = candidates[:, 1:].clamp(min=0)
+            counted.scatter_add_(1, place, live.float() / 1500)
+            said.scatter_(1, place, torch.where(live, chance[:, 1:], said.gather(1, place)))
+    target = batch.targets[row, lane]
+    assert (candidates[:, 0] == target).all() and (counted.gather(1, target[:, None]) == 0).all()
+    hard = said > 3.5 / n_items
+    assert hard.sum(1).tolist() == [4] * len(row)  # twice as many as are taken
+    assert (counted[hard] - said[hard]).abs().max() < 0.06 and abs(said[hard].mean() - 0.5) < 0.1
+    soft = ~hard & (said > 0)
+    torch.testing.assert_close(said[soft], torch.full_like(said[soft], 3 / n_items))
+    assert abs(counted[soft].mean() - 3 / n_items) < 0.1 * 3 / n_items
+    own = network.retrieval_vectors(encoded.requests[row, lane]) @ network.item_index(encoded.items).T
+    at_the_top = own.gather(1, target[:, None]) >= torch.where(hard, own, torch.inf).amin(1, keepdim=True)
+    torch.testing.assert_close(chance[:, :1], at_the_top * 0.5 + 3 / n_items)  # an answer at the top would have been drawn as often
+
+
+def test_a_ranking_loss_learns_whole_catalogue_odds_from_hard_draws(world, prepared_run):
+    """The best constant scores: with the correction they order items by how often they are wanted, not by how seldom they are drawn."""
+    settings = replace(prepared_run.config.training, rank_pair_weight=1.0)
+    wanted = torch.tensor([0.6, 0.25, 0.1, 0.03, 0.02])  # items 0 and 1 are the hard ones
+    chance = torch.tensor([0.9, 0.9, 0.1, 0.1, 0.1])
+    found = []
+    for corrected in (True, False):
+        logits = torch.zeros(5, requires_grad=True)
+        optimizer = torch.optim.Adam([logits], lr=0.05)
+        weight = wanted[:, None] * chance[None] * (1 - torch.eye(5))  # how often i is the answer and j beside it
+        for _ in range(800):
+            scores = logits - chance.log() if corrected else logits
+            loss = (weight * torch.nn.functional.softplus(scores[None] - scores[:, None])).sum() * settings.rank_pair_weight
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        found.append(logits.detach())
+    torch.testing.assert_close(found[0] - found[0].mean(), wanted.log() - wanted.log().mean(), rtol=0, atol=0.05)
+    assert found[1][0] < found[1][2]
