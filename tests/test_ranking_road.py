@@ -90,6 +90,7 @@ def test_the_protocol_needs_a_head_with_stages(drawn, trained_run):
         (["training.progressive=actions", "model.reasoning_steps=1"], "name the stages"),
         (["model.stages=[click]"], "nothing learns them"),
         (["model.candidates_visible=true"], "there are no candidates"),
+        (["model.candidate_evidence=false"], "there are no candidates"),
         (["model.ranking=true", "training.rank_negatives=0", "training.hard_negatives=0"], "above 0"),
         (["training.infonce_easy=0.5", "training.hard_negatives=0"], "hard_negatives above 0"),
         (["model.ranking=true", "model.stages=[click]", "training.shuffle_whole=0.5"], "must be 0 with model.stages"),

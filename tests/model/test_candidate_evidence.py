@@ -68,6 +68,13 @@ def test_ranking_starts_from_what_retrieval_knows(world):
     assert same.max() < 1.5 < dense.std() and (logits.argmax(1) == dense.gather(1, candidates).argmax(1)).float().mean() > 0.8
 
 
+@pytest.mark.parametrize("stages", [[], ["click"]])
+def test_candidates_carry_nothing_where_that_is_wanted(prepared_run, stages):
+    config = replace(prepared_run.config, model=replace(prepared_run.config.model, ranking=True, stages=stages, candidate_evidence=False))
+    head = new_network(config, prepared_run.dataset, prepared_run.ids, generate=False).ranking
+    assert head.direct is None and head.evidence is None
+
+
 def test_the_ranking_loss_does_not_move_the_retrieval_head_through_it(world):
     network, batch = world[0], world[1](np.arange(24))
     encoded, row, lane, candidates = asked(network, batch, True)
