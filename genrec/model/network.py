@@ -227,9 +227,7 @@ class GenerativeRecommender(nn.Module):
         ``evidence`` (N, C, F) as ``FeedbackRates.features`` makes it, with ``model.stages``; None where nothing is known. Without stages
         the network sees for itself what it knows of each pair.
         """
-        if not self.config.candidate_evidence:
-            evidence = None
-        elif not self.config.stages:
+        if self.config.candidate_evidence and not self.config.stages:
             evidence = self._pair_evidence(encoded, row, lane, candidates)
         block = encoded.blocks[0].shape[2]
         cache, seen = request_rows(encoded.cache, encoded.visible, row, lane, block, len(encoded.blocks))
@@ -239,9 +237,8 @@ class GenerativeRecommender(nn.Module):
     @torch.no_grad()
     def _pair_evidence(self, encoded: Encoded, row: Tensor, lane: Tensor, candidates: Tensor) -> Tensor:
         """Given, not taught: the ranking loss does not move the retrieval head."""
-        asked = self.retrieval_vectors(encoded.requests[row, lane])
-        index = self.item_index(F.embedding(candidates.clamp(min=0), encoded.items))
-        return pair_features((asked[:, None] * index).sum(-1), candidates, None if encoded.anchors is None else encoded.anchors.take(row, lane))
+        dense = self.relevance(encoded.requests[row, lane], candidates.clamp(min=0), encoded.items)
+        return pair_features(dense, candidates, None if encoded.anchors is None else encoded.anchors.take(row, lane))
 
     def decoder_memory(
         self, encoded: Encoded, row: Tensor | None = None, lane: Tensor | None = None, decoder: CodeDecoder | None = None
@@ -259,9 +256,9 @@ class GenerativeRecommender(nn.Module):
             anchors = anchors.take(row, lane) if anchors is not None else None
         memory = decoder.with_private(memory, thoughts, anchors, encoded.items)
         if decoder.pointer is not None:
-            memory.pointed = decoder.pointer(memory.state, anchors, self.relevance(memory.state, anchors, encoded.items), self.catalogue.trie)
+            memory.pointed = decoder.pointer(memory.state, anchors, self.relevance(memory.state, anchors.ids, encoded.items), self.catalogue.trie)
         return memory
 
-    def relevance(self, state: Tensor, anchors: Anchors, items: Tensor) -> Tensor:
-        """The retrieval head's score of each anchor of requests with ``state`` (B, R, dim): (B, R, A)."""
-        return (self.retrieval_vectors(state)[:, :, None] * self.item_index(F.embedding(anchors.ids, items))).sum(-1)
+    def relevance(self, state: Tensor, ids: Tensor, items: Tensor) -> Tensor:
+        """The retrieval head's score of items ``ids`` (..., A) for requests with ``state`` (..., dim): (..., A)."""
+        return (self.retrieval_vectors(state)[..., None, :] * self.item_index(F.embedding(ids, items))).sum(-1)

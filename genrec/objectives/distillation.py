@@ -114,10 +114,7 @@ def _step(
         logs = logits.log_softmax(-1)
         mass = teacher.below(rows.repeat_interleave(count), nodes.repeat(len(rows))).view(-1, count)
         share = mass / mass.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-        if ignored is not None:
-            observed = logits.masked_fill(ignored[nodes], -torch.inf).log_softmax(-1)
-        else:
-            observed = logs
+        observed = logs if ignored is None else logits.masked_fill(ignored[nodes], -torch.inf).log_softmax(-1)
         return observed.gather(1, (chosen - start)[:, None])[:, 0], _divergence(share.to(logs.dtype), logs).sum(1)
     counts = trie.child_count[parents]
     open_rows = torch.nonzero(counts > 1)[:, 0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from genrec.config_schema import TrainingConfig
 from genrec.model.code_decoder import node_means
@@ -128,18 +127,21 @@ def drawn_candidates(
     """
     targets = batch.targets[row, lane]
     count = len(encoded.items) if among is None else len(among)
-    candidates, hard = targets[:, None], None
+    parts = [targets[:, None]]
     if settings.rank_negatives:
         drawn = torch.randint(count, (len(row), settings.rank_negatives), device=row.device)
-        candidates = torch.cat([candidates, drawn if among is None else among.to(row.device)[drawn]], dim=1)
-    chance = torch.full(candidates.shape, settings.rank_negatives / count, device=row.device)
+        parts.append(drawn if among is None else among.to(row.device)[drawn])
+    lowest = share = None
     if settings.hard_negatives:
-        vectors = network.retrieval_vectors(encoded.requests[row, lane]).detach()
+        vectors = network.retrieval_vectors(encoded.requests[row, lane])
         hard, lowest, share = _mined(network, batch, encoded, row, lane, vectors, settings.hard_negatives, among)
-        scores = (vectors[:, None] * network.item_index(F.embedding(candidates, encoded.items)).detach()).sum(-1)
+        parts.append(hard)
+    candidates = torch.cat(parts, dim=1)
+    chance = torch.full(candidates.shape, settings.rank_negatives / count, device=row.device)
+    if lowest is not None:
+        with torch.no_grad():
+            scores = network.relevance(encoded.requests[row, lane], candidates.clamp(min=0), encoded.items)
         chance = chance + share[:, None] * (scores >= lowest[:, None] - ROUNDING)
-        chance = torch.cat([chance, (settings.rank_negatives / count + share)[:, None].expand_as(hard)], dim=1)
-        candidates = torch.cat([candidates, hard], dim=1)
     again = candidates == targets[:, None]
     again[:, 0] = False
     # Without random negatives what lies below the hard ones is never drawn; it is taken for drawn as often as one item would be.

@@ -281,7 +281,7 @@ class TrainingModule(L.LightningModule):
             return TeacherMass.in_leaf_order(trie, logs), logs.new_zeros(())
         anchors, state = encoded.anchors.take(row, lane), state[:, None].detach()
         with torch.no_grad():
-            relevance = self.network.relevance(state, anchors, encoded.items)
+            relevance = self.network.relevance(state, anchors.ids, encoded.items)
         pointed = pointer.items(state, anchors, relevance, trie.n_items)
         ids, bonus = pointed.nodes[:, 0], pointed.bonus[:, 0]
         known, first = ids < trie.n_items, F.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)

@@ -16,7 +16,8 @@ from genrec.data.sequences import make_windows
 from genrec.model.anchors import Anchors
 from genrec.model.candidate_evidence import SCALE, n_pair_features, pair_features
 from genrec.model.collate import Collator, QueryFeatures
-from genrec.training.extra_losses import drawn_candidates
+from genrec.objectives.ranking import pairwise, pointwise
+from genrec.training.extra_losses import drawn_candidates, ranking_loss
 from genrec.training.fit import fill_anchors, new_network
 
 
@@ -137,22 +138,43 @@ def test_chances_are_how_often_negatives_are_drawn(world, prepared_run):
     torch.testing.assert_close(chance[:, :1], at_the_top * 0.5 + 3 / n_items)  # an answer at the top would have been drawn as often
 
 
-def test_a_ranking_loss_learns_whole_catalogue_odds_from_hard_draws(world, prepared_run):
+def test_a_ranking_loss_learns_whole_catalogue_odds_from_hard_draws():
     """The best constant scores: with the correction they order items by how often they are wanted, not by how seldom they are drawn."""
-    settings = replace(prepared_run.config.training, rank_pair_weight=1.0)
     wanted = torch.tensor([0.6, 0.25, 0.1, 0.03, 0.02])  # items 0 and 1 are the hard ones
     chance = torch.tensor([0.9, 0.9, 0.1, 0.1, 0.1])
     found = []
+    often = (1000 * wanted[:, None] * chance[None] * (1 - torch.eye(5))).round().long()  # how often i is the answer and j beside it
+    lists = torch.repeat_interleave(often.nonzero(), often[often > 0], dim=0)
+    labels, group = torch.tensor([True, False]).repeat(len(lists)), torch.arange(len(lists)).repeat_interleave(2)
     for corrected in (True, False):
         logits = torch.zeros(5, requires_grad=True)
         optimizer = torch.optim.Adam([logits], lr=0.05)
-        weight = wanted[:, None] * chance[None] * (1 - torch.eye(5))  # how often i is the answer and j beside it
         for _ in range(800):
             scores = logits - chance.log() if corrected else logits
-            loss = (weight * torch.nn.functional.softplus(scores[None] - scores[:, None])).sum() * settings.rank_pair_weight
+            loss = pairwise(scores[lists].flatten(), labels, group)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         found.append(logits.detach())
     torch.testing.assert_close(found[0] - found[0].mean(), wanted.log() - wanted.log().mean(), rtol=0, atol=0.05)
     assert found[1][0] < found[1][2]
+
+
+def test_the_ranking_loss_corrects_its_logits(world, prepared_run):
+    network, batch = world[0], world[1](np.arange(24))
+    settings = replace(prepared_run.config.training, rank_negatives=3, hard_negatives=2, rank_share=1.0, rank_pair_weight=0.5)
+    with torch.no_grad():
+        encoded, live = network.eval().encode(batch), batch.targets >= 0
+        row, lane = live.nonzero(as_tuple=True)
+        torch.manual_seed(0)
+        loss = ranking_loss(network, batch, encoded, live, settings)
+        torch.manual_seed(0)
+        torch.rand(len(row))  # which requests rank
+        candidates, chance = drawn_candidates(network, batch, encoded, row, lane, settings)
+        values = network.rank(encoded, row, lane, candidates)[..., 0]
+    known, labels = candidates >= 0, torch.zeros_like(candidates, dtype=torch.bool)
+    labels[:, 0] = True
+    group = torch.arange(len(row))[:, None].expand_as(candidates)[known]
+    wanted = [pointwise(one[known], labels[known]) + 0.5 * pairwise(one[known], labels[known], group) for one in (values - chance.log(), values)]
+    torch.testing.assert_close(loss, wanted[0])
+    assert (loss - wanted[1]).abs() > 0.1

@@ -181,7 +181,7 @@ def test_the_teacher_of_a_pointer_is_the_heads_distribution_with_what_anchors_we
         logits = pointing.retrieval_vectors(encoded.requests[row, lane]) @ pointing.item_index(encoded.items).T
         anchors, state = encoded.anchors.take(row, lane), encoded.requests[row, lane][:, None]
         copied = torch.zeros_like(logits)
-        strength = pointing.decoder.pointer._mass(state, anchors, pointing.relevance(state, anchors, encoded.items))[:, 0, :, -1]
+        strength = pointing.decoder.pointer._mass(state, anchors, pointing.relevance(state, anchors.ids, encoded.items))[:, 0, :, -1]
         for request in range(len(row)):
             for ids, live, value in zip(anchors.ids[request, 0], anchors.live[request, 0], strength[request], strict=True):
                 copied[request, ids] += value if live else 0
