@@ -27,7 +27,11 @@ def machine_limit(error: BaseException | None) -> str | None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(part in words for part in _NO_SPACE):
             place = f" ({error.filename})" if getattr(error, "filename", None) else ""
             return f"the disk is full{place}; free some space and run the same command again, what was finished is kept"
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or getattr(error, "errno", None) == errno.ENOMEM:
+        if (
+            isinstance(error, MemoryError)
+            or type(error).__name__ == "OutOfMemoryError"
+            or getattr(error, "errno", None) == errno.ENOMEM
+        ):
             return _TOO_LITTLE
         if isinstance(error, RuntimeError | OSError) and any(part in words for part in _NO_MEMORY):
             return _TOO_LITTLE

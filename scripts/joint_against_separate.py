@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from genrec.artifacts import open_artifact, write_json
+from genrec.artifacts.folders import open_artifact, write_json
 from genrec.console import log_handler
 from genrec.errors import UserError
 from genrec.evaluation.metrics import bootstrap_interval, paired_test, per_request_metrics
-from genrec.pipeline import Run, fit_and_fuse, stage_tokenize
+from genrec.pipeline.stages import fit_and_fuse, stage_tokenize
+from genrec.runs.run import Run
 
 ARMS = {
     "joint": [],
@@ -42,12 +43,16 @@ def answers(run: Run, split: str) -> Values:
     """Metrics of every request, by task (``recommendation`` or a kind of query) and mode."""
     ranker, found = run.ranker("train"), {}
     learnt = run.config.training.tasks
-    kinds = ([None] if "recommendation" in learnt else []) + (list(run.dataset.query_kinds) if "search" in learnt else [])
+    kinds = ([None] if "recommendation" in learnt else []) + (
+        list(run.dataset.query_kinds) if "search" in learnt else []
+    )
     for kind in kinds:
         requests = run.dataset.requests(split, kind)
         if len(requests):
             for mode, (ranked, _) in ranker.rank(requests, 10, ranker.modes).items():
-                found[kind or "recommendation", mode] = {name: per_request_metrics(ranked, requests.targets, [10])[name] for name in METRICS}
+                found[kind or "recommendation", mode] = {
+                    name: per_request_metrics(ranked, requests.targets, [10])[name] for name in METRICS
+                }
     return found
 
 
@@ -87,7 +92,9 @@ def markdown(rows: list[dict], base: str) -> str:
     for row in rows:
         difference = row.get(f"recall@10 minus {base}")
         shown = "" if difference is None else "{:+.4f} [{:+.4f}, {:+.4f}], p = {:.3f}".format(*difference)
-        lines.append(f"| {row['task']} | {row['mode']} | {row['arm']} | {row['recall@10']:.4f} | {row['ndcg@10']:.4f} | {shown} |")
+        lines.append(
+            f"| {row['task']} | {row['mode']} | {row['arm']} | {row['recall@10']:.4f} | {row['ndcg@10']:.4f} | {shown} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -97,7 +104,11 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=["joint", "search", "recommendation"], choices=list(ARMS))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--split", choices=["valid", "test"], default="valid")
-    parser.add_argument("--without-decoder", action="store_true", help="the network's retrieval and the fusion alone, in a fraction of the time")
+    parser.add_argument(
+        "--without-decoder",
+        action="store_true",
+        help="the network's retrieval and the fusion alone, in a fraction of the time",
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     options = parser.parse_intermixed_args()
     overrides = [*options.overrides, "training.refit=false"]
@@ -110,12 +121,20 @@ def main() -> None:
             run = train(options.config, overrides, arm, seed, first.get(seed), not options.without_decoder)
             first.setdefault(seed, run.folder)
             found.append(answers(run, options.split))
-        values[arm] = {key: {name: np.mean([one[key][name] for one in found], axis=0) for name in METRICS} for key in found[0]}
-        spent[arm] = {"cpu_seconds": time.process_time() - began, "epochs": open_artifact(run.folder / "model", "model")["info"]["epochs"]}
+        values[arm] = {
+            key: {name: np.mean([one[key][name] for one in found], axis=0) for name in METRICS} for key in found[0]
+        }
+        spent[arm] = {
+            "cpu_seconds": time.process_time() - began,
+            "epochs": open_artifact(run.folder / "model", "model")["info"]["epochs"],
+        }
         rows = table(values, 42)
         base = next(iter(values))
         target = run.folder.parent / f"{run.folder.name.removesuffix(f'-{arm}-{seed}')}-arms"
-        write_json(target.with_suffix(".json"), {"split": options.split, "seeds": options.seeds, "spent": spent, "overrides": overrides, "rows": rows})
+        write_json(
+            target.with_suffix(".json"),
+            {"split": options.split, "seeds": options.seeds, "spent": spent, "overrides": overrides, "rows": rows},
+        )
         target.with_suffix(".md").write_text(markdown(rows, base))
     sys.stdout.write(markdown(rows, base))
 

@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 
-from genrec.config import load_config
+from genrec.config.load import load_config
 from genrec.data.readers import read_log
 from genrec.data.schema import join_parts
 from genrec.errors import UserError
@@ -35,7 +35,13 @@ def main() -> None:
     rows = []
     for name, metrics in results.items():
         low, high = bootstrap_interval(metrics["ndcg"], config.seed)
-        rows.append({"model": name, **{key: float(value.mean()) for key, value in metrics.items()}, "ndcg_interval": [low, high]})
+        rows.append(
+            {
+                "model": name,
+                **{key: float(value.mean()) for key, value in metrics.items()},
+                "ndcg_interval": [low, high],
+            }
+        )
     for name, metrics in results.items():
         if name != "BM25":
             mean, low, high, p = paired_test(metrics["ndcg"], results["BM25"]["ndcg"], config.seed)

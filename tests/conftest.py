@@ -11,11 +11,13 @@ import polars as pl
 import pytest
 import torch
 
-from genrec import cli
-from genrec.config import load_config
+from genrec.cli import main as cli
+from genrec.config.load import load_config
 from genrec.data.dataset import Dataset
-from genrec.data.prepare import prepare
-from genrec.pipeline import Run, stage_evaluate, stage_tokenize, stage_train
+from genrec.data.prepare.pipeline import prepare
+from genrec.inference.bundle import export
+from genrec.pipeline.stages import stage_evaluate, stage_tokenize, stage_train
+from genrec.runs.run import Run
 from genrec.training.fit import new_network
 
 SIMULATOR = {"n_users": 150, "n_items": 80, "n_events": 3000, "n_categories": 8, "n_brands": 6, "seed": 1}
@@ -46,9 +48,19 @@ def trained_run(tmp_path_factory, tiny_overrides) -> Run:
 
 
 @pytest.fixture(scope="session")
+def bundle(trained_run, tmp_path_factory):
+    """The exported folder, without the torch.export programs (they have a test of their own)."""
+    return export(
+        trained_run.folder, tmp_path_factory.mktemp("bundles") / "bundle", programs=False, licence="for tests only"
+    )
+
+
+@pytest.fixture(scope="session")
 def prepared_run(tmp_path_factory, tiny_overrides) -> Run:
     """Prepared and tokenized, not trained; two layers, real queries in the histories."""
-    run = Run.create(None, tiny_overrides(tmp_path_factory.mktemp("runs"), "name=prepared", "model.layers=2", "decoding.beam=10"))
+    run = Run.create(
+        None, tiny_overrides(tmp_path_factory.mktemp("runs"), "name=prepared", "model.layers=2", "decoding.beam=10")
+    )
     stage_tokenize(run)
     return run
 

@@ -12,7 +12,13 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 def test_joint_against_separate(tmp_path, tiny_overrides, monkeypatch, capsys):
     config = SCRIPTS.parent / "configs" / "simulator.yaml"
-    overrides = tiny_overrides(tmp_path, "data.options.n_users=60", "training.epochs=1", "training.decoder_epochs=1", "training.valid_requests=50")
+    overrides = tiny_overrides(
+        tmp_path,
+        "data.options.n_users=60",
+        "training.epochs=1",
+        "training.decoder_epochs=1",
+        "training.valid_requests=50",
+    )
     monkeypatch.setattr(sys, "argv", ["joint", str(config), *overrides, "--arms", "joint", "search", "recommendation"])
     runpy.run_path(str(SCRIPTS / "joint_against_separate.py"), run_name="__main__")
     (written,) = tmp_path.rglob("*-arms.json")

@@ -44,9 +44,15 @@ def shuffled(data, start: np.ndarray, stop: np.ndarray, shuffle: Shuffle) -> tup
     event = np.repeat(start - begin, length) + np.arange(length.sum())
     times = np.asarray(data.timestamps)[event]
     salt = mix(np.array([shuffle.draw], np.uint64))
-    chance = lambda values, purpose: (mix(values.astype(np.uint64) ^ mix(salt + np.uint64(purpose))) >> np.uint64(11)) / 2.0**53
+    chance = lambda values, purpose: (
+        (mix(values.astype(np.uint64) ^ mix(salt + np.uint64(purpose))) >> np.uint64(11)) / 2.0**53
+    )
     place = np.arange(len(event))
-    group = np.cumsum(np.concatenate([[True], (times[1:] != times[:-1]) | (window[1:] != window[:-1])])) if len(event) else place
+    group = (
+        np.cumsum(np.concatenate([[True], (times[1:] != times[:-1]) | (window[1:] != window[:-1])]))
+        if len(event)
+        else place
+    )
     group = np.where((chance(start, 1) < shuffle.whole)[window], begin[window], group + len(event))
     mixed = (chance(start, 2) < shuffle.ties)[window] | (group < len(event))
     order = np.lexsort((place, np.where(mixed, chance(event, 3), 0.0), group, window))

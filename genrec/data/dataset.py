@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from genrec.artifacts import open_artifact
+from genrec.artifacts.folders import open_artifact
 from genrec.data.histories import Histories
 from genrec.errors import UserError
 

@@ -28,7 +28,9 @@ class Histories:
     def __post_init__(self) -> None:
         offsets, items = np.asarray(self.offsets), np.asarray(self.items)
         if offsets.ndim != 1 or items.ndim != 1 or not len(offsets):
-            raise UserError(f"histories have offsets {offsets.shape} and items {items.shape}; expected (n + 1,) and (n_events,)")
+            raise UserError(
+                f"histories have offsets {offsets.shape} and items {items.shape}; expected (n + 1,) and (n_events,)"
+            )
         if offsets[0] != 0 or offsets[-1] != len(items) or (np.diff(offsets) < 0).any():
             raise UserError(f"history offsets must rise from 0 to {len(items)}, the number of events")
         object.__setattr__(self, "offsets", offsets.astype(np.int64, copy=False))
@@ -94,17 +96,23 @@ class Histories:
 
         before, after = self.items[:-1], self.items[1:]
         adjacent = (self.ages[:-1] > 0) & (before != after)  # age 0 is the last of its history: no event follows it
-        moves = sp.coo_matrix((np.ones(int(adjacent.sum())), (before[adjacent], after[adjacent])), shape=(n_items, n_items))
+        moves = sp.coo_matrix(
+            (np.ones(int(adjacent.sum())), (before[adjacent], after[adjacent])), shape=(n_items, n_items)
+        )
         return moves.tocsr()  # sums what came twice
 
-    def to_csr(self, n_items: int, weights: np.ndarray | Callable[[np.ndarray], np.ndarray] | None = None) -> sp.csr_matrix:
+    def to_csr(
+        self, n_items: int, weights: np.ndarray | Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> sp.csr_matrix:
         """(n, n_items) float32 matrix of summed event weights.
 
         ``weights``: one value per event (n_events,), or a function of the events' ages (0 newest) to such values; None
         counts events. Raises ``UserError`` where an item id is not in [0, n_items).
         """
         if len(self.items) and (self.items.min() < 0 or self.items.max() >= n_items):
-            raise UserError(f"histories name items {self.items.min()} to {self.items.max()}; expected ids from 0 to {n_items - 1}")
+            raise UserError(
+                f"histories name items {self.items.min()} to {self.items.max()}; expected ids from 0 to {n_items - 1}"
+            )
         values = np.ones(len(self.items)) if weights is None else weights(self.ages) if callable(weights) else weights
         values = np.asarray(values, np.float32)
         import scipy.sparse as sp  # here: preparing a log starts in half the time without it

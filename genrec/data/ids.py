@@ -12,7 +12,9 @@ class IdMap:
     def __init__(self, known: pl.Series | None = None):
         """``known`` are distinct strings that get the first codes, in their order."""
         self._type = pl.Categorical(pl.Categories.random())
-        self._anchor = pl.Series([""], dtype=pl.String).cast(self._type)  # the engine forgets its numbers when no series uses them
+        self._anchor = pl.Series([""], dtype=pl.String).cast(
+            self._type
+        )  # the engine forgets its numbers when no series uses them
         self._codes = np.zeros(0, np.int32)  # what the engine calls a string -> our code
         self._size = 0
         if known is not None:

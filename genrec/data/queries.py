@@ -14,7 +14,53 @@ import polars as pl
 from genrec.data.words import SPACED_WORD, SPACELESS, TITLE_WORD
 
 STOP_WORDS = frozenset(
-    ["a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "has", "in", "into", "is", "it", "its", "of", "on", "or", "other", "others", "our", "s", "t", "that", "the", "this", "to", "up", "was", "we", "with", "you", "your", "new", "pack", "set", "size", "oz", "ounce", "ounces", "fl", "ml", "inch", "count"]
+    [
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "by",
+        "for",
+        "from",
+        "has",
+        "in",
+        "into",
+        "is",
+        "it",
+        "its",
+        "of",
+        "on",
+        "or",
+        "other",
+        "others",
+        "our",
+        "s",
+        "t",
+        "that",
+        "the",
+        "this",
+        "to",
+        "up",
+        "was",
+        "we",
+        "with",
+        "you",
+        "your",
+        "new",
+        "pack",
+        "set",
+        "size",
+        "oz",
+        "ounce",
+        "ounces",
+        "fl",
+        "ml",
+        "inch",
+        "count",
+    ]
 )
 _WORD = rf"[{SPACELESS}]+|{SPACED_WORD}"
 
@@ -62,9 +108,16 @@ def category_queries(items: pl.DataFrame) -> pl.Series:
 def title_words(items: pl.DataFrame) -> pl.DataFrame:
     """The usable words of each title, in order: ``item``, ``word``, ``place``."""
     return (
-        items.select(pl.int_range(pl.len()).alias("item"), pl.col("title").str.to_lowercase().str.extract_all(TITLE_WORD).alias("word"))
+        items.select(
+            pl.int_range(pl.len()).alias("item"),
+            pl.col("title").str.to_lowercase().str.extract_all(TITLE_WORD).alias("word"),
+        )
         .explode("word")
-        .filter(pl.col("word").is_not_null() & (pl.col("word").str.len_chars() > 1) & ~pl.col("word").is_in(list(STOP_WORDS)))
+        .filter(
+            pl.col("word").is_not_null()
+            & (pl.col("word").str.len_chars() > 1)
+            & ~pl.col("word").is_in(list(STOP_WORDS))
+        )
         .filter(~pl.col("word").str.contains(r"^\d+$"))
         .unique(["item", "word"], keep="first", maintain_order=True)
         .with_columns(pl.int_range(pl.len()).over("item").cast(pl.UInt64).alias("place"))
@@ -76,7 +129,9 @@ def title_queries(words: pl.DataFrame, event_items: np.ndarray, event_hash: np.n
 
     ``words`` as ``title_words`` gives them; ``event_items`` (n_events,) dense item ids; ``event_hash`` (n_events,) uint64 of (user, item).
     """
-    events = pl.DataFrame({"event": np.arange(len(event_items)), "item": event_items.astype(np.int64), "hash": event_hash})
+    events = pl.DataFrame(
+        {"event": np.arange(len(event_items)), "item": event_items.astype(np.int64), "hash": event_hash}
+    )
     drawn = events.join(words, on="item", how="inner", maintain_order="left_right")
     with np.errstate(over="ignore"):
         order = mix(drawn["hash"].to_numpy() + drawn["place"].to_numpy() * np.uint64(0x632BE59BD9B4E019))
@@ -92,4 +147,6 @@ def title_queries(words: pl.DataFrame, event_items: np.ndarray, event_hash: np.n
 
 def _align(queries: pl.DataFrame, length: int) -> pl.Series:
     every = pl.DataFrame({"item": np.arange(length)})
-    return every.join(queries.with_columns(pl.col("item").cast(pl.Int64)), on="item", how="left", maintain_order="left")["query"]
+    return every.join(
+        queries.with_columns(pl.col("item").cast(pl.Int64)), on="item", how="left", maintain_order="left"
+    )["query"]

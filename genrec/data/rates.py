@@ -22,7 +22,8 @@ def n_features(stages: int) -> int:
 
 def starting_weights(stages: int) -> np.ndarray:
     """(stages, n_features) weights that a model may start from: half the sum of a stage's own log-odds over all keys, as naive Bayes would
-    add them up, halved because they overlap."""
+    add them up, halved because they overlap.
+    """
     weights = np.zeros((stages, len(KEYS), stages + 1), np.float32)
     weights[np.arange(stages), :, np.arange(stages)] = 0.5
     return weights.reshape(stages, -1)
@@ -39,7 +40,9 @@ class _Counter:
 class FeedbackRates:
     """Rates of shown items; see the module's docstring."""
 
-    def __init__(self, shown: pl.DataFrame, brands: np.ndarray, categories: np.ndarray, reached: np.ndarray, until: int):
+    def __init__(
+        self, shown: pl.DataFrame, brands: np.ndarray, categories: np.ndarray, reached: np.ndarray, until: int
+    ):
         """``shown`` (n rows): dense ``user`` and ``item``, ``timestamp`` and perhaps ``surface``; ``reached`` (n, stages) bool.
 
         ``brands``, ``categories`` (n_items,) int64 codes, -1 unknown. Rows from ``until`` (seconds) on are not counted.
@@ -61,7 +64,9 @@ class FeedbackRates:
         """Codes (n,) of a table's surfaces, -1 where there is none or it is new."""
         if "surface" not in table.columns or not self.surfaces:
             return np.full(len(table), -1, np.int64)
-        return table["surface"].replace_strict(self.surfaces, default=-1, return_dtype=pl.Int64).fill_null(-1).to_numpy()
+        return (
+            table["surface"].replace_strict(self.surfaces, default=-1, return_dtype=pl.Int64).fill_null(-1).to_numpy()
+        )
 
     def keys(self, users: np.ndarray, items: np.ndarray, surfaces: np.ndarray) -> list[np.ndarray]:
         """One key (n,) per ``KEYS``; -1 where a part of it is unknown."""
@@ -69,7 +74,15 @@ class FeedbackRates:
         category = self.categories[items]
         width, spots = int(self.categories.max(initial=0)) + 1, len(self.surfaces) + 1
         pair = lambda one, other, size: np.where((one < 0) | (other < 0), -1, one * size + other)
-        return [items, users, surfaces, self.brands[items], category, pair(users, category, width), pair(items, surfaces, spots)]
+        return [
+            items,
+            users,
+            surfaces,
+            self.brands[items],
+            category,
+            pair(users, category, width),
+            pair(items, surfaces, spots),
+        ]
 
     def _counter(self, key: np.ndarray, times: np.ndarray, reached: np.ndarray) -> _Counter:
         live = key >= 0

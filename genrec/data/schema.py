@@ -148,7 +148,11 @@ def stack(tables: Sequence[Frame]) -> Frame:
     mixed = [name for name, dtypes in found.items() if len(dtypes) > 1 and not _have_common_type(dtypes)]
     if mixed:
         as_text = [
-            [json_text(name) if schema[name].is_nested() else pl.col(name).cast(pl.String, strict=False) for name in mixed if name in schema]
+            [
+                json_text(name) if schema[name].is_nested() else pl.col(name).cast(pl.String, strict=False)
+                for name in mixed
+                if name in schema
+            ]
             for schema in schemas
         ]
         tables = [table.with_columns(columns) for table, columns in zip(tables, as_text, strict=True)]
@@ -179,14 +183,19 @@ def _alike(one: pl.DataType, other: pl.DataType) -> bool:
 def join_parts(parts: Iterable[RawLog]) -> RawLog:
     """All parts of a log as one, in order: for small logs and tests. Tables that no part has stay None."""
     whole = RawLog()
-    tables: dict[str, list[pl.DataFrame]] = {name: [] for name in ("events", "items", "users", "impressions", "judgments", "quarantine")}
+    tables: dict[str, list[pl.DataFrame]] = {
+        name: [] for name in ("events", "items", "users", "impressions", "judgments", "quarantine")
+    }
     for part in parts:
         for name, found in tables.items():
             if getattr(part, name) is not None:
                 found.append(getattr(part, name))
         whole.rows_read += part.rows_read
         whole.chain = part.chain or whole.chain
-        whole.filtered = {rule: whole.filtered.get(rule, 0) + part.filtered.get(rule, 0) for rule in {**whole.filtered, **part.filtered}}
+        whole.filtered = {
+            rule: whole.filtered.get(rule, 0) + part.filtered.get(rule, 0)
+            for rule in {**whole.filtered, **part.filtered}
+        }
     for name, found in tables.items():
         if found:
             setattr(whole, name, stack(found))

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from genrec.data.dataset import Requests
-from genrec.decoding.ranker import Ranker
 from genrec.evaluation.metrics import per_request_metrics, top_k
+from genrec.ranking.ranker import Ranker
 from genrec.retrieval.bm25 import BM25
 
 Answerer = Callable[[Requests, int, np.ndarray | None], np.ndarray]
@@ -69,13 +69,17 @@ def best_popularity_weight(lexical: BM25, counts: np.ndarray, valid: Requests) -
     if not len(valid):
         return 0.1
     gains = [
-        per_request_metrics(answered(by_scores(with_popularity(lexical, counts, weight)), valid, 10), valid.targets, [10])["ndcg@10"].mean()
+        per_request_metrics(
+            answered(by_scores(with_popularity(lexical, counts, weight)), valid, 10), valid.targets, [10]
+        )["ndcg@10"].mean()
         for weight in POPULARITY_WEIGHTS
     ]
     return POPULARITY_WEIGHTS[int(np.argmax(gains))]
 
 
-def answered(answerer: Answerer, requests: Requests, k: int, candidates: np.ndarray | None = None, n_items: int = 0) -> np.ndarray:
+def answered(
+    answerer: Answerer, requests: Requests, k: int, candidates: np.ndarray | None = None, n_items: int = 0
+) -> np.ndarray:
     """Ranked ids (N, k), chunk by chunk. ``candidates`` (N, C) item ids, -1 where empty: nothing else may be answered."""
     ranked = np.full((len(requests), k), -1, np.int64)
     for start in range(0, len(requests), CHUNK):

@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from genrec.artifacts import fingerprint
+from genrec.artifacts.folders import fingerprint
 from genrec.data.dataset import Requests
 from genrec.errors import UserError
 from genrec.evaluation.metrics import bootstrap_interval, difference_text, paired_test
@@ -33,7 +33,9 @@ def requests_fingerprint(requests: Requests, n_items: int) -> str:
     return fingerprint(n_items, requests.targets.tolist(), np.diff(requests.offsets).tolist(), texts)
 
 
-def write_per_request(folder: Path, values: dict[tuple[str, str, str | None], dict[str, np.ndarray]], asked: dict[str | None, str]) -> None:
+def write_per_request(
+    folder: Path, values: dict[tuple[str, str, str | None], dict[str, np.ndarray]], asked: dict[str | None, str]
+) -> None:
     """Metrics of every request by model, fit and kind of query (None: recommendation), and the fingerprint of each kind's requests."""
     arrays = {
         f"{kind or RECOMMENDATION}|{fitted}|{model}|{name}": one[name].astype(np.float32)
@@ -62,15 +64,23 @@ class Answers:
             with np.load(folder / FILE, allow_pickle=False) as arrays:
                 found = dict(arrays)
         except FileNotFoundError:
-            raise UserError(f"{folder / FILE} is not there; make it with: genrec evaluate {run} --split {split}") from None
+            raise UserError(
+                f"{folder / FILE} is not there; make it with: genrec evaluate {run} --split {split}"
+            ) from None
         except (BadZipFile, ValueError, OSError) as error:
-            raise UserError(f"{folder / FILE} cannot be read ({error}); make it again with: genrec evaluate {run} --split {split}") from None
+            raise UserError(
+                f"{folder / FILE} cannot be read ({error}); make it again with: genrec evaluate {run} --split {split}"
+            ) from None
         values: dict[Key, dict[str, np.ndarray]] = {}
         for key, array in found.items():
             if key.count("|") == 3:
                 task, fitted, model, metric = key.split("|")
                 values.setdefault((task, fitted, model), {})[metric] = array
-        return cls(str(run), values, {key.partition("|")[0]: str(array) for key, array in found.items() if key.endswith("|requests")})
+        return cls(
+            str(run),
+            values,
+            {key.partition("|")[0]: str(array) for key, array in found.items() if key.endswith("|requests")},
+        )
 
 
 def compare(runs: Sequence[Path], split: str = "test", pooled: bool = False, seed: int = 0) -> str:
@@ -87,20 +97,34 @@ def compare(runs: Sequence[Path], split: str = "test", pooled: bool = False, see
     lines = [f"{split} split; " + "; ".join(f"run {place}: {one.name}" for place, one in enumerate(answers, 1)), ""]
     for task in tasks:
         if len({one.asked[task] for one in answers if task in one.asked}) > 1:
-            raise UserError(f"compare: the runs were asked different requests ({task}); compare runs of one data set, split and kind of query")
+            raise UserError(
+                f"compare: the runs were asked different requests ({task}); compare runs of one data set, split and kind of query"
+            )
         keys = [key for key in dict.fromkeys(key for one in answers for key in one.values) if key[0] == task]
         title = task if task == RECOMMENDATION else f"search ({task})"
         for fitted in [fit for fit in FITTED_ON if any(key[1] == fit for key in keys)]:
             rows = [key for key in keys if key[1] == fitted]
-            lines += [f"**{title}, {FITTED_ON[fitted]}**", "", *(_pooled(rows, answers, seed) if pooled else _against_first(rows, answers, seed)), ""]
-    lines.append("Brackets: 95 % bootstrap over requests" + (" of each request's mean over runs; deviation: over runs." if pooled else "."))
+            lines += [
+                f"**{title}, {FITTED_ON[fitted]}**",
+                "",
+                *(_pooled(rows, answers, seed) if pooled else _against_first(rows, answers, seed)),
+                "",
+            ]
+    lines.append(
+        "Brackets: 95 % bootstrap over requests"
+        + (" of each request's mean over runs; deviation: over runs." if pooled else ".")
+    )
     return "\n".join(lines) + "\n"
 
 
 def _pooled(rows: list[Key], answers: list[Answers], seed: int) -> list[str]:
-    lines = ["| model | Recall@10 | deviation | nDCG@10 | deviation | raw Recall@10 | fused minus it, Recall@10 | runs |", "| --- " * 8 + "|"]
+    lines = [
+        "| model | Recall@10 | deviation | nDCG@10 | deviation | raw Recall@10 | fused minus it, Recall@10 | runs |",
+        "| --- " * 8 + "|",
+    ]
     means: dict[Key, dict[str, list[np.ndarray]]] = {
-        key: {name: [one.values[key][name] for one in answers if name in one.values.get(key, {})] for name in KEPT} for key in rows
+        key: {name: [one.values[key][name] for one in answers if name in one.values.get(key, {})] for name in KEPT}
+        for key in rows
     }
     fused = next((means[key]["recall@10"] for key in rows if key[2] == FUSED), None)
     for key in rows:
@@ -113,7 +137,11 @@ def _pooled(rows: list[Key], answers: list[Answers], seed: int) -> list[str]:
         raw = means[key][f"{RAW}recall@10"]
         cells.append(f"{np.mean(raw):.4f}" if raw else "–")
         other = means[key]["recall@10"]
-        cells.append("" if fused is None or key[2] == FUSED or len(fused) != len(other) else _difference(np.mean(fused, axis=0), np.mean(other, axis=0), seed))
+        cells.append(
+            ""
+            if fused is None or key[2] == FUSED or len(fused) != len(other)
+            else _difference(np.mean(fused, axis=0), np.mean(other, axis=0), seed)
+        )
         lines.append(f"| {key[2]} | " + " | ".join(cells) + f" | {len(other)} |")
     return lines
 
@@ -124,9 +152,13 @@ def _against_first(rows: list[Key], answers: list[Answers], seed: int) -> list[s
     lines = ["| model | " + " | ".join(heads) + " |", "| --- " * (len(heads) + 1) + "|"]
     for key in rows:
         found = [one.values.get(key) for one in answers]
-        cells = ["–" if one is None else f"{one['recall@10'].mean():.4f} / {one['ndcg@10'].mean():.4f}" for one in found]
+        cells = [
+            "–" if one is None else f"{one['recall@10'].mean():.4f} / {one['ndcg@10'].mean():.4f}" for one in found
+        ]
         for one in found[1:]:
-            cells.append("–" if one is None or found[0] is None else _difference(one["recall@10"], found[0]["recall@10"], seed))
+            cells.append(
+                "–" if one is None or found[0] is None else _difference(one["recall@10"], found[0]["recall@10"], seed)
+            )
         lines.append(f"| {key[2]} | " + " | ".join(cells) + " |")
     return lines
 

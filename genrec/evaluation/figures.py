@@ -14,7 +14,16 @@ from matplotlib.figure import Figure
 
 from genrec.errors import UserError
 
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")  # Okabe & Ito, colour-blind safe
+_COLOURS = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+    "#F0E442",
+    "#000000",
+)  # Okabe & Ito, colour-blind safe
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,9 @@ def grouped_bars(path: Path, series: Mapping[str, Sequence[Bar]], title: str, me
     """
     first = next(iter(series.values()), ())
     if any([bar.label for bar in bars] != [bar.label for bar in first] for bars in series.values()):
-        raise UserError(f"figure '{title}': the models have different slices; give all of them arrays for the same requests")
+        raise UserError(
+            f"figure '{title}': the models have different slices; give all of them arrays for the same requests"
+        )
     width = 0.8 / max(1, len(series))
     figure = Figure(figsize=(max(5.0, 1.6 + len(first) * max(0.9, 0.35 * len(series))), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -57,7 +68,9 @@ def grouped_bars(path: Path, series: Mapping[str, Sequence[Bar]], title: str, me
         )  # fmt: skip
     labels = [bar.label if bar.count is None else f"{bar.label}\nn={bar.count:,}" for bar in first]
     is_crowded = max((len(bar.label) for bar in first), default=0) > 12
-    axes.set_xticks(places, labels, rotation=25 if is_crowded else 0, ha="right" if is_crowded else "center", fontsize=8)
+    axes.set_xticks(
+        places, labels, rotation=25 if is_crowded else 0, ha="right" if is_crowded else "center", fontsize=8
+    )
     axes.set_ylabel(measure)
     axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)

@@ -27,7 +27,9 @@ def top_k(
     is_numpy = isinstance(scores, np.ndarray)
     table = torch.tensor(scores) if is_numpy else scores.clone()  # a copy: it is masked below
     if table.ndim != 2 or k < 1 or (exclude is not None and len(exclude) != len(table)):
-        raise UserError(f"top_k got scores {tuple(table.shape)} and k={k}; expected (B, n_items), k of at least 1, B histories to exclude")
+        raise UserError(
+            f"top_k got scores {tuple(table.shape)} and k={k}; expected (B, n_items), k of at least 1, B histories to exclude"
+        )
     if not table.is_floating_point():
         table = table.double()
     if torch.isnan(table).any():
@@ -79,7 +81,9 @@ def per_request_metrics(ranked: np.ndarray, targets: np.ndarray, ks: Sequence[in
     if ranked.ndim != 2 or targets.shape != ranked.shape[:1]:
         raise UserError(f"ranked lists {ranked.shape} and targets {targets.shape} do not fit; expected (N, K) and (N,)")
     if not len(ks) or min(ks) < 1 or max(ks) > ranked.shape[1]:
-        raise UserError(f"metrics at {list(ks)} were asked of ranked lists of {ranked.shape[1]} items; rank at least that many")
+        raise UserError(
+            f"metrics at {list(ks)} were asked of ranked lists of {ranked.shape[1]} items; rank at least that many"
+        )
     hits = (ranked == targets[:, None]) & (ranked != PAD)
     rank = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1.0, np.inf)  # (N,) from 1
     metrics: dict[str, np.ndarray] = {}
@@ -98,7 +102,9 @@ def bootstrap_interval(values: np.ndarray, seed: int, n: int = 1000, level: floa
     return float(low), float(high)
 
 
-def paired_test(a: np.ndarray, b: np.ndarray, seed: int, n: int = 1000, level: float = 0.95) -> tuple[float, float, float, float]:
+def paired_test(
+    a: np.ndarray, b: np.ndarray, seed: int, n: int = 1000, level: float = 0.95
+) -> tuple[float, float, float, float]:
     """Paired bootstrap over users: mean of a - b, its interval (low, high) and a two-sided p.
 
     ``a``, ``b`` (N,): the metric of two models for the same users in the same order. p is the share of resamples, centred
@@ -137,7 +143,9 @@ def _bootstrap_means(values: np.ndarray, seed: int, n: int) -> np.ndarray:
     if len(levels) <= _FEW_VALUES:
         resampled = max(1, _CELLS // len(levels))
         shares = counts / len(values)
-        draws = (rng.multinomial(len(values), shares, size=min(resampled, n - start)) for start in range(0, n, resampled))
+        draws = (
+            rng.multinomial(len(values), shares, size=min(resampled, n - start)) for start in range(0, n, resampled)
+        )
         return np.concatenate([drawn @ levels for drawn in draws]) / len(values)
     resampled, means = max(1, _CELLS // len(values)), np.empty(n)
     for start in range(0, n, resampled):
@@ -164,7 +172,9 @@ def user_aucs(scores: np.ndarray, labels: np.ndarray, users: np.ndarray) -> tupl
     tie[1:] = (scores[1:] != scores[:-1]) | (owner[1:] != owner[:-1])
     start = np.flatnonzero(tie)
     size = np.diff(np.append(start, len(scores)))
-    rank = np.repeat(start + (size + 1) / 2, size) - np.repeat(first, total)  # from 1 within the user, ties share their mean
+    rank = np.repeat(start + (size + 1) / 2, size) - np.repeat(
+        first, total
+    )  # from 1 within the user, ties share their mean
     positives = np.add.reduceat(labels, first, dtype=np.int64) if len(first) else np.zeros(0, np.int64)
     sums = np.add.reduceat(rank * labels, first) if len(first) else np.zeros(0)
     negatives = total - positives
@@ -179,7 +189,9 @@ def gauc(scores: np.ndarray, labels: np.ndarray, users: np.ndarray) -> float:
     return float((area * weight).sum() / weight.sum()) if len(area) else float("nan")
 
 
-def bootstrap_areas(scores: np.ndarray, labels: np.ndarray, users: np.ndarray, seed: int, n: int = 1000) -> dict[str, np.ndarray]:
+def bootstrap_areas(
+    scores: np.ndarray, labels: np.ndarray, users: np.ndarray, seed: int, n: int = 1000
+) -> dict[str, np.ndarray]:
     """``auc`` and ``gauc`` of n resamples of the users: (n,) each. The same seed draws the same users, so models can be compared in pairs."""
     known, owner = np.unique(users, return_inverse=True)
     rng = np.random.default_rng(seed)
@@ -189,7 +201,9 @@ def bootstrap_areas(scores: np.ndarray, labels: np.ndarray, users: np.ndarray, s
     step = max(1, _CELLS // max(len(scores), 1))
     result: dict[str, list[np.ndarray]] = {"auc": [], "gauc": []}
     for begin in range(0, n, step):
-        draws = rng.multinomial(len(known), np.full(len(known), 1 / len(known)), size=min(step, n - begin)).astype(np.float64)
+        draws = rng.multinomial(len(known), np.full(len(known), 1 / len(known)), size=min(step, n - begin)).astype(
+            np.float64
+        )
         result["auc"].append(_weighted_auc(order, flags, start, draws[:, owner]))
         mass = draws[:, place] * weight
         result["gauc"].append((mass @ area) / np.maximum(mass.sum(1), 1e-12))
@@ -200,7 +214,9 @@ def _by_score(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nd
     """Rows in rising order of score, their labels in that order, and where each run of equal scores starts."""
     order = np.argsort(scores, kind="stable")
     values = np.asarray(scores)[order]
-    start = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else np.zeros(0, np.int64)
+    start = (
+        np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else np.zeros(0, np.int64)
+    )
     return order, np.asarray(labels, bool)[order], start
 
 

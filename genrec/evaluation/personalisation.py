@@ -24,7 +24,7 @@ SHOWN = 5  # items of the example
 
 
 @dataclass
-class Asked:
+class PersonalisationRequests:
     """One kind of query asked in ``WAYS``: metrics (N,) and ranked ids (N, 10) by way; ``lengths`` (N,) events of the own history."""
 
     metrics: dict[str, dict[str, np.ndarray]]
@@ -43,13 +43,17 @@ def swapped(requests: Requests, seed: int) -> Requests:
     return replace(theirs, request_queries=requests.request_queries, targets=requests.targets)
 
 
-def ask(rank: Callable[[Requests], np.ndarray], requests: Requests, seed: int, bootstrap: int) -> Asked:
+def ask(
+    rank: Callable[[Requests], np.ndarray], requests: Requests, seed: int, bootstrap: int
+) -> PersonalisationRequests:
     """``rank``: requests -> ranked ids (N, 10). Requests without a history are left out: nothing can be personal there."""
     requests = requests.take(np.flatnonzero(np.diff(requests.offsets) > 0))
     variants = dict(zip(WAYS, (requests, without_history(requests), swapped(requests, seed)), strict=True))
     ranked = {way: rank(one) for way, one in variants.items()}
     found = {way: per_request_metrics(ids, requests.targets, [10]) for way, ids in ranked.items()}
-    result = Asked({way: {name: one[name] for name in METRICS} for way, one in found.items()}, ranked, np.diff(requests.offsets))
+    result = PersonalisationRequests(
+        {way: {name: one[name] for name in METRICS} for way, one in found.items()}, ranked, np.diff(requests.offsets)
+    )
     own, none, _ = WAYS
     for name in METRICS:
         for other in WAYS[1:]:
@@ -57,11 +61,15 @@ def ask(rank: Callable[[Requests], np.ndarray], requests: Requests, seed: int, b
             label = "personalised minus unpersonalised" if other == none else f"own minus {other}"
             result.notes.append(f"{label}, {name}: {difference_text(*difference)}")
     same = overlap(ranked[own], ranked[none])
-    result.notes.append(f"of the first 10 answers {same.mean():.1%} are the same with and without history; {(same == 1).mean():.1%} of lists have the same 10")
+    result.notes.append(
+        f"of the first 10 answers {same.mean():.1%} are the same with and without history; {(same == 1).mean():.1%} of lists have the same 10"
+    )
     pairs = same_query_pairs(requests)
     if len(pairs):
         shared = overlap(ranked[own][pairs[:, 0]], ranked[own][pairs[:, 1]])
-        result.notes.append(f"two people with the same query ({len(pairs)} pairs) share {shared.mean():.1%} of their first 10 answers")
+        result.notes.append(
+            f"two people with the same query ({len(pairs)} pairs) share {shared.mean():.1%} of their first 10 answers"
+        )
     return result
 
 
@@ -78,7 +86,7 @@ def same_query_pairs(requests: Requests) -> np.ndarray:
     return np.stack([order[:-1][same], order[1:][same]], axis=1)
 
 
-def example(requests: Requests, asked: Asked, titles: list[str]) -> dict | None:
+def example(requests: Requests, asked: PersonalisationRequests, titles: list[str]) -> dict | None:
     """One query and two people who both find what they sought with their own history and not without; None where there are none.
 
     Of all such pairs that with the fewest common answers.
@@ -87,7 +95,11 @@ def example(requests: Requests, asked: Asked, titles: list[str]) -> dict | None:
     own, none, _ = WAYS
     gained = (asked.metrics[own]["recall@10"] == 1) & (asked.metrics[none]["recall@10"] == 0)
     pairs = same_query_pairs(requests)
-    pairs = pairs[gained[pairs].all(1) & (requests.targets[pairs[:, 0]] != requests.targets[pairs[:, 1]])] if len(pairs) else pairs
+    pairs = (
+        pairs[gained[pairs].all(1) & (requests.targets[pairs[:, 0]] != requests.targets[pairs[:, 1]])]
+        if len(pairs)
+        else pairs
+    )
     if not len(pairs):
         return None
     pair = pairs[overlap(asked.ranked[own][pairs[:, 0]], asked.ranked[own][pairs[:, 1]]).argmin()]
@@ -97,12 +109,16 @@ def example(requests: Requests, asked: Asked, titles: list[str]) -> dict | None:
         past = requests.items[requests.offsets[row] : requests.offsets[row + 1]][-SHOWN:]
         rank = int(np.flatnonzero(asked.ranked[own][row] == requests.targets[row])[0]) + 1
         answers = name(asked.ranked[own][row][:SHOWN])
-        people.append({"last events": name(past), "sought": titles[requests.targets[row]], "rank of it": rank, "answers": answers})
+        people.append(
+            {"last events": name(past), "sought": titles[requests.targets[row]], "rank of it": rank, "answers": answers}
+        )
     query = requests.query_texts[requests.request_queries[pair[0]]]
     return {"query": query, "answers without a history": name(asked.ranked[none][pair[0]][:SHOWN]), "people": people}
 
 
-def draw(path: Path, asked: Asked, title: str, seed: int, bootstrap: int, metric: str = "recall@10") -> None:
+def draw(
+    path: Path, asked: PersonalisationRequests, title: str, seed: int, bootstrap: int, metric: str = "recall@10"
+) -> None:
     """A figure of the metric in each way, by length of the history."""
     ends = [*LENGTHS[1:], int(asked.lengths.max()) + 1]
     slices = {"all": asked.lengths > 0}
@@ -111,7 +127,15 @@ def draw(path: Path, asked: Asked, title: str, seed: int, bootstrap: int, metric
         if inside.any():
             slices[f"{begin} to {end - 1} events" if end - 1 > begin else f"{begin} events"] = inside
     series = {
-        way: [Bar(label, float(values[metric][rows].mean()), *bootstrap_interval(values[metric][rows], seed, bootstrap), int(rows.sum())) for label, rows in slices.items()]
+        way: [
+            Bar(
+                label,
+                float(values[metric][rows].mean()),
+                *bootstrap_interval(values[metric][rows], seed, bootstrap),
+                int(rows.sum()),
+            )
+            for label, rows in slices.items()
+        ]
         for way, values in asked.metrics.items()
     }
     grouped_bars(path, series, title, metric)

@@ -48,12 +48,23 @@ class Evaluation:
         tasks = [Task("recommendation", None, data.requests(self.split))]
         return tasks + [Task("search", kind, data.requests(self.split, kind)) for kind in data.query_kinds]
 
-    def add(self, model: str, inputs: str, fitted: str, task: Task, ranked: np.ndarray, raw: np.ndarray | None, request_time: bool = False) -> None:
+    def add(
+        self,
+        model: str,
+        inputs: str,
+        fitted: str,
+        task: Task,
+        ranked: np.ndarray,
+        raw: np.ndarray | None,
+        request_time: bool = False,
+    ) -> None:
         """Score ranked item ids (N, K), already-had items removed, and optionally ``raw`` ones, not removed."""
         config = self.run.config
         values = per_request_metrics(ranked, task.requests.targets, self.ks)
         if raw is not None:
-            values |= {RAW + name: value for name, value in per_request_metrics(raw, task.requests.targets, self.ks).items()}
+            values |= {
+                RAW + name: value for name, value in per_request_metrics(raw, task.requests.targets, self.ks).items()
+            }
         intervals = {}
         for name in (name for name in values if name.endswith("@10")):
             intervals[name] = bootstrap_interval(values[name], config.seed, config.evaluation.bootstrap)
@@ -61,22 +72,43 @@ class Evaluation:
         self.rows.append(Row(model, inputs, fitted, task.name, task.query_kind, means, intervals, request_time))
         self.hits[model, fitted, task.query_kind] = values
         label = task.name if task.query_kind is None else f"search ({task.query_kind})"
-        log.info("%-28s %-12s %-22s recall@10 %.4f ndcg@10 %.4f", model, fitted, label, means["recall@10"], means["ndcg@10"])
+        log.info(
+            "%-28s %-12s %-22s recall@10 %.4f ndcg@10 %.4f", model, fitted, label, means["recall@10"], means["ndcg@10"]
+        )
 
     def ours(self, fitted: str, model: str | None = None, suffix: str = "") -> None:
         """Our rows of a fit; ``model`` names another of the fit's models, ``suffix`` what its rows are called."""
         ranker = self.run.ranker(model or fitted)
         config = self.run.config.model
-        parts = (("ids", config.use_ids), ("text", config.use_text), ("codes", config.use_codes), ("anchors", config.anchors > 0))
-        inputs = " + ".join(name for name, used in parts if used)  # anchors: co-occurrence, transitions, category, brand
+        parts = (
+            ("ids", config.use_ids),
+            ("text", config.use_text),
+            ("codes", config.use_codes),
+            ("anchors", config.anchors > 0),
+        )
+        inputs = " + ".join(
+            name for name, used in parts if used
+        )  # anchors: co-occurrence, transitions, category, brand
         for task in self.tasks:
             if not len(task.requests):
                 continue
             ranked = ranker.rank(task.requests, max(self.ks), ranker.modes)
-            raw = ranker.rank(task.requests, max(self.ks), ranker.modes, exclude_seen=False) if task.query_kind is None else {}
+            raw = (
+                ranker.rank(task.requests, max(self.ks), ranker.modes, exclude_seen=False)
+                if task.query_kind is None
+                else {}
+            )
             for mode in ranker.modes:
                 extra = " + co-occurrence, brand, category, price, past times" if mode == "fused" else ""
-                self.add(OUR_NAMES[mode] + suffix, inputs + extra, fitted, task, ranked[mode][0], raw[mode][0] if raw else None, config.request_time)
+                self.add(
+                    OUR_NAMES[mode] + suffix,
+                    inputs + extra,
+                    fitted,
+                    task,
+                    ranked[mode][0],
+                    raw[mode][0] if raw else None,
+                    config.request_time,
+                )
 
     def baselines(self, fitted: str, last: int) -> None:
         names = self.run.config.evaluation.baselines
@@ -87,7 +119,9 @@ class Evaluation:
                 ranked, raw = _rank(scorer, task.requests, max(self.ks), task.query_kind is None)
                 self.add(name, inputs, fitted, task, ranked, raw)
 
-    def _scorers(self, names: list[str], task: Task, last: int, fitted: str) -> Iterator[tuple[str, str, Callable[[Requests], np.ndarray]]]:
+    def _scorers(
+        self, names: list[str], task: Task, last: int, fitted: str
+    ) -> Iterator[tuple[str, str, Callable[[Requests], np.ndarray]]]:
         data = self.run.dataset
         train = data.histories(last)
         if task.name == "recommendation":
@@ -103,11 +137,19 @@ class Evaluation:
             return
         if "bm25" in names:
             bm25 = BM25().fit(data.item_table)
-            yield "BM25", "text", lambda chunk: bm25.score([chunk.query_texts[query] for query in chunk.request_queries])
+            yield (
+                "BM25",
+                "text",
+                lambda chunk: bm25.score([chunk.query_texts[query] for query in chunk.request_queries]),
+            )
         if "text" in names:
             dense = DenseText().fit(self.run.ids.catalogue.text.numpy())
             encode = self.run.ids.encoder.encode
-            yield "dense text", "text", lambda chunk: dense.score(encode([chunk.query_texts[query] for query in chunk.request_queries]))
+            yield (
+                "dense text",
+                "text",
+                lambda chunk: dense.score(encode([chunk.query_texts[query] for query in chunk.request_queries])),
+            )
 
     def comparisons(self) -> list[str]:
         """Paired differences in Recall@10 between our fused row and each recommendation baseline, by request."""
@@ -117,12 +159,16 @@ class Evaluation:
             task = "recommendation" if kind is None else f"search ({kind})"
             if model.endswith(AFTER):
                 before = self.hits[model.removesuffix(AFTER), fitted, kind]
-                found = paired_test(values["recall@10"], before["recall@10"], self.run.config.seed, self.run.config.evaluation.bootstrap)
+                found = paired_test(
+                    values["recall@10"], before["recall@10"], self.run.config.seed, self.run.config.evaluation.bootstrap
+                )
                 lines.append(f"{task}, {fitted}: {model}, minus before, Recall@10: {difference_text(*found)}")
                 continue
             if model in OUR_NAMES.values() or ours is None:
                 continue
-            found = paired_test(ours["recall@10"], values["recall@10"], self.run.config.seed, self.run.config.evaluation.bootstrap)
+            found = paired_test(
+                ours["recall@10"], values["recall@10"], self.run.config.seed, self.run.config.evaluation.bootstrap
+            )
             lines.append(f"{task}, {fitted}: fused minus {model}, Recall@10: {difference_text(*found)}")
         return lines
 
@@ -138,7 +184,9 @@ class Evaluation:
         }
 
 
-def _rank(scorer: Callable[[Requests], np.ndarray], requests: Requests, k: int, with_raw: bool) -> tuple[np.ndarray, np.ndarray | None]:
+def _rank(
+    scorer: Callable[[Requests], np.ndarray], requests: Requests, k: int, with_raw: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
     ranked, raw = [], []
     for start in range(0, len(requests), _CHUNK):
         chunk = requests.take(np.arange(start, min(start + _CHUNK, len(requests))))
@@ -166,6 +214,8 @@ def evaluate(run, split: str) -> Evaluation:
 def commit() -> str | None:
     """The commit of the working folder, where it is a repository."""
     try:
-        return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

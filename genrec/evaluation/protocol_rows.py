@@ -10,18 +10,26 @@ from pathlib import Path
 
 import numpy as np
 
-from genrec.artifacts import write_json
+from genrec.artifacts.folders import write_json
 from genrec.data.dataset import TRAIN, VALID, Requests
 from genrec.errors import UserError
 from genrec.evaluation import personalisation as personal
 from genrec.evaluation import search_protocols as protocols
-from genrec.evaluation.answerers import Answerer, answered, best_popularity_weight, by_model, by_scores, query_texts, with_popularity
+from genrec.evaluation.answerers import (
+    Answerer,
+    answered,
+    best_popularity_weight,
+    by_model,
+    by_scores,
+    query_texts,
+    with_popularity,
+)
 from genrec.evaluation.baselines import DenseText, Popularity
+from genrec.evaluation.impression_ranking import impression_ranking
+from genrec.evaluation.impression_rows import impression_rows
 from genrec.evaluation.metrics import PAD, bootstrap_interval, difference_text, paired_test, per_request_metrics, top_k
 from genrec.evaluation.protocol import OUR_NAMES
 from genrec.evaluation.qrels import qrels_metrics
-from genrec.evaluation.shown_ranking import shown_ranking
-from genrec.evaluation.shown_rows import shown_rows
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
 
 log = logging.getLogger(__name__)
@@ -53,7 +61,9 @@ class ProtocolResult:
             {
                 "model": model,
                 "metrics": {name: float(value.mean()) for name, value in metrics.items()},
-                "intervals": {name: bootstrap_interval(value, self.seed, self.bootstrap) for name, value in metrics.items()},
+                "intervals": {
+                    name: bootstrap_interval(value, self.seed, self.bootstrap) for name, value in metrics.items()
+                },
             }
             for model, metrics in self.values.items()
         ]
@@ -81,10 +91,16 @@ class ProtocolResult:
             "|---" * (len(names) + 1) + "|",
         ]
         lines += [
-            f"| {model} | " + " | ".join(f"{metrics[name].mean():.4f}" for name in names) + " |" for model, metrics in self.values.items()
+            f"| {model} | " + " | ".join(f"{metrics[name].mean():.4f}" for name in names) + " |"
+            for model, metrics in self.values.items()
         ]
         if self.example:
-            lines += ["", f"Example: '{self.example['query']}'", "", f"- asked by nobody: {'; '.join(self.example['answers without a history'])}"]
+            lines += [
+                "",
+                f"Example: '{self.example['query']}'",
+                "",
+                f"- asked by nobody: {'; '.join(self.example['answers without a history'])}",
+            ]
             for person in self.example["people"]:
                 past, answers = "; ".join(person["last events"]), "; ".join(person["answers"])
                 lines.append(f"- after {past}: {answers} (sought: {person['sought']}, rank {person['rank of it']})")
@@ -122,7 +138,15 @@ class Protocols:
             f"BM25 + {weight:g} popularity": by_scores(with_popularity(self.lexical, self.counts, weight)),
         }
 
-    def measure(self, result: ProtocolResult, asked: protocols.Asked, answerers: dict[str, Answerer], k: int, ks=(10,), metrics=()) -> None:
+    def measure(
+        self,
+        result: ProtocolResult,
+        asked: protocols.ProtocolRequests,
+        answerers: dict[str, Answerer],
+        k: int,
+        ks=(10,),
+        metrics=(),
+    ) -> None:
         for model, answerer in answerers.items():
             ranked = answered(answerer, asked.requests, k, asked.candidates, self.data.n_items)
             found = qrels_metrics(ranked, asked.qrels, [one for one in ks if one <= k])
@@ -148,21 +172,28 @@ class Protocols:
         lists, k = asked.candidates, asked.candidates.shape[1]
         inside = np.where(protocols.familiar(self.data, asked.requests, lists, self.last), lists, PAD)
         known = np.concatenate([protocols.click_counts(self.data, self.last), [0]])
-        clicks, recent = known[np.where(inside < 0, self.data.n_items, inside)], protocols.last_interacted(asked.requests, lists)
+        clicks, recent = (
+            known[np.where(inside < 0, self.data.n_items, inside)],
+            protocols.last_interacted(asked.requests, lists),
+        )
         result.subject = f"{FUSED} with the list"
-        ranked = {result.subject: shown_rows(self, asked)} if self.split == "test" else {}
+        ranked = {result.subject: impression_rows(self, asked)} if self.split == "test" else {}
         for model, answerer in self.ours().items():
             ranked[model] = protocols.completed(answered(answerer, asked.requests, k, inside, self.data.n_items), lists)
         ranked |= {
             "as shown": protocols.shown_order(lists),
             "popularity of click-outs": protocols.shown_order(lists, clicks),
             "last interacted, then as shown": protocols.shown_order(lists, recent),
-            "last interacted, then popularity": protocols.shown_order(lists, recent + clicks / (1e9 + clicks.max(initial=0))),
+            "last interacted, then popularity": protocols.shown_order(
+                lists, recent + clicks / (1e9 + clicks.max(initial=0))
+            ),
         }
         for model, order in ranked.items():
             found = qrels_metrics(order, asked.qrels, (min(5, k),))
             result.add(model, {name: found[name] for name in ("mrr", f"recall@{min(5, k)}")})
-        result.notes.append(f"'{result.subject}' reads places and prices of the list and the click-out's own time, all others do not")
+        result.notes.append(
+            f"'{result.subject}' reads places and prices of the list and the click-out's own time, all others do not"
+        )
         return [result]
 
     def sampled(self, seeds: int = 1) -> list[ProtocolResult]:
@@ -183,8 +214,17 @@ class Protocols:
             draws = []
             for seed in range(seeds):
                 asked = protocols.sampled(self.data, self.split, kind, seed)
-                draws.append(self.result("sampled", f"SAMPLED, 1 + 99 random: {task}", (*asked.notes, f"mean of {seeds} draws")))
-                self.measure(draws[-1], asked, answerers, 10, SAMPLED_KS, ("ndcg@10", "ndcg@5", *(f"recall@{k}" for k in SAMPLED_KS)))
+                draws.append(
+                    self.result("sampled", f"SAMPLED, 1 + 99 random: {task}", (*asked.notes, f"mean of {seeds} draws"))
+                )
+                self.measure(
+                    draws[-1],
+                    asked,
+                    answerers,
+                    10,
+                    SAMPLED_KS,
+                    ("ndcg@10", "ndcg@5", *(f"recall@{k}" for k in SAMPLED_KS)),
+                )
             for model in draws[0].values:
                 draws[0].values[model] = {
                     name: np.mean([one.values[model][name] for one in draws], axis=0) for name in draws[0].values[model]
@@ -199,22 +239,31 @@ class Protocols:
             requests = self.data.requests(self.split, kind)
             if not len(requests):
                 continue
-            result = self.result("cold-user", f"Cold-user search ({kind})", ("full ranking; items of the history may be answered",))
+            result = self.result(
+                "cold-user", f"Cold-user search ({kind})", ("full ranking; items of the history may be answered",)
+            )
             k = min(20, self.data.n_items)
             ks = tuple(one for one in (5, 10) if one <= k)
             metrics = (f"ndcg@{ks[-1]}", f"recall@{ks[-1]}", "mrr")
             qrels = protocols.Qrels.build(np.arange(len(requests)), requests.targets, n=len(requests))
-            cold = protocols.Asked(protocols.without_history(requests), qrels)
+            cold = protocols.ProtocolRequests(protocols.without_history(requests), qrels)
             self.measure(result, cold, self.ours() | self.search_baselines(self._valid(kind)), k, ks, metrics)
             warm = {f"{name}, with history": answerer for name, answerer in self.ours().items()}
-            self.measure(result, protocols.Asked(requests, qrels), warm, k, ks, metrics)
+            self.measure(result, protocols.ProtocolRequests(requests, qrels), warm, k, ks, metrics)
             first = metrics[0]
             for name in self.ours():
-                found = paired_test(result.values[f"{name}, with history"][first], result.values[name][first], result.seed, result.bootstrap)
+                found = paired_test(
+                    result.values[f"{name}, with history"][first],
+                    result.values[name][first],
+                    result.seed,
+                    result.bootstrap,
+                )
                 result.notes.append(f"personalised minus unpersonalised, {name}, {first}: {difference_text(*found)}")
             results.append(result)
         if not results:
-            raise UserError("protocol cold-user: the data have no held-out queries; it needs logged searches or queries.synthetic")
+            raise UserError(
+                "protocol cold-user: the data have no held-out queries; it needs logged searches or queries.synthetic"
+            )
         return results
 
     def cold_items(self) -> list[ProtocolResult]:
@@ -232,19 +281,27 @@ class Protocols:
                 f"full ranking over {self.data.n_items}, already-had items removed"
             )
             result = self.result("cold-items", f"Cold items: {task}", (note,))
-            rows = {OUR_NAMES[mode]: ranked for mode, (ranked, _) in self.ranker.rank(requests, 20, self.ranker.modes).items()}
+            rows = {
+                OUR_NAMES[mode]: ranked
+                for mode, (ranked, _) in self.ranker.rank(requests, 20, self.ranker.modes).items()
+            }
             scorers = {"BM25": lambda chunk: self.lexical.score(query_texts(chunk))}
             if kind is None:
                 scorers = {"text of the last event": lambda chunk: protocols.last_text(chunk, text)}
                 if (self.run.folder / "sasrec").is_dir():
                     scorers["SASRec, cross-entropy"] = self.run.sasrec_scorer(self.fitted)
-            rows |= {name: top_k(np.asarray(scorer(requests), np.float64), 20, requests.histories)[0] for name, scorer in scorers.items()}
+            rows |= {
+                name: top_k(np.asarray(scorer(requests), np.float64), 20, requests.histories)[0]
+                for name, scorer in scorers.items()
+            }
             for name, ranked in rows.items():
                 values = per_request_metrics(ranked, requests.targets, [10, 20])
                 result.add(name, {metric: values[metric] for metric in ("recall@10", "ndcg@10", "recall@20")})
             results.append(result)
         if not results:
-            raise UserError(f"protocol cold-items: every answer of the {self.split} split had a training event; prepare with split.cold_share=0.1")
+            raise UserError(
+                f"protocol cold-items: every answer of the {self.split} split had a training event; prepare with split.cold_share=0.1"
+            )
         return results
 
     def personalisation(self, requests: int = 0) -> list[ProtocolResult]:
@@ -257,21 +314,32 @@ class Protocols:
             notes = ("full ranking; items of the history may be answered",)
             if 0 < most < len(requests):
                 notes += (f"{most} of {len(requests)} requests, drawn at random",)
-                requests = requests.take(np.sort(np.random.default_rng(self.run.config.seed).permutation(len(requests))[:most]))
+                requests = requests.take(
+                    np.sort(np.random.default_rng(self.run.config.seed).permutation(len(requests))[:most])
+                )
             result = self.result("personalisation", f"Personalised search ({kind})", notes)
             for name, answerer in self.ours().items():
-                asked = personal.ask(lambda one, answer=answerer: _wide(answered(answer, one, k), 10), requests, result.seed, result.bootstrap)
+                asked = personal.ask(
+                    lambda one, answer=answerer: _wide(answered(answer, one, k), 10),
+                    requests,
+                    result.seed,
+                    result.bootstrap,
+                )
                 for way, metrics in asked.metrics.items():
                     result.add(f"{name}, {way}", metrics)
                 result.notes += [f"{name}: {note}" for note in asked.notes]
                 if name == FUSED:
                     result.example = personal.example(requests, asked, personal.titles_of(self.data.item_table))
                     title = f"{result.title}: what the history is worth"
-                    draw = lambda path, asked=asked, title=title: personal.draw(path, asked, title, result.seed, result.bootstrap)
+                    draw = lambda path, asked=asked, title=title: personal.draw(
+                        path, asked, title, result.seed, result.bootstrap
+                    )
                     result.figure = f"personalisation_{kind}.png", draw
             results.append(result)
         if not results:
-            raise UserError("protocol personalisation: the data have no held-out queries; it needs logged searches or queries.synthetic")
+            raise UserError(
+                "protocol personalisation: the data have no held-out queries; it needs logged searches or queries.synthetic"
+            )
         return results
 
     def _valid(self, kind: str) -> Requests:
@@ -288,7 +356,7 @@ PROTOCOLS: dict[str, Callable[[Protocols], list[ProtocolResult]]] = {
     "cold-user": Protocols.cold_user,
     "cold-items": Protocols.cold_items,
     "personalisation": Protocols.personalisation,
-    "ranking": lambda protocols: shown_ranking(protocols.run, protocols.ranker, protocols.split, protocols.last),
+    "ranking": lambda protocols: impression_ranking(protocols.run, protocols.ranker, protocols.split, protocols.last),
 }
 
 
@@ -306,13 +374,21 @@ def run_protocol(run, name: str, split: str = "test", fitted: str = "train", **o
     folder: Path = run.folder / ("results" if split == "test" else f"results_{split}")
     folder.mkdir(parents=True, exist_ok=True)
     tables = [
-        {"title": one.title, "notes": one.notes, "rows": one.rows(), "comparisons": one.comparisons(), "example": one.example} for one in results
+        {
+            "title": one.title,
+            "notes": one.notes,
+            "rows": one.rows(),
+            "comparisons": one.comparisons(),
+            "example": one.example,
+        }
+        for one in results
     ]
     for one in results:
         if one.figure:
             one.figure[1](folder / one.figure[0])
     write_json(
-        folder / f"protocol_{name}.json", {"protocol": name, "split": split, "fitted_on": fitted, "seed": run.config.seed, "tables": tables}
+        folder / f"protocol_{name}.json",
+        {"protocol": name, "split": split, "fitted_on": fitted, "seed": run.config.seed, "tables": tables},
     )
     (folder / f"protocol_{name}.md").write_text("\n".join(one.markdown() for one in results))
     return results

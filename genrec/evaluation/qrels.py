@@ -24,7 +24,9 @@ class Qrels:
     n: int
 
     @classmethod
-    def build(cls, topics: np.ndarray, items: np.ndarray, gains: np.ndarray | None = None, n: int | None = None) -> Qrels:
+    def build(
+        cls, topics: np.ndarray, items: np.ndarray, gains: np.ndarray | None = None, n: int | None = None
+    ) -> Qrels:
         topics, items = np.asarray(topics, np.int64), np.asarray(items, np.int64)
         gains = np.ones(len(topics)) if gains is None else np.asarray(gains, np.float64)
         if not len(topics) == len(items) == len(gains) or (gains < 0).any():
@@ -59,7 +61,9 @@ def qrels_metrics(ranked: np.ndarray, qrels: Qrels, ks: Sequence[int] = (10,)) -
     """
     ranked = np.asarray(ranked)
     if ranked.ndim != 2 or len(ranked) != qrels.n or max(ks, default=0) > ranked.shape[1]:
-        raise UserError(f"ranked lists {ranked.shape} do not fit {qrels.n} requests and metrics at {list(ks)}; rank at least that many")
+        raise UserError(
+            f"ranked lists {ranked.shape} do not fit {qrels.n} requests and metrics at {list(ks)}; rank at least that many"
+        )
     gains = qrels.gains_of(ranked)
     hits = gains > 0
     rank = np.arange(1, ranked.shape[1] + 1)

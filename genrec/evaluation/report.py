@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from genrec.artifacts import write_json
+from genrec.artifacts.folders import write_json
 from genrec.errors import UserError
 from genrec.evaluation import figures
 from genrec.evaluation.metrics import bootstrap_interval
@@ -83,12 +83,20 @@ def sections(rows: Sequence[Row]) -> list[Section]:
     """Rows by task and kind of query, in order of first appearance; recommendation first. Raises ``UserError`` for a row given twice."""
     grouped: dict[tuple[str, str | None], dict[tuple, dict[str, Row]]] = {}
     for row in sorted(rows, key=lambda row: list(TASKS).index(row.task)):
-        line = grouped.setdefault((row.task, row.query_kind), {}).setdefault((row.model, row.inputs, row.uses_request_time), {})
+        line = grouped.setdefault((row.task, row.query_kind), {}).setdefault(
+            (row.model, row.inputs, row.uses_request_time), {}
+        )
         if row.fitted_on in line:
-            raise UserError(f"the result of {row.model} ({row.inputs}, {row.task}, {row.fitted_on}) is given twice; give each once")
+            raise UserError(
+                f"the result of {row.model} ({row.inputs}, {row.task}, {row.fitted_on}) is given twice; give each once"
+            )
         line[row.fitted_on] = row
     return [
-        Section(_file_name(task, kind), _title(task, kind), tuple(tuple(line.get(group) for group in FITTED_ON) for line in lines.values()))
+        Section(
+            _file_name(task, kind),
+            _title(task, kind),
+            tuple(tuple(line.get(group) for group in FITTED_ON) for line in lines.values()),
+        )
         for (task, kind), lines in grouped.items()
     ]
 
@@ -140,7 +148,15 @@ def results_table_markdown(rows: Sequence[Row], ks: Sequence[int] = (10,), notes
     for section in sections(rows):
         headers = _headers(ks)
         lines = [headers, ["---"] * 3 + ["---:"] * (len(headers) - 3), *(_cells(line, ks) for line in section.lines)]
-        blocks.append("\n".join([f"## {section.title}", "", *("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines)]))
+        blocks.append(
+            "\n".join(
+                [
+                    f"## {section.title}",
+                    "",
+                    *("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines),
+                ]
+            )
+        )
     blocks.append("\n".join(f"- {note}" for note in [*caveats(rows), *notes]))
     return "\n\n".join(blocks) + "\n"
 
@@ -154,10 +170,14 @@ def caveats(rows: Sequence[Row]) -> list[str]:
     removal = "Items the user already had are removed from the lists; the raw figure beside is without removal."
     found = [f"{removal} Brackets: bootstrap interval over requests."]
     if any(row.fitted_on == "train+valid" for row in rows):
-        found.append("Fitted on train and refitted on train+valid are different protocols: compare within a column group only.")
+        found.append(
+            "Fitted on train and refitted on train+valid are different protocols: compare within a column group only."
+        )
     kinds = sorted({row.query_kind for row in rows if row.is_synthetic})
     if kinds:
-        found.append(f"Queries of kind {', '.join(kinds)} are synthetic: made by a rule from the item that is sought, not typed by people.")
+        found.append(
+            f"Queries of kind {', '.join(kinds)} are synthetic: made by a rule from the item that is sought, not typed by people."
+        )
     timed = list(dict.fromkeys(row.model for row in rows if row.uses_request_time))
     used = f"used by: {', '.join(timed)}; not by the others." if timed else "not used by any model."
     found.append(f"The request's own time was {used}")
@@ -182,17 +202,28 @@ def results_table_rich(rows: Sequence[Row], ks: Sequence[int] = (10,)) -> list[T
 def history_slices(per_request: PerRequest, seed: int, edges: Sequence[int] = (5, 10, 20)) -> list[figures.Bar]:
     """Mean and interval by number of events the request could see: below the first edge, between edges, from the last on."""
     bounds = [0, *edges]
-    return _bars(per_request.values, np.searchsorted(edges, per_request.history_lengths, side="right"), _range_labels(bounds), seed)
+    return _bars(
+        per_request.values,
+        np.searchsorted(edges, per_request.history_lengths, side="right"),
+        _range_labels(bounds),
+        seed,
+    )
 
 
 def popularity_slices(per_request: PerRequest, seed: int, n_slices: int = 4) -> list[figures.Bar]:
     """Mean and interval by training popularity of the target: items never trained on ("cold"), then quantiles of the requests."""
     popularity = np.asarray(per_request.target_popularity)
     seen = popularity[popularity > 0]
-    edges = np.unique(np.quantile(seen, np.linspace(0, 1, n_slices + 1)[1:-1], method="higher")) if len(seen) else np.zeros(0)
+    edges = (
+        np.unique(np.quantile(seen, np.linspace(0, 1, n_slices + 1)[1:-1], method="higher"))
+        if len(seen)
+        else np.zeros(0)
+    )
     bounds = [1, *(int(edge) + 1 for edge in edges)]
     bounds = [low for low in bounds if low == 1 or low <= popularity.max()]  # a slice above the largest would be empty
-    return _bars(per_request.values, np.searchsorted(bounds, popularity, side="right"), ["cold", *_range_labels(bounds)], seed)
+    return _bars(
+        per_request.values, np.searchsorted(bounds, popularity, side="right"), ["cold", *_range_labels(bounds)], seed
+    )
 
 
 def _range_labels(bounds: Sequence[int]) -> list[str]:
@@ -207,7 +238,9 @@ def _bars(values: np.ndarray, slices: np.ndarray, labels: Sequence[str], seed: i
     for place, label in enumerate(labels):
         members = values[slices == place]
         low, high = bootstrap_interval(members, seed) if len(members) else (float("nan"), float("nan"))
-        bars.append(figures.Bar(label, float(members.mean()) if len(members) else float("nan"), low, high, len(members)))
+        bars.append(
+            figures.Bar(label, float(members.mean()) if len(members) else float("nan"), low, high, len(members))
+        )
     return bars
 
 
@@ -231,16 +264,29 @@ def write_report(
     measure = f"{HEADLINES[0]}@{ks[0]}"
     (folder / "table.md").write_text(results_table_markdown(rows, ks, notes), encoding="utf-8")
     slices = {
-        f"recall_by_{name}": {model: cut(arrays, seed) for model, arrays in (per_request or {}).items() if len(arrays.values)}
+        f"recall_by_{name}": {
+            model: cut(arrays, seed) for model, arrays in (per_request or {}).items() if len(arrays.values)
+        }
         for name, cut in (("history_length", history_slices), ("item_popularity", popularity_slices))
     }
     for name, models in slices.items():
         if models:
             figures.grouped_bars(folder / f"{name}.png", models, name.replace("_", " "), measure)
     for section in sections(rows):
-        figures.grouped_bars(folder / f"results_{section.name}.png", _result_bars(section, measure), section.title, measure)
-    shown = {name: {model: [bar.as_dict() for bar in bars] for model, bars in models.items()} for name, models in slices.items() if models}
-    report = {"meta": dict(meta), "rows": [_plain(row) for row in rows], "slices": shown, "notes": [*caveats(rows), *notes]}
+        figures.grouped_bars(
+            folder / f"results_{section.name}.png", _result_bars(section, measure), section.title, measure
+        )
+    shown = {
+        name: {model: [bar.as_dict() for bar in bars] for model, bars in models.items()}
+        for name, models in slices.items()
+        if models
+    }
+    report = {
+        "meta": dict(meta),
+        "rows": [_plain(row) for row in rows],
+        "slices": shown,
+        "notes": [*caveats(rows), *notes],
+    }
     write_json(folder / "metrics.json", report)
 
 
@@ -257,7 +303,9 @@ def _result_bars(section: Section, name: str) -> dict[str, list[figures.Bar]]:
     for place, group in enumerate(FITTED_ON.values()):
         column = [line[place] for line in section.lines]
         if any(row is not None and name in row.metrics for row in column):
-            groups[group] = [_result_bar(line[place], next(row for row in line if row is not None), name) for line in section.lines]
+            groups[group] = [
+                _result_bar(line[place], next(row for row in line if row is not None), name) for line in section.lines
+            ]
     return groups
 
 

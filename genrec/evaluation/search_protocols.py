@@ -3,7 +3,7 @@
 ``product-search``  every (person, query) topic of the test split against all its purchases: HEM, ZAM and TEM's MAP, MRR and nDCG@10
 ``session-search``  every test click-out among the items that were shown with it: the MRR of the RecSys Challenge 2019
 ``sampled``         the target among 99 random items the person never had (SynerGen, UniSAR). Far easier than full ranking: always labelled
-``ranking``         what the log showed, ranked by the chance of each kind of feedback: AUC and GAUC (see ``shown_ranking``)
+``ranking``         what the log showed, ranked by the chance of each kind of feedback: AUC and GAUC (see ``impression_ranking``)
 ``cold-items``    the requests whose answer had no training event: what text and codes say of an item nobody has had
 ``cold-user``       the test searches with the history taken away: what the query says alone, beside the answers with history
 """
@@ -16,17 +16,17 @@ import numpy as np
 import polars as pl
 
 from genrec.data.dataset import SPLITS, TEST, TRAIN, Dataset, Requests
-from genrec.decoding.shown import Shown
 from genrec.errors import UserError
 from genrec.evaluation.metrics import PAD
 from genrec.evaluation.qrels import Qrels
+from genrec.ranking.impressions import Slates
 
 SAMPLED_NEGATIVES = 99
 LIST = 100  # places read by MAP and MRR of product search
 
 
 @dataclass(frozen=True)
-class Asked:
+class ProtocolRequests:
     """The requests of a protocol, what answers them, and (where the protocol has them) the only items that may be ranked.
 
     ``candidates`` (N, C) item ids in the order shown, -1 where empty. ``notes`` say what a reader of the table must know. ``shown``: the
@@ -37,10 +37,10 @@ class Asked:
     qrels: Qrels
     candidates: np.ndarray | None = None
     notes: tuple[str, ...] = ()
-    shown: Shown | None = None
+    shown: Slates | None = None
 
 
-def product_search(dataset: Dataset, split: str = "test") -> Asked:
+def product_search(dataset: Dataset, split: str = "test") -> ProtocolRequests:
     """Topics of a split: a person and a query, answered by every item they bought with it in that split.
 
     A topic sees the person's events of earlier splits only, as in the benchmark: no topic sees another's purchases.
@@ -56,7 +56,9 @@ def product_search(dataset: Dataset, split: str = "test") -> Asked:
     lengths = dataset.known_lengths(part - 1)
     first = dataset.offsets[:-1] + lengths  # within a user the splits never interleave
     owner = topics // width
-    requests = replace(dataset.requests_before(first[owner], topics % width), targets=np.full(len(topics), -1, np.int64))
+    requests = replace(
+        dataset.requests_before(first[owner], topics % width), targets=np.full(len(topics), -1, np.int64)
+    )
     known = dataset.item_counts(part - 1)[np.asarray(dataset.items[rows])] > 0
     notes = (
         (
@@ -64,10 +66,10 @@ def product_search(dataset: Dataset, split: str = "test") -> Asked:
             f"full ranking over {dataset.n_items} items, MAP and MRR over the first {LIST}; items of the history may be answered"
         ),
     )
-    return Asked(requests, Qrels.build(topic, np.asarray(dataset.items[rows]), n=len(topics)), notes=notes)
+    return ProtocolRequests(requests, Qrels.build(topic, np.asarray(dataset.items[rows]), n=len(topics)), notes=notes)
 
 
-def session_search(dataset: Dataset, split: str = "test", action: str = "clickout") -> Asked:
+def session_search(dataset: Dataset, split: str = "test", action: str = "clickout") -> ProtocolRequests:
     """Every click-out of a split with the items that were shown; its history is all the person did before, in this session too.
 
     A click-out without its list, or whose list does not hold the item (by id), is left out and counted. ``split`` may be "train" too, for
@@ -76,7 +78,9 @@ def session_search(dataset: Dataset, split: str = "test", action: str = "clickou
     part = SPLITS["train"] if split == "train" else _split(split)
     if action not in dataset.actions_chain or dataset.impressions is None:
         missing = "impressions" if dataset.impressions is None else f"action '{action}'"
-        raise UserError(f"protocol session-search: the data have no {missing}; it needs a log of shown lists, as reader trivago gives")
+        raise UserError(
+            f"protocol session-search: the data have no {missing}; it needs a log of shown lists, as reader trivago gives"
+        )
     clicked = np.asarray(dataset.actions) == dataset.actions_chain.index(action)
     rows = np.flatnonzero((np.asarray(dataset.split) == part) & clicked)
     events = pl.DataFrame({
@@ -84,7 +88,9 @@ def session_search(dataset: Dataset, split: str = "test", action: str = "clickou
         "timestamp": np.asarray(dataset.timestamps[rows]), "clicked": np.asarray(dataset.items[rows]).astype(np.int64),
     })  # fmt: skip
     shown = dataset.impressions_all
-    price = pl.col("price").cast(pl.Float64) if "price" in shown.columns else pl.lit(None, dtype=pl.Float64).alias("price")
+    price = (
+        pl.col("price").cast(pl.Float64) if "price" in shown.columns else pl.lit(None, dtype=pl.Float64).alias("price")
+    )
     shown = shown.select(
         pl.col("user").cast(pl.Int64), "timestamp", "request_id", "position", pl.col("item").cast(pl.Int64), price,
         (pl.col("action") == action).alias("hit"),
@@ -118,32 +124,44 @@ def session_search(dataset: Dataset, split: str = "test", action: str = "clickou
             "follows in the order shown in rows that rank by item alone"
         ),
     )
-    return Asked(requests, Qrels.build(np.arange(len(found)), found["clicked"].to_numpy(), n=len(found)), lists.items, notes, lists)
+    return ProtocolRequests(
+        requests,
+        Qrels.build(np.arange(len(found)), found["clicked"].to_numpy(), n=len(found)),
+        lists.items,
+        notes,
+        lists,
+    )
 
 
-def _lists(table: pl.DataFrame, n: int) -> Shown:
+def _lists(table: pl.DataFrame, n: int) -> Slates:
     """``row``, ``lane``, ``item``, ``position`` and ``price`` as arrays (n, C)."""
     place = table["row"].to_numpy(), table["lane"].to_numpy()
     shape = n, int(table["lane"].max()) + 1
     items, places, prices = np.full(shape, PAD, np.int64), np.zeros(shape, np.int64), np.full(shape, np.nan)
     items[place], places[place] = table["item"].to_numpy(), table["position"].to_numpy()
     prices[place] = table["price"].fill_null(np.nan).to_numpy()
-    return Shown(items, places, prices)
+    return Slates(items, places, prices)
 
 
 def sampled(
-    dataset: Dataset, split: str = "test", query_kind: str | None = None, seed: int = 0, negatives: int = SAMPLED_NEGATIVES
-) -> Asked:
+    dataset: Dataset,
+    split: str = "test",
+    query_kind: str | None = None,
+    seed: int = 0,
+    negatives: int = SAMPLED_NEGATIVES,
+) -> ProtocolRequests:
     """The target of each request among ``negatives`` random items, drawn without replacement from those the person never had."""
     requests = dataset.requests(split, query_kind)
-    return Asked(
+    return ProtocolRequests(
         requests, Qrels.build(np.arange(len(requests)), requests.targets, n=len(requests)),
         random_candidates(dataset, requests, split, query_kind, seed, negatives),
         (f"SAMPLED: the target among {negatives} random items; not comparable with full ranking",),
     )  # fmt: skip
 
 
-def random_candidates(dataset: Dataset, requests: Requests, split: str, query_kind: str | None, seed: int, negatives: int) -> np.ndarray:
+def random_candidates(
+    dataset: Dataset, requests: Requests, split: str, query_kind: str | None, seed: int, negatives: int
+) -> np.ndarray:
     """(N, 1 + negatives) distinct item ids, rising, so that the target's place says nothing; fewer where the catalogue is too small.
 
     Each person has a draw of their own, so recommendation and search of one person are ranked among the same items.

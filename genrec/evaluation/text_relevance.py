@@ -31,9 +31,13 @@ def text_relevance(
     useful = pl.col("gain").max().over("query_id") > 0
     kept = judged.filter(useful)
     if kept.is_empty():
-        raise UserError("text relevance: no judged item is in the item table; check that judgments and items belong together")
+        raise UserError(
+            "text relevance: no judged item is in the item table; check that judgments and items belong together"
+        )
     queries = kept.select("query_id", "query").unique("query_id", keep="first", maintain_order=True)
-    topics = kept.join(queries.select("query_id", pl.int_range(pl.len()).alias("topic")), on="query_id", maintain_order="left")
+    topics = kept.join(
+        queries.select("query_id", pl.int_range(pl.len()).alias("topic")), on="query_id", maintain_order="left"
+    )
     topic, item = topics["topic"].to_numpy(), topics["item"].to_numpy()
     qrels = Qrels.build(topic, item, topics["gain"].to_numpy(), len(queries))
     width = int(np.bincount(topic).max())

@@ -1,6 +1,6 @@
 """Preference anchors in the network: a request attends over the neighbours of the person's last events (OnePiece, arXiv 2509.18091).
 
-The tables of ``genrec/data/anchors.py`` are buffers, saved with the weights, so that a bundle needs no log. In training a request takes its
+The tables of ``genrec/retrieval/neighbours.py`` are buffers, saved with the weights, so that a bundle needs no log. In training a request takes its
 own person's part out of every count before the neighbours are ranked: what is left is what other people did, as it is for a new request.
 An item that the request has already seen is no anchor; the context holds it.
 """
@@ -13,18 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genrec.data.anchors import AnchorTable, strength
 from genrec.model.dropout import Dropout
-from genrec.model.query_anchors import SHARPNESS, Asked, QueryTables
+from genrec.model.query_anchors import SHARPNESS, QueryHits, QueryTables
+from genrec.retrieval.neighbours import AnchorTable, strength
 
 RECENT = 3  # events whose company is shown
 LEAST_STRENGTH = 1e-4  # below it nothing is left but rounding
-SPARE = 2  # so many times the neighbours that are shown are looked at: taking a person's own part out may move others up
+SPARE = (
+    2  # so many times the neighbours that are shown are looked at: taking a person's own part out may move others up
+)
 
 
 def n_features(queries: bool) -> int:
     """Per anchor: similarity, three counts, strength; which event it belongs to, or the shelf. With ``queries`` also likeness to the query,
-    and that it goes with its text or with its words."""
+    and that it goes with its text or with its words.
+    """
     return 5 + RECENT + 1 + 3 * queries
 
 
@@ -50,69 +53,98 @@ class AnchorTables(nn.Module):
         super().__init__()
         width, self.shown = SPARE * shown, shown
         self.queries = QueryTables(width) if queries else None
-        self.register_buffer("company", torch.full((n_items, width), -1, dtype=torch.int32))
+        self.register_buffer("neighbours", torch.full((n_items, width), -1, dtype=torch.int32))
         self.register_buffer("counts", torch.zeros(n_items, width, 3))
-        self.register_buffer("shelf", torch.full((n_items, width), -1, dtype=torch.int32))
+        self.register_buffer("top_items", torch.full((n_items, width), -1, dtype=torch.int32))
         self.register_buffer("users", torch.zeros(n_items))
 
     def fill(self, table: AnchorTable, shelf) -> None:
         """Take over what was counted."""
-        for name, values in (("company", table.ids), ("counts", table.counts), ("shelf", shelf), ("users", table.users)):
+        for name, values in (
+            ("neighbours", table.ids),
+            ("counts", table.counts),
+            ("top_items", shelf),
+            ("users", table.users),
+        ):
             getattr(self, name).copy_(torch.as_tensor(values))
 
     def grow(self, n_items: int) -> None:
         """Rows for new items behind the others: nothing was counted of them."""
-        for name, empty in (("company", -1), ("counts", 0), ("shelf", -1), ("users", 0)):
+        for name, empty in (("neighbours", -1), ("counts", 0), ("top_items", -1), ("users", 0)):
             old = getattr(self, name)
             setattr(self, name, torch.cat([old, old.new_full((n_items - len(old), *old.shape[1:]), empty)]))
 
     @torch.no_grad()
-    def choose(self, items: Tensor, lengths_before: Tensor, targets: Tensor | None = None, asked: Asked | None = None) -> Anchors:
+    def choose(
+        self, items: Tensor, lengths_before: Tensor, targets: Tensor | None = None, asked: QueryHits | None = None
+    ) -> Anchors:
         """items (B, T) context, lengths_before (B, R) events each request sees, targets (B, R) in training (-1 none) -> the anchors.
 
         With ``targets`` every event of the sequence, later ones and targets included, is taken out of the counts. ``asked``: what goes with
         the requests' queries.
         """
-        place = lengths_before[..., None] - 1 - torch.arange(RECENT, device=items.device)  # (B, R, RECENT), newest first
+        place = (
+            lengths_before[..., None] - 1 - torch.arange(RECENT, device=items.device)
+        )  # (B, R, RECENT), newest first
         recent = items.gather(1, place.clamp(min=0).flatten(1)).view(place.shape)
         known, person = place >= 0, _Person(items, lengths_before, targets)
-        company = [part.flatten(2, 3) for part in self._company(person, recent, known)]
-        groups = [company, *self._shelves(person, recent[:, :, 0], known[:, :, :1])]
+        neighbours = [part.flatten(2, 3) for part in self._cooccurring(person, recent, known)]
+        groups = [neighbours, *self._top_of_category_and_brand(person, recent[:, :, 0], known[:, :, :1])]
         kinds = torch.eye(RECENT + 1 + 2 * (self.queries is not None), device=items.device)
-        tags = [kinds[:RECENT].repeat_interleave(self.shown, 0), *(kinds[RECENT].expand(side[0].shape[-1], -1) for side in groups[1:])]
+        tags = [
+            kinds[:RECENT].repeat_interleave(self.shown, 0),
+            *(kinds[RECENT].expand(side[0].shape[-1], -1) for side in groups[1:]),
+        ]
         if asked is not None:
             groups += [self._near(person, asked), self._taken(person, asked)]
-            tags += [kinds[RECENT + 1 + place].expand(group[0].shape[-1], -1) for place, group in enumerate(groups[-2:])]
+            tags += [
+                kinds[RECENT + 1 + place].expand(group[0].shape[-1], -1) for place, group in enumerate(groups[-2:])
+            ]
         ids, live, features = (torch.cat([group[part] for group in groups], dim=2) for part in range(3))
         tags = torch.cat(tags).expand(*ids.shape[:2], -1, -1)
         return Anchors(ids.clamp(min=0), live, torch.cat([features, tags], dim=-1))
 
-    def _company(self, person: _Person, recent: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _cooccurring(self, person: _Person, recent: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What other people had with the recent events (B, R, RECENT): ids, live (B, R, RECENT, shown) and their features."""
-        ids = self.company[recent].long()  # (B, R, RECENT, W)
+        ids = self.neighbours[recent].long()  # (B, R, RECENT, W)
         seen, own = (part.view_as(ids) for part in person.belongs(ids.flatten(2)))
         together, after, before = self.counts[recent].unbind(-1)
         together = together - own.float()
         if person.targets is not None:
             first = (torch.arange(RECENT, device=ids.device) == 0)[:, None]
             after = after - ((ids == person.coming()[..., None, None]) & first).float()
-        mine = float(person.targets is not None)  # the person counts among those who had the item, and among those who had their other items
-        scale = (self.users[recent][..., None] + 1 - mine).clamp(min=1).rsqrt() * (self.users[ids.clamp(min=0)] + 1 - own.float()).clamp(min=1).rsqrt()
+        mine = float(
+            person.targets is not None
+        )  # the person counts among those who had the item, and among those who had their other items
+        scale = (self.users[recent][..., None] + 1 - mine).clamp(min=1).rsqrt() * (
+            self.users[ids.clamp(min=0)] + 1 - own.float()
+        ).clamp(min=1).rsqrt()
         score = strength(together.clamp(min=0), after.clamp(min=0), before, scale)
         live = (ids >= 0) & ~seen & known[..., None] & ((together > 0) | (after > 0) | (before > 0))
-        features = torch.stack([together.clamp(min=0) * scale, together.clamp(min=0).log1p(), after.clamp(min=0).log1p(), before.log1p(), score], -1)
+        features = torch.stack(
+            [
+                together.clamp(min=0) * scale,
+                together.clamp(min=0).log1p(),
+                after.clamp(min=0).log1p(),
+                before.log1p(),
+                score,
+            ],
+            -1,
+        )
         return _top(ids, live, score, self._wide(features), self.shown)
 
-    def _shelves(self, person: _Person, last: Tensor, known: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def _top_of_category_and_brand(
+        self, person: _Person, last: Tensor, known: Tensor
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """The most taken items of the category and of the brand of the ``last`` events (B, R): ids, live (B, R, shown / 2), features of each."""
-        ids = self.shelf[last].long()  # (B, R, W)
+        ids = self.top_items[last].long()  # (B, R, W)
         seen, had = self._had(person, ids)
         live = (ids >= 0) & ~seen & known & (had > 0)
         features, half = self._plain(had, torch.zeros_like(had)), ids.shape[2] // 2
         parts = (slice(0, half), slice(half, None))
         return [_top(*(value[:, :, part] for value in (ids, live, had, features)), self.shown // 2) for part in parts]
 
-    def _near(self, person: _Person, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
+    def _near(self, person: _Person, asked: QueryHits) -> tuple[Tensor, Tensor, Tensor]:
         """The items whose text is next to the query's, the more taken first among the equally near: ids, live (B, R, shown), features."""
         seen, had = self._had(person, asked.near)
         score = asked.likeness * SHARPNESS + had.log1p()
@@ -120,7 +152,7 @@ class AnchorTables(nn.Module):
         features[..., -1] = asked.likeness
         return _top(asked.near, (asked.likeness > 0) & ~seen, score, features, self.shown)
 
-    def _taken(self, person: _Person, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
+    def _taken(self, person: _Person, asked: QueryHits) -> tuple[Tensor, Tensor, Tensor]:
         """The items that others took after the query's words: ids, live (B, R, shown), features."""
         seen, had = self._had(person, asked.taken)
         strength = asked.strength
@@ -172,7 +204,11 @@ def _coming(items: Tensor, before: Tensor, targets: Tensor) -> Tensor:
 def _top(ids: Tensor, live: Tensor, score: Tensor, features: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The ``count`` live anchors of the highest score along the last axis: ids, live, features."""
     order = score.masked_fill(~live, -torch.inf).sort(dim=-1, descending=True, stable=True).indices[..., :count]
-    return ids.gather(-1, order), live.gather(-1, order), features.gather(-2, order[..., None].expand(*order.shape, features.shape[-1]))
+    return (
+        ids.gather(-1, order),
+        live.gather(-1, order),
+        features.gather(-2, order[..., None].expand(*order.shape, features.shape[-1])),
+    )
 
 
 def _belongs(items: Tensor, before: Tensor, targets: Tensor | None, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,8 +260,12 @@ class AnchorAttention(nn.Module):
 
     def forward(self, x: Tensor, anchors: Anchors, key: Tensor, value: Tensor) -> Tensor:
         """x (B, R, M, dim) states of each request's M tokens; key and value as ``AnchorTokens`` makes them -> what is added, x's shape."""
-        query = self.query(self.norm(x)).unflatten(-1, (key.shape[-2], -1)) * key.shape[-1] ** -0.5  # (B, R, M, heads, dim / heads)
-        logits = torch.einsum("brmhd,brahd->brmha", query, key) + self.bias(anchors.features).transpose(2, 3)[:, :, None]
+        query = (
+            self.query(self.norm(x)).unflatten(-1, (key.shape[-2], -1)) * key.shape[-1] ** -0.5
+        )  # (B, R, M, heads, dim / heads)
+        logits = (
+            torch.einsum("brmhd,brahd->brmha", query, key) + self.bias(anchors.features).transpose(2, 3)[:, :, None]
+        )
         logits = logits.masked_fill(~anchors.live[:, :, None, None], -torch.inf)
         weights = torch.cat([(query * self.null[0]).sum(-1, keepdim=True), logits], dim=-1).softmax(-1)
         mixed = weights[..., :1] * self.null[1] + torch.einsum("brmha,brahd->brmhd", weights[..., 1:], value)

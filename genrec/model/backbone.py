@@ -71,7 +71,11 @@ class Block(nn.Module):
         normed = self.attention_norm(x)
         if unread:
             x, mask = x[:, unread:], mask[:, unread:]
-            q = F.linear(normed[:, unread:], self.qkv.weight[:dim]).view(batch, length - unread, self.heads, -1).transpose(1, 2)
+            q = (
+                F.linear(normed[:, unread:], self.qkv.weight[:dim])
+                .view(batch, length - unread, self.heads, -1)
+                .transpose(1, 2)
+            )
             k, v = F.linear(normed, self.qkv.weight[dim:]).view(batch, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         else:
             q, k, v = self.qkv(normed).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -112,7 +116,9 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor, angles: Tensor, mask: Tensor) -> Tensor:
         return self.extend(x, angles, mask)[0]
 
-    def extend(self, x: Tensor, angles: Tensor, mask: Tensor, cache: Cache | None = None, unread: int = 0) -> tuple[Tensor, Cache]:
+    def extend(
+        self, x: Tensor, angles: Tensor, mask: Tensor, cache: Cache | None = None, unread: int = 0
+    ) -> tuple[Tensor, Cache]:
         """Run tokens x (batch, new, dim) that see cached tokens and one another as ``mask`` (batch, new, cached + new) says.
 
         Returns their states (batch, new, dim) and the cache with them at its end. Equals one pass over all tokens in which no cached

@@ -30,9 +30,13 @@ def starting_pair_weights(stages: int, features: int) -> np.ndarray:
 
 def pair_features(dense: Tensor, candidates: Tensor, anchors: Anchors | None) -> Tensor:
     """(N, C, F) features of ``candidates`` (N, C), -1 for padding: ``dense`` (N, C) scores, whether the request's anchors (N, 1, A) name the
-    candidate, and their features, summed over the anchors that do."""
+    candidate, and their features, summed over the anchors that do.
+    """
     parts = [dense[..., None] / SCALE]
     if anchors is not None:
         named = (candidates[:, :, None] == anchors.ids) & anchors.live  # (N, C, A)
-        parts += [named.any(-1, keepdim=True).to(dense.dtype), named.to(dense.dtype) @ anchors.features[:, 0].to(dense.dtype)]
+        parts += [
+            named.any(-1, keepdim=True).to(dense.dtype),
+            named.to(dense.dtype) @ anchors.features[:, 0].to(dense.dtype),
+        ]
     return torch.cat(parts, dim=-1)

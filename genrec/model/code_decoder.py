@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genrec.catalogue.trie import CatalogueTrie
 from genrec.model.anchors import Anchors, AnchorTokens
 from genrec.model.dropout import Dropout
-from genrec.model.pointer import Pointed, Pointer
-from genrec.semantic_ids.trie import CatalogueTrie
+from genrec.model.pointer import CopyBias, Pointer
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Memory:
     keys: list[Tensor]
     values: list[Tensor]
     mask: Tensor
-    pointed: Pointed | None = None
+    pointed: CopyBias | None = None
 
     def take(self, row: Tensor, lane: Tensor) -> Memory:
         """Some requests as rows of their own (B = their number, R = 1): padding lanes then cost nothing. Before private positions are added."""
@@ -107,7 +107,9 @@ class CodeDecoder(nn.Module):
         self.project = nn.Linear(dim, dim, bias=False) if node_vectors == "items" else None
         self.node_norm = nn.LayerNorm(dim)
 
-    def node_vectors(self, trie: CatalogueTrie, items: Tensor, nodes: Tensor | None = None, means: Tensor | None = None) -> Tensor:
+    def node_vectors(
+        self, trie: CatalogueTrie, items: Tensor, nodes: Tensor | None = None, means: Tensor | None = None
+    ) -> Tensor:
         """The vector of every trie node, or of ``nodes`` (N,) alone: (n_nodes or N, dim).
 
         ``items`` (n_items, dim) are the item vectors; ``means`` their ``node_means``, where the caller has kept them.
@@ -150,7 +152,9 @@ class CodeDecoder(nn.Module):
             for mine, shared, place in ((keys, memory.keys, 0), (values, memory.values, 1)):
                 private = torch.cat([pair[place] for pair in pairs], dim=3)  # (B, heads, R, P, dim / heads)
                 mine.append(torch.cat([shared[index], private.flatten(2, 3)], dim=2))
-        own = torch.eye(requests, dtype=torch.bool, device=items.device)[..., None] & torch.cat(live, dim=2)[:, None]  # (B, R, R, P)
+        own = (
+            torch.eye(requests, dtype=torch.bool, device=items.device)[..., None] & torch.cat(live, dim=2)[:, None]
+        )  # (B, R, R, P)
         return Memory(memory.state, keys, values, torch.cat([memory.mask, own.flatten(2)], dim=-1))
 
     def hidden(

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from genrec.config_schema import ModelConfig
+from genrec.config.schema import ModelConfig
 from genrec.data.augment import Shuffle, shuffled
 from genrec.data.dataset import Dataset, Requests
+from genrec.data.impressions import ImpressionLog
 from genrec.data.sequences import Windows
-from genrec.data.shown import ShownRequests
 from genrec.model.embeddings import CODE_SPAN
-from genrec.model.network import Batch, ShownLanes
+from genrec.model.network import Batch, BatchImpressions
 from genrec.semantic_ids.query_codes import QueryCoder
 from genrec.semantic_ids.user_ids import LONG
 from genrec.text.encoder import TextEncoder, unit
@@ -55,7 +55,9 @@ class QueryFeatures:
     def joined(self, other: QueryFeatures) -> QueryFeatures:
         """One table of both, this one's rows first."""
         offsets = np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]])
-        return QueryFeatures(np.concatenate([self.text, other.text]), np.concatenate([self.words, other.words]), offsets)
+        return QueryFeatures(
+            np.concatenate([self.text, other.text]), np.concatenate([self.words, other.words]), offsets
+        )
 
     def take(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Text vectors, words and start offsets of some queries."""
@@ -69,19 +71,19 @@ class Collator:
     """Builds ``Batch`` from windows of a dataset (training) or from requests (inference).
 
     ``stages`` (S,): the place in the action chain of each of ``model.stages``; ``shown``: what the log showed, as further requests of a
-    training batch, and ``shown_windows`` (N,) rising, the window each of them belongs to. ``features`` are those of the queries, ``texts`` of
+    training batch, and ``impression_windows`` (N,) rising, the window each of them belongs to. ``features`` are those of the queries, ``texts`` of
     the items' texts (asked for as further queries), ``keywords`` of each item's keywords. ``target_level``: events whose action has a lower
     place in the chain are seen and not predicted.
     """
 
     def __init__(
-        self, model: ModelConfig, features: QueryFeatures, stages: np.ndarray | None = None, shown: ShownRequests | None = None,
+        self, model: ModelConfig, features: QueryFeatures, stages: np.ndarray | None = None, shown: ImpressionLog | None = None,
         texts: QueryFeatures | None = None, keywords: QueryFeatures | None = None, target_level: int = 0,
     ):  # fmt: skip
         self.target_level = target_level
         self.model, self.stages, self.shown, self.keywords = model, stages, shown, keywords
         self.n_queries, self.features = len(features.text), features if texts is None else features.joined(texts)
-        self.shown_windows = np.zeros(0, np.int64)
+        self.impression_windows = np.zeros(0, np.int64)
 
     @property
     def described(self) -> np.ndarray:
@@ -92,7 +94,9 @@ class Collator:
         """A training batch of requests without history: the text of each item (B,) asks for the item."""
         none, zero = np.zeros(0, np.int64), np.zeros(len(ids), np.int64)
         source = SimpleNamespace(items=none, actions=none, queries=none, timestamps=none)
-        return self._finish(source, zero, zero, zero[:, None], zero[:, None], (self.n_queries + ids)[:, None], np.asarray(ids)[:, None])
+        return self._finish(
+            source, zero, zero, zero[:, None], zero[:, None], (self.n_queries + ids)[:, None], np.asarray(ids)[:, None]
+        )
 
     def teacher(self, batch: Batch) -> Batch | None:
         """The batch with the keywords of the sought item behind each request's query; None where nothing is searched.
@@ -104,7 +108,11 @@ class Collator:
         if not live.any():
             return None
         pairs, place = np.unique(np.stack([asked[live] - 1, targets[live]]), axis=1, return_inverse=True)
-        own = QueryFeatures(batch.query_text.numpy(), batch.query_words.numpy(), np.append(batch.query_offsets.numpy(), len(batch.query_words)))
+        own = QueryFeatures(
+            batch.query_text.numpy(),
+            batch.query_words.numpy(),
+            np.append(batch.query_offsets.numpy(), len(batch.query_words)),
+        )
         (text, words, starts), (key_text, key_words, key_starts) = own.take(pairs[0]), self.keywords.take(pairs[1])
         mixed = unit(text + key_text)
         rows = np.concatenate([_rows(starts, len(words)), _rows(key_starts, len(key_words))])
@@ -117,7 +125,10 @@ class Collator:
             np.concatenate([own.offsets[:-1], len(own.words) + offsets]), queries,
         )  # fmt: skip
         names = ("query_text", "query_words", "query_offsets", "request_queries")
-        return replace(batch, **{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in zip(names, joined, strict=True)})
+        return replace(
+            batch,
+            **{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in zip(names, joined, strict=True)},
+        )
 
     def windows(
         self, data: Dataset, windows: Windows, rows: np.ndarray, recommend_searches: bool, searches: bool, shuffle: Shuffle | None = None,
@@ -169,7 +180,9 @@ class Collator:
             last = times[start[asked_row] + np.maximum(asked_position - 1, 0)]
             asked[asked_row, shown_lane] = self.shown.queries[asked_shown]
             when[asked_row, shown_lane] = self.shown.times[asked_shown] if self.model.request_time else last
-        batch = self._finish(data, start, np.maximum(stop - start - 1, positions.max(1, initial=0)), positions, when, asked, targets)
+        batch = self._finish(
+            data, start, np.maximum(stop - start - 1, positions.max(1, initial=0)), positions, when, asked, targets
+        )
         if self.model.summary_tokens:
             _add_older(batch, *older)
         if self.stages is not None:
@@ -182,13 +195,16 @@ class Collator:
 
     def _shown_in(self, rows: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The requests that the log answered within some windows: their row, their index in ``shown``, and how many events they see."""
-        low, high = np.searchsorted(self.shown_windows, rows, side="left"), np.searchsorted(self.shown_windows, rows, side="right")
+        low, high = (
+            np.searchsorted(self.impression_windows, rows, side="left"),
+            np.searchsorted(self.impression_windows, rows, side="right"),
+        )
         row = np.repeat(np.arange(len(rows)), high - low)
         index = np.repeat(low - (np.cumsum(high - low) - (high - low)), high - low) + np.arange(len(row))
         position = self.shown.before[index] - start[row] if len(row) else np.zeros(0, np.int64)
         return row, index, position
 
-    def shown_batch(self, data: Dataset, shown: ShownRequests, index: np.ndarray) -> Batch:
+    def impression_batch(self, data: Dataset, shown: ImpressionLog, index: np.ndarray) -> Batch:
         """An inference batch of some requests that the log answered, each in a row of its own, with what was shown."""
         batch = self.requests(shown.histories(data, index))
         row = np.arange(len(index))
@@ -213,7 +229,11 @@ class Collator:
         lane = np.arange(width)
         live = lane < lengths[:, None]
         event = np.where(live, start[:, None] + lane, 0)
-        pick = (lambda array: np.asarray(array)[event]) if len(source.items) else (lambda array: np.zeros(event.shape, np.int64))
+        pick = (
+            (lambda array: np.asarray(array)[event])
+            if len(source.items)
+            else (lambda array: np.zeros(event.shape, np.int64))
+        )
         times = pick(source.timestamps)
         origin = np.where(lengths > 0, times[:, 0], request_times[:, 0])[:, None]
         history_queries = np.where(live, pick(source.queries), -1).astype(np.int64)
@@ -256,7 +276,9 @@ def _older(source, offsets: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _add_older(batch: Batch, items: np.ndarray, actions: np.ndarray, first: np.ndarray) -> None:
-    batch.older_items, batch.older_actions, batch.older_offsets = (torch.from_numpy(part.astype(np.int64)) for part in (items, actions, first))
+    batch.older_items, batch.older_actions, batch.older_offsets = (
+        torch.from_numpy(part.astype(np.int64)) for part in (items, actions, first)
+    )
 
 
 def _rows(starts: np.ndarray, length: int) -> np.ndarray:
@@ -282,7 +304,7 @@ def request_batches(requests: Requests, collator: Collator, size: int) -> Iterat
         yield rows, chunk, collator.requests(chunk)
 
 
-def shown_windows(shown: ShownRequests, windows: Windows, offsets: np.ndarray) -> np.ndarray:
+def impression_windows(shown: ImpressionLog, windows: Windows, offsets: np.ndarray) -> np.ndarray:
     """The window (N,) that each request the log answered belongs to, rising; -1 for a user without one.
 
     It is the window that predicts the event it stands before; behind the last predicted event, the user's last window.
@@ -294,7 +316,7 @@ def shown_windows(shown: ShownRequests, windows: Windows, offsets: np.ndarray) -
     return np.where(mine, place, -1)
 
 
-def _shown_lanes(shown: ShownRequests, row: np.ndarray, lane: np.ndarray, index: np.ndarray) -> ShownLanes:
+def _shown_lanes(shown: ImpressionLog, row: np.ndarray, lane: np.ndarray, index: np.ndarray) -> BatchImpressions:
     """What was shown in requests ``index`` (N,), which stand at ``row`` and ``lane`` (N,) of a batch."""
     place, owner, column = shown.rows(index)
     shape = (len(index), int(column.max(initial=0)) + 1)
@@ -305,4 +327,4 @@ def _shown_lanes(shown: ShownRequests, row: np.ndarray, lane: np.ndarray, index:
     known = shown.features(place)
     evidence = np.zeros((*shape, known.shape[1]), np.float32)
     evidence[owner, column] = known
-    return ShownLanes(*(torch.from_numpy(array) for array in (row, lane, items, reached, evidence)))
+    return BatchImpressions(*(torch.from_numpy(array) for array in (row, lane, items, reached, evidence)))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genrec.semantic_ids.catalogue import Catalogue
+from genrec.catalogue.catalogue import Catalogue
 from genrec.text.query_tokens import HASHED, WORD_BUCKETS
 
 CODE_SPAN = 1 << 20  # code tokens of a query: level x CODE_SPAN + code, behind the hashed ones
@@ -15,7 +15,9 @@ CODE_SPAN = 1 << 20  # code tokens of a query: level x CODE_SPAN + code, behind 
 class ItemEncoder(nn.Module):
     """Vectors of all items: text, id and code parts, each switched by config."""
 
-    def __init__(self, catalogue: Catalogue, dim: int, use_ids: bool, use_text: bool, use_codes: bool, item_dropout: float):
+    def __init__(
+        self, catalogue: Catalogue, dim: int, use_ids: bool, use_text: bool, use_codes: bool, item_dropout: float
+    ):
         super().__init__()
         self.item_dropout = item_dropout
         self.register_buffer("text", catalogue.text, persistent=False)
@@ -42,7 +44,9 @@ class ItemEncoder(nn.Module):
         if self.ids is not None:
             ids = self.ids.weight if rows is None else F.embedding(rows, self.ids.weight)
             if self.training and self.item_dropout and parts:
-                shown = torch.rand(len(self.ids.weight), 1, device=ids.device) >= self.item_dropout  # drawn for all: rows change nothing
+                shown = (
+                    torch.rand(len(self.ids.weight), 1, device=ids.device) >= self.item_dropout
+                )  # drawn for all: rows change nothing
                 ids = ids * (shown if rows is None else shown[rows])
             parts.append(ids)
         return self.norm(sum(parts[1:], parts[0]))
@@ -84,7 +88,9 @@ class QueryEncoder(nn.Module):
         weights = 1 / counts[row * 3 + kind]
         hashed = weights * (kind < (2 if self.ngrams else 1))
         place = tokens.clamp(max=len(self.words.weight) - 1)
-        vectors = self.project(text) + F.embedding_bag(place, self.words.weight, offsets, mode="sum", per_sample_weights=hashed)
+        vectors = self.project(text) + F.embedding_bag(
+            place, self.words.weight, offsets, mode="sum", per_sample_weights=hashed
+        )
         if self.codes and items is not None and items.codes is not None:
             vectors = vectors + items.sum_codes(tokens - HASHED, offsets)
         vectors = self.norm(vectors)

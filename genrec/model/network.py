@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genrec.config_schema import ModelConfig
+from genrec.catalogue.catalogue import Catalogue
+from genrec.config.schema import ModelConfig
 from genrec.data.rates import starting_weights
 from genrec.model.anchors import AnchorAttention, Anchors, AnchorTables, AnchorTokens
 from genrec.model.anchors import n_features as n_anchor_features
@@ -22,11 +23,10 @@ from genrec.model.profile import Profile
 from genrec.model.ranking import RankingHead, request_rows
 from genrec.model.reasoning import Reasoning
 from genrec.model.rope import rotary_angles
-from genrec.semantic_ids.catalogue import Catalogue
 
 
 @dataclass
-class ShownLanes:
+class BatchImpressions:
     """Requests of a batch that the log itself answered: N of them, at ``row`` and ``lane`` (N,) of the batch, with C items shown in each.
 
     ``items`` (N, C), -1 for padding; ``reached`` (N, C, stages) bool what became of them; ``evidence`` (N, C, F) float32.
@@ -38,8 +38,8 @@ class ShownLanes:
     reached: Tensor
     evidence: Tensor
 
-    def to(self, device: torch.device | str) -> ShownLanes:
-        return ShownLanes(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+    def to(self, device: torch.device | str) -> BatchImpressions:
+        return BatchImpressions(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
 
 @dataclass
@@ -68,12 +68,17 @@ class Batch:
     older_actions: Tensor | None = None
     older_offsets: Tensor | None = None
     reached: Tensor | None = None
-    shown: ShownLanes | None = None
+    shown: BatchImpressions | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        options = {name: {} if isinstance(value, ShownLanes) else {"non_blocking": True} for name, value in values.items()}
-        return Batch(**{name: None if value is None else value.to(device, **options[name]) for name, value in values.items()})
+        options = {
+            name: {} if isinstance(value, BatchImpressions) else {"non_blocking": True}
+            for name, value in values.items()
+        }
+        return Batch(
+            **{name: None if value is None else value.to(device, **options[name]) for name, value in values.items()}
+        )
 
 
 @dataclass
@@ -99,11 +104,15 @@ class Encoded:
 class GenerativeRecommender(nn.Module):
     """One network for recommendation and search: encodes requests, retrieves by dot product, generates semantic IDs."""
 
-    def __init__(self, config: ModelConfig, catalogue: Catalogue, n_actions: int, time_base: float, generate: bool = True):
+    def __init__(
+        self, config: ModelConfig, catalogue: Catalogue, n_actions: int, time_base: float, generate: bool = True
+    ):
         super().__init__()
         self.config, self.catalogue, self.time_base = config, catalogue, time_base
         dim = config.dim
-        self.item_encoder = ItemEncoder(catalogue, dim, config.use_ids, config.use_text, config.use_codes, config.item_dropout)
+        self.item_encoder = ItemEncoder(
+            catalogue, dim, config.use_ids, config.use_text, config.use_codes, config.item_dropout
+        )
         self.query_encoder = QueryEncoder(catalogue.text.shape[1], dim, config.query_ngrams, config.query_codes)
         self.actions = nn.Embedding(n_actions, dim)
         self.fuse_query = nn.Linear(dim, dim, bias=False)
@@ -128,7 +137,11 @@ class GenerativeRecommender(nn.Module):
         if config.ranking:
             stages, starting = max(len(config.stages), 1), None
             if config.candidate_evidence:
-                starting = starting_weights(stages) if config.stages else starting_pair_weights(stages, n_pair_features(features))
+                starting = (
+                    starting_weights(stages)
+                    if config.stages
+                    else starting_pair_weights(stages, n_pair_features(features))
+                )
             self.ranking = RankingHead(dim, stages, starting, config.dropout, config.candidates_visible)
             if config.candidate_evidence and not config.stages:  # scores of the whole catalogue become chances
                 nn.init.constant_(self.ranking.score[-1].bias, -math.log(catalogue.n_items))
@@ -182,7 +195,9 @@ class GenerativeRecommender(nn.Module):
             asked = asked + self.early_anchors(asked, anchors, *tokens)
         if self.profile is not None:
             older = None if batch.older_items is None else (batch.older_items, batch.older_actions, batch.older_offsets)
-            asked = torch.cat([asked, self.profile(self.item_encoder, batch.items, batch.actions, batch.positions, older)], dim=2)
+            asked = torch.cat(
+                [asked, self.profile(self.item_encoder, batch.items, batch.actions, batch.positions, older)], dim=2
+            )
         shape, length = asked.shape, batch.items.shape[1]
         x = self.drop(self.input_norm(torch.cat([context, asked.flatten(1, 2)], dim=1)))
         index = torch.arange(length, device=x.device).expand(x.shape[0], -1)
@@ -191,7 +206,11 @@ class GenerativeRecommender(nn.Module):
             torch.cat([index, positions], dim=1), torch.cat([batch.times, when], dim=1),
             self.config.dim // self.config.heads // 2, self.config.time_share, self.time_base, self.config.rope,
         )  # fmt: skip
-        cuts = random_cuts(batch.positions.amax(1), self.config.cut_share) if self.training and self.config.cut_share else None
+        cuts = (
+            random_cuts(batch.positions.amax(1), self.config.cut_share)
+            if self.training and self.config.cut_share
+            else None
+        )
         mask = sequence_mask(length, batch.positions, shape[2], cuts)
         unread = length if self.decoder is None else 0  # only the code decoder looks at what became of the context
         x, cache = self.backbone.extend(x, angles, mask, unread=unread)
@@ -221,7 +240,9 @@ class GenerativeRecommender(nn.Module):
         """Unit item vectors divided by the temperature: (n_items, dim)."""
         return F.normalize(items, dim=-1) / self.config.temperature
 
-    def rank(self, encoded: Encoded, row: Tensor, lane: Tensor, candidates: Tensor, evidence: Tensor | None = None) -> Tensor:
+    def rank(
+        self, encoded: Encoded, row: Tensor, lane: Tensor, candidates: Tensor, evidence: Tensor | None = None
+    ) -> Tensor:
         """Logits (N, C, stages) of the ranking head for ``candidates`` (N, C) item ids, -1 for padding, of the requests at ``row``, ``lane`` (N,).
 
         ``evidence`` (N, C, F) as ``FeedbackRates.features`` makes it, with ``model.stages``; None where nothing is known. Without stages
@@ -232,7 +253,9 @@ class GenerativeRecommender(nn.Module):
         block = encoded.blocks[0].shape[2]
         cache, seen = request_rows(encoded.cache, encoded.visible, row, lane, block, len(encoded.blocks))
         items = encoded.items[candidates.clamp(min=0)]
-        return self.ranking(self.backbone, items, evidence, candidates >= 0, encoded.angles[row, lane * block], seen, cache)
+        return self.ranking(
+            self.backbone, items, evidence, candidates >= 0, encoded.angles[row, lane * block], seen, cache
+        )
 
     @torch.no_grad()
     def _pair_evidence(self, encoded: Encoded, row: Tensor, lane: Tensor, candidates: Tensor) -> Tensor:
@@ -241,7 +264,11 @@ class GenerativeRecommender(nn.Module):
         return pair_features(dense, candidates, None if encoded.anchors is None else encoded.anchors.take(row, lane))
 
     def decoder_memory(
-        self, encoded: Encoded, row: Tensor | None = None, lane: Tensor | None = None, decoder: CodeDecoder | None = None
+        self,
+        encoded: Encoded,
+        row: Tensor | None = None,
+        lane: Tensor | None = None,
+        decoder: CodeDecoder | None = None,
     ) -> Memory:
         """What the code decoder attends over: the context, and each request's reasoning blocks and anchors.
 
@@ -256,7 +283,9 @@ class GenerativeRecommender(nn.Module):
             anchors = anchors.take(row, lane) if anchors is not None else None
         memory = decoder.with_private(memory, thoughts, anchors, encoded.items)
         if decoder.pointer is not None:
-            memory.pointed = decoder.pointer(memory.state, anchors, self.relevance(memory.state, anchors.ids, encoded.items), self.catalogue.trie)
+            memory.pointed = decoder.pointer(
+                memory.state, anchors, self.relevance(memory.state, anchors.ids, encoded.items), self.catalogue.trie
+            )
         return memory
 
     def relevance(self, state: Tensor, ids: Tensor, items: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genrec.catalogue.trie import CatalogueTrie
 from genrec.model.anchors import Anchors
-from genrec.semantic_ids.trie import CatalogueTrie
 
 WIDTH = 64
 SPAN = 1 << 40  # above every node: row x SPAN + node is a key of both
@@ -23,7 +23,7 @@ LEAST, MOST = -20.0, 20.0  # of a strength: its exponential stays finite
 
 
 @dataclass
-class Pointed:
+class CopyBias:
     """``nodes`` (B, R, P) that have anchors below them, rising, ``n_nodes`` behind them; ``bonus`` (B, R, P) what the logit of each gains.
 
     A node may be listed more than once, with the same bonus.
@@ -47,8 +47,8 @@ class Pointed:
         place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
         return torch.where(keys[place] == wanted, F.embedding(place, self.bonus.reshape(-1, 1))[:, 0], 0.0)
 
-    def take(self, rows: Tensor) -> Pointed:
-        return Pointed(self.nodes[rows], self.bonus[rows])
+    def take(self, rows: Tensor) -> CopyBias:
+        return CopyBias(self.nodes[rows], self.bonus[rows])
 
 
 class Pointer(nn.Module):
@@ -60,14 +60,16 @@ class Pointer(nn.Module):
         self.strength = nn.Linear(WIDTH, levels + 1)  # the last: of whole items, beside the retrieval head
         nn.init.constant_(self.strength.bias, -3.0)  # at first the decoder speaks
 
-    def forward(self, state: Tensor, anchors: Anchors, relevance: Tensor, trie: CatalogueTrie) -> Pointed:
+    def forward(self, state: Tensor, anchors: Anchors, relevance: Tensor, trie: CatalogueTrie) -> CopyBias:
         """state (B, R, dim) of requests, their anchors, and the retrieval head's score of each anchor (B, R, A)."""
         nodes = torch.where(anchors.live[..., None], trie.item_path[anchors.ids], trie.n_nodes)
         return _together(nodes.flatten(2), self._mass(state, anchors, relevance)[..., :-1].flatten(2))
 
-    def items(self, state: Tensor, anchors: Anchors, relevance: Tensor, n_items: int) -> Pointed:
+    def items(self, state: Tensor, anchors: Anchors, relevance: Tensor, n_items: int) -> CopyBias:
         """The same of item ids instead of nodes: what the retrieval head's logit of each anchor gains. Only a teacher asks for it."""
-        return _together(torch.where(anchors.live, anchors.ids, n_items), self._mass(state, anchors, relevance)[..., -1])
+        return _together(
+            torch.where(anchors.live, anchors.ids, n_items), self._mass(state, anchors, relevance)[..., -1]
+        )
 
     def _mass(self, state: Tensor, anchors: Anchors, relevance: Tensor) -> Tensor:
         """Per anchor, level and whole item: (B, R, A, levels + 1); 0 where hidden."""
@@ -76,9 +78,9 @@ class Pointer(nn.Module):
         return torch.where(anchors.live[..., None], strength.clamp(LEAST, MOST).exp(), 0.0)
 
 
-def _together(nodes: Tensor, mass: Tensor) -> Pointed:
+def _together(nodes: Tensor, mass: Tensor) -> CopyBias:
     """Nodes (B, R, P) in rising order, and the logarithm of one plus the mass of all places that name the same."""
     nodes, order = nodes.sort(dim=-1)
     mass = mass.gather(-1, order)
     group = F.pad(nodes[..., 1:] != nodes[..., :-1], (1, 0)).cumsum(-1)
-    return Pointed(nodes, torch.zeros_like(mass).scatter_add(-1, group, mass).gather(-1, group).log1p())
+    return CopyBias(nodes, torch.zeros_like(mass).scatter_add(-1, group, mass).gather(-1, group).log1p())

@@ -36,7 +36,12 @@ class Profile(nn.Module):
             self.out = nn.Linear(dim, dim)
 
     def forward(
-        self, encoder: ItemEncoder, items: Tensor, actions: Tensor, positions: Tensor, older: tuple[Tensor, Tensor, Tensor] | None
+        self,
+        encoder: ItemEncoder,
+        items: Tensor,
+        actions: Tensor,
+        positions: Tensor,
+        older: tuple[Tensor, Tensor, Tensor] | None,
     ) -> Tensor:
         """(B, R, tokens, dim) of requests that see the first ``positions`` (B, R) of ``items`` / ``actions`` (B, T).
 
@@ -54,25 +59,42 @@ class Profile(nn.Module):
             tokens.append(self._summaries(vectors[:, :, : self.levels], actions, positions, far))
         return torch.cat(tokens, dim=2)
 
-    def _summaries(self, vectors: Tensor, actions: Tensor, positions: Tensor, far: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
+    def _summaries(
+        self, vectors: Tensor, actions: Tensor, positions: Tensor, far: tuple[Tensor, Tensor, Tensor] | None
+    ) -> Tensor:
         batch, length, levels, dim = vectors.shape
         done = F.one_hot(actions, self.n_actions).to(vectors.dtype)  # (B, T, actions)
         counts = prefix_sums(done, positions)
-        sums = prefix_sums((done[..., None, None] * vectors[:, :, None]).flatten(2), positions).unflatten(2, (self.n_actions, levels, dim))
+        sums = prefix_sums((done[..., None, None] * vectors[:, :, None]).flatten(2), positions).unflatten(
+            2, (self.n_actions, levels, dim)
+        )
         if far is not None:
             sees = (positions > 0)[..., None].to(vectors.dtype)
             row = torch.searchsorted(far[2], torch.arange(len(far[1]), device=actions.device), right=True) - 1
             place = row * self.n_actions + far[1]
-            old = vectors.new_zeros(batch * self.n_actions, levels * dim).index_add(0, place, far[0].flatten(1)).view(batch, 1, -1)
-            number = vectors.new_zeros(batch * self.n_actions).index_add(0, place, torch.ones_like(place, dtype=vectors.dtype))
+            old = (
+                vectors.new_zeros(batch * self.n_actions, levels * dim)
+                .index_add(0, place, far[0].flatten(1))
+                .view(batch, 1, -1)
+            )
+            number = vectors.new_zeros(batch * self.n_actions).index_add(
+                0, place, torch.ones_like(place, dtype=vectors.dtype)
+            )
             sums = sums + (sees * old).unflatten(2, (self.n_actions, levels, dim))
             counts = counts + sees * number.view(batch, 1, -1)
         means = sums / counts.clamp(min=1)[..., None, None]
-        means = self.norm(means + self.kind + counts.log1p()[..., None, None] * self.amount).flatten(2, 3)  # (B, R, actions x levels, dim)
+        means = self.norm(means + self.kind + counts.log1p()[..., None, None] * self.amount).flatten(
+            2, 3
+        )  # (B, R, actions x levels, dim)
         keys, values = (part.unflatten(-1, (self.heads, -1)) for part in self.key_value(means).chunk(2, dim=-1))
         null = self.null.unflatten(-1, (self.heads, -1))
-        keys, values = (torch.cat([one.expand(*part.shape[:2], 1, -1, -1), part], dim=2) for one, part in zip(null, (keys, values), strict=True))
+        keys, values = (
+            torch.cat([one.expand(*part.shape[:2], 1, -1, -1), part], dim=2)
+            for one, part in zip(null, (keys, values), strict=True)
+        )
         live = F.pad((counts > 0).repeat_interleave(levels, 2), (1, 0), value=True)  # the null key is always visible
         queries = self.queries.unflatten(-1, (self.heads, -1)) * keys.shape[-1] ** -0.5
-        weights = torch.einsum("shd,brkhd->brshk", queries, keys).masked_fill(~live[:, :, None, None], -torch.inf).softmax(-1)
+        weights = (
+            torch.einsum("shd,brkhd->brshk", queries, keys).masked_fill(~live[:, :, None, None], -torch.inf).softmax(-1)
+        )
         return self.out(torch.einsum("brshk,brkhd->brshd", weights, values).flatten(3))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genrec.data.anchors import WordTable
+from genrec.retrieval.neighbours import WordTable
 from genrec.text.query_tokens import WORD_BUCKETS
 
 SHARPNESS = 10.0  # an item whose text is nearer to a query by .1 stands before one that e times as many people had
@@ -20,9 +20,10 @@ WORDS = 8  # of a query that are looked up
 
 
 @dataclass
-class Asked:
+class QueryHits:
     """Of each request, (B, R, W) each: ``near`` item ids and the cosine of the texts, ``likeness``, 0 where there is no query; ``taken`` item
-    ids, how often after the query's words, rare ones weighing more, ``strength``, 0 for none, and what one search adds to it, ``unit``."""
+    ids, how often after the query's words, rare ones weighing more, ``strength``, 0 for none, and what one search adds to it, ``unit``.
+    """
 
     near: Tensor
     likeness: Tensor
@@ -47,7 +48,9 @@ class QueryTables(nn.Module):
             getattr(self, name).copy_(torch.as_tensor(getattr(table, name)))
 
     @torch.no_grad()
-    def look_up(self, asked: Tensor, text: Tensor, words: Tensor, offsets: Tensor, items: Tensor, users: Tensor) -> Asked:
+    def look_up(
+        self, asked: Tensor, text: Tensor, words: Tensor, offsets: Tensor, items: Tensor, users: Tensor
+    ) -> QueryHits:
         """``asked`` (B, R): 0 for no query, else 1 + its row in ``text`` (Q, d) and in the ragged ``words`` (n,) with ``offsets`` (Q,).
 
         ``items`` (n_items, d) unit vectors of the items' texts, ``users`` (n_items,) who had each.
@@ -55,7 +58,7 @@ class QueryTables(nn.Module):
         likeness = F.pad(text, (0, 0, 1, 0)) @ items.T
         near = (likeness * SHARPNESS + users.log1p()).topk(min(self.width, len(items)), dim=1).indices
         found = (near, likeness.gather(1, near), *(F.pad(part, (0, 0, 1, 0)) for part in self._taken(words, offsets)))
-        return Asked(*(part[asked] for part in found))
+        return QueryHits(*(part[asked] for part in found))
 
     def _taken(self, words: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What was taken after the words of each query: ids, strength and unit, (Q, width) each, the strongest first."""
@@ -73,6 +76,9 @@ class QueryTables(nn.Module):
         ids, order = ids.sort(dim=1)
         first = F.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)
         group = first.cumsum(1) - 1
-        unit, strength = (torch.zeros_like(part).scatter_add(1, group, part.gather(1, order)).gather(1, group) for part in (unit, strength))
+        unit, strength = (
+            torch.zeros_like(part).scatter_add(1, group, part.gather(1, order)).gather(1, group)
+            for part in (unit, strength)
+        )
         best = strength.masked_fill(~first | (ids < 0), -1.0).topk(self.width, dim=1)
         return ids.gather(1, best.indices).clamp(min=0), best.values.clamp(min=0), unit.gather(1, best.indices)

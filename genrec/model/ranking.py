@@ -21,7 +21,8 @@ class RankingHead(nn.Module):
 
     def __init__(self, dim: int, stages: int, starting: np.ndarray | None, dropout: float, visible: bool):
         """``stages`` logits per candidate; ``starting`` (stages, F) weights of the evidence that each carries, None where it carries none;
-        ``visible``: candidates see one another."""
+        ``visible``: candidates see one another.
+        """
         super().__init__()
         self.stages, self.visible = stages, visible
         self.kind = nn.Parameter(torch.randn(dim) * 0.02)
@@ -30,14 +31,23 @@ class RankingHead(nn.Module):
         if starting is not None:
             evidence = starting.shape[1]
             self.evidence = nn.Sequential(nn.Linear(evidence, dim), nn.GELU(), nn.Linear(dim, dim))
-            self.direct = nn.Linear(evidence, stages, bias=False)  # counts speak plainly; no norm is between them and the logit
+            self.direct = nn.Linear(
+                evidence, stages, bias=False
+            )  # counts speak plainly; no norm is between them and the logit
             with torch.no_grad():
                 self.direct.weight.copy_(torch.from_numpy(starting))
         self.norm, self.drop = nn.LayerNorm(dim), Dropout(dropout)
         self.score = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), Dropout(dropout), nn.Linear(dim, stages))
 
     def forward(
-        self, backbone: Backbone, items: Tensor, evidence: Tensor | None, live: Tensor, angles: Tensor, seen: Tensor, cache: Cache
+        self,
+        backbone: Backbone,
+        items: Tensor,
+        evidence: Tensor | None,
+        live: Tensor,
+        angles: Tensor,
+        seen: Tensor,
+        cache: Cache,
     ) -> Tensor:
         """Logits (N, C, stages) of N requests with C candidates each.
 
@@ -47,7 +57,9 @@ class RankingHead(nn.Module):
         n, count, _ = items.shape
         x = self.kind + self.item(items)
         if self.evidence is not None:
-            evidence = items.new_zeros(n, count, self.direct.in_features) if evidence is None else evidence.to(items.dtype)
+            evidence = (
+                items.new_zeros(n, count, self.direct.in_features) if evidence is None else evidence.to(items.dtype)
+            )
             x = x + self.evidence(evidence)
         x = self.drop(self.norm(x))
         angles = angles[:, None].expand(-1, count, -1)
@@ -61,7 +73,9 @@ class RankingHead(nn.Module):
         return logits if self.direct is None else logits + self.direct(evidence)
 
 
-def request_rows(cache: Cache, visible: Tensor, row: Tensor, lane: Tensor, block: int, blocks: int) -> tuple[Cache, Tensor]:
+def request_rows(
+    cache: Cache, visible: Tensor, row: Tensor, lane: Tensor, block: int, blocks: int
+) -> tuple[Cache, Tensor]:
     """The cached tokens of some requests as rows of their own: keys and values (N, heads, T + M x blocks, d), and which are seen (N, same).
 
     The cache holds T context tokens and then, ``blocks`` times, R x M = ``block`` tokens of each request; ``visible`` (B, R, T).

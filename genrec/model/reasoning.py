@@ -21,7 +21,9 @@ class Reasoning(nn.Module):
         self.step = nn.Parameter(torch.randn(steps, dim) * 0.02)
         self.calibration = nn.Parameter(torch.tensor([[5.0, 0.0]]).repeat(steps, 1)) if feedback else None
 
-    def forward(self, backbone: Backbone, block: Tensor, angles: Tensor, visible: Tensor, cache: Cache) -> tuple[list[Tensor], Cache]:
+    def forward(
+        self, backbone: Backbone, block: Tensor, angles: Tensor, visible: Tensor, cache: Cache
+    ) -> tuple[list[Tensor], Cache]:
         """Blocks B_1 .. B_K, each (B, R, M, dim), and the cache with their keys and values.
 
         ``block`` (B, R, M, dim) is B_0, ``angles`` (B, R x M, planes) its tokens' angles, ``visible`` (B, R, T) the context each request

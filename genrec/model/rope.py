@@ -17,7 +17,9 @@ KINDS = ("index", "time", "split", "early")
 INDEX_BASE = 10_000.0
 
 
-def rotary_angles(index: Tensor, time: Tensor, planes: int, time_share: float, time_base: float, kind: str = "split") -> Tensor:
+def rotary_angles(
+    index: Tensor, time: Tensor, planes: int, time_share: float, time_base: float, kind: str = "split"
+) -> Tensor:
     """Angles (batch, length, planes) in float32, whole turns taken out.
 
     ``index`` (batch, length) event positions; ``time`` (batch, length) float64 time since the sequence's origin in buckets. Time turns
@@ -26,7 +28,9 @@ def rotary_angles(index: Tensor, time: Tensor, planes: int, time_share: float, t
     """
     if kind == "early":
         place = index.double()[..., None] * _rates(planes, INDEX_BASE, index.device)
-        angles = (1 - time_share) * place + time_share * time.double()[..., None] * _rates(planes, time_base, index.device)
+        angles = (1 - time_share) * place + time_share * time.double()[..., None] * _rates(
+            planes, time_base, index.device
+        )
     else:
         n_time = {"index": 0, "time": planes, "split": round(planes * time_share)}[kind]
         angles = torch.cat([

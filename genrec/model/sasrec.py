@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genrec.config_schema import ModelConfig
+from genrec.catalogue.catalogue import Catalogue
+from genrec.config.schema import ModelConfig
 from genrec.model.network import Batch, Encoded
-from genrec.semantic_ids.catalogue import Catalogue
 
 
 class ItemTable(nn.Module):
@@ -40,7 +40,9 @@ class SASRec(nn.Module):
         self.item_encoder = ItemTable(catalogue.n_items, dim)
         self.places = nn.Embedding(config.max_length, dim)
         nn.init.normal_(self.places.weight, std=0.02)
-        layer = lambda: nn.TransformerEncoderLayer(dim, config.heads, dim, rate, "relu", batch_first=True, norm_first=True)
+        layer = lambda: nn.TransformerEncoderLayer(
+            dim, config.heads, dim, rate, "relu", batch_first=True, norm_first=True
+        )
         self.blocks = nn.ModuleList(layer() for _ in range(config.layers))
         self.norm, self.drop = nn.LayerNorm(dim), nn.Dropout(rate)
 
@@ -61,7 +63,9 @@ class SASRec(nn.Module):
         x = self.norm(x)
         last = (batch.positions - 1).clamp(min=0)[..., None].expand(-1, -1, x.shape[-1])
         requests = x.gather(1, last) * (batch.positions > 0)[..., None]
-        return Encoded(x[:, :0], requests, index < batch.positions[..., None], items, [requests[:, :, None]], x.new_empty(0), [])
+        return Encoded(
+            x[:, :0], requests, index < batch.positions[..., None], items, [requests[:, :, None]], x.new_empty(0), []
+        )
 
     def retrieval_vectors(self, requests: Tensor) -> Tensor:
         return requests

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from genrec.artifacts import open_artifact, read_json
-from genrec.config import config_from_dict
-from genrec.config_schema import Config
+from genrec.artifacts.folders import open_artifact, read_json
+from genrec.catalogue.catalogue import Catalogue
+from genrec.catalogue.semantic_ids import SemanticIds
+from genrec.config.load import config_from_dict
+from genrec.config.schema import Config
 from genrec.errors import UserError
 from genrec.model.network import GenerativeRecommender
 from genrec.model.sasrec import SASRec
-from genrec.semantic_ids.catalogue import Catalogue
-from genrec.semantic_ids.tokenize import SemanticIds
 
 KIND = "model"
 

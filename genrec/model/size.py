@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from genrec.config_schema import ModelConfig
+from genrec.config.schema import ModelConfig
 
 
 def encode_flops(model: ModelConfig, sequences: int, events: float, requests: float) -> float:
@@ -20,9 +20,12 @@ def encode_flops(model: ModelConfig, sequences: int, events: float, requests: fl
     return sequences * total
 
 
-def step_flops(model: ModelConfig, sequences: int, events: float, requests: float, scored: int, n_items: int, text_dim: int) -> float:
+def step_flops(
+    model: ModelConfig, sequences: int, events: float, requests: float, scored: int, n_items: int, text_dim: int
+) -> float:
     """Operations of one training step without the code decoder: passes forward and backward (twice the forward), the softmax over
-    ``scored`` items for every request, and the text projection of all ``n_items``."""
+    ``scored`` items for every request, and the text projection of all ``n_items``.
+    """
     softmax = 2.0 * sequences * requests * scored * model.dim
     text = 2.0 * n_items * text_dim * model.dim if model.use_text else 0.0
     return 3 * (encode_flops(model, sequences, events, requests) + softmax + text)

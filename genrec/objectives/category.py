@@ -6,7 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def category_cross_entropy(requests: Tensor, items: Tensor, targets: Tensor, categories: Tensor, temperature: float) -> Tensor:
+def category_cross_entropy(
+    requests: Tensor, items: Tensor, targets: Tensor, categories: Tensor, temperature: float
+) -> Tensor:
     """Mean cross-entropy of the targets' categories; a category's vector is the direction of its items' mean, so nothing new is learnt.
 
     ``requests`` (N, dim) unit vectors; ``items`` (n_items, dim) item vectors of any length; ``targets`` (N,) item ids; ``categories``

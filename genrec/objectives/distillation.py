@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genrec.model.pointer import Pointed
-from genrec.semantic_ids.trie import CatalogueTrie
+from genrec.catalogue.trie import CatalogueTrie
+from genrec.model.pointer import CopyBias
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ class TeacherMass:
         stop = start + self.trie.node_item_count[nodes]
         if self.places is not None:
             width, span = self.running.shape[1] - 1, self.trie.n_items + 1
-            start, stop = (torch.searchsorted(self.places, rows * span + place) - rows * width for place in (start, stop))
+            start, stop = (
+                torch.searchsorted(self.places, rows * span + place) - rows * width for place in (start, stop)
+            )
         return self.running[rows, stop] - self.running[rows, start]
 
 
@@ -81,7 +83,7 @@ def draw_items(log_probabilities: Tensor, generator: torch.Generator | None = No
 
 def path_losses(
     states: Tensor, scale: Tensor, vectors: Tensor, paths: Tensor, teacher: TeacherMass, place: Tensor | None = None, rows: Tensor | None = None,
-    pointed: Pointed | None = None, ignored: Tensor | None = None,
+    pointed: CopyBias | None = None, ignored: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Log-probability of each step of ``paths``, and KL(teacher || decoder) over the children it chose from: two (N, levels) tensors.
 
@@ -94,7 +96,18 @@ def path_losses(
     rows = torch.arange(len(paths), device=paths.device) if rows is None else rows
     parents = torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1]], dim=1)
     steps = [
-        _step(states[:, level] * scale[level], vectors, parents[:, level], paths[:, level], teacher, place, rows, level == 0, pointed, ignored)
+        _step(
+            states[:, level] * scale[level],
+            vectors,
+            parents[:, level],
+            paths[:, level],
+            teacher,
+            place,
+            rows,
+            level == 0,
+            pointed,
+            ignored,
+        )
         for level in range(paths.shape[1])
     ]
     chosen, divergence = (torch.stack(part, dim=1) for part in zip(*steps, strict=True))
@@ -103,7 +116,7 @@ def path_losses(
 
 def _step(
     states: Tensor, vectors: Tensor, parents: Tensor, chosen: Tensor, teacher: TeacherMass, place: Tensor | None, rows: Tensor, first: bool,
-    pointed: Pointed | None, ignored: Tensor | None,
+    pointed: CopyBias | None, ignored: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     trie = teacher.trie
     if first:  # every walk starts at the root: one dense product
@@ -125,7 +138,9 @@ def _step(
     row = torch.repeat_interleave(torch.arange(len(open_rows), device=states.device), counts)
     begin = counts.cumsum(0) - counts
     child = trie.child_start[parents[open_rows]][row] + torch.arange(len(row), device=states.device) - begin[row]
-    logits = _wide((F.embedding(row, states[open_rows]) * F.embedding(child if place is None else place[child], vectors)).sum(-1))
+    logits = _wide(
+        (F.embedding(row, states[open_rows]) * F.embedding(child if place is None else place[child], vectors)).sum(-1)
+    )
     if pointed is not None:
         logits = logits + pointed.of(open_rows[row], child)
     top = logits.new_full((len(open_rows),), -torch.inf).scatter_reduce(0, row, logits.detach(), "amax")
@@ -137,7 +152,9 @@ def _step(
     divergence = torch.zeros_like(top).index_add(0, row, _divergence(share.to(logs.dtype), logs))
     own = logs[begin + chosen[open_rows] - trie.child_start[parents[open_rows]]]
     if ignored is not None:  # normalised over what is left
-        kept = logs.masked_fill(ignored[child] & ~ignored[parents[open_rows]][row], -torch.inf)  # a drawn walk may be below an ignored node
+        kept = logs.masked_fill(
+            ignored[child] & ~ignored[parents[open_rows]][row], -torch.inf
+        )  # a drawn walk may be below an ignored node
         top = torch.full_like(top, -torch.inf).scatter_reduce(0, row, kept.detach(), "amax")
         own = own - top - torch.zeros_like(top).index_add(0, row, (kept - top[row]).exp()).log()
     return nothing.index_copy(0, open_rows, own), nothing.index_copy(0, open_rows, divergence)
@@ -163,7 +180,8 @@ def margin_mse(student: Tensor, teacher: Tensor, live: Tensor | None = None) -> 
 
 def candidate_kl(student: Tensor, teacher: Tensor, live: Tensor | None = None, temperature: float = 1.0) -> Tensor:
     """Mean KL of the teacher's softmax over K candidates from the student's: scores (N, K); both divided by ``temperature`` (Hinton et al.,
-    arXiv 1503.02531; the value is multiplied by its square, so that gradients keep their size)."""
+    arXiv 1503.02531; the value is multiplied by its square, so that gradients keep their size).
+    """
     if live is not None:
         student, teacher = (scores.masked_fill(~live, torch.finfo(scores.dtype).min) for scores in (student, teacher))
     target = (teacher.detach() / temperature).log_softmax(1)

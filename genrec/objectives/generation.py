@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genrec.model.pointer import Pointed
-from genrec.semantic_ids.trie import CatalogueTrie
+from genrec.catalogue.trie import CatalogueTrie
+from genrec.model.pointer import CopyBias
 
 
 def walked_nodes(trie: CatalogueTrie, paths: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,7 +35,7 @@ def nodes_without(trie: CatalogueTrie, known: Tensor) -> Tensor:
 
 def path_log_probabilities(
     states: Tensor, scale: Tensor, vectors: Tensor, trie: CatalogueTrie, paths: Tensor, place: Tensor | None = None,
-    pointed: Pointed | None = None, ignored: Tensor | None = None,
+    pointed: CopyBias | None = None, ignored: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Log-probability of each step of each walk: (N, levels).
 
@@ -48,20 +48,34 @@ def path_log_probabilities(
     parents = torch.cat([root, paths[:, :-1]], dim=1)
     steps = []
     for level in range(paths.shape[1]):
-        steps.append(_step(states[:, level] * scale[level], vectors, trie, parents[:, level], paths[:, level], level == 0, place, pointed, ignored))
+        steps.append(
+            _step(
+                states[:, level] * scale[level],
+                vectors,
+                trie,
+                parents[:, level],
+                paths[:, level],
+                level == 0,
+                place,
+                pointed,
+                ignored,
+            )
+        )
     return torch.stack(steps, dim=1)
 
 
 def _step(
     states: Tensor, vectors: Tensor, trie: CatalogueTrie, parents: Tensor, chosen: Tensor, first: bool, place: Tensor | None,
-    pointed: Pointed | None, ignored: Tensor | None,
+    pointed: CopyBias | None, ignored: Tensor | None,
 ) -> Tensor:  # fmt: skip
     if first:  # every walk starts at the root: one dense product
         start, count = int(trie.child_start[0]), int(trie.child_count[0])
         children = vectors[start : start + count] if place is None else vectors[place[start : start + count]]
         logits = (states @ children.T).float()
         if pointed is not None:
-            logits = logits + pointed.beside(torch.arange(start, start + count, device=states.device).expand(len(states), -1))
+            logits = logits + pointed.beside(
+                torch.arange(start, start + count, device=states.device).expand(len(states), -1)
+            )
         if ignored is not None:
             logits = logits.masked_fill(ignored[start : start + count], -torch.inf)
         return logits.log_softmax(-1).gather(1, (chosen - start)[:, None])[:, 0]
@@ -81,7 +95,9 @@ def _step(
         logits = logits + pointed.of(open_rows[row], child)
     if ignored is not None:
         logits = logits.masked_fill(ignored[child], -torch.inf)
-    top = torch.full((len(open_rows),), -torch.inf, device=states.device).scatter_reduce(0, row, logits.detach(), "amax")
+    top = torch.full((len(open_rows),), -torch.inf, device=states.device).scatter_reduce(
+        0, row, logits.detach(), "amax"
+    )
     total = torch.zeros_like(top).index_add(0, row, (logits - top[row]).exp())
     target = logits[begin + chosen[open_rows] - trie.child_start[parents[open_rows]]]
     return result.index_copy(0, open_rows, target - top - total.log())

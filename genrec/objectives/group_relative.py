@@ -52,7 +52,9 @@ class PolicyLoss:
     entropy: Tensor
 
 
-def policy_loss(steps: Tensor, reference: Tensor, advantages: Tensor, live: Tensor, kl_weight: float = 0.0) -> PolicyLoss:
+def policy_loss(
+    steps: Tensor, reference: Tensor, advantages: Tensor, live: Tensor, kl_weight: float = 0.0
+) -> PolicyLoss:
     """``-mean sum_l advantage_l x log p_l + kl_weight x KL``.
 
     ``steps`` and ``reference`` (B, G, L): log-probability of each step of each sample under the policy and the frozen reference. The KL term
@@ -61,7 +63,9 @@ def policy_loss(steps: Tensor, reference: Tensor, advantages: Tensor, live: Tens
     n = live.sum().clamp(min=1)
     gain = torch.where(live, (advantages.detach() * steps).sum(-1), 0).sum() / n
     policy = steps.sum(-1)
-    behind = (reference.detach().sum(-1) - policy).clamp(max=20.0)  # exp must stay finite for a sample the reference thinks impossible
+    behind = (reference.detach().sum(-1) - policy).clamp(
+        max=20.0
+    )  # exp must stay finite for a sample the reference thinks impossible
     kl = torch.where(live, behind.exp() - behind - 1, 0).sum() / n
     entropy = -torch.where(live, policy, 0).sum() / n
     return PolicyLoss(-gain + kl_weight * kl, kl.detach(), entropy.detach())

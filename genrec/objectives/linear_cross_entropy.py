@@ -76,7 +76,9 @@ def _passes(
     return loss / count, d_rows, d_table
 
 
-def linear_cross_entropy(rows: Tensor, table: Tensor, targets: Tensor, smoothing: float = 0.0, bias: Tensor | None = None) -> Tensor:
+def linear_cross_entropy(
+    rows: Tensor, table: Tensor, targets: Tensor, smoothing: float = 0.0, bias: Tensor | None = None
+) -> Tensor:
     """Mean cross-entropy of ``targets`` (N,) under the logits rows (N, dim) . table (V, dim) + bias (V,), in less time and memory.
 
     Equals ``F.cross_entropy``, ``smoothing`` included, but for rounding. Gradients flow to ``rows`` and ``table``, once (not twice

@@ -26,7 +26,13 @@ class ListPreference:
 
 
 def listwise_dpo(
-    policy: Tensor, reference: Tensor, live: Tensor, beta: float, weights: Tensor | None = None, margin: float = 0.0, anchor: float = 0.0
+    policy: Tensor,
+    reference: Tensor,
+    live: Tensor,
+    beta: float,
+    weights: Tensor | None = None,
+    margin: float = 0.0,
+    anchor: float = 0.0,
 ) -> ListPreference:
     """Loss of N lists: ``-log sigmoid(-log sum_l exp(-w_l (r_0 - r_l - margin))) - anchor x log policy_0``.
 

@@ -13,8 +13,11 @@ from torch import Tensor
 
 def sample_lists(scores: Tensor, lists: int, k: int, generator: torch.Generator | None = None) -> Tensor:
     """Places (B, lists, k) of candidates, drawn without replacement in order by Plackett-Luce from scores (B, K); -inf is never drawn while
-    k others are left. The Gumbel trick: perturb once, take the top."""
-    noise = torch.empty(len(scores), lists, scores.shape[1], device=scores.device).exponential_(generator=generator).log()
+    k others are left. The Gumbel trick: perturb once, take the top.
+    """
+    noise = (
+        torch.empty(len(scores), lists, scores.shape[1], device=scores.device).exponential_(generator=generator).log()
+    )
     return (scores.detach()[:, None].float() - noise).topk(k, dim=-1).indices
 
 
@@ -26,7 +29,12 @@ def list_log_probabilities(scores: Tensor, drawn: Tensor) -> Tensor:
     batch, lists, k = drawn.shape
     chosen = scores[:, None].expand(-1, lists, -1).gather(2, drawn)
     rest = torch.ones(batch, lists, scores.shape[1], dtype=torch.bool, device=scores.device).scatter_(2, drawn, False)
-    others = scores[:, None].expand(-1, lists, -1).masked_fill(~rest, torch.finfo(scores.dtype).min).logsumexp(-1, keepdim=True)
+    others = (
+        scores[:, None]
+        .expand(-1, lists, -1)
+        .masked_fill(~rest, torch.finfo(scores.dtype).min)
+        .logsumexp(-1, keepdim=True)
+    )
     # Place i's normaliser: itself, the later places and the candidates that were never drawn, summed from the end.
     later = torch.cat([chosen, others], dim=-1).flip(-1).logcumsumexp(-1).flip(-1)[..., :k]
     return chosen - later

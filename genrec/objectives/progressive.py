@@ -9,11 +9,13 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from genrec.catalogue.trie import CatalogueTrie
 from genrec.objectives.linear_cross_entropy import linear_cross_entropy
-from genrec.semantic_ids.trie import CatalogueTrie
 
 
-def prefix_loss(states: Tensor, means: Tensor, trie: CatalogueTrie, targets: Tensor, level: int, temperature: float) -> Tensor:
+def prefix_loss(
+    states: Tensor, means: Tensor, trie: CatalogueTrie, targets: Tensor, level: int, temperature: float
+) -> Tensor:
     """Mean cross-entropy of the targets' first ``level`` codes over all prefixes of that many codes.
 
     ``states`` (N, dim) unit vectors of the step, ``means`` (n_nodes, dim) the mean item vector below each trie node, ``targets`` (N,) items.
@@ -30,7 +32,11 @@ def step_levels(steps: int, depth: int) -> list[int]:
 
 def step_stages(steps: int, stages: int) -> list[int]:
     """The stage (0 .. stages - 1) of the feedback chain of each of K steps: the last step learns the deepest."""
-    return [max(0, stages - steps + step) for step in range(steps)] if steps < stages else [min(step, stages - 1) for step in range(steps)]
+    return (
+        [max(0, stages - steps + step) for step in range(steps)]
+        if steps < stages
+        else [min(step, stages - 1) for step in range(steps)]
+    )
 
 
 def multi_label_loss(states: Tensor, vectors: Tensor, labels: Tensor, bias: Tensor, scale: Tensor) -> Tensor:

@@ -56,7 +56,9 @@ def draw_candidates(
     return Candidates(ids, chance.clamp(min=1e-9).log(), len(in_batch))
 
 
-def sampled_softmax(requests: Tensor, vectors: Tensor, targets: Tensor, candidates: Candidates, smoothing: float = 0.0) -> Tensor:
+def sampled_softmax(
+    requests: Tensor, vectors: Tensor, targets: Tensor, candidates: Candidates, smoothing: float = 0.0
+) -> Tensor:
     """InfoNCE of requests (N, dim) against the candidates' ``vectors`` (C, dim), corrected by each one's expected count (logQ).
 
     ``smoothing`` goes to the candidates evenly. With every item drawn as negative and no duplicates the value equals ``full_softmax``.

@@ -13,4 +13,3 @@ def self_distillation(student: Tensor, teacher: Tensor) -> Tensor:
     """
     wanted = teacher.detach().log_softmax(-1)
     return F.kl_div(student.log_softmax(-1), wanted, log_target=True, reduction="batchmean")
-

@@ -71,7 +71,9 @@ class Feedback:
         lengths = np.diff(self.offsets)[indices]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         rows = np.repeat(self.offsets[indices] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        of_request = {name: getattr(self, name)[indices] for name in ("users", "times", "split", "stops", "queries", "targets")}
+        of_request = {
+            name: getattr(self, name)[indices] for name in ("users", "times", "split", "stops", "queries", "targets")
+        }
         return replace(self, **of_request, offsets=offsets, items=self.items[rows], stages=self.stages[rows])
 
     def padded(self) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +105,11 @@ def _of_events(data: Dataset) -> Feedback:
     times = np.asarray(data.timestamps)[events].astype(np.int64)
     order = np.argsort(times, kind="stable")
     events, times = events[order], times[order]
-    queries = np.full(len(events), -1, np.int64) if data.info["synthetic_queries"] else np.asarray(data.queries)[events].astype(np.int64)
+    queries = (
+        np.full(len(events), -1, np.int64)
+        if data.info["synthetic_queries"]
+        else np.asarray(data.queries)[events].astype(np.int64)
+    )
     items = np.asarray(data.items)[events].astype(np.int64)
     return Feedback(
         data, owner[events], times, np.asarray(data.split)[events].astype(np.int64), events, queries, items, data.query_texts,
@@ -115,7 +121,12 @@ def _of_impressions(data: Dataset, table: pl.DataFrame, levels: Levels) -> Feedb
     user, time = table["user"].to_numpy().astype(np.int64), table["timestamp"].to_numpy().astype(np.int64)
     item = table["item"].to_numpy().astype(np.int64)
     places = pl.Series(levels.chain)
-    stage = table["action"].replace_strict(places, np.arange(len(places)), default=0, return_dtype=pl.Int64).fill_null(0).to_numpy()
+    stage = (
+        table["action"]
+        .replace_strict(places, np.arange(len(places)), default=0, return_dtype=pl.Int64)
+        .fill_null(0)
+        .to_numpy()
+    )
     request = _request_numbers(table, user, time)
     # The table is sorted by user, time and request; a request's rows stand together.
     first = np.flatnonzero(np.diff(request, prepend=-1))
@@ -141,7 +152,11 @@ def _request_numbers(table: pl.DataFrame, user: np.ndarray, time: np.ndarray) ->
     new_user = np.diff(user, prepend=-1) != 0
     names = table["request_id"]
     if names.null_count() < len(names):
-        starts = new_user | (names.fill_null("") != names.fill_null("").shift(1)).fill_null(True).to_numpy() | (np.diff(time, prepend=-1) != 0)
+        starts = (
+            new_user
+            | (names.fill_null("") != names.fill_null("").shift(1)).fill_null(True).to_numpy()
+            | (np.diff(time, prepend=-1) != 0)
+        )
         return np.cumsum(starts) - 1
     starts = new_user | (np.diff(time, prepend=time[:1]) > PAUSE)
     begin = np.maximum.accumulate(np.where(starts, np.arange(len(user)), 0))
@@ -170,10 +185,18 @@ def _split_by_time(data: Dataset, users: np.ndarray, times: np.ndarray) -> np.nd
 
 
 def _split_by_events(
-    data: Dataset, levels: Levels, user: np.ndarray, item: np.ndarray, time: np.ndarray, stage: np.ndarray, request: np.ndarray, n_requests: int
+    data: Dataset,
+    levels: Levels,
+    user: np.ndarray,
+    item: np.ndarray,
+    time: np.ndarray,
+    stage: np.ndarray,
+    request: np.ndarray,
+    n_requests: int,
 ) -> np.ndarray:
     """The latest split of the events that a request led to: for each clicked row, the same person's next event with the item, and the next
-    of the depth that was reached (a click may be training and the purchase after it held out)."""
+    of the depth that was reached (a click may be training and the purchase after it held out).
+    """
     owner = _owners(data)
     depth = np.array([levels.chain.index(name) for name in data.actions_chain], np.int64)[np.asarray(data.actions)]
     events = pl.DataFrame(
@@ -181,7 +204,9 @@ def _split_by_events(
          "stage": depth, "split": np.asarray(data.split).astype(np.int64)}
     ).sort("time")  # fmt: skip
     rows = np.flatnonzero(stage >= levels.click)
-    asked = pl.DataFrame({"user": user[rows], "item": item[rows], "time": time[rows], "stage": stage[rows], "request": request[rows]}).sort("time")
+    asked = pl.DataFrame(
+        {"user": user[rows], "item": item[rows], "time": time[rows], "stage": stage[rows], "request": request[rows]}
+    ).sort("time")
     result = np.zeros(n_requests, np.int64)
     for by in (["user", "item"], ["user", "item", "stage"]):
         joined = asked.join_asof(events, on="time", by=by, strategy="forward", check_sortedness=False)

@@ -31,7 +31,9 @@ class Levels:
     unrelated: float
 
     @classmethod
-    def build(cls, chain: Sequence[str], weights: Mapping[str, float], click: str | None = None, order: str | None = None) -> Levels:
+    def build(
+        cls, chain: Sequence[str], weights: Mapping[str, float], click: str | None = None, order: str | None = None
+    ) -> Levels:
         """Levels of a chain; stages that ``weights`` leaves out get theirs by rule: shown .5, the first step beyond it 1, the deepest 2,
         evenly between; not shown but similar .2, else 0. Raises ``UserError`` for a stage that the chain does not have, or one out of order.
         """
@@ -43,14 +45,25 @@ class Levels:
         if unknown:
             raise UserError(f"preference.levels: '{unknown[0]}' is not one of {', '.join((*chain, *NOT_SHOWN))}")
         first = int(chain[0] == SHOWN and len(chain) > 1)
-        ruled = np.concatenate([np.full(first, _SHOWN_WEIGHT), np.linspace(_FIRST_WEIGHT, _LAST_WEIGHT, len(chain) - first)])
+        ruled = np.concatenate(
+            [np.full(first, _SHOWN_WEIGHT), np.linspace(_FIRST_WEIGHT, _LAST_WEIGHT, len(chain) - first)]
+        )
         values = np.array([weights.get(name, rule) for name, rule in zip(chain, ruled, strict=True)], np.float64)
         if (values < 0).any() or (np.diff(values) < 0).any():
-            raise UserError(f"preference.levels: weights {values.tolist()} of {', '.join(chain)} must not fall along the chain or below 0")
-        at = {name: chain.index(value) if value else place for name, value, place in (("c", click, first), ("o", order, len(chain) - 1))}
+            raise UserError(
+                f"preference.levels: weights {values.tolist()} of {', '.join(chain)} must not fall along the chain or below 0"
+            )
+        at = {
+            name: chain.index(value) if value else place
+            for name, value, place in (("c", click, first), ("o", order, len(chain) - 1))
+        }
         if at["o"] < at["c"]:
-            raise UserError(f"preference.order: '{chain[at['o']]}' comes before preference.click = '{chain[at['c']]}' in the chain")
-        return cls(chain, values, at["c"], at["o"], *(float(weights.get(name, rule)) for name, rule in NOT_SHOWN.items()))
+            raise UserError(
+                f"preference.order: '{chain[at['o']]}' comes before preference.click = '{chain[at['c']]}' in the chain"
+            )
+        return cls(
+            chain, values, at["c"], at["o"], *(float(weights.get(name, rule)) for name, rule in NOT_SHOWN.items())
+        )
 
 
 @dataclass(frozen=True)
@@ -63,14 +76,16 @@ class Rates:
     @classmethod
     def from_counts(cls, shown: np.ndarray, clicked: np.ndarray, ordered: np.ndarray, smoothing: float) -> Rates:
         """Calibrated by logarithms of smoothed counts, so that rarely shown items lie in the middle:
-        ``ctr = log(c + s) / log((n + s)(c + s)(o + s))``, ``cvr = log(o + s) / log(c + s)``; s above 1."""
+        ``ctr = log(c + s) / log((n + s)(c + s)(o + s))``, ``cvr = log(o + s) / log(c + s)``; s above 1.
+        """
         log_shown, log_clicked, log_ordered = (np.log(counts + smoothing) for counts in (shown, clicked, ordered))
         return cls(log_clicked / (log_shown + log_clicked + log_ordered), log_ordered / log_clicked)
 
     @classmethod
     def of_rows(cls, items: np.ndarray, stages: np.ndarray, n_items: int, levels: Levels, smoothing: float) -> Rates:
         """From rows (M,) of items and how far down the chain each got. A log without impressions has its events as rows: all are clicks,
-        and the rates only tell orders from clicks."""
+        and the rates only tell orders from clicks.
+        """
         counts = (np.bincount(items[stages >= least], minlength=n_items) for least in (0, levels.click, levels.order))
         return cls.from_counts(*counts, smoothing)
 
@@ -88,5 +103,7 @@ def adaptive_margins(better: np.ndarray, worse: np.ndarray, limit: float) -> np.
     with np.errstate(divide="ignore", invalid="ignore"):
         inverse = 1 / np.maximum(better - worse, 1e-9)
     known = np.isfinite(inverse)
-    usual = float(np.exp(np.log(inverse[known]).mean())) if known.any() else 1.0  # the geometric mean: no single close pair decides it
+    usual = (
+        float(np.exp(np.log(inverse[known]).mean())) if known.any() else 1.0
+    )  # the geometric mean: no single close pair decides it
     return np.where(known, np.clip(inverse / usual, 1 / limit, limit), 0.0)

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genrec.config_schema import PreferenceConfig
-from genrec.decoding.ranker import seen_mask
+from genrec.config.schema import PreferenceConfig
 from genrec.errors import UserError
 from genrec.model.collate import Collator
 from genrec.objectives.distillation import TeacherMass, candidate_kl, draw_items, margin_mse
@@ -28,9 +27,10 @@ from genrec.objectives.list_preference import listwise_dpo
 from genrec.objectives.plackett_luce import discounted_gain, list_policy_loss, sample_lists
 from genrec.preference.feedback import Feedback
 from genrec.preference.levels import Levels, Rates, adaptive_margins
-from genrec.preference.policy import Asked, Policy, chunks
+from genrec.preference.policy import Policy, PolicyRequests, chunks
 from genrec.preference.reward_model import RewardFeatures, RewardModel
 from genrec.preference.rewards import Sampled, total_reward
+from genrec.ranking.ranker import seen_mask
 
 Outcome = tuple[Tensor, dict[str, float]]
 _BEAM_CHUNK = 128
@@ -76,7 +76,13 @@ class School:
         candidates = phase == "distil" and self.settings.teacher in ("reward", "ranking")
         if phase in ("dpo", "guided-dpo", "plackett-luce") or candidates:
             by_ranking = candidates and self.settings.teacher == "ranking"
-            self._draw_beams(None if phase == "dpo" else self._ranking if by_ranking else lambda asked, ids: self.judge(asked, ids)[0])
+            self._draw_beams(
+                None
+                if phase == "dpo"
+                else self._ranking
+                if by_ranking
+                else lambda asked, ids: self.judge(asked, ids)[0]
+            )
         if phase == "dpo":
             rows = rows[self.targets >= 0]
         elif phase == "guided-dpo":
@@ -85,12 +91,14 @@ class School:
             rows = rows[((self.beams >= 0).sum(1) > 1).numpy()]
         return rows
 
-    def _draw_beams(self, value: Callable[[Asked, Tensor], Tensor] | None) -> None:
+    def _draw_beams(self, value: Callable[[PolicyRequests, Tensor], Tensor] | None) -> None:
         """Every request's beam, and ``value`` of its items."""
         width = self.settings.beam
         self.beams = torch.full((len(self.feedback), width), -1, dtype=torch.long)
         self.values = torch.zeros(len(self.feedback), width) if value else None
-        for rows, asked in chunks(self.policy, self.collator, self.feedback.requests, _BEAM_CHUNK, self.feedback.users, counted=True):
+        for rows, asked in chunks(
+            self.policy, self.collator, self.feedback.requests, _BEAM_CHUNK, self.feedback.users, counted=True
+        ):
             ids, _ = self.policy.beam(asked, width)
             ids = ids[:, :width]
             place = torch.from_numpy(rows)
@@ -98,20 +106,22 @@ class School:
             if value:
                 self.values[place, : ids.shape[1]] = value(asked, ids).cpu()
 
-    def judge(self, asked: Asked, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def judge(self, asked: PolicyRequests, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The reward model's value of items (B, K), and their text relevance."""
         judged = self.model.judge(self.features(asked.requests, asked.users, asked.batch, ids, asked.state))
         return self.model.reward(judged, self.settings.reward), judged.relevance
 
     @torch.no_grad()
-    def _ranking(self, asked: Asked, ids: Tensor) -> Tensor:
+    def _ranking(self, asked: PolicyRequests, ids: Tensor) -> Tensor:
         """The chance that the network's own ranking head gives items (B, K) to reach its deepest stage. ``UserError`` without such a head."""
         network, rates = self.policy.network, self.features.rates
         if network.ranking is None:
-            raise UserError("preference.teacher=ranking: the model has no ranking head; train it with model.ranking=true, or take another teacher")
+            raise UserError(
+                "preference.teacher=ranking: the model has no ranking head; train it with model.ranking=true, or take another teacher"
+            )
         evidence = None
         if rates is not None and network.config.stages and rates.stages == len(network.config.stages):
-            evidence = self.features.shown_before(asked.requests, asked.users, ids)
+            evidence = self.features.impressions_before(asked.requests, asked.users, ids)
         rows = torch.arange(len(ids), device=ids.device)
         return network.rank(asked.encoded, rows, torch.zeros_like(rows), ids, evidence)[..., -1].sigmoid()
 
@@ -125,13 +135,15 @@ class School:
 
     def step(self, phase: str, rows: np.ndarray, generator: torch.Generator) -> Outcome:
         """Loss of a batch of requests, and what to log of it."""
-        asked = self.policy.ask(self.collator, self.feedback.requests.take(rows), self.feedback.users[rows], counted=True)
+        asked = self.policy.ask(
+            self.collator, self.feedback.requests.take(rows), self.feedback.users[rows], counted=True
+        )
         return getattr(self, "_" + phase.replace("-", "_"))(asked, rows, generator)
 
     def _paths(self, items: Tensor) -> Tensor:
         return self.policy.trie.item_path[items.clamp(min=0)]
 
-    def _chosen(self, asked: Asked, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _chosen(self, asked: PolicyRequests, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Targets (B,) and whether there is one."""
         targets = torch.from_numpy(self.targets[rows]).to(asked.device)
         return targets, targets >= 0
@@ -140,7 +152,7 @@ class School:
         """Mean negative log-probability of the chosen items: log-probabilities (B,) where ``known``."""
         return -torch.where(known, own, 0).sum() / known.sum().clamp(min=1)
 
-    def _distil(self, asked: Asked, rows: np.ndarray, generator: torch.Generator) -> Outcome:
+    def _distil(self, asked: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
         targets, known = self._chosen(asked, rows)
         soft = self.settings.soft
         if self.settings.teacher == "dense":
@@ -157,7 +169,7 @@ class School:
         loss = (1 - soft) * hard + soft * taught
         return loss, {"hard": float(hard.detach()), "taught": float(taught.detach())}
 
-    def _candidate_teacher(self, asked: Asked, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _candidate_teacher(self, asked: PolicyRequests, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Candidates (B, W), the teacher's best first, and its scores: log rewards (chances in proportion to the reward), or fused scores."""
         if self.settings.teacher == "fused":
             return self.fused_teacher(rows)
@@ -167,16 +179,20 @@ class School:
         ids = ids.gather(1, order)
         return ids.to(asked.device), scores.masked_fill(ids < 0, -30.0).to(asked.device)
 
-    def _grpo(self, asked: Asked, rows: np.ndarray, generator: torch.Generator) -> Outcome:
+    def _grpo(self, asked: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
         settings, trie = self.settings, self.policy.trie
         targets, known = self._chosen(asked, rows)
         drawn = self.policy.sample(asked, settings.samples, generator)
-        live = ~seen_mask(asked.requests, trie.n_items).to(asked.device).gather(1, drawn.items)  # what the person has is not shown
+        live = ~seen_mask(asked.requests, trie.n_items).to(asked.device).gather(
+            1, drawn.items
+        )  # what the person has is not shown
         judged, relevance = self.judge(asked, drawn.items)
         shown = torch.from_numpy(self.shown[rows]).to(asked.device)
         shown_rewards = torch.from_numpy(self.shown_rewards[rows]).to(judged)
         popularity = torch.from_numpy(self.popularity).to(judged)
-        rewards, means = total_reward(Sampled(drawn.items, live, judged, relevance, shown, shown_rewards, popularity, trie), settings.rewards)
+        rewards, means = total_reward(
+            Sampled(drawn.items, live, judged, relevance, shown, shown_rewards, popularity, trie), settings.rewards
+        )
         target_paths = torch.where(known[:, None], self._paths(targets), -1)
         matches = prefix_matches(drawn.paths, target_paths) if settings.prefix_gate else None
         given = settings.position_weights
@@ -184,11 +200,18 @@ class School:
         advantages = position_advantages(rewards, live, matches, weights)
         paths = torch.cat([drawn.paths, self._paths(targets)[:, None]], dim=1)
         steps = self.policy.steps(asked, paths)
-        found = policy_loss(steps[:, :-1], self.policy.reference_steps(asked, drawn.paths), advantages, live, settings.kl)
+        found = policy_loss(
+            steps[:, :-1], self.policy.reference_steps(asked, drawn.paths), advantages, live, settings.kl
+        )
         loss = found.loss + settings.anchor * self._anchor(steps[:, -1].sum(-1), known)
-        return loss, {"kl": float(found.kl), "entropy": float(found.entropy), "live": float(live.float().mean()), **{f"reward_{k}": v for k, v in means.items()}}
+        return loss, {
+            "kl": float(found.kl),
+            "entropy": float(found.entropy),
+            "live": float(live.float().mean()),
+            **{f"reward_{k}": v for k, v in means.items()},
+        }
 
-    def _plackett_luce(self, asked: Asked, rows: np.ndarray, generator: torch.Generator) -> Outcome:
+    def _plackett_luce(self, asked: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
         settings = self.settings
         ids = self.beams[rows].to(asked.device)
         targets, known = self._chosen(asked, rows)
@@ -204,27 +227,32 @@ class School:
         gain = discounted_gain(listed)
         utility = gain / gain.mean().abs().clamp(min=1e-6) + _LISTS_DIVERSITY * spread
         spread_of = utility.std(1, keepdim=True).clamp(min=1e-3)
-        loss = list_policy_loss(scores, drawn, utility / spread_of) + settings.anchor * self._anchor(every[:, -1], known)
+        loss = list_policy_loss(scores, drawn, utility / spread_of) + settings.anchor * self._anchor(
+            every[:, -1], known
+        )
         return loss, {"gain": float(gain.mean()), "list_diversity": float(spread.mean())}
 
-    def _guided_dpo(self, asked: Asked, rows: np.ndarray, generator: torch.Generator) -> Outcome:
+    def _guided_dpo(self, asked: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
         """Winner: what the reward model likes best of the beam; losers: what the decoder ranks above it."""
         ids, values = self.beams[rows], self.values[rows].numpy()
         before = self._changed()[rows]
         best = np.where(ids.numpy() >= 0, values, -np.inf).argmax(1)
         own = np.arange(len(rows))
-        weights = adaptive_margins(values[own, best][:, None], np.where(before.numpy(), values, np.nan), self.settings.weight_limit)
+        weights = adaptive_margins(
+            values[own, best][:, None], np.where(before.numpy(), values, np.nan), self.settings.weight_limit
+        )
         columns = torch.cat([ids[own, best][:, None], ids], dim=1)
         live = torch.cat([torch.ones(len(rows), 1, dtype=torch.bool), before], dim=1)
         return self._dpo_loss(asked, rows, columns, live, np.concatenate([np.ones((len(rows), 1)), weights], axis=1))
 
-    def _dpo(self, asked: Asked, rows: np.ndarray, generator: torch.Generator) -> Outcome:
+    def _dpo(self, asked: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
         columns, live, weights = self.interaction_lists(rows, generator)
         return self._dpo_loss(asked, rows, columns, live, weights)
 
     def interaction_lists(self, rows: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor, np.ndarray]:
         """Lists (B, 1 + negatives) from the log: what was chosen; then lower levels and what was shown and ignored, wrong items of the
-        beam, and any others, with pair weights from the calibrated rewards. A loser must be worth less and be no item the person chose."""
+        beam, and any others, with pair weights from the calibrated rewards. A loser must be worth less and be no item the person chose.
+        """
         chosen = self.targets[rows][:, None]
         best = (self.stages[rows].max(1, keepdims=True)).clip(min=self.levels.click)
         count = self.settings.negatives
@@ -254,7 +282,9 @@ class School:
         alive = torch.from_numpy(np.concatenate([chosen >= 0, take(live)], axis=1))
         return columns, alive, np.concatenate([np.ones_like(chosen, np.float64), weights], axis=1)
 
-    def _dpo_loss(self, asked: Asked, rows: np.ndarray, columns: Tensor, live: Tensor, weights: np.ndarray) -> Outcome:
+    def _dpo_loss(
+        self, asked: PolicyRequests, rows: np.ndarray, columns: Tensor, live: Tensor, weights: np.ndarray
+    ) -> Outcome:
         settings = self.settings
         columns, live = columns.to(asked.device), live.to(asked.device)
         targets, known = self._chosen(asked, rows)

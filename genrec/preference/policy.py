@@ -11,21 +11,22 @@ import torch
 from torch import Tensor
 
 from genrec.data.dataset import Requests
-from genrec.decoding.beam import leaf_items
-from genrec.decoding.ranker import seen_mask
-from genrec.decoding.sampling import Samples, sample_items
-from genrec.decoding.scorers import CachedScorer, generate
+from genrec.generation.beam import leaf_items
+from genrec.generation.sampling import Samples, sample_items
+from genrec.generation.scorers import CachedScorer, generate
 from genrec.model.code_decoder import CodeDecoder, Memory, node_means
 from genrec.model.collate import Collator
 from genrec.model.network import Batch, Encoded, GenerativeRecommender
 from genrec.objectives.distillation import TeacherMass, path_losses
 from genrec.objectives.generation import path_log_probabilities, walked_nodes
+from genrec.ranking.ranker import seen_mask
 
 
 @dataclass
-class Asked:
+class PolicyRequests:
     """A batch of B requests of ``users`` (B,) through the frozen network: ``state`` (B, dim), and what its retrieval head thinks
-    (B, n_items), normalised."""
+    (B, n_items), normalised.
+    """
 
     requests: Requests
     users: np.ndarray
@@ -71,16 +72,19 @@ class Policy:
         return self.network.decoder
 
     @torch.no_grad()
-    def ask(self, collator: Collator, requests: Requests, users: np.ndarray | None = None, counted: bool = False) -> Asked:
+    def ask(
+        self, collator: Collator, requests: Requests, users: np.ndarray | None = None, counted: bool = False
+    ) -> PolicyRequests:
         """``users`` (B,), -1 unknown. ``counted``: requests of the training log, whose own events are in the network's counts and must be
-        taken out."""
+        taken out.
+        """
         batch = collator.requests(requests).to(self.items.device)
         encoded = self.network.encode(batch, self.items, self.network.choose_anchors(batch, leave_out=counted))
         vectors = self.network.retrieval_vectors(encoded.requests[:, 0])
         users = np.full(len(requests), -1) if users is None else users
-        return Asked(requests, users, batch, encoded, (vectors @ self.index.T).log_softmax(-1))
+        return PolicyRequests(requests, users, batch, encoded, (vectors @ self.index.T).log_softmax(-1))
 
-    def memory(self, asked: Asked, decoder: CodeDecoder | None = None) -> Memory:
+    def memory(self, asked: PolicyRequests, decoder: CodeDecoder | None = None) -> Memory:
         return self.network.decoder_memory(asked.encoded, decoder=decoder)
 
     def vectors(self) -> Tensor:
@@ -90,17 +94,19 @@ class Policy:
                 self._vectors = self.version, self.decoder.node_vectors(self.trie, self.items, means=self.means)
         return self._vectors[1]
 
-    def steps(self, asked: Asked, paths: Tensor) -> Tensor:
+    def steps(self, asked: PolicyRequests, paths: Tensor) -> Tensor:
         """Log-probability of each step of walks (B, K, L) under the policy, with gradients: (B, K, L)."""
         nodes, place = walked_nodes(self.trie, paths.flatten(0, 1))
         vectors = self.decoder.node_vectors(self.trie, self.items, nodes, self.means)
         return _steps(self.decoder, self.memory(asked), vectors, self.trie, paths, place)
 
     @torch.no_grad()
-    def reference_steps(self, asked: Asked, paths: Tensor) -> Tensor:
-        return _steps(self.reference, self.memory(asked, self.reference), self.reference_vectors, self.trie, paths, None)
+    def reference_steps(self, asked: PolicyRequests, paths: Tensor) -> Tensor:
+        return _steps(
+            self.reference, self.memory(asked, self.reference), self.reference_vectors, self.trie, paths, None
+        )
 
-    def distilled(self, asked: Asked, paths: Tensor, teacher: TeacherMass) -> tuple[Tensor, Tensor]:
+    def distilled(self, asked: PolicyRequests, paths: Tensor, teacher: TeacherMass) -> tuple[Tensor, Tensor]:
         """``path_losses`` of walks (B, K, L): log-probabilities and KLs from the teacher's conditionals, (B, K, L) each."""
         batch, walks, levels = paths.shape
         flat = paths.flatten(0, 1)
@@ -110,11 +116,13 @@ class Policy:
         states, _ = self.decoder.hidden(memory, vectors, place[_entered(paths)])
         rows = torch.arange(batch, device=paths.device).repeat_interleave(walks)
         pointed = None if memory.pointed is None else memory.pointed.take(rows)
-        found = path_losses(states.flatten(0, 1), self.decoder.log_scale.exp(), vectors, flat, teacher, place, rows, pointed)
+        found = path_losses(
+            states.flatten(0, 1), self.decoder.log_scale.exp(), vectors, flat, teacher, place, rows, pointed
+        )
         return found[0].view(batch, walks, levels), found[1].view(batch, walks, levels)
 
     @torch.no_grad()
-    def item_log_probabilities(self, asked: Asked, ids: Tensor) -> Tensor:
+    def item_log_probabilities(self, asked: PolicyRequests, ids: Tensor) -> Tensor:
         """Log-probabilities of items (B, K), -1 anywhere, a leaf shared evenly: (B, K), -inf for -1."""
         live, paths = ids >= 0, self.trie.item_path[ids.clamp(min=0)]
         steps = _steps(self.decoder, self.memory(asked), self.vectors(), self.trie, paths, None)
@@ -122,12 +130,12 @@ class Policy:
         return (steps.sum(-1) - mates).masked_fill(~live, -torch.inf)
 
     @torch.no_grad()
-    def sample(self, asked: Asked, samples: int, generator: torch.Generator) -> Samples:
+    def sample(self, asked: PolicyRequests, samples: int, generator: torch.Generator) -> Samples:
         scorer = CachedScorer(self.decoder, self.memory(asked), self.vectors(), 1 + samples * (self.trie.depth - 1))
         return sample_items(self.trie, scorer, len(asked.requests), samples, generator)
 
     @torch.no_grad()
-    def beam(self, asked: Asked, width: int, hide_seen: bool = True) -> tuple[Tensor, Tensor]:
+    def beam(self, asked: PolicyRequests, width: int, hide_seen: bool = True) -> tuple[Tensor, Tensor]:
         """Items (B, W) of a beam search, best first, and log-probabilities; what the history holds is -1 and -inf."""
         leaves, scores = generate(self.decoder, self.memory(asked), self.vectors(), self.trie, width)
         ids, scores = leaf_items(self.trie, leaves, scores, asked.dense)
@@ -148,13 +156,20 @@ def _steps(decoder: CodeDecoder, memory: Memory, vectors: Tensor, trie, paths: T
     states, _ = decoder.hidden(memory, vectors, entered if place is None else place[entered])
     rows = torch.arange(len(paths), device=paths.device).repeat_interleave(paths.shape[1])
     pointed = None if memory.pointed is None else memory.pointed.take(rows)
-    steps = path_log_probabilities(states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, paths.flatten(0, 1), place, pointed)
+    steps = path_log_probabilities(
+        states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, paths.flatten(0, 1), place, pointed
+    )
     return steps.view(paths.shape)
 
 
 def chunks(
-    policy: Policy, collator: Collator, requests: Requests, size: int, users: np.ndarray | None = None, counted: bool = False
-) -> Iterator[tuple[np.ndarray, Asked]]:
+    policy: Policy,
+    collator: Collator,
+    requests: Requests,
+    size: int,
+    users: np.ndarray | None = None,
+    counted: bool = False,
+) -> Iterator[tuple[np.ndarray, PolicyRequests]]:
     """Requests in chunks of similar history length: their places, and what the frozen network makes of them; the rest as ``ask`` has it."""
     order = np.argsort(np.minimum(np.diff(requests.offsets), collator.model.max_length), kind="stable")
     for begin in range(0, len(order), size):

@@ -19,9 +19,17 @@ from torch.nn import functional as F
 from genrec.data.dataset import TRAIN, Dataset, Requests
 from genrec.data.histories import Histories
 from genrec.data.rates import FeedbackRates, n_features
-from genrec.decoding.evidence import DECAY, HISTORY_FEATURES, ITEM_FEATURES, Evidence, ItemFacts, log_scores, to_tensor
 from genrec.errors import UserError
 from genrec.model.network import Batch, GenerativeRecommender
+from genrec.ranking.features import (
+    DECAY,
+    HISTORY_FEATURES,
+    ITEM_FEATURES,
+    CandidateFeatures,
+    ItemFacts,
+    log_scores,
+    to_tensor,
+)
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
 
 log = logging.getLogger(__name__)
@@ -30,15 +38,17 @@ NAMES = ("cooccurrence", "cooccurs", "transition", "transits", "relevance", *ITE
 _HIDDEN, _CLIP = 64, 6.0
 
 
-def evidence_before(data: Dataset, text: np.ndarray, time: int) -> Evidence:
-    """Evidence counted on training events before ``time`` alone."""
+def evidence_before(data: Dataset, text: np.ndarray, time: int) -> CandidateFeatures:
+    """CandidateFeatures counted on training events before ``time`` alone."""
     known = (np.asarray(data.split) == TRAIN) & (np.asarray(data.timestamps) < time)
     counted = np.concatenate([[0], np.cumsum(known)])
     items, times = np.asarray(data.items)[known].astype(np.int64), np.asarray(data.timestamps)[known].astype(np.int64)
     table = CooccurrenceTransition().fit(Histories(counted[np.asarray(data.offsets)], items), data.n_items)
     origin = int(times.min()) if len(times) else 0
     span = int(times.max()) - origin if len(times) else 0
-    return Evidence(table, ItemFacts.from_table(data.item_table, text), np.sort(items * (span + 1) + (times - origin)), origin, span)
+    return CandidateFeatures(
+        table, ItemFacts.from_table(data.item_table, text), np.sort(items * (span + 1) + (times - origin)), origin, span
+    )
 
 
 class RewardFeatures:
@@ -49,7 +59,13 @@ class RewardFeatures:
     the decayed mean of the history's item vectors.
     """
 
-    def __init__(self, network: GenerativeRecommender, evidence: Evidence, rates: FeedbackRates | None = None, request_state: bool = False):
+    def __init__(
+        self,
+        network: GenerativeRecommender,
+        evidence: CandidateFeatures,
+        rates: FeedbackRates | None = None,
+        request_state: bool = False,
+    ):
         """``rates``: what became of items shown earlier, by item, person, brand, ...; None for a log without impressions."""
         self.network, self.evidence, self.rates, self.request_state = network, evidence, rates, request_state
         with torch.inference_mode():
@@ -67,9 +83,17 @@ class RewardFeatures:
         """``users`` (B,) of the requests, ``batch`` what they became, ``state`` (B, dim) their request states; ids (B, K), -1 anywhere."""
         place, device = ids.clamp(min=0), ids.device
         columns, until = place.cpu().numpy(), requests.reference_times(self.network.config.request_time)
-        similar, following = (torch.from_numpy(part).to(device) for part in self.evidence.cooccurrence.score_parts(requests.histories))
+        similar, following = (
+            torch.from_numpy(part).to(device) for part in self.evidence.cooccurrence.score_parts(requests.histories)
+        )
         pairs = [part for scores in (similar, following) for part in log_scores(scores.gather(1, place))]
-        known = to_tensor([*self.evidence.item_features(columns, until), *self.evidence.history_features(columns, requests.histories)], device)
+        known = to_tensor(
+            [
+                *self.evidence.item_features(columns, until),
+                *self.evidence.history_features(columns, requests.histories),
+            ],
+            device,
+        )
         counted = torch.cat([torch.stack([*pairs, self.relevance(batch, place)], -1), known], -1)
         own = self.items[place]
         person = F.normalize(state, dim=-1) if self.request_state else self._history(requests)
@@ -78,13 +102,16 @@ class RewardFeatures:
         if self.request_state:
             parts.append((self.network.retrieval_vectors(state)[:, None] * self.index[place]).sum(-1, keepdim=True))
         if self.rates is not None:
-            parts.append(self.shown_before(requests, users, ids))
+            parts.append(self.impressions_before(requests, users, ids))
         return torch.cat(parts, dim=-1)
 
-    def shown_before(self, requests: Requests, users: np.ndarray, ids: Tensor) -> Tensor:
+    def impressions_before(self, requests: Requests, users: np.ndarray, ids: Tensor) -> Tensor:
         """What became of earlier showings of items (B, K), as ``FeedbackRates`` counts them before each request: (B, K, n_features)."""
         columns = ids.clamp(min=0).cpu().numpy()
-        who, when = (np.repeat(part, columns.shape[1]) for part in (users, requests.reference_times(self.network.config.request_time)))
+        who, when = (
+            np.repeat(part, columns.shape[1])
+            for part in (users, requests.reference_times(self.network.config.request_time))
+        )
         found = self.rates.features(who, columns.ravel(), np.full(columns.size, -1), when)
         return torch.from_numpy(found).to(ids.device).view(*columns.shape, -1)
 
@@ -99,7 +126,7 @@ class RewardFeatures:
 
 
 @dataclass
-class Judged:
+class RewardQuality:
     """Chances (B, K) of the three towers and text ``relevance`` (B, K)."""
 
     click: Tensor
@@ -125,11 +152,11 @@ class RewardModel(nn.Module):
         return torch.cat([tower(x) for tower in self.towers], dim=-1)
 
     @torch.no_grad()
-    def judge(self, features: Tensor) -> Judged:
+    def judge(self, features: Tensor) -> RewardQuality:
         chances = self(features).sigmoid()
-        return Judged(*chances.unbind(-1), features[..., NAMES.index("relevance")])
+        return RewardQuality(*chances.unbind(-1), features[..., NAMES.index("relevance")])
 
-    def reward(self, judged: Judged, weights: Mapping[str, float]) -> Tensor:
+    def reward(self, judged: RewardQuality, weights: Mapping[str, float]) -> Tensor:
         """``sum weight x chance / mean chance`` over the towers, plus ``relevance`` x 10 (as in the paper): (B, K)."""
         total = 10 * weights.get("relevance", 0.0) * judged.relevance
         for place, name in enumerate(TOWERS):
@@ -165,10 +192,14 @@ def losses(logits: Tensor, stages: Tensor, click: int, order: int) -> Tensor:
     ])  # fmt: skip
 
 
-def fit_reward_model(data: RewardData, click: int, order: int, seed: int, epochs: int = 12, batch: int = 1024, patience: int = 2) -> RewardModel:
+def fit_reward_model(
+    data: RewardData, click: int, order: int, seed: int, epochs: int = 12, batch: int = 1024, patience: int = 2
+) -> RewardModel:
     """Fit on the earlier nine tenths of the requests; the last tenth says when to stop. ``UserError`` where nothing was clicked."""
     if not bool((data.stages >= click).any()):
-        raise UserError("preference: none of the training requests before the policy's was clicked; lower preference.reward_share's start")
+        raise UserError(
+            "preference: none of the training requests before the policy's was clicked; lower preference.reward_share's start"
+        )
     cut = data.request.float().quantile(0.9) if len(data.request) < 1 << 24 else data.request.max() * 0.9
     held = data.request > cut
     train = torch.nonzero(~held)[:, 0]
@@ -180,7 +211,9 @@ def fit_reward_model(data: RewardData, click: int, order: int, seed: int, epochs
         model.mean.copy_(seen.mean(0))
         model.scale.copy_(torch.where(spread > 1e-5, spread, torch.inf))
         clicked, ordered = data.stages[train] >= click, data.stages[train] >= order
-        model.base.copy_(torch.stack([clicked.float().mean(), ordered[clicked].float().mean().nan_to_num(0), ordered.float().mean()]))
+        model.base.copy_(
+            torch.stack([clicked.float().mean(), ordered[clicked].float().mean().nan_to_num(0), ordered.float().mean()])
+        )
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-4)
         best, kept, worse = float("inf"), None, 0
         for epoch in range(epochs):
@@ -191,7 +224,11 @@ def fit_reward_model(data: RewardData, click: int, order: int, seed: int, epochs
                 optimizer.step()
             model.eval()
             with torch.no_grad():
-                found = float(losses(model(data.features[held]), data.stages[held], click, order).sum()) if held.any() else -epoch
+                found = (
+                    float(losses(model(data.features[held]), data.stages[held], click, order).sum())
+                    if held.any()
+                    else -epoch
+                )
             if found < best:
                 best, kept, worse = found, {name: value.clone() for name, value in model.state_dict().items()}, 0
             else:

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from genrec.catalogue.trie import CatalogueTrie
 from genrec.errors import UserError
-from genrec.semantic_ids.trie import CatalogueTrie
 
 
 @dataclass
 class Sampled:
     """``items`` (B, G) drawn for B requests, ``live`` (B, G) those that count; the reward model's value ``judged`` (B, G) and text
     ``relevance`` (B, G); what the log says: ``shown`` (B, K) items with calibrated rewards ``shown_rewards`` (B, K), -1 where empty;
-    ``popularity`` (n_items,) log counts of training events."""
+    ``popularity`` (n_items,) log counts of training events.
+    """
 
     items: Tensor
     live: Tensor
@@ -55,7 +56,12 @@ def diversity(sampled: Sampled) -> Tensor:
     return other.sum(-1) / (both.sum(-1) - 1).clamp(min=1)
 
 
-REWARDS: dict[str, Callable[[Sampled], Tensor]] = {"model": model, "behaviour": behaviour, "relevance": relevance, "diversity": diversity}
+REWARDS: dict[str, Callable[[Sampled], Tensor]] = {
+    "model": model,
+    "behaviour": behaviour,
+    "relevance": relevance,
+    "diversity": diversity,
+}
 
 
 def check_rewards(weights: Mapping[str, float]) -> None:

@@ -18,21 +18,19 @@ import polars as pl
 import torch
 from safetensors.torch import save_file
 
-from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, read_json, write_json
-from genrec.config import to_dict
-from genrec.config_checks import seconds_of
-from genrec.config_schema import PreferenceConfig
+from genrec.artifacts.folders import atomic_folder, fingerprint, is_current, open_artifact, read_json, write_json
+from genrec.config.checks import seconds_of
+from genrec.config.load import to_dict
+from genrec.config.schema import PreferenceConfig
 from genrec.data.dataset import TEST, TRAIN, VALID, Requests
 from genrec.data.rates import FeedbackRates
-from genrec.decoding.proposals import MISSING, Proposer
-from genrec.decoding.ranker import Ranker
 from genrec.errors import UserError
 from genrec.evaluation.metrics import auc, gauc
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.model.saved import KIND as MODEL_KIND
 from genrec.model.saved import load_network
+from genrec.preference.acceptance import GateDecision, Measured, decide, markdown, measure
 from genrec.preference.feedback import Feedback, collect, feedback_chain
-from genrec.preference.guard import Measured, Verdict, decide, markdown, measure
 from genrec.preference.levels import Levels, Rates
 from genrec.preference.phases import School
 from genrec.preference.policy import Policy, chunks
@@ -48,15 +46,21 @@ from genrec.preference.reward_model import (
 )  # fmt: skip
 from genrec.preference.rewards import check_rewards
 from genrec.preference.training import learn
+from genrec.ranking.candidates import MISSING, CandidateGenerator
+from genrec.ranking.ranker import Ranker
 from genrec.training.distributed import on_gpu
 
 if TYPE_CHECKING:
-    from genrec.pipeline import Run
+    from genrec.runs.run import Run
 
 log = logging.getLogger(__name__)
 KIND, VERSION = "preference", 1
 TARGET, MODEL = "preference", "model_preferred"
-_CHUNK, _INVENTED, _TAUGHT = 256, 20, 50  # requests at a time; invented rows beside an event of a log without impressions; fused candidates
+_CHUNK, _INVENTED, _TAUGHT = (
+    256,
+    20,
+    50,
+)  # requests at a time; invented rows beside an event of a log without impressions; fused candidates
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Parts:
     evidence_until: int  # seconds: where the reward part begins
 
 
-def stage_prefer(run: Run) -> Verdict:
+def stage_prefer(run: Run) -> GateDecision:
     """Bring the preference stage of a run up to date; returns the guard's verdict. ``UserError`` without a fitted decoder."""
     settings, target = run.config.preference, run.folder / TARGET
     check_rewards(settings.rewards)
@@ -78,25 +82,31 @@ def stage_prefer(run: Run) -> Verdict:
     manifest = open_artifact(base, MODEL_KIND)
     if not manifest["info"]["generate"]:
         raise UserError(f"{base} has no code decoder (training.generate_weight=0): there is no policy to train")
-    known = {name: value for name, value in to_dict(settings).items() if name not in ("in_run", "checkpoint", "checkpoint_steps")}
+    known = {
+        name: value
+        for name, value in to_dict(settings).items()
+        if name not in ("in_run", "checkpoint", "checkpoint_steps")
+    }
     key = fingerprint(VERSION, manifest["key"], run.dataset.manifest["key"], run.ids.key, run.config.seed, known)
     if is_current(target, KIND, key):
         log.info("prefer: up to date (%s)", target)
         return read_verdict(target)
     if manifest["info"].get("ids", run.ids.key) != run.ids.key:
-        raise UserError(f"preference.checkpoint: {base} was made for other semantic IDs than those of {run.folder}; train again")
+        raise UserError(
+            f"preference.checkpoint: {base} was made for other semantic IDs than those of {run.folder}; train again"
+        )
     torch.set_flush_denormal(True)
     if run.config.training.threads:
         torch.set_num_threads(run.config.training.threads)
     return Stage(run, base, key).run()
 
 
-def read_verdict(folder: Path) -> Verdict:
+def read_verdict(folder: Path) -> GateDecision:
     """The verdict of a preference folder."""
-    from genrec.preference.guard import GuardRow
+    from genrec.preference.acceptance import GateRow
 
     report = read_json(folder / "report.json")["guard"]
-    return Verdict(report["kept"], report["reasons"], [GuardRow(**row) for row in report["rows"]])
+    return GateDecision(report["kept"], report["reasons"], [GateRow(**row) for row in report["rows"]])
 
 
 class Stage:
@@ -108,9 +118,13 @@ class Stage:
         try:
             network, self.fitted = load_network(base, len(run.dataset.actions_chain), run.ids)
         except RuntimeError as error:
-            raise UserError(f"{base} does not fit the run's catalogue ({str(error).splitlines()[0]}); train again") from error
+            raise UserError(
+                f"{base} does not fit the run's catalogue ({str(error).splitlines()[0]}); train again"
+            ) from error
         self.policy = Policy(network.to("cuda" if on_gpu(run.config.training.accelerator) else "cpu"))
-        self.levels = Levels.build(feedback_chain(run.dataset), self.settings.levels, self.settings.click, self.settings.order)
+        self.levels = Levels.build(
+            feedback_chain(run.dataset), self.settings.levels, self.settings.click, self.settings.order
+        )
         feedback = collect(run.dataset, self.levels)
         self.parts = deal(feedback, self.settings, run.config.seed, run.config.training.valid_requests)
         train = feedback.take(np.flatnonzero(feedback.split == TRAIN))
@@ -119,17 +133,22 @@ class Stage:
         text = run.ids.catalogue.text.cpu().numpy()
         self.evidence = evidence_before(run.dataset, text, self.parts.evidence_until)
         facts = self.evidence.facts
-        counted = shown_rates(train, self.levels, facts.brand, facts.category) if train.shown else None
+        counted = impression_rates(train, self.levels, facts.brand, facts.category) if train.shown else None
         self.features = RewardFeatures(self.policy.network, self.evidence, counted, self.settings.request_state)
 
-    def run(self) -> Verdict:
+    def run(self) -> GateDecision:
         job, settings = self.job, self.settings
         log.info(
             "prefer: %d requests fit the reward model, %d teach the policy; %s", len(self.parts.reward), len(self.parts.policy),
             "shown items from impressions" if self.parts.policy.shown else "no impressions in this log: events, and the beam's own items",
         )  # fmt: skip
-        model = fit_reward_model(self.reward_data(self.parts.reward, job.config.seed), self.levels.click, self.levels.order, job.config.seed)
-        quality = {name: self.judge_quality(model, part) for name, part in (("policy requests", self.parts.policy), ("valid", self.parts.valid))}
+        model = fit_reward_model(
+            self.reward_data(self.parts.reward, job.config.seed), self.levels.click, self.levels.order, job.config.seed
+        )
+        quality = {
+            name: self.judge_quality(model, part)
+            for name, part in (("policy requests", self.parts.policy), ("valid", self.parts.valid))
+        }
         for name, found in quality.items():
             numbers = [found["click"][measure] for measure in ("auc", "gauc", "error")]
             log.info("prefer: reward model on %s: click AUC %.4f GAUC %.4f, calibration error %.4f", name, *numbers)
@@ -146,7 +165,10 @@ class Stage:
             self._keep()
         log.info("prefer: %s: %s", "kept" if verdict.kept else "REFUSED", "; ".join(verdict.reasons))
         with atomic_folder(job.folder / TARGET, KIND, self.key, {"kept": verdict.kept}) as folder:
-            save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, folder / "reward_model.safetensors")
+            save_file(
+                {name: value.contiguous().cpu() for name, value in model.state_dict().items()},
+                folder / "reward_model.safetensors",
+            )
             report = {
                 "guard": verdict.to_dict(), "base": str(self.base.name), "reward_model": quality, "curves": curves, "config": to_dict(settings),
                 "levels": dict(zip(self.levels.chain, self.levels.weights.tolist(), strict=True)), "seed": job.config.seed,
@@ -166,28 +188,45 @@ class Stage:
         order = torch.arange(len(part))
 
         def pieces():
-            for rows, asked in chunks(self.policy, self.collator, part.requests, _CHUNK, part.users, bool((part.split == TRAIN).all())):
+            for rows, asked in chunks(
+                self.policy, self.collator, part.requests, _CHUNK, part.users, bool((part.split == TRAIN).all())
+            ):
                 width = int((items[rows] >= 0).sum(1).max())
                 ids = torch.from_numpy(items[rows, :width]).to(asked.device)
                 here = torch.from_numpy(np.where(items[rows, :width] < 0, -2, stages[rows, :width]))
-                yield self.features(asked.requests, asked.users, asked.batch, ids, asked.state).cpu(), here, order[torch.from_numpy(rows)]
+                yield (
+                    self.features(asked.requests, asked.users, asked.batch, ids, asked.state).cpu(),
+                    here,
+                    order[torch.from_numpy(rows)],
+                )
 
         return RewardData.join(pieces())
 
     def judge_quality(self, model: RewardModel, part: Feedback) -> dict:
         """AUC, GAUC by request's user, calibration of each tower on a part that the model was not fitted on."""
         if not len(part):
-            return {name: {"auc": float("nan"), "gauc": float("nan"), "error": float("nan"), "curve": []} for name in TOWERS}
+            return {
+                name: {"auc": float("nan"), "gauc": float("nan"), "error": float("nan"), "curve": []} for name in TOWERS
+            }
         data = self.reward_data(part, self.job.config.seed + 1)
         judged = model.judge(data.features)
         stages, users = data.stages.numpy(), part.users[data.request.numpy()]
         clicked, ordered = stages >= self.levels.click, stages >= self.levels.order
         result = {}
-        for name, happened, rows in (("click", clicked, slice(None)), ("next", ordered, clicked), ("both", ordered, slice(None))):
+        for name, happened, rows in (
+            ("click", clicked, slice(None)),
+            ("next", ordered, clicked),
+            ("both", ordered, slice(None)),
+        ):
             chance = getattr(judged, name).numpy()[rows]
             curve = calibration(chance, happened[rows]) if len(chance) else []
             by_user = gauc(chance, happened[rows], users[rows])
-            result[name] = {"auc": auc(chance, happened[rows]), "gauc": by_user, "error": expected_calibration_error(curve), "curve": curve}
+            result[name] = {
+                "auc": auc(chance, happened[rows]),
+                "gauc": by_user,
+                "error": expected_calibration_error(curve),
+                "curve": curve,
+            }
         return result
 
     def measure(self, split: str) -> Measured:
@@ -197,18 +236,23 @@ class Stage:
         tasks = {task: some(requests, most, self.job.config.seed) for task, requests in tasks.items() if len(requests)}
         collator = Collator(self.fitted.model, QueryFeatures.build(data.query_texts, self.job.ids.encoder))
         shown = getattr(self.parts, split)
-        return measure(self.policy, collator, tasks, shown, self.levels, self.rates, self.job.config.decoding.beam, self.collator)
+        return measure(
+            self.policy, collator, tasks, shown, self.levels, self.rates, self.job.config.decoding.beam, self.collator
+        )
 
     def fused_teacher(self):
         """Candidates and fused scores for any of the policy's requests, where ``preference.teacher`` asks for them: evidence counted before."""
         if self.settings.teacher != "fused" or "distil" not in self.settings.phases:
             return None
         run, requests = self.job, self.parts.policy.requests
-        fusions = run.ranker("train").fusions
-        proposer = Proposer(self.policy.network, self.evidence, run.config.decoding, run.lexical)
-        ranker = Ranker(proposer, self.fitted.model, run.ids.encoder, run.config.decoding, fusions)
+        rerankers = run.ranker("train").rerankers
+        generator = CandidateGenerator(self.policy.network, self.evidence, run.config.decoding, run.lexical)
+        ranker = Ranker(generator, self.fitted.model, run.ids.encoder, run.config.decoding, rerankers)
         ids, scores = ranker.rank(requests, _TAUGHT, ["fused"])["fused"]
-        ids, scores = torch.from_numpy(ids), torch.from_numpy(np.where(ids == MISSING, -30.0, scores).astype(np.float32))
+        ids, scores = (
+            torch.from_numpy(ids),
+            torch.from_numpy(np.where(ids == MISSING, -30.0, scores).astype(np.float32)),
+        )
         device = self.policy.items.device
         return lambda rows: (ids[rows].to(device), scores[rows].to(device))
 
@@ -219,14 +263,26 @@ class Stage:
         network = self.policy.network
         info = dict(open_artifact(self.base, MODEL_KIND)["info"]) | {"preferred": self.key, "ids": self.job.ids.key}
         with atomic_folder(self.job.folder / MODEL, MODEL_KIND, self.key, info) as folder:
-            save_file({name: value.contiguous().cpu() for name, value in network.state_dict().items()}, folder / "model.safetensors")
+            save_file(
+                {name: value.contiguous().cpu() for name, value in network.state_dict().items()},
+                folder / "model.safetensors",
+            )
             write_json(folder / "config.json", to_dict(self.fitted))
 
-    def _page(self, verdict: Verdict, quality: dict) -> str:
-        lines = [f"# Preference stage: {'kept' if verdict.kept else 'refused'}", "", *(f"- {reason}" for reason in verdict.reasons), "", markdown(verdict)]
+    def _page(self, verdict: GateDecision, quality: dict) -> str:
+        lines = [
+            f"# Preference stage: {'kept' if verdict.kept else 'refused'}",
+            "",
+            *(f"- {reason}" for reason in verdict.reasons),
+            "",
+            markdown(verdict),
+        ]
         lines += ["| reward model | tower | AUC | GAUC | calibration error |", "|---|---|---|---|---|"]
         rows = [(part, name, row) for part, towers in quality.items() for name, row in towers.items()]
-        lines += [f"| {part} | {name} | {row['auc']:.4f} | {row['gauc']:.4f} | {row['error']:.4f} |" for part, name, row in rows]
+        lines += [
+            f"| {part} | {name} | {row['auc']:.4f} | {row['gauc']:.4f} | {row['error']:.4f} |"
+            for part, name, row in rows
+        ]
         return "\n".join(lines) + "\n"
 
 
@@ -237,7 +293,7 @@ def some(requests: Requests, most: int, seed: int) -> Requests:
     return requests.take(np.sort(np.random.default_rng(seed).permutation(len(requests))[:most]))
 
 
-def shown_rates(train: Feedback, levels: Levels, brands: np.ndarray, categories: np.ndarray) -> FeedbackRates:
+def impression_rates(train: Feedback, levels: Levels, brands: np.ndarray, categories: np.ndarray) -> FeedbackRates:
     """What became of everything shown in training, to be looked up as of any time: only rows strictly before it are counted."""
     rows = train.rows
     table = pl.DataFrame({"user": train.users[rows], "item": train.items, "timestamp": train.times[rows]})
@@ -251,7 +307,9 @@ def deal(feedback: Feedback, settings: PreferenceConfig, seed: int, valid_limit:
     times = feedback.times[train]
     since = seconds_of(settings.since, "preference.since")
     if since is None:
-        bounds = (np.array([settings.evidence_share, settings.evidence_share + settings.reward_share]) * len(train)).astype(int)
+        bounds = (
+            np.array([settings.evidence_share, settings.evidence_share + settings.reward_share]) * len(train)
+        ).astype(int)
         cuts = [int(times[min(bound, len(times) - 1)]) for bound in bounds] if len(times) else [0, 0]
     else:
         earlier = times[times < since]
@@ -260,7 +318,9 @@ def deal(feedback: Feedback, settings: PreferenceConfig, seed: int, valid_limit:
     reward, policy = train[(times >= cuts[0]) & (times < cuts[1])], train[times >= cuts[1]]
     for name, part in (("the reward model", reward), ("the policy", policy)):
         if not len(part):
-            raise UserError(f"preference: no training request is left for {name}; change preference.since, evidence_share or reward_share")
+            raise UserError(
+                f"preference: no training request is left for {name}; change preference.since, evidence_share or reward_share"
+            )
     most = settings.max_requests
     held = {}
     for name, split in (("valid", VALID), ("test", TEST)):
@@ -279,4 +339,6 @@ def with_invented(part: Feedback, n_items: int, seed: int) -> tuple[np.ndarray, 
     others = np.random.default_rng([seed, 7]).integers(0, n_items, (len(part), _INVENTED))
     others = np.where((others[:, :, None] == items[:, None, :]).any(2), -1, others)
     order = np.argsort(others < 0, axis=1, kind="stable")
-    return np.concatenate([items, np.take_along_axis(others, order, 1)], axis=1), np.concatenate([stages, np.full(others.shape, -1)], axis=1)
+    return np.concatenate([items, np.take_along_axis(others, order, 1)], axis=1), np.concatenate(
+        [stages, np.full(others.shape, -1)], axis=1
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genrec.artifacts import atomic_folder, open_artifact
+from genrec.artifacts.folders import atomic_folder, open_artifact
 from genrec.errors import UserError
 from genrec.preference.phases import School
 from genrec.training.batches import step_seed
@@ -60,7 +60,9 @@ def learn(school: School, work: Path, key: str, seed: int) -> list[dict]:
             optimizer.zero_grad()
             loss, seen = school.step(phase, batch, generator)
             if not torch.isfinite(loss):
-                raise UserError(f"preference: the loss of {phase} is not finite at step {step}; lower preference.learning_rate")
+                raise UserError(
+                    f"preference: the loss of {phase} is not finite at step {step}; lower preference.learning_rate"
+                )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(policy.decoder.parameters(), 1.0)
             optimizer.step()
@@ -71,7 +73,13 @@ def learn(school: School, work: Path, key: str, seed: int) -> list[dict]:
             if (step + 1) % max(1, total // 10) == 0 or step + 1 == total:
                 means = {name: value / sums["steps"] for name, value in sums.items() if name != "steps"}
                 curves.append({"phase": phase, "step": step + 1, **means})
-                log.info("prefer: %s %d/%d %s", phase, step + 1, total, " ".join(f"{name} {value:.4f}" for name, value in means.items()))
+                log.info(
+                    "prefer: %s %d/%d %s",
+                    phase,
+                    step + 1,
+                    total,
+                    " ".join(f"{name} {value:.4f}" for name, value in means.items()),
+                )
                 sums = {}
             if (step + 1) % settings.checkpoint_steps == 0 and step + 1 < total:
                 _save(work, key, {
@@ -83,7 +91,9 @@ def learn(school: School, work: Path, key: str, seed: int) -> list[dict]:
 
 def _rate(step: int, total: int) -> float:
     """Warm-up, then a half cosine to a tenth."""
-    return min(1.0, (step + 1) / min(_WARMUP, total)) * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / max(total, 1))))
+    return min(1.0, (step + 1) / min(_WARMUP, total)) * (
+        0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / max(total, 1)))
+    )
 
 
 def _save(work: Path, key: str, state: dict) -> None:

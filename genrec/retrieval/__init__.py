@@ -1,1 +1,1 @@
-"""Retrieval that no gradient learns, from counts: co-occurring items and matching words. Evidence for the ranking, and strong baselines."""
+"""Retrieval that no gradient learns, from counts: co-occurring items and matching words. CandidateFeatures for the ranking, and strong baselines."""

@@ -28,7 +28,9 @@ class BM25:
             raise UserError(f"BM25 got k1={k1}, b={b}; expected k1 >= 0 and 0 <= b <= 1")
         self.k1, self.b = k1, b
         self.vocabulary: dict[str, int] = {}
-        self.weights: sp.csr_matrix | None = None  # (words, n_items): what one occurrence of the word in a query is worth
+        self.weights: sp.csr_matrix | None = (
+            None  # (words, n_items): what one occurrence of the word in a query is worth
+        )
 
     def fit(self, items: pl.DataFrame | Sequence[str]) -> BM25:
         """Index ``items``: a table with the items' columns in item id order, or one text per item."""
@@ -41,7 +43,9 @@ class BM25:
         index.index(tokens, show_progress=False)
         scores = index.scores  # a CSC matrix of items by words, so its arrays are a CSR matrix of words by items
         n_words = len(scores["indptr"]) - 1
-        self.weights = sp.csr_matrix((scores["data"], scores["indices"], scores["indptr"]), shape=(n_words, len(texts)), dtype=np.float32)
+        self.weights = sp.csr_matrix(
+            (scores["data"], scores["indices"], scores["indptr"]), shape=(n_words, len(texts)), dtype=np.float32
+        )
         # bm25s indexes a text without words under the word "", which no query may match
         self.vocabulary = {word: place for word, place in index.vocab_dict.items() if word and place < n_words}
         return self
@@ -53,7 +57,9 @@ class BM25:
         known = [[self.vocabulary[word] for word in words if word in self.vocabulary] for words in _tokens(queries)]
         offsets = np.concatenate([[0], np.cumsum([len(row) for row in known])]).astype(np.int64)
         columns = np.concatenate([np.asarray(row, np.int64) for row in known] or [np.zeros(0, np.int64)])
-        asked = sp.csr_matrix((np.ones(len(columns), np.float32), columns, offsets), shape=(len(known), self.weights.shape[0]))
+        asked = sp.csr_matrix(
+            (np.ones(len(columns), np.float32), columns, offsets), shape=(len(known), self.weights.shape[0])
+        )
         return (asked @ self.weights).toarray()
 
 
@@ -61,5 +67,10 @@ def _tokens(texts: Sequence[str]) -> list[list[str]]:
     """Lower-case words of each text without stop words."""
     if not len(texts):
         return []
-    options = {"token_pattern": TOKEN_PATTERN, "stopwords": sorted(STOP_WORDS), "return_ids": False, "show_progress": False}
+    options = {
+        "token_pattern": TOKEN_PATTERN,
+        "stopwords": sorted(STOP_WORDS),
+        "return_ids": False,
+        "show_progress": False,
+    }
     return bm25s.tokenize(list(texts), allow_empty=False, **options)

@@ -28,9 +28,13 @@ class CooccurrenceTransition:
 
     def __init__(self, decay: float = 0.6, transitions: str = "count", max_history: int = 500):
         if not 0 < decay <= 1 or max_history < 1:
-            raise UserError(f"CooccurrenceTransition got decay={decay}, max_history={max_history}; expected 0 < decay <= 1 and 1 or more")
+            raise UserError(
+                f"CooccurrenceTransition got decay={decay}, max_history={max_history}; expected 0 < decay <= 1 and 1 or more"
+            )
         if transitions not in TRANSITION_WEIGHTS:
-            raise UserError(f"CooccurrenceTransition got transitions={transitions!r}; expected one of {', '.join(TRANSITION_WEIGHTS)}")
+            raise UserError(
+                f"CooccurrenceTransition got transitions={transitions!r}; expected one of {', '.join(TRANSITION_WEIGHTS)}"
+            )
         self.decay, self.transitions, self.max_history = decay, transitions, max_history
         self.similar: sp.csr_matrix | None = None  # D^-1/2 C D^-1/2
         self.following: sp.csr_matrix | None = None  # 1/2 (T + 1/2 T^T)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from genrec.errors import UserError
+from genrec.semantic_ids.prefixes import prefix_ids
 from genrec.semantic_ids.quantizers import Codebooks, reconstruct
-from genrec.semantic_ids.trie import prefix_ids
 
 BLOCK_CELLS = 1 << 24  # cells of the (prefixes, codes) distance table held at once: 64 MB of float32
 
@@ -43,7 +43,9 @@ def resolve_collisions(
     _check(codes, vectors, codebooks, popularity)
     vectors = codebooks.project(vectors)
     original = codes.copy()
-    order = np.arange(len(codes)) if popularity is None else np.argsort(-np.asarray(popularity, np.float64), kind="stable")
+    order = (
+        np.arange(len(codes)) if popularity is None else np.argsort(-np.asarray(popularity, np.float64), kind="stable")
+    )
     order = order[np.argsort(order >= fixed, kind="stable")]
     waiting = order[~_first_on_code(codes[order])]  # in order of choice
     collisions_before = len(waiting)
@@ -63,9 +65,13 @@ def resolve_collisions(
 
 def _check(codes: np.ndarray, vectors: np.ndarray, codebooks: Codebooks, popularity: np.ndarray | None) -> None:
     if codes.ndim != 2 or not len(codes) or codes.shape[1] != len(codebooks.sizes):
-        raise UserError(f"codes have shape {codes.shape}; expected (n, {len(codebooks.sizes)}), n at least 1; encode with these codebooks")
+        raise UserError(
+            f"codes have shape {codes.shape}; expected (n, {len(codebooks.sizes)}), n at least 1; encode with these codebooks"
+        )
     if vectors.shape != (len(codes), codebooks.dimension):
-        raise UserError(f"vectors have shape {vectors.shape}; expected {(len(codes), codebooks.dimension)}, one row per code")
+        raise UserError(
+            f"vectors have shape {vectors.shape}; expected {(len(codes), codebooks.dimension)}, one row per code"
+        )
     if popularity is not None and np.shape(popularity) != (len(codes),):
         raise UserError(f"popularity has shape {np.shape(popularity)}; expected ({len(codes)},), one value per item")
 
@@ -85,7 +91,9 @@ def _move(codes: np.ndarray, waiting: np.ndarray, vectors: np.ndarray, codebooks
     # a semantic ID of one level varies that level beside a dummy level of a single zero vector
     left = tables[0] if n_varied == 2 else np.zeros((1, codebooks.latent_dimension), np.float32)
     right = tables[-1]
-    target = vectors[waiting] - reconstruct(codebooks, codes[waiting, :-n_varied])  # what the last two levels have to express
+    target = vectors[waiting] - reconstruct(
+        codebooks, codes[waiting, :-n_varied]
+    )  # what the last two levels have to express
 
     prefix = np.zeros(len(codes), np.int64) if codes.shape[1] <= 2 else prefix_ids(codes[:, :-2])[1][:, -1]
     pair = codes[:, -1] if n_varied == 1 else codes[:, -2] * len(right) + codes[:, -1]

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from genrec.semantic_ids.prefixes import prefix_ids
 from genrec.semantic_ids.quantizers import Codebooks, encode, reconstruct
-from genrec.semantic_ids.trie import prefix_ids
 
 FAR_QUANTILE = 0.95
 MAX_FAR_SHARE = 0.15  # three times the share that is that far in the fit's own catalogue
@@ -43,7 +43,9 @@ def drift_baseline(codebooks: Codebooks, vectors: np.ndarray, codes: np.ndarray)
     }
 
 
-def drift_report(codebooks: Codebooks, baseline: dict[str, Any], catalogue: np.ndarray, codes: np.ndarray, vectors: np.ndarray) -> dict[str, Any]:
+def drift_report(
+    codebooks: Codebooks, baseline: dict[str, Any], catalogue: np.ndarray, codes: np.ndarray, vectors: np.ndarray
+) -> dict[str, Any]:
     """Compare new items, `codes` (m, L) of `vectors` (m, d), with the fit's `baseline`; `catalogue` (n, L) are the codes in use.
 
     Keys: `new_items`; `far_share` (farther from their first code than 95 % of the catalogue was; 0.05 is no drift); `taken` and
@@ -52,7 +54,11 @@ def drift_report(codebooks: Codebooks, baseline: dict[str, Any], catalogue: np.n
     `reasons` (which of the rule's limits are passed), `retokenize` and the `rule` itself. Empty codes (m = 0) are no drift.
     """
     m = len(codes)
-    report: dict[str, Any] = {"new_items": m, "growth": (len(catalogue) + m) / baseline["items"], "taken_fit": baseline["taken"]}
+    report: dict[str, Any] = {
+        "new_items": m,
+        "growth": (len(catalogue) + m) / baseline["items"],
+        "taken_fit": baseline["taken"],
+    }
     if m:
         report["far_share"] = float((_distance(codebooks, codes, vectors) > baseline["far"]).mean())
         report["taken"] = float((_holders(catalogue, codes) > 0).mean())

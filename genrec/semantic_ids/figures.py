@@ -15,12 +15,35 @@ from matplotlib.figure import Figure
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer
 
-from genrec.semantic_ids.trie import prefix_ids
+from genrec.semantic_ids.prefixes import prefix_ids
 from genrec.text.encoder import TOKEN_PATTERN
 
 TREE_NODES, TREE_CHILDREN, TREE_WORDS = 12, 4, 4
 _STOP = frozenset(
-    ["a", "an", "and", "are", "as", "at", "by", "for", "from", "in", "into", "is", "it", "of", "on", "or", "s", "t", "the", "to", "with", "your"]
+    [
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "by",
+        "for",
+        "from",
+        "in",
+        "into",
+        "is",
+        "it",
+        "of",
+        "on",
+        "or",
+        "s",
+        "t",
+        "the",
+        "to",
+        "with",
+        "your",
+    ]
 )
 
 
@@ -31,7 +54,9 @@ def plot_codebook_use(report: dict[str, Any], path: str | Path) -> None:
     for level, (panel, counts) in enumerate(zip(panels, report["code_use"], strict=True)):
         panel.fill_between(range(1, len(counts) + 1), counts, step="mid", alpha=0.6)
         panel.axhline(report["items"] / len(counts), color="black", linewidth=0.8, linestyle="--", label="even use")
-        panel.set(title=f"level {level + 1}: {len(counts)} codes, Gini {report['gini'][level]:.2f}", xlabel="code, by use")
+        panel.set(
+            title=f"level {level + 1}: {len(counts)} codes, Gini {report['gini'][level]:.2f}", xlabel="code, by use"
+        )
         panel.title.set_fontsize("small")
     panels[0].set_ylabel("items")
     panels[0].legend(fontsize="small")
@@ -52,7 +77,9 @@ def plot_prefixes(report: dict[str, Any], path: str | Path) -> None:
         kept.plot(lengths, random, linestyle=":", color=line.get_color())
     kept.plot([], [], linestyle=":", color="black", label="two at random")
     # shares fall tenfold with every level, so that a linear axis would show the first alone; a share of 0 is left out
-    kept.set(title="share with the same prefix", xlabel="prefix length", xticks=list(lengths), yscale="log", ylim=(None, 1.5))
+    kept.set(
+        title="share with the same prefix", xlabel="prefix length", xticks=list(lengths), yscale="log", ylim=(None, 1.5)
+    )
     kept.legend(fontsize="x-small", loc="upper right")
     error.bar(lengths, report["reconstruction_error"], alpha=0.7)
     error.set(title="reconstruction error", xlabel="prefix length", xticks=list(lengths), ylim=(0, None))
@@ -73,14 +100,23 @@ def code_tree(codes: np.ndarray, texts: Sequence[str], keywords: pl.Series | Non
     tree = []
     for node in _fullest(first, np.arange(len(codes)), TREE_NODES):
         rows = np.flatnonzero(first == node)
-        entry = {"code": int(codes[rows[0], 0]), "items": len(rows), "words": _distinctive(counts[rows], everywhere, words), "children": []}
+        entry = {
+            "code": int(codes[rows[0], 0]),
+            "items": len(rows),
+            "words": _distinctive(counts[rows], everywhere, words),
+            "children": [],
+        }
         if codes.shape[1] > 1:
             second = prefixes[:, 1]
             for child in _fullest(second, rows, TREE_CHILDREN):
                 below = rows[second[rows] == child]
                 known = set(entry["words"])  # a child shows what its parent has not said
                 entry["children"].append(
-                    {"code": int(codes[below[0], 1]), "items": len(below), "words": _distinctive(counts[below], everywhere, words, known)}
+                    {
+                        "code": int(codes[below[0], 1]),
+                        "items": len(below),
+                        "words": _distinctive(counts[below], everywhere, words, known),
+                    }
                 )
         tree.append(entry)
     return tree
@@ -108,7 +144,11 @@ def plot_tree(tree: list[dict[str, Any]], path: str | Path, n_first: int) -> Non
     root = float(np.mean(places)) if places else 0.0
     for middle in places:
         axes.plot([0.02, 0.09], [root, middle], color="0.6", linewidth=0.8)
-    axes.set(xlim=(0, 1), ylim=(place, -1), title=f"code (items): words of the {len(tree)} fullest of {n_first} first codes, and of their fullest children")
+    axes.set(
+        xlim=(0, 1),
+        ylim=(place, -1),
+        title=f"code (items): words of the {len(tree)} fullest of {n_first} first codes, and of their fullest children",
+    )
     axes.title.set_fontsize("small")
     axes.axis("off")
     figure.savefig(path, dpi=110)
@@ -128,36 +168,55 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _word_counts(texts: Sequence[str]) -> tuple[csr_matrix, np.ndarray]:
-    counter = CountVectorizer(lowercase=True, token_pattern=TOKEN_PATTERN, binary=True, dtype=np.float32, max_features=20_000)
+    counter = CountVectorizer(
+        lowercase=True, token_pattern=TOKEN_PATTERN, binary=True, dtype=np.float32, max_features=20_000
+    )
     try:
         counts = counter.fit_transform(texts)
     except ValueError:  # no words at all
         return csr_matrix((len(texts), 1), dtype=np.float32), np.array([""])
     words = counter.get_feature_names_out()
     readable = np.array([len(word) > 1 and word not in _STOP and not word.isdigit() for word in words])
-    return (counts[:, readable], words[readable]) if readable.any() else (csr_matrix((len(texts), 1), dtype=np.float32), np.array([""]))
+    return (
+        (counts[:, readable], words[readable])
+        if readable.any()
+        else (csr_matrix((len(texts), 1), dtype=np.float32), np.array([""]))
+    )
 
 
 def _keyword_counts(keywords: pl.Series) -> tuple[csr_matrix, np.ndarray]:
     """Which items (n,) have which keywords: (n, keywords) and the keywords."""
-    found = pl.DataFrame({"item": np.arange(len(keywords)), "keyword": keywords}).explode("keyword").drop_nulls().unique(maintain_order=True)
+    found = (
+        pl.DataFrame({"item": np.arange(len(keywords)), "keyword": keywords})
+        .explode("keyword")
+        .drop_nulls()
+        .unique(maintain_order=True)
+    )
     words = found["keyword"].unique().sort()
     if not len(words):
         return csr_matrix((len(keywords), 1), dtype=np.float32), np.array([""])
     column = found["keyword"].replace_strict(words, np.arange(len(words)), return_dtype=pl.Int64).to_numpy()
     place = (found["item"].to_numpy(), column)
-    return csr_matrix((np.ones(len(found), np.float32), place), shape=(len(keywords), len(words))), np.array(words.to_list())
+    return csr_matrix((np.ones(len(found), np.float32), place), shape=(len(keywords), len(words))), np.array(
+        words.to_list()
+    )
 
 
-def _distinctive(below: csr_matrix, everywhere: np.ndarray, words: np.ndarray, known: set[str] | frozenset[str] = frozenset()) -> list[str]:
+def _distinctive(
+    below: csr_matrix, everywhere: np.ndarray, words: np.ndarray, known: set[str] | frozenset[str] = frozenset()
+) -> list[str]:
     """Words of a node from the counts (m, n_words) of its items and the shares (n_words,) of all items that have each word."""
     here = np.asarray(below.mean(axis=0)).ravel()
-    here = np.where(here * below.shape[0] > min(1, below.shape[0] - 1), here, 0)  # a word of one item does not name a node of several
+    here = np.where(
+        here * below.shape[0] > min(1, below.shape[0] - 1), here, 0
+    )  # a word of one item does not name a node of several
     weight = here * np.log(np.where(here > 0, here, 1) / np.maximum(everywhere, 1e-9))
     chosen: list[str] = []
     for index in np.argsort(-weight, kind="stable")[: 4 * TREE_WORDS + len(known)]:
         word = str(words[index])
-        said = any(f" {word} " in f" {other} " or f" {other} " in f" {word} " for other in chosen)  # "opi" beside "opi nail lacquer"
+        said = any(
+            f" {word} " in f" {other} " or f" {other} " in f" {word} " for other in chosen
+        )  # "opi" beside "opi nail lacquer"
         if here[index] > 0 and word not in known and not said and len(chosen) < TREE_WORDS:
             chosen.append(word)
     return chosen

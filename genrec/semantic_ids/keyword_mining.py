@@ -46,7 +46,9 @@ _JOINERS = frozenset(
         "das",
     ]
 )
-_EMPTY = frozenset(["all", "one", "us", "now", "more", "no", "not", "can", "will", "only", "very", "just", "any", "each", "both", "x"])
+_EMPTY = frozenset(
+    ["all", "one", "us", "now", "more", "no", "not", "can", "will", "only", "very", "just", "any", "each", "both", "x"]
+)
 _KEYWORD_TOKEN = rf"\d+(?:[.,]\d+)+|{TOKEN_PATTERN}|[,;:|()\[\]/•–—+&!?，。、；：（）【】]"
 _BREAK = rf"^[^\w{SPACELESS}]+$"
 _HAN = rf"([{SPACELESS}]) "
@@ -85,7 +87,9 @@ def mine(titles: pl.Series, brands: pl.Series, categories: pl.Series, min_items:
         rows = np.sort(np.random.default_rng(seed).choice(len(titles), MAX_TITLES, replace=False))
         titles, brands = titles[rows], brands[rows]
     n = len(titles)
-    flat = pl.DataFrame({"item": np.arange(n), "word": normal_form(titles).str.strip_chars(" ").str.split(" ")}).explode("word")
+    flat = pl.DataFrame(
+        {"item": np.arange(n), "word": normal_form(titles).str.strip_chars(" ").str.split(" ")}
+    ).explode("word")
     words = flat["word"].fill_null("|").replace("", "|")
     vocabulary = words.unique(maintain_order=True)
     word = words.replace_strict(vocabulary, np.arange(len(vocabulary)), return_dtype=pl.Int64).to_numpy().copy()
@@ -103,7 +107,12 @@ def mine(titles: pl.Series, brands: pl.Series, categories: pl.Series, min_items:
             break
         cohesion = _cohesion(lengths, size, n)
         first, last = grams.words[:, 0], grams.words[:, -1]
-        keep = (grams.items >= min_items) & (grams.items <= max(MAX_ITEM_SHARE * n, min_items)) & ~stop[first] & ~stop[last]
+        keep = (
+            (grams.items >= min_items)
+            & (grams.items <= max(MAX_ITEM_SHARE * n, min_items))
+            & ~stop[first]
+            & ~stop[last]
+        )
         keep &= cohesion >= MIN_COHESION if size > 1 else np.array([_single(name) for name in names])[first]
         frames.append(_described(grams, np.flatnonzero(keep), cohesion, ends, size, item, brands, names, n))
     found = pl.concat(frames) if frames else pl.DataFrame(schema={"keyword": pl.String, "items": pl.Int64, "score": pl.Float64,
@@ -143,7 +152,9 @@ def _group(lengths: list[_Grams], word: np.ndarray, item: np.ndarray, size: int)
     start = places[first]
     pairs = np.unique(of * (int(item[-1]) + 1 if len(item) else 1) + item[places])
     counts = np.bincount(pairs // (int(item[-1]) + 1 if len(item) else 1), minlength=len(values))
-    return _Grams(whole, np.column_stack([word[start + step] for step in range(size)]).reshape(len(values), size), counts)
+    return _Grams(
+        whole, np.column_stack([word[start + step] for step in range(size)]).reshape(len(values), size), counts
+    )
 
 
 def _cohesion(lengths: list[_Grams], size: int, n: int) -> np.ndarray:
@@ -191,8 +202,13 @@ def _described(grams, kept, cohesion, ends, size, item, brands, names, n) -> pl.
 
 def _without_parts(found: pl.DataFrame) -> pl.DataFrame:
     """Drop what nearly always stands inside one longer group: "polka" where "polka dot" is a keyword."""
-    longer = found.filter(pl.col("keyword").str.contains(" ", literal=True)).select("keyword", pl.col("items").alias("with"))
-    parts = [longer.select(pl.col("keyword").str.replace(cut, "").alias("keyword"), "with") for cut in (r" [^ ]+$", r"^[^ ]+ ")]
+    longer = found.filter(pl.col("keyword").str.contains(" ", literal=True)).select(
+        "keyword", pl.col("items").alias("with")
+    )
+    parts = [
+        longer.select(pl.col("keyword").str.replace(cut, "").alias("keyword"), "with")
+        for cut in (r" [^ ]+$", r"^[^ ]+ ")
+    ]
     most = pl.concat(parts).group_by("keyword").agg(pl.col("with").max())
     joined = found.join(most, on="keyword", how="left", maintain_order="left")
     return joined.filter(pl.col("with").fill_null(0) < COVERED_SHARE * pl.col("items")).drop("with")

@@ -78,7 +78,9 @@ UNITS = (
 _UNIT = "|".join(sorted(map(re.escape, UNITS.split()), key=len, reverse=True))
 _SPECIFICATION = re.compile(rf"(?:^|.* )\d+(?:[.,]\d+)*(?: |x | x )*(?:{_UNIT})(?: .*)?$|.*\d+ x \d+.*|spf \d+$")
 _MODEL = re.compile(r"(?=[a-z0-9]*\d)(?=[a-z0-9]*[a-z])[a-z0-9]{3,}$")
-_FUNCTION = re.compile(r"^(?:anti|non|water|sweat|heat|wind|dust|shock|leak|stain|rust|slip)$|.{2,}(?:proof|resistant|repellent)$")
+_FUNCTION = re.compile(
+    r"^(?:anti|non|water|sweat|heat|wind|dust|shock|leak|stain|rust|slip)$|.{2,}(?:proof|resistant|repellent)$"
+)
 
 
 def type_of(words: list[str]) -> str | None:

@@ -27,7 +27,9 @@ from genrec.text.encoder import unit
 FILE = "keyword_dictionary.parquet"
 SCHEMA = {"keyword": pl.String, "type": pl.String, "structured": pl.Boolean, "mined": pl.Boolean, "score": pl.Float64}
 PER_TEXT = 8  # keywords of one item or query (OneSearch-V2 asks for at most 8)
-FROM_COLUMNS = 6  # of them at most from columns: brand, then categories from specific to general, further columns, price
+FROM_COLUMNS = (
+    6  # of them at most from columns: brand, then categories from specific to general, further columns, price
+)
 MAX_STRUCTURED_WORDS = 6  # a longer column value is a sentence, not a keyword
 MAX_MINED = 50_000
 BRAND_IN_TEXT = 0.2  # a brand that fewer of the titles with its word belong to is a common word ("Color", "Simple")
@@ -69,11 +71,15 @@ class KeywordDictionary:
         titles = _titles(items)
         mined = mine(titles, brands, categories, min_items=max(3, len(items) // 20_000), seed=seed)
         mined = mined.sort("score", "keyword", descending=[True, False]).head(MAX_MINED)
-        common = counts.filter(pl.col("type") == "brand").join(mined.select("keyword", pl.col("items").alias("said")), on="keyword")
+        common = counts.filter(pl.col("type") == "brand").join(
+            mined.select("keyword", pl.col("items").alias("said")), on="keyword"
+        )
         common = common.filter(pl.col("items") < BRAND_IN_TEXT * pl.col("said"))["keyword"]
         mined = mined.with_columns(pl.when(pl.col("keyword").is_in(common.to_list()) & (pl.col("type") == "brand")).then(pl.lit("modifier"))
                                    .otherwise(pl.col("type")).alias("type"))  # fmt: skip
-        table = counts.join(mined.select("keyword", "score", pl.col("type").alias("said_type")), on="keyword", how="full", coalesce=True)
+        table = counts.join(
+            mined.select("keyword", "score", pl.col("type").alias("said_type")), on="keyword", how="full", coalesce=True
+        )
         table = table.select(
             "keyword", pl.coalesce("type", "said_type").alias("type"), pl.col("type").is_not_null().alias("structured"),
             (~pl.col("keyword").is_in(common.to_list()) & ~pl.col("keyword").is_in(list(STOP_WORDS))
@@ -96,7 +102,9 @@ class KeywordDictionary:
         for start in range(0, len(row), _MATCH_BLOCK):
             block = slice(start, start + _MATCH_BLOCK)
             shared += np.asarray(asked[row[block]].multiply(has[place[block]]).sum(axis=0)).ravel()
-        table = self.table.with_columns(pl.Series("shared", shared)).sort("shared", "score", "keyword", descending=[True, True, False])
+        table = self.table.with_columns(pl.Series("shared", shared)).sort(
+            "shared", "score", "keyword", descending=[True, True, False]
+        )
         return KeywordDictionary(table.drop("shared"))
 
     def of_items(self, items: pl.DataFrame) -> sp.csr_matrix:
@@ -115,7 +123,9 @@ class KeywordDictionary:
         """``matches`` as a table: the row's name under ``names.name``, ``keyword`` as a person writes it, ``type``."""
         row, keyword = matches.nonzero()
         kinds = self.table["type"][keyword]
-        return pl.DataFrame({names.name: names[row], "keyword": shown_form(self.table["keyword"][keyword]), "type": kinds})
+        return pl.DataFrame(
+            {names.name: names[row], "keyword": shown_form(self.table["keyword"][keyword]), "type": kinds}
+        )
 
     @property
     def spoken(self) -> np.ndarray:
@@ -160,7 +170,9 @@ class KeywordDictionary:
             for start in range(0, len(normal), _MATCH_BLOCK):
                 block = normal[start : start + _MATCH_BLOCK]
                 ends = np.cumsum(block.str.len_chars().to_numpy().astype(np.int64) + 1)
-                hits = np.fromiter(self._automaton.iter("\n".join(block.to_list())), dtype=[("end", np.int64), ("keyword", np.int64)])
+                hits = np.fromiter(
+                    self._automaton.iter("\n".join(block.to_list())), dtype=[("end", np.int64), ("keyword", np.int64)]
+                )
                 rows.append(start + np.searchsorted(ends, hits["end"], side="right"))
                 keywords.append(hits["keyword"])
         row, keyword = (np.concatenate(part) if part else np.zeros(0, np.int64) for part in (rows, keywords))
@@ -208,8 +220,12 @@ def structured_keywords(items: pl.DataFrame) -> pl.DataFrame:
             values = values.with_columns(
                 pl.col("value").str.replace_all(r"\s+(?:and|und|et|y)\s+|[,;/|&、，；]", "\n").str.split("\n")
             ).explode("value")
-        keyword = normal_form(values["value"]).str.replace_all(r"\|", " ").str.replace_all(r" +", " ").str.strip_chars(" ")
-        kinds = keyword.replace_strict(_CATEGORY_TYPES if column == "category" else {}, default=kind, return_dtype=pl.String)
+        keyword = (
+            normal_form(values["value"]).str.replace_all(r"\|", " ").str.replace_all(r" +", " ").str.strip_chars(" ")
+        )
+        kinds = keyword.replace_strict(
+            _CATEGORY_TYPES if column == "category" else {}, default=kind, return_dtype=pl.String
+        )
         frames.append(pl.DataFrame({"row": values["row"], "keyword": keyword, "type": kinds}))
     frames.append(_price_bands(table))
     found = pl.concat(frames).unique(maintain_order=True)
@@ -217,7 +233,11 @@ def structured_keywords(items: pl.DataFrame) -> pl.DataFrame:
 
 
 def _price_bands(table: pl.DataFrame) -> pl.DataFrame:
-    names = ["price unknown", *(f"price {low} to {high}" for low, high in pairwise(PRICE_BANDS)), f"price {PRICE_BANDS[-1]} and more"]
+    names = [
+        "price unknown",
+        *(f"price {low} to {high}" for low, high in pairwise(PRICE_BANDS)),
+        f"price {PRICE_BANDS[-1]} and more",
+    ]
     prices = table.select("row", "price").filter(pl.col("price").is_finite() & (pl.col("price") >= 0))
     band = np.searchsorted(np.array(PRICE_BANDS), prices["price"].to_numpy(), side="right")
     return pl.DataFrame(
@@ -231,9 +251,11 @@ def _price_bands(table: pl.DataFrame) -> pl.DataFrame:
 
 def _titles(items: pl.DataFrame) -> pl.Series:
     """The title, or the text of an item without one."""
-    return items.select(pl.coalesce(pl.when(pl.col("title").str.strip_chars() != "").then(pl.col("title")), pl.col("text")).fill_null(""))[
-        "title"
-    ]
+    return items.select(
+        pl.coalesce(pl.when(pl.col("title").str.strip_chars() != "").then(pl.col("title")), pl.col("text")).fill_null(
+            ""
+        )
+    )["title"]
 
 
 def _best(matrix: sp.csr_matrix, limit: int | np.ndarray) -> sp.csr_matrix:

@@ -9,16 +9,18 @@ import faiss
 import numpy as np
 
 from genrec.errors import UserError
+from genrec.semantic_ids.prefixes import prefix_ids
 from genrec.semantic_ids.quantizers import Codebooks, reconstruction_error
 from genrec.semantic_ids.quantizers.codebooks import unit
-from genrec.semantic_ids.trie import prefix_ids
 
 NEIGHBOURS = 10
 NEIGHBOUR_SAMPLE = 2000
 SAMPLE_SEED = 0  # fixed: the report of one catalogue never changes
 
 
-def quality_report(codes: np.ndarray, vectors: np.ndarray, codebooks: Codebooks, popularity: np.ndarray | None = None) -> dict[str, Any]:
+def quality_report(
+    codes: np.ndarray, vectors: np.ndarray, codebooks: Codebooks, popularity: np.ndarray | None = None
+) -> dict[str, Any]:
     """Quality of codes (n, L) of vectors (n, d); ready for JSON. `popularity` (n,), not negative; None counts all items alike.
 
     Shares are between 0 and 1. Keys:
@@ -42,7 +44,9 @@ def quality_report(codes: np.ndarray, vectors: np.ndarray, codebooks: Codebooks,
         raise UserError(f"quality_report: codes {codes.shape}, vectors {vectors.shape}; expected {expected}")
     weight = np.ones(n) if popularity is None else np.asarray(popularity, np.float64)
     if weight.shape != (n,) or not (weight >= 0).all():
-        raise UserError(f"quality_report: popularity has shape {weight.shape}; expected ({n},), no value negative or missing")
+        raise UserError(
+            f"quality_report: popularity has shape {weight.shape}; expected ({n},), no value negative or missing"
+        )
     _, prefixes = prefix_ids(codes)
     distinct = [int(column.max()) + 1 for column in prefixes.T]
     possible = [math.prod(sizes[: level + 1]) for level in range(len(sizes))]
@@ -55,10 +59,14 @@ def quality_report(codes: np.ndarray, vectors: np.ndarray, codebooks: Codebooks,
         "sizes": list(sizes),
         "distinct_prefixes": distinct,
         "utilisation": {name: count / most for name, count, most in zip(names, distinct, possible, strict=True)},
-        "utilisation_reachable": {name: count / min(most, n) for name, count, most in zip(names, distinct, possible, strict=True)},
+        "utilisation_reachable": {
+            name: count / min(most, n) for name, count, most in zip(names, distinct, possible, strict=True)
+        },
         "independent_coding_rate": float((on_code == 1).mean()),
         "entropy_bits": entropy,
-        "entropy_share": [bits / math.log2(size) if size > 1 else 1.0 for bits, size in zip(entropy, sizes, strict=True)],
+        "entropy_share": [
+            bits / math.log2(size) if size > 1 else 1.0 for bits, size in zip(entropy, sizes, strict=True)
+        ],
         "gini": [_gini(counts) for counts in use],
         "reconstruction_error": reconstruction_error(codebooks, codes, vectors),
         "neighbours": _neighbours_kept(prefixes, vectors),
@@ -78,13 +86,17 @@ def prefix_agreement(left: np.ndarray, right: np.ndarray) -> dict[str, list[floa
     random = []
     for column in prefixes.T:
         size = int(column.max()) + 1
-        random.append(float((np.bincount(column[:n], minlength=size) / n) @ (np.bincount(column[n:], minlength=size) / n)))
+        random.append(
+            float((np.bincount(column[:n], minlength=size) / n) @ (np.bincount(column[n:], minlength=size) / n))
+        )
     return {"shared": shared.tolist(), "random": random}
 
 
 def headline(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """The report as a small table: a header row, then one row per prefix length; the last rows concern the whole code."""
-    rows: list[tuple[str, ...]] = [("", *(f"L1..{level}" if level > 1 else "L1" for level in range(1, len(report["sizes"]) + 1)))]
+    rows: list[tuple[str, ...]] = [
+        ("", *(f"L1..{level}" if level > 1 else "L1" for level in range(1, len(report["sizes"]) + 1)))
+    ]
 
     def add(name: str, values: list, form: str) -> None:
         rows.append((name, *(format(value, form) for value in values)))
@@ -106,7 +118,9 @@ def summary(report: dict[str, Any]) -> str:
     """One line: how many items have a code of their own, before and after collisions were resolved."""
     rate, crowd = report["independent_coding_rate"], report["collisions"]
     before = report.get("collision_resolution", {}).get("independent_coding_rate_before")
-    first = f"{report['items']:,} items, {rate:.2%} with a code of their own" + (f" ({before:.2%} before collisions were resolved)" if before is not None else "")
+    first = f"{report['items']:,} items, {rate:.2%} with a code of their own" + (
+        f" ({before:.2%} before collisions were resolved)" if before is not None else ""
+    )
     return f"{first}; codes shared carry {crowd['weighted']:.2%} of all events"
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 from safetensors.numpy import load_file, save_file
 
-from genrec.artifacts import read_json, write_json
-from genrec.config_schema import Config
+from genrec.artifacts.folders import read_json, write_json
+from genrec.config.schema import Config
 from genrec.data.dataset import TRAIN, Dataset
 from genrec.errors import UserError
 from genrec.semantic_ids.keywords import KeywordDictionary, fuse
@@ -84,11 +84,16 @@ class TextSpace:
         """The keywords of each of these items as a list, price bands left out; None where keywords are off."""
         if self.keywords is None:
             return None
-        return pl.Series([[word for word, kind in self.keywords_of(item) if kind != "price"] for item in item_ids], dtype=pl.List(pl.String))
+        return pl.Series(
+            [[word for word, kind in self.keywords_of(item) if kind != "price"] for item in item_ids],
+            dtype=pl.List(pl.String),
+        )
 
     @cached_property
     def _by_item(self) -> dict[str, list[tuple[str, str]]]:
-        grouped = self.item_keywords.group_by("item_id", maintain_order=True).agg(pl.struct("keyword", "type").alias("found"))
+        grouped = self.item_keywords.group_by("item_id", maintain_order=True).agg(
+            pl.struct("keyword", "type").alias("found")
+        )
         return {item: [(entry["keyword"], entry["type"]) for entry in found] for item, found in grouped.iter_rows()}
 
     def summary(self, items: pl.DataFrame) -> str:
@@ -100,7 +105,9 @@ class TextSpace:
             return line
         item = counts.sort("len", "item_id", descending=[True, False])["item_id"][0]
         title = items.filter(pl.col("item_id") == item)["title"][0] or item
-        return f"{line}; e.g. '{title[:60]}': " + ", ".join(f"{keyword} ({kind})" for keyword, kind in self.keywords_of(item))
+        return f"{line}; e.g. '{title[:60]}': " + ", ".join(
+            f"{keyword} ({kind})" for keyword, kind in self.keywords_of(item)
+        )
 
     def save(self, folder: Path) -> None:
         """Write encoder, keyword dictionary and the items' keywords (``keywords.parquet``) into an existing folder."""
@@ -121,7 +128,9 @@ class TextSpace:
         keywords = KeywordDictionary.load(folder) if settings["keywords"] else None
         vectors = load_file(folder / VECTORS)["vectors"] if keywords else np.zeros((0, encoder.dim), np.float32)
         if vectors.shape != (len(keywords or ()), encoder.dim):
-            raise UserError(f"{folder / VECTORS}: shape {vectors.shape} does not fit its dictionary and encoder; run genrec tokenize again")
+            raise UserError(
+                f"{folder / VECTORS}: shape {vectors.shape} does not fit its dictionary and encoder; run genrec tokenize again"
+            )
         return cls(encoder, keywords, vectors, settings["keyword_share"], pl.read_parquet(folder / ITEM_KEYWORDS))
 
 

@@ -15,7 +15,10 @@ import scipy.sparse as sp
 from genrec.data.histories import Histories
 from genrec.errors import UserError
 
-SHORT, LONG = 5, 1000  # events of the short and of the long view: OneSearch's window of 5 and its sequences of up to 10^3
+SHORT, LONG = (
+    5,
+    1000,
+)  # events of the short and of the long view: OneSearch's window of 5 and its sequences of up to 10^3
 NO_CODE = -1
 ROUNDING = 1e-6  # a weighted mean of equal codes is that code, whatever float64 adds to it
 
@@ -86,7 +89,9 @@ def long_history_vectors(
     _check(codes, histories, [len(level) for level in centroids])
     actions = np.zeros(len(histories.items), np.int64) if actions is None else np.asarray(actions)
     if actions.shape != histories.items.shape or (len(actions) and not 0 <= actions.min() <= actions.max() < n_actions):
-        raise UserError(f"long_history_vectors: actions {actions.shape} must be {histories.items.shape} numbers from 0 to {n_actions - 1}")
+        raise UserError(
+            f"long_history_vectors: actions {actions.shape} must be {histories.items.shape} numbers from 0 to {n_actions - 1}"
+        )
     result = np.zeros((len(histories), n_actions, len(centroids), centroids[0].shape[1]), np.float32)
     for action in range(n_actions):
         chosen = np.concatenate([[0], np.cumsum(actions == action)])
@@ -97,14 +102,18 @@ def long_history_vectors(
     return result
 
 
-def clicked_for_query(request_queries: np.ndarray, queries: np.ndarray, items: np.ndarray, count: int = SHORT) -> Histories:
+def clicked_for_query(
+    request_queries: np.ndarray, queries: np.ndarray, items: np.ndarray, count: int = SHORT
+) -> Histories:
     """For each request the items most often taken after its query, least often first, as the last weighs most: N histories.
 
     ``queries``, ``items`` (n_events,): training events, -1 where there was no query; ``request_queries`` (N,) query ids, -1 for none.
     Ties go to the lower item id. This is how OneSearch gives a user without any history an ID. A query never seen gives an empty history.
     """
     asked = queries >= 0
-    pairs, clicks = np.unique(np.column_stack([queries[asked], items[asked]]).astype(np.int64), axis=0, return_counts=True)
+    pairs, clicks = np.unique(
+        np.column_stack([queries[asked], items[asked]]).astype(np.int64), axis=0, return_counts=True
+    )
     pairs = pairs[np.lexsort((pairs[:, 1], -clicks, pairs[:, 0]))]
     start = np.searchsorted(pairs[:, 0], request_queries, side="left")
     length = np.minimum(np.searchsorted(pairs[:, 0], request_queries, side="right") - start, count)
@@ -118,7 +127,8 @@ def with_fallback(histories: Histories, fallback: Histories) -> Histories:
     if len(histories) != len(fallback):
         raise UserError(f"{len(histories)} histories have {len(fallback)} fallbacks; expected one each")
     both = Histories(
-        np.concatenate([histories.offsets, histories.offsets[-1] + fallback.offsets[1:]]), np.concatenate([histories.items, fallback.items])
+        np.concatenate([histories.offsets, histories.offsets[-1] + fallback.offsets[1:]]),
+        np.concatenate([histories.items, fallback.items]),
     )
     return both.take(np.arange(len(histories)) + np.where(histories.lengths == 0, len(histories), 0))
 
@@ -136,5 +146,9 @@ def _check(codes: np.ndarray, histories: Histories, sizes: Sequence[int] | None 
         raise UserError(
             f"histories name items outside the {codes.shape} codes; expected (n_items, levels) codes and ids from 0 to n_items - 1"
         )
-    if sizes is not None and (len(sizes) > codes.shape[1] or not len(sizes) or (codes[:, : len(sizes)] >= np.asarray(sizes)).any()):
-        raise UserError(f"codes {codes.shape} do not fit levels of sizes {tuple(sizes)}; pass the codebooks the codes were made with")
+    if sizes is not None and (
+        len(sizes) > codes.shape[1] or not len(sizes) or (codes[:, : len(sizes)] >= np.asarray(sizes)).any()
+    ):
+        raise UserError(
+            f"codes {codes.shape} do not fit levels of sizes {tuple(sizes)}; pass the codebooks the codes were made with"
+        )

@@ -20,8 +20,12 @@ from genrec.semantic_ids.user_ids import LONG, NO_CODE, ROUNDING, SHORT, behavio
 def ranges(items: np.ndarray, start: np.ndarray, stop: np.ndarray) -> Histories:
     """Histories of ``items[start[r]:stop[r]]``: start, stop (n,) into items (n_events,), oldest first; ranges may overlap."""
     start, stop = np.asarray(start, np.int64), np.asarray(stop, np.int64)
-    if start.shape != stop.shape or (len(start) and not (0 <= start.min() and (start <= stop).all() and stop.max() <= len(items))):
-        raise UserError(f"ranges of {len(items)} events: start {start.shape} and stop {stop.shape} must rise within 0 to {len(items)}")
+    if start.shape != stop.shape or (
+        len(start) and not (start.min() >= 0 and (start <= stop).all() and stop.max() <= len(items))
+    ):
+        raise UserError(
+            f"ranges of {len(items)} events: start {start.shape} and stop {stop.shape} must rise within 0 to {len(items)}"
+        )
     length = stop - start
     offsets = np.concatenate([[0], np.cumsum(length)])
     return Histories(offsets, np.asarray(items)[np.repeat(start - offsets[:-1], length) + np.arange(offsets[-1])])
@@ -52,10 +56,15 @@ def _running_codes(codes: np.ndarray, items: np.ndarray, start: np.ndarray, stop
         return result
     first, sequence = np.unique(start, return_inverse=True)
     width = int((stop - start).max())
-    event = np.minimum(first[:, None] + np.arange(width), len(items) - 1)  # those behind a range's end are summed but not looked at
+    event = np.minimum(
+        first[:, None] + np.arange(width), len(items) - 1
+    )  # those behind a range's end are summed but not looked at
     seen = np.asarray(items)[event]
     weight = np.exp(np.sqrt(np.arange(1, width + 1)) - np.sqrt(width))
-    total, sums = np.cumsum(weight), np.cumsum(weight[None, :, None] * codes[seen], axis=1)  # (width,), (sequences, width, L)
+    total, sums = (
+        np.cumsum(weight),
+        np.cumsum(weight[None, :, None] * codes[seen], axis=1),
+    )  # (width,), (sequences, width, L)
     live = np.flatnonzero(stop > start)
     last = (stop - start)[live] - 1
     result[live] = np.ceil(sums[sequence[live], last] / total[last][:, None] - ROUNDING).astype(np.int64)

@@ -1,1 +1,1 @@
-"""Bundle, living catalogue, event store, HTTP server and demo page."""
+"""HTTP and Ray."""

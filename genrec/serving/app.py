@@ -19,12 +19,12 @@ from starlette.exceptions import HTTPException
 
 from genrec import __version__
 from genrec.errors import UserError
-from genrec.recommender import Answer
+from genrec.inference.recommender import Answer
+from genrec.inference.requests import RecommendationRequest
 from genrec.serving import schemas as s
 from genrec.serving.batching import Batcher, QueueFull, TimeBudgetSpent
 from genrec.serving.engine import Engine
-from genrec.serving.guard import Guard, Metrics, log
-from genrec.serving.questions import Question
+from genrec.serving.middleware import Metrics, RequestMiddleware, log
 from genrec.serving.settings import ServeSettings
 
 _PAGE_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'"
@@ -48,7 +48,9 @@ class Server:
         settings, self.engine, self.metrics = engine.settings, engine, Metrics()
         self.settings, self.draining = settings, False
         wait = settings.batch_wait_ms / 1000
-        self.answers = Batcher(engine.ask, settings.max_batch, wait, settings.queue, self.metrics.batch.observe, "answers")
+        self.answers = Batcher(
+            engine.ask, settings.max_batch, wait, settings.queue, self.metrics.batch.observe, "answers"
+        )
         self.events = Batcher(self._keep, 256, 0.0, settings.queue, name="events")
         self.calls = Batcher(_each, 1, 0.0, max(1, settings.queue // 8), name="calls")
 
@@ -58,9 +60,11 @@ class Server:
         self.metrics.events.inc(sum(len(batch) for batch in batches))
         return [len(batch) for batch in batches]
 
-    async def ask(self, question: Question) -> s.Listing:
+    async def ask(self, question: RecommendationRequest) -> s.Listing:
         answers: list[Answer] = await self.answers.submit(question, self.settings.time_budget_ms / 1000)
-        return s.Listing.model_construct(items=[s.Item.model_construct(**asdict(one)) for one in answers], bundle=self.engine.key)
+        return s.Listing.model_construct(
+            items=[s.Item.model_construct(**asdict(one)) for one in answers], bundle=self.engine.key
+        )
 
     async def call(self, work: Callable[[], Any], budget_ms: float | None = None) -> Any:
         """Rare work (explanations, catalogue changes), one at a time, beside the answers."""
@@ -121,7 +125,9 @@ async def explain(body: s.ExplainBody, request: Request) -> dict:
     server = _server(request)
     model = server.engine.model
     _check_item(server, body.item_id)
-    result = await server.call(lambda: model.explain(body.item_id, body.user_id, body.events(), body.query, body.timestamp, strict=False))
+    result = await server.call(
+        lambda: model.explain(body.item_id, body.user_id, body.events(), body.query, body.timestamp, strict=False)
+    )
     return asdict(result)
 
 
@@ -130,14 +136,20 @@ async def walk(body: s.WalkBody, request: Request) -> dict:
     """The beam on the code tree, level by level."""
     server = _server(request)
     model = server.engine.model
-    return asdict(await server.call(lambda: model.walk(body.user_id, body.events(), body.query, body.width, strict=False)))
+    return asdict(
+        await server.call(lambda: model.walk(body.user_id, body.events(), body.query, body.width, strict=False))
+    )
 
 
 @router.post("/v1/events", response_model=s.Accepted)
 async def events(body: s.EventsBody, request: Request) -> Any:
     """Remember what users did. Once this answers, the events are on the disk, and the next answer reads them."""
     server = _server(request)
-    return {"accepted": await server.events.submit([event.stored() for event in body.events], server.settings.time_budget_ms / 1000)}
+    return {
+        "accepted": await server.events.submit(
+            [event.stored() for event in body.events], server.settings.time_budget_ms / 1000
+        )
+    }
 
 
 @router.delete("/v1/users/{user_id}", response_model=s.Removed)
@@ -175,7 +187,9 @@ async def remove_item(item_id: ItemId, request: Request) -> Any:
     return {"removed": 1}
 
 
-@router.post("/v1/admin/reload", responses={409: {"model": s.Problem, "description": "The bundle is bad; the old one goes on."}})
+@router.post(
+    "/v1/admin/reload", responses={409: {"model": s.Problem, "description": "The bundle is bad; the old one goes on."}}
+)
 async def reload(request: Request) -> dict:
     """Read the bundle's folder again and put it in the old one's place; no request fails meanwhile."""
     try:
@@ -216,14 +230,14 @@ async def page() -> HTMLResponse:
 
 def _check_item(server: Server, item_id: str) -> None:
     try:
-        server.engine.model.shelf.places([item_id])
+        server.engine.model.snapshot.places([item_id])
     except UserError as error:
         raise HTTPException(404, str(error)) from None
 
 
 def _count_items(server: Server) -> None:
-    shelf = server.engine.model.shelf
-    server.metrics.items.set(int((~shelf.removed).sum()))
+    snapshot = server.engine.model.snapshot
+    server.metrics.items.set(int((~snapshot.removed).sum()))
 
 
 def _problem(status: int, error: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -270,16 +284,25 @@ def create_app(engine: Engine) -> FastAPI:
         server.draining = True
         await asyncio.to_thread(server.close)
 
-    app = FastAPI(title="genrec", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, description="One model for search and recommendation.")
+    app = FastAPI(
+        title="genrec",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        description="One model for search and recommendation.",
+    )
     app.state.server = server
     app.include_router(router)
-    app.add_middleware(Guard, settings=engine.settings, metrics=server.metrics)
+    app.add_middleware(RequestMiddleware, settings=engine.settings, metrics=server.metrics)
     handlers: dict[type[Exception], Callable[[Any], JSONResponse]] = {
         RequestValidationError: _invalid,
         UserError: lambda error: _problem(422, "invalid", str(error)),
         QueueFull: lambda error: _problem(429, "busy", str(error), {"retry-after": str(error.retry_after)}),
         TimeBudgetSpent: lambda error: _problem(504, "too_late", "no answer within the time budget"),
-        HTTPException: lambda error: _problem(error.status_code, _CODES.get(error.status_code, "error"), str(error.detail), dict(error.headers or {})),
+        HTTPException: lambda error: _problem(
+            error.status_code, _CODES.get(error.status_code, "error"), str(error.detail), dict(error.headers or {})
+        ),
     }
     for kind, handle in handlers.items():
         app.add_exception_handler(kind, _handler(handle))
@@ -298,18 +321,30 @@ def serve(settings: ServeSettings) -> None:
     import torch
     import uvicorn
 
-    from genrec.serving.guard import json_logs
+    from genrec.serving.middleware import json_logs
 
     # One core is left to HTTP: threads that wait for a core at every barrier halve the rate under load.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(settings.threads or max(1, cores - 1))
     json_logs()
     engine = Engine(settings)
-    log.info("loaded", extra={"fields": {"bundle": engine.key, "items": engine.model.shelf.n_items, "fitted_on": engine.model.fitted_on}})
+    log.info(
+        "loaded",
+        extra={
+            "fields": {
+                "bundle": engine.key,
+                "items": engine.model.snapshot.n_items,
+                "fitted_on": engine.model.fitted_on,
+            }
+        },
+    )
     config = uvicorn.Config(
         create_app(engine), settings.host, settings.port, log_config=None, access_log=False, server_header=False,
         timeout_graceful_shutdown=settings.drain_s,
     )  # fmt: skip
-    for stop in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises a signal again once it has stopped in good order: that is no failure
+    for stop in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # uvicorn raises a signal again once it has stopped in good order: that is no failure
         signal.signal(stop, lambda *_: None)
     uvicorn.Server(config).run()

@@ -52,19 +52,26 @@ class _Predictor:
     """One worker of the batch inference: the model is loaded once."""
 
     def __init__(self, bundle: str, k: int, mode: str, exclude_seen: bool):
-        from genrec.recommender import Recommender
+        from genrec.inference.recommender import Recommender
 
         self.model, self.options = Recommender.load(bundle), (k, mode, exclude_seen)
 
     def __call__(self, batch: Any) -> Any:
-        from genrec.predict import request_table
+        from genrec.inference.predict import request_table
 
         table, histories = request_table(pl.from_arrow(batch), "requests")
         return self.model.predictions(table, self.model.requests(table, histories), *self.options).to_arrow()
 
 
 def predict_folder(
-    bundle: Path, requests: Path, output: Path, k: int = 100, mode: str = "fused", exclude_seen: bool = True, workers: int = 2, batch_size: int = 2048
+    bundle: Path,
+    requests: Path,
+    output: Path,
+    k: int = 100,
+    mode: str = "fused",
+    exclude_seen: bool = True,
+    workers: int = 2,
+    batch_size: int = 2048,
 ) -> int:
     """Answer every request of a folder of Parquet files (the columns of ``genrec predict``) into a folder of Parquet files; returns the rows written.
 
@@ -77,6 +84,8 @@ def predict_folder(
         raise UserError(f"{output}: is not empty; name another folder")
     arguments = {"bundle": str(bundle), "k": k, "mode": mode, "exclude_seen": exclude_seen}
     table = data.read_parquet(str(requests.resolve()))
-    answers = table.map_batches(_Predictor, fn_constructor_kwargs=arguments, batch_size=batch_size, batch_format="pyarrow", concurrency=workers)
+    answers = table.map_batches(
+        _Predictor, fn_constructor_kwargs=arguments, batch_size=batch_size, batch_format="pyarrow", concurrency=workers
+    )
     answers.write_parquet(str(output.resolve()))
     return pl.scan_parquet(str(output / "*.parquet")).select(pl.len()).collect().item()

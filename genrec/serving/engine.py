@@ -11,12 +11,12 @@ from typing import Any
 
 import polars as pl
 
-from genrec.artifacts import MANIFEST, read_json
+from genrec.artifacts.folders import MANIFEST, read_json
 from genrec.errors import UserError
-from genrec.recommender import Answer, Recommender
-from genrec.serving.bundle import is_bundle
-from genrec.serving.living import Added
-from genrec.serving.questions import Question
+from genrec.inference.bundle import is_bundle
+from genrec.inference.recommender import Answer, Recommender
+from genrec.inference.requests import RecommendationRequest
+from genrec.inference.snapshot import AddedItemIds
 from genrec.serving.settings import ServeSettings
 from genrec.serving.store import Store, open_store
 
@@ -33,7 +33,7 @@ class Engine:
         self._replay(self.model)
         self.key = self._key()
 
-    def ask(self, questions: Sequence[Question]) -> list[list[Answer] | UserError]:
+    def ask(self, questions: Sequence[RecommendationRequest]) -> list[list[Answer] | UserError]:
         """Answers in order; a mistake of one question is its own result and spoils no other."""
         model = self.model
         try:
@@ -57,7 +57,7 @@ class Engine:
             _return_memory()
         return key
 
-    def add_items(self, items: Sequence[Mapping[str, Any]]) -> Added:
+    def add_items(self, items: Sequence[Mapping[str, Any]]) -> AddedItemIds:
         """Add items, durable when this returns; see ``Recommender.add_items``."""
         with self._changing:
             added = self.model.add_items(items)
@@ -78,12 +78,17 @@ class Engine:
     def _load(self) -> Recommender:
         model = Recommender.load(self.settings.bundle, store=self.store)
         # The first pass of each kind allocates and compiles; no request should wait for that.
-        model.ask([Question(history=[model.shelf.item_ids[0]]), Question(query="warm up", exclude_seen=False)])
+        model.ask(
+            [
+                RecommendationRequest(history=[model.snapshot.item_ids[0]]),
+                RecommendationRequest(query="warm up", exclude_seen=False),
+            ]
+        )
         return model
 
     def _replay(self, model: Recommender) -> None:
         changes = self.store.changed_items()
-        known = model.shelf.index
+        known = model.snapshot.index
         new = [columns for item, columns in changes.items() if columns is not None and item not in known]
         if new:
             model.add_items(pl.DataFrame(new, infer_schema_length=None))

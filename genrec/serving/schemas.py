@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from genrec.serving.questions import Diversity, Filters, Question
+from genrec.inference.requests import Diversity, Filters, RecommendationRequest
 from genrec.serving.store import StoredEvent
 
 MAX_HISTORY = 1000
@@ -36,7 +36,9 @@ class HistoryEvent(_Body):
 class FilterBody(_Body):
     """What an answer may hold."""
 
-    category: list[Id] | None = Field(None, max_length=100, description="Any of these, at any depth of an item's category path.")
+    category: list[Id] | None = Field(
+        None, max_length=100, description="Any of these, at any depth of an item's category path."
+    )
     in_stock: list[Id] | None = Field(None, max_length=MAX_IDS, description="Only these items.")
     blocked: list[Id] | None = Field(None, max_length=MAX_IDS, description="None of these items.")
 
@@ -52,7 +54,9 @@ class Person(_Body):
     """Who asks: a stored user, a history sent along (it stands in place of the stored one), or nobody."""
 
     user_id: Id | None = None
-    history: list[Id | HistoryEvent] | None = Field(None, max_length=MAX_HISTORY, description="Item ids or events, oldest first.")
+    history: list[Id | HistoryEvent] | None = Field(
+        None, max_length=MAX_HISTORY, description="Item ids or events, oldest first."
+    )
     timestamp: Seconds | None = None
 
     def events(self) -> list[str | dict] | None:
@@ -68,18 +72,22 @@ class _Listing(Person):
     filters: FilterBody | None = None
     diversity: DiversityBody | None = None
 
-    def question(self, query: str | None, exclude_seen: bool) -> Question:
+    def question(self, query: str | None, exclude_seen: bool) -> RecommendationRequest:
         """The question behind the body."""
         filters = None if self.filters is None else Filters(**self.filters.model_dump())
         diversity = None if self.diversity is None else Diversity(**self.diversity.model_dump())
-        return Question(self.user_id, self.events(), query, self.k, self.mode, exclude_seen, self.timestamp, filters, diversity)
+        return RecommendationRequest(
+            self.user_id, self.events(), query, self.k, self.mode, exclude_seen, self.timestamp, filters, diversity
+        )
 
 
 class RecommendBody(_Listing):
     """What does this person want next?"""
 
     exclude_seen: bool = True
-    model_config = ConfigDict(json_schema_extra={"examples": [{"history": ["item-1", "item-2"], "k": 5}, {"user_id": "u1", "k": 10}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"history": ["item-1", "item-2"], "k": 5}, {"user_id": "u1", "k": 10}]}
+    )
 
 
 class SearchBody(_Listing):
@@ -96,12 +104,16 @@ class RankBody(Person):
     candidates: list[Id] = Field(min_length=1, max_length=1000)
     query: Text | None = None
     mode: Mode = "fused"
-    model_config = ConfigDict(json_schema_extra={"examples": [{"candidates": ["item-1", "item-2", "item-3"], "history": ["item-4"]}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"candidates": ["item-1", "item-2", "item-3"], "history": ["item-4"]}]}
+    )
 
-    def question(self) -> Question:
+    def question(self) -> RecommendationRequest:
         """The question behind the body."""
         chosen = tuple(dict.fromkeys(self.candidates))
-        return Question(self.user_id, self.events(), self.query, len(chosen), self.mode, False, self.timestamp, candidates=chosen)
+        return RecommendationRequest(
+            self.user_id, self.events(), self.query, len(chosen), self.mode, False, self.timestamp, candidates=chosen
+        )
 
 
 class ExplainBody(Person):
@@ -109,7 +121,9 @@ class ExplainBody(Person):
 
     item_id: Id
     query: Text | None = None
-    model_config = ConfigDict(json_schema_extra={"examples": [{"item_id": "item-3", "history": ["item-1"], "query": "warm scarf"}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"item_id": "item-3", "history": ["item-1"], "query": "warm scarf"}]}
+    )
 
 
 class WalkBody(Person):
@@ -136,7 +150,9 @@ class EventsBody(_Body):
     """Events to remember; durable once acknowledged, and read by the very next answer."""
 
     events: list[EventBody] = Field(min_length=1, max_length=MAX_HISTORY)
-    model_config = ConfigDict(json_schema_extra={"examples": [{"events": [{"user_id": "u1", "item_id": "item-1", "action": "click"}]}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"events": [{"user_id": "u1", "item_id": "item-1", "action": "click"}]}]}
+    )
 
 
 class ItemBody(_Body):
@@ -154,7 +170,11 @@ class ItemsBody(_Body):
     """Items to add: encoded with the fixed codebooks and visible at once."""
 
     items: list[ItemBody] = Field(min_length=1, max_length=MAX_ITEMS)
-    model_config = ConfigDict(json_schema_extra={"examples": [{"items": [{"item_id": "new-1", "title": "Blue wool scarf", "category": ["Scarves"]}]}]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"items": [{"item_id": "new-1", "title": "Blue wool scarf", "category": ["Scarves"]}]}]
+        }
+    )
 
 
 class Item(BaseModel):

@@ -29,7 +29,15 @@ class ServeSettings:
     threads: int = 0  # of torch; 0: one fewer than there are cores, at least 1
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "queue", "time_budget_ms", "change_budget_ms", "max_body_bytes", "max_depth", "body_timeout_ms"):
+        for name in (
+            "max_batch",
+            "queue",
+            "time_budget_ms",
+            "change_budget_ms",
+            "max_body_bytes",
+            "max_depth",
+            "body_timeout_ms",
+        ):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')}: must be above 0, is {getattr(self, name)}")
         for name in ("batch_wait_ms", "drain_s", "threads"):

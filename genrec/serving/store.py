@@ -79,7 +79,9 @@ class SqliteStore:
             connection = self._connection()
             found = connection.execute("PRAGMA user_version").fetchone()[0]
             if found > STORE_FORMAT:
-                raise UserError(f"{path} is an event store of format {found}, this genrec reads up to {STORE_FORMAT}; install a newer genrec")
+                raise UserError(
+                    f"{path} is an event store of format {found}, this genrec reads up to {STORE_FORMAT}; install a newer genrec"
+                )
             connection.executescript(_TABLES)
             connection.execute(f"PRAGMA user_version = {STORE_FORMAT}")
         except (sqlite3.DatabaseError, OSError) as error:
@@ -195,7 +197,11 @@ class RedisStore:
         named = [one for one in ids if one is not None]
         known = set()
         if named:
-            known = {one for one, found in zip(named, self.client.hmget(f"{self.prefix}:ids", named), strict=True) if found is not None}
+            known = {
+                one
+                for one, found in zip(named, self.client.hmget(f"{self.prefix}:ids", named), strict=True)
+                if found is not None
+            }
         result = []
         for one in ids:
             result.append(one not in known)
@@ -211,7 +217,9 @@ class RedisStore:
             found = batch.execute()
         rows = []
         for kept in found:
-            events = sorted((json.loads(event) for event in kept), key=lambda event: event["timestamp"])  # stable: ties as they came
+            events = sorted(
+                (json.loads(event) for event in kept), key=lambda event: event["timestamp"]
+            )  # stable: ties as they came
             rows += [tuple(event[name] for name in SCHEMA) for event in events[-self.limit :]]
         return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
@@ -233,7 +241,9 @@ class RedisStore:
 
     def changed_items(self) -> dict[str, dict[str, Any] | None]:
         """See ``Store``."""
-        return {item.decode(): json.loads(columns) for item, columns in self.client.hgetall(f"{self.prefix}:items").items()}
+        return {
+            item.decode(): json.loads(columns) for item, columns in self.client.hgetall(f"{self.prefix}:items").items()
+        }
 
     def close(self) -> None:
         """Close the connections."""

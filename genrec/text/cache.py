@@ -31,7 +31,9 @@ class VectorCache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"text.cache: {folder} cannot be made ({error.strerror}); name a folder that can be written") from error
+            raise UserError(
+                f"text.cache: {folder} cannot be made ({error.strerror}); name a folder that can be written"
+            ) from error
         self._shards: list[np.ndarray] = []
         self._index = np.zeros((0, 4), np.uint64)  # first key, second key, shard, row; sorted by first key
         self._seen: set[str] = set()
@@ -62,7 +64,9 @@ class VectorCache:
             _write(self.folder / f"vectors-{name}.npy", np.asarray(vectors, np.float32))
             _write(self.folder / f"keys-{name}.npy", keys)
         except OSError as error:
-            raise UserError(f"text.cache: {self.folder} cannot be written ({error.strerror}); name another folder or make room") from error
+            raise UserError(
+                f"text.cache: {self.folder} cannot be written ({error.strerror}); name another folder or make room"
+            ) from error
         self._read_new_shards()
 
     def _read_new_shards(self) -> None:
@@ -73,12 +77,16 @@ class VectorCache:
             self._seen.add(path.name)
             try:
                 keys = np.load(path, allow_pickle=False)
-                vectors = np.load(path.with_name(path.name.replace("keys", "vectors", 1)), mmap_mode="r", allow_pickle=False)
+                vectors = np.load(
+                    path.with_name(path.name.replace("keys", "vectors", 1)), mmap_mode="r", allow_pickle=False
+                )
             except (OSError, ValueError):  # a shard cut short by a full disk: its texts are encoded again
                 continue
             if keys.shape != (len(vectors), 2) or vectors.shape[1:] != (self.dim,):
                 continue
-            place = np.column_stack([np.full(len(keys), len(self._shards), np.uint64), np.arange(len(keys), dtype=np.uint64)])
+            place = np.column_stack(
+                [np.full(len(keys), len(self._shards), np.uint64), np.arange(len(keys), dtype=np.uint64)]
+            )
             parts.append(np.column_stack([keys, place]))
             self._shards.append(vectors)
         if len(parts) > 1:

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from genrec.artifacts import fingerprint, read_json, write_json
-from genrec.config import to_dict
-from genrec.config_schema import TextConfig
+from genrec.artifacts.folders import fingerprint, read_json, write_json
+from genrec.config.load import to_dict
+from genrec.config.schema import TextConfig
 from genrec.data.words import SPACELESS, TOKEN_PATTERN
 from genrec.errors import UserError
 
@@ -67,7 +67,9 @@ class TextEncoder(ABC):
 
             encoder = TransformerEncoder.read(description, folder, cache)
         else:
-            raise UserError(f"{folder / DESCRIPTION}: encoder '{kind}' is unknown to this genrec; run genrec tokenize again")
+            raise UserError(
+                f"{folder / DESCRIPTION}: encoder '{kind}' is unknown to this genrec; run genrec tokenize again"
+            )
         return ProjectedEncoder.read(encoder, folder) if description.get("projected") else encoder
 
 

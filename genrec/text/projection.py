@@ -92,17 +92,26 @@ def training_pairs(dataset: Dataset) -> tuple[Pairs, Pairs]:
     """
     owner = np.repeat(np.arange(dataset.n_users), np.diff(dataset.offsets))
     train = np.asarray(dataset.split) == TRAIN
-    items, queries = np.asarray(dataset.items)[train].astype(np.int64), np.asarray(dataset.queries)[train].astype(np.int64)
+    items, queries = (
+        np.asarray(dataset.items)[train].astype(np.int64),
+        np.asarray(dataset.queries)[train].astype(np.int64),
+    )
     asked = queries >= 0
     searched = np.unique(np.column_stack([queries[asked], items[asked]]), axis=0)
     next_to = (owner[train][1:] == owner[train][:-1]) & (items[1:] != items[:-1])
     moves = np.column_stack([items[:-1][next_to], items[1:][next_to]])
     shape = (dataset.n_items,) * 2
     counts = (
-        sp.coo_matrix((np.ones(len(moves)), (moves.min(1, initial=dataset.n_items), moves.max(1, initial=0))), shape=shape).tocsr().tocoo()
+        sp.coo_matrix(
+            (np.ones(len(moves)), (moves.min(1, initial=dataset.n_items), moves.max(1, initial=0))), shape=shape
+        )
+        .tocsr()
+        .tocoo()
     )
     strong = counts.data > 1 if (counts.data > 1).any() else counts.data > 0
-    return Pairs(searched[:, 0], searched[:, 1]), Pairs(counts.row[strong].astype(np.int64), counts.col[strong].astype(np.int64))
+    return Pairs(searched[:, 0], searched[:, 1]), Pairs(
+        counts.row[strong].astype(np.int64), counts.col[strong].astype(np.int64)
+    )
 
 
 def fit_projection(
@@ -117,7 +126,8 @@ def fit_projection(
     rng = np.random.default_rng(seed)
     tables = (torch.from_numpy(query_vectors), torch.from_numpy(item_vectors))
     kinds = [
-        (tables[0], pairs) if kind == "searched" else (tables[1], pairs) for kind, pairs in (("searched", searched), ("together", together))
+        (tables[0], pairs) if kind == "searched" else (tables[1], pairs)
+        for kind, pairs in (("searched", searched), ("together", together))
     ]
     parts = []
     for left_table, pairs in kinds:
@@ -141,7 +151,9 @@ def fit_projection(
             losses = []
             for left_table, _, held in parts:
                 chunks = np.array_split(np.arange(len(held)), max(1, len(held) // BATCH))
-                losses.append(np.mean([float(_loss(weight, left_table, tables[1], held.take(rows))) for rows in chunks]))
+                losses.append(
+                    np.mean([float(_loss(weight, left_table, tables[1], held.take(rows))) for rows in chunks])
+                )
             return float(np.mean(losses))
 
     before = best = held_out()

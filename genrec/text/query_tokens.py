@@ -36,7 +36,9 @@ def hashed_tokens(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """
     if not len(texts):  # most requests have no query, and a table engine takes a millisecond to find nothing
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    table = pl.DataFrame({"row": np.arange(len(texts), dtype=np.int64), "text": pl.Series(list(texts), dtype=pl.String)})
+    table = pl.DataFrame(
+        {"row": np.arange(len(texts), dtype=np.int64), "text": pl.Series(list(texts), dtype=pl.String)}
+    )
     table = table.with_columns(pl.col("text").str.normalize("NFKC").str.to_lowercase())
     words = _found(table, TOKEN_PATTERN)
     distinct, place = _distinct(words["word"])
@@ -53,7 +55,11 @@ def _found(table: pl.DataFrame, pattern: str) -> pl.DataFrame:
 def _distinct(words: pl.Series) -> tuple[pl.Series, np.ndarray]:
     """Distinct words, and each word's place among them."""
     distinct = words.unique(maintain_order=True)
-    place = words.replace_strict(distinct, np.arange(len(distinct)), return_dtype=pl.Int64) if len(words) else pl.Series([], dtype=pl.Int64)
+    place = (
+        words.replace_strict(distinct, np.arange(len(distinct)), return_dtype=pl.Int64)
+        if len(words)
+        else pl.Series([], dtype=pl.Int64)
+    )
     return distinct, place.to_numpy()
 
 
@@ -62,7 +68,10 @@ def _ngrams(words: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     rows, found = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     spaceless = pl.col("word").str.contains(rf"^[{SPACELESS}]")
     marked = pl.concat_str(pl.lit("<"), "word", pl.lit(">")).alias("word")
-    for part, lengths in ((words.filter(~spaceless).with_columns(marked), NGRAMS), (words.filter(spaceless), SPACELESS_NGRAMS)):
+    for part, lengths in (
+        (words.filter(~spaceless).with_columns(marked), NGRAMS),
+        (words.filter(spaceless), SPACELESS_NGRAMS),
+    ):
         letters = np.frombuffer("".join(part["word"]).encode("utf-32-le"), np.uint32).astype(np.uint64)
         count = part["word"].str.len_chars().to_numpy().astype(np.int64)
         left = np.repeat(np.cumsum(count), count) - np.arange(len(letters))  # letters from here to the word's end

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import CountVectorizer
 
-from genrec.artifacts import read_json
+from genrec.artifacts.folders import read_json
 from genrec.errors import UserError
 from genrec.text.encoder import TOKEN_PATTERN, TextEncoder, unit
 
@@ -82,7 +82,9 @@ class TfidfEncoder(TextEncoder):
         return self.words.vocabulary
 
     @classmethod
-    def fit(cls, texts: Sequence[str], dim: int, max_features: int, min_df: int, seed: int, character_share: float = 0.0) -> TfidfEncoder:
+    def fit(
+        cls, texts: Sequence[str], dim: int, max_features: int, min_df: int, seed: int, character_share: float = 0.0
+    ) -> TfidfEncoder:
         """Fit on item texts. ``dim`` shrinks to what the texts can carry; texts without words give one constant dimension."""
         if len(texts) > FIT_TEXTS:
             chosen = np.sort(np.random.default_rng(seed).choice(len(texts), FIT_TEXTS, replace=False))
@@ -122,8 +124,12 @@ class TfidfEncoder(TextEncoder):
     def save(self, folder: Path) -> None:
         super().save(folder)
         kinds = [terms for terms in (self.words, self.characters) if terms]
-        (folder / "vocabulary.json").write_text(json.dumps({terms.kind: terms.vocabulary for terms in kinds}, ensure_ascii=False))
-        arrays = {"components": np.ascontiguousarray(self.components)} | {f"idf.{terms.kind}": terms.idf for terms in kinds}
+        (folder / "vocabulary.json").write_text(
+            json.dumps({terms.kind: terms.vocabulary for terms in kinds}, ensure_ascii=False)
+        )
+        arrays = {"components": np.ascontiguousarray(self.components)} | {
+            f"idf.{terms.kind}": terms.idf for terms in kinds
+        }
         save_file(arrays, folder / "text.safetensors")
 
     @classmethod

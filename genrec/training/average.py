@@ -17,7 +17,10 @@ class Average:
     def __init__(self, network: nn.Module, decay: float, kept: dict[str, Tensor] | None = None):
         """``kept``: the ``values`` to go on from; by default the weights as they are."""
         self.network, self.decay = network, decay
-        self.values = {name: (weight.detach() if kept is None else kept[name].to(weight)).clone() for name, weight in self._learnt()}
+        self.values = {
+            name: (weight.detach() if kept is None else kept[name].to(weight)).clone()
+            for name, weight in self._learnt()
+        }
         self.aside: dict[str, Tensor] | None = None  # the network's own weights while the average stands in for them
 
     def _learnt(self) -> Iterator[tuple[str, nn.Parameter]]:

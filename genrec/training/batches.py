@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genrec.config_schema import TrainingConfig
+from genrec.config.schema import TrainingConfig
 from genrec.data.augment import Shuffle
 from genrec.data.dataset import Dataset
 from genrec.data.sequences import Windows
@@ -31,7 +31,9 @@ class Part:
 
     batch: Batch
     share: float
-    teacher: Batch | None = None  # the same requests with their items' keywords behind the queries, for self-distillation
+    teacher: Batch | None = (
+        None  # the same requests with their items' keywords behind the queries, for self-distillation
+    )
 
 
 def request_counts(
@@ -51,7 +53,11 @@ def request_counts(
         searched = np.concatenate([[0], np.cumsum(asked)])
         in_window = searched[stop - low] - searched[first - low]
         # A user's first event is no recommendation: nothing was seen before it. Without ``same_time`` that is all of the first second.
-        unseen = start + 1 if same_time else np.minimum(_second_ends(np.asarray(data.timestamps[low:high]))[start - low] + low, stop)
+        unseen = (
+            start + 1
+            if same_time
+            else np.minimum(_second_ends(np.asarray(data.timestamps[low:high]))[start - low] + low, stop)
+        )
         from_here = np.maximum(first, unseen)
         plain = targets[stop - low] - targets[from_here - low] if level else stop - from_here
         if not recommend_searches:
@@ -71,7 +77,9 @@ def step_seed(seed: int, epoch: int, place: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, place, rank + 1]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def epoch_batches(windows: Windows, batch_size: int, seed: int, epoch: int, counts: np.ndarray | None = None) -> list[np.ndarray]:
+def epoch_batches(
+    windows: Windows, batch_size: int, seed: int, epoch: int, counts: np.ndarray | None = None
+) -> list[np.ndarray]:
     """Batches of window rows, by length inside each, that depend only on seed and epoch.
 
     ``counts`` (W,) is the number of requests of each window; windows without one are left out.
@@ -106,7 +114,12 @@ class EpochLoader:
     ):  # fmt: skip
         """``recommends``: learn recommendations; ``pairs``: windows in a step where searches see no history (0: they do); ``distil``: make teachers."""
         self.data, self.windows, self.counts, self.collator, self.searches = data, windows, counts, collator, searches
-        self.recommends, self.cold_searches, self.distil, self.same_time = recommends, pairs > 0, distil, training.same_time
+        self.recommends, self.cold_searches, self.distil, self.same_time = (
+            recommends,
+            pairs > 0,
+            distil,
+            training.same_time,
+        )
         self.batches = epoch_batches(windows, pairs or training.batch_size, seed, epoch, counts)
         self.recommend_searches = recommends_searches(data, searches)
         self.epoch, self.rank, self.world, self.parts = epoch, rank, world, training.accumulate or 1

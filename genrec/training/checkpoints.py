@@ -19,8 +19,8 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.plugins.io import CheckpointIO
 from safetensors.torch import save_file
 
-from genrec.artifacts import atomic_folder, open_artifact
-from genrec.config_schema import TrainingConfig
+from genrec.artifacts.folders import atomic_folder, open_artifact
+from genrec.config.schema import TrainingConfig
 from genrec.errors import UserError
 from genrec.training.distributed import gather, rank_and_world
 
@@ -34,12 +34,20 @@ LOOK_EVERY = 10  # steps between two looks at the clock where several processes 
 class FolderIO(CheckpointIO):
     """Lightning's checkpoint ``FOLDER/state.ckpt`` as an artefact folder."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: dict | None = None) -> None:
-        info = {"epoch": checkpoint["epoch"], "step": checkpoint["global_step"], "best": checkpoint["callbacks"]["Checkpoints"]["best"]}
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: dict | None = None
+    ) -> None:
+        info = {
+            "epoch": checkpoint["epoch"],
+            "step": checkpoint["global_step"],
+            "best": checkpoint["callbacks"]["Checkpoints"]["best"],
+        }
         with atomic_folder(Path(path).parent, KIND, "", info) as folder:
             torch.save(checkpoint, folder / STATE)
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         open_artifact(Path(path).parent, KIND, verify=True)
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
@@ -105,7 +113,9 @@ class Checkpoints(Checkpoint):
             if isinstance(stopper, EarlyStopping) and stopper.wait_count >= stopper.patience:
                 trainer.should_stop = True
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
         parts = trainer.accumulate_grad_batches
         whole = (index + 1) % parts == 0
         step = trainer.global_step if whole else trainer.global_step + 1
@@ -134,7 +144,9 @@ class Checkpoints(Checkpoint):
         return step % LOOK_EVERY == 0 and gather(late)[0]
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._row(trainer, {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")})
+        self._row(
+            trainer, {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        )
         quality = float(trainer.callback_metrics["val/quality"])
         quality = -1.0 if math.isnan(quality) else quality
         if quality > self.quality:

@@ -13,14 +13,16 @@ from functools import cached_property
 
 import numpy as np
 
-from genrec.config_schema import Config, TrainingConfig
+from genrec.config.schema import Config, TrainingConfig
 from genrec.data.dataset import Dataset
 from genrec.data.sequences import Windows, make_windows
 from genrec.model.collate import Collator
 from genrec.training.batches import EpochLoader, ItemLoader, recommends_searches, request_counts
 
-TRUNK_EPOCHS, DECODER_EPOCHS, SASREC_EPOCHS = (4, 20), (2, 8), (8, 30)  # fewest and most by rule
-FULL_EVENTS = 200_000  # up to so many training events the most; Amazon Beauty (154,000) still rises after 8 of 20 epochs
+BACKBONE_EPOCHS, DECODER_EPOCHS, SASREC_EPOCHS = (4, 20), (2, 8), (8, 30)  # fewest and most by rule
+FULL_EVENTS = (
+    200_000  # up to so many training events the most; Amazon Beauty (154,000) still rises after 8 of 20 epochs
+)
 ALIGN, CO_OCCUR, PERSONALISE = "align", "co-occur", "personalise"
 
 
@@ -43,7 +45,16 @@ def stage_name(training: TrainingConfig, epoch: int) -> str:
 class Curriculum:
     """The loaders of one training's epochs. ``searches`` and ``recommends``: what is learnt of an event."""
 
-    def __init__(self, dataset: Dataset, collator: Collator, config: Config, last: int, searches: bool, recommends: bool, distil: bool):
+    def __init__(
+        self,
+        dataset: Dataset,
+        collator: Collator,
+        config: Config,
+        last: int,
+        searches: bool,
+        recommends: bool,
+        distil: bool,
+    ):
         """``last``: the split up to which events are learnt from. ``collator`` must know the items' texts where ``align_epochs`` is above 0."""
         self.dataset, self.collator, self.training, self.seed = dataset, collator, config.training, config.seed
         self.searches, self.recommends, self.distil = searches, recommends, distil
@@ -70,7 +81,9 @@ class Curriculum:
         stage = stage_name(self.training, epoch)
         if stage == ALIGN:
             rows = self.collator.described
-            return ItemLoader(rows, int(self.counts.sum()), self.steps, self.collator, self.training, self.seed, epoch, rank, world)
+            return ItemLoader(
+                rows, int(self.counts.sum()), self.steps, self.collator, self.training, self.seed, epoch, rank, world
+            )
         windows, counts, pairs = self.windows, self.counts, 0
         if stage == CO_OCCUR:
             windows, counts = self._pairs

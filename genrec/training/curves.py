@@ -19,7 +19,9 @@ def plot_curves(curves: list[dict], path: Path) -> None:
         for name in (name for name in names if name.startswith(group)):
             points = [(row["step"], row[name]) for row in curves if row.get(name) is not None]
             axes.plot(*zip(*points, strict=True), marker=".", label=name.removeprefix(group))
-        axes.set(xlabel="step", title={"train/": "training loss", "val/": "validation, already-had items removed"}[group])
+        axes.set(
+            xlabel="step", title={"train/": "training loss", "val/": "validation, already-had items removed"}[group]
+        )
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=120)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genrec.config_schema import TrainingConfig
+from genrec.config.schema import TrainingConfig
 from genrec.model.code_decoder import node_means
 from genrec.model.network import Batch, Encoded, GenerativeRecommender
-from genrec.objectives.hard_negatives import contrast, mined, shown_in_vain
+from genrec.objectives.hard_negatives import contrast, ignored_impressions, mined
 from genrec.objectives.progressive import multi_label_loss, prefix_loss, step_levels, step_stages
 from genrec.objectives.ranking import listwise, pairwise, pointwise
 from genrec.objectives.retrieval import full_softmax
@@ -17,19 +17,33 @@ ROUNDING = 1e-4  # of a score that was summed in another order
 
 
 def hard_items(
-    network: GenerativeRecommender, batch: Batch, encoded: Encoded, row: Tensor, lane: Tensor, requests: Tensor, count: int, among: Tensor | None = None
+    network: GenerativeRecommender,
+    batch: Batch,
+    encoded: Encoded,
+    row: Tensor,
+    lane: Tensor,
+    requests: Tensor,
+    count: int,
+    among: Tensor | None = None,
 ) -> Tensor:
     """Hard negatives (N, count) of the requests at ``row``, ``lane`` (N,) with unit vectors ``requests`` (N, dim); -1 for none.
 
     ``among`` (n,): ids of the items that may be mined; None for all.
     """
     if batch.shown is not None:
-        return shown_in_vain(batch.shown, row, count, len(batch.items), len(encoded.items))
+        return ignored_impressions(batch.shown, row, count, len(batch.items), len(encoded.items))
     return _mined(network, batch, encoded, row, lane, requests, count, among)[0]
 
 
 def _mined(
-    network: GenerativeRecommender, batch: Batch, encoded: Encoded, row: Tensor, lane: Tensor, requests: Tensor, count: int, among: Tensor | None
+    network: GenerativeRecommender,
+    batch: Batch,
+    encoded: Encoded,
+    row: Tensor,
+    lane: Tensor,
+    requests: Tensor,
+    count: int,
+    among: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     # Padding and what is not visible yet point at the target, which is left out anyway.
     targets = batch.targets[row, lane]
@@ -37,14 +51,24 @@ def _mined(
     return mined(requests.detach(), network.item_index(encoded.items).detach(), targets, known, count, among)
 
 
-def hard_contrast(network: GenerativeRecommender, batch: Batch, encoded: Encoded, live: Tensor, requests: Tensor, count: int, among: Tensor | None = None) -> Tensor:
+def hard_contrast(
+    network: GenerativeRecommender,
+    batch: Batch,
+    encoded: Encoded,
+    live: Tensor,
+    requests: Tensor,
+    count: int,
+    among: Tensor | None = None,
+) -> Tensor:
     """InfoNCE of the targets of ``live`` (B, R) against hard negatives; ``requests`` (N, dim) their unit vectors."""
     row, lane = live.nonzero(as_tuple=True)
     hard = hard_items(network, batch, encoded, row, lane, requests, count, among)
     return contrast(requests, network.item_index(encoded.items), batch.targets[live], hard)
 
 
-def progressive_loss(network: GenerativeRecommender, batch: Batch, encoded: Encoded, live: Tensor, settings: TrainingConfig) -> Tensor:
+def progressive_loss(
+    network: GenerativeRecommender, batch: Batch, encoded: Encoded, live: Tensor, settings: TrainingConfig
+) -> Tensor:
     """The mean over reasoning steps of what each has to learn; see ``genrec/objectives/progressive.py``."""
     steps = encoded.blocks[1:]
     if settings.progressive == "codes":
@@ -83,7 +107,12 @@ def _by_codes(network: GenerativeRecommender, batch: Batch, encoded: Encoded, li
 
 
 def ranking_loss(
-    network: GenerativeRecommender, batch: Batch, encoded: Encoded, live: Tensor, settings: TrainingConfig, among: Tensor | None = None
+    network: GenerativeRecommender,
+    batch: Batch,
+    encoded: Encoded,
+    live: Tensor,
+    settings: TrainingConfig,
+    among: Tensor | None = None,
 ) -> Tensor:
     """Of the candidates that were shown, where the log says so; else of each target among random and mined items."""
     if network.config.stages:
@@ -118,7 +147,13 @@ def ranking_loss(
 
 
 def drawn_candidates(
-    network: GenerativeRecommender, batch: Batch, encoded: Encoded, row: Tensor, lane: Tensor, settings: TrainingConfig, among: Tensor | None = None
+    network: GenerativeRecommender,
+    batch: Batch,
+    encoded: Encoded,
+    row: Tensor,
+    lane: Tensor,
+    settings: TrainingConfig,
+    among: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Item ids (N, 1 + random + hard), all but the first of ``among`` (None: all): the target first, -1 where a random item is the target.
 

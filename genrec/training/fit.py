@@ -21,40 +21,49 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from safetensors.torch import load_file, save_file
 
-from genrec.artifacts import atomic_folder, fingerprint, is_current, open_artifact, write_json
-from genrec.config import to_dict
-from genrec.config_schema import Config, TrainingConfig
-from genrec.data.anchors import company, shelf, taken_after
+from genrec.artifacts.folders import atomic_folder, fingerprint, is_current, open_artifact, write_json
+from genrec.catalogue.semantic_ids import SemanticIds
+from genrec.config.load import to_dict
+from genrec.config.schema import Config, TrainingConfig
 from genrec.data.dataset import TRAIN, VALID, Dataset, Requests
-from genrec.data.shown import ShownRequests, shown_requests, stage_places
-from genrec.decoding.evidence import category_levels, item_codes
-from genrec.decoding.ranker import seen_mask
+from genrec.data.impressions import ImpressionLog, load_impressions, stage_indices
 from genrec.errors import UserError
 from genrec.model.anchors import SPARE, AnchorTables
-from genrec.model.collate import Collator, QueryFeatures, request_batches, shown_windows
+from genrec.model.collate import Collator, QueryFeatures, impression_windows, request_batches
 from genrec.model.network import Batch, GenerativeRecommender
 from genrec.model.sasrec import SASRec
 from genrec.model.saved import KIND, build_network
 from genrec.model.size import step_flops
-from genrec.semantic_ids.tokenize import SemanticIds
+from genrec.ranking.features import category_levels, item_codes
+from genrec.ranking.ranker import seen_mask
+from genrec.retrieval.neighbours import cooccurrence_neighbours, items_after_words, top_of_category_and_brand
 from genrec.text.encoder import item_texts
 from genrec.text.query_tokens import WORD_BUCKETS, hashed_tokens, readable
 from genrec.training import checkpoints
 from genrec.training.batches import EpochLoader
 from genrec.training.checkpoints import Checkpoints
-from genrec.training.curriculum import DECODER_EPOCHS, SASREC_EPOCHS, TRUNK_EPOCHS, Curriculum, epochs_by_size
+from genrec.training.curriculum import BACKBONE_EPOCHS, DECODER_EPOCHS, SASREC_EPOCHS, Curriculum, epochs_by_size
 from genrec.training.curves import plot_curves
 from genrec.training.distributed import join, launched, leader_first, on_gpu, rank_and_world
 from genrec.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
 TRAIN_VERSION = 6
-EPOCHS = {"genrec": TRUNK_EPOCHS, "sasrec": SASREC_EPOCHS}
+EPOCHS = {"genrec": BACKBONE_EPOCHS, "sasrec": SASREC_EPOCHS}
 CPU_PARTS = 4  # of a step, by rule: on a CPU padding costs as much as what is real
 # Settings that say how a network is fitted, not to what: a run stopped on one machine may go on on another.
-WITHOUT_EFFECT = ("refit", "compile", "threads", "accelerator", "devices", "strategy", "checkpoint_minutes", "checkpoint_steps")
+NON_RESULT_SETTINGS = (
+    "refit",
+    "compile",
+    "threads",
+    "accelerator",
+    "devices",
+    "strategy",
+    "checkpoint_minutes",
+    "checkpoint_steps",
+)
 # Settings of the code decoder: a network without one does not depend on them, so another decoder stands on the trunk that is there.
-OF_DECODER = (
+DECODER_SETTINGS = (
     "pointer", "decoder_layers", "node_vectors",
     "decoder_epochs", "decoder_learning_rate", "distill_weight", "distill_temperature", "generate_weight", "generate_share",
 )  # fmt: skip
@@ -70,7 +79,7 @@ class FitPlan:
     searches: bool = True
     recommends: bool = True
     network: str = "genrec"  # or sasrec, the baseline
-    trunk: Path | None = None  # a fitted model without a decoder: only the decoder is fitted, on top of it
+    backbone_folder: Path | None = None  # a fitted model without a decoder: only the decoder is fitted, on top of it
 
 
 class ValidationLoader:
@@ -81,7 +90,7 @@ class ValidationLoader:
     """
 
     def __init__(
-        self, dataset: Dataset, collator: Collator, limit: int, seed: int, shown: ShownRequests | None = None, recommends: bool = True,
+        self, dataset: Dataset, collator: Collator, limit: int, seed: int, shown: ImpressionLog | None = None, recommends: bool = True,
         searching: bool = True,
     ):  # fmt: skip
         parts, limit = [], limit or 1 << 62
@@ -103,7 +112,10 @@ class ValidationLoader:
             if limit and len(index) > limit:
                 index = np.sort(np.random.default_rng(seed).permutation(index)[:limit])
             index = index[np.argsort(shown.before[index] - dataset.offsets[:-1][shown.users[index]], kind="stable")]
-            self.shown = [collator.shown_batch(dataset, shown, index[begin : begin + 256]) for begin in range(0, len(index), 256)]
+            self.shown = [
+                collator.impression_batch(dataset, shown, index[begin : begin + 256])
+                for begin in range(0, len(index), 256)
+            ]
 
     def __len__(self) -> int:
         return len(self.chunks) + len(self.shown)
@@ -111,7 +123,12 @@ class ValidationLoader:
     def __iter__(self) -> Iterator:
         for _, chunk, batch in self.chunks:
             recommends = (chunk.request_queries < 0).all()
-            yield batch, seen_mask(chunk, self.n_items) if recommends else torch.zeros(len(chunk), self.n_items, dtype=torch.bool)
+            yield (
+                batch,
+                seen_mask(chunk, self.n_items)
+                if recommends
+                else torch.zeros(len(chunk), self.n_items, dtype=torch.bool),
+            )
         yield from ((batch, None) for batch in self.shown)
 
 
@@ -128,26 +145,30 @@ class TrainingData(L.LightningDataModule):
         super().__init__()
         self.dataset, self.settings, self.seed, self.plan = dataset, config.training, config.seed, plan
         self.allow_zero_length_dataloader_with_multiple_devices = True  # validation: more processes than requests
-        stages = stage_places(dataset, config.model.stages) if config.model.stages else None
-        distil = config.training.keyword_distill_weight > 0 and plan.searches and plan.trunk is None
+        stages = stage_indices(dataset, config.model.stages) if config.model.stages else None
+        distil = config.training.keyword_distill_weight > 0 and plan.searches and plan.backbone_folder is None
         self.collator = training_collator(dataset, ids, config, distil, stages)
         self.curriculum = Curriculum(dataset, self.collator, config, plan.last, plan.searches, plan.recommends, distil)
         self.windows = self.curriculum.windows
-        self.shown: ShownRequests | None = None
+        self.shown: ImpressionLog | None = None
         if config.model.stages and config.model.ranking:
             self._read_shown(config.model.stages, plan.last)
         if not self.curriculum.counts.any():
-            raise UserError("no training request: no user has two events before the split; give more data, or another split.kind")
+            raise UserError(
+                "no training request: no user has two events before the split; give more data, or another split.kind"
+            )
 
     def _read_shown(self, stages: list[str], last: int) -> None:
         """Make what was shown up to split ``last`` further requests of the windows."""
-        shown = shown_requests(self.dataset, stages, last)
+        shown = load_impressions(self.dataset, stages, last)
         if shown is None:
-            raise UserError("model.ranking with model.stages: the log does not say what was shown (no impressions); use model.stages=[]")
-        places = shown_windows(shown, self.windows, np.asarray(self.dataset.offsets))
+            raise UserError(
+                "model.ranking with model.stages: the log does not say what was shown (no impressions); use model.stages=[]"
+            )
+        places = impression_windows(shown, self.windows, np.asarray(self.dataset.offsets))
         keep = np.flatnonzero((shown.split <= last) & (places >= 0))
         self.shown = shown
-        self.collator.shown, self.collator.shown_windows = shown.take(keep), places[keep]
+        self.collator.shown, self.collator.impression_windows = shown.take(keep), places[keep]
         self.curriculum.counts = self.curriculum.counts + np.bincount(places[keep], minlength=len(self.windows))
         log.info("train: %d of %d shown requests are learnt from", len(keep), len(shown))
 
@@ -179,17 +200,30 @@ class TrainingData(L.LightningDataModule):
     @cached_property
     def validation(self) -> ValidationLoader:
         tasks = self.plan.recommends, self.plan.searches
-        return ValidationLoader(self.dataset, self.collator, self.settings.valid_requests, self.seed, self.shown, *tasks)
+        return ValidationLoader(
+            self.dataset, self.collator, self.settings.valid_requests, self.seed, self.shown, *tasks
+        )
 
 
-def training_collator(dataset: Dataset, ids: SemanticIds, config: Config, distil: bool, stages: np.ndarray | None = None) -> Collator:
+def training_collator(
+    dataset: Dataset, ids: SemanticIds, config: Config, distil: bool, stages: np.ndarray | None = None
+) -> Collator:
     """A collator that knows the queries, and the items' texts and keywords where the training asks for them."""
     build = lambda texts: QueryFeatures.build(texts, ids.encoder)
     texts = build(item_texts(dataset.item_table)) if config.training.align_epochs else None
     keywords = None
     if distil:
-        keywords = build([" ".join(word for word, _ in ids.words.keywords_of(item)) for item in dataset.item_table["item_id"]])
-    return Collator(config.model, build(dataset.query_texts), stages, texts=texts, keywords=keywords, target_level=dataset.target_level)
+        keywords = build(
+            [" ".join(word for word, _ in ids.words.keywords_of(item)) for item in dataset.item_table["item_id"]]
+        )
+    return Collator(
+        config.model,
+        build(dataset.query_texts),
+        stages,
+        texts=texts,
+        keywords=keywords,
+        target_level=dataset.target_level,
+    )
 
 
 class PlainProgress(Callback):
@@ -199,23 +233,38 @@ class PlainProgress(Callback):
         self.keeper = keeper
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        values = {name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("train/")}
+        values = {
+            name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("train/")
+        }
         rows = [row for row in self.keeper.rows if "train/loss" in row]
-        values |= {name: value for name, value in (rows[-1] if rows else {}).items() if name.startswith("train/") and value is not None}
-        log.info("epoch %d/%d %s", trainer.current_epoch + 1, trainer.max_epochs, " ".join(f"{k} {v:.4f}" for k, v in sorted(values.items())))
+        values |= {
+            name: value
+            for name, value in (rows[-1] if rows else {}).items()
+            if name.startswith("train/") and value is not None
+        }
+        log.info(
+            "epoch %d/%d %s",
+            trainer.current_epoch + 1,
+            trainer.max_epochs,
+            " ".join(f"{k} {v:.4f}" for k, v in sorted(values.items())),
+        )
 
 
 def model_key(config: Config, ids_key: str, plan: FitPlan) -> str:
     """The fingerprint of everything a fitted network depends on."""
-    unread = () if plan.generate else OF_DECODER
+    unread = () if plan.generate else DECODER_SETTINGS
     model = {name: value for name, value in to_dict(config.model).items() if name not in unread}
-    training = {name: value for name, value in to_dict(config.training).items() if name not in (*WITHOUT_EFFECT, *unread)}
-    what = {name: value for name, value in plan.__dict__.items() if name != "trunk"}
-    trunk = open_artifact(plan.trunk, KIND)["key"] if plan.trunk else None
-    return fingerprint(TRAIN_VERSION, ids_key, model, training, config.seed, what, trunk)
+    training = {
+        name: value for name, value in to_dict(config.training).items() if name not in (*NON_RESULT_SETTINGS, *unread)
+    }
+    what = {name: value for name, value in plan.__dict__.items() if name != "backbone_folder"}
+    backbone_folder = open_artifact(plan.backbone_folder, KIND)["key"] if plan.backbone_folder else None
+    return fingerprint(TRAIN_VERSION, ids_key, model, training, config.seed, what, backbone_folder)
 
 
-def new_network(config: Config, dataset: Dataset, ids: SemanticIds, generate: bool, kind: str = "genrec") -> GenerativeRecommender | SASRec:
+def new_network(
+    config: Config, dataset: Dataset, ids: SemanticIds, generate: bool, kind: str = "genrec"
+) -> GenerativeRecommender | SASRec:
     """A freshly initialised network; the same seed gives the same weights."""
     config = with_query_anchors(config, dataset)
     torch.manual_seed(config.seed)
@@ -230,28 +279,36 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
     if is_current(target, KIND, key):
         log.info("train: up to date (%s)", target)
         return target
-    torch.set_flush_denormal(True)  # Adam's second moments of rare rows become denormal and make steps several times slower
+    torch.set_flush_denormal(
+        True
+    )  # Adam's second moments of rare rows become denormal and make steps several times slower
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     if plan.epochs is None and not len(dataset.heldout_events("valid")):
-        raise UserError(f"split.kind={config.split.kind}: no validation event; users need at least 3 events, or use split.kind=global-time")
+        raise UserError(
+            f"split.kind={config.split.kind}: no validation event; users need at least 3 events, or use split.kind=global-time"
+        )
     check_launch(config.training)
     join()
     config = with_query_anchors(copy.deepcopy(config), dataset)
     training = config.training
     network = new_network(config, dataset, ids, plan.generate, plan.network)
-    if network.anchor_tables is not None and not plan.trunk:
+    if network.anchor_tables is not None and not plan.backbone_folder:
         fill_anchors(network.anchor_tables, dataset, plan.last)
     if training.accumulate is None:
         training.accumulate = 1 if on_gpu(training.accelerator) else CPU_PARTS
-    if plan.trunk:
-        _stand_on(network, plan.trunk)
+    if plan.backbone_folder:
+        _load_backbone(network, plan.backbone_folder)
         training.epochs, training.learning_rate = training.decoder_epochs, training.decoder_learning_rate
         training.align_epochs = training.cooccur_epochs = 0
     if training.epochs is None:  # by the training split for the refit too: its schedule is the first fit's
-        training.epochs = epochs_by_size(int(dataset.known_lengths(TRAIN).sum()), DECODER_EPOCHS if plan.trunk else EPOCHS[plan.network])
+        training.epochs = epochs_by_size(
+            int(dataset.known_lengths(TRAIN).sum()), DECODER_EPOCHS if plan.backbone_folder else EPOCHS[plan.network]
+        )
         if training.align_epochs + training.cooccur_epochs >= training.epochs:
-            raise UserError(f"training.epochs: by this log's size {training.epochs}, which leaves none after align_epochs and cooccur_epochs; give a number")
+            raise UserError(
+                f"training.epochs: by this log's size {training.epochs}, which leaves none after align_epochs and cooccur_epochs; give a number"
+            )
     data = TrainingData(dataset, ids, config, plan)
     categories = torch.from_numpy(item_codes(category_levels(dataset.item_table).list.last()))
     known, counted = None, dataset.item_counts(plan.last)
@@ -259,7 +316,7 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
         known = torch.from_numpy(np.flatnonzero(counted))
     if training.compile:
         compile_layers(network)
-    module = TrainingModule(network, config, data.steps_per_epoch, plan.trunk is not None, categories, known)
+    module = TrainingModule(network, config, data.steps_per_epoch, plan.backbone_folder is not None, categories, known)
     work = target.parent / f".{target.name}-{key}"
     size = sum(parameter.numel() for parameter in network.parameters())
     log.info("train: %s parameters, %d windows, %d steps per epoch, about %.1f GFLOP a step%s", f"{size:,}", len(data.windows),
@@ -285,15 +342,17 @@ def with_query_anchors(config: Config, dataset: Dataset) -> Config:
 def fill_anchors(tables: AnchorTables, dataset: Dataset, last: int) -> None:
     """Count what goes with what, up to split ``last``."""
     width = SPARE * tables.shown
-    counted = company(dataset.histories(last), dataset.n_items, width)
-    tables.fill(counted, shelf(dataset.item_table, counted.users, width))
+    counted = cooccurrence_neighbours(dataset.histories(last), dataset.n_items, width)
+    tables.fill(counted, top_of_category_and_brand(dataset.item_table, counted.users, width))
     if tables.queries is not None:
         rows, tokens = hashed_tokens(readable(dataset.query_texts))
         order = np.argsort(rows, kind="stable")
         offsets = np.searchsorted(rows[order], np.arange(len(dataset.query_texts) + 1))
         event = np.flatnonzero((np.asarray(dataset.split) <= last) & (np.asarray(dataset.queries) >= 0))
         asked, taken = (np.asarray(part[event]).astype(np.int64) for part in (dataset.queries, dataset.items))
-        tables.queries.fill(taken_after(tokens[order], offsets, asked, taken, WORD_BUCKETS, dataset.n_items, width))
+        tables.queries.fill(
+            items_after_words(tokens[order], offsets, asked, taken, WORD_BUCKETS, dataset.n_items, width)
+        )
 
 
 def compile_layers(network: GenerativeRecommender) -> None:
@@ -302,12 +361,14 @@ def compile_layers(network: GenerativeRecommender) -> None:
         layer.compile(dynamic=True)
 
 
-def _stand_on(network: GenerativeRecommender, trunk: Path) -> None:
+def _load_backbone(network: GenerativeRecommender, backbone_folder: Path) -> None:
     """Give the network a fitted trunk's weights and fix all but the decoder."""
-    wrong = network.load_state_dict(load_file(trunk / "model.safetensors"), strict=False)
+    wrong = network.load_state_dict(load_file(backbone_folder / "model.safetensors"), strict=False)
     missing = [name for name in wrong.missing_keys if not name.startswith("decoder.")]
     if missing or wrong.unexpected_keys:
-        raise UserError(f"{trunk}: does not fit the network ({[*missing, *wrong.unexpected_keys][0]}); delete it and run again")
+        raise UserError(
+            f"{backbone_folder}: does not fit the network ({[*missing, *wrong.unexpected_keys][0]}); delete it and run again"
+        )
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name.startswith("decoder."))
 
@@ -328,7 +389,9 @@ def _train(config: Config, plan: FitPlan, work: Path, module: TrainingModule, da
     return keeper
 
 
-def _write(target: Path, key: str, config: Config, plan: FitPlan, module: TrainingModule, best: Path, curves: list[dict]) -> None:
+def _write(
+    target: Path, key: str, config: Config, plan: FitPlan, module: TrainingModule, best: Path, curves: list[dict]
+) -> None:
     """The model folder, from the best weights."""
     epoch = open_artifact(best, checkpoints.BEST_KIND, verify=True)["info"]["epoch"]
     network, known = module.network, module.known
@@ -357,14 +420,18 @@ def check_launch(settings: TrainingConfig) -> None:
             f"--standalone --nproc-per-node {settings.devices} -m genrec.cli train CONFIG training.devices={settings.devices}"
         )
     if settings.strategy == "fsdp" and started == 1:
-        raise UserError("training.strategy=fsdp shards over processes and there is one; start more with torchrun, or use training.strategy=ddp")
+        raise UserError(
+            "training.strategy=fsdp shards over processes and there is one; start more with torchrun, or use training.strategy=ddp"
+        )
 
 
 def precision(settings: TrainingConfig) -> str:
     """Lightning's name of ``training.precision``; ``auto`` is bf16 on a GPU that has it, else 32."""
     chosen = settings.precision
     if chosen == "auto":
-        chosen = "bf16" if on_gpu(settings.accelerator) and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
+        chosen = (
+            "bf16" if on_gpu(settings.accelerator) and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
+        )
     return {"bf16": "bf16-mixed", "32": "32-true"}[chosen]
 
 
@@ -379,7 +446,14 @@ def _trainer(config: Config, plan: FitPlan, work: Path, keeper: Checkpoints, log
     choosing, settings = plan.epochs is None, config.training
     callbacks: list[Callback] = [keeper, PlainProgress(keeper)]
     if choosing:
-        callbacks.append(EarlyStopping("val/quality", mode="max", patience=settings.patience + settings.align_epochs + settings.cooccur_epochs, check_on_train_epoch_end=False))
+        callbacks.append(
+            EarlyStopping(
+                "val/quality",
+                mode="max",
+                patience=settings.patience + settings.align_epochs + settings.cooccur_epochs,
+                check_on_train_epoch_end=False,
+            )
+        )
     if sys.stderr.isatty():
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() > 1 else 1

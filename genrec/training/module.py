@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn import functional as F
 
-from genrec.config_schema import Config
-from genrec.decoding.beam import leaf_items
-from genrec.decoding.scorers import generate
+from genrec.config.schema import Config
+from genrec.generation.beam import leaf_items
+from genrec.generation.scorers import generate
 from genrec.model.anchors import Anchors
 from genrec.model.code_decoder import node_means
 from genrec.model.network import Batch, Encoded, GenerativeRecommender
@@ -31,23 +31,29 @@ from genrec.training.extra_losses import hard_contrast, progressive_loss, rankin
 
 VALIDATION_BEAM = 20
 LEAST_QUALITY = 1e-6  # of one answer that finds nothing: a mean of the others' ratios still tells epochs apart
-TAUGHT_CATALOGUE = 1 << 16  # above it the retrieval head's distribution, a row of all items per request, would cost more than it teaches
+TAUGHT_CATALOGUE = (
+    1 << 16
+)  # above it the retrieval head's distribution, a row of all items per request, would cost more than it teaches
 SMALL_CATALOGUE, NEGATIVES = 4096, 2048  # by rule: the whole softmax up to so many items, else so many drawn
 
 
 class TrainingModule(L.LightningModule):
     """Cross-entropy on codes plus InfoNCE; validation nDCG@10 of retrieval and generation, of recommendations (already-had items removed)
-    and of searches. ``val/quality``, the geometric mean of all that was measured, chooses the epoch."""
+    and of searches. ``val/quality``, the geometric mean of all that was measured, chooses the epoch.
+    """
 
     def __init__(
         self, network: GenerativeRecommender, config: Config, steps_per_epoch: int, decoder_only: bool = False, categories: Tensor | None = None,
         known: Tensor | None = None,
     ):  # fmt: skip
         """``categories`` (n_items,) codes, -1 unknown: needed where ``training.category_weight`` is above 0. ``known``: ids of the items
-        that the softmax runs over, rising; None for all. Nodes of the trie with none of them below are no wrong answers either."""
+        that the softmax runs over, rising; None for all. Nodes of the trie with none of them below are no wrong answers either.
+        """
         super().__init__()
         self.decoder_only, self.categories, self.known = decoder_only, categories, known
-        self.register_buffer("unlearnt", None if known is None else nodes_without(network.catalogue.trie, known), persistent=False)
+        self.register_buffer(
+            "unlearnt", None if known is None else nodes_without(network.catalogue.trie, known), persistent=False
+        )
         self.teacher: Batch | None = None  # of the step under way, see Part
         self.frozen: tuple[Tensor, Tensor] | None = None  # item vectors and node means of a fixed network
         self.network, self.settings, self.seed = network, config.training, config.seed
@@ -57,7 +63,9 @@ class TrainingModule(L.LightningModule):
         self.average: Average | None = None
         self.kept: dict[str, Tensor] | None = None  # the average of the checkpoint that is gone on from
         self.share = 1.0  # of this process's part in the step's mean loss, see Part
-        self.decayed = {name for name, parameter in network.named_parameters() if parameter.ndim > 1}  # sharded ones lose their shape
+        self.decayed = {
+            name for name, parameter in network.named_parameters() if parameter.ndim > 1
+        }  # sharded ones lose their shape
 
     def on_train_start(self) -> None:  # the weights are where they stay, and those of a checkpoint are read
         if self.settings.ema:
@@ -110,7 +118,9 @@ class TrainingModule(L.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         loss = self.step_loss(batch, index)
-        if isinstance(self, FSDPModule):  # shards are summed over the processes, so each parameter needs a gradient on all of them
+        if isinstance(
+            self, FSDPModule
+        ):  # shards are summed over the processes, so each parameter needs a gradient on all of them
             loss = loss + 0 * sum(parameter.sum() for parameter in self.network.parameters() if parameter.requires_grad)
         return loss
 
@@ -128,7 +138,9 @@ class TrainingModule(L.LightningModule):
         if settings.retrieve_weight and len(targets):
             requests = self.network.retrieval_vectors(encoded.requests[live])
             if candidates is not None:
-                retrieve = sampled_softmax(requests, self.network.item_index(items[ids]), targets, candidates, settings.label_smoothing)
+                retrieve = sampled_softmax(
+                    requests, self.network.item_index(items[ids]), targets, candidates, settings.label_smoothing
+                )
             else:
                 retrieve = full_softmax(requests, self.network.item_index(items), targets, settings.label_smoothing)
             if settings.infonce_easy < 1:
@@ -151,13 +163,17 @@ class TrainingModule(L.LightningModule):
         n_items = self.network.catalogue.n_items if self.known is None else len(self.known)
         negatives = self.negatives(n_items)
         if not negatives:
-            if self.known is None or self.current_epoch < self.settings.align_epochs:  # items' own texts ask for any item, known or not
+            if (
+                self.known is None or self.current_epoch < self.settings.align_epochs
+            ):  # items' own texts ask for any item, known or not
                 return None
             return Candidates(self.known.to(targets.device), torch.zeros(n_items, device=targets.device), n_items)
         draw = torch.Generator().manual_seed(step_seed(self.seed, self.current_epoch, index, -1))
         return draw_candidates(n_items, gather_rows(targets), negatives, draw, self.known)
 
-    def item_vectors(self, batch: Batch, candidates: Candidates | None) -> tuple[Batch, Anchors | None, Tensor, Tensor | None]:
+    def item_vectors(
+        self, batch: Batch, candidates: Candidates | None
+    ) -> tuple[Batch, Anchors | None, Tensor, Tensor | None]:
         """The batch, its anchors, the item vectors that both name by their rows, and the rows of the candidates.
 
         They are those of histories, anchors and candidates alone, where nothing looks at the whole catalogue.
@@ -166,9 +182,13 @@ class TrainingModule(L.LightningModule):
         anchors = network.choose_anchors(batch)
         by_items = network.decoder is not None and settings.generate_weight > 0
         # The teacher scores every item, and a pointer asks where in the trie an anchor stands.
-        by_items = by_items and (network.decoder.project is not None or network.decoder.pointer is not None or settings.distill_weight > 0)
+        by_items = by_items and (
+            network.decoder.project is not None or network.decoder.pointer is not None or settings.distill_weight > 0
+        )
         steps = network.reasoning is not None and settings.progressive != "none"
-        whole = settings.category_weight > 0 or self.teacher is not None or network.profile is not None  # it reads codes by item id
+        whole = (
+            settings.category_weight > 0 or self.teacher is not None or network.profile is not None
+        )  # it reads codes by item id
         if candidates is None or whole or network.ranking is not None or by_items or steps or settings.infonce_easy < 1:
             return batch, anchors, network.item_encoder(), None if candidates is None else candidates.ids
         used = [candidates.ids, batch.items.flatten(), *([] if anchors is None else [anchors.ids.flatten()])]
@@ -188,17 +208,26 @@ class TrainingModule(L.LightningModule):
         targets = batch.targets[searched]
         student = network.retrieval_vectors(encoded.requests[searched])
         if settings.category_weight:
-            found = category_cross_entropy(student, encoded.items, targets, self.categories.to(targets.device), network.config.temperature)
+            found = category_cross_entropy(
+                student, encoded.items, targets, self.categories.to(targets.device), network.config.temperature
+            )
             loss = loss + settings.category_weight * found
             self.log("train/category", found)
         if settings.keyword_distill_weight and self.teacher is not None:
             taught = network.retrieval_vectors(network.encode(self.teacher, encoded.items).requests[searched])
             ids = slice(None) if candidates is None else candidates.ids
-            table, place = network.item_index(encoded.items[ids]), targets if candidates is None else candidates.place(targets)
+            table, place = (
+                network.item_index(encoded.items[ids]),
+                targets if candidates is None else candidates.place(targets),
+            )
             logits = taught @ table.T
             distance = self_distillation(student @ table.T, logits)
             teach = torch.nn.functional.cross_entropy(logits, place)
-            loss = loss + settings.keyword_distill_weight * distance + settings.retrieve_weight * teach * searched.sum() / live.sum()
+            loss = (
+                loss
+                + settings.keyword_distill_weight * distance
+                + settings.retrieve_weight * teach * searched.sum() / live.sum()
+            )
             self.log("train/distil", distance)
         return loss
 
@@ -248,7 +277,9 @@ class TrainingModule(L.LightningModule):
             drawn = torch.rand(len(row), device=row.device) < settings.generate_share
             drawn[:1] = True
             row, lane = row[drawn], lane[drawn]
-        paths = trie.item_path[batch.targets[row, lane]][None]  # (walks, N, levels): the observed one of each request ...
+        paths = trie.item_path[batch.targets[row, lane]][
+            None
+        ]  # (walks, N, levels): the observed one of each request ...
         taught = settings.distill_weight and settings.retrieve_weight and trie.n_items <= TAUGHT_CATALOGUE
         teacher, own_loss = self.dense_teacher(encoded, row, lane, batch.targets[row, lane]) if taught else (None, 0.0)
         if teacher is not None:  # ... and one that the teacher drew, over the same memory
@@ -261,7 +292,9 @@ class TrainingModule(L.LightningModule):
         states, scale, count = states.transpose(0, 1).flatten(0, 1), decoder.log_scale.exp(), len(row)
         own = torch.arange(count, device=row.device).repeat(len(paths))
         paths, pointed = paths.flatten(0, 1), None if memory.pointed is None else memory.pointed.take(own)
-        ignored = None if self.current_epoch < settings.align_epochs else self.unlearnt  # items' own texts ask for any item
+        ignored = (
+            None if self.current_epoch < settings.align_epochs else self.unlearnt
+        )  # items' own texts ask for any item
         if teacher is None:
             return -path_log_probabilities(states, scale, vectors, trie, paths, place, pointed, ignored).sum(-1).mean()
         steps, divergence = path_losses(states, scale, vectors, paths, teacher, place, own, pointed, ignored)
@@ -287,7 +320,9 @@ class TrainingModule(L.LightningModule):
         known, first = ids < trie.n_items, F.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)
         where = trie.item_place[ids.clamp(max=trie.n_items - 1)]
         gained = torch.where(known & first, logs.gather(1, where).exp() * bonus.expm1(), 0.0).sum(1).log1p()
-        chosen = logs.gather(1, trie.item_place[targets][:, None])[:, 0] + pointed.of(torch.arange(len(ids), device=ids.device), targets)
+        chosen = logs.gather(1, trie.item_place[targets][:, None])[:, 0] + pointed.of(
+            torch.arange(len(ids), device=ids.device), targets
+        )
         rows, columns = known.nonzero(as_tuple=True)
         logs[rows, where[rows, columns]] = (logs.gather(1, where) + bonus.detach())[rows, columns]
         return TeacherMass.in_leaf_order(trie, logs - gained.detach()[:, None]), (gained - chosen).mean()
@@ -310,7 +345,9 @@ class TrainingModule(L.LightningModule):
         if self.network.decoder is not None:
             trie = self.network.catalogue.trie
             vectors = self.network.decoder.node_vectors(trie, encoded.items)
-            leaves, total = generate(self.network.decoder, self.network.decoder_memory(encoded), vectors, trie, VALIDATION_BEAM)
+            leaves, total = generate(
+                self.network.decoder, self.network.decoder_memory(encoded), vectors, trie, VALIDATION_BEAM
+            )
             ids, total = leaf_items(trie, leaves, total, scores)
             total = total.masked_fill((ids < 0) | seen.gather(1, ids.clamp(min=0)), -torch.inf)
             found = (ids == targets) & total.isfinite()
@@ -359,7 +396,10 @@ class TrainingModule(L.LightningModule):
                 return (step + 1) / warmup
             return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(total - warmup, 1))))
 
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, rate), "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, rate), "interval": "step"},
+        }
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         if isinstance(batch, Part):

@@ -20,7 +20,12 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from genrec.model.backbone import sequence_mask
 
-SHAPES = {"answering, T 50": (64, 50, 1), "answering, T 512": (16, 512, 1), "training, T 50": (32, 50, 50), "training, T 256": (8, 256, 256)}
+SHAPES = {
+    "answering, T 50": (64, 50, 1),
+    "answering, T 512": (16, 512, 1),
+    "training, T 50": (32, 50, 50),
+    "training, T 256": (8, 256, 256),
+}
 
 
 def main() -> None:
@@ -31,8 +36,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     compiled = torch.compile(flex_attention, dynamic=False)
-    print(f"{torch.get_num_threads()} threads, {options.device}, {options.heads} heads of {options.dim // options.heads}, torch {torch.__version__}\n")
-    print("| mask | SDPA, ms | its mask, ms | FlexAttention, ms | its block mask, ms | x SDPA, masks counted | largest difference |")
+    print(
+        f"{torch.get_num_threads()} threads, {options.device}, {options.heads} heads of {options.dim // options.heads}, torch {torch.__version__}\n"
+    )
+    print(
+        "| mask | SDPA, ms | its mask, ms | FlexAttention, ms | its block mask, ms | x SDPA, masks counted | largest difference |"
+    )
     print("| --- " * 7 + "|")
     for name, (batch, length, requests) in SHAPES.items():
         print(row(name, batch, length, requests, options, compiled))
@@ -40,7 +49,11 @@ def main() -> None:
 
 def row(name: str, batch: int, length: int, requests: int, options: argparse.Namespace, compiled) -> str:
     torch.manual_seed(0)
-    positions = torch.arange(length, device=options.device).expand(batch, -1) if requests == length else torch.full((batch, 1), length, device=options.device)
+    positions = (
+        torch.arange(length, device=options.device).expand(batch, -1)
+        if requests == length
+        else torch.full((batch, 1), length, device=options.device)
+    )
     size = length + requests
     shape = (3, batch, options.heads, size, options.dim // options.heads)
     q, k, v = torch.randn(shape, device=options.device).unbind()
@@ -49,7 +62,9 @@ def row(name: str, batch: int, length: int, requests: int, options: argparse.Nam
         q, k, v = (one.requires_grad_() for one in (q, k, v))
     explicit = lambda: sequence_mask(length, positions)
     mask = explicit()
-    blocked = lambda: create_block_mask(lambda b, h, i, j: mask[b, i, j], batch, None, size, size, device=options.device)
+    blocked = lambda: create_block_mask(
+        lambda b, h, i, j: mask[b, i, j], batch, None, size, size, device=options.device
+    )
     block = blocked()
 
     def step(attend) -> Tensor:

@@ -38,7 +38,10 @@ def main() -> None:
     items = pl.read_parquet(options.bundle / "dataset" / "items.parquet")
     draw, ids, titles = random.Random(0), items["item_id"].to_list(), items["title"].drop_nulls().to_list()
     asked = [
-        {"history": draw.sample(ids, draw.randint(1, 20)), "query": " ".join(draw.choice(titles).split()[:3]) or "x" if place % 2 else None}
+        {
+            "history": draw.sample(ids, draw.randint(1, 20)),
+            "query": " ".join(draw.choice(titles).split()[:3]) or "x" if place % 2 else None,
+        }
         for place in range(options.requests)
     ]
     code = str(Path(__file__).resolve().parents[2])
@@ -46,12 +49,19 @@ def main() -> None:
         folder = Path(work)
         (folder / "asked.json").write_text(json.dumps(asked))
         copy = shutil.copytree(options.bundle, folder / "elsewhere")
-        for name, place, environment in (("run", options.run.resolve(), None), ("bundle", copy, {"HOME": work, "PYTHONPATH": code, "OMP_NUM_THREADS": "1"})):
+        for name, place, environment in (
+            ("run", options.run.resolve(), None),
+            ("bundle", copy, {"HOME": work, "PYTHONPATH": code, "OMP_NUM_THREADS": "1"}),
+        ):
             command = [sys.executable, "-c", ASK, str(place), str(folder / "asked.json"), str(folder / f"{name}.json")]
             subprocess.run(command, check=True, env=environment, cwd=work)
         ours, theirs = (json.loads((folder / f"{name}.json").read_text()) for name in ("run", "bundle"))
-    same = sum([item for item, _ in one] == [item for item, _ in other] for one, other in zip(ours, theirs, strict=True))
-    gap = max(abs(a - b) for one, other in zip(ours, theirs, strict=True) for (_, a), (_, b) in zip(one, other, strict=True))
+    same = sum(
+        [item for item, _ in one] == [item for item, _ in other] for one, other in zip(ours, theirs, strict=True)
+    )
+    gap = max(
+        abs(a - b) for one, other in zip(ours, theirs, strict=True) for (_, a), (_, b) in zip(one, other, strict=True)
+    )
     print(f"{same} of {len(asked)} lists are the same to the last id; greatest difference of a score {gap:.1e}")
     sys.exit(same != len(asked))
 

@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genrec.config_schema import DecodingConfig
-from genrec.decoding.engine import Searcher
-from genrec.decoding.exact import full_search
-from genrec.decoding.ranker import Ranker, seen_mask
-from genrec.decoding.scorers import CachedScorer
+from genrec.config.schema import DecodingConfig
+from genrec.generation.engine import Searcher
+from genrec.generation.exact import full_search
+from genrec.generation.scorers import CachedScorer
 from genrec.model.code_decoder import Memory
 from genrec.model.collate import request_batches
-from genrec.pipeline import Run
+from genrec.ranking.ranker import Ranker, seen_mask
+from genrec.runs.run import Run
 
 TOP = 10
 
@@ -34,11 +34,13 @@ class Bench:
     """One fitted run and the two searches that are compared."""
 
     def __init__(self, ranker: Ranker, beam: int, kinds: list[str]):
-        proposer = ranker.proposer
-        self.network, self.nodes, self.items = proposer.network, proposer.nodes, proposer.items
+        generator = ranker.generator
+        self.network, self.nodes, self.items = generator.network, generator.nodes, generator.items
         self.trie = self.network.catalogue.trie
         self.searchers = {
-            kind: Searcher(self.network.decoder, self.nodes, self.trie, DecodingConfig(beam=beam, search=kind, exact_top=TOP))
+            kind: Searcher(
+                self.network.decoder, self.nodes, self.trie, DecodingConfig(beam=beam, search=kind, exact_top=TOP)
+            )
             for kind in kinds
         }
 
@@ -51,13 +53,17 @@ class Bench:
     def everything(self, memory: Memory, allowed: torch.Tensor) -> torch.Tensor:
         """The first ten leaves by scoring all: (B, 10)."""
         rows = sum(self.trie.open_nodes)
-        return full_search(self.trie, CachedScorer(self.network.decoder, memory, self.nodes, rows), len(memory.state), TOP, allowed).leaves
+        return full_search(
+            self.trie, CachedScorer(self.network.decoder, memory, self.nodes, rows), len(memory.state), TOP, allowed
+        ).leaves
 
     def compare(self, ranker: Ranker, requests, size: int, full: int) -> dict:
         """Search all requests in batches of ``size``; ``full`` of them are also scored in full."""
         sums: dict[str, float] = defaultdict(float)
         done = 0
-        for turn, (_, chunk, batch) in enumerate(request_batches(requests, ranker.collator(requests.query_texts), size)):
+        for turn, (_, chunk, batch) in enumerate(
+            request_batches(requests, ranker.collator(requests.query_texts), size)
+        ):
             memory = self.network.decoder_memory(self.network.encode(batch, self.items))
             allowed = self.trie.restrict(~seen_mask(chunk, len(self.items)))
             found = {}
@@ -68,7 +74,9 @@ class Bench:
                 sums[f"{kind} rows"] += found[kind].rows * len(chunk)
                 sums[f"{kind} certified"] += int(found[kind].exact(TOP).sum())
             sums["timed"] += len(chunk) * (turn > 1)
-            wanted = full * (done + len(chunk)) // len(requests) - full * done // len(requests)  # batches go by length: a share of each
+            wanted = full * (done + len(chunk)) // len(requests) - full * done // len(
+                requests
+            )  # batches go by length: a share of each
             for some in torch.arange(wanted).split(4):  # every leaf of a few requests at a time
                 if not len(some):
                     break
@@ -78,7 +86,9 @@ class Bench:
                     same = (found[kind].leaves[some, :TOP] == truth).all(1)
                     sums[f"{kind} agrees"] += int(same.sum())
                     sums[f"{kind} certified and different"] += int((found[kind].exact(TOP)[some] & ~same).sum())
-                    sums[f"{kind} leaves"] += float((found[kind].leaves[some, :TOP, None] == truth[:, None]).any(-1).float().mean(1).sum())
+                    sums[f"{kind} leaves"] += float(
+                        (found[kind].leaves[some, :TOP, None] == truth[:, None]).any(-1).float().mean(1).sum()
+                    )
             done += len(chunk)
             if turn % 50 == 0:
                 print(done, dict(sums), flush=True)
@@ -87,7 +97,9 @@ class Bench:
 
 def _take(memory: Memory, rows: torch.Tensor) -> Memory:
     pointed = None if memory.pointed is None else memory.pointed.take(rows)
-    return Memory(memory.state[rows], [k[rows] for k in memory.keys], [v[rows] for v in memory.values], memory.mask[rows], pointed)
+    return Memory(
+        memory.state[rows], [k[rows] for k in memory.keys], [v[rows] for v in memory.values], memory.mask[rows], pointed
+    )
 
 
 def _table(sums: dict[str, float], requests: int, size: int) -> dict:
@@ -111,7 +123,9 @@ def _table(sums: dict[str, float], requests: int, size: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--output", type=Path, help="folder for certificate.json; without it the result is printed alone")
+    parser.add_argument(
+        "--output", type=Path, help="folder for certificate.json; without it the result is printed alone"
+    )
     parser.add_argument("--beam", type=int, default=50)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--singles", type=int, default=500, help="requests that are also searched one at a time")

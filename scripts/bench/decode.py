@@ -24,16 +24,16 @@ import torch
 from decode_llama import LlamaScorer, PackedLlama, dict_trie, hugging_face, make_llama, node_tokens
 from torch.nn import functional as F
 
-from genrec.config_schema import DecodingConfig
-from genrec.decoding.beam import beam_search, ragged_children, select
-from genrec.decoding.dense import KINDS, dense_index
-from genrec.decoding.engine import Searcher
-from genrec.decoding.exact import full_search
-from genrec.decoding.index import SearchIndex
-from genrec.decoding.scorers import CachedScorer
+from genrec.catalogue.trie import CatalogueTrie, build_trie
+from genrec.catalogue.trie_growth import extend_trie
+from genrec.config.schema import DecodingConfig
+from genrec.generation.beam import beam_search, ragged_children, select
+from genrec.generation.engine import Searcher
+from genrec.generation.exact import full_search
+from genrec.generation.index import SearchIndex
+from genrec.generation.scorers import CachedScorer
 from genrec.model.code_decoder import CodeDecoder
-from genrec.semantic_ids.trie import CatalogueTrie, build_trie
-from genrec.semantic_ids.trie_growth import extend_trie
+from genrec.retrieval.dense import KINDS, dense_index
 
 PYTHON_LIMIT = 2_000_000  # items above which tries of Python objects no longer fit
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -65,7 +65,9 @@ def catalogue(items: int, levels: int, seed: int = 0) -> torch.Tensor:
     """Codes (items, levels) as skewed as quantizers make them: the codes of each level follow a power law."""
     generator = np.random.default_rng(seed)
     sizes = vocabulary(levels)
-    return torch.from_numpy(np.stack([(generator.random(items) ** 1.5 * size).astype(np.int64) for size in sizes], axis=1))
+    return torch.from_numpy(
+        np.stack([(generator.random(items) ** 1.5 * size).astype(np.int64) for size in sizes], axis=1)
+    )
 
 
 def vocabulary(levels: int) -> tuple[int, ...]:
@@ -110,7 +112,12 @@ def mask_row(items: int, width: int, repeats: int) -> dict:
 
     children = gather()
     scores = torch.randn(children.shape)
-    row = {"items": items, "beams": nodes.shape[1], "children": children.shape[1], "gather ms": timed(gather, repeats)["p50"]}
+    row = {
+        "items": items,
+        "beams": nodes.shape[1],
+        "children": children.shape[1],
+        "gather ms": timed(gather, repeats)["p50"],
+    }
     row["top-k ms"] = timed(lambda: select(scores, children, width), repeats)["p50"]
     if items > PYTHON_LIMIT:
         return row
@@ -130,7 +137,12 @@ def other_tries(paths: torch.Tensor, prefixes: list[tuple[int, ...]], repeats: i
     def by_search() -> list:
         return [
             sorted(
-                {code[2] for code in ordered[bisect.bisect_left(ordered, prefix) : bisect.bisect_left(ordered, (prefix[0], prefix[1] + 1))]}
+                {
+                    code[2]
+                    for code in ordered[
+                        bisect.bisect_left(ordered, prefix) : bisect.bisect_left(ordered, (prefix[0], prefix[1] + 1))
+                    ]
+                }
             )
             for prefix in prefixes
         ]
@@ -156,7 +168,9 @@ def bench_llama(args: argparse.Namespace) -> dict:
     table_of_tokens = dict_trie(tokens[trie.item_path].tolist())
     network = PackedLlama(model, tokens, trie)
     for history in args.histories:
-        prompt = torch.randint(2, model.config.vocab_size, (1, history), generator=torch.Generator().manual_seed(history))
+        prompt = torch.randint(
+            2, model.config.vocab_size, (1, history), generator=torch.Generator().manual_seed(history)
+        )
         for beams in args.beams:
             rows.append(llama_row(args, trie, model, network, prompt, table_of_tokens, beams))
             print(rows[-1], flush=True)
@@ -170,11 +184,21 @@ def llama_operations(dim: int, layers: int, history: int, steps: list[int], chil
     """
     layer, rows = 16 * dim**2, sum(steps)
     weights = layer * layers * (rows + 1) + (layer * (layers - 1) + 2 * dim**2) * (history - 1)
-    seen = (layers - 1) * history * (history + 1) // 2 + history + layers * sum(count * (history + 1) for count in steps)
+    seen = (
+        (layers - 1) * history * (history + 1) // 2 + history + layers * sum(count * (history + 1) for count in steps)
+    )
     return 2 * (weights + 2 * dim * seen + dim * children)
 
 
-def llama_row(args: argparse.Namespace, trie: CatalogueTrie, model, network: PackedLlama, prompt, table_of_tokens: dict, beams: int) -> dict:
+def llama_row(
+    args: argparse.Namespace,
+    trie: CatalogueTrie,
+    model,
+    network: PackedLlama,
+    prompt,
+    table_of_tokens: dict,
+    beams: int,
+) -> dict:
     """One row of the table. In every round theirs runs once, then ours, the rate of a square product and our products alone five times."""
     tokens, rows, history = network.tokens, beams * (trie.depth - 1), prompt.shape[1]
     counted = CountedLlama(network, prompt, rows)
@@ -190,7 +214,12 @@ def llama_row(args: argparse.Namespace, trie: CatalogueTrie, model, network: Pac
     middle = {name: float(np.percentile(values, 50)) for name, values in times.items()}
     rate = 2 * 1024**3 / middle["square"]  # per ms
     floor = llama_operations(network.dim, len(network.layers), history, counted.steps, counted.children) / rate
-    row = {"history": history, "beams": beams, "ours p50": round(middle["ours"], 2), "p99": round(float(np.percentile(times["ours"], 99)), 2)}
+    row = {
+        "history": history,
+        "beams": beams,
+        "ours p50": round(middle["ours"], 2),
+        "p99": round(float(np.percentile(times["ours"], 99)), 2),
+    }
     row |= {"prompt": round(middle["prompt"], 2), "rows": found.rows}
     if "HF" in middle:
         lists, scores = hugging_face(model, prompt, table_of_tokens, trie.depth, beams)
@@ -199,7 +228,11 @@ def llama_row(args: argparse.Namespace, trie: CatalogueTrie, model, network: Pac
         row |= {"HF p50": round(middle["HF"], 1), "times faster": round(middle["HF"] / middle["ours"], 1)}
         row |= {"same leaves": round(len({*map(tuple, walks)} & {*map(tuple, lists)}) / len(walks), 3)}
         row |= {"largest score gap": f"{float((scores - found.scores[0]).abs().max()):.0e}"}
-    row |= {"GFLOP/s of a square product": round(rate / 1e6), "floor ms": round(floor, 2), "share of floor": round(floor / middle["ours"], 2)}
+    row |= {
+        "GFLOP/s of a square product": round(rate / 1e6),
+        "floor ms": round(floor, 2),
+        "share of floor": round(floor / middle["ours"], 2),
+    }
     return row | {"our products alone": round(middle["products"], 2), "proven": int(found.proven)}
 
 
@@ -221,7 +254,9 @@ class CountedLlama(LlamaScorer):
         return super().child_logits(children, slots)
 
 
-def in_turn(calls: dict[str, Callable[[], object]], rounds: int, often: dict[str, int], usual: int) -> dict[str, list[float]]:
+def in_turn(
+    calls: dict[str, Callable[[], object]], rounds: int, often: dict[str, int], usual: int
+) -> dict[str, list[float]]:
     """Milliseconds of each call, made in turn so that all see the same machine: ``often`` (else ``usual``) times in every round."""
     for call in calls.values():
         call()
@@ -241,7 +276,12 @@ def make_decoder(items: int, levels: int, dim: int, history: int, batch: int):
     decoder = CodeDecoder(trie, dim, 2, max(dim // 64, 1), 0.0, "codes", 0.1).eval()
     vectors = decoder.node_vectors(trie, torch.zeros(items, dim))
     state, context = torch.randn(batch, 1, dim), torch.randn(batch, history, dim)
-    return trie, decoder, vectors, lambda: decoder.memory(state, context, torch.ones(batch, 1, history, dtype=torch.bool))
+    return (
+        trie,
+        decoder,
+        vectors,
+        lambda: decoder.memory(state, context, torch.ones(batch, 1, history, dtype=torch.bool)),
+    )
 
 
 def bench_decoder(args: argparse.Namespace) -> dict:
@@ -256,7 +296,9 @@ def bench_decoder(args: argparse.Namespace) -> dict:
     return table(f"Code decoder, width {args.dim}, context 60, {args.threads} threads", rows)
 
 
-def decoder_row(args: argparse.Namespace, trie: CatalogueTrie, decoder: CodeDecoder, vectors, project, batch: int, beams: int) -> dict:
+def decoder_row(
+    args: argparse.Namespace, trie: CatalogueTrie, decoder: CodeDecoder, vectors, project, batch: int, beams: int
+) -> dict:
     memory = project()
     scorer = _Timed(decoder, memory, vectors)
     searcher = Searcher(decoder, vectors, trie, DecodingConfig(beam=beams))
@@ -275,7 +317,10 @@ def decoder_row(args: argparse.Namespace, trie: CatalogueTrie, decoder: CodeDeco
         best = Searcher(decoder, vectors, trie, DecodingConfig(beam=beams, search="exact"))
         exact = best.search(memory)
         row |= {"exact p50": timed(lambda: best.search(project()), args.repeats)["p50"], "exact rows": exact.rows}
-        row |= {"certified": round(float(exact.exact(10).float().mean()), 2), "beam has of exact 10": overlap(found.leaves, exact.leaves)}
+        row |= {
+            "certified": round(float(exact.exact(10).float().mean()), 2),
+            "beam has of exact 10": overlap(found.leaves, exact.leaves),
+        }
     small = Searcher(decoder, vectors, trie, DecodingConfig(beam=beams, int8=True))
     row |= {
         "int8 p50": timed(lambda: small.search(project()), args.repeats)["p50"],
@@ -326,11 +371,18 @@ def bench_dense(items: int, dim: int, repeats: int, threads: int) -> dict:
         rows[kind] = {"index": kind, "build s": round(clock() - start, 2)}
     whole = in_turn({kind: partial(index.search, queries, 100) for kind, index in built.items()}, repeats, {}, 1)
     one = {kind: partial(index.search, queries[:1], 100) for kind, index in built.items()}
-    bare = {f"bare {kind}": partial(index.index.search, queries[:1].numpy(), 100) for kind, index in built.items() if kind != "exact"}
+    bare = {
+        f"bare {kind}": partial(index.index.search, queries[:1].numpy(), 100)
+        for kind, index in built.items()
+        if kind != "exact"
+    }
     single = in_turn(one | bare, repeats, {}, 5)  # bare: FAISS itself, without our checks and the order of ties
     for kind, row in rows.items():
         row |= {"one query ms": middle_of(single[kind]), "FAISS itself ms": middle_of(single.get(f"bare {kind}", []))}
-        row |= {f"{len(queries)} queries ms": middle_of(whole[kind]), "recall@100": overlap(built[kind].search(queries, 100)[0], truth, 100)}
+        row |= {
+            f"{len(queries)} queries ms": middle_of(whole[kind]),
+            "recall@100": overlap(built[kind].search(queries, 100)[0], truth, 100),
+        }
         row |= {"x flat": round(float(np.median(whole["flat"]) / np.median(whole[kind])), 2)}
     return table(f"Dense retrieval, {items} x {dim}, top 100", list(rows.values()))
 
@@ -342,7 +394,10 @@ def middle_of(values: list[float]) -> float | str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--parts", nargs="+", default=["trie", "mask", "llama", "decoder", "dense"], choices=["trie", "mask", "llama", "decoder", "dense"]
+        "--parts",
+        nargs="+",
+        default=["trie", "mask", "llama", "decoder", "dense"],
+        choices=["trie", "mask", "llama", "decoder", "dense"],
     )
     parser.add_argument("--items", type=int, default=5000, help="catalogue of the Llama table and of the dense table")
     parser.add_argument("--dim", type=int, default=64)
@@ -354,7 +409,9 @@ def main() -> None:
     parser.add_argument("--catalogues", type=int, nargs="+", default=[10_000])
     parser.add_argument("--levels", type=int, nargs="+", default=[3])
     parser.add_argument("--trie-sizes", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--full-rows", type=int, default=200_000, help="most rows spent to score a whole catalogue for comparison")
+    parser.add_argument(
+        "--full-rows", type=int, default=200_000, help="most rows spent to score a whole catalogue for comparison"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
@@ -374,7 +431,9 @@ def main() -> None:
     with torch.no_grad():
         results = [parts[part]() for part in args.parts]
     if args.output:
-        args.output.write_text(json.dumps({name: rows for result in results for name, rows in result.items()}, indent=1))
+        args.output.write_text(
+            json.dumps({name: rows for result in results for name, rows in result.items()}, indent=1)
+        )
 
 
 if __name__ == "__main__":

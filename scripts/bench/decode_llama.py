@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from genrec.semantic_ids.trie import CatalogueTrie
+from genrec.catalogue.trie import CatalogueTrie
 
 EOS, PAD, FIRST = 0, 1, 2  # tokens before the codes
-_linear = torch.ops.mkldnn._linear_pointwise  # oneDNN with weights in its own order: a third faster than the plain product for few rows
+_linear = (
+    torch.ops.mkldnn._linear_pointwise
+)  # oneDNN with weights in its own order: a third faster than the plain product for few rows
 
 
 def make_llama(trie: CatalogueTrie, dim: int, layers: int, positions: int) -> LlamaForCausalLM:
@@ -51,7 +53,13 @@ class PackedLlama:
             turned = [part.weight[pairs.flatten()] for part in (attention.q_proj, attention.k_proj)]
             qkv = torch.cat([*turned, attention.v_proj.weight]) * layer.input_layernorm.weight
             gain = layer.post_attention_layernorm.weight
-            parts = (qkv, attention.o_proj.weight, mlp.gate_proj.weight * gain, mlp.up_proj.weight * gain, mlp.down_proj.weight)
+            parts = (
+                qkv,
+                attention.o_proj.weight,
+                mlp.gate_proj.weight * gain,
+                mlp.up_proj.weight * gain,
+                mlp.down_proj.weight,
+            )
             self.layers.append([torch.ops.mkldnn._reorder_linear_weight(part.detach().contiguous()) for part in parts])
         self.span = config.max_position_embeddings
         angles = torch.arange(-self.span, trie.depth)[:, None] * inner.rotary_emb.inv_freq
@@ -61,7 +69,10 @@ class PackedLlama:
         self.root = torch.ops.mkldnn._reorder_linear_weight(head[tokens[trie.level_bounds[1] : trie.level_bounds[2]]])
         starts = torch.tensor([FIRST, *trie.vocab_sizes]).cumsum(0).tolist()
         self.starts = starts  # first token of every level
-        self.codes = [torch.ops.mkldnn._reorder_linear_weight(head[first:after]) for first, after in zip(starts, starts[1:], strict=False)]
+        self.codes = [
+            torch.ops.mkldnn._reorder_linear_weight(head[first:after])
+            for first, after in zip(starts, starts[1:], strict=False)
+        ]
         self.level_sizes = trie.vocab_sizes
         self.smallest = torch.full((1,), self.eps)
 

@@ -28,7 +28,7 @@ from collections import Counter
 from pathlib import Path
 
 STAGES = ("prepare", "tokenize", "train")
-COMPARED = ("dataset", "semantic_ids", "model", "model_refit", "cooccurrence", "fusion")
+COMPARED = ("dataset", "semantic_ids", "model", "model_refit", "cooccurrence", "reranker")
 CONFIG = """
 name: run
 output: {output}
@@ -57,12 +57,17 @@ class Job:
         """The plain command."""
         with self.log.open("w") as stream:
             return subprocess.Popen(
-                [sys.executable, "-m", "genrec.cli", "train", str(self.config)], stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+                [sys.executable, "-m", "genrec.cli", "train", str(self.config)],
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     def reached(self) -> int:
         """Which stage is under way, by the folders that end the stages: an index into ``STAGES``."""
-        return next((index for index, name in enumerate(COMPARED[:2]) if not (self.run / name).is_dir()), len(STAGES) - 1)
+        return next(
+            (index for index, name in enumerate(COMPARED[:2]) if not (self.run / name).is_dir()), len(STAGES) - 1
+        )
 
     def go(self, kill: tuple[str, float] | None = None, plain: bool = False) -> tuple[int, list[float], str]:
         """Run the command to its end, or until a stage has run for so many seconds.
@@ -89,7 +94,10 @@ class Job:
         stage = STAGES[self.reached()]
         if stage != "train":
             return stage
-        return next((f"train, {name}" for name in ("model", "model_refit") if any(self.run.glob(f".{name}-*"))), "train, between fits")
+        return next(
+            (f"train, {name}" for name in ("model", "model_refit") if any(self.run.glob(f".{name}-*"))),
+            "train, between fits",
+        )
 
     def contents(self) -> dict[str, str]:
         """A digest of every file that the run made, less what holds a time, a path or a picture; and what is left beside them."""
@@ -120,7 +128,7 @@ class Forked:
             os.dup2(stream, 1)
             os.dup2(stream, 2)
             sys.argv = ["genrec", "train", str(job.config)]
-            sys.modules["genrec.cli"].main()
+            sys.modules["genrec.cli.main"].main()
             code = 0
         except SystemExit as end:
             code = end.code or 0
@@ -185,7 +193,9 @@ def bench(folder: Path, options: argparse.Namespace) -> list[str]:
     code_again, marks, _ = again.go()
     wanted = reference.contents()
     if code or code_again or again.contents() != wanted:
-        raise SystemExit(f"the undisturbed runs failed or differ:\n{reference.log.read_text()[-3000:]}\n{again.log.read_text()[-3000:]}")
+        raise SystemExit(
+            f"the undisturbed runs failed or differ:\n{reference.log.read_text()[-3000:]}\n{again.log.read_text()[-3000:]}"
+        )
     lasts = {stage: (0.0, end - begin) for stage, begin, end in zip(STAGES, marks, marks[1:], strict=False)}
     print("undisturbed: " + ", ".join(f"{stage} {end:.1f} s" for stage, (_, end) in lasts.items()), flush=True)
     plan = [STAGES[index % 3] for index in range(options.kills)]
@@ -202,15 +212,22 @@ def bench(folder: Path, options: argparse.Namespace) -> list[str]:
             if code:
                 problem = f"ended with code {code}: {job.log.read_text(errors='replace')[-300:]}"
             elif found != wanted:
-                problem = "differs in " + ", ".join(sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n)))
+                problem = "differs in " + ", ".join(
+                    sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
+                )
         if problem:
             wrong.append(f"run {runs}: {problem}")
-        print(f"run {runs}: {sum(fell.values())} kills so far, {'as undisturbed' if problem is None else problem}", flush=True)
+        print(
+            f"run {runs}: {sum(fell.values())} kills so far, {'as undisturbed' if problem is None else problem}",
+            flush=True,
+        )
         shutil.rmtree(job.run.parent, ignore_errors=True)
     print(f"\n{'killed in':<22}{'kills':>6}")
     for name, count in sorted(fell.items()):
         print(f"{name:<22}{count:>6}")
-    print(f"{'all':<22}{sum(fell.values()):>6}\nruns: {runs}, equal to the undisturbed one, byte for byte: {runs - len(wrong)}")
+    print(
+        f"{'all':<22}{sum(fell.values()):>6}\nruns: {runs}, equal to the undisturbed one, byte for byte: {runs - len(wrong)}"
+    )
     return wrong
 
 

@@ -20,20 +20,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genrec.config import with_overrides
-from genrec.config_schema import Config
-from genrec.data.simulator import make_world
-from genrec.data.simulator_sessions import EPOCH
-from genrec.data.simulator_value import list_value
-from genrec.data.simulator_world import SimulatorConfig, numbers_of
+from genrec.config.load import with_overrides
+from genrec.config.schema import Config
+from genrec.data.simulator.sessions import EPOCH
+from genrec.data.simulator.simulate import make_world
+from genrec.data.simulator.value import list_value
+from genrec.data.simulator.world import SimulatorConfig, numbers_of
 from genrec.evaluation.metrics import coverage, paired_test, per_request_metrics
-from genrec.pipeline import Run
-from genrec.preference.guard import Measured, decide
+from genrec.preference.acceptance import Measured, decide
 from genrec.preference.phases import School
 from genrec.preference.policy import chunks
 from genrec.preference.reward_model import fit_reward_model
 from genrec.preference.stage import Stage, some
 from genrec.preference.training import learn
+from genrec.runs.run import Run
 
 log = logging.getLogger("bench")
 ROWS = "rerank|distil|grpo|plackett-luce|guided-dpo|dpo|distil+grpo+dpo"
@@ -47,12 +47,28 @@ class Bench:
         self.stage = Stage(run, run.folder / "model", "bench")
         if most:
             parts = self.stage.parts
-            self.stage.parts = replace(parts, policy=parts.policy.take(np.arange(max(0, len(parts.policy) - most), len(parts.policy))))
+            self.stage.parts = replace(
+                parts, policy=parts.policy.take(np.arange(max(0, len(parts.policy) - most), len(parts.policy)))
+            )
         self.start = {name: value.clone() for name, value in self.stage.policy.decoder.state_dict().items()}
-        self.model = fit_reward_model(self.stage.reward_data(self.stage.parts.reward, run.config.seed), self.stage.levels.click, self.stage.levels.order, run.config.seed)
-        self.quality = {name: self.stage.judge_quality(self.model, getattr(self.stage.parts, name)) for name in ("policy", "valid")}
+        self.model = fit_reward_model(
+            self.stage.reward_data(self.stage.parts.reward, run.config.seed),
+            self.stage.levels.click,
+            self.stage.levels.order,
+            run.config.seed,
+        )
+        self.quality = {
+            name: self.stage.judge_quality(self.model, getattr(self.stage.parts, name)) for name in ("policy", "valid")
+        }
         for name, towers in self.quality.items():
-            log.info("reward model on %s: %s", name, {tower: {key: round(found[key], 4) for key in ("auc", "gauc", "error")} for tower, found in towers.items()})
+            log.info(
+                "reward model on %s: %s",
+                name,
+                {
+                    tower: {key: round(found[key], 4) for key in ("auc", "gauc", "error")}
+                    for tower, found in towers.items()
+                },
+            )
         options = run.config.data.options
         self.world = make_world(SimulatorConfig(**options)) if run.config.data.reader == "simulator" else None
         self.days = SimulatorConfig(**options).days if self.world else 0
@@ -66,7 +82,10 @@ class Bench:
     def row(self, text: str, seed: int) -> None:
         """Measure one row; ``text`` as the module's docstring has it."""
         name, _, extra = text.partition("[")
-        settings = with_overrides(Config(preference=self.run.config.preference), [f"preference.{one}" for one in extra.rstrip("]").split(";") if one]).preference
+        settings = with_overrides(
+            Config(preference=self.run.config.preference),
+            [f"preference.{one}" for one in extra.rstrip("]").split(";") if one],
+        ).preference
         self.restore()
         begin = time.perf_counter()
         if name not in ("none", "rerank"):
@@ -140,8 +159,12 @@ class Bench:
         owner = self.owners(split)
         users = numbers_of(data.user_ids, len(self.world.user_cluster), "u")[owner]
         when = np.clip((requests.times - EPOCH) / (self.days * 86_400), 0, 1)
-        previous = np.where(np.diff(requests.offsets) > 0, items[requests.items[np.maximum(requests.offsets[1:] - 1, 0)]], -1)
-        value = list_value(self.world, users, when, previous, np.where(found.lists >= 0, items[np.maximum(found.lists, 0)], -1))
+        previous = np.where(
+            np.diff(requests.offsets) > 0, items[requests.items[np.maximum(requests.offsets[1:] - 1, 0)]], -1
+        )
+        value = list_value(
+            self.world, users, when, previous, np.where(found.lists >= 0, items[np.maximum(found.lists, 0)], -1)
+        )
         found.paired |= {"true clicks": value.clicks, "true purchases": value.purchases}
         return found
 
@@ -153,13 +176,17 @@ def main() -> None:
     parser.add_argument("--rows", default=ROWS)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--test", action="store_true")
-    parser.add_argument("--policy-requests", type=int, default=0, help="the newest so many teach the policy; 0: preference.max_requests")
+    parser.add_argument(
+        "--policy-requests", type=int, default=0, help="the newest so many teach the policy; 0: preference.max_requests"
+    )
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("genrec.preference.training").setLevel(logging.INFO)
     torch.set_flush_denormal(True)
-    bench = Bench(Run.open(arguments.run, arguments.overrides), arguments.test, arguments.output, arguments.policy_requests)
+    bench = Bench(
+        Run.open(arguments.run, arguments.overrides), arguments.test, arguments.output, arguments.policy_requests
+    )
     for text in ["none", *(row for row in arguments.rows.split("|") if row != "none")]:
         for seed in range(1 if text in ("none", "rerank") else arguments.seeds):
             bench.row(text, seed)

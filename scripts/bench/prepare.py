@@ -32,8 +32,8 @@ CHUNKS_A_FLUSH = 24  # blocks of simulated users held before they are dealt into
 
 def make_log(events: int, folder: Path) -> Path:
     """A simulated log of about ``events`` events, one file a day; made once."""
-    from genrec.data.simulator import SimulatorConfig, simulate_chunks
-    from genrec.data.simulator_sessions import EPOCH
+    from genrec.data.simulator.sessions import EPOCH
+    from genrec.data.simulator.simulate import SimulatorConfig, simulate_chunks
 
     target = folder / f"log-{events}"
     if target.is_dir():
@@ -42,7 +42,9 @@ def make_log(events: int, folder: Path) -> Path:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     items = max(1_000, int(20_000 * (events / 1e6) ** 0.5))
-    config = SimulatorConfig(n_users=max(100, events // 40), n_items=items, n_events=events, n_categories=60, n_brands=200, seed=1)
+    config = SimulatorConfig(
+        n_users=max(100, events // 40), n_items=items, n_events=events, n_categories=60, n_brands=200, seed=1
+    )
     held, made, flushes = [], 0, 0
 
     def flush() -> None:
@@ -72,8 +74,8 @@ def ours(path: Path, target: Path) -> int:
     """Prepare with genrec; returns the events kept."""
     import logging
 
-    from genrec.config import load_config
-    from genrec.data.prepare import prepare
+    from genrec.config.load import load_config
+    from genrec.data.prepare.pipeline import prepare
 
     logging.basicConfig(level=logging.INFO, format="  %(message)s", stream=sys.stderr)
     core = [f"data.min_user_events={CORE}", f"data.min_item_events={CORE}"]
@@ -87,10 +89,17 @@ def plain_pandas(path: Path, target: Path) -> int:
     import pandas as pd
 
     columns = ["user_id", "item_id", "timestamp", "action"]
-    log = pd.concat([pd.read_parquet(file, columns=columns) for file in sorted(path.glob("*.parquet"))], ignore_index=True)
-    log = log.sort_values(["user_id", "timestamp"], kind="stable").drop_duplicates(["user_id", "item_id", "timestamp", "action"])
+    log = pd.concat(
+        [pd.read_parquet(file, columns=columns) for file in sorted(path.glob("*.parquet"))], ignore_index=True
+    )
+    log = log.sort_values(["user_id", "timestamp"], kind="stable").drop_duplicates(
+        ["user_id", "item_id", "timestamp", "action"]
+    )
     while True:
-        users, items = log.groupby("user_id")["item_id"].transform("size"), log.groupby("item_id")["user_id"].transform("size")
+        users, items = (
+            log.groupby("user_id")["item_id"].transform("size"),
+            log.groupby("item_id")["user_id"].transform("size"),
+        )
         keep = (users >= CORE) & (items >= CORE)
         if keep.all():
             break
@@ -160,7 +169,9 @@ def used(folder: Path) -> int:
 
 def by_size(sizes: list[int], folder: Path) -> None:
     """The first table."""
-    print("| events | kept | seconds | µs per event | CPU µs per event | wall growth | CPU growth | peak GiB | scratch disk GiB |")
+    print(
+        "| events | kept | seconds | µs per event | CPU µs per event | wall growth | CPU growth | peak GiB | scratch disk GiB |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     last = None
     for size in sizes:
@@ -184,9 +195,13 @@ def against_pandas(size: int, folder: Path, repeats: int) -> None:
     path = make_log(size, folder)
     runs = [{name: measure(name, path, folder) for name in WORKERS} for _ in range(repeats)]
     best = {name: min((run[name] for run in runs), key=lambda found: found["seconds"]) for name in WORKERS}
-    print(f"\n{rows_of(path):,} events\n\n| pipeline | kept | seconds | CPU seconds | peak GiB |\n|---|---|---|---|---|")
+    print(
+        f"\n{rows_of(path):,} events\n\n| pipeline | kept | seconds | CPU seconds | peak GiB |\n|---|---|---|---|---|"
+    )
     for name, found in best.items():
-        print(f"| {name} | {found['kept']:,} | {found['seconds']:.1f} | {found['cpu']:.1f} | {found['peak'] / 2**30:.2f} |")
+        print(
+            f"| {name} | {found['kept']:,} | {found['seconds']:.1f} | {found['cpu']:.1f} | {found['peak'] / 2**30:.2f} |"
+        )
     ratio = {key: best["pandas"][key] / best["ours"][key] for key in ("seconds", "cpu", "peak")}
     print(f"| pandas / ours | | {ratio['seconds']:.1f}x | {ratio['cpu']:.1f}x | {ratio['peak']:.1f}x |")
 
@@ -200,7 +215,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="*", default=[1_000_000, 10_000_000])
     parser.add_argument("--pandas", type=int, default=0, help="also compare with pandas on so many events")
-    parser.add_argument("--repeats", type=int, default=2, help="runs of each pipeline in that comparison; the best counts")
+    parser.add_argument(
+        "--repeats", type=int, default=2, help="runs of each pipeline in that comparison; the best counts"
+    )
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "bench-prepare")
     parser.add_argument("--worker", choices=list(WORKERS))
     parser.add_argument("--path", type=Path)

@@ -51,7 +51,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     folder, wrong = parser.parse_args().folder, 0
-    print("| data set | reader | rows read | events | items | users | judgments | impressions | left out | quarantined | published |")
+    print(
+        "| data set | reader | rows read | events | items | users | judgments | impressions | left out | quarantined | published |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for name, (reader, published) in PUBLISHED.items():
         if not (folder / name).is_dir():
@@ -59,9 +61,15 @@ def main() -> None:
         found = counts(reader, folder / name)
         differ = {what: (found[what], wanted) for what, wanted in published.items() if found[what] != wanted}
         wrong += bool(differ)
-        columns = [f"{found[kind]:,}" for kind in ("rows", "events", "items", "users", "judgments", "impressions", "left_out", "quarantine")]
+        columns = [
+            f"{found[kind]:,}"
+            for kind in ("rows", "events", "items", "users", "judgments", "impressions", "left_out", "quarantine")
+        ]
         said = ", ".join(f"{wanted:,} {what.replace('_', ' ')}" for what, wanted in published.items())
-        verdict = "; ".join(f"{what} is {was:,}, not {wanted:,}" for what, (was, wanted) in differ.items()) or f"equal: {said}"
+        verdict = (
+            "; ".join(f"{what} is {was:,}, not {wanted:,}" for what, (was, wanted) in differ.items())
+            or f"equal: {said}"
+        )
         print(f"| `{name}` | `{reader}` | {' | '.join(columns)} | {verdict} |", flush=True)
     sys.exit(bool(wrong))
 

@@ -45,16 +45,20 @@ def write_vectors(path: Path, n: int, dim: int, seed: int = 0) -> None:
     out.flush()
 
 
-def fit_genrec(sample: np.ndarray, vectors: np.ndarray, job: argparse.Namespace, kind: str) -> tuple[float, np.ndarray, Callable]:
+def fit_genrec(
+    sample: np.ndarray, vectors: np.ndarray, job: argparse.Namespace, kind: str
+) -> tuple[float, np.ndarray, Callable]:
     """Fit and encode; returns the seconds of the fit, the codes, and what decodes them."""
-    from genrec.config_schema import SemanticIdConfig
+    from genrec.config.schema import SemanticIdConfig
     from genrec.semantic_ids.quantizers import encode_balanced, fit_codebooks, reconstruct
 
     is_opq = kind == "rq-opq"
     levels, n_sub = (job.levels, job.opq[0]) if is_opq else (job.levels + [job.opq[1]] * job.opq[0], 0)
     balance = SemanticIdConfig().balance if is_opq else "none"
     start = time.process_time()
-    codebooks, _ = fit_codebooks(sample, levels, n_sub, job.opq[1], job.seed, job.iterations, balance, normalise=is_opq, sample=len(sample))
+    codebooks, _ = fit_codebooks(
+        sample, levels, n_sub, job.opq[1], job.seed, job.iterations, balance, normalise=is_opq, sample=len(sample)
+    )
     fitted = time.process_time() - start
     codes = encode_balanced(codebooks, vectors, balance)
     return fitted, codes, lambda part: reconstruct(codebooks, part)
@@ -93,7 +97,9 @@ def minibatch(job: argparse.Namespace) -> Callable:
     from sklearn.cluster import MiniBatchKMeans
 
     def fit(points: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, Callable]:
-        model = MiniBatchKMeans(k, batch_size=4096, n_init=1, init="random", max_iter=job.iterations, random_state=seed).fit(points)
+        model = MiniBatchKMeans(
+            k, batch_size=4096, n_init=1, init="random", max_iter=job.iterations, random_state=seed
+        ).fit(points)
         return model.cluster_centers_.astype(np.float32), model.predict
 
     return fit
@@ -127,7 +133,9 @@ class PeakMemory(threading.Thread):
 
     def run(self) -> None:
         while not self.over.wait(0.05):
-            held = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+            held = next(
+                line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")
+            )
             self.gib = max(self.gib, int(held.split()[1]) / 2**20)
 
 
@@ -169,8 +177,12 @@ def contend(name: str, job: argparse.Namespace) -> dict:
 
 def show(rows: list[dict]) -> None:
     base = next((row for row in rows if row["name"] == "faiss.Kmeans"), rows[0])
-    print(f"\nratios to {base['name']}: time above 1 is faster, error below 1 is better; memory without mapped pages of the file")
-    print(f"{'':26}{'fit CPU s':>10}{'all CPU s':>10}{'wall s':>9}{'error':>8}{'x faster':>10}{'error ratio':>12}{'peak GiB':>10}")
+    print(
+        f"\nratios to {base['name']}: time above 1 is faster, error below 1 is better; memory without mapped pages of the file"
+    )
+    print(
+        f"{'':26}{'fit CPU s':>10}{'all CPU s':>10}{'wall s':>9}{'error':>8}{'x faster':>10}{'error ratio':>12}{'peak GiB':>10}"
+    )
     for row in rows:
         print(
             f"{row['name']:26}{row['fit_cpu_s']:10.1f}{row['all_cpu_s']:10.1f}{row['wall_s']:9.1f}{row['error']:8.4f}"
@@ -189,7 +201,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--vectors", help="a float32 .npy file instead of made-up vectors")
-    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS, metavar="NAME", help="of: " + ", ".join(CONTENDERS))
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        default=list(CONTENDERS),
+        choices=CONTENDERS,
+        metavar="NAME",
+        help="of: " + ", ".join(CONTENDERS),
+    )
     parser.add_argument("--output", type=Path, help="also write the rows here, as JSON")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     job = parser.parse_args()
@@ -198,14 +217,29 @@ def main() -> None:
     if job.only:
         print(json.dumps(contend(job.only, job)))
         return
-    os.environ |= {"OMP_NUM_THREADS": str(job.threads), "OPENBLAS_NUM_THREADS": str(job.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    os.environ |= {
+        "OMP_NUM_THREADS": str(job.threads),
+        "OPENBLAS_NUM_THREADS": str(job.threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
     with tempfile.TemporaryDirectory() as folder:
         if not job.vectors:
             job.vectors = str(Path(folder) / "vectors.npy")
             write_vectors(Path(job.vectors), job.n, job.dim)
         rows = []
         for name in job.contenders:
-            command = [sys.executable, __file__, "--only", name, "--vectors", job.vectors, "--sizes", job.sizes, "--opq", f"{job.opq[0]}x{job.opq[1]}"]
+            command = [
+                sys.executable,
+                __file__,
+                "--only",
+                name,
+                "--vectors",
+                job.vectors,
+                "--sizes",
+                job.sizes,
+                "--opq",
+                f"{job.opq[0]}x{job.opq[1]}",
+            ]
             for key in ("fit_sample", "iterations", "threads", "seed"):
                 command += [f"--{key.replace('_', '-')}", str(getattr(job, key))]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)

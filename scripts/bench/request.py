@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from genrec import Recommender
-from genrec.config import with_overrides
-from genrec.decoding.proposals import Proposer
+from genrec.config.load import with_overrides
 from genrec.model.network import GenerativeRecommender
-from genrec.pipeline import Run
+from genrec.ranking.candidates import CandidateGenerator
+from genrec.runs.run import Run
 
 TASKS = ("generate", "retrieve", "fused", "search")
 
@@ -28,19 +28,23 @@ TASKS = ("generate", "retrieve", "fused", "search")
 def untrained(model: Recommender, run: Run, overrides: list[str]) -> None:
     """Put an untrained network of another size in the place of the run's."""
     config = with_overrides(run.config, overrides)
-    ranker, old = model.ranker, model.ranker.proposer
+    ranker, old = model.ranker, model.ranker.generator
     torch.manual_seed(0)
-    network = GenerativeRecommender(config.model, old.network.catalogue, len(run.dataset.actions_chain), old.network.time_base).eval()
+    network = GenerativeRecommender(
+        config.model, old.network.catalogue, len(run.dataset.actions_chain), old.network.time_base
+    ).eval()
     if network.anchor_tables is not None and old.network.anchor_tables is not None:
         network.anchor_tables.load_state_dict(old.network.anchor_tables.state_dict())
     ranker.model, ranker.settings = config.model, config.decoding
-    ranker.proposer = Proposer(network, old.evidence, config.decoding, old.lexical)
+    ranker.generator = CandidateGenerator(network, old.evidence, config.decoding, old.lexical)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("overrides", nargs="*", help="key=value: an untrained network of this size instead of the run's")
+    parser.add_argument(
+        "overrides", nargs="*", help="key=value: an untrained network of this size instead of the run's"
+    )
     parser.add_argument("--history", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
@@ -52,7 +56,7 @@ def main() -> None:
     if options.overrides:
         untrained(model, run, options.overrides)
     draw = np.random.default_rng(0)
-    items, titles = model.shelf.item_ids, [title for title in model.shelf.titles if title]
+    items, titles = model.snapshot.item_ids, [title for title in model.snapshot.titles if title]
 
     def ask(task: str) -> None:
         history = [items[place] for place in draw.integers(len(items), size=options.history)]
@@ -81,7 +85,9 @@ def main() -> None:
                      "cpu p50": round(float(np.median(cpu)), 2)})  # fmt: skip
         print(rows[-1], flush=True)
     if options.output:
-        options.output.write_text(json.dumps({"overrides": options.overrides, "history": options.history, "rows": rows}, indent=1) + "\n")
+        options.output.write_text(
+            json.dumps({"overrides": options.overrides, "history": options.history, "rows": rows}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

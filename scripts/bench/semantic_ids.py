@@ -26,22 +26,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genrec.artifacts import fingerprint, open_artifact, read_json, write_json
-from genrec.config import load_config, to_dict
+from genrec.artifacts.folders import fingerprint, open_artifact, read_json, write_json
+from genrec.catalogue.catalogue import Catalogue
+from genrec.catalogue.semantic_ids import SemanticIds
+from genrec.catalogue.trie import CatalogueTrie
+from genrec.config.load import load_config, to_dict
 from genrec.data.dataset import TRAIN, Requests
-from genrec.decoding.beam import leaf_items
-from genrec.decoding.ranker import seen_mask
-from genrec.decoding.scorers import generate
 from genrec.errors import UserError
 from genrec.evaluation.metrics import paired_test, per_request_metrics
+from genrec.generation.beam import leaf_items
+from genrec.generation.scorers import generate
 from genrec.model.anchors import Anchors
 from genrec.model.collate import Collator, QueryFeatures, request_batches
 from genrec.model.network import Batch, Encoded, GenerativeRecommender
 from genrec.model.saved import load_network
-from genrec.pipeline import Run, stage_prepare
-from genrec.semantic_ids.catalogue import Catalogue
-from genrec.semantic_ids.tokenize import SemanticIds, tokenize
-from genrec.semantic_ids.trie import CatalogueTrie
+from genrec.pipeline.stages import stage_prepare
+from genrec.ranking.ranker import seen_mask
+from genrec.runs.run import Run
+from genrec.semantic_ids.tokenize import tokenize
 from genrec.training.fit import FitPlan, fit
 
 REFERENCE = "rq-opq"
@@ -80,38 +82,64 @@ def remember_trunk() -> None:
     made: dict[str, Encoded] = {}
     encode = GenerativeRecommender.encode
 
-    def remembered(network: GenerativeRecommender, batch: Batch, items: Tensor | None = None, anchors: Anchors | None = None) -> Encoded:
-        read = (batch.items, batch.positions, batch.request_queries, batch.query_text, batch.targets)  # same targets, same anchors
-        key = fingerprint(anchors is None, *(part.shape for part in read), *(hash(part.numpy().tobytes()) for part in read))
+    def remembered(
+        network: GenerativeRecommender, batch: Batch, items: Tensor | None = None, anchors: Anchors | None = None
+    ) -> Encoded:
+        read = (
+            batch.items,
+            batch.positions,
+            batch.request_queries,
+            batch.query_text,
+            batch.targets,
+        )  # same targets, same anchors
+        key = fingerprint(
+            anchors is None, *(part.shape for part in read), *(hash(part.numpy().tobytes()) for part in read)
+        )
         if key not in made:
             once = encode(network, batch, items, anchors)
-            made[key] = replace(once, blocks=[once.requests[:, :, None]], cache=[])  # a trunk without reasoning steps has no other block
+            made[key] = replace(
+                once, blocks=[once.requests[:, :, None]], cache=[]
+            )  # a trunk without reasoning steps has no other block
         return made[key]
 
     GenerativeRecommender.encode = remembered
 
 
-def measure(base: Run, trunk: Path, name: str, overrides: list[str], job: argparse.Namespace) -> dict:
+def measure(base: Run, backbone_folder: Path, name: str, overrides: list[str], job: argparse.Namespace) -> dict:
     """Fit and score one row; kept in OUTPUT/rows. Raises ``UserError`` where this version does not know one of the row's keys."""
     config = load_config(job.config, [*job.overrides, *overrides])
-    config.data, config.model.use_codes, config.training.decoder_epochs = copy.deepcopy(base.config.data), False, job.epochs
+    config.data, config.model.use_codes, config.training.decoder_epochs = (
+        copy.deepcopy(base.config.data),
+        False,
+        job.epochs,
+    )
     config.training.generate_share = job.generate_share
     slug = name.replace(" ", "-")
     folder, done = job.output / "work" / slug, job.output / "rows" / f"{slug}.json"
-    key = fingerprint(4, open_artifact(trunk, "model")["key"], to_dict(config), job.split, job.users, job.searches, job.beam)
+    key = fingerprint(
+        4, open_artifact(backbone_folder, "model")["key"], to_dict(config), job.split, job.users, job.searches, job.beam
+    )
     if done.is_file() and read_json(done)["key"] == key:
         log.info("%s: kept", name)
         return read_json(done)
     folder.mkdir(parents=True, exist_ok=True)
     begun = time.process_time()
-    same_words = [to_dict(one.text) | {"keywords": one.semantic_ids.keywords, "share": one.semantic_ids.keyword_share, "seed": one.seed} for one in (config, base.config)]
+    same_words = [
+        to_dict(one.text)
+        | {"keywords": one.semantic_ids.keywords, "share": one.semantic_ids.keyword_share, "seed": one.seed}
+        for one in (config, base.config)
+    ]
     words = base.ids.words if same_words[0] == same_words[1] else None
     own = SemanticIds.load(tokenize(config, base.dataset, folder / "semantic_ids", words))
     tokenized = time.process_time() - begun
     # the row's codes and trie over the texts that the trunk was fitted with
     catalogue = Catalogue(base.ids.catalogue.text, own.catalogue.codes, own.catalogue.trie)
     ids = replace(base.ids, codebooks=own.codebooks, catalogue=catalogue, key=fingerprint(own.key, base.ids.key))
-    model = fit(config, base.dataset, ids, folder / "model", FitPlan(TRAIN, job.epochs, trunk=trunk)) if job.epochs else trunk
+    model = (
+        fit(config, base.dataset, ids, folder / "model", FitPlan(TRAIN, job.epochs, backbone_folder=backbone_folder))
+        if job.epochs
+        else backbone_folder
+    )
     fitted = time.process_time() - begun - tokenized
     network, _ = load_network(model, len(base.dataset.actions_chain), ids)
     row = {"name": name, "key": key, "overrides": overrides, "tokenize_cpu_s": tokenized, "fit_cpu_s": fitted}
@@ -193,17 +221,33 @@ def difference(row: dict, reference: dict) -> str:
 def write_table(rows: list[dict], skipped: dict[str, str], job: argparse.Namespace) -> None:
     reference = next((row for row in rows if row["name"] == REFERENCE), rows[0])
     kinds = [key.removeprefix("recall@10 ") for key in reference if key.startswith("recall@10 ")]
-    header = ["row", "sizes", *COLUMNS, f"Recall@10 less {reference['name']}'s", *(f"Recall@10, {kind}" for kind in kinds)]
+    header = [
+        "row",
+        "sizes",
+        *COLUMNS,
+        f"Recall@10 less {reference['name']}'s",
+        *(f"Recall@10, {kind}" for kind in kinds),
+    ]
     lines = ["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |"]
     for row in rows:
         cells = [f"{row[key]:.4f}" if "@" in key else f"{row[key]:.3f}" for key in COLUMNS.values()]
         cells += [difference(row, reference), *(f"{row[f'recall@10 {kind}']:.4f}" for kind in kinds)]
         lines.append("| " + " | ".join([row["name"], "-".join(map(str, row["sizes"])), *cells]) + " |")
-    budget = f"{job.epochs} epochs of the decoder on one trunk without codes" if job.epochs else "an ideal decoder of one trunk without codes"
-    lines += ["", f"Generation alone, {budget}, beam {job.beam}, {job.split} split, {reference['requests']} users, already-had items removed."]
+    budget = (
+        f"{job.epochs} epochs of the decoder on one trunk without codes"
+        if job.epochs
+        else "an ideal decoder of one trunk without codes"
+    )
+    lines += [
+        "",
+        f"Generation alone, {budget}, beam {job.beam}, {job.split} split, {reference['requests']} users, already-had items removed.",
+    ]
     lines += [f"Not run: {name} ({reason})." for name, reason in skipped.items()]
     (job.output / "table.md").write_text("\n".join(lines) + "\n")
-    write_json(job.output / "table.json", [{key: value for key, value in row.items() if not key.startswith("hits")} for row in rows])
+    write_json(
+        job.output / "table.json",
+        [{key: value for key, value in row.items() if not key.startswith("hits")} for row in rows],
+    )
     print("\n".join(lines), flush=True)
 
 
@@ -212,14 +256,22 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=2, help="training budget of every row's decoder; 0: an ideal one")
-    parser.add_argument("--generate-share", type=float, default=0.25, help="share of the requests whose codes a step learns")
+    parser.add_argument(
+        "--generate-share", type=float, default=0.25, help="share of the requests whose codes a step learns"
+    )
     parser.add_argument("--trunk-epochs", type=int, default=4, help="training budget of the trunk they share")
     parser.add_argument("--beam", type=int, default=20)
-    parser.add_argument("--split", default="valid", choices=("valid", "test"), help="valid: the table chooses the default")
+    parser.add_argument(
+        "--split", default="valid", choices=("valid", "test"), help="valid: the table chooses the default"
+    )
     parser.add_argument("--users", type=int, default=8000, help="score at most so many recommendations (0: all)")
-    parser.add_argument("--searches", type=int, default=1000, help="score at most so many searches of each kind (0: none)")
+    parser.add_argument(
+        "--searches", type=int, default=1000, help="score at most so many searches of each kind (0: none)"
+    )
     parser.add_argument("--rows", default=",".join(ROWS), help="names of rows, as in the table", metavar="NAME[,NAME]")
-    parser.add_argument("--row", action="append", default=[], metavar="NAME:KEY=VALUE[,KEY=VALUE]", help="a row of your own")
+    parser.add_argument(
+        "--row", action="append", default=[], metavar="NAME:KEY=VALUE[,KEY=VALUE]", help="a row of your own"
+    )
     job, job.overrides = parser.parse_known_args()
     wrong = [value for value in job.overrides if "=" not in value or value.startswith("-")]
     if wrong:
@@ -238,13 +290,13 @@ def main() -> None:
     try:
         base = Run.create(job.config, [*job.overrides, f"output={job.output}", "name=base"])
         stage_prepare(base)
-        trunk = shared_trunk(base, job)
+        backbone_folder = shared_trunk(base, job)
         if not base.config.model.reasoning_steps:
             remember_trunk()
         rows, skipped = [], {}
         for name in job.rows:
             try:
-                rows.append(measure(base, trunk, name, known[name], job))
+                rows.append(measure(base, backbone_folder, name, known[name], job))
             except UserError as error:
                 if "unknown key" not in str(error):
                     raise

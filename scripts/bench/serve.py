@@ -41,7 +41,17 @@ class Server:
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         started = time.perf_counter()
-        command = [sys.executable, "-c", "from genrec.cli import main; main()", "serve", str(bundle), "--port", str(self.port), "--events", str(events)]
+        command = [
+            sys.executable,
+            "-c",
+            "from genrec.cli.main import main; main()",
+            "serve",
+            str(bundle),
+            "--port",
+            str(self.port),
+            "--events",
+            str(events),
+        ]
         self.process = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
         while True:
             try:
@@ -77,7 +87,10 @@ class Traffic:
         self.random = random.Random(seed)
 
     def recommend(self) -> tuple[str, dict]:
-        return "/v1/recommend", {"history": self.random.sample(self.items, self.random.randint(1, min(20, len(self.items)))), "k": 10}
+        return "/v1/recommend", {
+            "history": self.random.sample(self.items, self.random.randint(1, min(20, len(self.items)))),
+            "k": 10,
+        }
 
     def search(self) -> tuple[str, dict]:
         _, body = self.recommend()
@@ -172,7 +185,12 @@ def soak(bundle: Path, work: Path, minutes: float, top: float) -> dict:
     times, sizes = np.array(memory).T
     edge = min(60.0, times[-1] / 3)
     first, last = sizes[times <= edge].mean(), sizes[times >= times[-1] - edge].mean()
-    return result | {"asked_per_second": round(rate, 1), "memory_first_mb": round(first, 1), "memory_last_mb": round(last, 1), "memory_growth": round(last / first - 1, 4)}
+    return result | {
+        "asked_per_second": round(rate, 1),
+        "memory_first_mb": round(first, 1),
+        "memory_last_mb": round(last, 1),
+        "memory_growth": round(last / first - 1, 4),
+    }
 
 
 def kills(bundle: Path, work: Path, times: int) -> dict:
@@ -210,7 +228,10 @@ def kills(bundle: Path, work: Path, times: int) -> dict:
         server = Server(bundle, events)
         ready.append(server.ready_after)
         asyncio.run(go(server, turn, 0.3 + traffic.random.random()))
-        print(f"kill {turn + 1}: ready after {ready[-1]:.1f} s, {len(acknowledged)} events acknowledged so far", flush=True)
+        print(
+            f"kill {turn + 1}: ready after {ready[-1]:.1f} s, {len(acknowledged)} events acknowledged so far",
+            flush=True,
+        )
     server = Server(bundle, events)  # the store must open again after the last kill, too
     server.stop()
     kept = {row[0] for row in sqlite3.connect(events).execute("SELECT event_id FROM events")}
@@ -247,7 +268,10 @@ def reloads(bundle: Path, work: Path, times: int) -> dict:
     started = time.perf_counter()
     before = server.memory()
     spent = asyncio.run(go())
-    result = summary(seconds, seen, time.perf_counter() - started) | {"reloads": times, "reload_s_median": round(float(np.median(spent)), 2)}
+    result = summary(seconds, seen, time.perf_counter() - started) | {
+        "reloads": times,
+        "reload_s_median": round(float(np.median(spent)), 2),
+    }
     result |= {"memory_before_mb": round(before, 1), "memory_after_mb": round(server.memory(), 1)}
     server.stop()
     return result
@@ -307,7 +331,9 @@ def main() -> None:
             rows = load(options.bundle, work, options.clients, options.seconds)
             keep("load", rows)
             # the soak asks for both tasks in turn: the slower one sets its pace
-            top = top or min(max(row["per_second"] for row in rows if row["task"] == task) for task in ("recommend", "search"))
+            top = top or min(
+                max(row["per_second"] for row in rows if row["task"] == task) for task in ("recommend", "search")
+            )
         for part, wanted, run in (
             ("soak", options.minutes, lambda: soak(options.bundle, work, options.minutes, top)), ("kills", options.kills, lambda: kills(options.bundle, work, options.kills)),
             ("reloads", options.reloads, lambda: reloads(options.bundle, work, options.reloads)), ("add", options.add, lambda: add_items(options.bundle, work, options.add)),

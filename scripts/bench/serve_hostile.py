@@ -64,7 +64,11 @@ def schemathesis(server: Server, examples: int, report: Path, seconds: float) ->
         text, code = (expired.stdout or b"").decode(), -1
     report.write_text(text)
     generated = re.findall(r"^.*(?:Test cases|generated|tested).*$", text, re.MULTILINE | re.IGNORECASE)
-    return {"exit_code": code, "seconds": round(time.perf_counter() - started, 1), "says": [line.strip() for line in generated][-6:]}
+    return {
+        "exit_code": code,
+        "seconds": round(time.perf_counter() - started, 1),
+        "says": [line.strip() for line in generated][-6:],
+    }
 
 
 async def hostile(server: Server, rounds: int, traffic: Traffic) -> dict:

@@ -25,9 +25,9 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from genrec.artifacts import fingerprint, write_json
-from genrec.config import load_config
-from genrec.config_schema import Config
+from genrec.artifacts.folders import fingerprint, write_json
+from genrec.config.load import load_config
+from genrec.config.schema import Config
 from genrec.data.dataset import Dataset
 from genrec.data.schema import ITEM_SCHEMA, conform
 from genrec.retrieval.bm25 import BM25
@@ -65,7 +65,9 @@ def ndcg(scores: np.ndarray, query: np.ndarray, gain: np.ndarray, k: int = 10) -
         order = np.lexsort((-by, query))
         rank = np.arange(len(order)) - np.searchsorted(query[order], query[order])
         seen = rank < k
-        return np.bincount(query[order][seen], weights=gain[order][seen] * discount[rank[seen]], minlength=query.max() + 1)
+        return np.bincount(
+            query[order][seen], weights=gain[order][seen] * discount[rank[seen]], minlength=query.max() + 1
+        )
 
     best = dcg(gain)
     return dcg(scores)[best > 0] / best[best > 0]
@@ -81,13 +83,19 @@ def first_code_agreement(
     of_item, of_query = first[: len(items)], first[len(items) :]
     share = [np.bincount(codes, minlength=sizes[0]) / len(codes) for codes in (of_item, of_query)]
     pairs, random = float((of_item[judged_item] == of_query[judged_query]).mean()), float((share[0] * share[1]).sum())
-    return {"exact_pairs_share_first_code": pairs, "random_pairs_share_first_code": random, "times_random": pairs / random}
+    return {
+        "exact_pairs_share_first_code": pairs,
+        "random_pairs_share_first_code": random,
+        "times_random": pairs / random,
+    }
 
 
 def open_encoder(name: str, texts: list[str], args: argparse.Namespace) -> tuple[TextEncoder, dict[str, float]]:
     """The encoder, and its speed on a sample of the texts without a cache."""
     overrides = (
-        [f"text.encoder={name}", f"text.dim={args.dim}"] if name in ("tfidf", "minilm") else ["text.encoder=hf", f"text.model={name}"]
+        [f"text.encoder={name}", f"text.dim={args.dim}"]
+        if name in ("tfidf", "minilm")
+        else ["text.encoder=hf", f"text.model={name}"]
     )
     config = load_config(None, overrides).text
     start = time.perf_counter()
@@ -170,7 +178,10 @@ def one(task: str, name: str, args: argparse.Namespace) -> list[dict]:
     rows = (esci_rows if task == "esci" else dataset_rows)(name, args)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return [
-        {**{key: value if isinstance(value, str) else round(float(value), 5) for key, value in row.items()}, "peak_mb": round(peak)}
+        {
+            **{key: value if isinstance(value, str) else round(float(value), 5) for key, value in row.items()},
+            "peak_mb": round(peak),
+        }
         for row in rows
     ]
 
@@ -179,7 +190,12 @@ def show(task: str, rows: list[dict]) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = Table(*columns, title=task)
     for row in rows:
-        table.add_row(*("" if key not in row else str(row[key]) if isinstance(row[key], str) else f"{row[key]:.4g}" for key in columns))
+        table.add_row(
+            *(
+                "" if key not in row else str(row[key]) if isinstance(row[key], str) else f"{row[key]:.4g}"
+                for key in columns
+            )
+        )
     Console(width=240).print(table)
 
 
@@ -187,11 +203,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--esci", type=Path, help="folder of the ESCI sample")
     parser.add_argument("--dataset", type=Path, help="a prepared dataset folder, RUN/dataset")
-    parser.add_argument("--encoders", nargs="+", default=["tfidf", "minilm"], help="tfidf, minilm, a Hugging Face name or a folder")
+    parser.add_argument(
+        "--encoders", nargs="+", default=["tfidf", "minilm"], help="tfidf, minilm, a Hugging Face name or a folder"
+    )
     parser.add_argument("--split", default="valid", choices=["valid", "test"], help="of the dataset")
     parser.add_argument("--dim", type=int, default=Config().text.dim, help="of tfidf")
     parser.add_argument("--cache", type=Path, help="vectors by content, kept between runs")
-    parser.add_argument("--output", type=Path, help="folder for a JSON file per encoder; rows found there are not made again")
+    parser.add_argument(
+        "--output", type=Path, help="folder for a JSON file per encoder; rows found there are not made again"
+    )
     parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args()
     if not args.esci and not args.dataset:

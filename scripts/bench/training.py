@@ -27,16 +27,16 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from genrec.config_schema import Config
+from genrec.catalogue.catalogue import Catalogue
+from genrec.catalogue.semantic_ids import SemanticIds
+from genrec.catalogue.trie import build_trie
+from genrec.config.schema import Config
 from genrec.data.dataset import TRAIN, Dataset
 from genrec.data.sequences import make_windows
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.model.network import Batch, GenerativeRecommender
 from genrec.objectives.generation import walked_nodes
-from genrec.semantic_ids.catalogue import Catalogue
 from genrec.semantic_ids.quantizers import default_sizes
-from genrec.semantic_ids.tokenize import SemanticIds
-from genrec.semantic_ids.trie import build_trie
 from genrec.training.batches import EpochLoader, request_counts
 from genrec.training.fit import CPU_PARTS
 from genrec.training.module import TrainingModule
@@ -78,12 +78,18 @@ class Step:
         self.config, self.data, self.device, self.bf16 = config, data, device, bf16
         torch.manual_seed(0)
         generate = bool(config.training.generate_weight)
-        self.network = GenerativeRecommender(config.model, catalogue, len(data.actions_chain), 10_000.0, generate).to(device).train()
+        self.network = (
+            GenerativeRecommender(config.model, catalogue, len(data.actions_chain), 10_000.0, generate)
+            .to(device)
+            .train()
+        )
         self.collator = Collator(config.model, features)
         windows = make_windows(data.offsets, data.lengths, config.model.max_length, config.training.stride)
         counts = request_counts(data, windows, True, False)  # recommendations alone, as the padded one has
         self.loader = EpochLoader(data, windows, counts, self.collator, config.training, 1, 0, False)
-        parts = replace(config.training, accumulate=1 if isinstance(self, Padded) or device != "cpu" else CPU_PARTS)  # as a run has it
+        parts = replace(
+            config.training, accumulate=1 if isinstance(self, Padded) or device != "cpu" else CPU_PARTS
+        )  # as a run has it
         self.in_parts = EpochLoader(data, windows, counts, self.collator, parts, 1, 0, False)
         config.training.epochs = config.training.epochs or 1  # of the learning rate's schedule
         self.module = TrainingModule(self.network, config, len(self.loader))
@@ -137,7 +143,10 @@ class Padded(Step):
         pad = length - batch.items.shape[1]
         context = {name: F.pad(getattr(batch, name), (0, pad)) for name in ("items", "actions", "queries", "times")}
         requests = max(length - batch.positions.shape[1], 0)
-        own = {name: F.pad(getattr(batch, name), (0, requests)) for name in ("positions", "request_times", "request_queries")}
+        own = {
+            name: F.pad(getattr(batch, name), (0, requests))
+            for name in ("positions", "request_times", "request_queries")
+        }
         return replace(batch, **context, **own, targets=F.pad(batch.targets, (0, requests), value=-1))
 
     def loss(self, batch: Batch, place: int) -> torch.Tensor:
@@ -172,10 +181,14 @@ def trunk_products(step: Step, batch: Batch, place: int) -> list[tuple[int, int,
     context, requests = step.context(place), int(step.loader.counts[step.loader.batches[place]].sum())
     dim, items = config.model.dim, network.catalogue.n_items
     tokens = context + requests
-    found = [(tokens, dim, 3 * dim, 3), (tokens, dim, dim, 3), (tokens, dim, 4 * dim, 3), (tokens, 4 * dim, dim, 3)] * (config.model.layers - 1)
+    found = [(tokens, dim, 3 * dim, 3), (tokens, dim, dim, 3), (tokens, dim, 4 * dim, 3), (tokens, 4 * dim, dim, 3)] * (
+        config.model.layers - 1
+    )
     read = requests if network.decoder is None else tokens
     found += [(tokens, dim, 2 * dim, 3), *[(read, dim, dim, 3)] * 2, (read, dim, 4 * dim, 3), (read, 4 * dim, dim, 3)]
-    found += [(requests, dim, dim, 3)] * (1 + (network.last_event is not None)) + [(made, network.catalogue.text.shape[1], dim, 2)]
+    found += [(requests, dim, dim, 3)] * (1 + (network.last_event is not None)) + [
+        (made, network.catalogue.text.shape[1], dim, 2)
+    ]
     return [*found, (requests, dim, items if candidates is None else len(candidates.ids), 3)]
 
 
@@ -186,14 +199,31 @@ def decoder_products(step: Step, place: int) -> list[tuple[int, int, int, int]]:
     drawn = int(len(targets) * config.training.generate_share)
     context = int(step.context(place))
     walked = drawn * trie.depth
-    layer = [(context, dim, 2 * dim, 3), *[(walked, dim, width, 3) for width in (3 * dim, dim, dim, dim, 2 * dim)], (walked, 2 * dim, dim, 3)]
-    found = layer * config.model.decoder_layers + [(drawn, dim, dim, 3)] * trie.depth + [(drawn, dim, int(trie.child_count[0]), 3)]
+    layer = [
+        (context, dim, 2 * dim, 3),
+        *[(walked, dim, width, 3) for width in (3 * dim, dim, dim, dim, 2 * dim)],
+        (walked, 2 * dim, dim, 3),
+    ]
+    found = (
+        layer * config.model.decoder_layers
+        + [(drawn, dim, dim, 3)] * trie.depth
+        + [(drawn, dim, int(trie.child_count[0]), 3)]
+    )
     if config.model.node_vectors == "items":
-        found.append((len(walked_nodes(trie, trie.item_path[targets[:drawn]])[0]), dim, dim, 2 if isinstance(step, DecoderStep) else 3))
+        found.append(
+            (
+                len(walked_nodes(trie, trie.item_path[targets[:drawn]])[0]),
+                dim,
+                dim,
+                2 if isinstance(step, DecoderStep) else 3,
+            )
+        )
     return found
 
 
-def time_products(shapes: list[tuple[int, int, int, int]], device: str, dtype: torch.dtype, clock) -> tuple[float, float]:
+def time_products(
+    shapes: list[tuple[int, int, int, int]], device: str, dtype: torch.dtype, clock
+) -> tuple[float, float]:
     """Seconds that the products take alone, and their floating-point operations."""
     seconds = operations = 0.0
     cache: dict[tuple, float] = {}
@@ -220,10 +250,20 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, default=None, help="a prepared dataset, with semantic_ids/ beside it")
     parser.add_argument("--users", type=int, default=22_363)
     parser.add_argument("--items", type=int, default=12_101)
-    for name, default in (("length", 50), ("dim", 128), ("layers", 1), ("heads", 2), ("batch", 128), ("rounds", 6), ("threads", 1)):
+    for name, default in (
+        ("length", 50),
+        ("dim", 128),
+        ("layers", 1),
+        ("heads", 2),
+        ("batch", 128),
+        ("rounds", 6),
+        ("threads", 1),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dropout", type=float, default=0.4)
-    parser.add_argument("--padded-batch", type=int, default=64, help="sequences per padded step; its logits must fit into memory")
+    parser.add_argument(
+        "--padded-batch", type=int, default=64, help="sequences per padded step; its logits must fit into memory"
+    )
     parser.add_argument("--negatives", type=int, default=1024, help="of the sampled row")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
@@ -271,7 +311,9 @@ def main() -> None:
                 continue
             events[name], seconds[name] = events[name] + done, seconds[name] + took
             if not isinstance(step, Padded):
-                least, count = time_products(products(step, place), options.device, torch.bfloat16 if gpu else torch.float32, clock)
+                least, count = time_products(
+                    products(step, place), options.device, torch.bfloat16 if gpu else torch.float32, clock
+                )
                 alone[name], operations[name] = alone[name] + least, operations[name] + count
     show({name: events[name] / seconds[name] for name in steps}, {name: alone[name] / seconds[name] for name in steps},
          {name: operations[name] / seconds[name] / 1e9 for name in steps})  # fmt: skip

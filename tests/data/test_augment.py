@@ -17,7 +17,13 @@ def test_ties_only_move_among_themselves():
     found, begin = shuffled(LOG, START, STOP, Shuffle(1.0, 0.0, 5))
     for place, start in zip(begin, START, strict=True):
         part = found.items[place : place + 10] - start
-        assert part[0] == 0 and part[4] == 4 and set(part[1:4]) == {1, 2, 3} and set(part[5:7]) == {5, 6} and set(part[7:]) == {7, 8, 9}
+        assert (
+            part[0] == 0
+            and part[4] == 4
+            and set(part[1:4]) == {1, 2, 3}
+            and set(part[5:7]) == {5, 6}
+            and set(part[7:]) == {7, 8, 9}
+        )
     assert np.array_equal(found.timestamps.reshape(20, 10), TIMES.reshape(20, 12)[:, :10])
     assert not np.array_equal(found.items, np.sort(found.items))
     assert np.array_equal(found.actions, found.items * 2) and np.array_equal(found.queries, found.items * 3)
@@ -31,7 +37,9 @@ def test_whole_windows_are_permuted_within_themselves():
 
 
 def test_shares_and_draws():
-    moved = lambda shuffle: (shuffled(LOG, START, STOP, shuffle)[0].items.reshape(20, 10) != START[:, None] + np.arange(10)).any(1)
+    moved = lambda shuffle: (
+        shuffled(LOG, START, STOP, shuffle)[0].items.reshape(20, 10) != START[:, None] + np.arange(10)
+    ).any(1)
     assert not moved(Shuffle(0.0, 0.0, 1)).any()
     assert 0 < moved(Shuffle(0.0, 0.5, 1)).sum() < 20
     one, two = (shuffled(LOG, START, STOP, Shuffle(0.0, 1.0, draw))[0].items for draw in (1, 2))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from genrec.data import datasets
-from genrec.data.datasets import DATASETS, DatasetCorrupt, DatasetUnavailable, fetch, list_datasets
+from genrec.data import registry as datasets
 from genrec.data.readers import read_log as read_parts
+from genrec.data.registry import DATASETS, DatasetCorrupt, DatasetUnavailable, fetch, list_datasets
 from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
 
@@ -21,6 +21,7 @@ from genrec.errors import UserError
 def read_log(*arguments) -> RawLog:
     """A whole log at once."""
     return join_parts(read_parts(*arguments))
+
 
 NAME = "movielens-100k"
 RATINGS = [(1, 7, 3, 50), (2, 7, 5, 40), (1, 8, 1, 60)]
@@ -115,7 +116,12 @@ def test_no_network_is_unavailable_and_leaves_nothing(sources, tmp_path):
 def test_corrupt_download_is_rejected(sources, tmp_path, kind):
     changed = {name: text.replace("\t3\t50", "\t4\t50") for name, text in MIRROR.items()}
     short = {name: text.replace("1\t7\t3\t50\n", "") for name, text in MIRROR.items()}
-    sources["mirror"] = {"changed": zipped(changed), "short": zipped(short), "cut": zipped(MIRROR)[:-40], "empty": zipped({})}[kind]
+    sources["mirror"] = {
+        "changed": zipped(changed),
+        "short": zipped(short),
+        "cut": zipped(MIRROR)[:-40],
+        "empty": zipped({}),
+    }[kind]
     with pytest.raises(DatasetCorrupt):
         fetch(NAME, tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []

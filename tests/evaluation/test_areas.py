@@ -34,7 +34,9 @@ def test_gauc_is_the_mean_of_users_weighted_by_their_rows(rows):
         assert value == pytest.approx(roc_auc_score(labels[mine], scores[mine]), abs=1e-12) and count == mine.sum()
     assert gauc(scores, labels, users) == pytest.approx(np.average(area, weights=weight), abs=1e-12)
     shuffled = np.random.default_rng(1).permutation(600)
-    assert gauc(scores[shuffled], labels[shuffled], users[shuffled]) == pytest.approx(gauc(scores, labels, users), abs=1e-12)
+    assert gauc(scores[shuffled], labels[shuffled], users[shuffled]) == pytest.approx(
+        gauc(scores, labels, users), abs=1e-12
+    )
 
 
 def test_resampling_users_repeats_their_rows(rows):
@@ -44,7 +46,11 @@ def test_resampling_users_repeats_their_rows(rows):
     known = np.unique(users)
     draws = np.random.default_rng(3).multinomial(len(known), np.full(len(known), 1 / len(known)), size=5)
     for place in range(5):
-        copies = [(np.flatnonzero(users == user), copy) for user, count in zip(known, draws[place], strict=True) for copy in range(count)]
+        copies = [
+            (np.flatnonzero(users == user), copy)
+            for user, count in zip(known, draws[place], strict=True)
+            for copy in range(count)
+        ]
         index = np.concatenate([rows_of for rows_of, _ in copies])
         assert found["auc"][place] == pytest.approx(roc_auc_score(labels[index], scores[index]), abs=1e-12)
         people = np.concatenate([np.full(len(rows_of), number) for number, (rows_of, _) in enumerate(copies)])

@@ -15,7 +15,9 @@ N_ITEMS = 30
 
 def random_lists(n_users: int = 60, seed: int = 0) -> list[list[int]]:
     rng = np.random.default_rng(seed)
-    return [rng.integers(0, N_ITEMS - 2, rng.integers(0, 9)).tolist() for _ in range(n_users)]  # two items are never seen
+    return [
+        rng.integers(0, N_ITEMS - 2, rng.integers(0, 9)).tolist() for _ in range(n_users)
+    ]  # two items are never seen
 
 
 def dense_had(lists):
@@ -73,7 +75,9 @@ def test_cooccurrence_equals_a_dense_reference(transitions):
 
 def test_cooccurrence_survives_saving(tmp_path):
     asked = Histories.from_lists(random_lists(9, seed=2))
-    model = CooccurrenceTransition(decay=0.8, transitions="log", max_history=4).fit(Histories.from_lists(random_lists()), N_ITEMS)
+    model = CooccurrenceTransition(decay=0.8, transitions="log", max_history=4).fit(
+        Histories.from_lists(random_lists()), N_ITEMS
+    )
     model.save(tmp_path / "cooccurrence.npz")
     loaded = CooccurrenceTransition.load(tmp_path / "cooccurrence.npz")
     np.testing.assert_array_equal(loaded.score(asked), model.score(asked))

@@ -18,7 +18,9 @@ def made(folder, fused, other, asked="same"):
     """A run of whom nothing is left but two rows' Recall@10 (nDCG@10: half of it)."""
     (folder / "results").mkdir(parents=True)
     rows = {(FUSED, "train", None): fused, (OTHER, "train", None): other}
-    values = {key: {"recall@10": np.array(one, float), "ndcg@10": np.array(one, float) / 2} for key, one in rows.items()}
+    values = {
+        key: {"recall@10": np.array(one, float), "ndcg@10": np.array(one, float) / 2} for key, one in rows.items()
+    }
     write_per_request(folder / "results", values, {None: asked})
     return folder
 
@@ -40,10 +42,16 @@ def test_the_kept_metrics_are_those_of_the_table(trained_run):
 
 
 def test_a_run_beside_itself_differs_by_nothing(trained_run, genrec, tmp_path):
-    code, out, err = genrec("compare", trained_run.folder, trained_run.folder, "--output", tmp_path / "new" / "table.md")
+    code, out, err = genrec(
+        "compare", trained_run.folder, trained_run.folder, "--output", tmp_path / "new" / "table.md"
+    )
     assert code == 0, err
     table = (tmp_path / "new" / "table.md").read_text()
-    assert "+0.0000 [+0.0000, +0.0000], p = 1.000" in table and "refitted on train+valid" in table and "search (logged)" in table
+    assert (
+        "+0.0000 [+0.0000, +0.0000], p = 1.000" in table
+        and "refitted on train+valid" in table
+        and "search (logged)" in table
+    )
     assert FUSED in out
 
 

@@ -4,7 +4,16 @@ import torch
 
 from genrec.data.histories import Histories
 from genrec.errors import UserError
-from genrec.evaluation.metrics import bootstrap_interval, coverage, exposure, gini, novelty, paired_test, per_request_metrics, top_k
+from genrec.evaluation.metrics import (
+    bootstrap_interval,
+    coverage,
+    exposure,
+    gini,
+    novelty,
+    paired_test,
+    per_request_metrics,
+    top_k,
+)
 
 
 def test_metrics_by_hand():

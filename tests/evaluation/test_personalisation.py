@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from genrec.data.dataset import Requests
-from genrec.decoding.shown import FEATURES, NOTHING, Shown, ShownEvidence, ShownRanker
 from genrec.evaluation.personalisation import WAYS, ask, example, overlap, same_query_pairs, swapped
 from genrec.evaluation.protocol_rows import run_protocol
 from genrec.evaluation.search_protocols import completed, session_search
+from genrec.ranking.impressions import FEATURES, NOTHING, SlateFeatures, SlateRanker, Slates
 
 
 def requests_of(histories: list[list[int]], queries: list[int], targets: list[int]) -> Requests:
@@ -21,7 +21,17 @@ def requests_of(histories: list[list[int]], queries: list[int], targets: list[in
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     items = np.array(sum(histories, []), np.int64)
     zero = np.zeros(len(items), np.int64)
-    return Requests(offsets, items, np.arange(len(items)), zero, zero - 1, np.full(len(histories), 100), np.array(queries), np.array(targets), ["red", "blue"])
+    return Requests(
+        offsets,
+        items,
+        np.arange(len(items)),
+        zero,
+        zero - 1,
+        np.full(len(histories), 100),
+        np.array(queries),
+        np.array(targets),
+        ["red", "blue"],
+    )
 
 
 def by_history(requests: Requests) -> np.ndarray:
@@ -42,16 +52,22 @@ def test_own_history_against_none_and_somebody_elses():
     assert any(note.startswith("personalised minus unpersonalised, recall@10: +1.0000") for note in asked.notes)
     assert any("2 pairs" in note and "share 90.0%" in note for note in asked.notes)
     shown = example(requests, asked, [f"item {n}" for n in range(30)])
-    assert {one["sought"] for one in shown["people"]} <= {"item 11", "item 13", "item 14", "item 15"} and shown["query"] in ("red", "blue")
+    assert {one["sought"] for one in shown["people"]} <= {"item 11", "item 13", "item 14", "item 15"} and shown[
+        "query"
+    ] in ("red", "blue")
     assert all(one["rank of it"] == 1 and one["answers"][0] == one["sought"] for one in shown["people"])
-    assert example(requests, ask(lambda one: np.tile(np.arange(10), (len(one), 1)), requests, 3, 100), ["x"] * 30) is None
+    assert (
+        example(requests, ask(lambda one: np.tile(np.arange(10), (len(one), 1)), requests, 3, 100), ["x"] * 30) is None
+    )
 
 
 def test_nobody_keeps_their_own_history():
     requests = requests_of([[n] for n in range(9)], [0] * 9, list(range(9)))
     theirs = swapped(requests, 1)
     assert (theirs.items != requests.items).all() and sorted(theirs.items) == sorted(requests.items)
-    assert np.array_equal(theirs.targets, requests.targets) and np.array_equal(theirs.request_queries, requests.request_queries)
+    assert np.array_equal(theirs.targets, requests.targets) and np.array_equal(
+        theirs.request_queries, requests.request_queries
+    )
 
 
 def test_overlap_and_pairs():
@@ -68,19 +84,23 @@ def test_the_protocol_writes_table_figure_and_example(trained_run):
     assert "example" in written and any("personalised minus unpersonalised" in note for note in written["notes"])
 
 
-def lists(n: int, seed: int) -> tuple[np.ndarray, Shown, np.ndarray]:
+def lists(n: int, seed: int) -> tuple[np.ndarray, Slates, np.ndarray]:
     """Lists in which the second feature alone decides, and the item clicked."""
     rng = np.random.default_rng(seed)
     items = np.stack([rng.permutation(50)[:6] for _ in range(n)])
     items[::4, 5] = -1
     features = rng.normal(size=(n, 6, 3)).astype(np.float32)
     scores = np.where(items < 0, -np.inf, features[..., 1])
-    return features, Shown(items, np.tile(np.arange(6), (n, 1)), np.full((n, 6), np.nan)), items[np.arange(n), scores.argmax(1)]
+    return (
+        features,
+        Slates(items, np.tile(np.arange(6), (n, 1)), np.full((n, 6), np.nan)),
+        items[np.arange(n), scores.argmax(1)],
+    )
 
 
 def test_the_ranker_of_lists_learns_and_blends():
     features, shown, targets = lists(600, 0)
-    ranker = ShownRanker.fit(features, shown, targets)
+    ranker = SlateRanker.fit(features, shown, targets)
     features, shown, targets = lists(200, 1)
     own = ranker.own_scores(features, shown)
     best = shown.items[np.arange(200), own.argmax(1)]
@@ -91,24 +111,35 @@ def test_the_ranker_of_lists_learns_and_blends():
     ranker.fit_blend(own, knows, shown, targets)
     assert ranker.blend[1] > 0.1
     scores = ranker.scores(own, knows, shown)
-    assert np.isneginf(scores[shown.items < 0]).all() and (shown.items[np.arange(200), scores.argmax(1)] == targets).mean() >= (best == targets).mean()
+    assert (
+        np.isneginf(scores[shown.items < 0]).all()
+        and (shown.items[np.arange(200), scores.argmax(1)] == targets).mean() >= (best == targets).mean()
+    )
 
 
 @pytest.fixture
 def clicks(tmp_path):
     """Two people; person w's list holds an item ("z") that no event names."""
-    from genrec.config import load_config
+    from genrec.config.load import load_config
     from genrec.data.dataset import Dataset
-    from genrec.data.prepare import prepare
+    from genrec.data.prepare.pipeline import prepare
 
     header = "user_id\tsession_id\ttimestamp\tstep\taction_type\treference\tplatform\tcity\tdevice\tcurrent_filters\timpressions\tprices"
-    row = lambda user, time, step, kind, item, shown="", prices="": f"{user}\ts{user}\t{time}\t{step}\t{kind}\t{item}\tX\tY\tZ\t\t{shown}\t{prices}"
+    row = lambda user, time, step, kind, item, shown="", prices="": (
+        f"{user}\ts{user}\t{time}\t{step}\t{kind}\t{item}\tX\tY\tZ\t\t{shown}\t{prices}"
+    )
     click, look = "clickout item", "interaction item image"
     base = 1541000000
     log = [row("u", base + 10, 1, look, 11), row("u", base + 20, 2, click, 11, "11|12|13", "50|40|60"), row("u", base + 30, 3, click, 12, "11|12|13", "50|40|60"),
            row("w", base + 40, 1, look, 13), row("w", base + 50, 2, click, 12, "99|13|12", "10|20|40"), row("w", base + 60, 3, click, 11, "11|12", "5|6")]  # fmt: skip
     (tmp_path / "trivago_x.tsv").write_text("\n".join([header, *log]) + "\n")
-    overrides = ["data.reader=trivago", f"data.path={tmp_path}", "split.kind=global-time", "split.valid_share=0.1", "split.test_share=0.45"]
+    overrides = [
+        "data.reader=trivago",
+        f"data.path={tmp_path}",
+        "split.kind=global-time",
+        "split.valid_share=0.1",
+        "split.test_share=0.45",
+    ]
     return Dataset(prepare(load_config(None, overrides), tmp_path / "dataset"))
 
 
@@ -126,17 +157,21 @@ def test_lists_hold_what_the_catalogue_does_not_know(clicks):
 def test_evidence_of_a_list_by_hand_and_without_the_future(clicks):
     asked = session_search(clicks)
     row = next(row for row in range(len(asked.requests)) if asked.shown.prices[row, 0] == 10)
-    evidence = ShownEvidence(clicks)
+    evidence = SlateFeatures(clicks)
     features = dict(zip(FEATURES, evidence.features(asked.requests, asked.shown)[row].T, strict=True))
     assert features["looked"][:3].tolist() == [0, 1, 0] and features["newest"][:3].tolist() == [0, 1, 0]
-    np.testing.assert_allclose(features["popular"][:3], np.log1p([0, 0, 1]), rtol=1e-6)  # the click at this very second does not count
+    np.testing.assert_allclose(
+        features["popular"][:3], np.log1p([0, 0, 1]), rtol=1e-6
+    )  # the click at this very second does not count
     np.testing.assert_allclose(features["shown"][:3], np.log1p([0, 2, 2]), rtol=1e-6)
     assert features["next_to_newest"][:3].tolist() == [0, 0, 1] and features["cheapest"][:3].tolist() == [1, 0, 0]
     np.testing.assert_allclose(features["seconds"][1], np.log1p(10), rtol=1e-6)
-    later = SimpleNamespace(**{name: getattr(clicks, name) for name in ("actions_chain", "actions", "items", "impressions_all")})
+    later = SimpleNamespace(
+        **{name: getattr(clicks, name) for name in ("actions_chain", "actions", "items", "impressions_all")}
+    )
     times = np.array(clicks.timestamps)
     later.timestamps = np.where(times >= asked.requests.times[row], times + 1000, times)
-    shifted = ShownEvidence(later).features(asked.requests, asked.shown)[row]
+    shifted = SlateFeatures(later).features(asked.requests, asked.shown)[row]
     plain = evidence.features(asked.requests, asked.shown)[row]
     names = [name for name in FEATURES if name not in ("shown", "click_rate")]  # impressions keep their times here
     columns = [FEATURES.index(name) for name in names]
@@ -154,7 +189,7 @@ def test_a_later_click_does_not_make_an_item_known(clicks):
     for row in range(len(known)):
         past = set(asked.requests.items[asked.requests.offsets[row] : asked.requests.offsets[row + 1]].tolist())
         for item, flag in zip(asked.shown.items[row].tolist(), known[row].tolist(), strict=True):
-            assert flag == (0 <= item and (item in past or (item < clicks.n_items and counts[item] > 0)))
+            assert flag == (item >= 0 and (item in past or (item < clicks.n_items and counts[item] > 0)))
     assert not known[asked.shown.items >= clicks.n_items].any()
 
 

@@ -17,15 +17,22 @@ def test_product_search_rows(trained_run):
     (result,) = run_protocol(trained_run, "product-search")
     assert {"genrec, fused", "BM25", "dense text", "popularity"} < set(result.values)
     for metrics in result.values.values():
-        assert list(metrics) == ["mrr", "map", "ndcg@10"] and all(((value >= 0) & (value <= 1)).all() for value in metrics.values())
+        assert list(metrics) == ["mrr", "map", "ndcg@10"] and all(
+            ((value >= 0) & (value <= 1)).all() for value in metrics.values()
+        )
         assert (metrics["map"] <= metrics["mrr"] + 1e-12).all()
     written = json.loads((trained_run.folder / "results" / "protocol_product-search.json").read_text())
-    assert [row["model"] for row in written["tables"][0]["rows"]] == list(result.values) and written["fitted_on"] == "train"
+    assert [row["model"] for row in written["tables"][0]["rows"]] == list(result.values) and written[
+        "fitted_on"
+    ] == "train"
 
 
 def test_sampled_rows_are_labelled_and_easier(trained_run):
     results = run_protocol(trained_run, "sampled", seeds=2)
-    assert [one.title for one in results] == ["SAMPLED, 1 + 99 random: recommendation", "SAMPLED, 1 + 99 random: search (logged)"]
+    assert [one.title for one in results] == [
+        "SAMPLED, 1 + 99 random: recommendation",
+        "SAMPLED, 1 + 99 random: search (logged)",
+    ]
     for one in results:
         assert any("not comparable with full ranking" in note for note in one.notes)
         for metrics in one.values.values():
@@ -52,7 +59,10 @@ def test_the_model_ranks_all_candidates_and_nothing_else(trained_run):
 def test_cold_users(trained_run):
     (result,) = run_protocol(trained_run, "cold-user")
     assert any(note.startswith("personalised minus unpersonalised, genrec, fused, ndcg@10") for note in result.notes)
-    alone, known = result.values["genrec, retrieval alone"]["mrr"], result.values["genrec, retrieval alone, with history"]["mrr"]
+    alone, known = (
+        result.values["genrec, retrieval alone"]["mrr"],
+        result.values["genrec, retrieval alone, with history"]["mrr"],
+    )
     assert not np.array_equal(alone, known)
 
 

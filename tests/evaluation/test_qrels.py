@@ -49,7 +49,9 @@ def test_against_a_slow_reference():
         precision = [sum(g > 0 for g in found[: r + 1]) / (r + 1) for r, gain in enumerate(found) if gain > 0]
         assert got["map"][topic] == pytest.approx(sum(precision) / max(len(gains), 1))
         best = sum(g / np.log2(r + 2) for r, g in enumerate(sorted(gains.values(), reverse=True)[:5]))
-        assert got["ndcg@5"][topic] == pytest.approx(sum(g / np.log2(r + 2) for r, g in enumerate(found[:5])) / best if best else 0)
+        assert got["ndcg@5"][topic] == pytest.approx(
+            sum(g / np.log2(r + 2) for r, g in enumerate(found[:5])) / best if best else 0
+        )
 
 
 def test_misfits_are_named():

@@ -64,7 +64,12 @@ def test_rich_tables_hold_the_rows():
 def test_slices_by_hand():
     arrays = PerRequest(np.array([1.0, 0, 1, 0, 1, 1]), np.array([1, 4, 5, 12, 19, 20]), np.array([0, 1, 2, 2, 8, 9]))
     bars = history_slices(arrays, seed=0)
-    assert [(bar.label, bar.value, bar.count) for bar in bars] == [("0–4", 0.5, 2), ("5–9", 1.0, 1), ("10–19", 0.5, 2), ("20+", 1.0, 1)]
+    assert [(bar.label, bar.value, bar.count) for bar in bars] == [
+        ("0–4", 0.5, 2),
+        ("5–9", 1.0, 1),
+        ("10–19", 0.5, 2),
+        ("20+", 1.0, 1),
+    ]
     assert all(bar.low <= bar.value <= bar.high for bar in bars)
     bars = popularity_slices(arrays, seed=0, n_slices=2)
     assert [(bar.label, bar.count) for bar in bars] == [("cold", 1), ("1–2", 3), ("3+", 2)] and bars[2].value == 1
@@ -81,11 +86,19 @@ def test_report_files_hold_the_rows(tmp_path):
     pictures |= {"recall_by_history_length", "recall_by_item_popularity"}
     assert names == {"metrics.json", "table.md"} | {f"{name}.png" for name in pictures}
     assert all((tmp_path / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in pictures)
-    stored = json.loads((tmp_path / "report" / "metrics.json").read_text(), parse_constant=pytest.fail)  # NaN is not JSON
+    stored = json.loads(
+        (tmp_path / "report" / "metrics.json").read_text(), parse_constant=pytest.fail
+    )  # NaN is not JSON
     assert stored["meta"]["seed"] == 3 and len(stored["rows"]) == 5 and "a note" in stored["notes"]
     assert stored["rows"][1]["metrics"]["recall@10"] == pytest.approx(0.0791)
     assert stored["rows"][1]["intervals"]["recall@10"] == [0.0757, 0.0828]
-    assert stored["slices"]["recall_by_history_length"]["Ours"][3] == {"label": "20+", "count": 0, "value": None, "low": None, "high": None}
+    assert stored["slices"]["recall_by_history_length"]["Ours"][3] == {
+        "label": "20+",
+        "count": 0,
+        "value": None,
+        "low": None,
+        "high": None,
+    }
     assert "Co-occurrence" in (tmp_path / "report" / "table.md").read_text(encoding="utf-8")
 
 

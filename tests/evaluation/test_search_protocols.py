@@ -12,7 +12,14 @@ from genrec.data.dataset import TEST, VALID
 from genrec.errors import UserError
 from genrec.evaluation.answerers import answered, best_popularity_weight, by_scores, candidate_mask, with_popularity
 from genrec.evaluation.qrels import qrels_metrics
-from genrec.evaluation.search_protocols import last_interacted, product_search, sampled, session_search, shown_order, without_history
+from genrec.evaluation.search_protocols import (
+    last_interacted,
+    product_search,
+    sampled,
+    session_search,
+    shown_order,
+    without_history,
+)
 from genrec.evaluation.text_relevance import text_relevance
 from genrec.retrieval.bm25 import BM25
 
@@ -34,7 +41,9 @@ def test_product_search_topics(shop):
     topics = {}
     for row in range(len(asked.requests)):
         one = asked.requests.take(np.array([row]))
-        relevant = {names[item] for topic, item in zip(asked.qrels.topics, asked.qrels.items, strict=True) if topic == row}
+        relevant = {
+            names[item] for topic, item in zip(asked.qrels.topics, asked.qrels.items, strict=True) if topic == row
+        }
         topics[one.query_texts[one.request_queries[0]], tuple(names[item] for item in one.items)] = relevant
     # the history holds the person's train and valid events and no purchase of the test part
     assert topics == {("red", ("a", "b", "c")): {"d", "e"}, ("blue", ("a", "b", "c")): {"a"}, ("red", ("b",)): {"c"}}
@@ -49,7 +58,9 @@ def test_product_search_needs_queries(prepare_table):
 
 def click_log(shown: list[tuple], chain=("impression", "clickout")):
     """One user: events 0..3, the last two are test; ``shown``: (timestamp, request, position, item, action)."""
-    table = pl.DataFrame(shown, schema=["timestamp", "request_id", "position", "item", "action"], orient="row").with_columns(user=pl.lit(0))
+    table = pl.DataFrame(
+        shown, schema=["timestamp", "request_id", "position", "item", "action"], orient="row"
+    ).with_columns(user=pl.lit(0))
     data = SimpleNamespace(
         offsets=np.array([0, 4]), items=np.array([0, 1, 2, 3]), timestamps=np.array([10, 20, 30, 40]), actions=np.array([1, 1, 1, 1]),
         queries=np.array([-1, -1, -1, -1]), split=np.array([0, 0, TEST, TEST]), actions_chain=list(chain), impressions=table,
@@ -66,7 +77,9 @@ def test_session_search_lists_and_baselines():
              (40, "s", 0, 9, "impression"), (10, "t", 0, 0, "clickout")]  # fmt: skip
     asked = session_search(click_log(shown))
     assert asked.candidates.tolist() == [[5, 2, 1]], "in the order shown; the click at 40 has no list of its own"
-    assert asked.requests.items.tolist() == [0, 1] and "1 of 2 click-outs" in asked.notes[0] and "75.0%" in asked.notes[0]
+    assert (
+        asked.requests.items.tolist() == [0, 1] and "1 of 2 click-outs" in asked.notes[0] and "75.0%" in asked.notes[0]
+    )
     score = lambda ranked: qrels_metrics(ranked, asked.qrels, (1,))["mrr"].tolist()
     assert score(shown_order(asked.candidates)) == [1 / 2]
     recent = last_interacted(asked.requests, asked.candidates)
@@ -92,7 +105,9 @@ def test_sampled_candidates(prepared_run):
         assert asked.candidates.shape == (len(asked.requests), 21) and "SAMPLED" in asked.notes[0]
         events = data.heldout_events("test")
         if kind:
-            events = data.heldout_queries.filter((pl.col("kind") == kind) & pl.col("event").is_in(events))["event"].to_numpy()
+            events = data.heldout_queries.filter((pl.col("kind") == kind) & pl.col("event").is_in(events))[
+                "event"
+            ].to_numpy()
         users = np.searchsorted(data.offsets, events, side="right") - 1
         for row, user in enumerate(users[:40]):
             mine = asked.candidates[row]
@@ -124,7 +139,9 @@ def test_a_cold_user_has_no_history(prepared_run):
     requests = prepared_run.dataset.requests("test", "logged")
     cold = without_history(requests)
     assert len(cold) == len(requests) and not cold.offsets.any() and len(cold.items) == len(cold.queries) == 0
-    assert np.array_equal(cold.request_queries, requests.request_queries) and np.array_equal(cold.targets, requests.targets)
+    assert np.array_equal(cold.request_queries, requests.request_queries) and np.array_equal(
+        cold.targets, requests.targets
+    )
     assert len(cold.take(np.array([1, 0]))) == 2
 
 

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from genrec.data.anchors import AnchorTable, company, taken_after
 from genrec.data.histories import Histories
 from genrec.model.anchors import RECENT, AnchorAttention, AnchorTables, AnchorTokens, n_features
+from genrec.retrieval.neighbours import AnchorTable, cooccurrence_neighbours, items_after_words
 from genrec.text.query_tokens import WORD_BUCKETS
 
 N_ITEMS, SHOWN = 15, 4
 
 
 def tables(histories: Histories) -> AnchorTables:
-    counted = company(histories, N_ITEMS, 2 * SHOWN)
+    counted = cooccurrence_neighbours(histories, N_ITEMS, 2 * SHOWN)
     made = AnchorTables(N_ITEMS, SHOWN)
     ids = np.full((N_ITEMS, 2 * SHOWN), -1, np.int32)
     ids[:, :2] = np.stack([(np.arange(N_ITEMS) + 1) % N_ITEMS, (np.arange(N_ITEMS) + 2) % N_ITEMS], 1)
@@ -33,7 +33,15 @@ def shown(anchors, lane: int) -> dict[int, list[float]]:
     """The company anchors of one request: id and event -> features."""
     live = anchors.live[0, lane, : RECENT * SHOWN]
     event = torch.arange(RECENT).repeat_interleave(SHOWN)
-    return {(int(e), int(i)): f.tolist() for e, i, f in zip(event[live], anchors.ids[0, lane, : RECENT * SHOWN][live], anchors.features[0, lane, : RECENT * SHOWN][live], strict=True)}
+    return {
+        (int(e), int(i)): f.tolist()
+        for e, i, f in zip(
+            event[live],
+            anchors.ids[0, lane, : RECENT * SHOWN][live],
+            anchors.features[0, lane, : RECENT * SHOWN][live],
+            strict=True,
+        )
+    }
 
 
 def test_training_sees_the_counts_of_everybody_else(people):
@@ -42,7 +50,9 @@ def test_training_sees_the_counts_of_everybody_else(people):
         positions = torch.arange(1, len(items))[None]
         context, targets = items[None, :-1], items[1:][None]
         mine = tables(Histories.from_lists(people)).choose(context, positions, targets)
-        others = tables(Histories.from_lists([row for place, row in enumerate(people) if place != person])).choose(context, positions)
+        others = tables(Histories.from_lists([row for place, row in enumerate(people) if place != person])).choose(
+            context, positions
+        )
         for lane in range(len(items) - 1):
             ours, theirs = shown(mine, lane), shown(others, lane)
             # Wide tables are cut: what stands at the very end of one may be missing in the other, never what both hold.
@@ -80,7 +90,9 @@ def test_requests_of_one_sequence_are_those_asked_alone(people):
     together = made.choose(items, torch.tensor([[1, 2, 3]]))
     for lane in range(3):
         alone = made.choose(items, torch.tensor([[lane + 1]]))
-        assert torch.equal(alone.ids[:, 0], together.ids[:, lane]) and torch.equal(alone.live[:, 0], together.live[:, lane])
+        assert torch.equal(alone.ids[:, 0], together.ids[:, lane]) and torch.equal(
+            alone.live[:, 0], together.live[:, lane]
+        )
 
 
 def test_a_request_without_history_and_new_items_have_no_anchors(people):
@@ -109,12 +121,16 @@ def test_hidden_anchors_have_no_effect(people):
 
 def searching(people, taken: list[tuple[int, int]] = ()) -> AnchorTables:
     """``taken``: pairs of a query (its number is its only word) and the item taken after it."""
-    counted = company(Histories.from_lists(people), N_ITEMS, 2 * SHOWN)
+    counted = cooccurrence_neighbours(Histories.from_lists(people), N_ITEMS, 2 * SHOWN)
     made = AnchorTables(N_ITEMS, SHOWN, queries=True)
     made.fill(counted, np.full((N_ITEMS, 2 * SHOWN), -1, np.int32))
     pairs = np.array(taken, np.int64).reshape(-1, 2)
-    words = np.array([0, 1, 2, 0, 1, 1, WORD_BUCKETS + 5])  # queries 0 to 2 have one word each, query 3 the words 0 and 1, one of them twice
-    made.queries.fill(taken_after(words, np.array([0, 1, 2, 3, 7]), pairs[:, 0], pairs[:, 1], WORD_BUCKETS, N_ITEMS, 2 * SHOWN))
+    words = np.array(
+        [0, 1, 2, 0, 1, 1, WORD_BUCKETS + 5]
+    )  # queries 0 to 2 have one word each, query 3 the words 0 and 1, one of them twice
+    made.queries.fill(
+        items_after_words(words, np.array([0, 1, 2, 3, 7]), pairs[:, 0], pairs[:, 1], WORD_BUCKETS, N_ITEMS, 2 * SHOWN)
+    )
     return made
 
 
@@ -131,13 +147,21 @@ def look_up(made, asked: list[list[int]], rows: list[int], words: list[list[int]
 def taken_strengths(anchors) -> dict[int, float]:
     """Of the one request: the items that were taken after its words, and how strongly."""
     live = anchors.live[0, 0, TAKEN]
-    return dict(zip(anchors.ids[0, 0, TAKEN][live].tolist(), anchors.features[0, 0, TAKEN][live][:, 4].expm1().tolist(), strict=True))
+    return dict(
+        zip(
+            anchors.ids[0, 0, TAKEN][live].tolist(),
+            anchors.features[0, 0, TAKEN][live][:, 4].expm1().tolist(),
+            strict=True,
+        )
+    )
 
 
 def test_a_search_is_shown_what_is_next_to_its_query(people):
     made = searching(people)
     items = torch.from_numpy(people[0].astype(np.int64))[None]
-    choose = lambda asked: made.choose(items, torch.tensor([[2, 2, 2]]), None, look_up(made, [asked], [3, 7], [[0], [1]]))
+    choose = lambda asked: made.choose(
+        items, torch.tensor([[2, 2, 2]]), None, look_up(made, [asked], [3, 7], [[0], [1]])
+    )
     anchors = choose([0, 1, 2])
     assert anchors.features.shape[-1] == n_features(True)
     live, ids = anchors.live[0, :, NEAR], anchors.ids[0, :, NEAR]
@@ -179,7 +203,9 @@ def test_a_search_in_training_does_not_count_itself(people):
         rest.queries.weight.copy_(made.queries.weight)  # how rare a word is says nothing of the item
         theirs = rest.choose(nobody, nobody, None, look_up(rest, [[1]], [3], [words]))
         assert taken_strengths(ours) == pytest.approx(taken_strengths(theirs), rel=1e-4)
-    assert not made.choose(nobody, nobody, torch.tensor([[11]]), look_up(made, [[1]], [3], [[2]])).live[..., TAKEN].any()
+    assert (
+        not made.choose(nobody, nobody, torch.tensor([[11]]), look_up(made, [[1]], [3], [[2]])).live[..., TAKEN].any()
+    )
 
 
 def test_a_search_in_training_counts_what_others_had(people):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from genrec.data.anchors import company
 from genrec.data.dataset import TRAIN
 from genrec.data.histories import Histories
 from genrec.data.sequences import make_windows
@@ -17,6 +16,7 @@ from genrec.model.anchors import Anchors
 from genrec.model.candidate_evidence import SCALE, n_pair_features, pair_features
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.objectives.ranking import pairwise, pointwise
+from genrec.retrieval.neighbours import cooccurrence_neighbours
 from genrec.training.extra_losses import drawn_candidates, ranking_loss
 from genrec.training.fit import fill_anchors, new_network
 
@@ -25,7 +25,12 @@ from genrec.training.fit import fill_anchors, new_network
 def world(prepared_run):
     """A network with a ranking head and anchors counted from training; ``make(rows)`` -> a batch of training windows; the windows."""
     data = prepared_run.dataset
-    config = replace(prepared_run.config, model=replace(prepared_run.config.model, ranking=True, anchors=4, query_anchors=False, dropout=0.0, item_dropout=0.0))
+    config = replace(
+        prepared_run.config,
+        model=replace(
+            prepared_run.config.model, ranking=True, anchors=4, query_anchors=False, dropout=0.0, item_dropout=0.0
+        ),
+    )
     torch.manual_seed(3)
     network = new_network(config, data, prepared_run.ids, generate=True)
     fill_anchors(network.anchor_tables, data, TRAIN)
@@ -48,13 +53,25 @@ def test_features_equal_a_loop():
     anchors = Anchors(ids, live, torch.randn(3, 1, 5, 4, generator=made))
     candidates, dense = torch.tensor([[0, 1, -1], [2, 3, 4], [5, 0, 2]]), torch.randn(3, 3, generator=made)
     found = pair_features(dense, candidates, anchors)
-    assert found.shape == (3, 3, n_pair_features(4)) and pair_features(dense, candidates, None).shape == (3, 3, n_pair_features(0))
+    assert found.shape == (3, 3, n_pair_features(4)) and pair_features(dense, candidates, None).shape == (
+        3,
+        3,
+        n_pair_features(0),
+    )
     named = 0
     for row in range(3):
         for column in range(3):
-            places = [place for place in range(5) if live[row, 0, place] and ids[row, 0, place] == candidates[row, column]]
+            places = [
+                place for place in range(5) if live[row, 0, place] and ids[row, 0, place] == candidates[row, column]
+            ]
             named += len(places) > 1
-            wanted = torch.cat([(dense[row, column] / SCALE)[None], torch.tensor([float(bool(places))]), anchors.features[row, 0, places].sum(0)])
+            wanted = torch.cat(
+                [
+                    (dense[row, column] / SCALE)[None],
+                    torch.tensor([float(bool(places))]),
+                    anchors.features[row, 0, places].sum(0),
+                ]
+            )
             torch.testing.assert_close(found[row, column], wanted)
     assert named
 
@@ -66,12 +83,18 @@ def test_ranking_starts_from_what_retrieval_knows(world):
         logits = network.rank(encoded, row, lane, candidates)[..., 0]
         dense = network.retrieval_vectors(encoded.requests[row, lane]) @ network.item_index(encoded.items).T
     same = (logits + math.log(network.catalogue.n_items) - dense.gather(1, candidates)).abs()
-    assert same.max() < 1.5 < dense.std() and (logits.argmax(1) == dense.gather(1, candidates).argmax(1)).float().mean() > 0.8
+    assert (
+        same.max() < 1.5 < dense.std()
+        and (logits.argmax(1) == dense.gather(1, candidates).argmax(1)).float().mean() > 0.8
+    )
 
 
 @pytest.mark.parametrize("stages", [[], ["click"]])
 def test_candidates_carry_nothing_where_that_is_wanted(prepared_run, stages):
-    config = replace(prepared_run.config, model=replace(prepared_run.config.model, ranking=True, stages=stages, candidate_evidence=False))
+    config = replace(
+        prepared_run.config,
+        model=replace(prepared_run.config.model, ranking=True, stages=stages, candidate_evidence=False),
+    )
     head = new_network(config, prepared_run.dataset, prepared_run.ids, generate=False).ranking
     assert head.direct is None and head.evidence is None
 
@@ -91,14 +114,20 @@ def test_no_candidate_tells_that_its_own_person_took_it(world, prepared_run):
     data, tables = prepared_run.dataset, network.anchor_tables
     counted = data.histories(TRAIN)
     people = [counted.items[counted.offsets[one] : counted.offsets[one + 1]] for one in range(len(counted))]
-    person = next(one for one, items in enumerate(people) if 6 <= len(items) == len(set(items.tolist())) <= 10)  # one window, nothing twice
+    person = next(
+        one for one, items in enumerate(people) if 6 <= len(items) == len(set(items.tolist())) <= 10
+    )  # one window, nothing twice
     batch = make(np.flatnonzero(windows.start == data.offsets[person]))
     encoded, row, lane, candidates = asked(network, batch, True)
     mine = network._pair_evidence(encoded, row, lane, candidates)
     told = network._pair_evidence(asked(network, batch, False)[0], row, lane, candidates)
-    before = {name: getattr(tables, name).clone() for name in ("company", "counts", "users")}
-    others = company(Histories.from_lists(people[:person] + people[person + 1 :]), data.n_items, tables.company.shape[1])
-    for name, values in (("company", others.ids), ("counts", others.counts), ("users", others.users)):
+    before = {name: getattr(tables, name).clone() for name in ("neighbours", "counts", "users")}
+    others = cooccurrence_neighbours(
+        Histories.from_lists(people[:person] + people[person + 1 :]),
+        data.n_items,
+        tables.neighbours.shape[1],
+    )
+    for name, values in (("neighbours", others.ids), ("counts", others.counts), ("users", others.users)):
         getattr(tables, name).copy_(torch.as_tensor(values))
     without = network._pair_evidence(asked(network, batch, False)[0], row, lane, candidates)
     for name, values in before.items():
@@ -135,7 +164,9 @@ def test_chances_are_how_often_negatives_are_drawn(world, prepared_run):
     assert abs(counted[soft].mean() - 3 / n_items) < 0.1 * 3 / n_items
     own = network.retrieval_vectors(encoded.requests[row, lane]) @ network.item_index(encoded.items).T
     at_the_top = own.gather(1, target[:, None]) >= torch.where(hard, own, torch.inf).amin(1, keepdim=True)
-    torch.testing.assert_close(chance[:, :1], at_the_top * 0.5 + 3 / n_items)  # an answer at the top would have been drawn as often
+    torch.testing.assert_close(
+        chance[:, :1], at_the_top * 0.5 + 3 / n_items
+    )  # an answer at the top would have been drawn as often
 
 
 def test_a_ranking_loss_learns_whole_catalogue_odds_from_hard_draws():
@@ -143,7 +174,9 @@ def test_a_ranking_loss_learns_whole_catalogue_odds_from_hard_draws():
     wanted = torch.tensor([0.6, 0.25, 0.1, 0.03, 0.02])  # items 0 and 1 are the hard ones
     chance = torch.tensor([0.9, 0.9, 0.1, 0.1, 0.1])
     found = []
-    often = (1000 * wanted[:, None] * chance[None] * (1 - torch.eye(5))).round().long()  # how often i is the answer and j beside it
+    often = (
+        (1000 * wanted[:, None] * chance[None] * (1 - torch.eye(5))).round().long()
+    )  # how often i is the answer and j beside it
     lists = torch.repeat_interleave(often.nonzero(), often[often > 0], dim=0)
     labels, group = torch.tensor([True, False]).repeat(len(lists)), torch.arange(len(lists)).repeat_interleave(2)
     for corrected in (True, False):
@@ -162,7 +195,9 @@ def test_a_ranking_loss_learns_whole_catalogue_odds_from_hard_draws():
 
 def test_the_ranking_loss_corrects_its_logits(world, prepared_run):
     network, batch = world[0], world[1](np.arange(24))
-    settings = replace(prepared_run.config.training, rank_negatives=3, hard_negatives=2, rank_share=1.0, rank_pair_weight=0.5)
+    settings = replace(
+        prepared_run.config.training, rank_negatives=3, hard_negatives=2, rank_share=1.0, rank_pair_weight=0.5
+    )
     with torch.no_grad():
         encoded, live = network.eval().encode(batch), batch.targets >= 0
         row, lane = live.nonzero(as_tuple=True)
@@ -175,6 +210,9 @@ def test_the_ranking_loss_corrects_its_logits(world, prepared_run):
     known, labels = candidates >= 0, torch.zeros_like(candidates, dtype=torch.bool)
     labels[:, 0] = True
     group = torch.arange(len(row))[:, None].expand_as(candidates)[known]
-    wanted = [pointwise(one[known], labels[known]) + 0.5 * pairwise(one[known], labels[known], group) for one in (values - chance.log(), values)]
+    wanted = [
+        pointwise(one[known], labels[known]) + 0.5 * pairwise(one[known], labels[known], group)
+        for one in (values - chance.log(), values)
+    ]
     torch.testing.assert_close(loss, wanted[0])
     assert (loss - wanted[1]).abs() > 0.1

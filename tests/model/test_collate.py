@@ -27,7 +27,9 @@ def test_windows_predict_every_event_once_with_short_contexts(max_length, stride
         assert offsets[user] <= start <= first < stop <= offsets[user] + lengths[user]
         for event in range(first, stop):
             assert event - start <= max_length
-            assert event == offsets[user] or event > start, "an event other than a user's first is predicted from nothing"
+            assert event == offsets[user] or event > start, (
+                "an event other than a user's first is predicted from nothing"
+            )
             predicted.append(event)
     wanted = [event for user, length in enumerate(lengths) for event in range(offsets[user], offsets[user] + length)]
     assert sorted(predicted) == wanted
@@ -55,7 +57,13 @@ def table_ids(batch, features: QueryFeatures) -> list[int]:
         same = np.flatnonzero((features.text == batch.query_text[row].numpy()).all(1))
         bounds = [*batch.query_offsets.tolist(), len(batch.query_words)]
         words = batch.query_words[bounds[row] : bounds[row + 1]].tolist()
-        ids.append(next(query for query in same if features.words[features.offsets[query] : features.offsets[query + 1]].tolist() == words))
+        ids.append(
+            next(
+                query
+                for query in same
+                if features.words[features.offsets[query] : features.offsets[query + 1]].tolist() == words
+            )
+        )
     return ids
 
 
@@ -106,7 +114,9 @@ def test_without_searches_no_request_has_a_query(run, collator):
 def test_a_search_does_not_find_its_own_query_in_its_context(prepare_table, prepared_run):
     """Every event has a query of its own, so any query in sight must be that of an earlier event."""
     events = [
-        {"user_id": f"u{u}", "item_id": f"i{(u * 3 + e) % 9}", "timestamp": e, "query": f"q{u} e{e}"} for u in range(4) for e in range(14)
+        {"user_id": f"u{u}", "item_id": f"i{(u * 3 + e) % 9}", "timestamp": e, "query": f"q{u} e{e}"}
+        for u in range(4)
+        for e in range(14)
     ]
     data = prepare_table(events)
     features = QueryFeatures.build(data.query_texts, prepared_run.ids.encoder)
@@ -129,7 +139,9 @@ def test_request_batches_equal_windows_of_the_same_history(run, collator, networ
     data = run.dataset
     windows = make_windows(data.offsets, data.known_lengths(TRAIN), 10, 5)
     rows = np.flatnonzero((windows.first == windows.start) & (windows.stop - windows.start > 2))[:12]
-    if run.config.name == "synthetic":  # text vectors and actions of another log: any network fitting its shapes will do
+    if (
+        run.config.name == "synthetic"
+    ):  # text vectors and actions of another log: any network fitting its shapes will do
         from genrec.training.fit import new_network
 
         network = new_network(run.config, data, run.ids, generate=False).eval()
@@ -143,7 +155,9 @@ def test_request_batches_equal_windows_of_the_same_history(run, collator, networ
         requests = data.requests_before(events, asked)
         assert np.array_equal(requests.targets, batch.targets[row, lane].numpy())
         for indices, _, chunk in request_batches(requests, collator, 16):
-            torch.testing.assert_close(network.encode(chunk).requests[:, 0], encoded[row[indices], lane[indices]], rtol=0, atol=1e-5)
+            torch.testing.assert_close(
+                network.encode(chunk).requests[:, 0], encoded[row[indices], lane[indices]], rtol=0, atol=1e-5
+            )
             compared += len(indices)
     assert compared == len(events) > 50 and (asked >= 0).any()
 
@@ -156,7 +170,10 @@ def test_request_batches_cut_long_histories_to_the_newest_events(run, collator):
         history = requests.items[requests.offsets[row] : requests.offsets[row + 1]][-10:]
         assert batch.items[row, : len(history)].tolist() == history.tolist() and batch.positions[row, 0] == len(history)
         event = data.heldout_events("test")[row]
-        assert requests.items[requests.offsets[row + 1] - 1] == data.items[event - 1] and requests.targets[row] == data.items[event]
+        assert (
+            requests.items[requests.offsets[row + 1] - 1] == data.items[event - 1]
+            and requests.targets[row] == data.items[event]
+        )
 
 
 def test_chunks_cover_all_requests_once(run, collator):
@@ -164,13 +181,23 @@ def test_chunks_cover_all_requests_once(run, collator):
     rows = np.concatenate([indices for indices, _, _ in request_batches(requests, collator, 7)])
     assert np.array_equal(np.sort(rows), np.arange(len(requests)))
     for indices, chunk, batch in request_batches(requests, collator, 7):
-        assert np.array_equal(chunk.targets, requests.targets[indices]) and np.array_equal(batch.targets[:, 0].numpy(), chunk.targets)
+        assert np.array_equal(chunk.targets, requests.targets[indices]) and np.array_equal(
+            batch.targets[:, 0].numpy(), chunk.targets
+        )
 
 
 def test_requests_without_any_history(run, collator):
     none = np.zeros(0, np.int64)
     requests = Requests(
-        np.zeros(3, np.int64), none, none, none, none, np.array([5, 9]), np.array([-1, 0]), np.array([-1, -1]), run.dataset.query_texts
+        np.zeros(3, np.int64),
+        none,
+        none,
+        none,
+        none,
+        np.array([5, 9]),
+        np.array([-1, 0]),
+        np.array([-1, -1]),
+        run.dataset.query_texts,
     )
     batch = collator.requests(requests)
     assert batch.items.shape == (2, 1) and batch.positions.tolist() == [[0], [0]] and (batch.request_times == 0).all()

@@ -27,7 +27,9 @@ def batch(prepared_run, features) -> Batch:
     data = prepared_run.dataset
     windows = make_windows(data.offsets, data.known_lengths(TRAIN), 10, 5)
     long_rows = np.flatnonzero(windows.stop - windows.start == 11)[:6]
-    return Collator(prepared_run.config.model, features).windows(data, windows, long_rows, recommend_searches=True, searches=True)
+    return Collator(prepared_run.config.model, features).windows(
+        data, windows, long_rows, recommend_searches=True, searches=True
+    )
 
 
 def answers(network, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,7 +39,9 @@ def answers(network, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         trie = network.catalogue.trie
         walk = torch.tensor([0, int(trie.child_start[0])]).expand(*batch.positions.shape, -1)
         vectors = network.decoder.node_vectors(trie, encoded.items)
-        return network.retrieval_vectors(encoded.requests), network.decoder.hidden(network.decoder_memory(encoded), vectors, walk)[0]
+        return network.retrieval_vectors(encoded.requests), network.decoder.hidden(
+            network.decoder_memory(encoded), vectors, walk
+        )[0]
 
 
 def other(values: torch.Tensor, size: int) -> torch.Tensor:
@@ -49,7 +53,11 @@ def perturb(batch: Batch, network, what: str, place: int) -> Batch:
     if what == "times":
         values[:, place] += 1000.0
     else:
-        size = {"items": network.catalogue.n_items, "actions": network.actions.num_embeddings, "queries": len(batch.query_text) + 1}[what]
+        size = {
+            "items": network.catalogue.n_items,
+            "actions": network.actions.num_embeddings,
+            "queries": len(batch.query_text) + 1,
+        }[what]
         values[:, place] = other(values[:, place], size)
     return replace(batch, **{what: values})
 
@@ -70,7 +78,9 @@ def test_requests_do_not_see_each_other(network, batch):
     changed = replace(
         batch,
         request_queries=batch.request_queries.index_fill(1, torch.tensor([0]), 1),
-        request_times=batch.request_times.index_add(1, torch.tensor([0]), torch.full((len(batch.items), 1), 500.0, dtype=batch.request_times.dtype)),
+        request_times=batch.request_times.index_add(
+            1, torch.tensor([0]), torch.full((len(batch.items), 1), 500.0, dtype=batch.request_times.dtype)
+        ),
         positions=batch.positions.index_fill(1, torch.tensor([0]), 3),
     )
     for old, new in zip(answers(network, batch), answers(network, changed), strict=True):
@@ -79,7 +89,9 @@ def test_requests_do_not_see_each_other(network, batch):
 
 
 def test_targets_are_no_input(network, batch):
-    for old, new in zip(answers(network, batch), answers(network, replace(batch, targets=batch.targets * 0)), strict=True):
+    for old, new in zip(
+        answers(network, batch), answers(network, replace(batch, targets=batch.targets * 0)), strict=True
+    ):
         assert torch.equal(old, new)
 
 
@@ -102,7 +114,9 @@ def test_the_time_of_a_training_target(network, prepared_run, features, allowed)
     moved = _Copy(data)
     moved.timestamps[windows.stop[rows] - 1] += 30 * 86_400
     old, new = (Collator(config, features).windows(source, windows, rows, True, True) for source in (data, moved))
-    last = (old.targets >= 0) & (old.positions == torch.from_numpy(windows.stop[rows] - windows.start[rows] - 1)[:, None])
+    last = (old.targets >= 0) & (
+        old.positions == torch.from_numpy(windows.stop[rows] - windows.start[rows] - 1)[:, None]
+    )
     old, new = (answers(network, one)[0][last] for one in (old, new))
     assert last.any() and torch.equal(old, new) is not allowed
 

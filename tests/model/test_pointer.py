@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from genrec.config_schema import DecodingConfig
-from genrec.decoding.beam import beam_search
-from genrec.decoding.engine import Searcher
-from genrec.decoding.exact import best_first
-from genrec.decoding.scorers import CachedScorer, UncachedScorer
+from genrec.config.schema import DecodingConfig
+from genrec.generation.beam import beam_search
+from genrec.generation.engine import Searcher
+from genrec.generation.exact import best_first
+from genrec.generation.scorers import CachedScorer, UncachedScorer
+from genrec.inference.programs import DecodeStep, Prefill, example_batch
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.model.network import Batch, GenerativeRecommender
 from genrec.objectives.distillation import TeacherMass, path_losses
 from genrec.objectives.generation import path_log_probabilities
 from genrec.preference.policy import Policy
-from genrec.serving.programs import DecodeStep, Prefill, example_batch
 from genrec.training.fit import new_network
 from genrec.training.module import TrainingModule
 
@@ -36,7 +36,9 @@ def pointing(prepared_run) -> GenerativeRecommender:
         network.decoder.pointer.strength.weight.mul_(3)
     n_items = network.catalogue.n_items
     made = torch.Generator().manual_seed(1)
-    network.anchor_tables.company.copy_(torch.randint(n_items, network.anchor_tables.company.shape, generator=made))
+    network.anchor_tables.neighbours.copy_(
+        torch.randint(n_items, network.anchor_tables.neighbours.shape, generator=made)
+    )
     network.anchor_tables.counts.copy_(torch.rand(network.anchor_tables.counts.shape, generator=made) * 5)
     network.anchor_tables.users.fill_(9.0)
     return network
@@ -58,9 +60,13 @@ def test_the_bonus_of_a_node_is_that_of_the_anchors_below_it(pointing, asked):
     trie, anchors, pointer = pointing.catalogue.trie, encoded.anchors, pointing.decoder.pointer
     every = torch.arange(trie.n_nodes).expand(8, -1)
     found = memory.pointed.beside(every)
-    relevance = torch.einsum("brd,brad->bra", pointing.retrieval_vectors(encoded.requests), pointing.item_index(encoded.items)[anchors.ids])
+    relevance = torch.einsum(
+        "brd,brad->bra", pointing.retrieval_vectors(encoded.requests), pointing.item_index(encoded.items)[anchors.ids]
+    )
     known = torch.cat([anchors.features, relevance[..., None]], -1)
-    strength = pointer.strength(torch.nn.functional.gelu(pointer.counts(known) + pointer.state(encoded.requests)[:, :, None]))
+    strength = pointer.strength(
+        torch.nn.functional.gelu(pointer.counts(known) + pointer.state(encoded.requests)[:, :, None])
+    )
     wanted = torch.zeros(8, trie.n_nodes)
     for row, _, anchor in anchors.live.nonzero().tolist():
         for level, node in enumerate(trie.item_path[anchors.ids[row, 0, anchor]].tolist()):
@@ -79,11 +85,15 @@ def test_training_and_every_search_agree(pointing, asked):
         states, _ = decoder.hidden(memory, vectors, torch.cat([torch.zeros_like(paths[..., :1]), paths[..., :-1]], -1))
         spread = memory.pointed.take(torch.arange(8).repeat_interleave(trie.n_items))
         flat = paths.flatten(0, 1)
-        steps = path_log_probabilities(states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, flat, pointed=spread)
+        steps = path_log_probabilities(
+            states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, flat, pointed=spread
+        )
         silent = path_log_probabilities(states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, flat)
         teacher = TeacherMass.of_items(trie, torch.randn(8, trie.n_items).log_softmax(-1))
         rows = torch.arange(8).repeat_interleave(trie.n_items)
-        taught, divergence = path_losses(states.flatten(0, 1), decoder.log_scale.exp(), vectors, flat, teacher, None, rows, spread)
+        taught, divergence = path_losses(
+            states.flatten(0, 1), decoder.log_scale.exp(), vectors, flat, teacher, None, rows, spread
+        )
         torch.testing.assert_close(taught, steps, **CLOSE)
         assert (divergence > -1e-6).all()
         scores = steps.sum(-1).view(8, -1)
@@ -98,7 +108,9 @@ def test_training_and_every_search_agree(pointing, asked):
         found = best_first(trie, CachedScorer(decoder, memory, vectors), 8, 10, 10)
         torch.testing.assert_close(found.scores, best, **CLOSE)
         assert found.exact(10).all()
-        found = Searcher(decoder, vectors, trie, DecodingConfig(beam=10, level_beams=[4, 6, 8, 10, 10][: trie.depth])).search(memory)
+        found = Searcher(
+            decoder, vectors, trie, DecodingConfig(beam=10, level_beams=[4, 6, 8, 10, 10][: trie.depth])
+        ).search(memory)
         for row in range(8):
             for rank in range(int(found.proven[row].clamp(max=10))):
                 assert found.scores[row, rank] == pytest.approx(float(best[row, rank]), abs=1e-5)
@@ -112,7 +124,9 @@ def test_without_anchors_the_decoder_speaks_alone(pointing, asked):
         assert (pointed.beside(torch.arange(pointing.catalogue.trie.n_nodes).expand(8, -1)) == 0).all()
         scorer = CachedScorer(pointing.decoder, replace(pointing.decoder_memory(hidden), pointed=None), vectors)
         alone = beam_search(pointing.catalogue.trie, scorer, 8, 10)
-        again = beam_search(pointing.catalogue.trie, CachedScorer(pointing.decoder, pointing.decoder_memory(hidden), vectors), 8, 10)
+        again = beam_search(
+            pointing.catalogue.trie, CachedScorer(pointing.decoder, pointing.decoder_memory(hidden), vectors), 8, 10
+        )
     assert torch.equal(alone.leaves, again.leaves) and torch.equal(alone.scores, again.scores)
 
 
@@ -130,7 +144,9 @@ def test_a_request_points_at_its_own_anchors_alone(pointing, asked):
 def test_the_policy_draws_and_scores_alike(pointing, prepared_run):
     policy = Policy(copy.deepcopy(pointing))
     features = QueryFeatures.build(prepared_run.dataset.query_texts, prepared_run.ids.encoder)
-    asked = policy.ask(Collator(prepared_run.config.model, features), prepared_run.dataset.requests("valid").take(np.arange(8)))
+    asked = policy.ask(
+        Collator(prepared_run.config.model, features), prepared_run.dataset.requests("valid").take(np.arange(8))
+    )
     drawn = policy.sample(asked, 4, torch.Generator().manual_seed(0))
     steps = policy.steps(asked, drawn.paths)
     torch.testing.assert_close(steps.sum(-1), drawn.scores, **CLOSE)
@@ -148,7 +164,9 @@ def test_the_exported_halves_say_what_the_pointer_adds(pointing, asked):
         first, last = pointing.catalogue.trie.level_bounds[1:3]
         logits = state[:, 0] @ vectors[first:last].T
         for row in range(3):
-            for node, bonus in {int(n): float(b) for n, b in zip(given[-2][row, 0], given[-1][row, 0], strict=True)}.items():
+            for node, bonus in {
+                int(n): float(b) for n, b in zip(given[-2][row, 0], given[-1][row, 0], strict=True)
+            }.items():
                 if first <= node < last:
                     logits[row, node - first] += bonus
         own = pointing.decoder_memory(pointing.encode(Batch(*batch), encoded.items))
@@ -181,9 +199,13 @@ def test_the_teacher_of_a_pointer_is_the_heads_distribution_with_what_anchors_we
         logits = pointing.retrieval_vectors(encoded.requests[row, lane]) @ pointing.item_index(encoded.items).T
         anchors, state = encoded.anchors.take(row, lane), encoded.requests[row, lane][:, None]
         copied = torch.zeros_like(logits)
-        strength = pointing.decoder.pointer._mass(state, anchors, pointing.relevance(state, anchors.ids, encoded.items))[:, 0, :, -1]
+        strength = pointing.decoder.pointer._mass(
+            state, anchors, pointing.relevance(state, anchors.ids, encoded.items)
+        )[:, 0, :, -1]
         for request in range(len(row)):
-            for ids, live, value in zip(anchors.ids[request, 0], anchors.live[request, 0], strength[request], strict=True):
+            for ids, live, value in zip(
+                anchors.ids[request, 0], anchors.live[request, 0], strength[request], strict=True
+            ):
                 copied[request, ids] += value if live else 0
         logs = (logits + copied.log1p()).log_softmax(-1)
     assert copied.count_nonzero() > len(row)

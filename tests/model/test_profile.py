@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from genrec.config_checks import validate
-from genrec.config_schema import Config
+from genrec.config.checks import validate
+from genrec.config.schema import Config
 from genrec.data.dataset import TRAIN
 from genrec.data.histories import Histories
 from genrec.data.sequences import make_windows
 from genrec.errors import UserError
+from genrec.inference.programs import Prefill, batch_fields
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.model.profile import LEVELS
 from genrec.semantic_ids.user_ids import SHORT, recency_weights
-from genrec.serving.programs import Prefill, batch_fields
 from genrec.training.fit import new_network
 
 EXACT = {"rtol": 0, "atol": 1e-5}
@@ -25,7 +25,9 @@ EXACT = {"rtol": 0, "atol": 1e-5}
 
 @pytest.fixture(scope="module")
 def config(prepared_run):
-    return replace(prepared_run.config, model=replace(prepared_run.config.model, user_tokens=True, summary_tokens=3, max_length=6))
+    return replace(
+        prepared_run.config, model=replace(prepared_run.config.model, user_tokens=True, summary_tokens=3, max_length=6)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,9 @@ def test_they_stand_in_the_block_and_have_an_effect(network, batch):
 def test_no_later_event_is_read(network, batch, what):
     before, place = tokens(network, batch), 4
     values = getattr(batch, what).clone()
-    values[:, place] = (values[:, place] + 1) % (network.catalogue.n_items if what == "items" else network.actions.num_embeddings)
+    values[:, place] = (values[:, place] + 1) % (
+        network.catalogue.n_items if what == "items" else network.actions.num_embeddings
+    )
     after = tokens(network, replace(batch, **{what: values}))
     sees = batch.positions > place
     assert sees.any() and (~sees).any()
@@ -109,7 +113,9 @@ def test_training_and_answering_make_the_same_tokens(network, collator, prepared
     torch.testing.assert_close(ours[full], tokens(network, asked)[:, 0][full], **EXACT)
 
 
-def test_the_long_history_is_a_mean_over_all_events_and_the_user_id_weighs_recent_ones_more(network, collator, prepared_run):
+def test_the_long_history_is_a_mean_over_all_events_and_the_user_id_weighs_recent_ones_more(
+    network, collator, prepared_run
+):
     data, encoder, profile = prepared_run.dataset, network.item_encoder, network.profile
     request = data.requests("test").take(np.array([int(np.diff(data.requests("test").offsets).argmax())]))
     made = collator.requests(request)
@@ -117,7 +123,9 @@ def test_the_long_history_is_a_mean_over_all_events_and_the_user_id_weighs_recen
     items = torch.from_numpy(request.items.astype(np.int64))
     vectors = table[encoder.code_rows[items]]
     newest = vectors[-SHORT:].sum(1)
-    weights = torch.from_numpy(recency_weights(Histories(np.array([0, SHORT]), request.items[-SHORT:])).astype(np.float32))
+    weights = torch.from_numpy(
+        recency_weights(Histories(np.array([0, SHORT]), request.items[-SHORT:])).astype(np.float32)
+    )
     found = tokens(network, made)[0, 0]
     torch.testing.assert_close(found[0], profile.views[0]((weights[:, None] * newest).sum(0)).detach(), **EXACT)
     seen, real = [], profile.norm.forward

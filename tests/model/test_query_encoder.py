@@ -55,7 +55,9 @@ def test_code_tokens_are_the_querys_semantic_id(prepared_run, features):
     for query in range(6):
         tokens = features.words[features.offsets[query] : features.offsets[query + 1]]
         codes = tokens[tokens >= HASHED] - HASHED
-        assert known.known[query] and codes.tolist() == [level * CODE_SPAN + code for level, code in enumerate(known.codes[query])]
+        assert known.known[query] and codes.tolist() == [
+            level * CODE_SPAN + code for level, code in enumerate(known.codes[query])
+        ]
     empty = features.words[features.offsets[6] : features.offsets[8]]
     assert len(empty) == 0, "a query without words has no code"
 
@@ -77,6 +79,8 @@ def test_switches_change_the_network(prepared_run):
 
     rows = []
     for settings in ({}, {"query_ngrams": False}, {"query_codes": False}):
-        network = GenerativeRecommender(replace(prepared_run.config.model, **settings), prepared_run.ids.catalogue, 3, 1e4, generate=False)
+        network = GenerativeRecommender(
+            replace(prepared_run.config.model, **settings), prepared_run.ids.catalogue, 3, 1e4, generate=False
+        )
         rows.append((len(network.query_encoder.words.weight), network.query_encoder.codes))
     assert rows == [(HASHED, True), (WORD_BUCKETS, True), (HASHED, False)]

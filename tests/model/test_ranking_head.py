@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from genrec.data.dataset import TRAIN
+from genrec.data.impressions import load_impressions, stage_indices
 from genrec.data.sequences import make_windows
-from genrec.data.shown import shown_requests, stage_places
 from genrec.model.backbone import Backbone, own_block, sequence_mask
-from genrec.model.collate import Collator, QueryFeatures, shown_windows
+from genrec.model.collate import Collator, QueryFeatures, impression_windows
 from genrec.model.ranking import RankingHead, request_rows
 from genrec.model.reasoning import Reasoning
 from genrec.training.fit import new_network
@@ -27,11 +27,16 @@ def world(prepared_run):
     data = prepared_run.dataset
     model = replace(prepared_run.config.model, reasoning_steps=2, ranking=True, stages=STAGES)
     windows = make_windows(data.offsets, data.known_lengths(TRAIN), 10, 5)
-    shown = shown_requests(data, STAGES)
-    places = shown_windows(shown, windows, np.asarray(data.offsets))
+    shown = load_impressions(data, STAGES)
+    places = impression_windows(shown, windows, np.asarray(data.offsets))
     keep = np.flatnonzero((shown.split == TRAIN) & (places >= 0))
-    collator = Collator(model, QueryFeatures.build(data.query_texts, prepared_run.ids.encoder), stage_places(data, STAGES), shown.take(keep))
-    collator.shown_windows = places[keep]
+    collator = Collator(
+        model,
+        QueryFeatures.build(data.query_texts, prepared_run.ids.encoder),
+        stage_indices(data, STAGES),
+        shown.take(keep),
+    )
+    collator.impression_windows = places[keep]
 
     def make(visible: bool):
         config = replace(prepared_run.config, model=replace(model, candidates_visible=visible))
@@ -75,24 +80,26 @@ def test_shown_requests_are_further_lanes_of_their_windows(world, batch):
     _, collator, data, windows, rows = world
     shown = batch.shown
     assert len(shown.row) > 10 and (batch.targets[shown.row, shown.lane] == -1).all()
-    index = np.flatnonzero(np.isin(collator.shown_windows, rows))
+    index = np.flatnonzero(np.isin(collator.impression_windows, rows))
     own = collator.shown.take(index)
-    positions = own.before - windows.start[collator.shown_windows[index]]
+    positions = own.before - windows.start[collator.impression_windows[index]]
     assert batch.positions[shown.row, shown.lane].tolist() == positions.tolist() and positions.min() >= 0
     for place in range(len(index)):
         mine = slice(own.offsets[place], own.offsets[place + 1])
         assert shown.items[place][shown.items[place] >= 0].tolist() == own.items[mine].tolist()
         assert np.array_equal(shown.reached[place, : mine.stop - mine.start], own.reached[mine])
     live = batch.targets >= 0
-    assert batch.reached.shape == (*live.shape, 2) and not batch.reached[~live].any() and batch.reached[live].any(0).all()
+    assert (
+        batch.reached.shape == (*live.shape, 2) and not batch.reached[~live].any() and batch.reached[live].any(0).all()
+    )
 
 
 def test_every_shown_training_request_is_in_exactly_one_window(world):
     _, collator, data, windows, _ = world
-    starts, stops = windows.first[collator.shown_windows], windows.stop[collator.shown_windows]
+    starts, stops = windows.first[collator.impression_windows], windows.stop[collator.impression_windows]
     before = collator.shown.before
-    assert (np.diff(collator.shown_windows) >= 0).all() and (before >= starts).all() and (before <= stops).all()
-    owner = np.searchsorted(data.offsets, windows.start[collator.shown_windows], side="right") - 1
+    assert (np.diff(collator.impression_windows) >= 0).all() and (before >= starts).all() and (before <= stops).all()
+    owner = np.searchsorted(data.offsets, windows.start[collator.impression_windows], side="right") - 1
     assert np.array_equal(owner, collator.shown.users)
 
 
@@ -100,7 +107,12 @@ def test_every_shown_training_request_is_in_exactly_one_window(world):
 @pytest.mark.parametrize("place", [1, 4, 7])
 def test_no_step_and_no_candidate_sees_a_later_event(network, batch, what, place):
     values = getattr(batch, what).clone()
-    values[:, place] = values[:, place] + 999.0 if what == "times" else (values[:, place] + 1) % (network.actions.num_embeddings if what == "actions" else network.catalogue.n_items)
+    values[:, place] = (
+        values[:, place] + 999.0
+        if what == "times"
+        else (values[:, place] + 1)
+        % (network.actions.num_embeddings if what == "actions" else network.catalogue.n_items)
+    )
     old, new = answers(network, batch), answers(network, replace(batch, **{what: values}))
     sees = (batch.targets >= 0) & (batch.positions > place)
     blind = batch.positions <= place
@@ -155,7 +167,12 @@ def test_padding_candidates_are_not_seen(world, batch, visible):
 
 
 def test_what_became_of_the_items_is_no_input(network, batch):
-    flipped = replace(batch, reached=~batch.reached, shown=replace(batch.shown, reached=~batch.shown.reached), targets=batch.targets * 0)
+    flipped = replace(
+        batch,
+        reached=~batch.reached,
+        shown=replace(batch.shown, reached=~batch.shown.reached),
+        targets=batch.targets * 0,
+    )
     for old, new in zip(answers(network, batch), answers(network, flipped), strict=True):
         assert torch.equal(old, new)
 
@@ -171,10 +188,13 @@ def test_evidence_reaches_its_own_candidate_alone(network, batch):
 def test_one_request_alone_ranks_as_in_its_window(network, world, batch):
     """Inference puts each request into a row of its own; times of a window and of a history start alike on short ones."""
     _, collator, data, windows, rows = world
-    index = np.flatnonzero(np.isin(collator.shown_windows, rows))
-    whole = collator.shown.before[index] - data.offsets[collator.shown.users[index]] == batch.positions[batch.shown.row, batch.shown.lane].numpy()
+    index = np.flatnonzero(np.isin(collator.impression_windows, rows))
+    whole = (
+        collator.shown.before[index] - data.offsets[collator.shown.users[index]]
+        == batch.positions[batch.shown.row, batch.shown.lane].numpy()
+    )
     assert whole.sum() >= 3
-    alone = collator.shown_batch(data, collator.shown, index[whole])
+    alone = collator.impression_batch(data, collator.shown, index[whole])
     wide = answers(network, batch)[2][torch.from_numpy(whole)]
     known = batch.shown.items[torch.from_numpy(whole)] >= 0
     narrow = answers(network, alone)[2]
@@ -215,7 +235,9 @@ def test_blocks_of_several_tokens_equal_one_pass():
         mask[:, length + 18 :, length + 6 * step + 3 : length + 6 * step + 6] = True
     mask[:, length + 18 :, length + 18 :] = torch.eye(5, dtype=torch.bool)
     together = torch.cat([x, first, second, candidates], 1)
-    turned = torch.cat([angles, angles[:, length:], angles[:, length:], angles[:, length + block :][:, :1].expand(-1, 5, -1)], 1)
+    turned = torch.cat(
+        [angles, angles[:, length:], angles[:, length:], angles[:, length + block :][:, :1].expand(-1, 5, -1)], 1
+    )
     whole = backbone(together, turned, mask)
     torch.testing.assert_close(blocks[1].flatten(1, 2), whole[:, length + 12 : length + 18], **EXACT)
     torch.testing.assert_close(logits, head.score(whole[:, length + 18 :]), **EXACT)

@@ -11,9 +11,9 @@ import torch
 from genrec.data.dataset import TRAIN
 from genrec.data.sequences import make_windows
 from genrec.model.collate import Collator, QueryFeatures
-from genrec.model.saved import load_network
 from genrec.model.sasrec import SASRec
-from genrec.pipeline import sasrec_config
+from genrec.model.saved import load_network
+from genrec.pipeline.stages import sasrec_config
 from genrec.training.fit import FitPlan, fit, new_network
 
 EXACT = {"rtol": 0, "atol": 1e-5}
@@ -55,8 +55,29 @@ def test_it_sees_earlier_events_and_no_later_ones(network, batch, place):
 
 
 def test_padding_changes_nothing(network, batch):
-    one = replace(batch, **{name: getattr(batch, name)[:1] for name in ("items", "actions", "queries", "times", "positions", "targets", "request_times", "request_queries")})
-    wide = replace(one, **{name: torch.nn.functional.pad(getattr(one, name), (0, 5)) for name in ("items", "actions", "queries", "times")})
+    one = replace(
+        batch,
+        **{
+            name: getattr(batch, name)[:1]
+            for name in (
+                "items",
+                "actions",
+                "queries",
+                "times",
+                "positions",
+                "targets",
+                "request_times",
+                "request_queries",
+            )
+        },
+    )
+    wide = replace(
+        one,
+        **{
+            name: torch.nn.functional.pad(getattr(one, name), (0, 5))
+            for name in ("items", "actions", "queries", "times")
+        },
+    )
     torch.testing.assert_close(vectors(network, wide), vectors(network, one), **EXACT)
 
 
@@ -79,5 +100,7 @@ def test_its_settings_are_its_own(prepared_run):
     large = sasrec_config(prepared_run.config, 10**6)
     assert large.training.negatives is None and sasrec_config(prepared_run.config, 100).training.negatives == 0
     assert (large.model.dim, large.model.layers, large.model.dropout) == (64, 2, 0.5)
-    own = replace(prepared_run.config, evaluation=replace(prepared_run.config.evaluation, sasrec={"model": {"dim": 32}}))
+    own = replace(
+        prepared_run.config, evaluation=replace(prepared_run.config.evaluation, sasrec={"model": {"dim": 32}})
+    )
     assert sasrec_config(own, 100).model.dim == 32

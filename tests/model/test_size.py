@@ -9,8 +9,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from genrec.config import load_config
-from genrec.config_schema import ModelConfig
+from genrec.config.load import load_config
+from genrec.config.schema import ModelConfig
 from genrec.errors import UserError
 from genrec.model.backbone import Backbone, sequence_mask
 from genrec.model.reasoning import Reasoning
@@ -32,7 +32,9 @@ def test_the_formula_counts_what_torch_counts(steps):
 
 def test_a_step_costs_three_passes_softmax_and_text():
     model = ModelConfig(dim=16)
-    assert step_flops(model, 2, 5, 3, 100, 50, 7) == 3 * (encode_flops(model, 2, 5, 3) + 2 * 6 * 100 * 16 + 2 * 50 * 7 * 16)
+    assert step_flops(model, 2, 5, 3, 100, 50, 7) == 3 * (
+        encode_flops(model, 2, 5, 3) + 2 * 6 * 100 * 16 + 2 * 50 * 7 * 16
+    )
     assert step_flops(replace(model, use_text=False), 2, 5, 3, 0, 50, 7) == 3 * encode_flops(model, 2, 5, 3)
 
 

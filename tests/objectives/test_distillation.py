@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from genrec.catalogue.trie import build_trie
 from genrec.objectives.distillation import TeacherMass, candidate_kl, draw_items, margin_mse, path_losses
 from genrec.objectives.generation import path_log_probabilities, walked_nodes
-from genrec.semantic_ids.trie import build_trie
 
 VOCAB, ITEMS, DIM = (5, 4, 3), 40, 6
 
@@ -24,7 +24,9 @@ def trie():
 def student(trie):
     """A decoder whose state depends on the node alone: states (n_nodes, dim), scale, node vectors."""
     generator = torch.Generator().manual_seed(4)
-    states = torch.nn.functional.normalize(torch.randn(trie.n_nodes, DIM, generator=generator, dtype=torch.float64), dim=-1)
+    states = torch.nn.functional.normalize(
+        torch.randn(trie.n_nodes, DIM, generator=generator, dtype=torch.float64), dim=-1
+    )
     vectors = torch.randn(trie.n_nodes, DIM, generator=generator, dtype=torch.float64)
     return states, torch.tensor([3.0, 5.0, 9.0], dtype=torch.float64), vectors
 
@@ -34,7 +36,9 @@ def before(paths):
 
 
 def teacher_logits(rows):
-    return (3 * torch.randn(rows, ITEMS, generator=torch.Generator().manual_seed(6), dtype=torch.float64)).log_softmax(1)
+    return (3 * torch.randn(rows, ITEMS, generator=torch.Generator().manual_seed(6), dtype=torch.float64)).log_softmax(
+        1
+    )
 
 
 def leaf_log_probabilities(trie, states, scale, vectors):
@@ -59,10 +63,14 @@ def test_the_mean_over_the_teachers_paths_is_the_whole_kl(trie, student):
     states, scale, vectors = student
     own, paths = leaf_log_probabilities(trie, *student)
     teacher = teacher_logits(1)
-    leaf = torch.zeros(trie.n_leaves, dtype=torch.float64).index_add(0, trie.item_leaf - trie.level_bounds[-2], teacher[0].exp())
+    leaf = torch.zeros(trie.n_leaves, dtype=torch.float64).index_add(
+        0, trie.item_leaf - trie.level_bounds[-2], teacher[0].exp()
+    )
     assert trie.n_leaves < ITEMS
     mass = TeacherMass.of_items(trie, teacher)
-    chosen, divergence = path_losses(states[before(paths)], scale, vectors, paths, mass, rows=torch.zeros(len(paths), dtype=torch.long))
+    chosen, divergence = path_losses(
+        states[before(paths)], scale, vectors, paths, mass, rows=torch.zeros(len(paths), dtype=torch.long)
+    )
     torch.testing.assert_close(chosen.sum(1), own)
     torch.testing.assert_close((leaf[:, None] * divergence).sum(), (leaf * (leaf.log() - own)).sum())
 
@@ -70,7 +78,9 @@ def test_the_mean_over_the_teachers_paths_is_the_whole_kl(trie, student):
 def test_gradients_equal_those_of_the_whole_kl(trie, student):
     gradients = []
     teacher = teacher_logits(1)
-    leaf = torch.zeros(trie.n_leaves, dtype=torch.float64).index_add(0, trie.item_leaf - trie.level_bounds[-2], teacher[0].exp())
+    leaf = torch.zeros(trie.n_leaves, dtype=torch.float64).index_add(
+        0, trie.item_leaf - trie.level_bounds[-2], teacher[0].exp()
+    )
     for whole in (True, False):
         states, scale, vectors = (value.clone().requires_grad_() for value in student)
         own, paths = leaf_log_probabilities(trie, states, scale, vectors)
@@ -78,7 +88,9 @@ def test_gradients_equal_those_of_the_whole_kl(trie, student):
             loss = (leaf * (leaf.log() - own)).sum()
         else:
             mass = TeacherMass.of_items(trie, teacher)
-            parts = path_losses(states[before(paths)], scale, vectors, paths, mass, rows=torch.zeros(len(paths), dtype=torch.long))
+            parts = path_losses(
+                states[before(paths)], scale, vectors, paths, mass, rows=torch.zeros(len(paths), dtype=torch.long)
+            )
             loss = (leaf[:, None] * parts[1]).sum()
         gradients.append(torch.autograd.grad(loss, (states, scale, vectors)))
     for slow, fast in zip(*gradients, strict=True):
@@ -92,9 +104,13 @@ def test_a_certain_teacher_gives_cross_entropy_and_chosen_equals_the_generation_
     paths = trie.item_path[targets]
     certain = torch.full((len(targets), ITEMS), -torch.inf).scatter(1, targets[:, None], 0.0)
     nodes, place = walked_nodes(trie, paths)
-    chosen, divergence = path_losses(states[before(paths)], scale, vectors[nodes], paths, TeacherMass.of_items(trie, certain), place)
+    chosen, divergence = path_losses(
+        states[before(paths)], scale, vectors[nodes], paths, TeacherMass.of_items(trie, certain), place
+    )
     torch.testing.assert_close(divergence, -chosen)
-    torch.testing.assert_close(chosen.float(), path_log_probabilities(states[before(paths)], scale, vectors, trie, paths))
+    torch.testing.assert_close(
+        chosen.float(), path_log_probabilities(states[before(paths)], scale, vectors, trie, paths)
+    )
 
 
 def test_candidates_are_a_teacher_that_knows_nothing_else(trie, student):
@@ -110,7 +126,9 @@ def test_candidates_are_a_teacher_that_knows_nothing_else(trie, student):
     few, all_items = TeacherMass.of_candidates(trie, ids, logs), TeacherMass.of_items(trie, dense)
     rows, nodes = torch.arange(5).repeat_interleave(trie.n_nodes), torch.arange(trie.n_nodes).repeat(5)
     torch.testing.assert_close(few.below(rows, nodes), all_items.below(rows, nodes))
-    torch.testing.assert_close(few.below(torch.arange(5), torch.zeros(5, dtype=torch.long)), torch.ones(5, dtype=torch.float64))
+    torch.testing.assert_close(
+        few.below(torch.arange(5), torch.zeros(5, dtype=torch.long)), torch.ones(5, dtype=torch.float64)
+    )
     for mass in (few, all_items):
         assert path_losses(states[before(paths)], scale, vectors, paths, mass)[1].isfinite().all()
     silent = few.below(rows, nodes).view(5, -1) == 0
@@ -152,7 +170,9 @@ def test_margin_mse_and_kl_against_references():
     live[0], live[1, 0] = True, False
     student.requires_grad_()
     pairs = [(row, lane) for row in range(6) for lane in range(1, 4) if live[row, 0] and live[row, lane]]
-    slow = torch.stack([((student[r, 0] - student[r, c]) - (teacher[r, 0] - teacher[r, c])) ** 2 for r, c in pairs]).mean()
+    slow = torch.stack(
+        [((student[r, 0] - student[r, c]) - (teacher[r, 0] - teacher[r, c])) ** 2 for r, c in pairs]
+    ).mean()
     fast = margin_mse(student, teacher, live)
     torch.testing.assert_close(fast, slow)
     torch.testing.assert_close(torch.autograd.grad(fast, student), torch.autograd.grad(slow, student))

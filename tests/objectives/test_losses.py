@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from genrec.catalogue.trie import build_trie
 from genrec.objectives.distillation import TeacherMass, path_losses
 from genrec.objectives.generation import nodes_without, path_log_probabilities, walked_nodes
 from genrec.objectives.retrieval import draw_candidates, full_softmax, sampled_softmax
-from genrec.semantic_ids.trie import build_trie
 
 VOCAB, ITEMS, DIM = (5, 4, 3), 40, 6
 
@@ -45,7 +45,9 @@ def slow_paths(states, scale, vectors, trie, paths, known=None):
 def walk(trie):
     generator = torch.Generator().manual_seed(4)
     paths = trie.item_path[torch.randint(ITEMS, (25,), generator=generator)]
-    states = torch.nn.functional.normalize(torch.randn(25, len(VOCAB), DIM, generator=generator, dtype=torch.float64), dim=-1)
+    states = torch.nn.functional.normalize(
+        torch.randn(25, len(VOCAB), DIM, generator=generator, dtype=torch.float64), dim=-1
+    )
     scale = torch.tensor([3.0, 14.0, 60.0], dtype=torch.float64)
     vectors = torch.randn(trie.n_nodes, DIM, generator=generator, dtype=torch.float64)
     return states, scale, vectors, paths
@@ -78,7 +80,9 @@ def test_nodes_of_items_that_were_never_answers_are_no_wrong_ones(trie, walk, ta
             steps = slow_paths(*inputs, trie, walked, set(known.tolist()))
         elif taught:  # drawn walks may be below an ignored node and must leave no NaN
             rows = torch.cat([torch.arange(len(walked)), torch.zeros(len(drawn), dtype=torch.long)])
-            steps, divergence = path_losses(inputs[0][rows], *inputs[1:], torch.cat([walked, drawn]), teacher, rows=rows * 0, ignored=ignored)
+            steps, divergence = path_losses(
+                inputs[0][rows], *inputs[1:], torch.cat([walked, drawn]), teacher, rows=rows * 0, ignored=ignored
+            )
             plain = path_losses(inputs[0][rows], *inputs[1:], torch.cat([walked, drawn]), teacher, rows=rows * 0)[1]
             assert torch.equal(divergence, plain)
             steps = steps[: len(walked)]
@@ -95,7 +99,11 @@ def test_vectors_of_the_walked_nodes_alone_are_enough(trie, walk):
     states, scale, vectors, paths = walk
     paths = paths[:4]
     nodes, place = walked_nodes(trie, paths)
-    assert len(nodes) < trie.n_nodes and nodes.tolist() == sorted(set(nodes.tolist())) and set(paths.flatten().tolist()) < set(nodes.tolist())
+    assert (
+        len(nodes) < trie.n_nodes
+        and nodes.tolist() == sorted(set(nodes.tolist()))
+        and set(paths.flatten().tolist()) < set(nodes.tolist())
+    )
     whole = path_log_probabilities(states[:4].float(), scale.float(), vectors.float(), trie, paths)
     some = path_log_probabilities(states[:4].float(), scale.float(), vectors.float()[nodes], trie, paths, place)
     assert torch.equal(some, whole)
@@ -124,7 +132,9 @@ def test_very_unlikely_steps_stay_finite(trie, walk):
 def dense():
     generator = torch.Generator().manual_seed(6)
     requests = torch.nn.functional.normalize(torch.randn(30, DIM, generator=generator, dtype=torch.float64), dim=-1)
-    index = torch.nn.functional.normalize(torch.randn(ITEMS, DIM, generator=generator, dtype=torch.float64), dim=-1) / 0.07
+    index = (
+        torch.nn.functional.normalize(torch.randn(ITEMS, DIM, generator=generator, dtype=torch.float64), dim=-1) / 0.07
+    )
     return requests, index, torch.randint(ITEMS, (30,), generator=generator)
 
 
@@ -136,7 +146,9 @@ def test_full_softmax_equals_the_reference(dense, smoothing):
         logits = [sum(a * b for a, b in zip(row, item, strict=True)) for item in index.tolist()]
         top = max(logits)
         norm = top + math.log(sum(math.exp(logit - top) for logit in logits))
-        total += (1 - smoothing) * (norm - logits[target]) + smoothing * sum(norm - logit for logit in logits) / len(logits)
+        total += (1 - smoothing) * (norm - logits[target]) + smoothing * sum(norm - logit for logit in logits) / len(
+            logits
+        )
     found = full_softmax(requests.float(), index.float(), targets, smoothing)
     assert float(found) == pytest.approx(total / len(targets), rel=1e-5)
 

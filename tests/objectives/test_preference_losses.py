@@ -10,7 +10,13 @@ import torch
 
 from genrec.objectives.group_relative import group_normalised, policy_loss, position_advantages, prefix_matches
 from genrec.objectives.list_preference import listwise_dpo
-from genrec.objectives.plackett_luce import discounted_gain, leave_one_out, list_log_probabilities, list_policy_loss, sample_lists
+from genrec.objectives.plackett_luce import (
+    discounted_gain,
+    leave_one_out,
+    list_log_probabilities,
+    list_policy_loss,
+    sample_lists,
+)
 
 
 @pytest.fixture
@@ -32,7 +38,9 @@ def slow_dpo(policy, reference, live, beta, weights, margin, anchor):
         total = 0
         for column in range(1, policy.shape[1]):
             if live[row, column]:
-                gap = beta * (policy[row, 0] - reference[row, 0]) - beta * (policy[row, column] - reference[row, column])
+                gap = beta * (policy[row, 0] - reference[row, 0]) - beta * (
+                    policy[row, column] - reference[row, column]
+                )
                 total = total + torch.exp(-weights[row, column] * (gap - margin))
         if live[row, 1:].any():
             preference.append(-torch.log(torch.sigmoid(-torch.log(total))))
@@ -71,7 +79,10 @@ def test_advantages_by_hand():
     assert matches.tolist() == [[[True, False], [True, True], [False, False], [True, False]]]
     found = position_advantages(rewards, live, matches, torch.tensor([2.0, 1.0]))
     item = math.sqrt(1.5)  # (2 - 1) / population standard deviation of 0, 1, 2
-    first, second = 1 / math.sqrt(2), 1.0  # matches 1, 1, 0 of three; then 0, 1 among the two whose first code was right
+    first, second = (
+        1 / math.sqrt(2),
+        1.0,
+    )  # matches 1, 1, 0 of three; then 0, 1 among the two whose first code was right
     wanted = [[2 * (-item + first), -item - second], [2 * first, second], [2 * (item - 2 * first), item], [0, 0]]
     torch.testing.assert_close(found, torch.tensor([wanted]))
     none = position_advantages(rewards, live, prefix_matches(paths, torch.tensor([[-1, -1]])), torch.tensor([2.0, 1.0]))
@@ -85,7 +96,10 @@ def test_equal_rewards_give_no_advantage():
 def test_policy_loss_and_gradient_equal_the_reference():
     generator = torch.Generator().manual_seed(3)
     steps, reference = (-torch.rand(2, 4, 3, generator=generator, dtype=torch.float64) for _ in range(2))
-    advantages, live = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64), torch.ones(2, 4, dtype=torch.bool)
+    advantages, live = (
+        torch.randn(2, 4, 3, generator=generator, dtype=torch.float64),
+        torch.ones(2, 4, dtype=torch.bool),
+    )
     live[1, 2] = False
     steps.requires_grad_()
     gains, divergences, entropies = [], [], []
@@ -110,7 +124,12 @@ def test_expected_policy_gradient_is_that_of_the_expected_reward():
     true = torch.autograd.grad((probability * rewards).sum(), logits, retain_graph=True)[0]
     total = 0
     for action in range(5):
-        loss = policy_loss(logits.log_softmax(0)[action].view(1, 1, 1), torch.zeros(1, 1, 1), rewards[action].view(1, 1, 1), torch.ones(1, 1).bool())
+        loss = policy_loss(
+            logits.log_softmax(0)[action].view(1, 1, 1),
+            torch.zeros(1, 1, 1),
+            rewards[action].view(1, 1, 1),
+            torch.ones(1, 1).bool(),
+        )
         total = total - probability[action].detach() * torch.autograd.grad(loss.loss, logits)[0]
     torch.testing.assert_close(total, true)
 
@@ -130,7 +149,10 @@ def test_plackett_luce_probabilities_sum_to_one_and_follow_the_definition():
             slow.append(total)
         torch.testing.assert_close(logs.sum(-1)[0], torch.stack(slow))
         weight = torch.arange(len(slow), dtype=torch.float64)
-        fast, reference = (torch.autograd.grad((x * weight).sum(), scores, retain_graph=True)[0] for x in (logs.sum(-1)[0], torch.stack(slow)))
+        fast, reference = (
+            torch.autograd.grad((x * weight).sum(), scores, retain_graph=True)[0]
+            for x in (logs.sum(-1)[0], torch.stack(slow))
+        )
         torch.testing.assert_close(fast, reference)
 
 
@@ -145,7 +167,9 @@ def test_drawn_lists_follow_plackett_luce():
 
 
 def test_leave_one_out_and_gain():
-    torch.testing.assert_close(leave_one_out(torch.tensor([[1.0, 2.0, 6.0]])), torch.tensor([[1.0 - 4.0, 2.0 - 3.5, 6.0 - 1.5]]))
+    torch.testing.assert_close(
+        leave_one_out(torch.tensor([[1.0, 2.0, 6.0]])), torch.tensor([[1.0 - 4.0, 2.0 - 3.5, 6.0 - 1.5]])
+    )
     torch.testing.assert_close(discounted_gain(torch.tensor([1.0, 2.0, 4.0])), torch.tensor(1 + 2 / math.log2(3) + 2.0))
     assert leave_one_out(torch.tensor([[3.0]])).item() == 0
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from genrec.model.network import ShownLanes
-from genrec.objectives.hard_negatives import contrast, mined, shown_in_vain
+from genrec.catalogue.trie import build_trie
+from genrec.model.network import BatchImpressions
+from genrec.objectives.hard_negatives import contrast, ignored_impressions, mined
 from genrec.objectives.progressive import multi_label_loss, prefix_loss, step_levels, step_stages
 from genrec.objectives.ranking import area_under_curve, listwise, pairs, pairwise, pointwise
-from genrec.semantic_ids.trie import build_trie
 
 N = 60
 
@@ -46,7 +46,9 @@ def slow_listwise(logits, labels, group):
 
 
 def slow_pointwise(logits, labels, group):
-    return -torch.stack([torch.sigmoid(one if label else -one).log() for one, label in zip(logits, labels, strict=True)]).mean()
+    return -torch.stack(
+        [torch.sigmoid(one if label else -one).log() for one, label in zip(logits, labels, strict=True)]
+    ).mean()
 
 
 def test_pairs_are_those_of_one_group(flat):
@@ -101,7 +103,9 @@ def test_prefix_loss_is_the_softmax_over_prefixes(catalogue, level):
 
     trie, codes, items = catalogue
     targets = torch.tensor([0, 5, 5, 17, 39])
-    states = torch.nn.functional.normalize(torch.randn(5, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64), dim=-1)
+    states = torch.nn.functional.normalize(
+        torch.randn(5, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64), dim=-1
+    )
     found = []
     for dtype in (torch.float32, torch.float64):
         given, vectors = (value.detach().clone().to(dtype).requires_grad_() for value in (states, items))
@@ -110,9 +114,16 @@ def test_prefix_loss_is_the_softmax_over_prefixes(catalogue, level):
         else:
             prefixes = [tuple(row) for row in codes[:, :level].tolist()]
             names = sorted(set(prefixes))
-            means = torch.stack([vectors[[place for place, one in enumerate(prefixes) if one == name]].mean(0) for name in names])
+            means = torch.stack(
+                [vectors[[place for place, one in enumerate(prefixes) if one == name]].mean(0) for name in names]
+            )
             logits = given @ (means / means.norm(dim=-1, keepdim=True)).T / 0.2
-            loss = torch.stack([row.logsumexp(0) - row[names.index(prefixes[item])] for row, item in zip(logits, targets.tolist(), strict=True)]).mean()
+            loss = torch.stack(
+                [
+                    row.logsumexp(0) - row[names.index(prefixes[item])]
+                    for row, item in zip(logits, targets.tolist(), strict=True)
+                ]
+            ).mean()
         loss.backward()
         found.append([loss.detach().double(), given.grad.double(), vectors.grad.double()])
     for fast, slow in zip(*found, strict=True):
@@ -140,12 +151,20 @@ def test_feedback_of_a_step_equals_the_reference():
 
 def test_steps_go_from_easy_to_hard():
     assert step_levels(3, 5) == [1, 2, 3] and step_levels(4, 2) == [1, 2, 2, 2]
-    assert step_stages(2, 2) == [0, 1] and step_stages(1, 2) == [1] and step_stages(3, 2) == [0, 1, 1] and step_stages(2, 4) == [2, 3]
+    assert (
+        step_stages(2, 2) == [0, 1]
+        and step_stages(1, 2) == [1]
+        and step_stages(3, 2) == [0, 1, 1]
+        and step_stages(2, 4) == [2, 3]
+    )
 
 
 def test_contrast_equals_the_reference():
     made = torch.Generator().manual_seed(6)
-    requests, index = torch.randn(4, 5, generator=made, dtype=torch.float64), torch.randn(12, 5, generator=made, dtype=torch.float64)
+    requests, index = (
+        torch.randn(4, 5, generator=made, dtype=torch.float64),
+        torch.randn(12, 5, generator=made, dtype=torch.float64),
+    )
     targets, hard = torch.tensor([1, 2, 3, 4]), torch.tensor([[5, 6, -1], [2, 7, 8], [-1, -1, -1], [9, 10, 11]])
     found = []
     for dtype in (torch.float32, torch.float64):
@@ -153,7 +172,11 @@ def test_contrast_equals_the_reference():
         if dtype == torch.float32:
             loss = contrast(q, t, targets, hard)
         else:
-            rows = {0: [1, 5, 6], 1: [2, 7, 8], 3: [4, 9, 10, 11]}  # an own target among the hard ones is none; nobody for row 2
+            rows = {
+                0: [1, 5, 6],
+                1: [2, 7, 8],
+                3: [4, 9, 10, 11],
+            }  # an own target among the hard ones is none; nobody for row 2
             loss = sum((q[row] @ t[items].T).logsumexp(0) - q[row] @ t[items[0]] for row, items in rows.items()) / 3
         loss.backward()
         found.append([loss.detach().double(), q.grad.double(), t.grad.double()])
@@ -165,16 +188,32 @@ def test_mined_negatives_are_the_nearest_unknown_ones():
     index = torch.eye(8)
     requests = torch.tensor([[0.1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.0, 0.0]])
     torch.manual_seed(0)
-    drawn = {tuple(sorted(mined(requests, index, torch.tensor([1]), torch.tensor([[2, 2]]), 1)[0].flatten().tolist())) for _ in range(40)}
+    drawn = {
+        tuple(sorted(mined(requests, index, torch.tensor([1]), torch.tensor([[2, 2]]), 1)[0].flatten().tolist()))
+        for _ in range(40)
+    }
     assert drawn == {(3,), (4,)}
-    drawn = {tuple(mined(requests, index, torch.tensor([1]), torch.tensor([[2, 2]]), 1, torch.tensor([1, 2, 4, 7]))[0].flatten().tolist()) for _ in range(40)}
+    drawn = {
+        tuple(
+            mined(requests, index, torch.tensor([1]), torch.tensor([[2, 2]]), 1, torch.tensor([1, 2, 4, 7]))[0]
+            .flatten()
+            .tolist()
+        )
+        for _ in range(40)
+    }
     assert drawn == {(4,), (7,)}
 
 
 def test_items_shown_in_vain_are_the_rows_own():
     reached = torch.tensor([[True, False], [False, False], [False, False]])[..., None]
-    shown = ShownLanes(torch.tensor([0, 0, 2]), torch.tensor([0, 1, 0]), torch.tensor([[4, 5], [4, 6], [7, -1]]), reached, torch.zeros(3, 2, 0))
+    shown = BatchImpressions(
+        torch.tensor([0, 0, 2]),
+        torch.tensor([0, 1, 0]),
+        torch.tensor([[4, 5], [4, 6], [7, -1]]),
+        reached,
+        torch.zeros(3, 2, 0),
+    )
     torch.manual_seed(0)
-    table = shown_in_vain(shown, torch.tensor([0, 1, 2, 0]), 3, 3, 10)
+    table = ignored_impressions(shown, torch.tensor([0, 1, 2, 0]), 3, 3, 10)
     assert set(table[0].tolist()) == {5, 6, -1} and table[1].tolist() == [-1, -1, -1]  # 4 was clicked later
     assert table[2].tolist() == [7, -1, -1] and torch.equal(table[0], table[3])

@@ -21,7 +21,9 @@ def slow_category(requests, items, targets, categories, temperature):
         wanted = int(categories[target])
         if wanted >= 0:
             logits = torch.stack([request @ one / temperature for one in table])
-            losses.append(torch.log(torch.exp(logits - logits.max()).sum()) + logits.max() - logits[names.index(wanted)])
+            losses.append(
+                torch.log(torch.exp(logits - logits.max()).sum()) + logits.max() - logits[names.index(wanted)]
+            )
     return sum(losses) / len(losses)
 
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from genrec.pipeline import Run
+from genrec.runs.run import Run
 
 
 @pytest.fixture

@@ -26,7 +26,12 @@ def test_weights_by_rule_and_by_config():
 
 @pytest.mark.parametrize(
     ("weights", "click", "order", "wrong"),
-    [({"buy": 1}, None, None, "buy"), ({"click": 3.0}, None, None, "must not fall"), ({}, "purchase", "cart", "before"), ({}, None, "x", "x")],
+    [
+        ({"buy": 1}, None, None, "buy"),
+        ({"click": 3.0}, None, None, "must not fall"),
+        ({}, "purchase", "cart", "before"),
+        ({}, None, "x", "x"),
+    ],
 )
 def test_wrong_levels_are_named(weights, click, order, wrong):
     with pytest.raises(UserError, match=wrong):
@@ -40,7 +45,13 @@ def test_rates_and_reward_are_the_papers_formula():
     np.testing.assert_allclose(rates.ctr, clicked / (shown + clicked + ordered))
     np.testing.assert_allclose(rates.cvr, ordered / clicked)
     reward = rates.reward(np.array([0, 2]), np.array([2.0, 0.5]))
-    np.testing.assert_allclose(reward, [4 * rates.ctr[0] * rates.cvr[0] / (rates.ctr[0] + rates.cvr[0]), rates.ctr[2] * rates.cvr[2] / (rates.ctr[2] + rates.cvr[2])])
+    np.testing.assert_allclose(
+        reward,
+        [
+            4 * rates.ctr[0] * rates.cvr[0] / (rates.ctr[0] + rates.cvr[0]),
+            rates.ctr[2] * rates.cvr[2] / (rates.ctr[2] + rates.cvr[2]),
+        ],
+    )
 
 
 def test_close_pairs_count_more_within_limits():
@@ -50,7 +61,8 @@ def test_close_pairs_count_more_within_limits():
 
 @pytest.fixture(scope="module", params=["leave-last-out", "global-time"])
 def feedback_run(request, tmp_path_factory, tiny_overrides):
-    from genrec.pipeline import Run, stage_prepare
+    from genrec.pipeline.stages import stage_prepare
+    from genrec.runs.run import Run
 
     run = Run.create(None, tiny_overrides(tmp_path_factory.mktemp("runs"), f"split.kind={request.param}"))
     stage_prepare(run)
@@ -61,16 +73,32 @@ def test_requests_see_what_was_before_and_training_nothing_held_out(feedback_run
     data = feedback_run.dataset
     levels = Levels.build(feedback_chain(data), {})
     feedback = collect(data, levels)
-    assert feedback.shown and (np.diff(feedback.times) >= 0).all() and set(np.unique(feedback.split)) == {TRAIN, VALID, TEST}
+    assert (
+        feedback.shown
+        and (np.diff(feedback.times) >= 0).all()
+        and set(np.unique(feedback.split)) == {TRAIN, VALID, TEST}
+    )
     requests = feedback.requests
     owner = np.repeat(np.arange(len(feedback)), np.diff(requests.offsets))
     assert (requests.timestamps < requests.times[owner]).all()
     of_event = np.repeat(np.arange(data.n_users), np.diff(data.offsets))
-    events = pl.DataFrame({"user": of_event, "item": data.items.astype(np.int64), "stage": data.actions.astype(np.int64), "split": data.split, "t": data.timestamps})
+    events = pl.DataFrame(
+        {
+            "user": of_event,
+            "item": data.items.astype(np.int64),
+            "stage": data.actions.astype(np.int64),
+            "split": data.split,
+            "t": data.timestamps,
+        }
+    )
     train = feedback.take(np.flatnonzero(feedback.split == TRAIN))
-    rows = pl.DataFrame({"user": train.users[train.rows], "item": train.items, "stage": train.stages, "t0": train.times[train.rows]})
+    rows = pl.DataFrame(
+        {"user": train.users[train.rows], "item": train.items, "stage": train.stages, "t0": train.times[train.rows]}
+    )
     # The simulator's requests are three minutes apart, and everything that one leads to happens within that time.
-    led = rows.join(events, on=["user", "item", "stage"]).filter((pl.col("t") >= pl.col("t0")) & (pl.col("t") < pl.col("t0") + 180))
+    led = rows.join(events, on=["user", "item", "stage"]).filter(
+        (pl.col("t") >= pl.col("t0")) & (pl.col("t") < pl.col("t0") + 180)
+    )
     assert (led["split"] == TRAIN).all() and led.height > 100
     if data.info["split"] == "global-time":
         assert train.times.max() < data.timestamps[data.split == VALID].min()
@@ -97,17 +125,25 @@ def test_rates_do_not_change_with_what_is_held_out(feedback_run):
     shown = data.impressions
     late = shown["timestamp"].to_numpy() >= begin[shown["user"].to_numpy()]
     assert late.any()
-    other.__dict__["impressions"] = shown.with_columns(pl.when(pl.Series(late)).then(pl.lit("purchase")).otherwise(pl.col("action")).alias("action"))
+    other.__dict__["impressions"] = shown.with_columns(
+        pl.when(pl.Series(late)).then(pl.lit("purchase")).otherwise(pl.col("action")).alias("action")
+    )
     after = rates(other)
     np.testing.assert_array_equal(before.ctr, after.ctr)
     np.testing.assert_array_equal(before.cvr, after.cvr)
-    train_only = shown.with_columns(pl.when(pl.Series(~late)).then(pl.lit("purchase")).otherwise(pl.col("action")).alias("action"))
+    train_only = shown.with_columns(
+        pl.when(pl.Series(~late)).then(pl.lit("purchase")).otherwise(pl.col("action")).alias("action")
+    )
     other.__dict__["impressions"] = train_only
     assert np.abs(rates(other).cvr - before.cvr).max() > 1e-3  # the check can fail
 
 
 def test_a_log_without_impressions_gives_its_events(prepare_table):
-    events = [{"user_id": f"u{u}", "item_id": f"i{(u + t) % 5}", "timestamp": 1000 + 10 * t + u, "action": "buy"} for u in range(4) for t in range(5)]
+    events = [
+        {"user_id": f"u{u}", "item_id": f"i{(u + t) % 5}", "timestamp": 1000 + 10 * t + u, "action": "buy"}
+        for u in range(4)
+        for t in range(5)
+    ]
     data = prepare_table(events)
     feedback = collect(data, Levels.build(feedback_chain(data), {}))
     assert not feedback.shown and len(feedback) == 4 * 4

@@ -6,12 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+from genrec.catalogue.trie import build_trie
 from genrec.errors import UserError
-from genrec.preference.guard import diversity
+from genrec.preference.acceptance import diversity
 from genrec.preference.ranking_metrics import graded_ndcg
-from genrec.preference.reward_model import RewardData, RewardModel, calibration, expected_calibration_error, fit_reward_model, losses
+from genrec.preference.reward_model import (
+    RewardData,
+    RewardModel,
+    calibration,
+    expected_calibration_error,
+    fit_reward_model,
+    losses,
+)
 from genrec.preference.rewards import REWARDS, Sampled, check_rewards, total_reward
-from genrec.semantic_ids.trie import build_trie
 
 
 def test_graded_ndcg_equals_a_loop():
@@ -25,7 +32,11 @@ def test_graded_ndcg_equals_a_loop():
         discount = 1 / np.log2(np.arange(2, 2 + mine.sum()))
         discount[5:] = 0
         best = (np.sort(gains[mine])[::-1] * discount).sum()
-        assert np.isnan(found[g]) if best == 0 else found[g] == pytest.approx((gains[mine][np.argsort(-distinct[mine])] * discount).sum() / best)
+        assert (
+            np.isnan(found[g])
+            if best == 0
+            else found[g] == pytest.approx((gains[mine][np.argsort(-distinct[mine])] * discount).sum() / best)
+        )
 
 
 def test_losses_equal_the_reference():
@@ -35,7 +46,13 @@ def test_losses_equal_the_reference():
     chance = logits.sigmoid()
     click, order = (stages >= 1).double(), (stages >= 3).double()
     cross = lambda p, y: -(y * p.log() + (1 - y) * (1 - p).log())
-    slow = torch.stack([cross(chance[:, 0], click).mean(), (cross(chance[:, 1], order) * click).sum() / click.sum(), cross(chance[:, 2], order).mean()])
+    slow = torch.stack(
+        [
+            cross(chance[:, 0], click).mean(),
+            (cross(chance[:, 1], order) * click).sum() / click.sum(),
+            cross(chance[:, 2], order).mean(),
+        ]
+    )
     single = logits.detach().float().requires_grad_()
     fast = losses(single, stages, 1, 3)
     torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-6)

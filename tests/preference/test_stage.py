@@ -7,19 +7,26 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from genrec.artifacts import atomic_folder, open_artifact, read_json
+from genrec.artifacts.folders import atomic_folder, open_artifact, read_json
 from genrec.data.dataset import TRAIN
-from genrec.decoding.exact import exact_scores
 from genrec.errors import UserError
+from genrec.generation.exact import exact_scores
 from genrec.model.ranking import RankingHead
-from genrec.pipeline import Run, stage_evaluate
+from genrec.pipeline.stages import stage_evaluate
 from genrec.preference import rewards
-from genrec.preference.guard import Measured, decide
+from genrec.preference.acceptance import Measured, decide
 from genrec.preference.phases import School
 from genrec.preference.reward_model import fit_reward_model
 from genrec.preference.stage import MODEL, Stage, deal, stage_prefer
+from genrec.runs.run import Run
 
-FAST = ("preference.batch_size=128", "preference.beam=10", "preference.negatives=6", "preference.samples=4", "preference.max_requests=400")
+FAST = (
+    "preference.batch_size=128",
+    "preference.beam=10",
+    "preference.negatives=6",
+    "preference.samples=4",
+    "preference.max_requests=400",
+)
 
 
 # Fifty searches and a hundred people: a hit more or less is a fifth of the recall.
@@ -28,7 +35,9 @@ LENIENT = ("preference.tolerance=0.6", "preference.auc_tolerance=0.05")
 
 def school_of(run: Run) -> tuple[Stage, School]:
     stage = Stage(run, run.folder / "model", "key")
-    model = fit_reward_model(stage.reward_data(stage.parts.reward, 1), stage.levels.click, stage.levels.order, 1, epochs=1)
+    model = fit_reward_model(
+        stage.reward_data(stage.parts.reward, 1), stage.levels.click, stage.levels.order, 1, epochs=1
+    )
     return stage, School(
         stage.policy, stage.collator, stage.parts.policy, stage.levels, stage.rates, stage.features, model, stage.settings,
         stage.evidence.facts.category, np.log1p(stage.evidence.counts),
@@ -66,8 +75,13 @@ def test_the_command_keeps_a_better_decoder_and_the_run_knows_it(copied_run, gen
     }  # fmt: skip
     assert (run.folder / "preference" / "report.md").read_text().count("|") > 50
     stamp = (run.folder / MODEL / "manifest.json").stat().st_mtime_ns
-    assert genrec("prefer", run.folder, *more)[0] == 0 and (run.folder / MODEL / "manifest.json").stat().st_mtime_ns == stamp  # up to date
-    code, out, err = genrec("recommend", run.folder, "--user", "u000001", "--mode", "generate", "--fitted-on", "preferred", "-k", "3")
+    assert (
+        genrec("prefer", run.folder, *more)[0] == 0
+        and (run.folder / MODEL / "manifest.json").stat().st_mtime_ns == stamp
+    )  # up to date
+    code, out, err = genrec(
+        "recommend", run.folder, "--user", "u000001", "--mode", "generate", "--fitted-on", "preferred", "-k", "3"
+    )
     assert code == 0 and "i0" in out, err
     result = stage_evaluate(copied_run("evaluation.baselines=[popularity]"), "valid")
     names = {row.model for row in result.rows}
@@ -96,7 +110,13 @@ def test_a_hacked_reward_is_refused(copied_run, monkeypatch):
 
 
 def test_a_stopped_stage_ends_with_the_same_decoder(copied_run, monkeypatch):
-    more = (*FAST, "preference.phases=[grpo,guided-dpo]", "preference.checkpoint_steps=2", "preference.tolerance=1", "preference.auc_tolerance=1")
+    more = (
+        *FAST,
+        "preference.phases=[grpo,guided-dpo]",
+        "preference.checkpoint_steps=2",
+        "preference.tolerance=1",
+        "preference.auc_tolerance=1",
+    )
     found = []
     for name, stop_at in (("whole", None), ("stopped", ("guided-dpo", 2))):
         run = copied_run(*more, name=name)
@@ -116,7 +136,7 @@ def test_a_stopped_stage_ends_with_the_same_decoder(copied_run, monkeypatch):
             assert list(run.folder.glob(".preference-*/state.pt"))
             assert not (run.folder / "preference").exists()
         stage_prefer(run)
-        found.append((read_json(run.folder / "preference" / "report.json")))
+        found.append(read_json(run.folder / "preference" / "report.json"))
         assert not list(run.folder.glob(".preference-*"))
     assert found[0]["curves"] == found[1]["curves"] and found[0]["guard"] == found[1]["guard"]
 
@@ -139,7 +159,9 @@ def test_the_reward_model_never_judges_what_it_was_fitted_on(copied_run):
     assert (parts.valid.split > TRAIN).all()
     counted = stage.evidence
     train = (np.asarray(run.dataset.split) == TRAIN) & (np.asarray(run.dataset.timestamps) < parts.evidence_until)
-    np.testing.assert_array_equal(counted.counts, np.bincount(np.asarray(run.dataset.items)[train], minlength=run.dataset.n_items))
+    np.testing.assert_array_equal(
+        counted.counts, np.bincount(np.asarray(run.dataset.items)[train], minlength=run.dataset.n_items)
+    )
     since = int(np.quantile(parts.policy.times, 0.5))
     run.config.preference.since = str(since)
     later = deal(stage.parts.policy, run.config.preference, 1, 0)
@@ -147,11 +169,18 @@ def test_the_reward_model_never_judges_what_it_was_fitted_on(copied_run):
 
 
 def test_streaming_goes_on_from_an_earlier_decoder(copied_run):
-    run = copied_run(*FAST, *LENIENT, "preference.phases=[distil,dpo]", "preference.learning_rate=0.005", "preference.epochs=3")
+    run = copied_run(
+        *FAST, *LENIENT, "preference.phases=[distil,dpo]", "preference.learning_rate=0.005", "preference.epochs=3"
+    )
     damage(run)
     assert stage_prefer(run).kept
     times = Stage(run, run.folder / "model", "key").parts.policy.times
-    again = copied_run(*FAST, f"preference.checkpoint={run.folder / MODEL}", f"preference.since={int(np.quantile(times, 0.7))}", "preference.phases=[grpo]")
+    again = copied_run(
+        *FAST,
+        f"preference.checkpoint={run.folder / MODEL}",
+        f"preference.since={int(np.quantile(times, 0.7))}",
+        "preference.phases=[grpo]",
+    )
     stage_prefer(again)
     report = read_json(run.folder / "preference" / "report.json")
     assert report["base"] == MODEL and report["requests"]["policy"] < len(times) / 2
@@ -162,12 +191,26 @@ def test_streaming_goes_on_from_an_earlier_decoder(copied_run):
 
 
 def test_a_log_without_impressions_learns_from_events_and_its_own_wrong_beams(copied_run):
-    run = copied_run(*FAST, "preference.max_requests=256", "preference.phases=[distil,guided-dpo,plackett-luce,dpo]", "preference.teacher=fused")
+    run = copied_run(
+        *FAST,
+        "preference.max_requests=256",
+        "preference.phases=[distil,guided-dpo,plackett-luce,dpo]",
+        "preference.teacher=fused",
+    )
     run.dataset.__dict__["impressions"] = None
     verdict = stage_prefer(run)
-    assert {row.name for row in verdict.rows} == {"recall", "ndcg", "logged search recall", "logged search ndcg", "coverage", "diversity"}
+    assert {row.name for row in verdict.rows} == {
+        "recall",
+        "ndcg",
+        "logged search recall",
+        "logged search ndcg",
+        "coverage",
+        "diversity",
+    }
     report = read_json(run.folder / "preference" / "report.json")
-    assert [row["phase"] for row in report["curves"]] == sorted((row["phase"] for row in report["curves"]), key=run.config.preference.phases.index)
+    assert [row["phase"] for row in report["curves"]] == sorted(
+        (row["phase"] for row in report["curves"]), key=run.config.preference.phases.index
+    )
     assert {row["phase"] for row in report["curves"]} == set(run.config.preference.phases)
     assert report["reward_model"]["valid"]["click"]["auc"] > 0.6  # what was chosen against random others
     _, school = school_of(run)
@@ -202,7 +245,9 @@ def test_policy_scores_are_the_decoders_and_gradients_reach_it_alone(copied_run)
     ids = torch.arange(policy.trie.n_items).expand(8, -1)
     mates = policy.trie.node_item_count[policy.trie.item_leaf].float().log()
     torch.testing.assert_close(policy.item_log_probabilities(asked, ids), exact - mates, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(policy.reference_steps(asked, policy.trie.item_path[ids]).sum(-1), exact, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        policy.reference_steps(asked, policy.trie.item_path[ids]).sum(-1), exact, rtol=1e-4, atol=1e-4
+    )
     policy.steps(asked, policy.trie.item_path[ids]).sum().backward()
     graded = {name for name, parameter in policy.network.named_parameters() if parameter.grad is not None}
     assert graded and all(name.startswith("decoder.") for name in graded)
@@ -218,7 +263,9 @@ def test_features_are_as_wide_as_they_say_and_know_no_later_outcome(copied_run, 
     last = part.requests.reference_times(False)
     table = stage.parts.reward
     row, item = 20, int(part.items[part.offsets[20]])
-    counted = rates.features(np.array([-1]), np.array([item]), np.array([-1]), last[[row]])[0, 2]  # log of showings before, a quarter
+    counted = rates.features(np.array([-1]), np.array([item]), np.array([-1]), last[[row]])[
+        0, 2
+    ]  # log of showings before, a quarter
     before = (table.items == item) & (table.times[table.rows] < last[row])
     assert counted >= np.log1p(before.sum()) / 4 - 1e-6
 
@@ -246,7 +293,11 @@ def test_the_ranking_head_can_teach(copied_run):
 def measured(recall, coverage=0.5, auc=0.6):
     values = np.zeros(1000)
     values[: int(recall * 1000)] = 1
-    return Measured(np.zeros((1000, 10), int), {"recall": values, "ndcg": values / 2}, {"coverage": coverage, "diversity": 0.9, "auc": auc})
+    return Measured(
+        np.zeros((1000, 10), int),
+        {"recall": values, "ndcg": values / 2},
+        {"coverage": coverage, "diversity": 0.9, "auc": auc},
+    )
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,9 @@ def sequential(codes, vectors, codebooks, popularity):
 @pytest.fixture(scope="module")
 def crowded():
     rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(40, 7)).astype(np.float32)[rng.integers(0, 40, 300)] + 0.05 * rng.normal(size=(300, 7)).astype(np.float32)
+    vectors = rng.normal(size=(40, 7)).astype(np.float32)[rng.integers(0, 40, 300)] + 0.05 * rng.normal(
+        size=(300, 7)
+    ).astype(np.float32)
     return vectors, *fit_codebooks(vectors, (4, 4, 4), 2, 8, seed=0), rng.permutation(300)
 
 
@@ -80,7 +82,9 @@ def test_without_opq_the_last_residual_levels_vary(crowded):
 
 
 def test_items_without_a_free_code_keep_sharing():
-    codebooks = Codebooks([np.zeros((1, 1), np.float32), np.array([[0.0], [1.0]], np.float32), np.array([[0.0], [0.1]], np.float32)])
+    codebooks = Codebooks(
+        [np.zeros((1, 1), np.float32), np.array([[0.0], [1.0]], np.float32), np.array([[0.0], [0.1]], np.float32)]
+    )
     vectors = np.zeros((6, 1), np.float32)
     codes = np.zeros((6, 3), np.int64)
     resolved, report = resolve_collisions(codes, vectors, codebooks, np.arange(6))

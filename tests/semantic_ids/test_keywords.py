@@ -15,7 +15,9 @@ from genrec.semantic_ids.keywords import PER_TEXT, KeywordDictionary, fuse, stru
 
 def table(rows: list[dict]) -> pl.DataFrame:
     return conform(
-        pl.DataFrame([{"item_id": str(place), **row} for place, row in enumerate(rows)], infer_schema_length=None), ITEM_SCHEMA, "test"
+        pl.DataFrame([{"item_id": str(place), **row} for place, row in enumerate(rows)], infer_schema_length=None),
+        ITEM_SCHEMA,
+        "test",
     )
 
 
@@ -25,11 +27,32 @@ def catalogue() -> pl.DataFrame:
     for number in range(12):
         filler = ["lovely", "fine", "great", "good"][number % 4]
         rows.append(
-            {"title": f"{filler} polka dot dress for women", "brand": "Dotty", "category": ["Shop", "Clothing", "Dresses"], "price": 30.0}
+            {
+                "title": f"{filler} polka dot dress for women",
+                "brand": "Dotty",
+                "category": ["Shop", "Clothing", "Dresses"],
+                "price": 30.0,
+            }
         )
-        rows.append({"title": f"Acme running shoes, {filler} red", "brand": "Acme", "category": ["Shop", "Shoes"], "price": 70.0})
-        rows.append({"title": f"running water bottle {filler}", "brand": None, "category": ["Shop", "Bottles & Flasks"], "price": None})
-        rows.append({"title": f"{filler} shoelaces black", "brand": "Acme", "category": ["Shop", "Shoes"], "price": 3.0})
+        rows.append(
+            {
+                "title": f"Acme running shoes, {filler} red",
+                "brand": "Acme",
+                "category": ["Shop", "Shoes"],
+                "price": 70.0,
+            }
+        )
+        rows.append(
+            {
+                "title": f"running water bottle {filler}",
+                "brand": None,
+                "category": ["Shop", "Bottles & Flasks"],
+                "price": None,
+            }
+        )
+        rows.append(
+            {"title": f"{filler} shoelaces black", "brand": "Acme", "category": ["Shop", "Shoes"], "price": 3.0}
+        )
     return table([*rows, *[{"title": f"object{number} thing{number}", "category": ["Shop"]} for number in range(30)]])
 
 
@@ -45,7 +68,10 @@ def dictionary(items):
 
 def words_of(dictionary: KeywordDictionary, matches) -> list[dict[str, str]]:
     shown = dictionary.shown(matches, pl.Series("row", np.arange(matches.shape[0])))
-    return [dict(shown.filter(pl.col("row") == row).select("keyword", "type").iter_rows()) for row in range(matches.shape[0])]
+    return [
+        dict(shown.filter(pl.col("row") == row).select("keyword", "type").iter_rows())
+        for row in range(matches.shape[0])
+    ]
 
 
 def test_normal_form():
@@ -63,7 +89,9 @@ def test_columns_give_their_types():
                      ("navy", "colour"), ("white", "colour"), ("cotton", "material"), ("price 10 to 25", "price")]  # fmt: skip
 
 
-@pytest.mark.parametrize(("price", "band"), [(0.0, "price 0 to 5"), (5.0, "price 5 to 10"), (99_999.0, "price 10000 and more")])
+@pytest.mark.parametrize(
+    ("price", "band"), [(0.0, "price 0 to 5"), (5.0, "price 5 to 10"), (99_999.0, "price 10000 and more")]
+)
 def test_price_bands(price, band):
     assert structured_keywords(table([{"price": price}]))["keyword"].to_list() == [band]
 
@@ -74,18 +102,32 @@ def test_no_price_no_band(price):
 
 
 def test_mining_keeps_groups_that_hold_together(items):
-    found = mine(items["title"], normal_form(items["brand"]).str.strip_chars(" "), pl.Series(["dresses", "shoes"]), 3, 0)
+    found = mine(
+        items["title"], normal_form(items["brand"]).str.strip_chars(" "), pl.Series(["dresses", "shoes"]), 3, 0
+    )
     kinds = dict(found.select("keyword", "type").iter_rows())
     assert "polka dot dress" in kinds and "polka" not in kinds and "polka dot" not in kinds  # parts of one longer group
-    assert kinds["running shoes"] == "entity" if "running shoes" in kinds else kinds["acme running shoes"] in ("entity", "series")
+    assert (
+        kinds["running shoes"] == "entity"
+        if "running shoes" in kinds
+        else kinds["acme running shoes"] in ("entity", "series")
+    )
     assert "for" not in kinds and not any(keyword.startswith("for ") or keyword.endswith(" for") for keyword in kinds)
     assert not any("|" in keyword for keyword in kinds) and "shoes red" not in kinds  # a comma ends a phrase
-    assert found.equals(mine(items["title"], normal_form(items["brand"]).str.strip_chars(" "), pl.Series(["dresses", "shoes"]), 3, 0))
+    assert found.equals(
+        mine(items["title"], normal_form(items["brand"]).str.strip_chars(" "), pl.Series(["dresses", "shoes"]), 3, 0)
+    )
 
 
 def test_item_counts_of_groups_equal_a_slow_count():
-    titles = pl.Series(["a1 b2 c3", "b2 c3 a1 b2", "b2 c3", "x9, b2", "b2 x9", "c3 b2"] * 3 + [f"n{number}" for number in range(90)])
-    found = dict(mine(titles, pl.Series([""] * len(titles)), pl.Series([], dtype=pl.String), 1, 0).select("keyword", "items").iter_rows())
+    titles = pl.Series(
+        ["a1 b2 c3", "b2 c3 a1 b2", "b2 c3", "x9, b2", "b2 x9", "c3 b2"] * 3 + [f"n{number}" for number in range(90)]
+    )
+    found = dict(
+        mine(titles, pl.Series([""] * len(titles)), pl.Series([], dtype=pl.String), 1, 0)
+        .select("keyword", "items")
+        .iter_rows()
+    )
     assert len(found) > 92 and any(" " in keyword for keyword in found)
     for keyword, count in found.items():
         assert count == sum(f" {keyword} " in f" {title.replace(',', ' |')} " for title in titles)
@@ -101,7 +143,9 @@ def test_longest_match_and_whole_words(dictionary, items):
     for text, row in zip(texts[:3], found, strict=False):
         inside = {keyword for keyword in slow if f" {keyword} " in normal_form(pl.Series([text]))[0]}
         assert set(row) == {
-            keyword for keyword in inside if not any(keyword != other and f" {keyword} " in f" {other} " for other in inside)
+            keyword
+            for keyword in inside
+            if not any(keyword != other and f" {keyword} " in f" {other} " for other in inside)
         }
 
 
@@ -148,7 +192,9 @@ def test_chinese():
 def test_new_items_and_round_trip(dictionary, tmp_path):
     dictionary.save(tmp_path)
     again = KeywordDictionary.load(tmp_path)
-    new = table([{"title": "polka dot dress, blue", "brand": "Nobody Knows", "category": ["Shop", "Dresses"]}, {"title": None}])
+    new = table(
+        [{"title": "polka dot dress, blue", "brand": "Nobody Knows", "category": ["Shop", "Dresses"]}, {"title": None}]
+    )
     assert words_of(again, again.of_items(new)) == words_of(dictionary, dictionary.of_items(new))
     found = words_of(again, again.of_items(new))
     assert "polka dot dress" in found[0] and "nobody knows" not in found[0] and found[1] == {}
@@ -160,13 +206,16 @@ def test_new_items_and_round_trip(dictionary, tmp_path):
 @pytest.mark.parametrize("rows", [[{"title": None}], [{"title": ""}, {"title": "!!!"}], [{"title": "tea"}]])
 def test_catalogues_that_say_nothing(rows):
     dictionary = KeywordDictionary.build(table(rows))
-    assert dictionary.of_items(table(rows)).shape == (len(rows), len(dictionary)) and dictionary.of_texts(["tea"]).nnz == 0
+    assert (
+        dictionary.of_items(table(rows)).shape == (len(rows), len(dictionary)) and dictionary.of_texts(["tea"]).nnz == 0
+    )
 
 
 def test_fusion_equals_the_formula(dictionary):
     rng = np.random.default_rng(0)
     vectors, words = (
-        x / np.linalg.norm(x, axis=1, keepdims=True) for x in (rng.normal(size=(3, 6)), rng.normal(size=(len(dictionary), 6)))
+        x / np.linalg.norm(x, axis=1, keepdims=True)
+        for x in (rng.normal(size=(3, 6)), rng.normal(size=(len(dictionary), 6)))
     )
     words[0] = 0  # a keyword the encoder does not know is not counted
     matches = np.zeros((3, len(dictionary)), bool)

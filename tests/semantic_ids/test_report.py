@@ -74,7 +74,14 @@ def test_prefix_agreement_counts_common_prefixes():
 
 
 def test_the_tree_names_nodes_by_their_own_words(tmp_path):
-    texts = ["red lipstick x1", "red lipstick x2", "blue shampoo x3", "dry shampoo x4", "dry shampoo x5", "dry shampoo x6"]
+    texts = [
+        "red lipstick x1",
+        "red lipstick x2",
+        "blue shampoo x3",
+        "dry shampoo x4",
+        "dry shampoo x5",
+        "dry shampoo x6",
+    ]
     codes = np.array([[3, 0], [3, 0], [5, 1], [5, 2], [5, 2], [5, 2]])
     tree = code_tree(codes, texts)
     assert [(node["code"], node["items"]) for node in tree] == [(5, 4), (3, 2)]
@@ -87,7 +94,9 @@ def test_the_tree_names_nodes_by_their_own_words(tmp_path):
 
 
 def test_keywords_name_nodes_before_words_do():
-    keywords = pl.Series([["opi nail lacquer", "opi"], ["opi nail lacquer", "opi"], ["dry shampoo"], []], dtype=pl.List(pl.String))
+    keywords = pl.Series(
+        [["opi nail lacquer", "opi"], ["opi nail lacquer", "opi"], ["dry shampoo"], []], dtype=pl.List(pl.String)
+    )
     tree = code_tree(np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), ["nothing of this"] * 4, keywords)
     assert tree[0]["words"] in (["opi"], ["opi nail lacquer"])  # the one says the other
     assert tree[1]["words"] == [] and tree[1]["children"][0]["words"] == ["dry shampoo"]  # one item of two has it

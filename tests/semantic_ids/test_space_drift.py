@@ -58,7 +58,11 @@ def catalogue(world):
 def test_items_of_the_same_world_are_no_drift(catalogue):
     codebooks, codes, baseline, fresh = catalogue
     report = drift_report(codebooks, baseline, codes, encode(codebooks, fresh), fresh)
-    assert not report["retokenize"] and report["far_share"] < 0.15 and report["effective_codes"] == pytest.approx(1, abs=0.2)
+    assert (
+        not report["retokenize"]
+        and report["far_share"] < 0.15
+        and report["effective_codes"] == pytest.approx(1, abs=0.2)
+    )
     assert report["growth"] == 1.5
 
 

@@ -6,12 +6,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from genrec.artifacts import open_artifact
+from genrec.artifacts.folders import open_artifact
+from genrec.catalogue.semantic_ids import SemanticIds
 from genrec.data.dataset import Dataset
 from genrec.errors import UserError
-from genrec.pipeline import Run
+from genrec.runs.run import Run
 from genrec.semantic_ids.text_space import TextSpace, clicked_pairs, text_cache
-from genrec.semantic_ids.tokenize import SemanticIds, tokenize, tokenize_key
+from genrec.semantic_ids.tokenize import tokenize, tokenize_key
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,9 @@ def space(prepared_run):
 
 
 def changed(run: Run, tiny_overrides, *overrides: str) -> Run:
-    made = Run.create(None, tiny_overrides(run.folder.parent, "name=prepared", "model.layers=2", "decoding.beam=10", *overrides))
+    made = Run.create(
+        None, tiny_overrides(run.folder.parent, "name=prepared", "model.layers=2", "decoding.beam=10", *overrides)
+    )
     return made
 
 
@@ -35,7 +38,9 @@ def test_the_folder_gives_back_the_same_vectors_and_keywords(prepared_run, space
     shown = pl.read_parquet(prepared_run.folder / "semantic_ids" / "keywords.parquet")
     assert shown.columns == ["item_id", "keyword", "type"] and len(shown)
     item = shown["item_id"][0]
-    assert set(prepared_run.ids.keywords_of(item)) == set(shown.filter(pl.col("item_id") == item).select("keyword", "type").iter_rows())
+    assert set(prepared_run.ids.keywords_of(item)) == set(
+        shown.filter(pl.col("item_id") == item).select("keyword", "type").iter_rows()
+    )
     assert prepared_run.ids.keywords_of("no such item") == []
 
 
@@ -75,7 +80,10 @@ def test_the_cache_of_a_config(prepared_run, tiny_overrides):
     assert text_cache(prepared_run.config) is None
     slow = changed(prepared_run, tiny_overrides, "text.encoder=minilm").config
     assert text_cache(slow) == prepared_run.folder.parent / "text-cache"
-    assert str(text_cache(changed(prepared_run, tiny_overrides, "text.encoder=minilm", "text.cache=here").config)) == "here"
+    assert (
+        str(text_cache(changed(prepared_run, tiny_overrides, "text.encoder=minilm", "text.cache=here").config))
+        == "here"
+    )
 
 
 def test_a_run_without_keywords_and_with_a_projection_round_trips(prepared_run, tiny_overrides, tmp_path):
@@ -85,7 +93,10 @@ def test_a_run_without_keywords_and_with_a_projection_round_trips(prepared_run, 
     assert ids.keywords_of(prepared_run.dataset.item_table["item_id"][0]) == []
     plain = ids.words.item_vectors(prepared_run.dataset.item_table)[0]
     assert np.array_equal(plain, np.load(tmp_path / "ids" / "text.npy"))
-    assert open_artifact(tmp_path / "ids", "semantic-ids")["files"].keys() >= {"projection.safetensors", "keywords.parquet"}
+    assert open_artifact(tmp_path / "ids", "semantic-ids")["files"].keys() >= {
+        "projection.safetensors",
+        "keywords.parquet",
+    }
 
 
 def test_missing_parts_are_named(space, tmp_path):

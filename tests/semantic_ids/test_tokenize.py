@@ -11,13 +11,15 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from genrec.artifacts import read_json
-from genrec.config import load_config
+from genrec.artifacts.folders import read_json
+from genrec.catalogue.semantic_ids import SemanticIds, read_items
+from genrec.catalogue.trie import build_trie
+from genrec.config.load import load_config
 from genrec.errors import UserError
-from genrec.pipeline import Run, stage_prepare
+from genrec.pipeline.stages import stage_prepare
+from genrec.runs.run import Run
 from genrec.semantic_ids import figures
-from genrec.semantic_ids.tokenize import SemanticIds, read_items, tokenize
-from genrec.semantic_ids.trie import build_trie
+from genrec.semantic_ids.tokenize import tokenize
 
 
 @pytest.fixture
@@ -103,7 +105,11 @@ def test_collisions_are_resolved_on_request(synthetic_run, tmp_path, no_figures)
     crowded = ["text.dim=16", "semantic_ids.level_sizes=[4,4,8]", "semantic_ids.opq_subcodebooks=0"]
     distinct = []
     for resolve in ("true", "false"):
-        folder = tokenize(load_config(None, [*crowded, f"semantic_ids.resolve_collisions={resolve}"]), synthetic_run.dataset, tmp_path / resolve)
+        folder = tokenize(
+            load_config(None, [*crowded, f"semantic_ids.resolve_collisions={resolve}"]),
+            synthetic_run.dataset,
+            tmp_path / resolve,
+        )
         distinct.append(len(np.unique(np.load(folder / "codes.npy"), axis=0)))
     assert distinct[0] > distinct[1]
 
@@ -114,7 +120,11 @@ def test_rq_vae_settings(override):
 
     vectors = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
     codes = [
-        fit_quantizer(vectors, load_config(None, ["semantic_ids.quantizer=rq-vae", "semantic_ids.vae_epochs=6", *more]).semantic_ids, 0).codes
+        fit_quantizer(
+            vectors,
+            load_config(None, ["semantic_ids.quantizer=rq-vae", "semantic_ids.vae_epochs=6", *more]).semantic_ids,
+            0,
+        ).codes
         for more in ([], [f"semantic_ids.{override}"])
     ]
     assert not np.array_equal(*codes)
@@ -138,7 +148,11 @@ def test_queries_cannot_be_fitted_where_there_are_none(prepare_table, tmp_path, 
         tokenize(load_config(None, ["semantic_ids.fit_queries=true"]), dataset, tmp_path / "ids")
 
 
-EVENTS = [{"user_id": f"u{user}", "item_id": f"i{(user + step) % 4}", "timestamp": step} for user in range(3) for step in range(4)]
+EVENTS = [
+    {"user_id": f"u{user}", "item_id": f"i{(user + step) % 4}", "timestamp": step}
+    for user in range(3)
+    for step in range(4)
+]
 
 
 def test_items_without_words(prepare_table, tmp_path, no_figures):
@@ -181,8 +195,19 @@ def test_new_items_need_a_text_column_and_may_have_a_plain_category(ids):
 
 
 def test_stage_is_repeatable(synthetic_run, tiny_overrides, tmp_path, no_figures):
-    run = Run.create(None, tiny_overrides(tmp_path, "name=again", "data.options.search_share=0", "queries.synthetic=[category,title]", "queries.share=0.4"))
+    run = Run.create(
+        None,
+        tiny_overrides(
+            tmp_path,
+            "name=again",
+            "data.options.search_share=0",
+            "queries.synthetic=[category,title]",
+            "queries.share=0.4",
+        ),
+    )
     stage_prepare(run)
     tokenize(run.config, run.dataset, tmp_path / "ids")
     for name in ("codes.npy", "codebooks.safetensors", "drift.json", "report.json"):
-        assert (tmp_path / "ids" / name).read_bytes() == (synthetic_run.folder / "semantic_ids" / name).read_bytes(), name
+        assert (tmp_path / "ids" / name).read_bytes() == (synthetic_run.folder / "semantic_ids" / name).read_bytes(), (
+            name
+        )

@@ -41,12 +41,17 @@ def slow_weights(length: int) -> list[float]:
 
 
 def rows_of(histories: Histories) -> list[list[int]]:
-    return [histories.items[start:stop].tolist() for start, stop in zip(histories.offsets, histories.offsets[1:], strict=False)]
+    return [
+        histories.items[start:stop].tolist()
+        for start, stop in zip(histories.offsets, histories.offsets[1:], strict=False)
+    ]
 
 
 def test_weights_equal_the_formula_and_favour_the_recent(histories):
     weights = recency_weights(histories)
-    np.testing.assert_allclose(weights, [value for row in rows_of(histories) for value in slow_weights(len(row))], rtol=1e-9)
+    np.testing.assert_allclose(
+        weights, [value for row in rows_of(histories) for value in slow_weights(len(row))], rtol=1e-9
+    )
     assert weights[0] < weights[1] < weights[2]
 
 
@@ -54,13 +59,18 @@ def test_codes_equal_the_slow_formula(codes, histories):
     found = behaviour_codes(codes, histories)
     for row, items in zip(found, rows_of(histories), strict=True):
         weights = slow_weights(len(items))
-        expected = [math.ceil(sum(w * codes[i, level] for w, i in zip(weights, items, strict=True)) - 1e-6) for level in range(3)]
+        expected = [
+            math.ceil(sum(w * codes[i, level] for w, i in zip(weights, items, strict=True)) - 1e-6)
+            for level in range(3)
+        ]
         assert row.tolist() == (expected if items else [NO_CODE] * 3)
 
 
 def test_equal_codes_give_that_code_and_codes_stay_in_range(codes, histories):
     same = np.tile([[8, 4, 3]], (30, 1))
-    assert (behaviour_codes(same, histories)[histories.lengths > 0] == [8, 4, 3]).all()  # a ceiling of 8.0000001 would be 9
+    assert (
+        behaviour_codes(same, histories)[histories.lengths > 0] == [8, 4, 3]
+    ).all()  # a ceiling of 8.0000001 would be 9
     found = behaviour_codes(codes, histories)
     assert (found < SIZES).all() and (found[histories.lengths > 0] >= 0).all()
 
@@ -84,12 +94,17 @@ def test_code_weights_blend_code_vectors(codes, histories):
     for level, matrix in enumerate(code_weights(codes, SIZES, histories)):
         blended = matrix @ tables[level]
         for row, items in zip(blended, rows_of(histories), strict=True):
-            expected = sum((w * tables[level][codes[i, level]] for w, i in zip(slow_weights(len(items)), items, strict=True)), np.zeros(4))
+            expected = sum(
+                (w * tables[level][codes[i, level]] for w, i in zip(slow_weights(len(items)), items, strict=True)),
+                np.zeros(4),
+            )
             np.testing.assert_allclose(row, expected, atol=1e-5)
 
 
 def test_long_history_sums_centroids_by_behaviour(codes, histories):
-    centroids = [np.random.default_rng(level).normal(size=(size, 4)).astype(np.float32) for level, size in enumerate(SIZES[:2])]
+    centroids = [
+        np.random.default_rng(level).normal(size=(size, 4)).astype(np.float32) for level, size in enumerate(SIZES[:2])
+    ]
     actions = np.random.default_rng(3).integers(0, 2, len(histories.items))
     found = long_history_vectors(codes, histories, centroids, actions, n_actions=3, long=5)
     assert found.shape == (7, 3, 2, 4) and (found[:, 2] == 0).all()
@@ -111,7 +126,10 @@ def test_a_user_without_history_gets_what_others_took_after_the_query(codes):
     histories = Histories.from_lists([[], [6], [], []])
     assert rows_of(with_fallback(histories, found)) == [[9, 8], [6], [], []]
     ids = user_codes(codes, histories, fallback=found)
-    assert np.array_equal(ids[0, :3], behaviour_codes(codes, Histories.from_lists([[9, 8]]))[0]) and (ids[2] == NO_CODE).all()
+    assert (
+        np.array_equal(ids[0, :3], behaviour_codes(codes, Histories.from_lists([[9, 8]]))[0])
+        and (ids[2] == NO_CODE).all()
+    )
 
 
 def test_nothing_after_the_request_is_read(prepared_run):
@@ -131,7 +149,11 @@ def test_nothing_after_the_request_is_read(prepared_run):
         changed = np.array(kept)
         later = (
             np.arange(len(changed))
-            >= events[np.minimum(np.searchsorted(owner, np.repeat(np.arange(data.n_users), np.diff(data.offsets))), len(owner) - 1)]
+            >= events[
+                np.minimum(
+                    np.searchsorted(owner, np.repeat(np.arange(data.n_users), np.diff(data.offsets))), len(owner) - 1
+                )
+            ]
         )
         known = np.isin(np.repeat(np.arange(data.n_users), np.diff(data.offsets)), owner)
         changed[later & known] = (changed[later & known] + 7) % data.n_items
@@ -151,7 +173,9 @@ def test_nothing_after_the_request_is_read(prepared_run):
         (lambda codes: code_weights(codes, (2, 2, 2), Histories.from_lists([[1]])), "do not fit levels of sizes"),
         (lambda codes: with_fallback(Histories.from_lists([[1]]), Histories.from_lists([])), "expected one each"),
         (
-            lambda codes: long_history_vectors(codes, Histories.from_lists([[1]]), [np.zeros((9, 2))], np.array([3]), 2),
+            lambda codes: long_history_vectors(
+                codes, Histories.from_lists([[1]]), [np.zeros((9, 2))], np.array([3]), 2
+            ),
             "numbers from 0 to 1",
         ),
     ],

@@ -30,7 +30,9 @@ def test_every_prefix_has_the_user_id_of_its_history(world, short, long):
     codes, items, start, stop = world
     slow = Histories.from_lists([items[begin:end] for begin, end in zip(start, stop, strict=True)])
     assert np.array_equal(ranges(items, start, stop).items, slow.items)
-    assert np.array_equal(prefix_user_codes(codes, items, start, stop, short, long), user_codes(codes, slow, short, long))
+    assert np.array_equal(
+        prefix_user_codes(codes, items, start, stop, short, long), user_codes(codes, slow, short, long)
+    )
 
 
 def test_events_from_the_request_on_are_not_read(world):

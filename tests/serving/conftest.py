@@ -7,14 +7,7 @@ import contextlib
 import httpx
 import pytest
 
-from genrec.recommender import Recommender
-from genrec.serving.bundle import export
-
-
-@pytest.fixture(scope="session")
-def bundle(trained_run, tmp_path_factory):
-    """The exported folder, without the torch.export programs (they have a test of their own)."""
-    return export(trained_run.folder, tmp_path_factory.mktemp("bundles") / "bundle", programs=False, licence="for tests only")
+from genrec.inference.recommender import Recommender
 
 
 @pytest.fixture
@@ -32,7 +25,12 @@ def serving(bundle, tmp_path):
 
     @contextlib.asynccontextmanager
     async def start(**settings):
-        given = {"bundle": bundle, "events": str(tmp_path / "events.sqlite"), "batch_wait_ms": 1.0, "time_budget_ms": 20_000.0} | settings
+        given = {
+            "bundle": bundle,
+            "events": str(tmp_path / "events.sqlite"),
+            "batch_wait_ms": 1.0,
+            "time_budget_ms": 20_000.0,
+        } | settings
         app = create_app(Engine(ServeSettings(**given)))
         async with app.router.lifespan_context(app):
             # httpx gives an answer only once the app is through with it; an exception in the app must be an answer, not raised here

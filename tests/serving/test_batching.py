@@ -95,7 +95,9 @@ def test_who_waited_too_long_is_told_and_not_worked_on():
 
 def test_errors_reach_only_their_request():
     async def go():
-        batcher = Batcher(lambda payloads: [ValueError("odd") if payload % 2 else payload for payload in payloads], 4, 0.05, 10)
+        batcher = Batcher(
+            lambda payloads: [ValueError("odd") if payload % 2 else payload for payload in payloads], 4, 0.05, 10
+        )
         results = await asyncio.gather(*(batcher.submit(n, 10) for n in range(4)), return_exceptions=True)
         assert results[0::2] == [0, 2] and all(isinstance(result, ValueError) for result in results[1::2])
         broken = Batcher(lambda payloads: 1 / 0, 4, 0.0, 10)

@@ -8,7 +8,7 @@ import httpx
 import polars as pl
 import pytest
 
-from genrec.predict import predict_file, write_requests
+from genrec.inference.predict import predict_file, write_requests
 
 ray = pytest.importorskip("ray")
 serve = pytest.importorskip("ray.serve")
@@ -42,13 +42,23 @@ def test_replicas_answer_and_share_users(cluster, bundle, tmp_path, model):
     from genrec.serving.settings import ServeSettings
 
     serve.start(http_options={"host": "127.0.0.1", "port": 8123})
-    serve.run(application(ServeSettings(bundle, events=str(tmp_path / "events.sqlite"), time_budget_ms=30_000.0), replicas=2, cpus=0.5))
+    serve.run(
+        application(
+            ServeSettings(bundle, events=str(tmp_path / "events.sqlite"), time_budget_ms=30_000.0), replicas=2, cpus=0.5
+        )
+    )
     with httpx.Client(base_url="http://127.0.0.1:8123", timeout=60) as client:
-        history = model.shelf.item_ids[:3]
+        history = model.snapshot.item_ids[:3]
         expected = [answer.item_id for answer in model.recommend(history=history)]
         for _ in range(6):
-            assert [item["item_id"] for item in client.post("/v1/recommend", json={"history": history}).json()["items"]] == expected
-        client.post("/v1/events", json={"events": [{"user_id": "u", "item_id": history[0], "timestamp": int(time.time())}]}).raise_for_status()
+            assert [
+                item["item_id"] for item in client.post("/v1/recommend", json={"history": history}).json()["items"]
+            ] == expected
+        client.post(
+            "/v1/events", json={"events": [{"user_id": "u", "item_id": history[0], "timestamp": int(time.time())}]}
+        ).raise_for_status()
         expected = [answer.item_id for answer in model.recommend(history=history[:1])]
         for _ in range(6):  # whichever replica answers has read the click
-            assert [item["item_id"] for item in client.post("/v1/recommend", json={"user_id": "u"}).json()["items"]] == expected
+            assert [
+                item["item_id"] for item in client.post("/v1/recommend", json={"user_id": "u"}).json()["items"]
+            ] == expected

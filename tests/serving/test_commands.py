@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import polars as pl
 
-from genrec.recommender import Recommender
+from genrec.inference.recommender import Recommender
 
 
 def test_export_and_ask(genrec, trained_run, tmp_path):
     place = tmp_path / "bundle"
-    code, out, _ = genrec("export", trained_run.folder, "--output", place, "--fitted-on", "train", "--without-programs", "--licence", "mine")
+    code, out, _ = genrec(
+        "export",
+        trained_run.folder,
+        "--output",
+        place,
+        "--fitted-on",
+        "train",
+        "--without-programs",
+        "--licence",
+        "mine",
+    )
     assert code == 0 and "bundle:" in out and "MB" in out and "mine" in (place / "README.md").read_text()
     user = trained_run.dataset.user_ids[0]
     answers = [answer.item_id for answer in Recommender.load(trained_run.folder, "train").recommend(user, k=3)]
@@ -17,7 +27,9 @@ def test_export_and_ask(genrec, trained_run, tmp_path):
     assert code == 0 and all(item in out for item in answers)
     assert genrec("search", place, "scarf", "-k", "3")[0] == 0
     pl.DataFrame({"request_id": ["a"], "user_id": [user]}).write_parquet(tmp_path / "requests.parquet")
-    code, _, _ = genrec("predict", place, "--requests", tmp_path / "requests.parquet", "--output", tmp_path / "out.parquet", "-k", "3")
+    code, _, _ = genrec(
+        "predict", place, "--requests", tmp_path / "requests.parquet", "--output", tmp_path / "out.parquet", "-k", "3"
+    )
     assert code == 0 and pl.read_parquet(tmp_path / "out.parquet")["item_id"].to_list() == answers
     code, out, _ = genrec("doctor", place)
     assert code == 0 and "bundle: whole" in out

@@ -16,7 +16,9 @@ from genrec.serving.settings import ServeSettings
 
 @pytest.fixture(scope="module")
 def api(bundle, tmp_path_factory):
-    engine = Engine(ServeSettings(bundle, events=str(tmp_path_factory.mktemp("fuzz") / "events.sqlite"), time_budget_ms=30_000.0))
+    engine = Engine(
+        ServeSettings(bundle, events=str(tmp_path_factory.mktemp("fuzz") / "events.sqlite"), time_budget_ms=30_000.0)
+    )
     app = create_app(engine)
     torch.set_flush_denormal(False)  # training sets it for its thread, and hypothesis refuses to draw floats then
     yield schemathesis.openapi.from_asgi("/openapi.json", app).exclude(path="/v1/admin/reload")
@@ -34,7 +36,9 @@ def test_never_a_5xx(api, mode):
             continue
 
         @given(case=strategy)
-        @settings(max_examples=6, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+        @settings(
+            max_examples=6, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+        )
         def check(case):
             reply = case.call()
             assert reply.status_code < 500, (case.method, case.path, reply.text)

@@ -17,7 +17,9 @@ from genrec.serving.app import create_app
 from genrec.serving.engine import Engine
 from genrec.serving.settings import ServeSettings
 
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))), None)
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))), None
+)
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--virtual-time-budget=8000"]  # fmt: skip
 CLICKER = "<script>setTimeout(() => { document.title = $('results').innerText; $('results').querySelector('.title').click(); }, 4000);</script>"
@@ -48,7 +50,10 @@ def test_a_click_in_the_browser_changes_the_list(bundle, tmp_path):
     assert page.count('class="title"') == 10 and page.count("<circle") > 10 and 'class="lit"' in page
     history = page[page.index('id="history"') : page.index('id="keyed"')]
     assert history.count("<li>") == 4, "three items of the described taste and the clicked one"
-    before, after = re.search(r"<title>(.*?)</title>", page, re.DOTALL)[1], page[page.index('id="results"') : page.index('id="tree"')]
+    before, after = (
+        re.search(r"<title>(.*?)</title>", page, re.DOTALL)[1],
+        page[page.index('id="results"') : page.index('id="tree"')],
+    )
     titles = re.findall(r'class="title">(.*?)</button>', after)
     assert titles != [line for line in before.splitlines() if line in titles] and 'class="item new"' in after
     assert re.search(r'id="problem" role="alert"></span>', page), "the page shows an error"

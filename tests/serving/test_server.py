@@ -16,8 +16,8 @@ import time
 import httpx
 import pytest
 
-from genrec.serving.bundle import export
-from genrec.serving.guard import json_depth
+from genrec.inference.bundle import export
+from genrec.serving.middleware import json_depth
 from genrec.serving.settings import ServeSettings, read_keys
 from genrec.serving.store import SqliteStore
 
@@ -37,19 +37,25 @@ def problem(reply, status: int, *words: str) -> None:
 def test_answers_are_the_recommenders(serving, model):
     async def go():
         async with serving() as (client, _):
-            user, history = model.dataset.user_ids[1], model.shelf.item_ids[:3]
+            user, history = model.dataset.user_ids[1], model.snapshot.item_ids[:3]
             plain = [answer.item_id for answer in model.recommend(user, k=7)]
             assert ids(await client.post("/v1/recommend", json={"user_id": user, "k": 7})) == plain
             found = [answer.item_id for answer in model.search("blue scarf", history=history)]
             assert ids(await client.post("/v1/search", json={"query": " blue scarf ", "history": history})) == found
             ranked = [answer.item_id for answer in model.rank(history[::-1], user)]
             assert ids(await client.post("/v1/rank", json={"candidates": history, "user_id": user})) == ranked
-            body = {"history": [{"item_id": history[0], "timestamp": 5}, history[1]], "filters": {"blocked": plain}, "diversity": {"at_most": 1}}
+            body = {
+                "history": [{"item_id": history[0], "timestamp": 5}, history[1]],
+                "filters": {"blocked": plain},
+                "diversity": {"at_most": 1},
+            }
             assert not set(ids(await client.post("/v1/recommend", json=body))) & set(plain)
             why = (await client.post("/v1/explain", json={"item_id": plain[0], "user_id": user})).json()
             assert why["item_id"] == plain[0] and len(why["path"]) == 5
             assert len((await client.post("/v1/walk", json={"history": history, "width": 3})).json()["levels"]) == 5
-            assert ids(await client.post("/v1/recommend", json={"user_id": "a stranger"})) == [answer.item_id for answer in model.recommend()]
+            assert ids(await client.post("/v1/recommend", json={"user_id": "a stranger"})) == [
+                answer.item_id for answer in model.recommend()
+            ]
 
     asyncio.run(go())
 
@@ -58,9 +64,15 @@ def test_concurrent_requests_share_passes_and_keep_their_answers(serving, model)
     async def go():
         async with serving(batch_wait_ms=50.0) as (client, app):
             users = model.dataset.user_ids[:20].to_list()
-            replies = await asyncio.gather(*(client.post("/v1/recommend", json={"user_id": user, "k": 5}) for user in users))
-            bad = await asyncio.gather(*(client.post("/v1/rank", json={"candidates": [name]}) for name in ("nope", model.shelf.item_ids[0])))
-            assert [ids(reply) for reply in replies] == [[answer.item_id for answer in model.recommend(user, k=5)] for user in users]
+            replies = await asyncio.gather(
+                *(client.post("/v1/recommend", json={"user_id": user, "k": 5}) for user in users)
+            )
+            bad = await asyncio.gather(
+                *(client.post("/v1/rank", json={"candidates": [name]}) for name in ("nope", model.snapshot.item_ids[0]))
+            )
+            assert [ids(reply) for reply in replies] == [
+                [answer.item_id for answer in model.recommend(user, k=5)] for user in users
+            ]
             assert [reply.status_code for reply in bad] == [422, 200]
             batches = next(iter(app.state.server.metrics.batch.collect())).samples
             assert next(sample.value for sample in batches if sample.name.endswith("_count")) < 20
@@ -91,8 +103,15 @@ def test_a_click_changes_the_next_answer_and_can_be_forgotten(serving, model):
 def test_items_come_and_go_and_stay_through_restart_and_reload(serving, bundle):
     async def go():
         async with serving() as (client, _):
-            items = [{"item_id": "new/1 x", "title": "Quux velvet throne", "category": ["Thrones"]}, {"item_id": "new-2", "title": "Quux lamp"}]
-            assert (await client.post("/v1/items", json={"items": items})).json() == {"added": 2, "restored": 0, "unchanged": 0}
+            items = [
+                {"item_id": "new/1 x", "title": "Quux velvet throne", "category": ["Thrones"]},
+                {"item_id": "new-2", "title": "Quux lamp"},
+            ]
+            assert (await client.post("/v1/items", json={"items": items})).json() == {
+                "added": 2,
+                "restored": 0,
+                "unchanged": 0,
+            }
             assert "new/1 x" in ids(await client.post("/v1/recommend", json={"filters": {"category": ["Thrones"]}}))
             assert (await client.get("/v1/items/new%2F1%20x")).json()["title"] == "Quux velvet throne"
             gone = ids(await client.post("/v1/recommend", json={"k": 1}))[0]
@@ -100,12 +119,18 @@ def test_items_come_and_go_and_stay_through_restart_and_reload(serving, bundle):
             problem(await client.delete(f"/v1/items/{gone}"), 404, gone)
             problem(await client.get("/v1/items/nope"), 404, "nope")
             assert (await client.post("/v1/admin/reload")).status_code == 200
-            assert (await client.get("/v1/items/new-2")).status_code == 200 and (await client.get(f"/v1/items/{gone}")).status_code == 404
+            assert (await client.get("/v1/items/new-2")).status_code == 200 and (
+                await client.get(f"/v1/items/{gone}")
+            ).status_code == 404
         async with serving() as (client, _):
             assert (await client.get("/v1/items/new-2")).json()["title"] == "Quux lamp"
             assert gone not in ids(await client.post("/v1/recommend", json={"k": 1000}))
             assert (await client.delete("/v1/items/new-2")).json() == {"removed": 1}
-            assert (await client.post("/v1/items", json={"items": items})).json() == {"added": 0, "restored": 1, "unchanged": 1}
+            assert (await client.post("/v1/items", json={"items": items})).json() == {
+                "added": 0,
+                "restored": 1,
+                "unchanged": 1,
+            }
 
     asyncio.run(go())
 
@@ -141,7 +166,9 @@ def test_hostile_bodies_are_refused_and_harm_nothing(serving):
 def test_sizes_and_depths(serving):
     async def go():
         async with serving(max_body_bytes=2000, max_depth=4) as (client, _):
-            problem(await client.post("/v1/search", json={"query": "x", "history": ["a" * 200] * 20}), 413, "2000 bytes")
+            problem(
+                await client.post("/v1/search", json={"query": "x", "history": ["a" * 200] * 20}), 413, "2000 bytes"
+            )
 
             async def endless():
                 for _ in range(1000):
@@ -151,7 +178,10 @@ def test_sizes_and_depths(serving):
             problem(await client.post("/v1/search", content="[[[[[]]]]]"), 422, "nested 4 deep")
 
     asyncio.run(go())
-    assert [json_depth(body) for body in (b"", b"1", b"[]", b'{"a": [1, {"b": 2}]}', b'["[[[[", "\\"[["]', b'"[[[', b"]]][[")] == [0, 0, 1, 3, 1, 0, 0]
+    assert [
+        json_depth(body)
+        for body in (b"", b"1", b"[]", b'{"a": [1, {"b": 2}]}', b'["[[[[", "\\"[["]', b'"[[[', b"]]][[")
+    ] == [0, 0, 1, 3, 1, 0, 0]
 
 
 def test_a_slow_body_is_not_waited_for(serving):
@@ -227,7 +257,10 @@ def test_a_reload_swaps_and_a_bad_bundle_is_refused(trained_run, bundle, serving
             swapped = await client.post("/v1/admin/reload")
             assert {reply.status_code for reply in await asyncio.gather(*requests)} == {200}
             after = await client.post("/v1/recommend", json={"k": 3})
-            assert swapped.status_code == 200 and after.json()["bundle"] == swapped.json()["bundle"] != before.json()["bundle"]
+            assert (
+                swapped.status_code == 200
+                and after.json()["bundle"] == swapped.json()["bundle"] != before.json()["bundle"]
+            )
 
     asyncio.run(go())
 
@@ -238,7 +271,9 @@ def test_logs_and_metrics_hold_no_personal_data(serving, caplog):
     async def go():
         async with serving() as (client, _):
             await client.post("/v1/search", json={"query": "secretquery", "user_id": "secretuser"})
-            await client.post("/v1/recommend", json={"user_id": "secretuser", "history": [{"item_id": "secretitem", "bad": 1}]})
+            await client.post(
+                "/v1/recommend", json={"user_id": "secretuser", "history": [{"item_id": "secretitem", "bad": 1}]}
+            )
             await client.delete("/v1/users/secretuser")
             await client.get("/secretpath")
             text = (await client.get("/metrics")).text
@@ -264,7 +299,14 @@ def test_failures_of_ours_are_500_without_details(serving):
 def test_the_settings_are_checked(tmp_path):
     from genrec.errors import UserError
 
-    for wrong in ({"max_batch": 0}, {"queue": 0}, {"time_budget_ms": 0}, {"port": 70_000}, {"threads": -1}, {"max_depth": 0}):
+    for wrong in (
+        {"max_batch": 0},
+        {"queue": 0},
+        {"time_budget_ms": 0},
+        {"port": 70_000},
+        {"threads": -1},
+        {"max_depth": 0},
+    ):
         with pytest.raises(UserError, match="--" + next(iter(wrong)).replace("_", "-")):
             ServeSettings(tmp_path, **wrong)
 
@@ -274,7 +316,17 @@ def test_the_command_serves_and_stops_in_good_order(bundle, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from genrec.cli import main; main()", "serve", str(bundle), "--port", str(port), "--events", str(tmp_path / "e")]
+    command = [
+        sys.executable,
+        "-c",
+        "from genrec.cli.main import main; main()",
+        "serve",
+        str(bundle),
+        "--port",
+        str(port),
+        "--events",
+        str(tmp_path / "e"),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     url = f"http://127.0.0.1:{port}"
     while True:

@@ -17,7 +17,11 @@ from genrec.serving.store import RedisStore, SqliteStore, StoredEvent, open_stor
 
 @pytest.fixture(params=["sqlite", "redis"])
 def store(request, tmp_path):
-    made = SqliteStore(tmp_path / "e.sqlite", limit=5) if request.param == "sqlite" else RedisStore(fakeredis.FakeRedis(), limit=5)
+    made = (
+        SqliteStore(tmp_path / "e.sqlite", limit=5)
+        if request.param == "sqlite"
+        else RedisStore(fakeredis.FakeRedis(), limit=5)
+    )
     yield made
     made.close()
 
@@ -64,7 +68,10 @@ def test_hostile_strings(store):
 
 def test_many_threads(tmp_path):
     store = SqliteStore(tmp_path / "e.sqlite", limit=1000)
-    threads = [threading.Thread(target=lambda n=n: [store.append([event("u", f"{n}-{m}", m)]) for m in range(20)]) for n in range(4)]
+    threads = [
+        threading.Thread(target=lambda n=n: [store.append([event("u", f"{n}-{m}", m)]) for m in range(20)])
+        for n in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -91,7 +98,10 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path):
 def test_settings_that_make_it_durable(tmp_path):
     store = SqliteStore(tmp_path / "e.sqlite")
     connection = store._connection()
-    assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal" and connection.execute("PRAGMA synchronous").fetchone()[0] == 2
+    assert (
+        connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+        and connection.execute("PRAGMA synchronous").fetchone()[0] == 2
+    )
 
 
 def test_wrong_stores(tmp_path):

@@ -13,7 +13,15 @@ from genrec.text.encoder import TextEncoder, unit
 from genrec.text.projection import FILE, Pairs, ProjectedEncoder, fit_projection, project, training_pairs
 from genrec.text.tfidf import TfidfEncoder
 
-TEXTS = ["red running shoes", "blue running shoes", "red leather bag", "blue leather bag", "green tea", "black tea", "red tea pot"]
+TEXTS = [
+    "red running shoes",
+    "blue running shoes",
+    "red leather bag",
+    "blue leather bag",
+    "green tea",
+    "black tea",
+    "red tea pot",
+]
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +83,20 @@ def test_pairs_come_from_training_events_only(prepared_run):
     slow_searched, moves = set(), {}
     for start, stop in zip(data.offsets, data.offsets[1:], strict=False):
         kept = [event for event in range(start, stop) if data.split[event] == TRAIN]
-        slow_searched |= {(int(data.queries[event]), int(data.items[event])) for event in kept if data.queries[event] >= 0}
+        slow_searched |= {
+            (int(data.queries[event]), int(data.items[event])) for event in kept if data.queries[event] >= 0
+        }
         for one, two in pairwise(kept):
             pair = tuple(sorted((int(data.items[one]), int(data.items[two]))))
             if pair[0] != pair[1]:
                 moves[pair] = moves.get(pair, 0) + 1
     assert (
-        set(zip(searched.left.tolist(), searched.right.tolist(), strict=True)) == slow_searched and len(slow_searched) == len(searched) > 0
+        set(zip(searched.left.tolist(), searched.right.tolist(), strict=True)) == slow_searched
+        and len(slow_searched) == len(searched) > 0
     )
-    assert set(zip(together.left.tolist(), together.right.tolist(), strict=True)) == {pair for pair, count in moves.items() if count > 1}
+    assert set(zip(together.left.tolist(), together.right.tolist(), strict=True)) == {
+        pair for pair, count in moves.items() if count > 1
+    }
     kept_items, kept_queries = data.items, data.queries
     try:
         held_out = np.asarray(data.split) != TRAIN

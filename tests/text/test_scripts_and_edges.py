@@ -6,10 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from genrec.config import load_config
+from genrec.config.load import load_config
 from genrec.data.queries import category_queries, title_queries, title_words
+from genrec.inference.recommender import Recommender
 from genrec.retrieval.bm25 import BM25
-from genrec.recommender import Recommender
 from genrec.text.encoder import fit_encoder
 
 TITLES = {
@@ -20,7 +20,14 @@ TITLES = {
     "russian": ["красный чайник", "красное платье", "зелёный чай", "стальная бутылка"],
     "arabic": ["إبريق شاي أحمر", "فستان أحمر صيفي", "شاي أخضر", "زجاجة فولاذ"],
 }
-QUERIES = {"chinese": "红茶", "japanese": "緑茶", "thai": "ชาเขียว", "hindi": "हरी चाय", "russian": "зелёный чай", "arabic": "شاي أخضر"}
+QUERIES = {
+    "chinese": "红茶",
+    "japanese": "緑茶",
+    "thai": "ชาเขียว",
+    "hindi": "हरी चाय",
+    "russian": "зелёный чай",
+    "arabic": "شاي أخضر",
+}
 WANTED = {"chinese": 0, "japanese": 1, "thai": 2, "hindi": 2, "russian": 2, "arabic": 2}
 
 
@@ -49,11 +56,30 @@ def test_synthetic_title_queries_of_scripts_without_spaces_are_parts_of_the_titl
 
 
 def test_category_queries_keep_names_whole():
-    items = pl.DataFrame({"category": [["家居", "茶具"], ["家居", "杯子 保温"], ["家居", None], None]}, schema={"category": pl.List(pl.String)})
+    items = pl.DataFrame(
+        {"category": [["家居", "茶具"], ["家居", "杯子 保温"], ["家居", None], None]},
+        schema={"category": pl.List(pl.String)},
+    )
     assert category_queries(items).to_list() == ["茶具", "杯子 保温", None, None]
 
 
-ODD = ["", "   ", "!?", "\x00", "\ud800", "a" * 100_000, "wörd " * 5_000, "🫖", "\u202egnp.exe", "'; DROP TABLE items; --", "<script>", "%s %n", "0", "́" * 300, "红" * 3_000]
+ODD = [
+    "",
+    "   ",
+    "!?",
+    "\x00",
+    "\ud800",
+    "a" * 100_000,
+    "wörd " * 5_000,
+    "🫖",
+    "\u202egnp.exe",
+    "'; DROP TABLE items; --",
+    "<script>",
+    "%s %n",
+    "0",
+    "́" * 300,
+    "红" * 3_000,
+]
 
 
 @pytest.mark.parametrize("query", ODD, ids=range(len(ODD)))

@@ -14,7 +14,15 @@ from genrec.text import tfidf
 from genrec.text.encoder import TOKEN_PATTERN, TextEncoder, item_texts
 from genrec.text.tfidf import TfidfEncoder
 
-TEXTS = ["red running shoes", "blue running shoes", "red leather bag", "blue leather bag", "green tea", "black tea", "red tea pot"]
+TEXTS = [
+    "red running shoes",
+    "blue running shoes",
+    "red leather bag",
+    "blue leather bag",
+    "green tea",
+    "black tea",
+    "red tea pot",
+]
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from genrec.config import load_config
-from genrec.config_schema import TextConfig
+from genrec.config.load import load_config
+from genrec.config.schema import TextConfig
 from genrec.errors import UserError
 from genrec.text import transformer
 from genrec.text.encoder import TextEncoder, encoder_key, fit_encoder
@@ -30,7 +30,9 @@ def make_model(folder, seed: int = 0):
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
     tokenizer = BertTokenizerFast(vocab={word: index for index, word in enumerate(vocabulary.read_text().split("\n"))})
     torch.manual_seed(seed)
-    config = BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
     BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -66,7 +68,10 @@ def test_vectors_are_unit_in_order_and_free_of_their_neighbours(model):
 
 
 def test_prefixes_and_truncation(model):
-    plain, prefixed = fit_encoder(config_of(model), [], 0), fit_encoder(config_of(model, query_prefix="query ", item_prefix="item "), [], 0)
+    plain, prefixed = (
+        fit_encoder(config_of(model), [], 0),
+        fit_encoder(config_of(model, query_prefix="query ", item_prefix="item "), [], 0),
+    )
     np.testing.assert_allclose(prefixed.encode(["red bag"], "query"), plain.encode(["query red bag"]), atol=1e-6)
     np.testing.assert_allclose(prefixed.encode(["red bag"], "item"), plain.encode(["item red bag"]), atol=1e-6)
     assert np.abs(prefixed.encode(["red bag"], "query") - prefixed.encode(["red bag"], "item")).max() > 1e-3
@@ -183,7 +188,13 @@ def test_a_packed_encoder_needs_nothing_but_its_folder(tmp_path, projected):
     encoder.pack(folder)
     shutil.rmtree(tmp_path / "somewhere")
     again = TextEncoder.load(folder)
-    assert np.array_equal(again.encode(TEXTS), encoder.encode(TEXTS)) and np.array_equal(again.encode(TEXTS, "item"), encoder.encode(TEXTS, "item"))
+    assert np.array_equal(again.encode(TEXTS), encoder.encode(TEXTS)) and np.array_equal(
+        again.encode(TEXTS, "item"), encoder.encode(TEXTS, "item")
+    )
     texts = [path.read_text() for path in folder.rglob("*.json")]
     assert texts and not any("somewhere" in text for text in texts)
-    assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".txt"}  # nothing to unpickle
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= {
+        ".json",
+        ".safetensors",
+        ".txt",
+    }  # nothing to unpickle

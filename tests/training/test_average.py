@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from genrec.artifacts import read_json
+from genrec.artifacts.folders import read_json
 from genrec.data.dataset import VALID
 from genrec.training.average import Average
 from genrec.training.fit import FitPlan, fit
@@ -65,7 +65,9 @@ def test_a_stopped_run_with_averages_goes_on_as_if_uninterrupted(synthetic_run, 
     learnt = {name for name, value in plain.items() if not torch.equal(value, weights(whole)[name])}
     assert "retrieval.weight" in learnt and not any(name.startswith("anchor_tables") for name in learnt)
     ours, theirs = (read_json(folder / "curves.json") for folder in (whole, tmp_path / "plain"))
-    same_loss = [(a["train/loss"], b["train/loss"]) for a, b in zip(ours, theirs, strict=True) if a["train/loss"] is not None]
+    same_loss = [
+        (a["train/loss"], b["train/loss"]) for a, b in zip(ours, theirs, strict=True) if a["train/loss"] is not None
+    ]
     assert same_loss and all(a == b for a, b in same_loss)  # what is learnt is the same; what is validated is not
     if plan.epochs is None:
         assert [row["val/quality"] for row in ours] != [row["val/quality"] for row in theirs]

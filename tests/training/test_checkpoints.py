@@ -7,13 +7,18 @@ import logging
 import pytest
 import torch
 
-from genrec.artifacts import atomic_folder, read_json
-from genrec.config_schema import TrainingConfig
+from genrec.artifacts.folders import atomic_folder, read_json
+from genrec.config.schema import TrainingConfig
 from genrec.training.checkpoints import BEST_KIND, Checkpoints, FolderIO, newest
 
 
 def checkpoint(work, step, best=None):
-    state = {"epoch": step // 10, "global_step": step, "callbacks": {"Checkpoints": {"best": best}}, "weights": torch.full((500,), step)}
+    state = {
+        "epoch": step // 10,
+        "global_step": step,
+        "callbacks": {"Checkpoints": {"best": best}},
+        "weights": torch.full((500,), step),
+    }
     FolderIO().save_checkpoint(state, work / f"step-{step:09d}" / "state.ckpt")
 
 

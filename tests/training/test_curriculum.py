@@ -10,13 +10,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from genrec.artifacts import read_json
-from genrec.config import load_config
+from genrec.artifacts.folders import read_json
+from genrec.config.load import load_config
 from genrec.data.dataset import TRAIN, VALID
 from genrec.errors import UserError
 from genrec.objectives.category import category_cross_entropy
 from genrec.objectives.self_distillation import self_distillation
-from genrec.training.curriculum import ALIGN, CO_OCCUR, PERSONALISE, TRUNK_EPOCHS, Curriculum, epochs_by_size, stage_name
+from genrec.training.curriculum import (
+    ALIGN,
+    BACKBONE_EPOCHS,
+    CO_OCCUR,
+    PERSONALISE,
+    Curriculum,
+    epochs_by_size,
+    stage_name,
+)
 from genrec.training.fit import FitPlan, TrainingData, ValidationLoader, fit, new_network, training_collator
 from genrec.training.module import TrainingModule
 
@@ -30,7 +38,9 @@ def job(synthetic_run):
 
 def parts(job, epoch: int, searches: bool = True, recommends: bool = True, distil: bool = False):
     config, data, ids = job
-    curriculum = Curriculum(data, training_collator(data, ids, config, distil), config, TRAIN, searches, recommends, distil)
+    curriculum = Curriculum(
+        data, training_collator(data, ids, config, distil), config, TRAIN, searches, recommends, distil
+    )
     return curriculum, list(curriculum.loader(epoch, 0, 1))
 
 
@@ -43,13 +53,22 @@ def test_the_stage_of_an_epoch(job):
 
 
 def test_epochs_by_size_fall_from_the_most_to_the_fewest():
-    assert [epochs_by_size(events, TRUNK_EPOCHS) for events in (0, 200_000, 400_000, 1_000_000, 10**9)] == [20, 20, 10, 4, 4]
+    assert [epochs_by_size(events, BACKBONE_EPOCHS) for events in (0, 200_000, 400_000, 1_000_000, 10**9)] == [
+        20,
+        20,
+        10,
+        4,
+        4,
+    ]
 
 
 def test_epochs_not_given_are_set_by_the_training_split_for_both_fits(job, tmp_path):
     config = copy.deepcopy(job[0])
     config.training.epochs, config.training.align_epochs, config.training.cooccur_epochs = None, 0, 0
-    for name, plan in (("model", FitPlan(generate=False, epochs=1)), ("model_refit", FitPlan(last=VALID, generate=False, epochs=1))):
+    for name, plan in (
+        ("model", FitPlan(generate=False, epochs=1)),
+        ("model_refit", FitPlan(last=VALID, generate=False, epochs=1)),
+    ):
         folder = fit(config, job[1], job[2], tmp_path / name, plan)
         assert read_json(folder / "config.json")["training"]["epochs"] == 20
     config.training.align_epochs = 20
@@ -72,7 +91,9 @@ def test_align_asks_every_item_by_its_own_text_without_history(job):
         network = new_network(config, data, ids, generate=False).eval()
         other = copy.copy(batch)
         other.items = (batch.items + 1) % data.n_items
-        assert torch.equal(network.encode(batch).requests, network.encode(other).requests), "whatever stands in the context is not seen"
+        assert torch.equal(network.encode(batch).requests, network.encode(other).requests), (
+            "whatever stands in the context is not seen"
+        )
 
 
 def _text(data, item) -> str:
@@ -89,7 +110,11 @@ def test_co_occur_sees_one_event_and_searches_see_none(job):
     for part in found:
         batch = part.batch
         live, asked = batch.targets >= 0, batch.request_queries > 0
-        assert batch.items.shape[1] == 1 and (batch.positions[live & ~asked] == 1).all() and not batch.positions[asked].any()
+        assert (
+            batch.items.shape[1] == 1
+            and (batch.positions[live & ~asked] == 1).all()
+            and not batch.positions[asked].any()
+        )
         row, lane = (live & ~asked).nonzero(as_tuple=True)
         recommended += list(zip(batch.items[row, 0].tolist(), batch.targets[row, lane].tolist(), strict=True))
         searched += batch.targets[live & asked].tolist()
@@ -118,7 +143,9 @@ def test_a_search_only_network_is_chosen_by_searches(job):
     assert (asked >= 0).all() and len(asked) == sum(map(len, kinds))
     batch, seen = next(iter(loader))
     chunk = loader.chunks[0][1]
-    assert not seen[torch.arange(len(chunk)), torch.from_numpy(chunk.targets)].all(), "a validation target may not be hidden with the history"
+    assert not seen[torch.arange(len(chunk)), torch.from_numpy(chunk.targets)].all(), (
+        "a validation target may not be hidden with the history"
+    )
 
 
 def test_a_network_for_both_is_chosen_by_both(job):
@@ -126,11 +153,21 @@ def test_a_network_for_both_is_chosen_by_both(job):
     loader = ValidationLoader(data, training_collator(data, ids, config, False), 0, 1)
     kinds = [set((chunk.request_queries >= 0).tolist()) for _, chunk, _ in loader.chunks]
     assert all(len(kind) == 1 for kind in kinds), "a chunk asks one thing"
-    searched, recommended = (sum(len(chunk) for (_, chunk, _), kind in zip(loader.chunks, kinds, strict=True) if kind == {asked}) for asked in (True, False))
-    assert recommended == len(data.requests("valid")) and searched == min((recommended + 1) // 2, sum(len(data.requests("valid", kind)) for kind in data.query_kinds))
+    searched, recommended = (
+        sum(len(chunk) for (_, chunk, _), kind in zip(loader.chunks, kinds, strict=True) if kind == {asked})
+        for asked in (True, False)
+    )
+    assert recommended == len(data.requests("valid")) and searched == min(
+        (recommended + 1) // 2, sum(len(data.requests("valid", kind)) for kind in data.query_kinds)
+    )
     for (batch, seen), kind in zip(loader, kinds, strict=True):
         assert seen.any() != (kind == {True}) and ((batch.request_queries > 0) == (kind == {True})).all()
-    assert all((chunk.request_queries < 0).all() for _, chunk, _ in ValidationLoader(data, training_collator(data, ids, config, False), 0, 1, searching=False).chunks)
+    assert all(
+        (chunk.request_queries < 0).all()
+        for _, chunk, _ in ValidationLoader(
+            data, training_collator(data, ids, config, False), 0, 1, searching=False
+        ).chunks
+    )
 
 
 def test_the_teacher_sees_keywords_and_only_them_besides(job):
@@ -141,18 +178,26 @@ def test_the_teacher_sees_keywords_and_only_them_besides(job):
     for name in ("items", "actions", "queries", "times", "positions", "request_times", "targets"):
         assert torch.equal(getattr(batch, name), getattr(teacher, name))
     asked = batch.request_queries > 0
-    assert torch.equal(asked, teacher.request_queries > 0) and (teacher.request_queries[asked] > len(batch.query_text)).all()
+    assert (
+        torch.equal(asked, teacher.request_queries > 0)
+        and (teacher.request_queries[asked] > len(batch.query_text)).all()
+    )
     row, lane = (coordinate[0] for coordinate in asked.nonzero(as_tuple=True))
     item = data.item_table["item_id"][int(batch.targets[row, lane])]
     tokens = lambda one, query: set(one.query_words[int(one.query_offsets[query]) : _end(one, query)].tolist())
-    plain, told = tokens(batch, batch.request_queries[row, lane] - 1), tokens(teacher, teacher.request_queries[row, lane] - 1)
+    plain, told = (
+        tokens(batch, batch.request_queries[row, lane] - 1),
+        tokens(teacher, teacher.request_queries[row, lane] - 1),
+    )
     from genrec.model.collate import QueryFeatures
 
     keywords = QueryFeatures.build([" ".join(word for word, _ in ids.words.keywords_of(item))], ids.encoder)
     assert plain <= told and told == plain | set(keywords.words.tolist()) and told != plain
     own, key = batch.query_text[batch.request_queries[row, lane] - 1], torch.from_numpy(keywords.text[0])
     expected = torch.nn.functional.normalize(own + key, dim=0)
-    torch.testing.assert_close(teacher.query_text[teacher.request_queries[row, lane] - 1], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        teacher.query_text[teacher.request_queries[row, lane] - 1], expected, atol=1e-5, rtol=1e-4
+    )
     network = new_network(config, data, ids, generate=False).eval()
     with torch.no_grad():
         one, two = network.encode(batch).requests, network.encode(teacher).requests
@@ -237,13 +282,17 @@ def test_without_same_time_no_request_sees_its_own_second(prepare_table, job):
     rows = [("u", 1, "a", "x"), ("u", 1, "a", "y"), ("u", 2, "b", None), ("u", 2, "c", "z"), ("u", 2, "c", "x"), ("u", 3, "d", "y"),
             ("w", 1, "b", "x"), ("w", 5, "a", None), ("w", 5, "a", "y"), ("w", 6, "e", "z")]  # fmt: skip
     names = ("user_id", "timestamp", "item_id", "query")
-    data = prepare_table([dict(zip(names, row, strict=True)) | {"split": "train"} for row in rows], None, "split.kind=given")
+    data = prepare_table(
+        [dict(zip(names, row, strict=True)) | {"split": "train"} for row in rows], None, "split.kind=given"
+    )
     config = copy.deepcopy(job[0])
     config.training.align_epochs = config.training.cooccur_epochs = 0
     for strict in (False, True):
         config.training.same_time = not strict
         for searches, recommends in ((True, True), (True, False), (False, True)):
-            curriculum = Curriculum(data, training_collator(data, job[2], config, False), config, VALID, searches, recommends, False)
+            curriculum = Curriculum(
+                data, training_collator(data, job[2], config, False), config, VALID, searches, recommends, False
+            )
             batch = curriculum.loader(0, 0, 1).part(0).batch
             live = batch.targets >= 0
             assert live.sum() == curriculum.counts.sum()

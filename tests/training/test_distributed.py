@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from genrec.artifacts import open_artifact, read_json
-from genrec.config import to_dict
+from genrec.artifacts.folders import open_artifact, read_json
+from genrec.config.load import to_dict
 from genrec.data.dataset import TRAIN
 from genrec.data.sequences import make_windows
 from genrec.errors import UserError
@@ -119,7 +119,11 @@ def test_bf16_trains(job, tmp_path):
     curves = {}
     for name in ("32", "bf16"):
         config.training.precision = name
-        curves[name] = [row["train/loss"] for row in read_json(train(config, job[1], tmp_path / name) / "curves.json") if row["train/loss"]]
+        curves[name] = [
+            row["train/loss"]
+            for row in read_json(train(config, job[1], tmp_path / name) / "curves.json")
+            if row["train/loss"]
+        ]
     assert curves["bf16"] != curves["32"] and np.allclose(curves["bf16"], curves["32"], rtol=0.05)
     kept = load_file(tmp_path / "bf16" / "model.safetensors").values()
     assert all(value.dtype == torch.float32 for value in kept if value.is_floating_point())
@@ -183,7 +187,9 @@ def test_a_loader_goes_on_where_its_state_says(loader):
     again.collator.windows = lambda *args: built.append(1) or collator.windows(*args)
     again.load_state_dict(state)
     rest = [part.batch.targets for part in again]
-    assert len(rest) == len(built) == len(whole) - 5 and all(torch.equal(a, b) for a, b in zip(rest, whole[5:], strict=True))
+    assert len(rest) == len(built) == len(whole) - 5 and all(
+        torch.equal(a, b) for a, b in zip(rest, whole[5:], strict=True)
+    )
     later = loader(parts=2, epoch=1)
     later.load_state_dict(state)  # of the epoch before
     assert len(list(later)) == len(later)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from genrec.artifacts import open_artifact, read_json
-from genrec.config import load_config
+from genrec.artifacts.folders import open_artifact, read_json
+from genrec.config.load import load_config
 from genrec.data.dataset import VALID
 from genrec.data.sequences import Windows, make_windows
 from genrec.errors import UserError
@@ -63,7 +63,9 @@ def test_training_moves_every_weight_that_it_should(job, fitted):
     trie = job[2].catalogue.trie
     choices = [int(trie.child_count[slice(*trie.level_bounds[level : level + 2])].max()) for level in range(trie.depth)]
     assert max(choices[:2]) > 1
-    without = {f"decoder.heads.{level}.bias" for level in range(trie.depth) if choices[level] == 1}  # a level with one child each says nothing
+    without = {
+        f"decoder.heads.{level}.bias" for level in range(trie.depth) if choices[level] == 1
+    }  # a level with one child each says nothing
     still = {name for name, value in start.items() if torch.equal(value, moved[name])}
     assert still == without
 
@@ -89,7 +91,14 @@ def stopped_at(patch, place: tuple[int, int] | None) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize(
     ("plan", "place", "steps"),
-    [("choosing", (1, 0), 0), ("choosing", (1, 3), 1), ("choosing", (2, 1), 2), ("refit", (2, 1), 0), ("refit", (1, 2), 2), ("refit", (0, 3), 1)],
+    [
+        ("choosing", (1, 0), 0),
+        ("choosing", (1, 3), 1),
+        ("choosing", (2, 1), 2),
+        ("refit", (2, 1), 0),
+        ("refit", (1, 2), 2),
+        ("refit", (0, 3), 1),
+    ],
 )
 def test_a_stopped_run_goes_on_as_if_uninterrupted(job, fitted, tmp_path, monkeypatch, plan, place, steps):
     config, *rest = job
@@ -116,7 +125,12 @@ def test_a_stopped_run_goes_on_as_if_uninterrupted(job, fitted, tmp_path, monkey
 
 def test_a_run_stopped_inside_a_step_of_several_parts_goes_on(job, tmp_path, monkeypatch):
     config = copy.deepcopy(job[0])
-    config.training.accumulate, config.training.negatives, config.training.checkpoint_steps, config.training.batch_size = 2, 20, 1, 48
+    (
+        config.training.accumulate,
+        config.training.negatives,
+        config.training.checkpoint_steps,
+        config.training.batch_size,
+    ) = 2, 20, 1, 48
     whole = fit(config, *job[1:], tmp_path / "whole", REFIT)
     with monkeypatch.context() as patch:
         stopped_at(patch, (1, 5))
@@ -191,7 +205,9 @@ def test_up_to_date_is_skipped(job, fitted, fits_nothing, caplog):
     assert path.stat().st_mtime_ns == before and "up to date" in caplog.text
 
 
-@pytest.mark.parametrize("change", ["training.learning_rate=0.01", "model.dropout=0.25", "training.epochs=4", "seed=7", "training.stride=4"])
+@pytest.mark.parametrize(
+    "change", ["training.learning_rate=0.01", "model.dropout=0.25", "training.epochs=4", "seed=7", "training.stride=4"]
+)
 def test_changed_settings_fit_again(job, fitted, fits_nothing, change, tiny_overrides):
     changed = copy.deepcopy(job[0])
     section, _, name = change.split("=")[0].rpartition(".")
@@ -265,7 +281,11 @@ def test_the_order_of_batches_depends_on_seed_and_epoch(job):
     orders = [epoch_batches(windows, 32, *pair) for pair in ((1, 0), (1, 0), (1, 1), (2, 0))]
     flat = [np.concatenate(order) for order in orders]
     assert all(np.array_equal(np.sort(rows), np.arange(len(windows))) for rows in flat)
-    assert np.array_equal(flat[0], flat[1]) and not np.array_equal(flat[0], flat[2]) and not np.array_equal(flat[0], flat[3])
+    assert (
+        np.array_equal(flat[0], flat[1])
+        and not np.array_equal(flat[0], flat[2])
+        and not np.array_equal(flat[0], flat[3])
+    )
     assert len(orders[0]) == -(-len(windows) // 32) and max(map(len, orders[0])) <= 32
 
 
@@ -291,14 +311,18 @@ def test_the_decoder_learns_on_a_fixed_trunk(job, tmp_path):
     """Only its own weights move, and what retrieval answers stays as it was."""
     config, data, ids = copy.deepcopy(job[0]), *job[1:]
     config.training.decoder_epochs = 2
-    trunk = fit(config, data, ids, tmp_path / "trunk", FitPlan(generate=False))
-    model = fit(config, data, ids, tmp_path / "model", FitPlan(trunk=trunk))
-    before, after = weights(trunk), weights(model)
+    backbone_folder = fit(config, data, ids, tmp_path / "trunk", FitPlan(generate=False))
+    model = fit(config, data, ids, tmp_path / "model", FitPlan(backbone_folder=backbone_folder))
+    before, after = weights(backbone_folder), weights(model)
     assert before.keys() < after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     fresh = new_network(config, data, ids, True).state_dict()
     moved = [name for name in after.keys() - before.keys() if not torch.equal(after[name], fresh[name])]
-    assert all(name.startswith("decoder.") for name in moved) and {"decoder.codes.weight", "decoder.nodes.weight", "decoder.project.weight"} <= set(moved)
-    assert model_key(config, ids.key, FitPlan(trunk=trunk)) != model_key(config, ids.key, FitPlan())
+    assert all(name.startswith("decoder.") for name in moved) and {
+        "decoder.codes.weight",
+        "decoder.nodes.weight",
+        "decoder.project.weight",
+    } <= set(moved)
+    assert model_key(config, ids.key, FitPlan(backbone_folder=backbone_folder)) != model_key(config, ids.key, FitPlan())
 
 
 def test_node_vectors_of_some_nodes_equal_those_of_all(job):
@@ -309,10 +333,14 @@ def test_node_vectors_of_some_nodes_equal_those_of_all(job):
     nodes = torch.arange(0, trie.n_nodes, 3)
     whole = network.decoder.node_vectors(trie, items)
     torch.testing.assert_close(network.decoder.node_vectors(trie, items, nodes), whole[nodes], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(network.decoder.node_vectors(trie, items, nodes, node_means(trie, items)), whole[nodes], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        network.decoder.node_vectors(trie, items, nodes, node_means(trie, items)), whole[nodes], rtol=1e-4, atol=1e-5
+    )
 
 
-@pytest.mark.parametrize(("negatives", "items", "used"), [(None, 4096, 0), (None, 5000, 2048), (0, 9000, 0), (7, 100, 7)])
+@pytest.mark.parametrize(
+    ("negatives", "items", "used"), [(None, 4096, 0), (None, 5000, 2048), (0, 9000, 0), (7, 100, 7)]
+)
 def test_negatives_by_rule(job, negatives, items, used):
     config = copy.deepcopy(job[0])
     config.training.negatives = negatives
@@ -322,13 +350,16 @@ def test_negatives_by_rule(job, negatives, items, used):
 def test_settings_of_the_decoder_leave_the_trunk_as_it_is(job, tmp_path):
     """Same key, and rightly so: trained anew with every one of them changed it has the same weights."""
     config, data, ids = job
-    trunk, whole = FitPlan(generate=False), FitPlan()
+    backbone_folder, whole = FitPlan(generate=False), FitPlan()
     other = copy.deepcopy(config)
     other.model.pointer, other.model.decoder_layers, other.model.node_vectors = False, 2, "codes"
     other.training.decoder_epochs, other.training.decoder_learning_rate = 3, 1e-4
     other.training.distill_weight, other.training.distill_temperature = 0.0, 2.0
     other.training.generate_weight, other.training.generate_share = 0.5, 0.1
-    assert model_key(config, ids.key, trunk) == model_key(other, ids.key, trunk)
+    assert model_key(config, ids.key, backbone_folder) == model_key(other, ids.key, backbone_folder)
     assert model_key(config, ids.key, whole) != model_key(other, ids.key, whole)
-    first, second = (weights(fit(one, data, ids, tmp_path / name, trunk)) for one, name in ((config, "first"), (other, "second")))
+    first, second = (
+        weights(fit(one, data, ids, tmp_path / name, backbone_folder))
+        for one, name in ((config, "first"), (other, "second"))
+    )
     assert all(torch.equal(first[name], second[name]) for name in first) and first.keys() == second.keys()

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from genrec.data.anchors import company, shelf
 from genrec.data.dataset import TRAIN
 from genrec.data.sequences import make_windows
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.model.dropout import Dropout
+from genrec.retrieval.neighbours import cooccurrence_neighbours, top_of_category_and_brand
 from genrec.training.fit import compile_layers, new_network
 from genrec.training.module import TrainingModule
 
@@ -21,13 +21,21 @@ def losses(config, run, batch, whole, monkeypatch):
     torch.manual_seed(5)
     network = new_network(config, run.dataset, run.ids, generate=True).train()
     if config.model.anchors:
-        width, counted = 2 * config.model.anchors, company(run.dataset.histories(TRAIN), run.dataset.n_items, 2 * config.model.anchors)
-        network.anchor_tables.fill(counted, shelf(run.dataset.item_table, counted.users, width))
+        width, counted = (
+            2 * config.model.anchors,
+            cooccurrence_neighbours(run.dataset.histories(TRAIN), run.dataset.n_items, 2 * config.model.anchors),
+        )
+        network.anchor_tables.fill(counted, top_of_category_and_brand(run.dataset.item_table, counted.users, width))
     module = TrainingModule(network, config, 10)
     monkeypatch.setattr(TrainingModule, "current_epoch", 0)
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     if whole:
-        everything = lambda batch, candidates: (batch, module.network.choose_anchors(batch), module.network.item_encoder(), candidates.ids)
+        everything = lambda batch, candidates: (
+            batch,
+            module.network.choose_anchors(batch),
+            module.network.item_encoder(),
+            candidates.ids,
+        )
         monkeypatch.setattr(module, "item_vectors", everything)
     torch.manual_seed(6)
     loss = module.training_step(batch, 3)
@@ -37,10 +45,18 @@ def losses(config, run, batch, whole, monkeypatch):
 
 @pytest.mark.parametrize(
     ("anchors", "more"),
-    [(0, {}), (4, {}), (4, {"pointer": True}), (4, {"query_anchors": True}), (0, {"user_tokens": True, "summary_tokens": 2})],
+    [
+        (0, {}),
+        (4, {}),
+        (4, {"pointer": True}),
+        (4, {"query_anchors": True}),
+        (0, {"user_tokens": True, "summary_tokens": 2}),
+    ],
 )
 def test_the_items_a_step_names_are_enough(prepared_run, monkeypatch, anchors, more):
-    model = replace(prepared_run.config.model, node_vectors="codes", item_dropout=0.5, anchors=anchors, dropout=0.0, **more)
+    model = replace(
+        prepared_run.config.model, node_vectors="codes", item_dropout=0.5, anchors=anchors, dropout=0.0, **more
+    )
     training = replace(prepared_run.config.training, negatives=20, generate_weight=1.0, distill_weight=0.0)
     config, data = replace(prepared_run.config, model=model, training=training), prepared_run.dataset
     windows = make_windows(data.offsets, data.known_lengths(0), 10, 5)
@@ -56,12 +72,18 @@ def test_the_items_a_step_names_are_enough(prepared_run, monkeypatch, anchors, m
 def test_compiled_layers_answer_alike(prepared_run, monkeypatch):
     network = new_network(prepared_run.config, prepared_run.dataset, prepared_run.ids, generate=True).eval()
     features = QueryFeatures.build(prepared_run.dataset.query_texts, prepared_run.ids.encoder)
-    batch = Collator(prepared_run.config.model, features).requests(prepared_run.dataset.requests("valid").take(torch.arange(4).numpy()))
+    batch = Collator(prepared_run.config.model, features).requests(
+        prepared_run.dataset.requests("valid").take(torch.arange(4).numpy())
+    )
     names, compile_module, compiled = set(network.state_dict()), nn.Module.compile, []
     with torch.no_grad():
         before = network.encode(batch).requests
         # Without a compiler of C++, which not every machine has.
-        monkeypatch.setattr(nn.Module, "compile", lambda self, **how: (compiled.append(self), compile_module(self, backend="eager", **how)))
+        monkeypatch.setattr(
+            nn.Module,
+            "compile",
+            lambda self, **how: (compiled.append(self), compile_module(self, backend="eager", **how)),
+        )
         compile_layers(network)
         torch.testing.assert_close(network.encode(batch).requests, before)
     assert compiled == [*network.backbone.blocks, *network.decoder.layers] and set(network.state_dict()) == names

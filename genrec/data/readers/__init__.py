@@ -56,7 +56,10 @@ BY_FILE: dict[str, Callable[[Path, dict, list[str] | None], list[LogSource]]] = 
 }
 """Readers whose event files can be read one by one: new files are appended to a prepared dataset without reading the old ones."""
 
-FILES_READ: dict[str, Callable[[Path], list[Path]]] = {"amazon-2018": amazon_2018_files, "amazon-2023": amazon_2023_files}
+FILES_READ: dict[str, Callable[[Path], list[Path]]] = {
+    "amazon-2018": amazon_2018_files,
+    "amazon-2023": amazon_2023_files,
+}
 """Readers that also read files beside the path they are given."""
 
 
@@ -70,7 +73,9 @@ def read_log(reader: str, path: str | Path | None, options: dict | None = None) 
     return READERS[reader](place, dict(options or {}))
 
 
-def log_sources(reader: str, path: str | Path | None, options: dict | None = None, columns: list[str] | None = None) -> list[LogSource]:
+def log_sources(
+    reader: str, path: str | Path | None, options: dict | None = None, columns: list[str] | None = None
+) -> list[LogSource]:
     """The pieces of a log in order: one for each event file where the reader can read files one by one, else one for everything.
 
     ``columns`` names the event columns the caller will use (None: all); a reader may leave out the others.

@@ -51,7 +51,9 @@ def amazon_2014_sources(path: Path, options: dict, columns: list[str] | None = N
     check_options("amazon-2014", options, ())
     reviews, metas = _files(path, "reviews_"), _files(path, "meta_")
     if not reviews:
-        raise UserError(f"{path}: no reviews_*.json or reviews_*.json.gz; reader 'amazon-2014' needs the folder that holds one")
+        raise UserError(
+            f"{path}: no reviews_*.json or reviews_*.json.gz; reader 'amazon-2014' needs the folder that holds one"
+        )
     sources = [LogSource([file], partial(_read_reviews, file)) for file in reviews]
     return [*sources, LogSource(metas, partial(_read_metas, metas), events=False)] if metas else sources
 
@@ -60,7 +62,9 @@ def _files(place: Path, start: str) -> list[Path]:
     """The JSON files at a place (folder, file or pattern) whose names start so, by name."""
     found = place.iterdir() if place.is_dir() else [place] if place.exists() else glob_files(place)
     return sorted(
-        file for file in found if file.name.startswith(start) and file.name.removesuffix(".gz").removesuffix(".zst").endswith(".json")
+        file
+        for file in found
+        if file.name.startswith(start) and file.name.removesuffix(".gz").removesuffix(".zst").endswith(".json")
     )
 
 
@@ -71,7 +75,9 @@ def _read_reviews(file: Path) -> Iterator[RawLog]:
         table = set_aside(table, blank("reviewerID"), file.name, "no reviewerID", aside)
         table = set_aside(table, blank("asin"), file.name, "no asin", aside)
         table = table.with_columns(pl.col("unixReviewTime").cast(pl.Int64, strict=False).alias("timestamp"))
-        table = set_aside(table, pl.col("timestamp").is_null(), file.name, "unixReviewTime is not a whole number of seconds", aside)
+        table = set_aside(
+            table, pl.col("timestamp").is_null(), file.name, "unixReviewTime is not a whole number of seconds", aside
+        )
         events = table.select(
             pl.col("reviewerID").alias("user_id"),
             pl.col("asin").alias("item_id"),

@@ -34,7 +34,16 @@ import polars as pl
 
 from genrec.data.readers.amazon2014 import REVIEW_FIELDS
 from genrec.data.readers.common import LogSource, SeenKeys, blank, check_options, parts_of
-from genrec.data.readers.sources import REPEATED_ITEM, Batch, files_at, filled, json_batches, plain_name, sibling, text_lists
+from genrec.data.readers.sources import (
+    REPEATED_ITEM,
+    Batch,
+    files_at,
+    filled,
+    json_batches,
+    plain_name,
+    sibling,
+    text_lists,
+)
 from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, RawLog, conform
 from genrec.errors import UserError
 
@@ -61,7 +70,9 @@ class ReviewOptions:
         if isinstance(settings.min_rating, bool) or not isinstance(settings.min_rating, (int, float)):
             raise UserError(f"reader {reader!r}: option min_rating must be a number, not {settings.min_rating!r}")
         if not isinstance(settings.verified_only, bool):
-            raise UserError(f"reader {reader!r}: option verified_only must be true or false, not {settings.verified_only!r}")
+            raise UserError(
+                f"reader {reader!r}: option verified_only must be true or false, not {settings.verified_only!r}"
+            )
         return settings
 
 
@@ -80,7 +91,11 @@ def amazon_2018_sources(path: Path, options: dict, columns: list[str] | None = N
     reviews = _review_files(path)
     sources = [LogSource([file], partial(_read_reviews, file, settings)) for file in reviews.values()]
     metas = _meta_files(reviews)
-    return [*sources, LogSource(metas, partial(meta_parts, metas, META_FIELDS, "asin", _items), events=False)] if metas else sources
+    return (
+        [*sources, LogSource(metas, partial(meta_parts, metas, META_FIELDS, "asin", _items), events=False)]
+        if metas
+        else sources
+    )
 
 
 def _read_reviews(file: Path, settings: ReviewOptions) -> Iterator[RawLog]:
@@ -89,7 +104,9 @@ def _read_reviews(file: Path, settings: ReviewOptions) -> Iterator[RawLog]:
         yield batch.part(events=conform(batch.table, EVENT_SCHEMA, str(file)))
 
 
-def meta_parts(files: Sequence[Path], fields: Sequence[str], key: str, items: Callable[[pl.DataFrame], pl.DataFrame]) -> Iterator[RawLog]:
+def meta_parts(
+    files: Sequence[Path], fields: Sequence[str], key: str, items: Callable[[pl.DataFrame], pl.DataFrame]
+) -> Iterator[RawLog]:
     """The items of meta files (JSON lines), in parts: ``items`` makes the contract's columns of ``fields``; ``key`` is the id's field."""
     first = SeenKeys("item_id")
     for file in files:
@@ -112,11 +129,15 @@ def _review_files(path: Path) -> dict[str, Path]:
     for file in files_at(path):
         found = re.fullmatch(r"(?!meta_)(.+?)(?:_5)?\.json", plain_name(file))
         if found and found[1] in reviews:
-            raise UserError(f"{reviews[found[1]]} and {file.name} both hold reviews of {found[1]}; give one of them as the path")
+            raise UserError(
+                f"{reviews[found[1]]} and {file.name} both hold reviews of {found[1]}; give one of them as the path"
+            )
         if found:
             reviews[found[1]] = file
     if not reviews:
-        raise UserError(f"{path}: no NAME.json or NAME_5.json (plain, .gz or .zst); reader 'amazon-2018' needs such a review file")
+        raise UserError(
+            f"{path}: no NAME.json or NAME_5.json (plain, .gz or .zst); reader 'amazon-2018' needs such a review file"
+        )
     return reviews
 
 
@@ -125,7 +146,9 @@ def _meta_files(reviews: dict[str, Path]) -> list[Path]:
     return [file for file in found if file]
 
 
-def clean_reviews(batch: Batch, fields: tuple[str, str, str, str], settings: ReviewOptions, milliseconds: bool = False) -> None:
+def clean_reviews(
+    batch: Batch, fields: tuple[str, str, str, str], settings: ReviewOptions, milliseconds: bool = False
+) -> None:
     """Turn reviews (text columns) into events, in place; bad rows go to quarantine, options count what they leave out.
 
     ``fields`` are the file's names for user, item, time and rating; a column ``verified`` holds "true" or "false" where there is one.
@@ -188,4 +211,10 @@ def category_path(column: pl.Series) -> pl.Series:
 
 def first_price(column: str) -> pl.Expr:
     """A price such as "$1,299.00"; of a range its lower end; null for anything else."""
-    return pl.col(column).str.extract(PRICE).str.replace_all(",", "", literal=True).cast(pl.Float64, strict=False).alias("price")
+    return (
+        pl.col(column)
+        .str.extract(PRICE)
+        .str.replace_all(",", "", literal=True)
+        .cast(pl.Float64, strict=False)
+        .alias("price")
+    )

@@ -32,7 +32,14 @@ from pathlib import Path
 
 import polars as pl
 
-from genrec.data.readers.amazon2018 import ReviewOptions, category_path, clean_reviews, first_price, joined_texts, meta_parts
+from genrec.data.readers.amazon2018 import (
+    ReviewOptions,
+    category_path,
+    clean_reviews,
+    first_price,
+    joined_texts,
+    meta_parts,
+)
 from genrec.data.readers.common import LINE, LogSource, parts_of
 from genrec.data.readers.sources import (
     Batch,
@@ -67,9 +74,17 @@ def amazon_2023_sources(path: Path, options: dict, columns: list[str] | None = N
     """Every review file by itself, then all meta files."""
     settings = ReviewOptions.parse("amazon-2023", options)
     reviews = _review_files(path)
-    sources = [LogSource([file], partial(_read_reviews, file, split, settings)) for files in reviews.values() for split, file in files]
+    sources = [
+        LogSource([file], partial(_read_reviews, file, split, settings))
+        for files in reviews.values()
+        for split, file in files
+    ]
     metas = _meta_files(reviews)
-    return [*sources, LogSource(metas, partial(meta_parts, metas, META_FIELDS, "parent_asin", _items), events=False)] if metas else sources
+    return (
+        [*sources, LogSource(metas, partial(meta_parts, metas, META_FIELDS, "parent_asin", _items), events=False)]
+        if metas
+        else sources
+    )
 
 
 def _read_reviews(file: Path, split: str | None, settings: ReviewOptions) -> Iterator[RawLog]:
@@ -106,7 +121,9 @@ def _review_files(path: Path) -> dict[str, list[tuple[str | None, Path]]]:
             )
         same.append((match["split"], file))
     if not found:
-        raise UserError(f"{path}: no NAME.jsonl, NAME.csv or NAME.train.csv (plain, .gz or .zst); reader 'amazon-2023' needs such a file")
+        raise UserError(
+            f"{path}: no NAME.jsonl, NAME.csv or NAME.train.csv (plain, .gz or .zst); reader 'amazon-2023' needs such a file"
+        )
     order = {None: 0, **{split: place for place, split in enumerate(SPLITS)}}
     return {name: sorted(files, key=lambda pair: order[pair[0]]) for name, files in found.items()}
 
@@ -119,7 +136,9 @@ def _batches(file: Path, split: str | None, settings: ReviewOptions) -> Iterator
         return
     if settings.verified_only:
         raise UserError(f"{file}: the table does not say which purchases are verified; leave option verified_only out")
-    for batch in delimited_batches(file, ",", columns=TABLE_COLUMNS, is_header=lambda fields: fields[0] == "user_id", optional=1):
+    for batch in delimited_batches(
+        file, ",", columns=TABLE_COLUMNS, is_header=lambda fields: fields[0] == "user_id", optional=1
+    ):
         need(batch, REVIEW_FIELDS, file)
         batch.table = batch.table.select(LINE, *REVIEW_FIELDS)
         yield batch

@@ -54,13 +54,17 @@ def find_one(folder: Path, patterns: Sequence[str]) -> Path | None:
     """The one file in ``folder`` that matches a pattern (plain or ``.gz``); ``UserError`` when there are several."""
     found = sorted({path for pattern in patterns for suffix in ("", ".gz") for path in folder.glob(pattern + suffix)})
     if len(found) > 1:
-        raise UserError(f"{folder}: {' and '.join(path.name for path in found[:3])} both match; keep one of them in the folder")
+        raise UserError(
+            f"{folder}: {' and '.join(path.name for path in found[:3])} both match; keep one of them in the folder"
+        )
     return found[0] if found else None
 
 
 def quarantine(source: str, lines: pl.DataFrame, reason: str) -> pl.DataFrame:
     """A quarantine table for the rows of ``lines`` (any table with the line column), all for one reason."""
-    return lines.select(pl.lit(source).alias("source"), pl.col(LINE).cast(pl.Int64).alias("line"), pl.lit(reason).alias("reason"))
+    return lines.select(
+        pl.lit(source).alias("source"), pl.col(LINE).cast(pl.Int64).alias("line"), pl.lit(reason).alias("reason")
+    )
 
 
 def join_quarantine(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
@@ -200,7 +204,9 @@ def _open(path: Path):
 
 def _numbered(content: bytes, path: Path, encoding: str, first: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     raw, wrong = _decode(content, encoding)
-    table = pl.DataFrame({LINE: pl.int_range(first, first + len(raw), eager=True, dtype=pl.Int64), RAW: raw, "wrong": wrong})
+    table = pl.DataFrame(
+        {LINE: pl.int_range(first, first + len(raw), eager=True, dtype=pl.Int64), RAW: raw, "wrong": wrong}
+    )
     bad = quarantine(path.name, table.filter("wrong"), WRONG_ENCODING.format(encoding=encoding))
     text = pl.col(RAW).str.strip_suffix("\r")
     text = pl.when(pl.col(LINE) == 1).then(text.str.strip_prefix("\ufeff")).otherwise(text)
@@ -260,7 +266,9 @@ def split_fields(
     return pl.concat([table, more]).sort(LINE), pl.concat([bad, more_bad])
 
 
-def _split_plain(lines: pl.DataFrame, columns: Sequence[str], separator: str, source: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _split_plain(
+    lines: pl.DataFrame, columns: Sequence[str], separator: str, source: str
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     expected = len(columns)
     counted = lines.with_columns((pl.col(RAW).str.count_matches(separator, literal=True) + 1).alias("fields"))
     wrong = counted.filter(pl.col("fields") != expected)
@@ -272,7 +280,9 @@ def _split_plain(lines: pl.DataFrame, columns: Sequence[str], separator: str, so
     return split.insert_column(0, good[LINE]), bad
 
 
-def _split_quoted(groups: pl.DataFrame, columns: Sequence[str], separator: str, source: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _split_quoted(
+    groups: pl.DataFrame, columns: Sequence[str], separator: str, source: str
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Records that hold a quote, one by one: they are the few with text in them, and the csv module is the judge of quotes."""
     rows: list[list] = []
     wrong: list[tuple[str, int, str]] = []
@@ -287,7 +297,9 @@ def _split_quoted(groups: pl.DataFrame, columns: Sequence[str], separator: str, 
             if isinstance(fields, list) and len(fields) == len(columns):
                 rows.append([number, *fields])
             else:
-                reason = fields if isinstance(fields, str) else f"{len(fields)} fields where {len(columns)} are expected"
+                reason = (
+                    fields if isinstance(fields, str) else f"{len(fields)} fields where {len(columns)} are expected"
+                )
                 wrong.append((source, number, reason))
     schema = {LINE: pl.Int64, **{name: pl.String for name in columns}}
     table = pl.DataFrame(rows, schema=schema, orient="row")
@@ -302,7 +314,9 @@ def parse_record(record: str, separator: str) -> list[str] | str:
         return f"broken quotes ({error})"
 
 
-def parse_json_lines(lines: pl.DataFrame, source: str, schema: dict[str, pl.DataType] | None) -> tuple[pl.DataFrame, pl.DataFrame]:
+def parse_json_lines(
+    lines: pl.DataFrame, source: str, schema: dict[str, pl.DataType] | None
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """JSON objects, one a line, as a table; a line that is not one goes to quarantine.
 
     With a ``schema`` only those fields are read, with these types; without, types are inferred from all lines. Returns

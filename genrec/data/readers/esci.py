@@ -49,7 +49,13 @@ OPTIONS = ("locale", "version")
 DEFAULT_LOCALE = "us"
 VERSIONS = ("small", "large")
 GAINS = {"E": 1.0, "S": 0.1, "C": 0.01, "I": 0.0}
-WORDS = {"exact": "E", "substitute": "S", "complement": "C", "irrelevant": "I", **{letter.lower(): letter for letter in GAINS}}
+WORDS = {
+    "exact": "E",
+    "substitute": "S",
+    "complement": "C",
+    "irrelevant": "I",
+    **{letter.lower(): letter for letter in GAINS},
+}
 POINTS = {100.0: "E", 10.0: "S", 1.0: "C", 0.0: "I"}
 JUDGMENT_COLUMNS = (
     "query", "query_id", "product_id", "asin", "product_locale", "esci_label", "gain", "small_version", "large_version", "split",
@@ -78,7 +84,9 @@ def read_esci(path: Path, options: dict) -> Iterator[RawLog]:
     judgments = [file for file in files if any(word in file.name for word in ("examples", "judgments"))]
     products = [file for file in files if "products" in file.name]
     if not judgments and not products:
-        raise UserError(f"{path}: no file with 'examples', 'judgments' or 'products' in its name; reader 'esci' needs one")
+        raise UserError(
+            f"{path}: no file with 'examples', 'judgments' or 'products' in its name; reader 'esci' needs one"
+        )
     pairs = SeenKeys("pair")
     for file in judgments:
         for batch in _batches(file, JUDGMENT_COLUMNS):
@@ -115,7 +123,9 @@ def _complete(batch: Batch, file: Path, columns: tuple[str, ...], either: tuple[
     for names in either:
         if not any(name in have for name in names):
             need(batch, names[:1], file)
-    batch.table = batch.table.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in columns if name not in have)
+    batch.table = batch.table.with_columns(
+        pl.lit(None, dtype=pl.String).alias(name) for name in columns if name not in have
+    )
 
 
 def _only(batch: Batch, file: Path, locale: str | None, version: str | None) -> None:
@@ -123,7 +133,9 @@ def _only(batch: Batch, file: Path, locale: str | None, version: str | None) -> 
     wanted = {"product_locale": locale, f"{version}_version": version}
     for column, value in wanted.items():
         if value is not None and column not in batch.table.columns:
-            raise UserError(f"{file}: no column {column!r} to choose by, which {value!r} asks for; leave that option out")
+            raise UserError(
+                f"{file}: no column {column!r} to choose by, which {value!r} asks for; leave that option out"
+            )
     if "product_locale" in batch.table.columns:
         if locale is not None:
             batch.refuse(blank("product_locale"), "no product_locale")
@@ -139,9 +151,18 @@ def _to_judgments(batch: Batch, file: Path, pairs: SeenKeys) -> None:
     item = pl.coalesce(filled("product_id"), filled("asin"))
     batch.refuse(blank("query"), "no query")
     batch.refuse(item.is_null(), "no product_id or asin")
-    word = pl.col("esci_label").str.strip_chars().str.to_lowercase().replace_strict(WORDS, default=None, return_dtype=pl.String)
+    word = (
+        pl.col("esci_label")
+        .str.strip_chars()
+        .str.to_lowercase()
+        .replace_strict(WORDS, default=None, return_dtype=pl.String)
+    )
     points = pl.col("gain").str.strip_chars().cast(pl.Float64, strict=False)
-    letter = pl.when(blank("esci_label")).then(points.replace_strict(POINTS, default=None, return_dtype=pl.String)).otherwise(word)
+    letter = (
+        pl.when(blank("esci_label"))
+        .then(points.replace_strict(POINTS, default=None, return_dtype=pl.String))
+        .otherwise(word)
+    )
     batch.refuse(letter.is_null(), "its label is none of E, S, C and I (as gain: 100, 10, 1 and 0)")
     batch.table = batch.table.select(
         pl.coalesce(filled("query_id"), filled("query")).alias("query_id"),

@@ -49,7 +49,9 @@ def files_by_kind(path: Path, kinds: Mapping[str, str], reader: str) -> dict[str
             continue
         bare = (file.parent, re.sub(r"(\.gz|\.zst)$", "", file.name))
         if bare in tables:
-            raise UserError(f"{file.parent}: {tables[bare].name} and {file.name} are the same table twice; keep one of them")
+            raise UserError(
+                f"{file.parent}: {tables[bare].name} and {file.name} are the same table twice; keep one of them"
+            )
         tables[bare] = file
         found[kind].append(file)
     if not tables:
@@ -109,7 +111,10 @@ def json_batches(file: Path, fields: Sequence[str]) -> Iterator[tuple[pl.DataFra
     """
     for lines, wrong in common.line_batches(file, batch_bytes=common.BATCH_BYTES):
         table, broken = common.parse_json_lines(lines, file.name, dict.fromkeys(fields, pl.String()))
-        yield table.with_columns(pl.when(~blank(name)).then(pl.col(name)).alias(name) for name in fields), [wrong, broken]
+        yield (
+            table.with_columns(pl.when(~blank(name)).then(pl.col(name)).alias(name) for name in fields),
+            [wrong, broken],
+        )
 
 
 def _header(line: str, separator: str, required: Sequence[str], own: Sequence[str], file: Path) -> list[str]:
@@ -131,7 +136,9 @@ def _header(line: str, separator: str, required: Sequence[str], own: Sequence[st
     return names
 
 
-def _split(lines: pl.DataFrame, header: list[str], separator: str, source: str, quoted: bool) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _split(
+    lines: pl.DataFrame, header: list[str], separator: str, source: str, quoted: bool
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """``split_fields``, but without its loop where the quotes of a line only hold separators, as in a column of lists."""
     count = pl.col(RAW).str.count_matches('"', literal=True)
     if not quoted or lines.select((count == 0).all()).item():
@@ -143,7 +150,11 @@ def _split(lines: pl.DataFrame, header: list[str], separator: str, source: str, 
     outside = place % 2 == 0
     opens = (place == 0) | pl.col("part").str.starts_with(separator) | ((place == last) & (pl.col("part") == ""))
     closes = (place == last) | pl.col("part").str.ends_with(separator) | ((place == 0) & (pl.col("part") == ""))
-    hidden = pl.when(outside).then(pl.col("part")).otherwise(pl.col("part").str.replace_all(separator, _HIDDEN, literal=True))
+    hidden = (
+        pl.when(outside)
+        .then(pl.col("part"))
+        .otherwise(pl.col("part").str.replace_all(separator, _HIDDEN, literal=True))
+    )
     simple = (~outside | (opens & closes)) & ~pl.col("part").str.contains(_HIDDEN, literal=True)
     joined = parts.with_columns(simple.alias("simple"), hidden.alias("part")).group_by(LINE, maintain_order=True)
     joined = joined.agg(pl.col("part").str.join("").alias(RAW), pl.col("simple").all())
@@ -229,7 +240,9 @@ def deep_enough(chain: Sequence[str], least: str) -> pl.Expr:
     return pl.col("action").is_in(list(chain[list(chain).index(least) :]))
 
 
-def events_of(shown: pl.DataFrame, chain: Sequence[str], least: str, source: str, extra: Sequence[str] = ()) -> pl.DataFrame:
+def events_of(
+    shown: pl.DataFrame, chain: Sequence[str], least: str, source: str, extra: Sequence[str] = ()
+) -> pl.DataFrame:
     """The rows of an impressions table that are events: deep enough, and not hated where the log says so."""
     kept = shown.filter(deep_enough(chain, least))
     if "hate" in kept.columns:

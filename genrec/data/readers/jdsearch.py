@@ -67,7 +67,10 @@ PRODUCT = (
     "shop_id",
 )
 TERMS, NO_QUERY = "\x18", "-1"
-HISTORY, CANDIDATES = ("history_qry_list", "history_wid_list", "history_type_list"), ("candidate_wid_list", "candidate_label_list")
+HISTORY, CANDIDATES = (
+    ("history_qry_list", "history_wid_list", "history_type_list"),
+    ("candidate_wid_list", "candidate_label_list"),
+)
 
 
 def read_jdsearch(path: Path, options: dict) -> Iterator[RawLog]:
@@ -81,9 +84,13 @@ def read_jdsearch(path: Path, options: dict) -> Iterator[RawLog]:
     files = files_at(path)
     behaviour = [file for file in files if file.name.startswith(("release_data", "user_behavior_data"))]
     if not behaviour:
-        raise UserError(f"{path}: no release_data*.txt or user_behavior_data*.txt (plain, .gz or .zst); reader 'jdsearch' needs one")
+        raise UserError(
+            f"{path}: no release_data*.txt or user_behavior_data*.txt (plain, .gz or .zst); reader 'jdsearch' needs one"
+        )
     for file in behaviour:
-        for batch in delimited_batches(file, "\t", columns=BEHAVIOUR, is_header=lambda fields: "candidate_wid_list" in fields):
+        for batch in delimited_batches(
+            file, "\t", columns=BEHAVIOUR, is_header=lambda fields: "candidate_wid_list" in fields
+        ):
             need(batch, BEHAVIOUR, file)
             _split_lists(batch)
             _check(batch)
@@ -91,7 +98,11 @@ def read_jdsearch(path: Path, options: dict) -> Iterator[RawLog]:
             people = batch.table.with_columns(user.alias("user_id"), pl.col("times").list.sum().alias("clock"))
             candidates = _candidates(people)
             acted = candidates.filter(pl.col("action") != "impression").with_columns(surface=pl.lit("search"))
-            events = pl.concat([_history(people), acted.select("user_id", *EVENTS)]).sort("place", maintain_order=True).drop("place")
+            events = (
+                pl.concat([_history(people), acted.select("user_id", *EVENTS)])
+                .sort("place", maintain_order=True)
+                .drop("place")
+            )
             yield batch.part(
                 events=conform(events, EVENT_SCHEMA, str(file)),
                 impressions=conform(candidates.drop("place"), IMPRESSION_SCHEMA, str(file)),
@@ -115,11 +126,18 @@ def _split_lists(batch: Batch) -> None:
     """The lists of each line as lists; an empty field is an empty list."""
 
     def listed(name: str) -> pl.Expr:
-        return pl.when(blank(name)).then(pl.lit([], dtype=pl.List(pl.String))).otherwise(pl.col(name).str.split("_")).alias(name)
+        return (
+            pl.when(blank(name))
+            .then(pl.lit([], dtype=pl.List(pl.String)))
+            .otherwise(pl.col(name).str.split("_"))
+            .alias(name)
+        )
 
     table = batch.table.with_columns(listed(name) for name in (*HISTORY, *CANDIDATES, "history_time_list"))
     batch.table = table.with_columns(
-        pl.col("history_time_list").list.eval(pl.element().str.strip_chars().cast(pl.Int64, strict=False)).alias("times"),
+        pl.col("history_time_list")
+        .list.eval(pl.element().str.strip_chars().cast(pl.Int64, strict=False))
+        .alias("times"),
         pl.col("candidate_label_list").list.eval(pl.element().cast(pl.Float64, strict=False)).alias("labels"),
     )
 
@@ -128,10 +146,17 @@ def _check(batch: Batch) -> None:
     """Put lines that do not fit together into quarantine."""
     length = {name: pl.col(name).list.len() for name in (*HISTORY, *CANDIDATES, "times")}
     batch.refuse(blank("query"), "no query")
-    batch.refuse(length["candidate_wid_list"] != length["candidate_label_list"], "the lists of candidates and labels differ in length")
-    uneven = (length["history_qry_list"] != length["history_wid_list"]) | (length["history_type_list"] != length["history_wid_list"])
+    batch.refuse(
+        length["candidate_wid_list"] != length["candidate_label_list"],
+        "the lists of candidates and labels differ in length",
+    )
+    uneven = (length["history_qry_list"] != length["history_wid_list"]) | (
+        length["history_type_list"] != length["history_wid_list"]
+    )
     batch.refuse(uneven, "the lists of the history differ in length")
-    batch.refuse(length["times"] != length["history_wid_list"] + 1, "history_time_list is not one longer than the history")
+    batch.refuse(
+        length["times"] != length["history_wid_list"] + 1, "history_time_list is not one longer than the history"
+    )
     wrong = pl.col("times").list.eval(pl.element().is_null() | (pl.element() < 0)).list.any()
     batch.refuse(wrong, "a time between steps is not a whole number of seconds")
     unknown = pl.col("history_type_list").list.eval(~pl.element().is_in(list(TYPES))).list.any()
@@ -140,7 +165,9 @@ def _check(batch: Batch) -> None:
     batch.refuse(unknown, "a candidate label is none of 0, 1, 2 and 3")
     for name in ("history_wid_list", "candidate_wid_list"):
         batch.refuse(pl.col(name).list.eval(pl.element().str.strip_chars() == "").list.any(), f"an empty id in {name}")
-    batch.leave_out((length["history_wid_list"] == 0) & (length["candidate_wid_list"] == 0), "neither history nor candidates")
+    batch.leave_out(
+        (length["history_wid_list"] == 0) & (length["candidate_wid_list"] == 0), "neither history nor candidates"
+    )
 
 
 def _terms(column: str) -> pl.Expr:

@@ -104,7 +104,11 @@ def kuairand_sources(path: Path, options: dict, columns: list[str] | None = None
         "train_sequences left out by option history=false": [] if history else found["history"],
     }  # fmt: skip
     beside = [*found["items"], *found["users"], *(file for files in aside.values() for file in files)]
-    return [*sources, LogSource(beside, partial(_tables, found["items"], found["users"], aside), events=False)] if beside else sources
+    return (
+        [*sources, LogSource(beside, partial(_tables, found["items"], found["users"], aside), events=False)]
+        if beside
+        else sources
+    )
 
 
 def _tables(items: list[Path], users: list[Path], aside: dict[str, list[Path]]) -> Iterator[RawLog]:
@@ -142,11 +146,17 @@ def _category(table: pl.DataFrame) -> pl.Expr:
 
 
 def _log(file: Path, least: str) -> Iterator[RawLog]:
-    own = [name for name in (*EVENT_SCHEMA, *IMPRESSION_SCHEMA, *CHAIN, *FLAGS) if name not in ("user_id", "long_view", "is_rand")]
+    own = [
+        name
+        for name in (*EVENT_SCHEMA, *IMPRESSION_SCHEMA, *CHAIN, *FLAGS)
+        if name not in ("user_id", "long_view", "is_rand")
+    ]
     for table, aside in headed_batches(file, ",", ["user_id", "video_id", "time_ms"], quoted=False, own=own):
         table = id_columns(table, ["user_id", "video_id"], file.name, aside)
         table = table.with_columns(milliseconds("time_ms").alias("time_ms"))
-        table = set_aside(table, pl.col("time_ms").is_null(), file.name, "time_ms is no time in milliseconds (2000 to 2200)", aside)
+        table = set_aside(
+            table, pl.col("time_ms").is_null(), file.name, "time_ms is no time in milliseconds (2000 to 2200)", aside
+        )
         table = flags(table, FLAGS, file.name, aside)
         surface = pl.format("tab {}", pl.col("tab")) if "tab" in table.columns else pl.lit(None, dtype=pl.String)
         table = table.rename({"video_id": "item_id"}).with_columns(
@@ -166,7 +176,13 @@ def _history(file: Path, least: str) -> Iterator[RawLog]:
     for table, aside in headed_batches(file, "\t", ["user_id", "last_time_ms", *HISTORY_LISTS.values()]):
         table = id_columns(table, ["user_id"], file.name, aside)
         table = table.with_columns(milliseconds("last_time_ms").alias("time_ms"))
-        table = set_aside(table, pl.col("time_ms").is_null(), file.name, "last_time_ms is no time in milliseconds (2000 to 2200)", aside)
+        table = set_aside(
+            table,
+            pl.col("time_ms").is_null(),
+            file.name,
+            "last_time_ms is no time in milliseconds (2000 to 2200)",
+            aside,
+        )
         ids = [pl.col(theirs).str.extract_all(r"\S+").alias(ours) for ours, theirs in HISTORY_LISTS.items()]
         table = table.select(LINE, "user_id", "time_ms", *ids)
         table = set_aside(table, pl.col("shown").is_null(), file.name, f"no {HISTORY_LISTS['shown']}", aside)

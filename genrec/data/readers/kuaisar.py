@@ -84,7 +84,9 @@ def kuaisar_sources(path: Path, options: dict, columns: list[str] | None = None)
     check_options("kuaisar", options, ("min_action",))
     least = choice("kuaisar", options, "min_action", CHAIN, "click")
     found = files_by_kind(path, FILES, "kuaisar")
-    sources = [LogSource([file], partial(_log, file, kind, least)) for kind in ("feed", "search") for file in found[kind]]
+    sources = [
+        LogSource([file], partial(_log, file, kind, least)) for kind in ("feed", "search") for file in found[kind]
+    ]
     beside = [*found["items"], *found["users"], *found["network"]]
     return [*sources, LogSource(beside, partial(_tables, found), events=False)] if beside else sources
 
@@ -111,7 +113,9 @@ def _items(table: pl.DataFrame, source: str, aside: list[pl.DataFrame]) -> pl.Da
         words = json_list("caption")
         wrong = pl.col("caption").is_not_null() & words.is_null()
         table = set_aside(table, wrong, source, "caption is no list of word ids", aside)
-        table = table.with_columns(pl.when(words.list.len() > 0).then(words.list.join(" ")).alias("title")).drop("caption")
+        table = table.with_columns(pl.when(words.list.len() > 0).then(words.list.join(" ")).alias("title")).drop(
+            "caption"
+        )
     columns = []
     for level in LEVELS:
         names = [f"{level}_level_category_name_en", f"{level}_level_category_name"]
@@ -131,7 +135,9 @@ def _log(file: Path, kind: str, least: str) -> Iterator[RawLog]:
         table = _timed(table, kind, file, aside)
         if kind == "feed":
             table = flags(table, FEED_FLAGS, file.name, aside)
-            table = table.with_columns(finite(name) for name in ("playing_time", "duration_ms") if name in table.columns)
+            table = table.with_columns(
+                finite(name) for name in ("playing_time", "duration_ms") if name in table.columns
+            )
         else:
             table = _searched(table, file.name, aside)
         table = table.with_columns(stage(table, CHAIN), pl.lit(kind).alias("surface"))
@@ -161,12 +167,16 @@ def _timed(table: pl.DataFrame, kind: str, file: Path, aside: list[pl.DataFrame]
 
 def _searched(table: pl.DataFrame, source: str, aside: list[pl.DataFrame]) -> pl.DataFrame:
     """The columns of a search row: request, query and click."""
-    table = table.with_columns(pl.concat_str("user_id", "search_session_id", separator="/").alias("request_id")).drop("search_session_id")
+    table = table.with_columns(pl.concat_str("user_id", "search_session_id", separator="/").alias("request_id")).drop(
+        "search_session_id"
+    )
     if "keyword" in table.columns:
         words = json_list("keyword")
         wrong = pl.col("keyword").is_not_null() & words.is_null()
         table = set_aside(table, wrong, source, "keyword is no list of word ids", aside)
-        table = table.with_columns(pl.when(words.list.len() > 0).then(words.list.join(" ")).alias("query")).drop("keyword")
+        table = table.with_columns(pl.when(words.list.len() > 0).then(words.list.join(" ")).alias("query")).drop(
+            "keyword"
+        )
     if "click_cnt" in table.columns:
         clicks = whole("click_cnt")
         wrong = pl.col("click_cnt").is_not_null() & ~(clicks >= 0).fill_null(False)

@@ -60,7 +60,14 @@ from genrec.errors import UserError
 CHAIN = ("impression", "click", "purchase")
 FILES = {kind: rf"(.*[_-])?{kind}([_-].*)?\.jsonl?" for kind in ("items", "users", "recall", "rank", "relevance")}
 LEVELS = tuple(f"category_level{level}_name" for level in (1, 2, 3))
-ITEM_ATTRIBUTES = ("brand_id", "seller_id", "seller_name", "category_level1_id", "category_level2_id", "category_level3_id")
+ITEM_ATTRIBUTES = (
+    "brand_id",
+    "seller_id",
+    "seller_name",
+    "category_level1_id",
+    "category_level2_id",
+    "category_level3_id",
+)
 ITEM_FIELDS = ("item_id", "item_title", "brand_name", *LEVELS, *ITEM_ATTRIBUTES)
 USER_FIELDS = ("user_id", "gender", "age_bucket", "fre_country", "fre_province", "fre_city")
 REQUEST_FIELDS = ("user_id", "session_id", "time_index", "query", "split")
@@ -127,9 +134,13 @@ def _requests(table: pl.DataFrame, source: str, aside: list[pl.DataFrame]) -> pl
     """What recall and rank have in common: ids, time, request and query."""
     table = id_columns(table, ["user_id", "session_id"], source, aside)
     table = table.with_columns(whole("time_index").alias("timestamp"))
-    table = set_aside(table, ~(pl.col("timestamp") >= 0).fill_null(False), source, "time_index is not a whole number from 0", aside)
+    table = set_aside(
+        table, ~(pl.col("timestamp") >= 0).fill_null(False), source, "time_index is not a whole number from 0", aside
+    )
     request = pl.concat_str("user_id", "session_id", "timestamp", separator="/")
-    return table.with_columns(request.alias("request_id"), pl.lit("search").alias("surface")).drop("time_index", "session_id")
+    return table.with_columns(request.alias("request_id"), pl.lit("search").alias("surface")).drop(
+        "time_index", "session_id"
+    )
 
 
 def _recall(file: Path, least: str) -> Iterator[RawLog]:
@@ -137,7 +148,9 @@ def _recall(file: Path, least: str) -> Iterator[RawLog]:
         table = _requests(table, file.name, aside)
         for name, theirs in LISTS.items():
             ids = json_list(theirs)
-            table = set_aside(table, pl.col(theirs).is_not_null() & ids.is_null(), file.name, f"{theirs} is no list of ids", aside)
+            table = set_aside(
+                table, pl.col(theirs).is_not_null() & ids.is_null(), file.name, f"{theirs} is no list of ids", aside
+            )
             table = table.with_columns(pl.coalesce(ids, pl.lit([], dtype=pl.List(pl.String))).alias(name)).drop(theirs)
         table = set_aside(table, pl.col("impression").list.len() == 0, file.name, "no impressed_item_ids", aside)
         table = table.drop(LINE).with_row_index("row")
@@ -156,7 +169,9 @@ def _reached(rows: pl.DataFrame, requests: pl.DataFrame) -> pl.DataFrame:
     rows = rows.drop(name for name in LISTS if name in rows.columns)
     for name in CHAIN[1:]:
         done = requests.select("row", pl.col(name).alias("item_id")).explode("item_id").drop_nulls().unique()
-        rows = rows.join(done.with_columns(pl.lit(True).alias(name)), on=["row", "item_id"], how="left", maintain_order="left")
+        rows = rows.join(
+            done.with_columns(pl.lit(True).alias(name)), on=["row", "item_id"], how="left", maintain_order="left"
+        )
         rows = rows.with_columns(pl.col(name).fill_null(False))
     return rows.with_columns(stage(rows, CHAIN)).drop("row")
 
@@ -166,7 +181,9 @@ def _rank(file: Path, least: str) -> Iterator[RawLog]:
         table = _requests(table, file.name, aside)
         table = id_columns(table, ["target_item_id"], file.name, aside)
         table = flags(table, {"click": "is_clicked", "purchase": "is_purchased"}, file.name, aside)
-        table = table.rename({"target_item_id": "item_id"}).with_columns(stage(table, CHAIN), finite("target_item_price").alias("price"))
+        table = table.rename({"target_item_id": "item_id"}).with_columns(
+            stage(table, CHAIN), finite("target_item_price").alias("price")
+        )
         shown = conform(table.drop(LINE, "target_item_price"), IMPRESSION_SCHEMA, str(file))
         events = events_of(shown, CHAIN, least, str(file), extra=["split"])
         yield part(aside, shown.height, events=events, impressions=shown, chain=CHAIN)
@@ -179,7 +196,9 @@ def _relevance(files: Sequence[Path]) -> Iterator[RawLog]:
             for name in ("query", "item_title"):
                 table = set_aside(table, blank(name), file.name, f"no {name}", aside)
             score = whole("score")
-            table = set_aside(table, ~score.is_between(0, 3).fill_null(False), file.name, "score is no grade from 0 to 3", aside)
+            table = set_aside(
+                table, ~score.is_between(0, 3).fill_null(False), file.name, "score is no grade from 0 to 3", aside
+            )
             texts = table.select("item_title", "brand", "seller_name", "attr_value")
             table = table.with_columns(
                 pl.Series("item_id", [f"relevance-{_digest(row)}" for row in texts.iter_rows()], dtype=pl.String),
@@ -187,9 +206,15 @@ def _relevance(files: Sequence[Path]) -> Iterator[RawLog]:
                 score.cast(pl.String).alias("label"),
                 score.cast(pl.Float64).alias("gain"),
             )
-            judgments = conform(table.select("query_id", "query", "item_id", "label", "gain"), JUDGMENT_SCHEMA, str(file))
+            judgments = conform(
+                table.select("query_id", "query", "item_id", "label", "gain"), JUDGMENT_SCHEMA, str(file)
+            )
             new = table.filter(seen.fresh(table)).select(
-                "item_id", pl.col("item_title").alias("title"), "brand", pl.col("attr_value").alias("text"), "seller_name"
+                "item_id",
+                pl.col("item_title").alias("title"),
+                "brand",
+                pl.col("attr_value").alias("text"),
+                "seller_name",
             )
             yield part(aside, table.height, judgments=judgments, items=conform(new, ITEM_SCHEMA, str(file)))
 

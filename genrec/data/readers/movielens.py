@@ -76,7 +76,9 @@ def read_movielens(path: Path, options: dict) -> Iterator[RawLog]:
     elif data := find_one(path, ["u.data"]):
         yield from _read_classic(path, data, min_rating)
     else:
-        raise UserError(f"{path}: no *.inter, ratings.csv or u.data (plain or .gz); reader 'movielens' needs a folder with one of them")
+        raise UserError(
+            f"{path}: no *.inter, ratings.csv or u.data (plain or .gz); reader 'movielens' needs a folder with one of them"
+        )
 
 
 def _delimited(
@@ -121,11 +123,16 @@ def _events(table: pl.DataFrame, min_rating: float, file: Path, aside: list[pl.D
     kept = table.filter(pl.col("rating") >= min_rating) if min_rating > 0 else table
     events = kept.select(*EVENT_COLUMNS, pl.lit("rating").alias("action"), pl.lit("feed").alias("surface"))
     filtered = {"below min_rating": table.height - kept.height} if kept.height < table.height else {}
-    return RawLog(conform(events, EVENT_SCHEMA, str(file)), quarantine=join_quarantine(aside), rows_read=rows, filtered=filtered)
+    return RawLog(
+        conform(events, EVENT_SCHEMA, str(file)), quarantine=join_quarantine(aside), rows_read=rows, filtered=filtered
+    )
 
 
 def _keyed(
-    file: Path, batches: Iterator[tuple[pl.DataFrame, list[pl.DataFrame], int]], key: str, shape: Callable[[pl.DataFrame], pl.DataFrame]
+    file: Path,
+    batches: Iterator[tuple[pl.DataFrame, list[pl.DataFrame], int]],
+    key: str,
+    shape: Callable[[pl.DataFrame], pl.DataFrame],
 ) -> Iterator[RawLog]:
     """Parts of items or users: ``shape`` turns the text table with ``key`` into the contract's columns."""
     seen = SeenKeys(key)
@@ -133,9 +140,13 @@ def _keyed(
         table = set_aside(table, blank(key), file.name, f"no {key}", aside)
         table = shape(seen.first_rows(table, file.name, aside))
         if key == "item_id":
-            yield RawLog(items=conform(table, ITEM_SCHEMA, str(file)), quarantine=join_quarantine(aside), rows_read=rows)
+            yield RawLog(
+                items=conform(table, ITEM_SCHEMA, str(file)), quarantine=join_quarantine(aside), rows_read=rows
+            )
         else:
-            yield RawLog(users=conform(table, USER_SCHEMA, str(file)), quarantine=join_quarantine(aside), rows_read=rows)
+            yield RawLog(
+                users=conform(table, USER_SCHEMA, str(file)), quarantine=join_quarantine(aside), rows_read=rows
+            )
 
 
 def _filled(column: str) -> pl.Expr:
@@ -149,7 +160,9 @@ def _read_atomic(folder: Path, inter: Path, min_rating: float) -> Iterator[RawLo
         yield _events(table.select(LINE, *EVENT_COLUMNS), min_rating, inter, aside, rows)
     for pattern, key, shape in (("*.item", "item_id", _atomic_items), ("*.user", "user_id", _typed_users)):
         if file := find_one(folder, [pattern]):
-            named = ((_rename(_untyped(raw), {key: key}, file), aside, rows) for raw, aside, rows in _delimited(file, "\t"))
+            named = (
+                (_rename(_untyped(raw), {key: key}, file), aside, rows) for raw, aside, rows in _delimited(file, "\t")
+            )
             yield from _keyed(file, named, key, shape)
 
 
@@ -182,7 +195,9 @@ def _read_csv(folder: Path, ratings: Path, min_rating: float) -> Iterator[RawLog
         yield _events(table.select(LINE, *EVENT_COLUMNS), min_rating, ratings, aside, rows)
     if file := find_one(folder, ["movies.csv"]):
         names = {"item_id": "movieId", "title": "title", "genres": "genres"}
-        named = ((_rename(table, names, file), aside, rows) for table, aside, rows in _delimited(file, ",", quoted=True))
+        named = (
+            (_rename(table, names, file), aside, rows) for table, aside, rows in _delimited(file, ",", quoted=True)
+        )
         yield from _keyed(file, named, "item_id", _csv_items)
 
 
@@ -200,7 +215,9 @@ def _read_classic(folder: Path, data: Path, min_rating: float) -> Iterator[RawLo
     for table, aside, rows in _delimited(data, "\t", EVENT_COLUMNS):
         yield _events(table, min_rating, data, aside, rows)
     if file := find_one(folder, ["u.item"]):
-        yield from _keyed(file, _delimited(file, "|", CLASSIC_ITEM_COLUMNS, encoding="latin-1"), "item_id", _classic_items)
+        yield from _keyed(
+            file, _delimited(file, "|", CLASSIC_ITEM_COLUMNS, encoding="latin-1"), "item_id", _classic_items
+        )
     if file := find_one(folder, ["u.user"]):
         yield from _keyed(file, _delimited(file, "|", CLASSIC_USER_COLUMNS), "user_id", _typed_users)
 

@@ -62,10 +62,14 @@ def read_product_search(path: Path, options: dict) -> Iterator[RawLog]:
     share = _share(options)
     qrels = {split: file for split in SPLITS if (file := sibling(path, f"{split}.qrels.txt"))}
     if not qrels:
-        raise UserError(f"{path}: no train.qrels.txt or test.qrels.txt (plain, .gz or .zst); reader 'product-search' needs their folder")
+        raise UserError(
+            f"{path}: no train.qrels.txt or test.qrels.txt (plain, .gz or .zst); reader 'product-search' needs their folder"
+        )
     text_file = sibling(path, "query_text.txt")
     if text_file is None:
-        raise UserError(f"{path}: no query_text.txt (plain, .gz or .zst); the triples name its lines, put it beside them")
+        raise UserError(
+            f"{path}: no query_text.txt (plain, .gz or .zst); the triples name its lines, put it beside them"
+        )
     lines, wrong = read_lines(text_file)
     if not wrong.is_empty():
         yield RawLog(quarantine=wrong, rows_read=wrong.height)
@@ -105,7 +109,9 @@ class _Places:
         if table.is_empty():
             return pl.Series("timestamp", [], dtype=pl.Int64)
         user, item = self._last
-        same = (pl.col("user") == pl.col("user").shift(1, fill_value=user)) & (pl.col("item") == pl.col("item").shift(1, fill_value=item))
+        same = (pl.col("user") == pl.col("user").shift(1, fill_value=user)) & (
+            pl.col("item") == pl.col("item").shift(1, fill_value=item)
+        )
         new = table.select((~same.fill_null(False)).cast(pl.Int64).alias("new"))["new"]
         places = (new.cum_sum() + (self._next - 1)).alias("timestamp")
         self._next, self._last = places[-1] + 1, (table["user"][-1], table["item"][-1])
@@ -115,13 +121,17 @@ class _Places:
 def _share(options: dict) -> float:
     value = options.get("valid_queries", 0)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise UserError(f"reader product-search: option valid_queries is {value}; a share from 0 to below 1, such as 0.2")
+        raise UserError(
+            f"reader product-search: option valid_queries is {value}; a share from 0 to below 1, such as 0.2"
+        )
     return float(value)
 
 
 def _parse(batch: Batch, queries: pl.DataFrame) -> None:
     found = batch.table.with_columns(pl.col(RAW).str.extract_groups(TRIPLE).struct.unnest())
-    batch.table = found.with_columns(pl.col("query").alias("place").cast(pl.Int64), pl.col("label").cast(pl.Int64)).drop("query")
+    batch.table = found.with_columns(
+        pl.col("query").alias("place").cast(pl.Int64), pl.col("label").cast(pl.Int64)
+    ).drop("query")
     batch.refuse(pl.col("user").is_null(), "not a line USER_QUERYLINE 0 ASIN 1")
     batch.table = batch.table.join(queries, on="place", how="left", maintain_order="left")
     batch.refuse(pl.col("query").is_null(), "its query is not in query_text.txt")
@@ -157,7 +167,11 @@ def _hold_out(batch: Batch, validating: list[str]) -> pl.DataFrame:
     """Take the lines of held-out queries out of a batch of train; those that validate are returned."""
     table = batch.table.with_columns(
         pl.Series("held", batch.table["query"].is_in(validating)),
-        pl.Series("drawn", _chance(batch.table.select(pl.concat_str("user", pl.lit(" "), "item").alias("key"))["key"]) < VALID_PURCHASES),
+        pl.Series(
+            "drawn",
+            _chance(batch.table.select(pl.concat_str("user", pl.lit(" "), "item").alias("key"))["key"])
+            < VALID_PURCHASES,
+        ),
     ).with_columns((pl.col("drawn") & pl.col("held").any().over("user", "item")).alias("out"))
     valid = table.filter(pl.col("out") & pl.col("held"))
     batch.table = table.filter(~(pl.col("out") & pl.col("held")))
@@ -194,7 +208,9 @@ def _items(folder: Path) -> Iterator[RawLog]:
     for batch in delimited_batches(file, "\t") if file else ():
         need(batch, ("asin", "brand", "categories"), file)
         batch.refuse(blank("asin"), "no asin")
-        levels = pl.col("categories").str.split(" > ").list.eval(pl.element().str.strip_chars().filter(pl.element() != ""))
+        levels = (
+            pl.col("categories").str.split(" > ").list.eval(pl.element().str.strip_chars().filter(pl.element() != ""))
+        )
         batch.table = batch.table.select(
             pl.col("asin").alias("item_id"),
             filled("brand").alias("brand"),

@@ -60,7 +60,15 @@ from genrec.data.readers.sources import (
     parquet_batches,
     plain_name,
 )
-from genrec.data.schema import EVENT_SCHEMA, IMPRESSION_SCHEMA, ITEM_SCHEMA, JUDGMENT_SCHEMA, USER_SCHEMA, RawLog, conform
+from genrec.data.schema import (
+    EVENT_SCHEMA,
+    IMPRESSION_SCHEMA,
+    ITEM_SCHEMA,
+    JUDGMENT_SCHEMA,
+    USER_SCHEMA,
+    RawLog,
+    conform,
+)
 from genrec.errors import UserError
 
 CHAIN = ("impression", "click", "like", "collect", "comment", "share")
@@ -95,7 +103,9 @@ def read_qilin(path: Path, options: dict) -> Iterator[RawLog]:
         if name := _table(file):
             tables.setdefault(name, []).append(file)
     if not tables:
-        raise UserError(f"{path}: no file or folder named {', '.join(TABLES[:4])} ... (.parquet or .csv); reader 'qilin' needs one")
+        raise UserError(
+            f"{path}: no file or folder named {', '.join(TABLES[:4])} ... (.parquet or .csv); reader 'qilin' needs one"
+        )
     clicked: list[pl.DataFrame] = []
     once = SeenKeys("request_id")
     for name in REQUESTS:
@@ -189,7 +199,10 @@ def _shown(batch: Batch, details: str) -> pl.DataFrame:
     times = pl.coalesce(pl.when(pl.col(name).is_finite()).then(pl.col(name)) for name in TIMES)
     seconds = pl.when(times >= MILLISECONDS).then(times / 1000).otherwise(times).floor().cast(pl.Int64, strict=False)
     results = results.with_columns(seconds.min().over(LINE).alias("timestamp"))
-    for bad, reason in ((blank("note_idx"), "a result without note_idx"), (pl.col("timestamp").is_null(), "no time in the results")):
+    for bad, reason in (
+        (blank("note_idx"), "a result without note_idx"),
+        (pl.col("timestamp").is_null(), "no time in the results"),
+    ):
         batch.refuse(pl.col(LINE).is_in(results.filter(bad)[LINE].unique().to_list()), reason)
     stages = [pl.when(pl.col(name) > 0).then(pl.lit(name)) for name in reversed(FEEDBACK)]
     opened = pl.col("page_time").is_finite() & (pl.col("page_time") > 0)
@@ -220,7 +233,9 @@ def _from_text(column: pl.Series) -> pl.Series:
 
 def _results(text: str | None) -> list[dict] | None:
     try:
-        return [{name: _field(row.get(name), dtype) for name, dtype in RESULT.items()} for row in json.loads(text or "")]
+        return [
+            {name: _field(row.get(name), dtype) for name, dtype in RESULT.items()} for row in json.loads(text or "")
+        ]
     except (ValueError, TypeError, AttributeError):
         return None
 
@@ -264,15 +279,23 @@ def _judgments(file: Path, table: str, clicked: list[pl.DataFrame]) -> Iterator[
         batch.refuse(blank("pid"), "no pid")
         batch.table = batch.table.with_columns(pl.concat_str("qid", "pid", separator=" ").alias("pair"))
         batch.keep_first(first, REPEATED_JUDGMENT)
-    pairs = pl.concat([batch.table.select("qid", "pid") for batch in batches]) if batches else pl.DataFrame(schema={"qid": pl.String})
+    pairs = (
+        pl.concat([batch.table.select("qid", "pid") for batch in batches])
+        if batches
+        else pl.DataFrame(schema={"qid": pl.String})
+    )
     topics = pairs.group_by("qid", maintain_order=True).agg(_notes("pid")) if batches else pairs
     known = pl.concat(clicked).filter(pl.col("table") == table) if clicked else pl.DataFrame()
     if known.is_empty() or topics.is_empty():
         found = pl.DataFrame(schema={"qid": pl.String, "request_id": pl.String, "query": pl.String})
     else:
-        found = topics.filter(pl.col("notes").is_unique()).join(known.filter(pl.col("notes").is_unique()), on="notes", how="inner")
+        found = topics.filter(pl.col("notes").is_unique()).join(
+            known.filter(pl.col("notes").is_unique()), on="notes", how="inner"
+        )
     for batch in batches:
-        judged = batch.table.join(found.select("qid", "request_id", "query"), on="qid", how="left", maintain_order="left")
+        judged = batch.table.join(
+            found.select("qid", "request_id", "query"), on="qid", how="left", maintain_order="left"
+        )
         judgments = judged.select(
             pl.concat_str(pl.lit(table + ":"), "qid").alias("query_id"),
             "query",

@@ -10,9 +10,9 @@ import polars as pl
 
 from genrec.data.readers.common import check_options
 from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, USER_SCHEMA, RawLog, conform
-from genrec.data.simulator import make_world, simulate_chunks
-from genrec.data.simulator_sessions import ACTIONS
-from genrec.data.simulator_world import SimulatorConfig, item_table, user_table
+from genrec.data.simulator.sessions import ACTIONS
+from genrec.data.simulator.simulate import make_world, simulate_chunks
+from genrec.data.simulator.world import SimulatorConfig, item_table, user_table
 from genrec.errors import UserError
 
 

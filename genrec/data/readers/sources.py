@@ -144,7 +144,10 @@ def delimited_batches(
         raise UserError(f"{file}: empty; expected a header line and data")
     if before:
         yield Batch(
-            pl.DataFrame(schema={LINE: pl.Int64, **dict.fromkeys(columns or (), pl.String)}), sum(map(len, before)), file.name, before
+            pl.DataFrame(schema={LINE: pl.Int64, **dict.fromkeys(columns or (), pl.String)}),
+            sum(map(len, before)),
+            file.name,
+            before,
         )
 
 
@@ -163,7 +166,9 @@ def parquet_batches(file: Path, columns: Sequence[str], source: str | None = Non
         rows = scan.select(pl.len()).collect().item()
         for start in range(0, rows, PARQUET_ROWS):
             table = scan.select(chosen).slice(start, PARQUET_ROWS).collect()
-            table = table.insert_column(0, pl.int_range(start + 1, start + 1 + table.height, eager=True, dtype=pl.Int64).alias(LINE))
+            table = table.insert_column(
+                0, pl.int_range(start + 1, start + 1 + table.height, eager=True, dtype=pl.Int64).alias(LINE)
+            )
             yield Batch(table, table.height, source or file.name)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{file}: not readable as Parquet ({str(error).splitlines()[0]})") from error
@@ -200,4 +205,6 @@ def _as_texts(value: str) -> list[str]:
         return [value]
     if not isinstance(found, list):
         return [value]
-    return [part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in found if part is not None]
+    return [
+        part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in found if part is not None
+    ]

@@ -35,7 +35,15 @@ from genrec.data.readers.common import (
     split_fields,
 )
 from genrec.data.readers.sources import text_lists
-from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, REQUIRED_EVENT_COLUMNS, USER_SCHEMA, RawLog, conform, json_text
+from genrec.data.schema import (
+    EVENT_SCHEMA,
+    ITEM_SCHEMA,
+    REQUIRED_EVENT_COLUMNS,
+    USER_SCHEMA,
+    RawLog,
+    conform,
+    json_text,
+)
 from genrec.errors import UserError
 
 FORMATS = {
@@ -98,9 +106,14 @@ def table_sources(path: Path, options: dict, columns: list[str] | None = None) -
     item_files = _files(_under(base, settings.items, "items")) if settings.items else []
     user_files = _files(_under(base, settings.users, "users")) if settings.users else []
     place = _under(base, settings.events, "events") if settings.events else path
-    sources = [LogSource([file], partial(_read_events, file, settings, columns)) for file in _files(place, skip={*item_files, *user_files})]
+    sources = [
+        LogSource([file], partial(_read_events, file, settings, columns))
+        for file in _files(place, skip={*item_files, *user_files})
+    ]
     if item_files or user_files:
-        sources.append(LogSource([*item_files, *user_files], partial(_read_tables, item_files, user_files, settings), events=False))
+        sources.append(
+            LogSource([*item_files, *user_files], partial(_read_tables, item_files, user_files, settings), events=False)
+        )
     return sources
 
 
@@ -123,7 +136,9 @@ def _parse_options(options: dict) -> TableOptions:
         setattr(settings, key, dict(mapping))
         for ours in mapping if key == "columns" else ():
             if ours not in schema:
-                raise UserError(f"reader 'table': columns.{ours} is no column of the contract; {did_you_mean(ours, list(schema))}")
+                raise UserError(
+                    f"reader 'table': columns.{ours} is no column of the contract; {did_you_mean(ours, list(schema))}"
+                )
     for key in ("events", "items", "users"):
         value = getattr(settings, key)
         if value is not None and not isinstance(value, (str, Path)):
@@ -210,8 +225,14 @@ def _csv_batches(file: Path, separator: str) -> Iterator[tuple[pl.DataFrame, lis
             lines = lines.slice(1)
         table, ragged = split_fields(lines, header, separator, file.name, quoted=True)
         aside, early = [*early, wrong, ragged], []
-        rows = table.height + sum(part.height for part in aside)  # a quoted row may span lines, so rows are counted after the cut
-        yield table.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in header), aside, rows
+        rows = table.height + sum(
+            part.height for part in aside
+        )  # a quoted row may span lines, so rows are counted after the cut
+        yield (
+            table.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in header),
+            aside,
+            rows,
+        )
     if header is None:
         raise UserError(f"{file}: empty; expected a header line and data")
 
@@ -242,7 +263,10 @@ class _Columns:
         if file_format(self.file) != "json":
             self.check()
         taken = {*self.wanted.values(), *self.wanted}
-        named = [(pl.col(theirs) if theirs in have else pl.lit(None, dtype=pl.String)).alias(ours) for ours, theirs in self.wanted.items()]
+        named = [
+            (pl.col(theirs) if theirs in have else pl.lit(None, dtype=pl.String)).alias(ours)
+            for ours, theirs in self.wanted.items()
+        ]
         return table.select(LINE, *named, *[name for name in have if name not in taken])
 
     def check(self) -> None:
@@ -303,7 +327,9 @@ def _read_events(file: Path, settings: TableOptions, wanted: list[str] | None) -
     unit = settings.timestamp_unit
     for table, aside, rows in _renamed_batches(file, settings.columns, REQUIRED_EVENT_COLUMNS, "columns", wanted):
         lists = _holds_lists(table, file)
-        table = _texts(table, [name for name in EVENT_SCHEMA if name != "timestamp" or table["timestamp"].dtype.is_nested()])
+        table = _texts(
+            table, [name for name in EVENT_SCHEMA if name != "timestamp" or table["timestamp"].dtype.is_nested()]
+        )
         for key in ("user_id", "item_id"):
             table = set_blank_aside(table, key, file.name, aside)
             table = set_list_aside(table, key, file.name, aside) if key in lists else table
@@ -315,7 +341,9 @@ def _read_events(file: Path, settings: TableOptions, wanted: list[str] | None) -
         table = set_aside(table, pl.col("timestamp").is_null(), file.name, f"the time is not {expected}", aside)
         typical = table["timestamp"].median()
         if typical is not None and typical > YEAR_2200:
-            raise UserError(f"{file}: read as {unit!r} the times lie beyond the year 2200; set timestamp_unit to ms, us or ns")
+            raise UserError(
+                f"{file}: read as {unit!r} the times lie beyond the year 2200; set timestamp_unit to ms, us or ns"
+            )
         events = conform(table.drop(LINE), EVENT_SCHEMA, str(file))
         yield RawLog(events, quarantine=join_quarantine(aside), rows_read=rows)
 
@@ -342,7 +370,9 @@ def _iso_seconds(column: pl.Expr) -> pl.Expr:
     # A day alone ("2024-05-01") ends like an offset would not: it has no clock time before it.
     text = pl.when(text.str.len_chars() == 10).then(pl.concat_str([text, pl.lit(" 00:00")])).otherwise(text)
     zoned = [text.str.to_datetime(form, time_unit="us", time_zone="UTC", strict=False) for form in WITH_OFFSET]
-    plain = [text.str.to_datetime(form, time_unit="us", strict=False).dt.replace_time_zone("UTC") for form in WITHOUT_OFFSET]
+    plain = [
+        text.str.to_datetime(form, time_unit="us", strict=False).dt.replace_time_zone("UTC") for form in WITHOUT_OFFSET
+    ]
     return pl.coalesce([*zoned, *plain]).dt.epoch("s")
 
 

@@ -65,7 +65,13 @@ FILES = {"items": r"item_metadata.*\.csv", "sessions": r"(train|test|trivago).*\
 REQUIRED = ("user_id", "session_id", "timestamp", "step", "action_type", "reference")
 OPTIONAL = ("city", "current_filters", "impressions", "prices")
 CLICKOUT = "clickout item"
-LOOKS = ("interaction item image", "interaction item info", "interaction item rating", "interaction item deals", "search for item")
+LOOKS = (
+    "interaction item image",
+    "interaction item info",
+    "interaction item rating",
+    "interaction item deals",
+    "search for item",
+)
 SEARCHES = ("search for destination", "search for poi")
 SETS_FILTERS = (*SEARCHES, "filter selection")
 NO_EVENT = (*SETS_FILTERS, "change of sort order")
@@ -86,7 +92,11 @@ def trivago_sources(path: Path, options: dict, columns: list[str] | None = None)
     with_filters = switch("trivago", options, "filters", True)
     found = files_by_kind(path, FILES, "trivago")
     sources = [LogSource([file], partial(_sessions, file, least, with_filters)) for file in found["sessions"]]
-    return [*sources, LogSource(found["items"], partial(_items, found["items"]), events=False)] if found["items"] else sources
+    return (
+        [*sources, LogSource(found["items"], partial(_items, found["items"]), events=False)]
+        if found["items"]
+        else sources
+    )
 
 
 def _items(files: list[Path]) -> Iterator[RawLog]:
@@ -96,7 +106,9 @@ def _items(files: list[Path]) -> Iterator[RawLog]:
         for table, aside in headed_batches(file, None, ["item_id", "properties"], own=own):
             table = id_columns(table, ["item_id"], file.name, aside)
             table = seen.first_rows(table, file.name, aside).drop(LINE)
-            table = table.rename({"properties": "text"}).with_columns(pl.col("text").str.replace_all("|", ", ", literal=True))
+            table = table.rename({"properties": "text"}).with_columns(
+                pl.col("text").str.replace_all("|", ", ", literal=True)
+            )
             yield part(aside, table.height, items=conform(table, ITEM_SCHEMA, str(file)))
 
 
@@ -125,19 +137,25 @@ def _whole_sessions(file: Path) -> Iterator[tuple[pl.DataFrame, list[pl.DataFram
 def _clean(table: pl.DataFrame, source: str, aside: list[pl.DataFrame]) -> pl.DataFrame:
     table = id_columns(table, ["user_id", "session_id"], source, aside)
     table = table.with_columns(seconds("timestamp").alias("timestamp"), whole("step").alias("step"))
-    table = set_aside(table, pl.col("timestamp").is_null(), source, "timestamp is no time in seconds (2000 to 2200)", aside)
+    table = set_aside(
+        table, pl.col("timestamp").is_null(), source, "timestamp is no time in seconds (2000 to 2200)", aside
+    )
     table = set_aside(table, pl.col("step").is_null(), source, "step is not a whole number", aside)
     known = pl.col("action_type").is_in([CLICKOUT, *LOOKS, *NO_EVENT]).fill_null(False)
     table = set_aside(table, ~known, source, "unknown action_type", aside)
     no_item = ~pl.col("reference").str.contains(r"^\s*\d+\s*$").fill_null(False)
-    needs_item = pl.col("action_type").is_in(LOOKS) | ((pl.col("action_type") == CLICKOUT) & pl.col("reference").is_not_null())
+    needs_item = pl.col("action_type").is_in(LOOKS) | (
+        (pl.col("action_type") == CLICKOUT) & pl.col("reference").is_not_null()
+    )
     table = set_aside(table, needs_item & no_item, source, "the reference is no item", aside)
     missing = [pl.lit(None, dtype=pl.String).alias(name) for name in OPTIONAL if name not in table.columns]
     table = table.with_columns(missing).with_columns(
         pl.col("impressions").str.split("|").list.eval(pl.element().str.strip_chars()), pl.col("prices").str.split("|")
     )
     shown = (pl.col("action_type") == CLICKOUT) & pl.col("impressions").is_not_null()
-    table = set_aside(table, shown & pl.col("impressions").list.contains(""), source, "an empty place in impressions", aside)
+    table = set_aside(
+        table, shown & pl.col("impressions").list.contains(""), source, "an empty place in impressions", aside
+    )
     uneven = pl.col("prices").is_not_null() & (pl.col("prices").list.len() != pl.col("impressions").list.len())
     table = set_aside(table, shown & uneven, source, "impressions and prices differ in number", aside)
     return table.with_columns(pl.struct("user_id", "session_id").hash().alias("run"))
@@ -173,7 +191,9 @@ def _part(table: pl.DataFrame, aside: list[pl.DataFrame], file: Path, least: str
 def _queries(table: pl.DataFrame, with_filters: bool) -> pl.Series:
     """The query of each row: what was searched and filtered before it in its session. (n_rows,) String."""
     kind, known = pl.col("action_type"), ~blank("reference") & (pl.col("reference") != "unknown")
-    place = pl.when(kind == "search for poi").then(pl.concat_str("reference", "city", separator=", ", ignore_nulls=True))
+    place = pl.when(kind == "search for poi").then(
+        pl.concat_str("reference", "city", separator=", ", ignore_nulls=True)
+    )
     place = pl.when(known).then(place.otherwise(pl.col("reference"))).otherwise(pl.lit(""))
     filters = pl.col("current_filters").fill_null("").str.replace_all("|", ", ", literal=True)
     ordered = table.with_row_index("row").with_columns(pl.col("run").rle_id()).sort("run", "timestamp", "step", "row")

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from genrec.data.dataset import Dataset
-from genrec.data.shown import ShownRequests
+from genrec.data.impressions import ImpressionLog
 
 STRENGTHS = (0.003, 0.03, 0.3)  # of logistic regression's C, chosen on validation
 
@@ -25,7 +25,7 @@ STRENGTHS = (0.003, 0.03, 0.3)  # of logistic regression's C, chosen on validati
 class Rows:
     """Some shown rows: ``index`` (n,) into the shown table."""
 
-    shown: ShownRequests
+    shown: ImpressionLog
     index: np.ndarray
 
     @property
@@ -50,18 +50,27 @@ class LogisticClicks:
     def _matrix(self, rows: Rows) -> sp.csr_matrix:
         rates, items = rows.shown.rates, rows.shown.items[rows.index]
         columns = (items, rows.shown.surfaces[rows.index], rates.categories[items], rates.brands[items])
-        sizes = (len(rates.brands), len(rates.surfaces), int(rates.categories.max(initial=0)) + 1, int(rates.brands.max(initial=0)) + 1)
+        sizes = (
+            len(rates.brands),
+            len(rates.surfaces),
+            int(rates.categories.max(initial=0)) + 1,
+            int(rates.brands.max(initial=0)) + 1,
+        )
         parts = [sp.csr_matrix(rows.shown.features(rows.index))]
         for codes, size in zip(columns, sizes, strict=True):
             live = np.flatnonzero(codes >= 0)
-            parts.append(sp.csr_matrix((np.ones(len(live), np.float32), (live, codes[live])), shape=(len(codes), max(size, 1))))
+            parts.append(
+                sp.csr_matrix((np.ones(len(live), np.float32), (live, codes[live])), shape=(len(codes), max(size, 1)))
+            )
         return sp.hstack(parts).tocsr()
 
     def fit(self, rows: Rows) -> LogisticClicks:
         matrix = self._matrix(rows)
         settings = {"C": self.strength, "max_iter": 200, "random_state": self.seed}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # stopping early is one more bound on the weights; validation chooses
+            warnings.simplefilter(
+                "ignore", ConvergenceWarning
+            )  # stopping early is one more bound on the weights; validation chooses
             self.models = [LogisticRegression(**settings).fit(matrix, labels) for labels in rows.labels.T]
         return self
 
@@ -80,17 +89,33 @@ class _Net(nn.Module):
             nn.init.normal_(table.weight, std=0.05)
         self.attention = nn.Sequential(nn.Linear(4 * dim, 32), nn.PReLU(), nn.Linear(32, 1))
         self.tower = nn.Sequential(
-            nn.Linear(4 * dim + evidence, 64), nn.PReLU(), nn.Dropout(0.2), nn.Linear(64, 32), nn.PReLU(), nn.Linear(32, stages)
+            nn.Linear(4 * dim + evidence, 64),
+            nn.PReLU(),
+            nn.Dropout(0.2),
+            nn.Linear(64, 32),
+            nn.PReLU(),
+            nn.Linear(32, stages),
         )
 
-    def forward(self, item: Tensor, category: Tensor, surface: Tensor, past: Tensor, past_category: Tensor, action: Tensor, evidence: Tensor):
+    def forward(
+        self,
+        item: Tensor,
+        category: Tensor,
+        surface: Tensor,
+        past: Tensor,
+        past_category: Tensor,
+        action: Tensor,
+        evidence: Tensor,
+    ):
         """item (n,) ..., past (n, T) item ids, -1 for padding -> logits (n, stages)."""
         target = self.items(item) + self.categories(category + 1)
         live = past >= 0
         events = self.items(past.clamp(min=0)) + self.categories(past_category + 1)
         query = target[:, None].expand_as(events)
         felt = events + self.actions(action)
-        weight = self.attention(torch.cat([query, felt, query - felt, query * events], dim=-1))[..., 0] * live  # not normalised, as in the paper
+        weight = (
+            self.attention(torch.cat([query, felt, query - felt, query * events], dim=-1))[..., 0] * live
+        )  # not normalised, as in the paper
         pooled = (weight[..., None] * felt).sum(1)
         return self.tower(torch.cat([target, pooled, target * pooled, self.surfaces(surface + 1), evidence], dim=-1))
 
@@ -111,7 +136,15 @@ class TargetAttention:
         past = np.where(live, np.asarray(dataset.items)[place].astype(np.int64), -1)
         actions = np.where(live, np.asarray(dataset.actions)[place].astype(np.int64), 0)
         past_categories = np.where(live, categories[np.maximum(past, 0)], -1)
-        arrays = (items, categories[items], shown.surfaces[rows.index], past, past_categories, actions, shown.features(rows.index))
+        arrays = (
+            items,
+            categories[items],
+            shown.surfaces[rows.index],
+            past,
+            past_categories,
+            actions,
+            shown.features(rows.index),
+        )
         return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
 
     def fit(self, dataset: Dataset, train: Rows, judge) -> TargetAttention:

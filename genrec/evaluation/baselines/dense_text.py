@@ -22,7 +22,9 @@ class DenseText:
         if self.item_vectors is None:
             raise UserError("DenseText has not been fitted; call fit(item_vectors) first")
         if query_vectors.ndim != 2 or query_vectors.shape[1] != self.item_vectors.shape[1]:
-            raise UserError(f"query vectors have shape {query_vectors.shape}; expected (B, {self.item_vectors.shape[1]}) as the items'")
+            raise UserError(
+                f"query vectors have shape {query_vectors.shape}; expected (B, {self.item_vectors.shape[1]}) as the items'"
+            )
         return _unit(query_vectors) @ self.item_vectors.T
 
 

@@ -20,7 +20,9 @@ class ItemKNN:
 
     def __init__(self, k: int = 100, shrinkage: float = 10.0, max_history: int = 500):
         if k < 1 or shrinkage < 0 or max_history < 1:
-            raise UserError(f"ItemKNN got k={k}, shrinkage={shrinkage}, max_history={max_history}; expected >= 1, >= 0 and >= 1")
+            raise UserError(
+                f"ItemKNN got k={k}, shrinkage={shrinkage}, max_history={max_history}; expected >= 1, >= 0 and >= 1"
+            )
         self.k, self.shrinkage, self.max_history = k, shrinkage, max_history
         self.similarity: sp.csr_matrix | None = None  # (n_items, n_items): row i holds the neighbours of item i
 

@@ -12,9 +12,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from genrec.config_schema import SemanticIdConfig
+from genrec.config.schema import SemanticIdConfig
 from genrec.semantic_ids.quantizers.balance import balanced_assignment
-from genrec.semantic_ids.quantizers.codebooks import Codebooks, decode, default_sizes, encode, reconstruct, reconstruction_error
+from genrec.semantic_ids.quantizers.codebooks import (
+    Codebooks,
+    decode,
+    default_sizes,
+    encode,
+    reconstruct,
+    reconstruction_error,
+)
 from genrec.semantic_ids.quantizers.kmeans import k_means, nearest
 from genrec.semantic_ids.quantizers.residual import BALANCE, encode_balanced, fit_codebooks, fit_random
 from genrec.semantic_ids.quantizers.rqvae import fit_rq_vae
@@ -36,7 +43,9 @@ class Quantized:
     notes: dict = field(default_factory=dict)
 
 
-def fit_quantizer(vectors: np.ndarray, settings: SemanticIdConfig, seed: int, beside: np.ndarray | None = None) -> Quantized:
+def fit_quantizer(
+    vectors: np.ndarray, settings: SemanticIdConfig, seed: int, beside: np.ndarray | None = None
+) -> Quantized:
     """Fit the quantizer that `settings.quantizer` names to vectors (n, d), which may be a memory map.
 
     Vectors `beside` (m, d), such as those of queries, are fitted too but get no codes, and no balance counts them.
@@ -49,7 +58,9 @@ def fit_quantizer(vectors: np.ndarray, settings: SemanticIdConfig, seed: int, be
     if beside is not None and len(beside):
         vectors = np.concatenate([vectors, beside])
     if settings.quantizer == "rq-vae":
-        quantized = Quantized(*fit_rq_vae(vectors, flat, seed, settings.vae_dim, settings.vae_epochs, settings.fit_sample))
+        quantized = Quantized(
+            *fit_rq_vae(vectors, flat, seed, settings.vae_dim, settings.vae_epochs, settings.fit_sample)
+        )
     elif settings.quantizer == "random":
         quantized = Quantized(*fit_random(vectors, flat, seed, settings.fit_sample))
     else:
@@ -66,7 +77,9 @@ def fit_quantizer(vectors: np.ndarray, settings: SemanticIdConfig, seed: int, be
             )
         )  # fmt: skip
     if vectors is not items:
-        quantized.codes = encode_balanced(quantized.codebooks, items, settings.balance if settings.quantizer == "rq-opq" else "none")
+        quantized.codes = encode_balanced(
+            quantized.codebooks, items, settings.balance if settings.quantizer == "rq-opq" else "none"
+        )
     quantized.notes |= {"quantizer": settings.quantizer, "sizes": list(quantized.codebooks.sizes)}
     return quantized
 
@@ -77,5 +90,9 @@ def _sizes(n: int, settings: SemanticIdConfig) -> tuple[list[int], int, int]:
     n_sub = n_sub if settings.opq_subcodebooks is None else settings.opq_subcodebooks
     sub_size = settings.opq_size or sub_size
     if max([*levels, *[sub_size] * (n_sub > 0)]) > n:
-        log.warning("tokenize: %d items are fewer than the codes of a level (%s); that level gets one code per item at most", n, max(*levels, sub_size))
+        log.warning(
+            "tokenize: %d items are fewer than the codes of a level (%s); that level gets one code per item at most",
+            n,
+            max(*levels, sub_size),
+        )
     return levels, n_sub, sub_size

@@ -61,7 +61,9 @@ def balanced_lloyd(vectors: np.ndarray, centroids: np.ndarray, parents: np.ndarr
     return centroids
 
 
-def _place(vectors: Rows, rows: np.ndarray, parent: np.ndarray, sizes: np.ndarray, centroids: np.ndarray, assigned: np.ndarray) -> None:
+def _place(
+    vectors: Rows, rows: np.ndarray, parent: np.ndarray, sizes: np.ndarray, centroids: np.ndarray, assigned: np.ndarray
+) -> None:
     """Fill `assigned` at `rows` (ascending); `parent` of each row indexes `sizes`, the rows per parent."""
     k = len(centroids)
     room = np.repeat(-(-sizes // k), k)

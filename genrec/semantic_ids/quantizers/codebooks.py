@@ -85,7 +85,11 @@ class Codebooks:
             for index, (weight, bias) in enumerate(layers):
                 arrays |= {f"{name}.{index}.weight": weight, f"{name}.{index}.bias": bias}
         plain = {"rotation": self.rotation, "sub_codebooks": self.sub_codebooks, "scales": self.scales}
-        return arrays | plain | {"hash_seed": np.array([self.hash_seed], np.int64), "width": np.array([self.width], np.int64)}
+        return (
+            arrays
+            | plain
+            | {"hash_seed": np.array([self.hash_seed], np.int64), "width": np.array([self.width], np.int64)}
+        )
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Codebooks:
@@ -94,9 +98,14 @@ class Codebooks:
         parts = ("rotation", "sub_codebooks", "scales", "hash_seed", "width")
         missing = [name for name in (*(f"residual.{level}" for level in range(n_levels)), *parts) if name not in arrays]
         if missing:
-            raise UserError(f"codebooks: missing {', '.join(missing)}; expected the arrays that Codebooks.to_arrays writes; tokenize again")
+            raise UserError(
+                f"codebooks: missing {', '.join(missing)}; expected the arrays that Codebooks.to_arrays writes; tokenize again"
+            )
         networks = {
-            name: [(arrays[f"{name}.{index}.weight"], arrays[f"{name}.{index}.bias"]) for index in range(_count(arrays, name))]
+            name: [
+                (arrays[f"{name}.{index}.weight"], arrays[f"{name}.{index}.bias"])
+                for index in range(_count(arrays, name))
+            ]
             for name in ("encoder", "decoder")
         }
         return cls(
@@ -106,7 +115,9 @@ class Codebooks:
 
     def save(self, path: Path, space: str) -> None:
         """Write a safetensors file. `space` names the vectors the codebooks belong to; `load` refuses another one."""
-        save_file({name: np.ascontiguousarray(value) for name, value in self.to_arrays().items()}, path, {"space": space})
+        save_file(
+            {name: np.ascontiguousarray(value) for name, value in self.to_arrays().items()}, path, {"space": space}
+        )
 
     @classmethod
     def load(cls, path: Path, space: str | None = None) -> Codebooks:
@@ -118,7 +129,9 @@ class Codebooks:
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read ({error}); tokenize again") from error
         if space is not None and found != space:
-            raise UserError(f"{path} belongs to the vectors {found}, not to {space}: a codebook of another encoder; tokenize again")
+            raise UserError(
+                f"{path} belongs to the vectors {found}, not to {space}: a codebook of another encoder; tokenize again"
+            )
         return cls.from_arrays(arrays)
 
 
@@ -134,7 +147,9 @@ def encode(codebooks: Codebooks, vectors: np.ndarray) -> np.ndarray:
     """
     if vectors.ndim != 2 or vectors.shape[1] != codebooks.dimension:
         found = vectors.shape[1] if vectors.ndim == 2 else vectors.shape
-        raise UserError(f"encode: vectors have {found} dimensions, the codebooks {codebooks.dimension}; use the text encoder of the fit")
+        raise UserError(
+            f"encode: vectors have {found} dimensions, the codebooks {codebooks.dimension}; use the text encoder of the fit"
+        )
     codes = np.empty((len(vectors), len(codebooks.sizes)), np.int64)
     for rows, block in blocks(vectors):
         if codebooks.hash_seed >= 0:
@@ -161,7 +176,9 @@ def opq_codes(codebooks: Codebooks, residual: np.ndarray) -> np.ndarray:
     if n_sub:
         residual = level_input(codebooks, residual, len(codebooks.residual))
         rotated = padded(residual, n_sub * width) @ codebooks.rotation.T
-        for sub, (part, words) in enumerate(zip(np.split(rotated, n_sub, axis=1), codebooks.sub_codebooks, strict=True)):
+        for sub, (part, words) in enumerate(
+            zip(np.split(rotated, n_sub, axis=1), codebooks.sub_codebooks, strict=True)
+        ):
             codes[:, sub] = nearest(np.ascontiguousarray(part), words)[0]
     return codes
 
@@ -195,7 +212,9 @@ def reconstruction_error(codebooks: Codebooks, codes: np.ndarray, vectors: np.nd
 def hashed_codes(vectors: np.ndarray, sizes: tuple[int, ...], seed: int) -> np.ndarray:
     """Codes (n, L) int64 from a hash of each vector's bytes: equal vectors get equal codes, all else is chance."""
     words = np.ascontiguousarray(vectors, np.float32).view(np.uint32).astype(np.uint64)
-    factors = np.random.default_rng([seed, len(sizes)]).integers(0, 2**63, (words.shape[1], len(sizes)), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    factors = np.random.default_rng([seed, len(sizes)]).integers(
+        0, 2**63, (words.shape[1], len(sizes)), dtype=np.uint64
+    ) * np.uint64(2) + np.uint64(1)
     mixed = words @ factors  # wraps modulo 2^64, as a multiplicative hash should
     return ((mixed >> np.uint64(33)) % np.asarray(sizes, np.uint64)).astype(np.int64)
 

@@ -75,7 +75,9 @@ def nearest(vectors: np.ndarray, centroids: np.ndarray, rough: bool = False) -> 
         exact_index, exact_gain = np.empty(len(again), np.int64), np.empty(len(again), np.float32)
         for start in range(0, len(again), 1 << 16):  # a copy of few rows at a time
             rows = again[start : start + (1 << 16)]
-            exact_index[start : start + len(rows)], exact_gain[start : start + len(rows)] = _exact(vectors[rows], table, half)
+            exact_index[start : start + len(rows)], exact_gain[start : start + len(rows)] = _exact(
+                vectors[rows], table, half
+            )
         index[again], gain[again] = exact_index, exact_gain
     return index, gain
 
@@ -93,7 +95,9 @@ def _exact(vectors: np.ndarray, table: torch.Tensor, half: torch.Tensor) -> tupl
     return index, gain
 
 
-def two_best(vectors: np.ndarray, centroids: np.ndarray, closed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def two_best(
+    vectors: np.ndarray, centroids: np.ndarray, closed: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The nearest open centroid (n,) int64 and how much farther (squared distance) the second nearest is (n,) float32.
 
     `closed` (n, k) bool masks centroids per row. The gap is inf where only one is open.
@@ -118,7 +122,9 @@ def two_best(vectors: np.ndarray, centroids: np.ndarray, closed: np.ndarray | No
     return index, gap
 
 
-def k_means(vectors: np.ndarray, k: int, seed: int, iterations: int = 25, start: np.ndarray | None = None) -> np.ndarray:
+def k_means(
+    vectors: np.ndarray, k: int, seed: int, iterations: int = 25, start: np.ndarray | None = None
+) -> np.ndarray:
     """Centroids (k, d) float32 of vectors (n, d), k at most n; `start` (k, d) replaces the seeded choice of k vectors.
 
     At most `iterations` rounds of Lloyd. On large inputs the first rounds see a growing part of the sample and few dimensions, which
@@ -141,7 +147,8 @@ def k_means(vectors: np.ndarray, k: int, seed: int, iterations: int = 25, start:
 
 def _drawn_in(vectors: np.ndarray) -> np.ndarray:
     """Vectors (k, d) pulled towards their mean. Residuals point everywhere, so a random one is farther from most others than the origin
-    is: one near the origin among the drawn ones would take nearly all of them, and the other clusters would start empty."""
+    is: one near the origin among the drawn ones would take nearly all of them, and the other clusters would start empty.
+    """
     vectors = np.asarray(vectors, np.float32)
     mean = vectors.mean(0)
     return mean + _PULL * (vectors - mean)
@@ -193,7 +200,9 @@ def _lloyd(vectors: np.ndarray, centroids: np.ndarray, rounds: int, tolerance: f
         total = float(error.sum(dtype=np.float64))
         if len(empty):
             worst = np.argsort(-error, kind="stable")[: len(empty)]
-            worst = worst[error[worst] > 1e-6 * square[worst]]  # where every vector is served, as with many duplicates, none moves
+            worst = worst[
+                error[worst] > 1e-6 * square[worst]
+            ]  # where every vector is served, as with many duplicates, none moves
             means[empty[: len(worst)]] = vectors[worst]
             if not len(worst):
                 break
@@ -210,7 +219,9 @@ def _tensor(rows: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
 
 
-def _scores(part: torch.Tensor, table: torch.Tensor, half: torch.Tensor, buffer: torch.Tensor, low: torch.Tensor | None = None) -> np.ndarray:
+def _scores(
+    part: torch.Tensor, table: torch.Tensor, half: torch.Tensor, buffer: torch.Tensor, low: torch.Tensor | None = None
+) -> np.ndarray:
     """x.c - |c|^2 / 2 of rows (m, d) and centroids (k, d), in the buffer: (m, k). ``low``: the centroids in bfloat16, where products may be."""
     if low is None:
         products = torch.mm(part, table.T, out=buffer[: len(part)])

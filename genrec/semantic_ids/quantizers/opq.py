@@ -16,7 +16,7 @@ TRAIN_POINTS = 32_768  # the rotation has d * d parameters, more points only cos
 def fit_opq(vectors: np.ndarray, n_sub: int, size: int, seed: int, iterations: int) -> tuple[np.ndarray, np.ndarray]:
     """Rotation (d_pad, d_pad) and sub-codebooks (n_sub, size, d_pad / n_sub) of vectors (n, d).
 
-    Alternates sub-codebooks for a fixed rotation with the best rotation for fixed codewords (algorithm 1 of the paper). Written
+    Alternates sub-codebooks for a fixed rotation with the best rotation for fixed codewords (algorithm 1 of the paper). SimulatedLog
     out because faiss.OPQMatrix writes a (d, d) product into a buffer of n * d floats: with fewer vectors than dimensions, as in
     a small catalogue, it corrupts memory.
     """
@@ -32,7 +32,9 @@ def fit_opq(vectors: np.ndarray, n_sub: int, size: int, seed: int, iterations: i
         parts = [np.ascontiguousarray(part) for part in np.split(points @ rotation.T, n_sub, axis=1)]
         words = [k_means(part, size, seed, rounds, words and words[sub]) for sub, part in enumerate(parts)]
         if step < ROTATIONS:
-            decoded = np.hstack([table[nearest(part, table, rough=True)[0]] for table, part in zip(words, parts, strict=True)])
+            decoded = np.hstack(
+                [table[nearest(part, table, rough=True)[0]] for table, part in zip(words, parts, strict=True)]
+            )
             left, _, right = np.linalg.svd((points.T @ decoded).astype(np.float64))  # orthogonal Procrustes
             rotation = (left @ right).T.astype(np.float32)
     return rotation, np.stack(words)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from genrec.errors import UserError
+from genrec.semantic_ids.prefixes import prefix_ids
 from genrec.semantic_ids.quantizers.balance import balanced_assignment, balanced_lloyd
 from genrec.semantic_ids.quantizers.codebooks import (
     Codebooks,
@@ -31,7 +32,6 @@ from genrec.semantic_ids.quantizers.codebooks import (
 )
 from genrec.semantic_ids.quantizers.kmeans import k_means, nearest
 from genrec.semantic_ids.quantizers.opq import fit_opq
-from genrec.semantic_ids.trie import prefix_ids
 
 BALANCE = ("none", "last", "last-per-code", "last-per-parent")
 FIT_SAMPLE = 1_000_000
@@ -67,7 +67,14 @@ def fit_codebooks(
 
 
 def _fit(
-    points: np.ndarray, level_sizes: Sequence[int], n_sub: int, opq_size: int, seed: int, iterations: int, balance: str, normalise: bool
+    points: np.ndarray,
+    level_sizes: Sequence[int],
+    n_sub: int,
+    opq_size: int,
+    seed: int,
+    iterations: int,
+    balance: str,
+    normalise: bool,
 ) -> tuple[Codebooks, np.ndarray]:
     n = len(points)
     codebooks = Codebooks([], width=points.shape[1])
@@ -86,7 +93,9 @@ def _fit(
         codes = np.column_stack([codes, assigned])
         codebooks.residual.append(centroids)
     if n_sub:
-        residual = unit(residual) if normalise and len(level_sizes) else residual  # `scales` are empty yet, so `opq_codes` leaves it so
+        residual = (
+            unit(residual) if normalise and len(level_sizes) else residual
+        )  # `scales` are empty yet, so `opq_codes` leaves it so
         size = min(opq_size, power_of_two_below(n))
         codebooks.rotation, codebooks.sub_codebooks = fit_opq(residual, n_sub, size, seed, iterations)
         codes = np.column_stack([codes, opq_codes(codebooks, residual)])
@@ -122,7 +131,9 @@ def encode_balanced(codebooks: Codebooks, vectors: np.ndarray, balance: str) -> 
     if len(codebooks.sub_codebooks):
         for rows, _ in blocks(vectors):
             part = np.arange(rows.start, rows.stop)
-            codes[rows, last + 1 :] = opq_codes(codebooks, residuals[part] - codebooks.residual[last][codes[rows, last]])
+            codes[rows, last + 1 :] = opq_codes(
+                codebooks, residuals[part] - codebooks.residual[last][codes[rows, last]]
+            )
     return codes
 
 
@@ -150,7 +161,9 @@ def _parents(codes: np.ndarray, balance: str) -> np.ndarray | None:
     return codes[:, -1] if balance == "last-per-code" else prefix_ids(codes)[1][:, -1]
 
 
-def fit_random(vectors: np.ndarray, sizes: Sequence[int], seed: int, sample: int = FIT_SAMPLE) -> tuple[Codebooks, np.ndarray]:
+def fit_random(
+    vectors: np.ndarray, sizes: Sequence[int], seed: int, sample: int = FIT_SAMPLE
+) -> tuple[Codebooks, np.ndarray]:
     """The control: codes are a hash of the vector, codebooks the means that decode such codes best. Returns both.
 
     Equal vectors share all codes; nothing else about two codes means anything.

@@ -74,18 +74,31 @@ def fit_rq_vae(
         decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, d))
     restarts, levels = _train(torch.from_numpy(points), encoder, decoder, sizes, seed, epochs, generator)
     codebooks = Codebooks(
-        [level.words.numpy().copy() for level in levels], encoder=_layers(encoder), decoder=_layers(decoder), width=points.shape[1]
+        [level.words.numpy().copy() for level in levels],
+        encoder=_layers(encoder),
+        decoder=_layers(decoder),
+        width=points.shape[1],
     )
     codes = encode(codebooks, vectors)
     used = [len(np.unique(codes[:, level])) / min(size, len(codes)) for level, size in enumerate(sizes)]
     collapsed = [level + 1 for level, share in enumerate(used) if share < COLLAPSE]
     if collapsed:
-        log.warning("rq-vae: level %s collapsed: %s of the codes are used", collapsed, [round(used[level - 1], 2) for level in collapsed])
+        log.warning(
+            "rq-vae: level %s collapsed: %s of the codes are used",
+            collapsed,
+            [round(used[level - 1], 2) for level in collapsed],
+        )
     return codebooks, codes, {"used_share": used, "restarts": restarts, "collapsed": collapsed}
 
 
 def _train(
-    points: Tensor, encoder: nn.Module, decoder: nn.Module, sizes: Sequence[int], seed: int, epochs: int, generator: torch.Generator
+    points: Tensor,
+    encoder: nn.Module,
+    decoder: nn.Module,
+    sizes: Sequence[int],
+    seed: int,
+    epochs: int,
+    generator: torch.Generator,
 ) -> tuple[int, list[_Level]]:
     optimiser = torch.optim.AdamW([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
     levels: list[_Level] = []

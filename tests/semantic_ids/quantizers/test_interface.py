@@ -7,13 +7,20 @@ import logging
 import numpy as np
 import pytest
 
-from genrec.config_schema import SemanticIdConfig
+from genrec.config.schema import SemanticIdConfig
 from genrec.errors import UserError
 from genrec.semantic_ids.collisions import resolve_collisions
 from genrec.semantic_ids.quantizers import QUANTIZERS, Codebooks, decode, encode, fit_quantizer, rqvae
 from genrec.semantic_ids.report import quality_report
 
-SETTINGS = {"level_sizes": [16, 8, 4], "opq_subcodebooks": 2, "opq_size": 4, "vae_dim": 8, "vae_epochs": 20, "iterations": 8}
+SETTINGS = {
+    "level_sizes": [16, 8, 4],
+    "opq_subcodebooks": 2,
+    "opq_size": 4,
+    "vae_dim": 8,
+    "vae_epochs": 20,
+    "iterations": 8,
+}
 
 
 @pytest.fixture(scope="module", params=QUANTIZERS)
@@ -133,6 +140,8 @@ def test_rq_vae_restarts_dead_codes():
 
 def test_random_codes_differ_by_seed_and_agree_on_duplicates(clustered):
     vectors = np.repeat(clustered(20, 4), 2, axis=0)
-    one, other = (fit_quantizer(vectors, SemanticIdConfig(quantizer="random", **SETTINGS), seed=seed).codes for seed in (0, 1))
+    one, other = (
+        fit_quantizer(vectors, SemanticIdConfig(quantizer="random", **SETTINGS), seed=seed).codes for seed in (0, 1)
+    )
     assert np.array_equal(one[::2], one[1::2]) and not np.array_equal(one, other)
     assert len(np.unique(one[::2], axis=0)) == 20

@@ -136,7 +136,9 @@ def test_arrays_round_trip(fitted):
 def test_files_round_trip_and_refuse_another_encoder(fitted, tmp_path):
     vectors, codebooks, _ = fitted
     codebooks.save(tmp_path / "codebooks.safetensors", "here")
-    assert np.array_equal(encode(Codebooks.load(tmp_path / "codebooks.safetensors", "here"), vectors), encode(codebooks, vectors))
+    assert np.array_equal(
+        encode(Codebooks.load(tmp_path / "codebooks.safetensors", "here"), vectors), encode(codebooks, vectors)
+    )
     with pytest.raises(UserError, match="another encoder"):
         Codebooks.load(tmp_path / "codebooks.safetensors", "there")
     (tmp_path / "codebooks.safetensors").write_bytes(b"nothing")
@@ -199,9 +201,20 @@ def test_a_memory_map_read_in_blocks_gives_the_same_codes(tmp_path, monkeypatch,
     np.save(tmp_path / "vectors.npy", vectors)
     whole = fit_codebooks(vectors, (8, 4, 4), 2, 4, seed=0, balance=balance, sample=150, normalise=True)
     monkeypatch.setattr(codebooks_module, "BLOCK_ROWS", 37)
-    mapped = fit_codebooks(np.load(tmp_path / "vectors.npy", mmap_mode="r"), (8, 4, 4), 2, 4, seed=0, balance=balance, sample=150, normalise=True)
+    mapped = fit_codebooks(
+        np.load(tmp_path / "vectors.npy", mmap_mode="r"),
+        (8, 4, 4),
+        2,
+        4,
+        seed=0,
+        balance=balance,
+        sample=150,
+        normalise=True,
+    )
     assert np.array_equal(whole[1], mapped[1]) and len(mapped[1]) == 400
-    assert not np.array_equal(whole[0].residual[0], fit_codebooks(vectors, (8, 4, 4), 2, 4, seed=0)[0].residual[0])  # a sample was fitted
+    assert not np.array_equal(
+        whole[0].residual[0], fit_codebooks(vectors, (8, 4, 4), 2, 4, seed=0)[0].residual[0]
+    )  # a sample was fitted
 
 
 def test_a_row_that_is_not_finite_is_named_in_any_block(monkeypatch, clustered):

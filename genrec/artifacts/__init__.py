@@ -1,0 +1,1 @@
+"""Atomic folders with manifests."""

@@ -1,0 +1,1 @@
+"""The items a model answers with: text vectors, codes and the trie over them."""

@@ -1,0 +1,111 @@
+"""Queries of events: the logged ones where the log has any, else synthetic ones, in pieces of the sorted log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+
+from genrec.config.schema import Config
+from genrec.data import queries as rules
+from genrec.data.dataset import TRAIN
+from genrec.data.ids import IdMap, first_order
+from genrec.data.prepare.assemble import Arrays
+from genrec.data.prepare.blocks import ArrayFile
+from genrec.data.prepare.splits import Piece, pieces
+
+HELDOUT_SCHEMA = {"event": pl.Int64, "kind": pl.String, "query": pl.Int64}
+
+
+def attach_queries(
+    arrays: Arrays, split: ArrayFile, users: pl.DataFrame, items: pl.DataFrame, names: pl.Series, config: Config
+) -> tuple[pl.DataFrame, pl.DataFrame, bool]:
+    """Fill ``arrays.queries`` (-1 = none) and return the query table, the held-out events' queries by kind, and whether they are synthetic.
+
+    ``names``: the logged queries behind the codes in ``arrays.queries``. Logged queries win: synthetic ones are only made for a log
+    that has none.
+    """
+    logged = any((arrays.queries.read(piece.start, piece.stop) >= 0).any() for piece in pieces(arrays.offsets))
+    if logged or not config.queries.synthetic:
+        return *_logged(arrays, split, names), False
+    return *_synthetic(arrays, split, users, items, config), True
+
+
+def _logged(arrays: Arrays, split: ArrayFile, names: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
+    order, known = np.full(len(names), -1, np.int32), 0
+    heldout = [pl.DataFrame(schema=HELDOUT_SCHEMA)]
+    for piece in pieces(arrays.offsets):
+        codes = arrays.queries.read(piece.start, piece.stop)
+        if not (codes >= 0).any():
+            continue
+        known = first_order(codes, order)
+        dense = np.where(codes < 0, np.int32(-1), order[codes])
+        arrays.queries.write(piece.start, dense)
+        rows = np.flatnonzero((split.read(piece.start, piece.stop) != TRAIN) & (dense >= 0))
+        heldout.append(_held(piece, rows, "logged", dense[rows]))
+    codes = np.argsort(order, kind="stable")[len(order) - known :]
+    return names.gather(codes).alias("query").to_frame(), pl.concat(heldout)
+
+
+def _held(piece: Piece, rows: np.ndarray, kind: str, queries: np.ndarray) -> pl.DataFrame:
+    return pl.DataFrame(
+        {"event": piece.start + rows, "kind": [kind] * len(rows), "query": queries}, schema_overrides=HELDOUT_SCHEMA
+    )
+
+
+def _synthetic(
+    arrays: Arrays, split: ArrayFile, users: pl.DataFrame, items: pl.DataFrame, config: Config
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Queries from the items' words; ids by first appearance among the events' queries, then among the held-out ones, kind by kind."""
+    ids = IdMap()
+    texts: list[pl.Series] = []
+    held: dict[str, list[pl.DataFrame]] = {
+        kind: [] for kind in ("category", "title") if kind in config.queries.synthetic
+    }
+    for piece, made, chosen in _made(arrays, users, items, config):
+        codes, fresh = ids.encode(chosen)
+        texts.append(fresh)
+        arrays.queries.write(piece.start, codes)
+        rows = np.flatnonzero(split.read(piece.start, piece.stop) != TRAIN)
+        for kind, series in made.items():
+            held[kind].append(
+                pl.DataFrame({"event": piece.start + rows, "text": series[rows]}).filter(pl.col("text").is_not_null())
+            )
+    heldout = [pl.DataFrame(schema=HELDOUT_SCHEMA)]
+    for kind, frames in held.items():
+        for frame in frames:
+            codes, fresh = ids.encode(frame["text"])
+            texts.append(fresh)
+            heldout.append(frame.select("event", pl.lit(kind).alias("kind"), pl.Series("query", codes, dtype=pl.Int64)))
+    table = pl.concat([pl.Series("query", [], pl.String), *(series.alias("query") for series in texts)])
+    return table.to_frame(), pl.concat(heldout)
+
+
+def _made(
+    arrays: Arrays, users: pl.DataFrame, items: pl.DataFrame, config: Config
+) -> Iterator[tuple[Piece, dict[str, pl.Series], pl.Series]]:
+    """For each piece: the query of every kind for every event, and the one that the event gets (null for most)."""
+    kinds = config.queries.synthetic
+    user_hash, item_hash = rules.string_hash(users["user_id"]), rules.string_hash(items["item_id"])
+    by_item = rules.category_queries(items) if "category" in kinds else None
+    words = rules.title_words(items) if "title" in kinds else None
+    for piece in pieces(arrays.offsets):
+        event_items = arrays.items.read(piece.start, piece.stop).astype(np.int64)
+        with np.errstate(over="ignore"):
+            event_hash = rules.mix(
+                user_hash[piece.first + piece.owner] * np.uint64(0x9E3779B1) + item_hash[event_items]
+            )
+            draw, turn = rules.mix(event_hash + np.uint64(1)), rules.mix(event_hash + np.uint64(2))
+        made = {}
+        if by_item is not None:
+            made["category"] = by_item[event_items]
+        if words is not None:
+            made["title"] = rules.title_queries(words, event_items, event_hash)
+        kind = pl.Series((turn % np.uint64(len(kinds))).astype(np.int64))
+        wanted = pl.Series((draw % np.uint64(10_000)) < config.queries.share * 10_000)
+        frame = pl.DataFrame({name: series.alias(name) for name, series in made.items()}).with_columns(
+            kind=kind, wanted=wanted
+        )
+        pick = pl.coalesce([pl.when(pl.col("kind") == index).then(pl.col(name)) for index, name in enumerate(kinds)])
+        yield piece, made, frame.select(pl.when("wanted").then(pick).alias("query"))["query"]

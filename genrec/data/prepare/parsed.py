@@ -1,0 +1,265 @@
+"""The parsed log on disk: every part a reader yields, with ids as numbers, so that nothing is parsed twice and memory stays flat.
+
+One folder per source of the log (``readers.log_sources``), written whole or not at all. A source's key covers its files, the
+reader's options and every source before it, because ids are numbered by first appearance: as long as the sources before it are
+the same, a parsed source stays good. New files behind the old ones are therefore appended without reading the old ones; a changed
+or removed file is read again together with all that follow it.
+
+Memory is bounded by one part of the reader and by the distinct ids (users, items, queries), whatever the number of events.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from genrec.artifacts.folders import file_fingerprint, fingerprint, read_json, write_json
+from genrec.config.load import to_dict
+from genrec.config.schema import Config
+from genrec.data.ids import IdMap
+from genrec.data.prepare.threads import THREADS, ahead
+from genrec.data.readers import log_sources
+from genrec.data.readers.common import LogSource
+from genrec.data.schema import RawLog, stack
+
+log = logging.getLogger(__name__)
+PARSE_VERSION = 1  # raised when the same files would be parsed into something else
+NOTE = "source.json"
+IDS = ("user", "item", "query", "action")
+TABLES = ("items", "users", "judgments", "quarantine")  # kept as they are
+GIVEN_SPLITS = {"train": 0, "valid": 1, "validation": 1, "dev": 1, "test": 2}
+PROGRESS_ROWS = 10_000_000
+
+
+@dataclass
+class ParsedLog:
+    """The parsed sources, in the order of the log; the tables beside the events come last."""
+
+    folders: list[Path]
+    notes: list[dict]
+
+    def total(self, name: str) -> int:
+        """Rows of a kind (``events``, ``impressions``, ``rows_read``, ``quarantine`` ...) over all sources."""
+        return sum(note["rows"].get(name, 0) for note in self.notes)
+
+    @property
+    def filtered(self) -> dict[str, int]:
+        """Rows that readers left out, by rule."""
+        rules = dict.fromkeys(rule for note in self.notes for rule in note["filtered"])
+        return {rule: sum(note["filtered"].get(rule, 0) for note in self.notes) for rule in rules}
+
+    @property
+    def chain(self) -> list[str]:
+        """The feedback chain of the log, from shallow to deep; empty where the format has none."""
+        return next((note["chain"] for note in self.notes if note["chain"]), [])
+
+    @property
+    def columns(self) -> set[str]:
+        """The columns that the parsed events have in some source."""
+        return {name for note in self.notes for name in note["columns"]}
+
+    @property
+    def first_bad(self) -> dict | None:
+        """The first quarantined row."""
+        return next((note["first_bad"] for note in self.notes if note["first_bad"]), None)
+
+    @property
+    def event_keys(self) -> list[str]:
+        """One key per event source: a log that only got new files has the old one's keys and more behind them."""
+        return [note["key"] for note in self.notes if note["chained"]]
+
+    def files(self, kind: str) -> list[Path]:
+        """The Parquet files of a kind of rows beside the events (``impressions``, ``items`` ...), in the order of the log."""
+        return [file for folder in self.folders for file in sorted(folder.glob(f"{kind}-*.parquet"))]
+
+    def table(self, kind: str) -> pl.DataFrame | None:
+        """The rows of a kind from all sources in memory, or None where there are none: for tables that are small beside the events."""
+        files = self.files(kind)
+        return stack([pl.read_parquet(file) for file in files]) if files else None
+
+    def names(self, kind: str) -> pl.Series:
+        """The strings behind the codes of ``user``, ``item``, ``query`` or ``action``: string number c has code c."""
+        parts = [pl.read_parquet(folder / f"ids-{kind}.parquet")["name"] for folder in self.folders]
+        return pl.concat([pl.Series("name", [], pl.String), *parts])
+
+    def events(self, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
+        """The events part by part: the place of the first one in the log, and the columns asked for."""
+        place = 0
+        for folder in self.folders:
+            for file in sorted(folder.glob("events-*.arrow")):
+                part = pl.read_ipc(file, columns=[name for name in columns if name in pl.read_ipc_schema(file)])
+                yield place, part
+                place += part.height
+
+
+def parse_log(config: Config, folder: Path) -> ParsedLog:
+    """Bring ``folder`` up to date with the configured log: sources that are parsed already are kept, the others are read."""
+    with_request = config.split.kind == "session" and config.split.session_by == "request"
+    key = fingerprint(PARSE_VERSION, pl.__version__, config.data.reader, to_dict(config.data)["options"], with_request)
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = log_sources(config.data.reader, config.data.path, config.data.options, _event_columns(with_request))
+    parsed, reader = ParsedLog([], []), None
+    chained = [source for source in sources if source.events]
+    for number, source in enumerate(chained):
+        key = fingerprint(key, _stamp(source))
+        place = folder / f"{number:06d}"
+        if not _is_good(place, key):
+            if reader is None:
+                _forget(folder, number, source)
+                reader = _Parser(parsed, with_request)
+            reader.parse(source, place, key)
+        _add(parsed, place)
+    surplus = _forget(folder, len(chained), None) if reader is None else 0
+    log.info(
+        "prepare: %d events in %d sources are parsed%s",
+        parsed.total("events"),
+        len(chained),
+        f", {surplus} are gone" if surplus else "",
+    )
+    for source in sources:  # tables beside the events: they share no ids with them, so they are read by themselves
+        if not source.events:
+            place, key = (
+                folder / "tables",
+                fingerprint(PARSE_VERSION, config.data.reader, to_dict(config.data)["options"], _stamp(source)),
+            )
+            if not _is_good(place, key):
+                _Parser(ParsedLog([], []), with_request).parse(source, place, key, chained=False)
+            _add(parsed, place)
+    return parsed
+
+
+def _event_columns(with_request: bool) -> list[str]:
+    """The event columns that preparing makes use of."""
+    return ["user_id", "item_id", "timestamp", "action", "query", "split", *(["request_id"] if with_request else [])]
+
+
+def _stamp(source: LogSource) -> list:
+    return [file_fingerprint(file) for file in source.files]
+
+
+def _is_good(place: Path, key: str) -> bool:
+    return (place / NOTE).is_file() and read_json(place / NOTE)["key"] == key
+
+
+def _add(parsed: ParsedLog, place: Path) -> None:
+    parsed.folders.append(place)
+    parsed.notes.append(read_json(place / NOTE))
+
+
+def _forget(folder: Path, first: int, source: LogSource | None) -> int:
+    """Drop parsed sources from number ``first`` on, and say so: the log is not the old one with new files behind it."""
+    stale = [place for place in sorted(folder.glob("[0-9]" * 6)) if int(place.name) >= first]
+    if stale and (stale[0] / NOTE).is_file():
+        was = ", ".join(read_json(stale[0] / NOTE)["files"]) or "the log"
+        now = ", ".join(file.name for file in source.files) if source else "nothing"
+        log.warning(
+            "prepare: where %s was parsed there is now %s, or it changed: this and all that follows is read again",
+            was,
+            now,
+        )
+    for place in [*stale, *folder.glob("*.partial")]:
+        shutil.rmtree(place)
+    return len(stale)
+
+
+class _Parser:
+    """Parses sources one after another, with the id maps of all before them."""
+
+    def __init__(self, parsed: ParsedLog, with_request: bool):
+        self.maps = {kind: IdMap(parsed.names(kind)) for kind in IDS}
+        self.with_request = with_request
+        self.rows, self.said = parsed.total("events"), parsed.total("events")
+        self.pool = ThreadPoolExecutor(THREADS)  # two id columns are looked up at the same time
+
+    def parse(self, source: LogSource, place: Path, key: str, chained: bool = True) -> None:
+        """Write one source; the folder appears under its name when it is whole."""
+        work = place.with_name(f"{place.name}.{os.getpid()}.partial")
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        fresh: dict[str, list[pl.Series]] = {kind: [] for kind in IDS}
+        note = {
+            "key": key, "chained": chained, "files": [file.name for file in source.files], "columns": [], "filtered": {}, "chain": [],
+            "first_bad": None, "rows": {"rows_read": 0},
+        }  # fmt: skip
+        try:
+            for number, part in enumerate(ahead(source.parts())):
+                self._write(part, number, work, note, fresh)
+            for kind, names in fresh.items():
+                joined = pl.concat([pl.Series("name", [], pl.String), *(series.alias("name") for series in names)])
+                joined.to_frame().write_parquet(work / f"ids-{kind}.parquet", compression="lz4")
+            write_json(work / NOTE, note)
+            shutil.rmtree(place, ignore_errors=True)
+            work.rename(place)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _write(self, part: RawLog, number: int, work: Path, note: dict, fresh: dict[str, list[pl.Series]]) -> None:
+        rows = note["rows"]
+        rows["rows_read"] += part.rows_read
+        note["chain"] = list(part.chain) or note["chain"]
+        for rule, count in part.filtered.items():
+            note["filtered"][rule] = note["filtered"].get(rule, 0) + count
+        if note["first_bad"] is None and part.quarantine.height:
+            note["first_bad"] = part.quarantine.row(0, named=True)
+        tables = {name: getattr(part, name) for name in TABLES}
+        if part.events.height:
+            events = self._coded_events(part.events, fresh)
+            # Not packed: numbers are read again several times, and packing them took longer than parsing.
+            events.write_ipc(work / f"events-{number:06d}.arrow", compression="uncompressed")
+            note["columns"] = sorted({*note["columns"], *events.columns})
+            rows["events"] = rows.get("events", 0) + events.height
+        if part.impressions is not None:
+            tables["impressions"] = self._coded(part.impressions, {"user_id": "user", "item_id": "item"}, fresh)
+        for name, table in tables.items():
+            if table is None or not table.height:
+                continue
+            table.write_parquet(work / f"{name}-{number:06d}.parquet", compression="lz4")
+            rows[name] = rows.get(name, 0) + table.height
+        self.rows += part.events.height
+        if self.rows - self.said >= PROGRESS_ROWS:
+            self.said = self.rows
+            log.info("prepare: read %d events", self.rows)
+
+    def _coded_events(self, events: pl.DataFrame, fresh: dict[str, list[pl.Series]]) -> pl.DataFrame:
+        """Codes in place of strings. A query of spaces is none; an event without an action is called ``event``."""
+        query = pl.col("query").str.strip_chars()
+        extra = {"split": pl.col("split").cast(pl.String).str.to_lowercase()} if "split" in events.columns else {}
+        table = events.select(
+            "user_id", "item_id", "timestamp", "request_id",
+            query=pl.when(query != "").then(query), action=pl.col("action").fill_null("event"), **extra,
+        )  # fmt: skip
+        kinds = {"user_id": "user", "item_id": "item", "action": "action"}
+        if table["query"].null_count() < table.height:
+            kinds["query"] = "query"
+        coded = (
+            self._coded(table, kinds, fresh).rename({"timestamp": "time"}).with_columns(pl.col("action").cast(pl.Int16))
+        )
+        wanted = [name for name in ("user", "item", "time", "action", "query") if name != "query" or "query" in kinds]
+        if self.with_request:
+            # Only ever compared with the request of the event before it; 0 stands for an unknown one.
+            coded = coded.with_columns(
+                request=pl.when(pl.col("request_id").is_not_null()).then(pl.col("request_id").hash(0)).fill_null(0)
+            )
+            wanted.append("request")
+        if extra:
+            coded = coded.with_columns(
+                given=pl.col("split").replace_strict(GIVEN_SPLITS, default=-1, return_dtype=pl.Int8).fill_null(-1)
+            )
+            wanted.append("given")
+        return coded.select(wanted)
+
+    def _coded(self, table: pl.DataFrame, kinds: dict[str, str], fresh: dict[str, list[pl.Series]]) -> pl.DataFrame:
+        done = self.pool.map(lambda kind: self.maps[kind[1]].encode(table[kind[0]]), kinds.items())
+        columns = {}
+        for (_, kind), (codes, new) in zip(kinds.items(), done, strict=True):
+            fresh[kind].append(new)
+            columns[kind] = pl.Series(kind, codes)
+        rest = table.drop(name for name in kinds if name not in columns)
+        return rest.with_columns(columns.values())

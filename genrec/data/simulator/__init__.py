@@ -1,0 +1,1 @@
+"""A made-up shop and feed with known preferences, for tests and load."""

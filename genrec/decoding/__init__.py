@@ -1,1 +1,0 @@
-"""Constrained beam search, exact scoring, dense retrieval, fusion."""

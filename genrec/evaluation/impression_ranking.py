@@ -1,0 +1,164 @@
+"""Protocol ``ranking``: what the log showed in a split, scored by the chance of each kind of feedback. AUC and GAUC, intervals over users.
+
+Beside the ranking head: logistic regression and a DIN-style network on the same counts, items and pasts, tuned on validation. Counts
+(click rates and the like) come from the fit's part of the log alone; the past of a request is everything its user did before it.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from genrec.data.dataset import SPLITS, TRAIN, VALID
+from genrec.data.impressions import ImpressionLog, load_impressions
+from genrec.errors import UserError
+from genrec.evaluation.baselines.click_models import STRENGTHS, LogisticClicks, Rows, TargetAttention
+from genrec.evaluation.metrics import auc, bootstrap_areas, gauc
+
+log = logging.getLogger(__name__)
+HEAD = "genrec, ranking head"
+CHUNK = 256
+
+
+@dataclass
+class AreaResult:
+    """The table: per model, ``STAGE_auc`` and ``STAGE_gauc``, with what each was in resamples of the users."""
+
+    name: str
+    title: str
+    seed: int
+    bootstrap: int
+    notes: list[str] = field(default_factory=list)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    resampled: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    example: None = None  # what other protocols also show
+    figure: None = None
+
+    def add(self, model: str, scores: np.ndarray, labels: np.ndarray, users: np.ndarray, stages: list[str]) -> None:
+        """``scores`` and ``labels`` (n, stages), ``users`` (n,)."""
+        found, drawn = {}, {}
+        for place, stage in enumerate(stages):
+            one = scores[:, place], labels[:, place], users
+            found |= {f"{stage}_auc": auc(*one[:2]), f"{stage}_gauc": gauc(*one)}
+            drawn |= {
+                f"{stage}_{name}": values for name, values in bootstrap_areas(*one, self.seed, self.bootstrap).items()
+            }
+        self.metrics[model], self.resampled[model] = found, drawn
+        log.info("%-34s %s", model, " ".join(f"{name} {value:.4f}" for name, value in found.items()))
+
+    def rows(self) -> list[dict]:
+        """Per model: values, and 95 % bootstrap intervals over users."""
+        return [
+            {
+                "model": model, "metrics": found,
+                "intervals": {name: tuple(np.nanquantile(values, [0.025, 0.975]).tolist()) for name, values in self.resampled[model].items()},
+            }
+            for model, found in self.metrics.items()
+        ]  # fmt: skip
+
+    def comparisons(self) -> list[str]:
+        """The ranking head minus every other row, paired by user."""
+        lines = []
+        for model, found in self.metrics.items():
+            if model == HEAD or HEAD not in self.metrics:
+                continue
+            for name in found:
+                drawn = self.resampled[HEAD][name] - self.resampled[model][name]
+                low, high = np.nanquantile(drawn, [0.025, 0.975])
+                lines.append(
+                    f"ranking head minus {model}, {name}: {self.metrics[HEAD][name] - found[name]:+.4f} [{low:+.4f}, {high:+.4f}]"
+                )
+        return lines
+
+    def markdown(self) -> str:
+        """The table with its intervals."""
+        rows = self.rows()
+        names = list(rows[0]["metrics"])
+        lines = [f"## {self.title}", "", *(f"- {note}" for note in self.notes), ""]
+        lines += ["| model | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+        for row in rows:
+            cells = [
+                f"{row['metrics'][name]:.4f} [{row['intervals'][name][0]:.4f}, {row['intervals'][name][1]:.4f}]"
+                for name in names
+            ]
+            lines.append(f"| {row['model']} | " + " | ".join(cells) + " |")
+        return "\n".join([*lines, "", *self.comparisons(), ""])
+
+
+@torch.inference_mode()
+def head_scores(
+    network, collator, dataset, shown: ImpressionLog, requests: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ranking head's logits for everything shown in some requests: row indices (n,) into ``shown`` and logits (n, stages)."""
+    items = network.item_encoder()
+    length = shown.before[requests] - np.asarray(dataset.offsets)[shown.users[requests]]
+    requests = requests[np.argsort(np.minimum(length, collator.model.max_length), kind="stable")]
+    device = items.device
+    place, logits = [], []
+    for begin in range(0, len(requests), CHUNK):
+        part = requests[begin : begin + CHUNK]
+        batch = collator.impression_batch(dataset, shown, part).to(device)
+        asked = batch.shown
+        found = network.rank(network.encode(batch, items), asked.row, asked.lane, asked.items, asked.evidence)
+        logits.append(found[asked.items >= 0].float().cpu().numpy())
+        place.append(shown.rows(part)[0])
+    return np.concatenate(place), np.concatenate(logits)
+
+
+def head_areas(run, ranker, split: str, last: int) -> tuple[AreaResult, ImpressionLog, Rows]:
+    """The ranking head's row for what was shown in ``split``, counts taken up to split ``last``; and what it ranked."""
+    network, stages = ranker.generator.network, list(ranker.model.stages)
+    if network.ranking is None or not stages:
+        raise UserError(
+            "protocol ranking: the run has no ranking head with stages; train it with model.ranking=true model.stages=[click,...]"
+        )
+    dataset = run.dataset
+    shown = load_impressions(dataset, stages, last)
+    if shown is None:
+        raise UserError("protocol ranking: the data do not say what was shown (no impressions)")
+    asked = np.flatnonzero(shown.split == SPLITS[split])
+    if not len(asked):
+        raise UserError(f"protocol ranking: nothing was shown in the {split} split")
+    config, info = run.config, dataset.info
+    rows = Rows(shown, shown.rows(asked)[0])
+    notes = _notes(shown, rows, asked, split, last, info)
+    result = AreaResult("ranking", f"Ranking what was shown, {split}", config.seed, config.evaluation.bootstrap, notes)
+    place, logits = head_scores(network, ranker.collator(dataset.query_texts), dataset, shown, asked)
+    result.add(HEAD, logits[np.argsort(place)], rows.labels, rows.users, stages)
+    return result, shown, rows
+
+
+def impression_ranking(run, ranker, split: str, last: int) -> list[AreaResult]:
+    """The table of a run whose network has a ranking head with ``model.stages``: its row and the baselines'."""
+    result, shown, rows = head_areas(run, ranker, split, last)
+    dataset, config, stages = run.dataset, run.config, list(ranker.model.stages)
+    add = lambda name, scores: result.add(name, scores, rows.labels, rows.users, stages)
+    train = Rows(shown, shown.rows(np.flatnonzero(shown.split <= last))[0])
+    # Settings are chosen on validation by models that have not seen it, as ours were.
+    early = shown if last == TRAIN else load_impressions(dataset, stages, TRAIN)
+    valid = Rows(early, early.rows(np.flatnonzero(early.split == VALID))[0])
+    quality = lambda scores: float(np.mean([auc(*one) for one in zip(scores.T, valid.labels.T, strict=True)]))
+    first = train if last == TRAIN else Rows(early, early.rows(np.flatnonzero(early.split == TRAIN))[0])
+    trials = {strength: LogisticClicks(strength, config.seed).fit(first) for strength in STRENGTHS}
+    best = max(trials, key=lambda strength: quality(trials[strength].score(valid)))
+    logistic = trials[best] if last == TRAIN else LogisticClicks(best, config.seed).fit(train)
+    add(f"logistic regression (C = {best:g})", logistic.score(rows))
+    din = TargetAttention(seed=config.seed).fit(dataset, first, lambda model: quality(model.score(dataset, valid)))
+    add("DIN-style target attention", din.score(dataset, rows))
+    rates = shown.features(rows.index)
+    add("item's own rates", rates[:, : len(stages)])
+    return [result]
+
+
+def _notes(shown: ImpressionLog, rows: Rows, asked: np.ndarray, split: str, last: int, info: dict) -> list[str]:
+    share = ", ".join(f"{value:.1%}" for value in rows.labels.mean(0))
+    return [
+        f"{split} split, {info['split']}, fingerprint {info['split_fingerprint']}; fitted on {'train' if last == TRAIN else 'train + valid'}; "
+        f"{len(rows.index)} shown items in {len(asked)} requests of {len(np.unique(rows.users))} users, reached stages {share}",
+        "GAUC: users with both outcomes, weighted by their rows. Rows of users or items that the dataset does not hold are not ranked.",
+        f"counts (rates of item, user, surface, ...) from {len(shown.rates.counters[0].order)} rows of the fit's part alone; "
+        "the past of a request is everything its user did before it",
+    ]

@@ -1,0 +1,1 @@
+"""Constrained generation of semantic IDs: beam search, exact search, sampling."""

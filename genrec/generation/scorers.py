@@ -1,0 +1,220 @@
+"""Scorers that let the engine walk with the network: pooled (every prefix runs once) and uncached (recomputed; the reference)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from genrec.catalogue.trie import CatalogueTrie
+from genrec.generation.beam import beam_search
+from genrec.generation.constraints import Constraint
+from genrec.model.code_decoder import CodeDecoder, DecoderLayer, Memory
+
+GATHER_BUDGET = (
+    1 << 22
+)  # floats gathered at once for the dot products of children: memory stays flat however large the batch
+
+
+def project_rows(layer: DecoderLayer, x: Tensor) -> Tensor:
+    """Queries, keys and values of rows x (B, M, dim) among their ancestors: (B, M, 3 x dim)."""
+    return layer.qkv(layer.self_norm(x))
+
+
+def finish_rows(layer: DecoderLayer, x: Tensor, mixed: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """What follows the attention to ancestors: x and its result ``mixed`` (B, M, dim), a memory's ``keys``, ``values`` and ``mask`` (B, 1, S)."""
+    batch, rows, dim = x.shape
+    x = x + layer.self_out(mixed)
+    q = layer.query(layer.cross_norm(x)).view(batch, rows, layer.heads, -1).transpose(1, 2)
+    mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask[:, None].expand(-1, -1, rows, -1))
+    x = x + layer.cross_out(mixed.transpose(1, 2).reshape(batch, rows, dim))
+    return x + layer.down(F.gelu(layer.up(layer.feed_norm(x))))
+
+
+PLAIN = (project_rows, finish_rows)
+
+
+@cache
+def compiled() -> tuple[Callable, Callable]:
+    """The same two, compiled when they are first called, for rows of any number."""
+    project, finish = (torch.compile(part, dynamic=True) for part in PLAIN)
+    return project, finish
+
+
+class CachedScorer:
+    """Every expanded prefix is one row of an append-only pool: its keys and values, its state, and the slots of its ancestors.
+
+    Beams point into the pool, so nothing is ever reordered, rows of several depths can run together (best-first search), and the
+    context's keys and values are shared by all of them.
+    """
+
+    def __init__(
+        self,
+        decoder: CodeDecoder,
+        memory: Memory,
+        vectors: Tensor,
+        rows: int = 64,
+        parts: tuple[Callable, Callable] = PLAIN,
+    ):
+        self.decoder, self.memory, self.vectors = decoder, memory, vectors
+        self.project, self.finish = parts
+        batch, heads = len(memory.state), memory.keys[0].shape[1]
+        width = vectors.shape[1]
+        self.used = self.deepest = 0
+        # First the keys and values of each layer, then the states.
+        kept, dtype = (batch, rows, heads, width // heads), memory.state.dtype
+        self.pool = [vectors.new_empty(kept, dtype=dtype) for _ in range(2 * len(decoder.layers))] + [
+            vectors.new_empty(batch, rows, width)
+        ]
+        self.line = torch.zeros(
+            batch, rows, decoder.levels, dtype=torch.long, device=vectors.device
+        )  # slots from the root to the row
+        self.batch = torch.arange(batch, device=vectors.device)[:, None]
+        self.scale = decoder.log_scale.exp()
+
+    def expand(self, depth: int | Tensor, nodes: Tensor, parents: Tensor | None) -> int:
+        slot, rows = self.used, nodes.shape[1]
+        self._reserve(slot + rows)
+        self.used = slot + rows
+        own = torch.arange(slot, slot + rows, device=nodes.device).expand(len(nodes), -1)
+        line = self.line[:, slot : slot + rows]
+        if parents is not None:
+            line.copy_(self.line[self.batch, parents])
+        if isinstance(depth, int):
+            line[..., depth], self.deepest = own, depth
+            reach, known = line[..., : depth + 1], None
+        else:
+            line.scatter_(2, depth[..., None], own[..., None])
+            self.deepest = min(
+                self.deepest + 1, line.shape[2] - 1
+            )  # no row can be deeper: parents came in an earlier call
+            reach = line[..., : self.deepest + 1]
+            known = torch.arange(reach.shape[2], device=nodes.device) <= depth[..., None]
+        x = (self.vectors[nodes] + self.memory.state + self.decoder.level[depth]).to(self.memory.state.dtype)
+        for index, layer in enumerate(self.decoder.layers):
+            x = self._layer(index, layer, x, slot, reach, known)
+        self.pool[-1][:, slot : slot + rows] = self._head(self.decoder.norm(x), depth)
+        return slot
+
+    def _layer(
+        self, index: int, layer: DecoderLayer, x: Tensor, slot: int, reach: Tensor, known: Tensor | None
+    ) -> Tensor:
+        """One layer on x (B, M, dim): each row attends to its own line of ancestors, then to the context all rows share."""
+        batch, rows, dim = x.shape
+        keys, values = self.pool[2 * index], self.pool[2 * index + 1]
+        q, k, v = self.project(layer, x).view(batch, rows, 3, layer.heads, -1).unbind(2)
+        keys[:, slot : slot + rows], values[:, slot : slot + rows] = k, v
+        if reach.shape[2] == 1 and known is None:  # the root sees itself alone
+            mixed = v
+        else:
+            k, v = (
+                keys[self.batch[..., None], reach],
+                values[self.batch[..., None], reach],
+            )  # (B, M, levels, heads, dim / heads)
+            weight = (q[:, :, None] * k).sum(-1).float() * q.shape[-1] ** -0.5
+            if known is not None:
+                weight = weight.masked_fill(~known[..., None], -torch.inf)
+            mixed = (weight.softmax(2).to(v.dtype)[..., None] * v).sum(2)
+        return self.finish(
+            layer,
+            x,
+            mixed.reshape(batch, rows, dim),
+            self.memory.keys[index],
+            self.memory.values[index],
+            self.memory.mask,
+        )
+
+    def _head(self, x: Tensor, depth: int | Tensor) -> Tensor:
+        heads = self.decoder.heads
+        if isinstance(depth, int):
+            return F.normalize(heads[depth](x), dim=-1) * self.scale[depth]
+        # Best-first search runs the root apart, and then rows of all depths reached so far together.
+        chosen = heads[1](x)
+        for level in range(2, self.deepest + 1):
+            chosen = torch.where(depth[..., None] == level, heads[level](x), chosen)
+        return F.normalize(chosen, dim=-1) * self.scale[depth][..., None]
+
+    def root_logits(self, first: int, last: int) -> Tensor:
+        logits = self.pool[-1][:, 0] @ self.vectors[first:last].T
+        if self.memory.pointed is not None:
+            logits = logits + self.memory.pointed.beside(
+                torch.arange(first, last, device=logits.device).expand(len(logits), -1)
+            )
+        return logits
+
+    def child_logits(self, children: Tensor, slots: Tensor) -> Tensor:
+        batch, lanes = children.shape
+        step = max(GATHER_BUDGET // self.vectors.shape[1], 1)
+        states = self.pool[-1].flatten(0, 1)
+        rows = (slots + self.batch * self.pool[-1].shape[1]).flatten()
+        flat = children.flatten()
+        parts = [
+            torch.linalg.vecdot(self.vectors.index_select(0, child), states.index_select(0, row))
+            for child, row in zip(flat.split(step), rows.split(step), strict=True)
+        ]
+        logits = (parts[0] if len(parts) == 1 else torch.cat(parts)).view(batch, lanes)
+        return logits if self.memory.pointed is None else logits + self.memory.pointed.beside(children)
+
+    def select(self, requests: Tensor) -> None:
+        """Go on with some of the requests only."""
+        memory = self.memory
+        self.memory = Memory(
+            memory.state[requests], [k[requests] for k in memory.keys], [v[requests] for v in memory.values], memory.mask[requests],
+            None if memory.pointed is None else memory.pointed.take(requests),
+        )  # fmt: skip
+        self.pool, self.line = [part[requests] for part in self.pool], self.line[requests]
+        self.batch = self.batch[: len(requests)]
+
+    def _reserve(self, rows: int) -> None:
+        held = self.line.shape[1]
+        if rows > held:
+            more = max(rows, 2 * held) - held
+            self.pool = [
+                torch.cat([part, part.new_empty(len(part), more, *part.shape[2:])], dim=1) for part in self.pool
+            ]
+            self.line = F.pad(self.line, (0, 0, 0, more))
+
+
+class UncachedScorer(CachedScorer):
+    """Runs the whole walk of every row again: slow, and what the pooled one must equal."""
+
+    def __init__(self, decoder: CodeDecoder, memory: Memory, vectors: Tensor, rows: int = 64):
+        super().__init__(decoder, memory, vectors, rows)
+        self.walks = torch.zeros_like(self.line)
+
+    def _reserve(self, rows: int) -> None:
+        super()._reserve(rows)
+        if hasattr(self, "walks"):
+            self.walks = F.pad(self.walks, (0, 0, 0, self.line.shape[1] - self.walks.shape[1]))
+
+    def expand(self, depth: int | Tensor, nodes: Tensor, parents: Tensor | None) -> int:
+        slot, rows = self.used, nodes.shape[1]
+        self._reserve(slot + rows)
+        self.used = slot + rows
+        place = torch.full_like(nodes, depth) if isinstance(depth, int) else depth
+        walk = self.walks[:, slot : slot + rows]
+        if parents is not None:
+            walk.copy_(self.walks[self.batch, parents])
+        walk.scatter_(2, place[..., None], nodes[..., None])
+        states, _ = self.decoder.hidden(self.memory, self.vectors, walk)
+        chosen = states.gather(2, place[..., None, None].expand(-1, -1, 1, states.shape[-1]))[:, :, 0]
+        self.pool[-1][:, slot : slot + rows] = chosen * self.scale[place][..., None]
+        return slot
+
+
+def generate(
+    decoder: CodeDecoder,
+    memory: Memory,
+    vectors: Tensor,
+    trie: CatalogueTrie,
+    width: int,
+    allowed: Tensor | Constraint | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Leaves (B, W) and log-probabilities of a plain beam search; see ``beam_search``."""
+    found = beam_search(
+        trie, CachedScorer(decoder, memory, vectors, 1 + width * trie.depth), len(memory.state), width, allowed
+    )
+    return found.leaves, found.scores

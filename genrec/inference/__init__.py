@@ -1,0 +1,1 @@
+"""Answers in Python: Recommender, requests, catalogue snapshots, explanations, bundles."""

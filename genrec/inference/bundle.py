@@ -1,0 +1,220 @@
+"""The bundle: a trained run cut down to what answering needs, in one self-contained folder.
+
+A bundle has the layout of a run folder (so the run's own code opens it) with one fit only, no logs, no test events, and besides
+
+* ``trie.safetensors``       the catalogue trie;
+* ``programs/``              ``torch.export`` programs of prefill and decode step (``genrec/inference/programs.py``);
+* ``card.json``, ``README.md`` the model card: data, split, metrics, licence;
+* ``manifest.json``          size and SHA-256 of every file, and a digest of itself.
+
+Nothing in it is unpickled when it is opened: safetensors, JSON, Parquet, and ``.npy`` / ``.npz`` read with ``allow_pickle=False``.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import shutil
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from safetensors.torch import load_file, save_file
+
+from genrec.artifacts.folders import MANIFEST, atomic_folder, fingerprint, open_artifact, read_json, write_json
+from genrec.catalogue.catalogue import Catalogue
+from genrec.catalogue.semantic_ids import SemanticIds
+from genrec.catalogue.trie import CatalogueTrie
+from genrec.config.load import config_from_dict, to_dict
+from genrec.config.schema import Config
+from genrec.data.dataset import ARRAYS, VALID
+from genrec.data.dataset import KIND as DATASET_KIND
+from genrec.errors import UserError
+from genrec.inference.card import card_text, model_card
+from genrec.model.saved import KIND as MODEL_KIND
+from genrec.runs.run import FEATURES_KIND, FITTED, RERANKER_KIND, Run
+from genrec.semantic_ids.tokenize import KIND as IDS_KIND
+from genrec.text.transformer import model_name
+
+KIND = "bundle"
+BUNDLE_FORMAT = 1
+_LEFT_OUT = (".png", ".html", ".svg", "curves.json", MANIFEST)
+
+
+class BundleRun(Run):
+    """A bundle, seen as the run it was made from."""
+
+    def __init__(self, folder: Path, config: Config, manifest: dict):
+        super().__init__(folder, config)
+        self.manifest = manifest
+
+    @cached_property
+    def ids(self) -> SemanticIds:
+        ids = SemanticIds.load(self.folder / "semantic_ids")
+        trie = CatalogueTrie.from_state_dict(load_file(self.folder / "trie.safetensors"))
+        return dataclasses.replace(ids, catalogue=Catalogue(ids.catalogue.text, ids.catalogue.codes, trie))
+
+    def ranker(self, fitted_on: str | None = None, fused: bool = True):
+        """As ``Run.ranker``, for the one fit the bundle holds."""
+        held = self.manifest["info"]["fitted_on"]
+        if fitted_on not in (None, held):
+            raise UserError(
+                f"--fitted-on: {self.folder} is a bundle of the model fitted on {held}, not on {fitted_on}; export another one"
+            )
+        return super().ranker(held, fused)
+
+
+def is_bundle(folder: str | Path) -> bool:
+    """Whether the folder says that it is a bundle; it may still be a broken one."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        return False
+    try:
+        manifest = read_json(path)
+    except UserError:
+        return (Path(folder) / "trie.safetensors").is_file()
+    return isinstance(manifest, dict) and manifest.get("kind") == KIND
+
+
+def open_run(folder: str | Path) -> Run:
+    """A run folder or a bundle. Every byte of a bundle is checked.
+
+    Raises ``UserError`` when the folder is neither, is not whole, was changed, or is a bundle of a newer format.
+    """
+    folder = Path(folder)
+    if not is_bundle(folder):
+        return Run.open(folder)
+    info = read_json(folder / MANIFEST).get("info", {})
+    found = info.get("bundle_format")
+    if not isinstance(found, int) or found > BUNDLE_FORMAT:
+        raise UserError(
+            f"{folder} has bundle format {found}, this genrec reads up to {BUNDLE_FORMAT}; install a newer genrec, or export it again"
+        )
+    manifest = open_artifact(folder, KIND, verify=True)
+    return BundleRun(folder, Run.open(folder).config, manifest)
+
+
+def export(
+    run_folder: str | Path,
+    output: str | Path,
+    fitted_on: str | None = None,
+    users: bool = True,
+    licence: str | None = None,
+    programs: bool = True,
+) -> Path:
+    """Write the bundle of a run to ``output`` (an older one is replaced as a whole).
+
+    ``fitted_on``: ``train`` or ``train+valid``; by default the refit where there is one. ``users`` false leaves the people's histories
+    out: histories then come with the requests or from the event store, and of the log only counts and the times of each item's events
+    remain, without names. ``licence``: a line for the model card. ``programs`` false leaves the ``torch.export`` programs out (they take
+    most of the time). Raises ``UserError`` for an untrained run, another fit, or an output that is something else than a bundle.
+    """
+    output = Path(output)
+    if is_bundle(run_folder):
+        raise UserError(f"{run_folder} is a bundle already; export takes a run folder")
+    run = Run.open(run_folder)
+    if not run.fitted:
+        raise UserError(f"{run.folder} holds no trained model; run: genrec train CONFIG")
+    fitted_on = fitted_on or run.fitted[-1]
+    if fitted_on not in run.fitted:
+        raise UserError(f"--fitted-on: '{fitted_on}' is not one of {', '.join(run.fitted)}, the fits of {run.folder}")
+    if output.exists() and any(output.iterdir() if output.is_dir() else [output]) and not is_bundle(output):
+        raise UserError(f"--output: {output} exists and is not a bundle; name another folder")
+    model, table, _ = FITTED[fitted_on]
+    parts = {
+        "dataset": DATASET_KIND,
+        "semantic_ids": IDS_KIND,
+        model: MODEL_KIND,
+        "candidate_features": FEATURES_KIND,
+        "reranker": RERANKER_KIND,
+    }
+    sources = {name: open_artifact(run.folder / name, kind, verify=True)["key"] for name, kind in parts.items()}
+    config = _without_paths(run.config)
+    info = {"bundle_format": BUNDLE_FORMAT, "fitted_on": fitted_on, "users": users}
+    with atomic_folder(output, KIND, fingerprint(BUNDLE_FORMAT, sources, fitted_on, users), info) as folder:
+        write_json(folder / "config.json", to_dict(config))
+        _pack(run, "semantic_ids", folder, more=run.ids.words.encoder.pack)
+        _pack(run, model, folder, rewrite_config=True)
+        _pack(run, "reranker", folder)
+        with _part(run, "candidate_features", folder) as part:
+            shutil.copy(run.folder / "candidate_features" / f"{table}.npz", part)
+        _pack_dataset(run, folder, users)
+        save_file(run.ids.catalogue.trie.state_dict(), folder / "trie.safetensors")
+        parity = {}
+        if programs:
+            from genrec.inference.programs import export_programs  # here: torch.export is slow to import
+
+            parity = export_programs(run.ranker(fitted_on).generator, folder / "programs")
+        card = model_card(
+            run,
+            fitted_on,
+            sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+            users,
+            licence,
+            parity,
+        )
+        write_json(folder / "card.json", card)
+        (folder / "README.md").write_text(card_text(card))
+    return output
+
+
+def _without_paths(config: Config) -> Config:
+    """The config without the places of the machine it was trained on."""
+    config = copy.deepcopy(config)
+    config.output, config.data.path, config.text.cache = "runs", None, None
+    if config.text.model is not None:
+        config.text.model = model_name(config.text.model)
+    return config
+
+
+def _part(run: Run, name: str, folder: Path):
+    """A part of the bundle with the manifest of the run's part of the same name."""
+    manifest = read_json(run.folder / name / MANIFEST)
+    return atomic_folder(folder / name, manifest["kind"], manifest["key"], manifest["info"])
+
+
+def _pack(
+    run: Run, name: str, folder: Path, rewrite_config: bool = False, more: Callable[[Path], None] | None = None
+) -> None:
+    """Copy a part of the run, without pictures, curves and reports; ``more`` adds to it."""
+    source = run.folder / name
+    with _part(run, name, folder) as part:
+        for path in sorted(source.rglob("*")):
+            if path.is_file() and not path.name.endswith(_LEFT_OUT):
+                target = part / path.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+        if more is not None:
+            more(part)
+        if rewrite_config:
+            fitted = config_from_dict(read_json(source / "config.json"), str(source / "config.json"))
+            write_json(part / "config.json", to_dict(_without_paths(fitted)))
+
+
+def _pack_dataset(run: Run, folder: Path, users: bool) -> None:
+    """The catalogue and, with ``users``, every user's events before the test split. Query texts that none of these name are left out."""
+    data = run.dataset
+    keep = np.asarray(data.split) <= VALID if users else np.zeros(len(data.split), bool)
+    offsets = (
+        np.concatenate([[0], np.cumsum(keep)])[np.asarray(data.offsets)].astype(np.int64)
+        if users
+        else np.zeros(1, np.int64)
+    )
+    queries = np.asarray(data.queries)[keep]
+    used, place = np.unique(queries[queries >= 0], return_inverse=True)
+    remapped = np.full(len(queries), -1, queries.dtype)
+    remapped[queries >= 0] = place
+    arrays = {name: np.asarray(getattr(data, name))[keep] for name in ARRAYS if name not in ("offsets", "queries")}
+    with _part(run, "dataset", folder) as part:
+        for name, array in (arrays | {"offsets": offsets, "queries": remapped}).items():
+            np.save(part / f"{name}.npy", array, allow_pickle=False)
+        data.item_table.write_parquet(part / "items.parquet")
+        pl.DataFrame({"query": pl.Series(data.query_texts, dtype=pl.String)[used.astype(np.int64)]}).write_parquet(
+            part / "queries.parquet"
+        )
+        pl.DataFrame({"user_id": data.user_ids if users else pl.Series([], dtype=pl.String)}).write_parquet(
+            part / "users.parquet"
+        )
+        data.heldout_queries.clear().write_parquet(part / "heldout_queries.parquet")

@@ -1,0 +1,87 @@
+"""Requests and predictions as Parquet files: how others check our metrics with their own code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from genrec.errors import UserError
+from genrec.inference.bundle import is_bundle
+from genrec.inference.recommender import Recommender
+from genrec.runs.run import Run
+
+
+def read_requests(path: Path) -> tuple[pl.DataFrame, pl.Series | None]:
+    """The request table in its contract's types, and the given histories where it has them."""
+    if not path.is_file():
+        raise UserError(f"--requests: file not found: {path}")
+    try:
+        table = pl.read_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{path}: is not a Parquet file ({str(error).splitlines()[0]})") from error
+    return request_table(table, str(path))
+
+
+def request_table(table: pl.DataFrame, path: str) -> tuple[pl.DataFrame, pl.Series | None]:
+    """The same of a table; ``path`` is its name in messages."""
+    if "request_id" not in table.columns:
+        raise UserError(f"{path}: column 'request_id' is missing; the file has {', '.join(table.columns)}")
+    if "user_id" not in table.columns and "history" not in table.columns:
+        raise UserError(f"{path}: needs a column 'user_id' or 'history'; the file has {', '.join(table.columns)}")
+    types = {"request_id": pl.String, "user_id": pl.String, "timestamp": pl.Int64, "query": pl.String}
+    try:
+        plain = table.select(
+            [
+                pl.col(name).cast(dtype) if name in table.columns else pl.lit(None, dtype=dtype).alias(name)
+                for name, dtype in types.items()
+            ]
+        )
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+    return plain, table["history"] if "history" in table.columns else None
+
+
+def predict_file(
+    run: Path, requests: Path, output: Path, k: int, mode: str, fitted_on: str | None, exclude_seen: bool
+) -> int:
+    """Answer a request file; returns the number of rows written. The default model is the one fitted on train, or a bundle's only one."""
+    table, histories = read_requests(requests)
+    model = Recommender.load(run, fitted_on or (None if is_bundle(run) else "train"))
+    answers = model.predictions(table, model.requests(table, histories), k, mode, exclude_seen)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    answers.write_parquet(output)
+    return len(answers)
+
+
+def write_requests(run: Path, output: Path, split: str, query_kind: str | None) -> int:
+    """Write ``requests.parquet`` (with explicit histories) and ``truth.parquet`` (request_id, item_id) of a split."""
+    data = Run.open(run).dataset
+    if query_kind is not None and query_kind not in data.query_kinds:
+        raise UserError(
+            f"--query-kind: '{query_kind}' is not one of {', '.join(data.query_kinds) or 'none: the data has no queries'}"
+        )
+    requests = data.requests(split, query_kind)
+    names = data.item_table["item_id"]
+    events = pl.DataFrame({
+        "row": requests.histories.rows, "item_id": names[requests.items.astype(np.int64)], "timestamp": requests.timestamps,
+        "action": pl.Series(data.actions_chain, dtype=pl.String)[requests.actions.astype(np.int64)],
+        "query": data.texts_of(requests.queries),
+    })  # fmt: skip
+    history = events.group_by("row", maintain_order=True).agg(
+        pl.struct("item_id", "timestamp", "action", "query").alias("history")
+    )
+    number = np.arange(len(requests))
+    texts = pl.Series(requests.query_texts, dtype=pl.String)
+    table = (
+        pl.DataFrame({"row": number.astype(np.int64), "request_id": number.astype(str), "timestamp": requests.times})
+        .with_columns(query=texts[requests.request_queries] if query_kind else pl.lit(None, dtype=pl.String))
+        .join(history.with_columns(pl.col("row").cast(pl.Int64)), on="row", how="left", maintain_order="left")
+        .drop("row")
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    table.write_parquet(output / "requests.parquet")
+    truth = pl.DataFrame({"request_id": number.astype(str), "item_id": names[requests.targets.astype(np.int64)]})
+    truth.write_parquet(output / "truth.parquet")
+    return len(requests)

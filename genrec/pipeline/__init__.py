@@ -1,0 +1,1 @@
+"""The stages of a run, each skipped while it is up to date."""

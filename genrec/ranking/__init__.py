@@ -1,0 +1,1 @@
+"""Candidates of all sources, their features, and the re-ranker that orders them."""

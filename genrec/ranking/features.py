@@ -1,0 +1,245 @@
+"""CandidateFeatures about a candidate that no gradient has to learn: what the person had, what goes together, what is known of the item.
+
+All of it comes from events up to the fit's split (training, or training + validation) and from the request's own past. Nothing reads
+the request's future: popularity in a time window counts events strictly before the request's reference time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from genrec.data.dataset import Dataset
+from genrec.data.histories import Histories
+from genrec.errors import UserError
+from genrec.retrieval.cooccurrence import CooccurrenceTransition
+from genrec.retrieval.query_items import QueryItemCounts
+
+DECAY = 0.6  # weight of an event by its age in events, as in the co-occurrence model
+RECENT_EVENTS = 20  # events of a history that are compared with a candidate
+WINDOWS = (100, 20)  # popularity windows: this fraction of the log's time span
+_FLOOR = 1e-3  # added before the logarithm of sparse scores
+
+SOURCE_FEATURES = ("generated", "in_beam", "retrieved", "cooccurrence", "cooccurs", "transition", "transits", "text", "lexical", "matches_words",
+                   "lexical_share", "asked", "was_asked")  # fmt: skip
+ITEM_FEATURES = ("popularity", "short_popularity", "long_popularity", "age", "unborn")
+HISTORY_FEATURES = (
+    "last_cooccurrence", "last_transition", "next_transition", "previous_transition", "all_cooccurrence", "seen", "seen_recently",
+    "brand_share", "brand_last", "category_share", "category_last", "path_share", "path_last", "price_ratio", "price_distance", "price_known",
+    "profile_text", "last_text", "length",
+)  # fmt: skip
+RANK_FEATURES = ("retrieved_rank", "cooccurrence_rank")
+HEAD_FEATURES = ("ranking",)  # the ranking head's logit, 0 without a head
+FEATURES = SOURCE_FEATURES + ITEM_FEATURES + HISTORY_FEATURES + RANK_FEATURES + HEAD_FEATURES
+
+
+@dataclass
+class ItemFacts:
+    """What is known of each item: ``brand`` / ``category`` / ``path`` (n_items,) int64 codes, -1 unknown; ``price`` (n_items,) its logarithm,
+    NaN unknown; ``text`` (n_items, text_dim) unit vectors.
+    """
+
+    brand: np.ndarray
+    category: np.ndarray
+    path: np.ndarray
+    price: np.ndarray
+    text: np.ndarray
+
+    @classmethod
+    def from_table(cls, items: pl.DataFrame, text: np.ndarray) -> ItemFacts:
+        """``items`` in item id order. ``category`` is the most specific level, ``path`` the whole category path."""
+        levels = category_levels(items)
+        price = items["price"].cast(pl.Float64).to_numpy()
+        with np.errstate(invalid="ignore", divide="ignore"):
+            log_price = np.where(price > 0, np.log(price), np.nan)
+        return cls(
+            item_codes(items["brand"]),
+            item_codes(levels.list.last()),
+            item_codes(levels.list.join("\x1f", ignore_nulls=True)),
+            log_price,
+            np.asarray(text, np.float32),
+        )
+
+
+def category_levels(items: pl.DataFrame) -> pl.Series:
+    """The category path of each item, general to specific; null where none is known."""
+    known = items["category"].dtype == pl.List(pl.String)
+    return items["category"] if known else pl.Series("category", [None] * len(items), dtype=pl.List(pl.String))
+
+
+def item_codes(values: pl.Series) -> np.ndarray:
+    """Equal texts get equal codes; nothing known is -1: (n,) int64."""
+    known = values.is_not_null() & (values != "")
+    codes = values.rank("dense").fill_null(0).cast(pl.Int64).to_numpy() - 1
+    return np.where(known.fill_null(False).to_numpy(), codes, -1)
+
+
+class CandidateFeatures:
+    """Counts over the events of a fit, and the features they give a candidate."""
+
+    def __init__(
+        self, cooccurrence: CooccurrenceTransition, facts: ItemFacts, keys: np.ndarray, origin: int, span: int, asked: QueryItemCounts | None = None
+    ):  # fmt: skip
+        """``keys`` (n_events,) int64, sorted: item x (span + 1) + seconds since ``origin``; one entry per event. ``asked``: what was taken after queries."""
+        self.asked = asked
+        self.cooccurrence, self.facts, self.keys, self.origin, self.span = cooccurrence, facts, keys, origin, span
+        n_items = len(facts.brand)
+        bounds = np.searchsorted(keys, np.arange(n_items + 1, dtype=np.int64) * (span + 1))
+        self.counts = np.diff(bounds)
+        first = np.full(n_items, span, np.int64)
+        born = self.counts > 0
+        first[born] = keys[bounds[:-1][born]] % (span + 1)
+        self.first = first
+
+    @classmethod
+    def build(cls, dataset: Dataset, text: np.ndarray, last: int, transitions: str = "log") -> CandidateFeatures:
+        """Count all events up to split ``last``."""
+        table = CooccurrenceTransition(transitions=transitions).fit(dataset.histories(last), dataset.n_items)
+        known = np.flatnonzero(np.asarray(dataset.split) <= last)
+        times, items = np.asarray(dataset.timestamps)[known], np.asarray(dataset.items)[known].astype(np.int64)
+        origin = int(times.min()) if len(times) else 0
+        span = int(times.max()) - origin if len(times) else 0
+        keys = np.sort(items * (span + 1) + (times - origin))
+        return cls(
+            table,
+            ItemFacts.from_table(dataset.item_table, text),
+            keys,
+            origin,
+            span,
+            QueryItemCounts.build(dataset, last),
+        )
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Plain arrays that ``from_state`` takes back; the item facts come from the item table."""
+        return {"event_keys": self.keys, "origin": np.int64(self.origin), "span": np.int64(self.span), **self.cooccurrence.state(),
+                **(self.asked.state() if self.asked else {})}  # fmt: skip
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray], facts: ItemFacts) -> CandidateFeatures:
+        if "event_keys" not in state:
+            raise UserError("the evidence tables lack event_keys; make them again (genrec train)")
+        asked = QueryItemCounts.from_state(state, len(facts.brand)) if "asked_keys" in state else None
+        return cls(
+            CooccurrenceTransition.from_state(state),
+            facts,
+            state["event_keys"],
+            int(state["origin"]),
+            int(state["span"]),
+            asked,
+        )
+
+    def save(self, path: Path) -> None:
+        with open(path, "wb") as file:
+            np.savez(file, **self.state())
+
+    @classmethod
+    def load(cls, path: Path, facts: ItemFacts) -> CandidateFeatures:
+        """Read what ``save`` wrote; nothing is unpickled."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls.from_state(dict(arrays), facts)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path}: not saved evidence tables ({error}); make them again (genrec train)") from error
+
+    def window_counts(self, items: np.ndarray, until: np.ndarray, width: int) -> np.ndarray:
+        """Events of ``items`` (B, K) in the ``width`` seconds strictly before ``until`` (B,) seconds since the epoch: (B, K)."""
+        stop = np.clip(until - self.origin, 0, self.span + 1)[:, None]
+        start = np.clip(stop - width, 0, None)
+        base = items.astype(np.int64) * (self.span + 1)
+        return np.searchsorted(self.keys, base + stop) - np.searchsorted(self.keys, base + start)
+
+    def item_features(self, items: np.ndarray, until: np.ndarray) -> list[np.ndarray]:
+        """``ITEM_FEATURES`` of candidates (B, K) at reference times (B,). The log's end stands for every later time."""
+        until = np.minimum(until, self.origin + self.span + 1)
+        windows = [np.log1p(self.window_counts(items, until, max(self.span // part, 1))) for part in WINDOWS]
+        # Days, on a log scale; an item whose first event is later than the request has a negative age.
+        age = ((until[:, None] - self.origin) - self.first[items]) / 86400.0
+        return [np.log1p(self.counts[items]), *windows, np.sign(age) * np.log1p(np.abs(age)), age < 0]
+
+    def history_features(self, items: np.ndarray, histories: Histories) -> list[np.ndarray]:
+        """``HISTORY_FEATURES`` of candidates (B, K)."""
+        recent = _newest_first(histories, RECENT_EVENTS)
+        live = recent >= 0
+        weight = np.where(live, DECAY ** np.arange(recent.shape[1]), 0).astype(np.float32)
+        weight /= np.maximum(weight.sum(1, keepdims=True), 1e-9)
+        facts = self.facts
+        same = [_same(codes, recent, live, items) for codes in (facts.brand, facts.category, facts.path)]
+        shares = [part for match in same for part in ((match * weight[:, None, :]).sum(2), match[:, :, 0])]
+        text = facts.text[recent] * live[..., None]
+        profile, candidate = (text * weight[..., None]).sum(1), facts.text[items]
+        again = (recent[:, None, :] == items[:, :, None]) & live[:, None, :]
+        return [
+            *self._pair_features(items, histories), again.any(2), (again * weight[:, None, :]).sum(2), *shares,
+            *_price_features(facts.price, recent, live, weight, items), np.einsum("bd,bkd->bk", profile, candidate),
+            np.einsum("bd,bkd->bk", text[:, 0], candidate), np.repeat(np.log1p(histories.lengths)[:, None], items.shape[1], axis=1),
+        ]  # fmt: skip
+
+    def _pair_features(self, items: np.ndarray, histories: Histories) -> list[np.ndarray]:
+        """Co-occurrence with the last event and with all alike; transitions from the last event; forward and backward transitions of all."""
+        n_items = len(self.facts.brand)
+        table, (forward, backward) = self.cooccurrence, self._moves
+        last, alike = histories.last_n(1).to_csr(n_items), histories.to_csr(n_items)
+        decayed = histories.to_csr(n_items, weights=lambda ages: DECAY ** ages.astype(np.float64))
+        pick = lambda rows, matrix: np.take_along_axis((rows @ matrix).toarray(), items, 1)
+        return [
+            np.log(pick(last, table.similar) + _FLOOR), pick(last, table.following), pick(decayed, forward), pick(decayed, backward),
+            np.log(pick(alike, table.similar) + _FLOOR),
+        ]  # fmt: skip
+
+    @cached_property
+    def _moves(self) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+        """log(1 + count) of plain forward moves F, and F^T: following = F / 2 + F^T / 4, so F = (8 following - 4 following^T) / 3.
+
+        Kept as one value: threads that ask at once see both whole or neither.
+        """
+        following = self.cooccurrence.following
+        moves = ((8 / 3) * following - (4 / 3) * following.T).tocsr().astype(np.float32)
+        moves.data[np.abs(moves.data) < 1e-4] = 0
+        moves.eliminate_zeros()
+        return moves, moves.T.tocsr()
+
+
+def log_scores(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """A sparse score as two features: its logarithm above a floor, and whether it is there at all."""
+    return (scores + _FLOOR).log(), (scores > 0).float()
+
+
+def to_tensor(columns: list[np.ndarray], device: torch.device) -> Tensor:
+    """(B, K) columns as one (B, K, F) float32 tensor."""
+    return torch.from_numpy(np.stack([np.asarray(column, np.float32) for column in columns], axis=-1)).to(device)
+
+
+def _newest_first(histories: Histories, width: int) -> np.ndarray:
+    """(B, width) item ids, the newest in column 0, -1 where a history is shorter."""
+    newest = histories.last_n(width)
+    table = np.full((len(histories), width), -1, np.int64)
+    table[newest.rows, newest.ages] = newest.items
+    return table
+
+
+def _same(codes: np.ndarray, recent: np.ndarray, live: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """Whether a candidate has a known code that the past event has too: (B, K, T) bool."""
+    mine = codes[items][:, :, None]
+    return (mine == codes[recent][:, None, :]) & live[:, None, :] & (mine >= 0)
+
+
+def _price_features(
+    price: np.ndarray, recent: np.ndarray, live: np.ndarray, weight: np.ndarray, items: np.ndarray
+) -> list[np.ndarray]:
+    """Log ratio to the person's usual price, its size, and whether both prices are known: three (B, K) arrays."""
+    past = np.where(live, price[recent], np.nan)
+    known = ~np.isnan(past)
+    mass = np.where(known, weight, 0).sum(1)
+    usual = np.where(known, weight * np.nan_to_num(past), 0).sum(1) / np.maximum(mass, 1e-9)
+    mine = price[items]
+    both = ~np.isnan(mine) & (mass > 0)[:, None]
+    ratio = np.where(both, np.nan_to_num(mine) - usual[:, None], 0)
+    return [ratio, np.abs(ratio), both]

@@ -1,0 +1,240 @@
+"""Ranking a list that was shown: hotels of a result page, a shelf. Beside what is known of the items, the list itself is evidence.
+
+Place, price against the list, what the person looked at just before and where that stands in the list decide most of session search (the
+first teams of the RecSys Challenge 2019 all lived on such evidence). Everything is as of the request: counts are of events strictly
+before it, and a history holds what came before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genrec.data.dataset import Dataset, Requests
+from genrec.errors import UserError
+
+FEATURES = (
+    "place", "first", "first_five", "place_share", "price", "price_rank", "cheapest", "price_known", "looked", "looks", "clicks", "recency",
+    "newest", "seconds", "behind_newest", "next_to_newest", "before_newest", "any_newest", "behind_clicked", "any_clicked", "price_to_newest",
+    "history", "popular", "watched", "shown", "click_rate", "popular_rank",
+)  # fmt: skip
+_HIDDEN, _EPOCHS, _BATCH, _RATE = 64, 12, 128, 3e-3
+_PRIOR_SHOWN = 20.0  # impressions before a click rate is believed
+NOTHING = -30.0  # log-score of an item that the model does not know
+
+
+@dataclass(frozen=True)
+class Slates:
+    """N lists of up to C items in the order shown: ``items`` (N, C) ids, -1 where empty, ids of the catalogue or above it (nothing but the
+    list knows those); ``places`` (N, C) from 0; ``prices`` (N, C), NaN unknown.
+    """
+
+    items: np.ndarray
+    places: np.ndarray
+    prices: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Slates:
+        return Slates(self.items[rows], self.places[rows], self.prices[rows])
+
+
+class SlateFeatures:
+    """Counts of the whole log by time, and the ``FEATURES`` they give an item in a list."""
+
+    def __init__(self, dataset: Dataset, action: str = "clickout"):
+        """``action``: the one that answers a list; all others are looks."""
+        self.action = dataset.actions_chain.index(action)
+        times, items = np.asarray(dataset.timestamps), np.asarray(dataset.items).astype(np.int64)
+        shown = dataset.impressions_all
+        self.origin, last = int(times.min()), int(times.max())
+        self.span = max(last, int(shown["timestamp"].max())) - self.origin + 1
+        clicked = np.asarray(dataset.actions) == self.action
+        self.clicks, self.looks = (self._keys(items[mask], times[mask]) for mask in (clicked, ~clicked))
+        self.shown = self._keys(shown["item"].to_numpy(), shown["timestamp"].to_numpy())
+
+    def _keys(self, items: np.ndarray, times: np.ndarray) -> np.ndarray:
+        return np.sort(items.astype(np.int64) * (self.span + 1) + np.clip(times - self.origin, 0, self.span))
+
+    def before(self, keys: np.ndarray, items: np.ndarray, until: np.ndarray) -> np.ndarray:
+        """Entries of ``items`` (N, C) strictly before ``until`` (N,): (N, C)."""
+        base = np.maximum(items, 0) * (self.span + 1)
+        stop = np.clip(until - self.origin, 0, self.span)[:, None]
+        return np.searchsorted(keys, base + stop) - np.searchsorted(keys, base)
+
+    def features(self, requests: Requests, shown: Slates) -> np.ndarray:
+        """(N, C, len(FEATURES)) float32."""
+        live = shown.items >= 0
+        past = _past(requests, shown.items, self.action)
+        size = np.maximum(live.sum(1, keepdims=True), 1)
+        price, rank = _prices(shown.prices, live)
+        newest, any_newest = _best(past["recency"])
+        clicked, any_clicked = _best(past["recency"] * (past["clicks"] > 0))
+        distance = shown.places - np.take_along_axis(shown.places, newest, 1)
+        known = (any_newest & live).astype(np.float64)
+        popular, watched, seen = (
+            self.before(keys, shown.items, requests.times) for keys in (self.clicks, self.looks, self.shown)
+        )
+        values = {
+            "place": np.log1p(shown.places), "first": shown.places == 0, "first_five": shown.places < 5, "place_share": shown.places / size,
+            "price": price, "price_rank": rank / size, "cheapest": (rank == 0) & ~np.isnan(shown.prices), "price_known": ~np.isnan(shown.prices),
+            "looked": past["looks"] > 0, "looks": np.log1p(past["looks"]), "clicks": np.log1p(past["clicks"]), "recency": past["recency"],
+            "newest": past["recency"] == 1, "seconds": np.where(past["looks"] > 0, np.log1p(past["seconds"]), 0.0),
+            "behind_newest": known * np.sign(distance) * np.log1p(np.abs(distance)), "next_to_newest": known * (distance == 1),
+            "before_newest": known * (distance < 0), "any_newest": known,
+            "behind_clicked": any_clicked * np.clip(shown.places - np.take_along_axis(shown.places, clicked, 1), -10, 10) / 10,
+            "any_clicked": any_clicked & live, "price_to_newest": known * (price - np.take_along_axis(price, newest, 1)),
+            "history": np.log1p(np.diff(requests.offsets))[:, None] + 0 * shown.places, "popular": np.log1p(popular), "watched": np.log1p(watched),
+            "shown": np.log1p(seen), "click_rate": np.log((popular + 1) / (seen + _PRIOR_SHOWN)),
+            "popular_rank": _descending_rank(np.where(live, popular, -1)) / size,
+        }  # fmt: skip
+        stacked = np.stack([np.asarray(values[name], np.float32) for name in FEATURES], axis=-1)
+        return stacked * live[..., None]
+
+
+def _past(requests: Requests, items: np.ndarray, action: int) -> dict[str, np.ndarray]:
+    """Of each item (N, C) in its request's history: ``looks`` (events), ``clicks`` among them, ``recency`` 1 / (1 + age in events), ``seconds``."""
+    rows, ages = requests.histories.rows.astype(np.int64), requests.histories.ages
+    width = int(max(items.max(initial=0), requests.items.max(initial=0))) + 1
+    keys = rows * width + requests.items.astype(np.int64)
+    order = np.lexsort((-ages, keys))  # the newest event of an item comes last
+    keys = keys[order]
+    clicks = np.concatenate([[0], np.cumsum(requests.actions[order] == action)])
+    asked = np.arange(len(items))[:, None] * width + np.maximum(items, 0)
+    start, stop = np.searchsorted(keys, asked), np.searchsorted(keys, asked, side="right")
+    found = (stop > start) & (items >= 0)
+    if not len(keys):
+        zero = np.zeros(items.shape)
+        return {"looks": zero, "clicks": zero, "recency": zero, "seconds": zero}
+    last = np.where(found, stop - 1, 0)
+    seconds = np.maximum(requests.times[:, None] - requests.timestamps[order][last], 0)
+    return {
+        "looks": np.where(found, stop - start, 0), "clicks": np.where(found, clicks[stop] - clicks[start], 0),
+        "recency": np.where(found, 1 / (1.0 + ages[order][last]), 0.0), "seconds": np.where(found, seconds, 0),
+    }  # fmt: skip
+
+
+def _best(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The column (N, 1) of each row's highest score, and whether that is above 0: (N, 1)."""
+    best = scores.argmax(1)[:, None]
+    return best, np.take_along_axis(scores, best, 1) > 0
+
+
+def _prices(prices: np.ndarray, live: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log price minus the list's mean, 0 unknown; and the place by price from 0, the cheapest first."""
+    known = live & (prices > 0)
+    logs = np.log(np.where(known, prices, 1.0))
+    mean = (logs * known).sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1)
+    return np.where(known, logs - mean, 0.0), _descending_rank(np.where(known, -logs, -np.inf))
+
+
+def _descending_rank(scores: np.ndarray) -> np.ndarray:
+    """How many columns of the row have a higher score: (N, C)."""
+    ordered = np.sort(-scores, axis=1)
+    return (
+        np.stack([np.searchsorted(row, -own) for row, own in zip(ordered, scores, strict=True)])
+        if len(scores)
+        else scores.astype(np.int64)
+    )
+
+
+@dataclass
+class SlateRanker:
+    """List-wise softmax over a small network's scores; ``blend`` (2,) weighs those and the model's log-scores, 0 until ``fit_blend``."""
+
+    mean: Tensor
+    scale: Tensor
+    network: nn.Sequential
+    blend: Tensor
+
+    @classmethod
+    def fit(cls, features: np.ndarray, shown: Slates, targets: np.ndarray, seed: int = 0) -> SlateRanker:
+        """``features`` (N, C, F) of lists of which each holds its target (N,); others teach nothing and are left out."""
+        place, rows = _places(shown.items, targets)
+        if not len(rows):
+            raise UserError("shown lists: no list holds the item that was clicked; nothing to fit")
+        x, live = torch.from_numpy(features[rows]), torch.from_numpy(shown.items[rows] >= 0)
+        seen = x[live]
+        mean, scale = seen.mean(0), seen.std(0).clamp(min=1e-4)
+        x = (x - mean) / scale
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            size = x.shape[-1]
+            network = nn.Sequential(
+                nn.Linear(size, _HIDDEN),
+                nn.GELU(),
+                nn.Dropout(0.1),
+                nn.Linear(_HIDDEN, _HIDDEN),
+                nn.GELU(),
+                nn.Linear(_HIDDEN, 1),
+            )
+            _train(network, x, live, torch.from_numpy(place))
+        return cls(mean, scale, network.eval(), torch.tensor([1.0, 0.0]))
+
+    @torch.no_grad()
+    def own_scores(self, features: np.ndarray, shown: Slates) -> np.ndarray:
+        """Log-probabilities of the list's items without the model: (N, C), -inf where empty."""
+        scores = self.network((torch.from_numpy(features) - self.mean) / self.scale)[..., 0]
+        return scores.masked_fill(torch.from_numpy(shown.items < 0), -torch.inf).log_softmax(-1).numpy()
+
+    def fit_blend(self, own: np.ndarray, model: np.ndarray, shown: Slates, targets: np.ndarray) -> None:
+        """Weigh ``own`` (N, C) and the model's log-scores (N, C) by the likelihood of the targets on lists that neither was fitted on."""
+        place, rows = _places(shown.items, targets)
+        if not len(rows):
+            return
+        live = torch.from_numpy(shown.items[rows] >= 0)
+        x = torch.stack(
+            [
+                torch.from_numpy(np.where(shown.items[rows] >= 0, part[rows], 0.0)).float()
+                for part in (own, _centred(model, shown.items))
+            ],
+            -1,
+        )
+        weights = self.blend.clone().requires_grad_()
+        optimizer = torch.optim.LBFGS([weights], max_iter=50, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy((x @ weights).masked_fill(~live, -torch.inf), torch.from_numpy(place))
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        self.blend = weights.detach()
+
+    def scores(self, own: np.ndarray, model: np.ndarray, shown: Slates) -> np.ndarray:
+        """(N, C): higher is better."""
+        a, b = self.blend.tolist()
+        return np.where(
+            shown.items >= 0, a * np.where(shown.items >= 0, own, 0) + b * _centred(model, shown.items), -np.inf
+        )
+
+
+def _centred(model: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """The model's log-scores minus their mean over the list's items that it knows; 0 for those it does not."""
+    known = (items >= 0) & (model > NOTHING)
+    values = np.where(known, model, 0.0)
+    mean = values.sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1)
+    return np.where(known, values - mean, 0.0)
+
+
+def _places(items: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The target's column in the lists that hold it, and those lists' rows."""
+    hit = items == np.asarray(targets)[:, None]
+    rows = np.flatnonzero(hit.any(1))
+    return hit[rows].argmax(1), rows
+
+
+def _train(network: nn.Sequential, x: Tensor, live: Tensor, place: Tensor) -> None:
+    optimizer = torch.optim.AdamW(network.parameters(), lr=_RATE, weight_decay=1e-2)
+    count = max(1, len(x) // _BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=count * _EPOCHS + 1)
+    network.train()
+    for _ in range(_EPOCHS):
+        for rows in torch.randperm(len(x)).tensor_split(count):
+            logits = network(x[rows])[..., 0].masked_fill(~live[rows], -torch.inf)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(logits, place[rows]).backward()
+            optimizer.step()
+            schedule.step()

@@ -1,0 +1,90 @@
+"""What people took who asked the same: events of a log by query text and item. The memory that product search lives on (HEM's user-query-item triples)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import polars as pl
+import scipy.sparse as sp
+
+from genrec.data.dataset import Dataset
+
+
+class QueryItemCounts:
+    """``keys`` (Q,) uint64 hashes of query texts, rising; ``counts`` (Q, n_items) events. Texts are compared in lower case, blanks evened out."""
+
+    def __init__(self, keys: np.ndarray, counts: sp.csr_matrix):
+        self.keys, self.counts = keys, counts
+        self.totals = np.maximum(np.asarray(counts.sum(axis=1), np.float32).ravel(), 1)
+        self._known: tuple[Sequence[str], np.ndarray] | None = None
+
+    @classmethod
+    def build(cls, dataset: Dataset, last: int) -> QueryItemCounts:
+        """Count all searches up to split ``last``."""
+        asked = np.flatnonzero((np.asarray(dataset.split) <= last) & (np.asarray(dataset.queries) >= 0))
+        queries, items = (
+            np.asarray(dataset.queries)[asked].astype(np.int64),
+            np.asarray(dataset.items)[asked].astype(np.int64),
+        )
+        used, place = np.unique(queries, return_inverse=True)
+        keys, row = np.unique(text_keys([dataset.query_texts[query] for query in used]), return_inverse=True)
+        counts = sp.coo_matrix(
+            (np.ones(len(items), np.float32), (row[place], items)), shape=(len(keys), dataset.n_items)
+        )
+        return cls(keys, counts.tocsr())
+
+    def score(self, texts: Sequence[str], queries: np.ndarray) -> np.ndarray:
+        """Share of each item in what was taken after the query: (N, n_items) float32, rows sum to 1, or to 0 for an unknown query.
+
+        ``queries`` (N,) index ``texts``, -1 for no query.
+        """
+        if self._known is None or self._known[0] is not texts:
+            keys = text_keys(texts)
+            place = np.minimum(np.searchsorted(self.keys, keys), max(len(self.keys) - 1, 0))
+            found = self.keys[place] == keys if len(self.keys) else np.zeros(len(keys), bool)
+            self._known = texts, np.append(np.where(found, place, -1), -1)
+        rows = self._known[1][queries.astype(np.int64)]
+        result = np.zeros((len(rows), self.counts.shape[1]), np.float32)
+        known = np.flatnonzero(rows >= 0)
+        if len(known):
+            result[known] = self.counts[rows[known]].toarray() / self.totals[rows[known], None]
+        return result
+
+    def widen(self, n_items: int) -> QueryItemCounts:
+        """The same for a longer catalogue."""
+        old = self.counts
+        return QueryItemCounts(
+            self.keys, sp.csr_matrix((old.data, old.indices, old.indptr), shape=(old.shape[0], n_items))
+        )
+
+    def state(self) -> dict[str, np.ndarray]:
+        counts = self.counts
+        return {
+            "asked_keys": self.keys,
+            "asked_data": counts.data,
+            "asked_indices": counts.indices,
+            "asked_indptr": counts.indptr,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray], n_items: int) -> QueryItemCounts:
+        keys = state["asked_keys"]
+        parts = state["asked_data"], state["asked_indices"], state["asked_indptr"]
+        return cls(keys, sp.csr_matrix(parts, shape=(len(keys), n_items)))
+
+
+def text_keys(texts: Sequence[str]) -> np.ndarray:
+    """(n,) uint64: 8 bytes of BLAKE2 of each text, the same on every machine."""
+    plain = (
+        pl.Series("text", list(texts), dtype=pl.String)
+        .str.to_lowercase()
+        .str.replace_all(r"\s+", " ")
+        .str.strip_chars()
+    )
+    return np.fromiter(
+        (int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little") for text in plain),
+        np.uint64,
+        len(plain),
+    )

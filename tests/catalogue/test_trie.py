@@ -1,0 +1,225 @@
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from genrec.catalogue.trie import CatalogueTrie, build_trie, shrink_trie
+from genrec.catalogue.trie_growth import extend_trie
+from genrec.errors import UserError
+from genrec.semantic_ids.prefixes import code_order, prefix_ids
+
+VOCAB = (6, 5, 4)
+
+
+@pytest.fixture(scope="module")
+def codes():
+    generator = torch.Generator().manual_seed(0)
+    return torch.stack(
+        [torch.randint(size, (80,), generator=generator) for size in VOCAB], dim=1
+    )  # 120 cells: leaves are shared
+
+
+@pytest.fixture(scope="module")
+def trie(codes):
+    return build_trie(codes, VOCAB)
+
+
+def children(trie, node):
+    start = int(trie.child_start[node])
+    return range(start, start + int(trie.child_count[node]))
+
+
+def test_every_path_spells_the_codes(trie, codes):
+    assert torch.equal(trie.node_code[trie.item_path], codes)
+    assert torch.equal(trie.item_path[:, -1], trie.item_leaf)
+    above = torch.cat([torch.zeros(len(codes), 1, dtype=torch.int64), trie.item_path[:, :-1]], dim=1)
+    assert torch.equal(trie.node_parent[trie.item_path], above)
+
+
+def test_walking_children_by_code_reaches_the_leaf(trie, codes):
+    for item, path in enumerate(codes.tolist()):
+        node = 0
+        for code in path:
+            node = next(child for child in children(trie, node) if trie.node_code[child] == code)
+        assert node == trie.item_leaf[item]
+
+
+def test_children_are_contiguous_sorted_and_complete(trie, codes):
+    seen = []
+    for node in range(trie.n_nodes):
+        below = list(children(trie, node))
+        edge_codes = trie.node_code[below].tolist()
+        assert edge_codes == sorted(set(edge_codes))
+        assert all(trie.node_parent[child] == node for child in below)
+        seen += below
+    assert seen == list(range(1, trie.n_nodes))
+    distinct = [len({tuple(row[:length]) for row in codes.tolist()}) for length in (1, 2, 3)]
+    assert trie.n_nodes == 1 + sum(distinct)
+    assert trie.level_start.tolist() == list(np.cumsum([0, 1] + distinct)) == list(trie.level_bounds)
+
+
+def test_max_branching(trie):
+    for level in range(trie.depth):
+        counts = trie.child_count[trie.level_start[level] : trie.level_start[level + 1]]
+        assert counts.max() == trie.max_branching[level] and counts.min() > 0
+    assert (trie.child_count[trie.level_start[trie.depth] :] == 0).all()
+
+
+def test_shared_leaves_keep_all_items(trie, codes):
+    by_code = {}
+    for item, path in enumerate(codes.tolist()):
+        by_code.setdefault(tuple(path), []).append(item)
+    assert len(by_code) < len(codes)
+    assert trie.n_leaves == len(by_code)
+    for items in by_code.values():
+        leaf = int(trie.item_leaf[items[0]]) - int(trie.level_start[trie.depth])
+        assert trie.leaf_items[trie.leaf_item_offsets[leaf] : trie.leaf_item_offsets[leaf + 1]].tolist() == items
+    assert trie.leaf_items.sort().values.tolist() == list(range(len(codes)))
+
+
+def test_item_ranges_hold_the_items_below_a_node(trie):
+    for node in range(1, trie.n_nodes):
+        start = trie.node_item_start[node]
+        below = trie.leaf_items[start : start + trie.node_item_count[node]].tolist()
+        assert sorted(below) == (trie.item_path == node).any(1).nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
+def test_restrict_equals_brute_force(trie, share):
+    mask = torch.rand(4, trie.n_items, generator=torch.Generator().manual_seed(1)) < share
+    allowed = trie.restrict(mask)
+    expected = torch.zeros(4, trie.n_nodes, dtype=torch.bool)
+    for row in range(4):
+        for item in mask[row].nonzero()[:, 0]:
+            expected[row, 0] = True
+            expected[row, trie.item_path[item]] = True
+    assert torch.equal(allowed, expected)
+    assert torch.equal(trie.restrict(mask[2]), expected[2])
+
+
+def test_restrict_rejects_other_masks(trie):
+    for mask in (
+        torch.ones(3, dtype=torch.bool),
+        torch.ones(trie.n_items),
+        torch.ones(1, 1, trie.n_items, dtype=torch.bool),
+    ):
+        with pytest.raises(UserError, match="item_mask"):
+            trie.restrict(mask)
+
+
+def test_state_dict_round_trip_through_a_file(trie, tmp_path):
+    save_file(trie.state_dict(), tmp_path / "trie.safetensors")
+    restored = CatalogueTrie.from_state_dict(load_file(tmp_path / "trie.safetensors"))
+    assert (restored.vocab_sizes, restored.max_branching, restored.level_bounds) == (
+        VOCAB,
+        trie.max_branching,
+        trie.level_bounds,
+    )
+    for name, tensor in trie.state_dict().items():
+        assert torch.equal(tensor, restored.state_dict()[name]), name
+    with pytest.raises(UserError, match="node_code"):
+        CatalogueTrie.from_state_dict({key: value for key, value in trie.state_dict().items() if key != "node_code"})
+
+
+def test_to_moves_every_tensor(trie):
+    moved = trie.to("meta")
+    assert all(tensor.device.type == "meta" for tensor in moved.tensors().values())
+    assert moved.max_branching == trie.max_branching
+
+
+@pytest.mark.parametrize("codes", [[[0]], [[2, 1]], [[1, 1], [1, 1], [1, 1]]])
+def test_tiny_catalogues(codes):
+    trie = build_trie(torch.tensor(codes, dtype=torch.int32), (3, 3)[: len(codes[0])])
+    assert trie.n_leaves == 1 and trie.n_nodes == 1 + len(codes[0])
+    assert trie.leaf_items.tolist() == list(range(len(codes)))
+    assert trie.max_branching == (1,) * len(codes[0])
+
+
+@pytest.mark.parametrize(
+    "codes, vocab, message",
+    [
+        (torch.zeros(0, 2, dtype=torch.int64), (2, 2), "shape"),
+        (torch.zeros(3, 2, dtype=torch.int64), (2,), "levels"),
+        (torch.tensor([[0, 0], [0, 2]]), (2, 2), "item 1 has code 2 at level 2"),
+        (torch.tensor([[0, -1]]), (2, 2), "item 0 has code -1"),
+        (torch.zeros(3, 2), (2, 2), "whole numbers"),
+    ],
+)
+def test_bad_codes_name_the_item(codes, vocab, message):
+    with pytest.raises(UserError, match=message):
+        build_trie(codes, vocab)
+
+
+def test_prefix_ids_follow_code_order(codes):
+    table = codes.numpy()
+    order, ids = prefix_ids(table)
+    assert [tuple(row) for row in table[order]] == sorted(tuple(row) for row in table)
+    for length in (1, 2, 3):
+        assert np.array_equal(ids[:, length - 1], np.unique(table[:, :length], axis=0, return_inverse=True)[1].ravel())
+
+
+@pytest.mark.parametrize("sizes", [(6, 5, 4), (1 << 40, 1 << 40, 4)])
+def test_code_order_with_and_without_a_packed_key(sizes):
+    generator = np.random.default_rng(0)
+    table = generator.integers(0, 4, (200, 3)) * np.array([max(size // 8, 1) for size in sizes])
+    assert np.array_equal(code_order(table), np.lexsort(table.T[::-1]))
+
+
+def same(one, other):
+    assert (one.vocab_sizes, one.max_branching, one.level_bounds) == (
+        other.vocab_sizes,
+        other.max_branching,
+        other.level_bounds,
+    )
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("vocab", [VOCAB, (1 << 30, 1 << 30, 1 << 30)])
+@pytest.mark.parametrize("split", [1, 40, 79])
+def test_extending_equals_building_anew(codes, vocab, split):
+    old = build_trie(codes[:split], vocab)
+    grown, node_map = extend_trie(old, codes[split:])
+    same(grown, build_trie(codes, vocab))
+    assert torch.equal(grown.node_code[node_map], old.node_code)
+    assert torch.equal(node_map[old.item_path], grown.item_path[:split])
+    with pytest.raises(UserError, match="item 0 has code"):
+        extend_trie(old, torch.tensor([[0, 0, 1 << 30]]))
+
+
+def test_shrinking_equals_building_anew(trie, codes):
+    gone = torch.tensor([0, 3, 3, 79, 41])
+    left, node_map, item_map = shrink_trie(trie, gone)
+    keep = torch.ones(len(codes), dtype=torch.bool)
+    keep[gone] = False
+    same(left, build_trie(codes[keep], VOCAB))
+    assert (item_map[gone] == -1).all() and torch.equal(item_map[keep], torch.arange(int(keep.sum())))
+    assert torch.equal(node_map[trie.item_path[keep]], left.item_path) and int((node_map >= 0).sum()) == left.n_nodes
+    for items in (torch.tensor([80]), torch.tensor([-1]), torch.arange(80)):
+        with pytest.raises(UserError, match="shrink_trie"):
+            shrink_trie(trie, items)
+
+
+def test_save_and_load(trie, tmp_path):
+    trie.save(tmp_path / "trie.safetensors")
+    same(CatalogueTrie.load(tmp_path / "trie.safetensors"), trie)
+    (tmp_path / "broken").write_bytes(b"no trie")
+    for name in ("broken", "missing"):
+        with pytest.raises(UserError, match=name):
+            CatalogueTrie.load(tmp_path / name)
+
+
+def test_only_leaf_and_open_nodes(trie):
+    leaves_below = [set(trie.item_leaf[(trie.item_path == node).any(1)].tolist()) for node in range(trie.n_nodes)]
+    leaves_below[0] = set(trie.item_leaf.tolist())
+    assert trie.only_leaf.tolist() == [next(iter(leaves)) if len(leaves) == 1 else -1 for leaves in leaves_below]
+    for level in range(trie.depth):
+        nodes = range(trie.level_bounds[level], trie.level_bounds[level + 1])
+        assert trie.open_nodes[level] == sum(len(leaves_below[node]) > 1 for node in nodes)
+
+
+def test_most_children_is_never_exceeded(trie):
+    for level in range(trie.depth):
+        counts = trie.child_count[trie.level_start[level] : trie.level_start[level + 1]].sort(descending=True).values
+        for width in (1, 2, 5, 500):
+            assert trie.most_children(level, width) == int(counts[:width].sum())

@@ -1,0 +1,164 @@
+"""Exact search: agreement with scoring everything, over random catalogues, networks and constraints."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from genrec.catalogue.trie import build_trie
+from genrec.generation.beam import beam_search, leaf_items
+from genrec.generation.constraints import Excluded
+from genrec.generation.exact import best_first, exact_scores, full_search, leaf_scores
+from genrec.generation.index import SearchIndex
+from genrec.generation.scorers import CachedScorer, UncachedScorer
+from genrec.model.code_decoder import CodeDecoder
+from genrec.objectives.generation import path_log_probabilities
+
+DIM = 8
+
+
+def make(seed: int, items: int, vocab: tuple[int, ...], batch: int, temperature: float):
+    """A random catalogue and network: trie, (decoder, memory, vectors)."""
+    torch.manual_seed(seed)
+    codes = torch.stack([(torch.rand(items) ** 2 * size).long() for size in vocab], 1)  # skewed, with shared leaves
+    trie = build_trie(codes, vocab)
+    decoder = CodeDecoder(trie, DIM, 1, 2, 0.0, "nodes", temperature).eval()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            if parameter.ndim > 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+        visible = torch.ones(batch, 1, 3, dtype=torch.bool)
+        memory = decoder.memory(torch.randn(batch, 1, DIM), torch.randn(batch, 3, DIM), visible)
+        return trie, (decoder, memory, decoder.node_vectors(trie, torch.randn(items, DIM)))
+
+
+def reference(trie, decoder, memory, vectors) -> torch.Tensor:
+    """Leaf scores (B, n_leaves) by teacher forcing of whole paths."""
+    batch = len(memory.state)
+    paths = trie.item_path[trie.leaf_items[trie.leaf_item_offsets[:-1]]].expand(batch, -1, -1)
+    entered = torch.cat([torch.zeros_like(paths[..., :1]), paths[..., :-1]], dim=-1)
+    states, _ = decoder.hidden(memory, vectors, entered)
+    steps = path_log_probabilities(states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, paths.flatten(0, 1))
+    return steps.sum(-1).view(batch, -1)
+
+
+worlds = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 2**16),
+        "items": st.integers(1, 60),
+        "vocab": st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple),
+        "batch": st.integers(1, 4),
+        "temperature": st.sampled_from([0.1, 0.5, 2.0]),
+    }
+)
+
+
+@torch.no_grad()
+@settings(max_examples=30, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+@given(world=worlds, width=st.integers(1, 70), k=st.integers(1, 12), rows=st.integers(1, 9), constrained=st.booleans())
+def test_every_search_keeps_its_word(world, width, k, rows, constrained):
+    trie, parts = make(**world)
+    batch, first = world["batch"], trie.level_bounds[trie.depth]
+    exact = reference(trie, *parts)
+    constraint = None
+    if constrained:
+        left_out = torch.randint(-1, world["items"], (batch, world["items"] // 2 + 1))
+        constraint = Excluded(trie, left_out)
+        keep = torch.ones(batch, world["items"], dtype=torch.bool)
+        for row in range(batch):
+            keep[row, left_out[row][left_out[row] >= 0]] = False
+        exact = exact.masked_fill(~trie.restrict(keep)[:, first:], -torch.inf)
+    searches = {
+        "beam": beam_search(trie, CachedScorer(*parts), batch, width, constraint),
+        "static": beam_search(trie, CachedScorer(*parts), batch, width, constraint, static=True),
+        "full": full_search(trie, CachedScorer(*parts, 1), batch, width, constraint),
+        "best-first": best_first(trie, CachedScorer(*parts, 1), batch, k, width, constraint, rows=rows),
+    }
+    index = SearchIndex.from_trie(trie)
+    for name, small in {
+        "beam": beam_search(index, CachedScorer(*parts), batch, width, constraint),
+        "static": beam_search(index, CachedScorer(*parts), batch, width, constraint, static=True),
+        "full": full_search(index, CachedScorer(*parts, 1), batch, width, constraint),
+        "best-first": best_first(index, CachedScorer(*parts, 1), batch, k, width, constraint, rows=rows),
+    }.items():
+        assert torch.equal(small.leaves, searches[name].leaves) and torch.equal(small.scores, searches[name].scores), (
+            name
+        )
+        for one, other in zip(
+            leaf_items(index, small.leaves, small.scores), leaf_items(trie, small.leaves, small.scores), strict=True
+        ):
+            assert torch.equal(one, other)
+    for name, found in searches.items():
+        for row in range(batch):
+            live = found.leaves[row] >= 0
+            leaves, scores = found.leaves[row][live], found.scores[row][live]
+            assert ((leaves >= first) & (leaves < trie.n_nodes)).all(), name
+            assert len(leaves.unique()) == len(leaves), name
+            assert found.scores[row][~live].isneginf().all() and scores.isfinite().all(), name
+            torch.testing.assert_close(scores, exact[row, leaves - first], rtol=1e-5, atol=1e-5)
+            best = exact[row].sort(descending=True).values
+            n = int(found.proven[row])
+            torch.testing.assert_close(found.scores[row, :n], best[:n], rtol=1e-5, atol=1e-5)
+        if name == "full" or (name in ("beam", "static") and width >= trie.n_leaves):
+            assert found.exact(width).all() and torch.equal(
+                (found.leaves >= 0).sum(1), exact.isfinite().sum(1).clamp(max=width)
+            ), name
+        if name == "best-first":
+            assert found.exact(min(k, width)).all()
+
+
+@torch.no_grad()
+def test_exact_scores_give_every_item_its_leafs_score():
+    trie, parts = make(3, 50, (5, 4, 3), 3, 0.5)
+    wanted = reference(trie, *parts)[:, trie.item_leaf - trie.level_bounds[trie.depth]]
+    for chunk in (4096, 7, 1):
+        torch.testing.assert_close(exact_scores(*parts, trie, chunk=chunk), wanted, rtol=0, atol=1e-5)
+    assert wanted.std(1).min() > 0.1
+
+
+class _Counting(UncachedScorer):
+    """Counts the rows that were run."""
+
+    ran = 0
+
+    def expand(self, depth, nodes, parents):
+        self.ran += nodes.shape[1]
+        return super().expand(depth, nodes, parents)
+
+
+@torch.no_grad()
+def test_best_first_runs_fewer_rows_than_the_catalogue_and_than_a_wide_beam():
+    trie, parts = make(5, 400, (12, 8, 6), 1, 0.1)
+    scorer = _Counting(*parts)
+    found = best_first(trie, scorer, 1, 5, 20, rows=4)
+    assert found.rows == scorer.ran < min(sum(trie.open_nodes), beam_search(trie, CachedScorer(*parts), 1, 50).rows)
+    assert (
+        torch.equal(found.leaves[:, :5], full_search(trie, CachedScorer(*parts), 1, 5).leaves) and found.exact(5).all()
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("limit", [1, 3])
+def test_a_search_stopped_early_says_so(limit):
+    trie, parts = make(5, 400, (12, 8, 6), 3, 2.0)
+    found = best_first(trie, CachedScorer(*parts), 3, 10, 20, limit=limit)
+    assert found.rows <= limit and not found.exact(10).any()
+    exact = leaf_scores(trie, CachedScorer(*parts), 3)
+    for row in range(3):
+        missing = exact[row].clone()
+        missing[found.leaves[row][found.leaves[row] >= 0] - trie.level_bounds[trie.depth]] = -torch.inf
+        assert missing.max() <= found.bound[row] + 1e-5
+
+
+def test_the_search_index_is_small():
+    codes = torch.cartesian_prod(torch.arange(20), torch.arange(20), torch.arange(5))
+    trie = build_trie(codes, (20, 20, 5))
+    index = SearchIndex.from_trie(trie)
+    assert index.nbytes == 4 * (1 + 20 + 400 + 1) + 4 * 2000 + 4  # nothing is shared: one zero
+    assert (index.depth, index.n_nodes, index.n_items) == (trie.depth, trie.n_nodes, trie.n_items)
+    assert torch.equal(index.single_leaf(torch.arange(trie.n_nodes)).int(), trie.only_leaf)
+    for level in range(trie.depth + 1):
+        nodes = torch.arange(*trie.level_bounds[level : level + 2])
+        assert torch.equal(index.single_leaf(nodes, level).int(), trie.only_leaf[nodes])

@@ -1,0 +1,131 @@
+"""Proposals: distinct, complete, rightly scored, and none lost for being certain."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from genrec.data.dataset import TRAIN
+from genrec.model.collate import Collator, QueryFeatures
+from genrec.ranking.candidates import MISSING, CandidateGenerator
+from genrec.ranking.features import FEATURES, CandidateFeatures
+from genrec.ranking.ranker import Ranker, seen_mask
+from genrec.retrieval.bm25 import BM25
+
+
+@pytest.fixture(scope="module")
+def asked(prepared_run):
+    data = prepared_run.dataset
+    requests = data.requests("test", "logged").take(np.arange(12))
+    features = QueryFeatures.build(data.query_texts, prepared_run.ids.encoder)
+    return requests, Collator(prepared_run.config.model, features).requests(requests)
+
+
+def generator(run, network, **settings) -> CandidateGenerator:
+    evidence = CandidateFeatures.build(run.dataset, run.ids.catalogue.text.numpy(), TRAIN)
+    return CandidateGenerator(
+        network, evidence, replace(run.config.decoding, **settings), BM25().fit(run.dataset.item_table)
+    )
+
+
+def test_candidates_are_distinct_allowed_and_rightly_scored(prepared_run, network, asked):
+    requests, batch = asked
+    exclude = seen_mask(requests, prepared_run.dataset.n_items)
+    made = generator(prepared_run, network, beam=5, dense=6, cooccurrence=7)
+    found = made.propose(batch, requests, exclude)
+    similar, following = made.evidence.cooccurrence.score_parts(requests.histories)
+    with torch.inference_mode():
+        encoded = network.encode(batch)
+        dense = (network.retrieval_vectors(encoded.requests[:, 0]) @ network.item_index(encoded.items).T).log_softmax(
+            -1
+        )
+    words = made.lexical.score([requests.query_texts[query] for query in requests.request_queries])
+    column = {name: found.evidence[..., place] for place, name in enumerate(FEATURES)}
+    for row, ids in enumerate(found.ids.tolist()):
+        live = [item for item in ids if item != MISSING]
+        assert len(set(live)) == len(live) and live == sorted(live) and not exclude[row, live].any()
+        assert set(dense[row].masked_fill(exclude[row], -torch.inf).topk(6).indices.tolist()) <= set(live)
+        generated = [item for item in found.generated[0][row].tolist() if item != MISSING]
+        assert set(generated) <= set(live) and generated
+        for lane, item in enumerate(ids):
+            if item == MISSING:
+                continue
+            assert float(column["retrieved"][row, lane]) == pytest.approx(float(dense[row, item]), abs=1e-5)
+            assert float(column["cooccurrence"][row, lane]) == pytest.approx(
+                np.log(similar[row, item] + 1e-3), abs=1e-4
+            )
+            assert bool(column["transits"][row, lane]) == bool(following[row, item] > 0)
+            assert float(column["lexical"][row, lane]) == pytest.approx(np.log(words[row, item] + 1e-3), abs=1e-4)
+            assert float(column["lexical_share"][row, lane]) == pytest.approx(
+                words[row, item] / max(words[row].max(), 1e-9), abs=1e-5
+            )
+            assert bool(column["in_beam"][row, lane]) == (item in generated)
+            query = prepared_run.ids.encoder.encode([requests.query_texts[requests.request_queries[row]]])[0]
+            assert float(column["text"][row, lane]) == pytest.approx(
+                float(query @ prepared_run.ids.catalogue.text[item].numpy()), abs=1e-4
+            )
+
+
+def test_an_item_that_is_certain_is_still_proposed(prepared_run, network, asked, monkeypatch):
+    """Its log-probability is exactly 0, which must not read as "nothing there"."""
+    requests, batch = asked
+    made = generator(prepared_run, network, dense=3, cooccurrence=0)
+    made.nodes, made.index = None, made.index * 1000
+    found = made.propose(
+        replace(batch, request_queries=batch.request_queries * 0),
+        replace(requests, request_queries=requests.request_queries * 0 - 1),
+    )
+    best, scores = (part[:, 0] for part in found.retrieved)
+    assert (scores == 0).any()
+    assert (found.ids == best[:, None]).any(1).all()
+
+
+def test_a_list_does_not_depend_on_what_else_is_computed(prepared_run, network, asked, monkeypatch):
+    """What only generates, or only retrieves, or comes in chunks of one request, equals what the whole pass finds."""
+    requests, batch = asked
+    exclude = seen_mask(requests, prepared_run.dataset.n_items)
+    made = generator(prepared_run, network, beam=5, dense=6)
+    whole = made.propose(batch, requests, exclude)
+    generated = made.propose(batch, requests, exclude, fuse=False)
+    retrieved = made.propose(batch, requests, exclude, fuse=False, retrieve=6, generate=False)
+    assert generated.ids is None and generated.retrieved is None and retrieved.generated is None
+    for name, alone in (("generated", generated), ("retrieved", retrieved)):
+        assert all(
+            torch.equal(one, other) for one, other in zip(getattr(whole, name), getattr(alone, name), strict=True)
+        )
+    ranker = Ranker(made, prepared_run.config.model, prepared_run.ids.encoder, made.settings)
+    together = ranker.rank(requests, 10, ranker.modes)
+    monkeypatch.setattr("genrec.ranking.ranker.SCORES", 1)
+    for mode in ranker.modes:
+        ids, scores = ranker.rank(requests, 10, [mode])[mode]
+        assert np.array_equal(ids, together[mode][0]) and (ids[:, 0] >= 0).all()
+        np.testing.assert_allclose(scores, together[mode][1], atol=1e-4)
+
+
+def test_what_reads_like_the_last_event_is_proposed_where_nothing_is_asked(prepared_run, network, asked):
+    """The nearest by text that may be proposed, not the event's own item; searches are left as they were."""
+    data = prepared_run.dataset
+    requests = data.requests("test").take(np.arange(12))
+    batch = Collator(
+        prepared_run.config.model, QueryFeatures.build(data.query_texts, prepared_run.ids.encoder)
+    ).requests(requests)
+    exclude = torch.zeros(len(requests), data.n_items, dtype=torch.bool)
+    exclude[:, ::3] = True
+    few = {"beam": 2, "dense": 2, "cooccurrence": 0}
+    without, having = (generator(prepared_run, network, **few, text_neighbours=count) for count in (0, 4))
+    before, after = (made.propose(batch, requests, exclude).ids for made in (without, having))
+    text, more = prepared_run.ids.catalogue.text, 0
+    for row, history in enumerate(requests.histories.last_n(1).items.tolist()):
+        like = (text @ text[history]).masked_fill(exclude[row], -1)
+        like[history] = -1
+        wanted = set(like.topk(4).indices.tolist())
+        assert wanted | set(before[row].tolist()) - {MISSING} == set(after[row].tolist()) - {MISSING}
+        more += len(wanted - set(before[row].tolist()))
+    assert more > 0
+    searches, search_batch = asked
+    assert torch.equal(without.propose(search_batch, searches).ids, having.propose(search_batch, searches).ids)
+    new = replace(requests, offsets=np.zeros_like(requests.offsets))
+    assert having._beside_last(new) is None

@@ -1,0 +1,143 @@
+"""Reranker: evidence that decides is weighed, evidence that does not is not, and empty lanes never win."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from genrec.errors import UserError
+from genrec.ranking.candidates import MISSING, Candidates
+from genrec.ranking.features import FEATURES
+from genrec.ranking.reranker import Reranker, hold_out
+
+DECISIVE = FEATURES.index("popularity")  # a feature without a prior weight
+
+
+def constructed(batch: int, width: int, seed: int) -> tuple[Candidates, torch.Tensor]:
+    """Noise in every feature, except that one feature says (noisily) which candidate came next."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.stack([torch.randperm(200, generator=generator)[:width].sort().values for _ in range(batch)])
+    evidence = torch.randn(batch, width, len(FEATURES), generator=generator)
+    gumbel = -torch.rand(batch, width, generator=generator).log().neg().log()
+    place = (3 * evidence[..., DECISIVE] + gumbel).argmax(1)
+    ids[:, -2:] = MISSING
+    evidence[:, -2:] = 50.0  # an empty lane must not be read
+    return Candidates(ids, evidence), torch.where(place < width - 2, ids.gather(1, place[:, None])[:, 0], 999)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return Reranker.fit([constructed(300, 20, 0), constructed(200, 12, 1)])
+
+
+def hits(reranker: Reranker, part) -> float:
+    candidates, targets = part
+    known = targets < 999
+    return float((reranker.rank(candidates, 1)[0][:, 0] == targets)[known].float().mean())
+
+
+def test_the_deciding_feature_gets_the_weight(fitted):
+    weights = fitted.weights
+    assert weights.argmax() == DECISIVE
+    assert weights[DECISIVE] / fitted.scale[DECISIVE] == pytest.approx(
+        3, abs=0.7
+    )  # the strength the data were made with
+    others = torch.cat([weights[:DECISIVE], weights[DECISIVE + 1 :]])
+    assert others.abs().max() < 0.5
+
+
+def test_fit_beats_the_default_on_new_requests(fitted):
+    part = constructed(300, 20, 7)
+    assert hits(fitted, part) > hits(Reranker.default(), part) + 0.2
+
+
+def test_the_scale_of_a_feature_does_not_matter(fitted):
+    parts = [constructed(300, 20, 0), constructed(200, 12, 1)]
+    for candidates, _ in parts:
+        candidates.evidence[..., DECISIVE] *= 100
+    scaled = Reranker.fit(parts)
+    part = constructed(50, 20, 9)
+    before = fitted.rank(part[0], 5)[0]
+    part[0].evidence[..., DECISIVE] *= 100
+    assert (scaled.rank(part[0], 5)[0] == before).float().mean() > 0.97
+
+
+def test_a_constant_feature_does_no_harm():
+    parts = [constructed(300, 20, 0)]
+    parts[0][0].evidence[..., 0] = 4.0
+    reranker = Reranker.fit(parts)
+    assert reranker.weights.isfinite().all() and reranker.weights.argmax() == DECISIVE
+    moved = parts[0][0].evidence.clone()
+    moved[..., 0] = -1000.0  # never seen to vary, so it may not decide later
+    assert torch.allclose(reranker.scores(moved), reranker.scores(parts[0][0].evidence))
+
+
+def test_what_only_matters_together_needs_the_network():
+    """Candidates for which two features agree in sign came next: no linear form can tell them."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.arange(20).repeat(3000, 1)
+    evidence = torch.randn(3000, 20, len(FEATURES), generator=generator)
+    gumbel = -torch.rand(3000, 20, generator=generator).log().neg().log()
+    place = (4 * (evidence[..., 3] * evidence[..., 10]).sign() + gumbel).argmax(1)
+    reranker = Reranker.fit([(Candidates(ids[:2500], evidence[:2500]), place[:2500])])
+    assert reranker.network is not None
+    part = (Candidates(ids[2500:], evidence[2500:]), place[2500:])
+    linear = Reranker(reranker.weights, reranker.mean, reranker.scale)
+    assert hits(reranker, part) > hits(linear, part) + 0.04
+    again = Reranker.from_state(reranker.state())
+    assert torch.equal(again.rank(part[0], 10)[0], reranker.rank(part[0], 10)[0])
+
+
+def test_requests_of_one_query_are_held_out_together():
+    """Else a network that learns by heart what each query wants is taken for one that serves new queries."""
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randint(-1, 30, (1000,), generator=generator)
+    order = torch.randperm(1000, generator=generator)
+    kept, held = hold_out(order, query)
+    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(1000)) and 150 < len(held) <= 250
+    asked = [set(query[rows][query[rows] >= 0].tolist()) for rows in (kept, held)]
+    assert asked[0] and asked[1] and not asked[0] & asked[1]
+    assert (query[kept] < 0).any() and (query[held] < 0).any()
+    alone = hold_out(order, torch.full((1000,), -1))
+    assert torch.equal(torch.cat(alone), order) and len(alone[1]) == 250
+    assert not len(hold_out(order, torch.full((1000,), 7))[1])
+
+
+def test_fitting_twice_gives_the_same_and_leaves_the_random_state_alone():
+    torch.manual_seed(3)
+    first = Reranker.fit([constructed(300, 20, 0)])
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(after, torch.rand(1))
+    assert torch.equal(first.weights, Reranker.fit([constructed(300, 20, 0)]).weights)
+
+
+def test_nothing_to_learn_from_gives_the_default():
+    assert torch.equal(Reranker.fit([]).weights, Reranker.default().weights)
+    candidates, targets = constructed(300, 10, 0)
+    assert torch.equal(Reranker.fit([(candidates, targets * 0 + 999)]).weights, Reranker.default().weights)
+
+
+def test_a_few_requests_move_the_weights_less_than_many(fitted):
+    few = Reranker.fit([constructed(6, 12, 0)]).weights
+    assert few.isfinite().all() and float(few[DECISIVE]) < float(fitted.weights[DECISIVE]) - 0.5
+    assert (few - Reranker.default().weights).norm() < (fitted.weights - Reranker.default().weights).norm()
+
+
+def test_serialisation(fitted):
+    again = Reranker.from_state(fitted.state())
+    part = constructed(50, 20, 9)[0]
+    assert torch.equal(again.scores(part.evidence), fitted.scores(part.evidence))
+    with pytest.raises(UserError, match="other evidence"):
+        Reranker.from_state({**fitted.state(), "features": torch.tensor(list(b"generated"), dtype=torch.uint8)})
+
+
+def test_ranking_ignores_empty_lanes_pads_and_breaks_ties_by_id():
+    evidence = torch.zeros(1, 4, len(FEATURES))
+    evidence[0, 3] = 100.0
+    ids, scores = Reranker.default().rank(Candidates(torch.tensor([[3, 5, 8, MISSING]]), evidence), 6)
+    assert (
+        ids.tolist() == [[3, 5, 8, MISSING, MISSING, MISSING]]
+        and scores[0, 3:].isneginf().all()
+        and (scores[0, :3] == 0).all()
+    )

@@ -1,0 +1,60 @@
+"""Neighbour tables against counting by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from genrec.data.histories import Histories
+from genrec.retrieval.neighbours import cooccurrence_neighbours, strength, top_of_category_and_brand
+
+
+@pytest.fixture
+def histories():
+    rng = np.random.default_rng(0)
+    return Histories.from_lists([rng.integers(0, 12, rng.integers(1, 9)) for _ in range(40)])
+
+
+def test_company_counts_what_a_loop_counts(histories):
+    n = 12
+    together, after, users = np.zeros((n, n)), np.zeros((n, n)), np.zeros(n)
+    for row in range(len(histories)):
+        items = histories.items[histories.offsets[row] : histories.offsets[row + 1]]
+        for one in set(items.tolist()):
+            users[one] += 1
+            for other in set(items.tolist()) - {one}:
+                together[one, other] += 1
+        for one, other in zip(items, items[1:], strict=False):
+            after[one, other] += one != other
+    table = cooccurrence_neighbours(histories, n, n)
+    score = strength(together, after, after.T, 1 / np.sqrt(np.outer(users + 1, users + 1)))
+    np.testing.assert_array_equal(table.users, users)
+    for item in range(n):
+        live = table.ids[item] >= 0
+        neighbours = table.ids[item][live]
+        assert set(neighbours.tolist()) == set(np.flatnonzero(score[item]).tolist())
+        expected = np.stack([together[item], after[item], after[:, item]], -1)[neighbours]
+        np.testing.assert_array_equal(table.counts[item][live], expected)
+        assert (np.diff(score[item][neighbours]) <= 1e-6).all()
+
+
+def test_a_narrow_table_is_the_head_of_a_wide_one(histories):
+    wide, narrow = cooccurrence_neighbours(histories, 12, 12), cooccurrence_neighbours(histories, 12, 3)
+    np.testing.assert_array_equal(narrow.ids, wide.ids[:, :3])
+    np.testing.assert_array_equal(narrow.counts, wide.counts[:, :3])
+
+
+def test_shelf_holds_the_most_had_items_of_category_and_brand():
+    items = pl.DataFrame(
+        {
+            "category": [["a", "x"], ["a", "x"], ["a", "x"], ["a", "y"], None, ["a", "x"]],
+            "brand": ["p", "q", None, "p", "p", ""],
+        },
+        schema={"category": pl.List(pl.String), "brand": pl.String},
+    )
+    found = top_of_category_and_brand(items, np.array([5, 1, 3, 2, 0, 4], np.float32), 4)
+    assert found[1].tolist() == [0, 5, -1, -1]  # category x without itself, most had first; nobody else has brand q
+    assert found[0].tolist() == [5, 2, 3, -1]  # brand p: item 3; item 4 was had by nobody
+    assert found[4].tolist() == [-1, -1, 0, 3]
+    assert found[5].tolist() == [0, 2, -1, -1]

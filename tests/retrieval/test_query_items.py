@@ -1,0 +1,64 @@
+"""What people took who asked the same, against a slow count; held-out searches are never in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from genrec.data.dataset import TRAIN, VALID
+from genrec.ranking.features import FEATURES
+from genrec.retrieval.query_items import QueryItemCounts, text_keys
+
+
+def test_shares_equal_a_slow_count_of_training_searches(prepared_run):
+    data = prepared_run.dataset
+    for last in (TRAIN, VALID):
+        table = QueryItemCounts.build(data, last)
+        slow: dict[str, Counter] = {}
+        for query, item, split in zip(data.queries, data.items, data.split, strict=True):
+            if query >= 0 and split <= last:
+                slow.setdefault(data.query_texts[query].lower(), Counter())[int(item)] += 1
+        queries = np.arange(-1, len(data.query_texts))
+        shares = table.score(data.query_texts, queries)
+        assert not shares[0].any()
+        for query, row in zip(queries[1:], shares[1:], strict=True):
+            counts = slow.get(data.query_texts[query].lower(), Counter())
+            wanted = np.zeros(data.n_items)
+            for item, count in counts.items():
+                wanted[item] = count / counts.total()
+            np.testing.assert_allclose(row, wanted, rtol=1e-5)
+
+
+def test_state_and_longer_catalogue(prepared_run):
+    data = prepared_run.dataset
+    table = QueryItemCounts.build(data, TRAIN)
+    again = QueryItemCounts.from_state(table.state(), data.n_items)
+    ids = np.arange(len(data.query_texts))
+    assert np.array_equal(again.score(data.query_texts, ids), table.score(data.query_texts, ids))
+    wide = table.widen(data.n_items + 3).score(data.query_texts, ids)
+    assert np.array_equal(wide[:, :-3], table.score(data.query_texts, ids)) and not wide[:, -3:].any()
+
+
+def test_texts_are_compared_as_people_mean_them():
+    keys = text_keys(["Red  Lamp", " red lamp ", "red lamps", "", "红茶"])
+    assert keys[0] == keys[1] and len(set(keys.tolist())) == 4
+
+
+def test_a_known_query_reaches_the_ranking(trained_run):
+    ranker, data = trained_run.ranker("train"), trained_run.dataset
+    requests = data.requests("test", "logged")
+    place = FEATURES.index("asked"), FEATURES.index("was_asked")
+    shares = QueryItemCounts.build(data, TRAIN).score(requests.query_texts, requests.request_queries)
+    assert shares.any()
+    for rows, _, found in ranker.candidates(requests, exclude_seen=False):
+        own = np.take_along_axis(shares[rows], np.maximum(found.ids.numpy(), 0), 1)
+        live = found.ids.numpy() >= 0
+        np.testing.assert_allclose(found.evidence[..., place[0]].numpy()[live], np.log(own + 1e-3)[live], rtol=1e-4)
+        assert np.array_equal(found.evidence[..., place[1]].numpy()[live] > 0, own[live] > 0)
+        top = (shares[rows] > 0).sum(1) <= ranker.settings.text
+        assert all(
+            set(np.flatnonzero(shares[row])) <= set(ids[ids >= 0].tolist())
+            for row, ids, few in zip(rows, found.ids.numpy(), top, strict=True)
+            if few
+        )
