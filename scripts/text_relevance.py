@@ -17,7 +17,8 @@ from genrec.data.schema import join_parts
 from genrec.errors import UserError
 from genrec.evaluation.metrics import bootstrap_interval, paired_test
 from genrec.evaluation.text_relevance import text_relevance, text_scorers
-from genrec.text.encoder import fit_encoder, item_texts
+from genrec.text.encoder import item_texts
+from genrec.text.factory import fit_encoder
 
 
 def main() -> None:

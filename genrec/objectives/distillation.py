@@ -92,7 +92,6 @@ def path_losses(
     what anchors add to the logits of each path's row; ``ignored`` (n_nodes,) bool stays out of the log-probability's softmax, not of the
     KL's: whether such a node is right the teacher knows and what was observed does not. A step without a choice costs nothing; where the teacher has no mass below a node, it has nothing to say and the KL is 0.
     """
-    trie = teacher.trie
     rows = torch.arange(len(paths), device=paths.device) if rows is None else rows
     parents = torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1]], dim=1)
     steps = [

@@ -17,7 +17,8 @@ from genrec.config.schema import Config
 from genrec.data.dataset import TRAIN, Dataset
 from genrec.errors import UserError
 from genrec.semantic_ids.keywords import KeywordDictionary, fuse
-from genrec.text.encoder import TextEncoder, fit_encoder, item_texts
+from genrec.text.encoder import TextEncoder, item_texts
+from genrec.text.factory import fit_encoder, load_encoder
 from genrec.text.projection import ProjectedEncoder, fit_projection, training_pairs
 
 log = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ class TextSpace:
     @classmethod
     def load(cls, folder: Path, cache: Path | None = None) -> TextSpace:
         """What ``save`` wrote. ``cache`` as in ``TextEncoder.load``. Raises ``UserError`` when a part is missing or does not fit."""
-        encoder, settings = TextEncoder.load(folder, cache), read_json(folder / "text_space.json")
+        encoder, settings = load_encoder(folder, cache), read_json(folder / "text_space.json")
         for name in (ITEM_KEYWORDS, *((VECTORS,) if settings["keywords"] else ())):
             if not (folder / name).is_file():
                 raise UserError(f"{folder / name} is missing; run genrec tokenize again")

@@ -1,8 +1,4 @@
-"""What every text encoder offers, and how one is made, saved and loaded again.
-
-Encoders: ``tfidf`` (genrec/text/tfidf.py, no download), ``hf`` and ``minilm`` (genrec/text/transformer.py). A trained projection
-(genrec/text/projection.py) can sit on top of each.
-"""
+"""The interface of text encoders. ``genrec.text.factory`` fits and loads them."""
 
 from __future__ import annotations
 
@@ -13,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from genrec.artifacts.folders import fingerprint, read_json, write_json
+from genrec.artifacts.folders import fingerprint, write_json
 from genrec.config.load import to_dict
 from genrec.config.schema import TextConfig
 from genrec.data.words import SPACELESS, TOKEN_PATTERN
-from genrec.errors import UserError
 
 DESCRIPTION = "encoder.json"
 ROLES = ("query", "item")
-__all__ = ["ROLES", "SPACELESS", "TOKEN_PATTERN", "TextEncoder", "encoder_key", "fit_encoder", "item_texts", "unit"]
+__all__ = ["ROLES", "SPACELESS", "TOKEN_PATTERN", "TextEncoder", "encoder_key", "item_texts", "unit"]
 
 
 class TextEncoder(ABC):
@@ -48,46 +43,11 @@ class TextEncoder(ABC):
     def pack(self, folder: Path) -> None:
         """Put what ``save`` leaves where it is beside it, so that ``folder`` alone is enough."""
 
-    @staticmethod
-    def load(folder: Path, cache: Path | None = None) -> TextEncoder:
-        """The encoder saved in ``folder``. ``cache``: a folder of vectors by content, for encoders that are slow.
-
-        Raises ``UserError`` when files are missing, or when the model the texts were encoded with is missing or has changed.
-        """
-        from genrec.text.projection import ProjectedEncoder
-
-        description = read_json(folder / DESCRIPTION)
-        kind = description.get("encoder")
-        if kind == "tfidf":
-            from genrec.text.tfidf import TfidfEncoder
-
-            encoder: TextEncoder = TfidfEncoder.read(folder, description)
-        elif kind in ("hf", "minilm"):
-            from genrec.text.transformer import TransformerEncoder
-
-            encoder = TransformerEncoder.read(description, folder, cache)
-        else:
-            raise UserError(
-                f"{folder / DESCRIPTION}: encoder '{kind}' is unknown to this genrec; run genrec tokenize again"
-            )
-        return ProjectedEncoder.read(encoder, folder) if description.get("projected") else encoder
-
 
 def encoder_key(config: TextConfig) -> str:
     """A fingerprint of the settings that change vectors: not the cache's place nor the batch size."""
     settings = to_dict(config)
     return fingerprint({name: value for name, value in settings.items() if name not in ("cache", "batch_size")})
-
-
-def fit_encoder(config: TextConfig, texts: Sequence[str], seed: int, cache: Path | None = None) -> TextEncoder:
-    """The encoder of a config. ``texts`` are the items' texts: TF-IDF learns its words from them, the others are ready as they are."""
-    if config.encoder == "tfidf":
-        from genrec.text.tfidf import TfidfEncoder
-
-        return TfidfEncoder.fit(texts, config.dim, config.max_features, config.min_df, seed, config.character_share)
-    from genrec.text.transformer import TransformerEncoder
-
-    return TransformerEncoder.open(config, cache)
 
 
 def item_texts(items: pl.DataFrame) -> list[str]:

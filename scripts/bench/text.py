@@ -34,7 +34,8 @@ from genrec.retrieval.bm25 import BM25
 from genrec.semantic_ids.keywords import KeywordDictionary, fuse
 from genrec.semantic_ids.quantizers import default_sizes, fit_codebooks
 from genrec.semantic_ids.text_space import clicked_pairs, finetuned
-from genrec.text.encoder import TextEncoder, fit_encoder, item_texts
+from genrec.text.encoder import TextEncoder, item_texts
+from genrec.text.factory import fit_encoder
 
 SPEED_SAMPLE = 512  # texts timed without a cache
 MAX_SEARCHES = 4000

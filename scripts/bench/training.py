@@ -165,7 +165,7 @@ def products(step: Step, place: int) -> list[tuple[int, int, int, int]]:
     No token, item or candidate counts that the step could do without: context states behind the last layer's keys and values only where a
     code decoder reads them, and the vectors of those items alone that the batch names or the softmax runs over.
     """
-    config, network, batch = step.config, step.network, step.batch(place)
+    network, batch = step.network, step.batch(place)
     if isinstance(step, DecoderStep):  # the trunk runs forward only
         return [(*shape[:3], 1) for shape in trunk_products(step, batch, place)[:-2]] + decoder_products(step, place)
     found = trunk_products(step, batch, place)

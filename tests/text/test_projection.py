@@ -9,7 +9,8 @@ import pytest
 
 from genrec.data.dataset import TRAIN
 from genrec.errors import UserError
-from genrec.text.encoder import TextEncoder, unit
+from genrec.text.encoder import unit
+from genrec.text.factory import load_encoder
 from genrec.text.projection import FILE, Pairs, ProjectedEncoder, fit_projection, project, training_pairs
 from genrec.text.tfidf import TfidfEncoder
 
@@ -63,12 +64,12 @@ def test_round_trip_and_zero_stays_zero(tmp_path):
     base = TfidfEncoder.fit(TEXTS, 5, 100, 1, 0)
     encoder = ProjectedEncoder(base, np.random.default_rng(0).normal(size=(5, 5)))
     encoder.save(tmp_path)
-    again = TextEncoder.load(tmp_path)
+    again = load_encoder(tmp_path)
     assert np.array_equal(again.encode([*TEXTS, ""]), encoder.encode([*TEXTS, ""])) and again.dim == 5
     assert (again.encode(["", "zebra"]) == 0).all() and not np.allclose(again.encode(TEXTS), base.encode(TEXTS))
     (tmp_path / FILE).unlink()
     with pytest.raises(UserError, match="projection.safetensors is missing"):
-        TextEncoder.load(tmp_path)
+        load_encoder(tmp_path)
 
 
 def test_a_projection_of_another_width():

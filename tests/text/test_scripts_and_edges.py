@@ -10,7 +10,7 @@ from genrec.config.load import load_config
 from genrec.data.queries import category_queries, title_queries, title_words
 from genrec.inference.recommender import Recommender
 from genrec.retrieval.bm25 import BM25
-from genrec.text.encoder import fit_encoder
+from genrec.text.factory import fit_encoder
 
 TITLES = {
     "chinese": ["新款红茶壶 大容量", "红色连衣裙 夏季", "绿茶 茶叶 礼盒", "不锈钢保温杯"],

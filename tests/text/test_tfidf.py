@@ -11,7 +11,8 @@ import pytest
 
 from genrec.data.schema import ITEM_SCHEMA
 from genrec.text import tfidf
-from genrec.text.encoder import TOKEN_PATTERN, TextEncoder, item_texts
+from genrec.text.encoder import TOKEN_PATTERN, item_texts
+from genrec.text.factory import load_encoder
 from genrec.text.tfidf import TfidfEncoder
 
 TEXTS = [
@@ -40,7 +41,7 @@ def test_vectors_are_unit_and_near_for_like_texts(encoder):
 
 def test_round_trip(encoder, tmp_path):
     encoder.save(tmp_path)
-    again = TextEncoder.load(tmp_path)
+    again = load_encoder(tmp_path)
     texts = [*TEXTS, "red tea shoes", "nothing known", ""]
     assert np.array_equal(again.encode(texts), encoder.encode(texts)) and again.dim == encoder.dim
     assert json.loads((tmp_path / "vocabulary.json").read_text())["words"] == encoder.vocabulary
@@ -73,7 +74,7 @@ def test_chinese(tmp_path):
     found = encoder.encode(["跑步鞋"]) @ encoder.encode(texts).T
     assert set(np.argsort(-found[0])[:2]) == {0, 1} and np.linalg.norm(found) > 0.5
     encoder.save(tmp_path)
-    assert np.array_equal(TextEncoder.load(tmp_path).encode(texts), encoder.encode(texts))
+    assert np.array_equal(load_encoder(tmp_path).encode(texts), encoder.encode(texts))
 
 
 @pytest.mark.parametrize("texts", [["", "", ""], ["", "!!", "  "], [""]])
@@ -81,7 +82,7 @@ def test_a_catalogue_without_words(texts, tmp_path):
     encoder = TfidfEncoder.fit(texts, dim=8, max_features=10, min_df=2, seed=0)
     assert (encoder.encode(texts) == 0).all() and (encoder.encode(["red shoes"]) == 0).all() and encoder.dim == 1
     encoder.save(tmp_path)
-    assert (TextEncoder.load(tmp_path).encode(["red shoes"]) == 0).all()
+    assert (load_encoder(tmp_path).encode(["red shoes"]) == 0).all()
 
 
 @pytest.mark.parametrize("texts", [["tea"], ["tea", "tea"], ["tea", ""], ["green tea", "black tea"]])
@@ -112,7 +113,7 @@ def test_characters_bring_typos_near_and_survive_a_save(tmp_path):
     assert set(np.argsort(-found[0])[:2]) == {2, 3} and set(np.argsort(-found[1])[:2]) == {0, 1}
     assert (TfidfEncoder.fit(TEXTS, 6, 1000, 1, 0).encode(["lether bags"]) == 0).all()
     encoder.save(tmp_path)
-    assert np.array_equal(TextEncoder.load(tmp_path).encode([*TEXTS, "lether"]), encoder.encode([*TEXTS, "lether"]))
+    assert np.array_equal(load_encoder(tmp_path).encode([*TEXTS, "lether"]), encoder.encode([*TEXTS, "lether"]))
 
 
 def test_a_large_catalogue_is_sampled_and_encoded_in_blocks(monkeypatch):

@@ -14,7 +14,8 @@ from genrec.config.load import load_config
 from genrec.config.schema import TextConfig
 from genrec.errors import UserError
 from genrec.text import transformer
-from genrec.text.encoder import TextEncoder, encoder_key, fit_encoder
+from genrec.text.encoder import encoder_key
+from genrec.text.factory import fit_encoder, load_encoder
 from genrec.text.projection import ProjectedEncoder
 from genrec.text.transformer import MINILM_MODULE, mean_pool
 
@@ -120,7 +121,7 @@ def test_a_kill_keeps_what_was_done(model, tmp_path, monkeypatch):
 def test_save_and_load(model, tmp_path):
     encoder = fit_encoder(config_of(model, query_prefix="query "), [], 0)
     encoder.save(tmp_path)
-    again = TextEncoder.load(tmp_path)
+    again = load_encoder(tmp_path)
     assert np.array_equal(again.encode(TEXTS), encoder.encode(TEXTS)) and again.describe() == encoder.describe()
     assert not list(tmp_path.glob("*.safetensors"))  # the name and the fingerprint, not the weights
 
@@ -130,16 +131,16 @@ def test_other_weights_or_no_weights_fail_clearly(tmp_path):
     fit_encoder(config_of(folder), [], 0).save(tmp_path)
     folder.rename(tmp_path / "moved")
     with pytest.raises(UserError, match="encoder.json: the model '.*model' cannot be loaded"):
-        TextEncoder.load(tmp_path)
+        load_encoder(tmp_path)
     make_model(folder, seed=1)
     with pytest.raises(UserError, match="encoder.json: the model .* is not the one the vectors were made with"):
-        TextEncoder.load(tmp_path)
+        load_encoder(tmp_path)
 
 
 def test_an_unknown_encoder_in_a_folder(tmp_path):
     (tmp_path / "encoder.json").write_text(json.dumps({"encoder": "oracle"}))
     with pytest.raises(UserError, match="encoder 'oracle' is unknown"):
-        TextEncoder.load(tmp_path)
+        load_encoder(tmp_path)
 
 
 def test_the_key_ignores_what_changes_no_vector():
@@ -187,7 +188,7 @@ def test_a_packed_encoder_needs_nothing_but_its_folder(tmp_path, projected):
     encoder.save(folder)
     encoder.pack(folder)
     shutil.rmtree(tmp_path / "somewhere")
-    again = TextEncoder.load(folder)
+    again = load_encoder(folder)
     assert np.array_equal(again.encode(TEXTS), encoder.encode(TEXTS)) and np.array_equal(
         again.encode(TEXTS, "item"), encoder.encode(TEXTS, "item")
     )

@@ -1,0 +1,50 @@
+"""Fitting and loading text encoders.
+
+Encoders: ``tfidf`` (genrec/text/tfidf.py, no download), ``hf`` and ``minilm`` (genrec/text/transformer.py). A trained
+projection (genrec/text/projection.py) can sit on top of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from genrec.artifacts.folders import read_json
+from genrec.config.schema import TextConfig
+from genrec.errors import UserError
+from genrec.text.encoder import DESCRIPTION, TextEncoder
+
+
+def fit_encoder(config: TextConfig, texts: Sequence[str], seed: int, cache: Path | None = None) -> TextEncoder:
+    """The encoder of a config. ``texts`` are the items' texts: TF-IDF learns its words from them, the others are ready as they are."""
+    if config.encoder == "tfidf":
+        from genrec.text.tfidf import TfidfEncoder
+
+        return TfidfEncoder.fit(texts, config.dim, config.max_features, config.min_df, seed, config.character_share)
+    from genrec.text.transformer import TransformerEncoder
+
+    return TransformerEncoder.open(config, cache)
+
+
+def load_encoder(folder: Path, cache: Path | None = None) -> TextEncoder:
+    """The encoder saved in ``folder``. ``cache``: a folder of vectors by content, for encoders that are slow.
+
+    Raises ``UserError`` when files are missing, or when the model the texts were encoded with is missing or has changed.
+    """
+    from genrec.text.projection import ProjectedEncoder
+
+    description = read_json(folder / DESCRIPTION)
+    kind = description.get("encoder")
+    if kind == "tfidf":
+        from genrec.text.tfidf import TfidfEncoder
+
+        encoder: TextEncoder = TfidfEncoder.read(folder, description)
+    elif kind in ("hf", "minilm"):
+        from genrec.text.transformer import TransformerEncoder
+
+        encoder = TransformerEncoder.read(description, folder, cache)
+    else:
+        raise UserError(
+            f"{folder / DESCRIPTION}: encoder '{kind}' is unknown to this genrec; run genrec tokenize again"
+        )
+    return ProjectedEncoder.read(encoder, folder) if description.get("projected") else encoder
