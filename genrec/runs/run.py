@@ -1,36 +1,30 @@
 """A run folder: its config, its artefacts, and what answers requests with one of its fits."""
 
 from __future__ import annotations
-import copy
-import logging
+
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+
 import numpy as np
 import torch
-from omegaconf import OmegaConf
-from safetensors.torch import load_file, save_file
-from genrec.artifacts.folders import atomic_folder, fingerprint, is_current, open_artifact, read_json, write_json
-from genrec.config.load import check_keys, config_from_dict, load_config, to_dict, with_overrides
+from safetensors.torch import load_file
+
+from genrec.artifacts.folders import open_artifact, read_json
+from genrec.catalogue.semantic_ids import SemanticIds
+from genrec.config.load import config_from_dict, load_config, with_overrides
 from genrec.config.schema import Config
 from genrec.data.dataset import TRAIN, VALID, Dataset, Requests
-from genrec.data.registry import DatasetUnavailable, fetch
-from genrec.data.prepare.pipeline import prepare
-from genrec.ranking.features import CandidateFeatures, ItemFacts
-from genrec.ranking.reranker import Reranker
-from genrec.ranking.candidates import CandidateGenerator
-from genrec.ranking.ranker import Ranker
 from genrec.errors import UserError
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.model.saved import load_network
+from genrec.ranking.candidates import CandidateGenerator
+from genrec.ranking.features import CandidateFeatures, ItemFacts
+from genrec.ranking.ranker import Ranker
+from genrec.ranking.reranker import Reranker
 from genrec.retrieval.bm25 import BM25
 from genrec.semantic_ids.text_space import text_cache
-from genrec.catalogue.semantic_ids import SemanticIds
-from genrec.semantic_ids.tokenize import tokenize
-from genrec.training.distributed import leader_first, on_gpu
-
-
+from genrec.training.distributed import on_gpu
 
 RERANKER_KIND = "reranker"
 
@@ -38,7 +32,11 @@ RERANKER_KIND = "reranker"
 FEATURES_KIND = "candidate_features"
 
 
-FITTED = {"train": ("model", "features", TRAIN), "preferred": ("model_preferred", "features", TRAIN), "train+valid": ("model_refit", "features_refit", VALID)}
+FITTED = {
+    "train": ("model", "features", TRAIN),
+    "preferred": ("model_preferred", "features", TRAIN),
+    "train+valid": ("model_refit", "features_refit", VALID),
+}
 
 
 TASKS = ("recommendation", "search")
@@ -100,13 +98,17 @@ class Run:
         rerankers = None
         if fused:
             open_artifact(self.folder / "reranker", RERANKER_KIND)
-            rerankers = {task: Reranker.from_state(load_file(self.folder / "reranker" / f"{task}.safetensors")) for task in TASKS}
+            rerankers = {
+                task: Reranker.from_state(load_file(self.folder / "reranker" / f"{task}.safetensors")) for task in TASKS
+            }
         return Ranker(generator, fitted_config.model, self.ids.encoder, self.config.decoding, rerankers)
 
     def sasrec_scorer(self, fitted_on: str) -> Callable[[Requests], np.ndarray]:
         """Scores of the SASRec baseline over the catalogue: requests -> (N, n_items)."""
         network, config = load_network(
-            self.folder / ("sasrec" if fitted_on == "train" else "sasrec_refit"), len(self.dataset.actions_chain), self.ids
+            self.folder / ("sasrec" if fitted_on == "train" else "sasrec_refit"),
+            len(self.dataset.actions_chain),
+            self.ids,
         )
         collator = Collator(config.model, QueryFeatures.build(self.dataset.query_texts, self.ids.encoder))
         with torch.inference_mode():
