@@ -101,8 +101,8 @@ def head_scores(
     for begin in range(0, len(requests), CHUNK):
         part = requests[begin : begin + CHUNK]
         batch = collator.impression_batch(dataset, shown, part).to(device)
-        asked = batch.shown
-        found = network.rank(network.encode(batch, items), asked.row, asked.lane, asked.items, asked.evidence)
+        asked = batch.impressions
+        found = network.rank(network.encode(batch, items), asked.row, asked.column, asked.items, asked.features)
         logits.append(found[asked.items >= 0].float().cpu().numpy())
         place.append(shown.rows(part)[0])
     return np.concatenate(place), np.concatenate(logits)

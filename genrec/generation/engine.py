@@ -77,7 +77,7 @@ class Searcher:
         batch, length = len(memory.state), memory.keys[0].shape[2]
         shape = (1 << (batch - 1).bit_length(), 1 << (length - 1).bit_length(), self.widths)
         if shape not in self.graphs:
-            pointed = 0 if memory.pointed is None else memory.pointed.nodes.shape[-1]
+            copy_bias = 0 if memory.copy_bias is None else memory.copy_bias.nodes.shape[-1]
             self.graphs[shape] = GraphedBeam(
                 self.decoder,
                 self.vectors,
@@ -86,7 +86,7 @@ class Searcher:
                 shape[0],
                 shape[1],
                 self.settings.per_first_code,
-                pointed,
+                copy_bias,
             )
         return self.graphs[shape](memory)
 
@@ -106,7 +106,7 @@ class GraphedBeam:
         batch: int,
         length: int,
         per_first: int = 0,
-        pointed: int = 0,
+        copy_bias: int = 0,
     ):
         layer, device, dtype = decoder.layers[0], vectors.device, torch.bfloat16
         dim, layers = vectors.shape[1], len(decoder.layers)
@@ -117,9 +117,9 @@ class GraphedBeam:
             [torch.zeros(kept, device=device, dtype=dtype) for _ in range(layers)],
             torch.ones(batch, 1, length, device=device, dtype=torch.bool),
         )
-        if pointed:  # so many nodes of each request that anchors are below
-            shape = (batch, 1, pointed)
-            self.memory.pointed = CopyBias(
+        if copy_bias:  # so many nodes of each request that anchors are below
+            shape = (batch, 1, copy_bias)
+            self.memory.copy_bias = CopyBias(
                 torch.full(shape, trie.n_nodes, device=device), torch.zeros(shape, device=device)
             )
         network = copy.deepcopy(decoder).to(dtype)
@@ -149,9 +149,9 @@ class GraphedBeam:
                 mine[:batch, :, :length] = theirs
         self.memory.mask[:batch].zero_()
         self.memory.mask[:batch, :, :length] = memory.mask
-        if memory.pointed is not None:
-            self.memory.pointed.nodes[:batch] = memory.pointed.nodes
-            self.memory.pointed.bonus[:batch] = memory.pointed.bonus
+        if memory.copy_bias is not None:
+            self.memory.copy_bias.nodes[:batch] = memory.copy_bias.nodes
+            self.memory.copy_bias.bonus[:batch] = memory.copy_bias.bonus
         self.graph.replay()
         found = self.found
         return replace(

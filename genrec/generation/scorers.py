@@ -139,8 +139,8 @@ class CachedScorer:
 
     def root_logits(self, first: int, last: int) -> Tensor:
         logits = self.pool[-1][:, 0] @ self.vectors[first:last].T
-        if self.memory.pointed is not None:
-            logits = logits + self.memory.pointed.beside(
+        if self.memory.copy_bias is not None:
+            logits = logits + self.memory.copy_bias.for_rows(
                 torch.arange(first, last, device=logits.device).expand(len(logits), -1)
             )
         return logits
@@ -156,14 +156,14 @@ class CachedScorer:
             for child, row in zip(flat.split(step), rows.split(step), strict=True)
         ]
         logits = (parts[0] if len(parts) == 1 else torch.cat(parts)).view(batch, lanes)
-        return logits if self.memory.pointed is None else logits + self.memory.pointed.beside(children)
+        return logits if self.memory.copy_bias is None else logits + self.memory.copy_bias.for_rows(children)
 
     def select(self, requests: Tensor) -> None:
         """Go on with some of the requests only."""
         memory = self.memory
         self.memory = Memory(
             memory.state[requests], [k[requests] for k in memory.keys], [v[requests] for v in memory.values], memory.mask[requests],
-            None if memory.pointed is None else memory.pointed.take(requests),
+            None if memory.copy_bias is None else memory.copy_bias.take(requests),
         )  # fmt: skip
         self.pool, self.line = [part[requests] for part in self.pool], self.line[requests]
         self.batch = self.batch[: len(requests)]

@@ -187,7 +187,7 @@ def _path(snapshot: CatalogueSnapshot, requests: Requests, place: int) -> list[S
         states, _ = decoder.hidden(memory, generator.nodes, parents[None, None])
         scale = decoder.log_scale.exp()
         steps = path_log_probabilities(
-            states.flatten(0, 1), scale, generator.nodes, trie, nodes[None], pointed=memory.pointed
+            states.flatten(0, 1), scale, generator.nodes, trie, nodes[None], copy_bias=memory.copy_bias
         )
         chances = steps[0].exp().tolist()
     columns = (trie.node_code[nodes], trie.child_count[parents], trie.node_item_count[nodes])

@@ -38,8 +38,8 @@ class Prefill(nn.Module):
         if self.network.decoder is None:
             return vectors, []
         memory = self.network.decoder_memory(encoded)
-        pointed = [] if memory.pointed is None else [memory.pointed.nodes, memory.pointed.bonus]
-        return vectors, [memory.state, memory.mask, *memory.keys, *memory.values, *pointed]
+        copy_bias = [] if memory.copy_bias is None else [memory.copy_bias.nodes, memory.copy_bias.bonus]
+        return vectors, [memory.state, memory.mask, *memory.keys, *memory.values, *copy_bias]
 
 
 class DecodeStep(nn.Module):

@@ -25,14 +25,14 @@ class Memory:
 
     ``state`` (B, R, dim) request states; ``keys`` / ``values`` per layer (B, heads, S, dim / heads); ``mask`` (B, R, S). S = 1 + T + R x P:
     a null token, the context, and P private positions of each request that no other request sees (reasoning blocks, anchors).
-    ``pointed``: what anchors add to the logits of nodes (``model.pointer``).
+    ``copy_bias``: what anchors add to the logits of nodes (``model.pointer``).
     """
 
     state: Tensor
     keys: list[Tensor]
     values: list[Tensor]
     mask: Tensor
-    pointed: CopyBias | None = None
+    copy_bias: CopyBias | None = None
 
     def take(self, row: Tensor, lane: Tensor) -> Memory:
         """Some requests as rows of their own (B = their number, R = 1): padding lanes then cost nothing. Before private positions are added."""

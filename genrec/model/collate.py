@@ -190,7 +190,7 @@ class Collator:
             reached[row, lane] = np.asarray(data.actions)[event][:, None] >= self.stages
             batch.reached = torch.from_numpy(reached)
         if len(asked_row):
-            batch.shown = _shown_lanes(self.shown, asked_row, shown_lane, asked_shown)
+            batch.impressions = _shown_lanes(self.shown, asked_row, shown_lane, asked_shown)
         return batch
 
     def _shown_in(self, rows: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -208,7 +208,7 @@ class Collator:
         """An inference batch of some requests that the log answered, each in a row of its own, with what was shown."""
         batch = self.requests(shown.histories(data, index))
         row = np.arange(len(index))
-        batch.shown = _shown_lanes(shown, row, np.zeros_like(row), index)
+        batch.impressions = _shown_lanes(shown, row, np.zeros_like(row), index)
         return batch
 
     def requests(self, requests: Requests) -> Batch:

@@ -27,16 +27,16 @@ from genrec.model.rope import rotary_angles
 
 @dataclass
 class BatchImpressions:
-    """Requests of a batch that the log itself answered: N of them, at ``row`` and ``lane`` (N,) of the batch, with C items shown in each.
+    """Requests of a batch that the log itself answered: N of them, at ``row`` and ``column`` (N,) of the batch, with C items shown in each.
 
-    ``items`` (N, C), -1 for padding; ``reached`` (N, C, stages) bool what became of them; ``evidence`` (N, C, F) float32.
+    ``items`` (N, C), -1 for padding; ``reached`` (N, C, stages) bool what became of them; ``features`` (N, C, F) float32.
     """
 
     row: Tensor
-    lane: Tensor
+    column: Tensor
     items: Tensor
     reached: Tensor
-    evidence: Tensor
+    features: Tensor
 
     def to(self, device: torch.device | str) -> BatchImpressions:
         return BatchImpressions(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
@@ -68,7 +68,7 @@ class Batch:
     older_actions: Tensor | None = None
     older_offsets: Tensor | None = None
     reached: Tensor | None = None
-    shown: BatchImpressions | None = None
+    impressions: BatchImpressions | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -283,7 +283,7 @@ class GenerativeRecommender(nn.Module):
             anchors = anchors.take(row, lane) if anchors is not None else None
         memory = decoder.with_private(memory, thoughts, anchors, encoded.items)
         if decoder.pointer is not None:
-            memory.pointed = decoder.pointer(
+            memory.copy_bias = decoder.pointer(
                 memory.state, anchors, self.relevance(memory.state, anchors.ids, encoded.items), self.catalogue.trie
             )
         return memory

@@ -32,14 +32,14 @@ class CopyBias:
     nodes: Tensor
     bonus: Tensor
 
-    def beside(self, nodes: Tensor) -> Tensor:
+    def for_rows(self, nodes: Tensor) -> Tensor:
         """What the logits of nodes (B x R, N) gain, row by row: (B x R, N)."""
         mine, bonus = self.nodes.flatten(0, 1), self.bonus.flatten(0, 1)
         nodes = nodes.long().contiguous()
         place = torch.searchsorted(mine, nodes).clamp(max=mine.shape[1] - 1)
         return torch.where(mine.gather(1, place) == nodes, bonus.gather(1, place), 0.0)
 
-    def of(self, rows: Tensor, nodes: Tensor) -> Tensor:
+    def for_pairs(self, rows: Tensor, nodes: Tensor) -> Tensor:
         """The same of nodes (M,), each of one of the B x R ``rows`` (M,): (M,)."""
         mine = self.nodes.flatten(0, 1)
         keys = (mine + torch.arange(len(mine), device=mine.device)[:, None] * SPAN).flatten()

@@ -83,12 +83,12 @@ def draw_items(log_probabilities: Tensor, generator: torch.Generator | None = No
 
 def path_losses(
     states: Tensor, scale: Tensor, vectors: Tensor, paths: Tensor, teacher: TeacherMass, place: Tensor | None = None, rows: Tensor | None = None,
-    pointed: CopyBias | None = None, ignored: Tensor | None = None,
+    copy_bias: CopyBias | None = None, ignored: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Log-probability of each step of ``paths``, and KL(teacher || decoder) over the children it chose from: two (N, levels) tensors.
 
     Arguments as ``path_log_probabilities`` has them (unit ``states`` (N, levels, dim), inverse temperatures ``scale`` (levels,), node
-    ``vectors`` with ``place``, ``paths`` (N, levels) of nodes). ``rows`` (N,) is the teacher's row of each path, by default its own; ``pointed``
+    ``vectors`` with ``place``, ``paths`` (N, levels) of nodes). ``rows`` (N,) is the teacher's row of each path, by default its own; ``copy_bias``
     what anchors add to the logits of each path's row; ``ignored`` (n_nodes,) bool stays out of the log-probability's softmax, not of the
     KL's: whether such a node is right the teacher knows and what was observed does not. A step without a choice costs nothing; where the teacher has no mass below a node, it has nothing to say and the KL is 0.
     """
@@ -104,7 +104,7 @@ def path_losses(
             place,
             rows,
             level == 0,
-            pointed,
+            copy_bias,
             ignored,
         )
         for level in range(paths.shape[1])
@@ -115,14 +115,14 @@ def path_losses(
 
 def _step(
     states: Tensor, vectors: Tensor, parents: Tensor, chosen: Tensor, teacher: TeacherMass, place: Tensor | None, rows: Tensor, first: bool,
-    pointed: CopyBias | None, ignored: Tensor | None,
+    copy_bias: CopyBias | None, ignored: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     trie = teacher.trie
     if first:  # every walk starts at the root: one dense product
         start, count = int(trie.child_start[0]), int(trie.child_count[0])
         nodes = torch.arange(start, start + count, device=states.device)
         logits = _wide(states @ vectors[nodes if place is None else place[nodes]].T)
-        logits = logits if pointed is None else logits + pointed.beside(nodes.expand(len(states), -1))
+        logits = logits if copy_bias is None else logits + copy_bias.for_rows(nodes.expand(len(states), -1))
         logs = logits.log_softmax(-1)
         mass = teacher.below(rows.repeat_interleave(count), nodes.repeat(len(rows))).view(-1, count)
         share = mass / mass.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
@@ -140,8 +140,8 @@ def _step(
     logits = _wide(
         (F.embedding(row, states[open_rows]) * F.embedding(child if place is None else place[child], vectors)).sum(-1)
     )
-    if pointed is not None:
-        logits = logits + pointed.of(open_rows[row], child)
+    if copy_bias is not None:
+        logits = logits + copy_bias.for_pairs(open_rows[row], child)
     top = logits.new_full((len(open_rows),), -torch.inf).scatter_reduce(0, row, logits.detach(), "amax")
     total = torch.zeros_like(top).index_add(0, row, (logits - top[row]).exp())
     logs = logits - (top + total.log())[row]

@@ -35,13 +35,13 @@ def nodes_without(trie: CatalogueTrie, known: Tensor) -> Tensor:
 
 def path_log_probabilities(
     states: Tensor, scale: Tensor, vectors: Tensor, trie: CatalogueTrie, paths: Tensor, place: Tensor | None = None,
-    pointed: CopyBias | None = None, ignored: Tensor | None = None,
+    copy_bias: CopyBias | None = None, ignored: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Log-probability of each step of each walk: (N, levels).
 
     ``states`` (N, levels, dim) unit states that score the children of the node before each step; ``scale`` (levels,) inverse temperatures;
     ``vectors`` (n_nodes, dim) node vectors, or those of some nodes with ``place`` (n_nodes,) the row of each; ``paths`` (N, levels) the
-    nodes walked to; ``pointed``, row by row, what anchors add to the logits; ``ignored`` (n_nodes,) bool: nodes, never walked to, that are
+    nodes walked to; ``copy_bias``, row by row, what anchors add to the logits; ``ignored`` (n_nodes,) bool: nodes, never walked to, that are
     no wrong answers and stay out of the softmax. A step with one legal child costs nothing.
     """
     root = paths.new_zeros(len(paths), 1)
@@ -57,7 +57,7 @@ def path_log_probabilities(
                 paths[:, level],
                 level == 0,
                 place,
-                pointed,
+                copy_bias,
                 ignored,
             )
         )
@@ -66,14 +66,14 @@ def path_log_probabilities(
 
 def _step(
     states: Tensor, vectors: Tensor, trie: CatalogueTrie, parents: Tensor, chosen: Tensor, first: bool, place: Tensor | None,
-    pointed: CopyBias | None, ignored: Tensor | None,
+    copy_bias: CopyBias | None, ignored: Tensor | None,
 ) -> Tensor:  # fmt: skip
     if first:  # every walk starts at the root: one dense product
         start, count = int(trie.child_start[0]), int(trie.child_count[0])
         children = vectors[start : start + count] if place is None else vectors[place[start : start + count]]
         logits = (states @ children.T).float()
-        if pointed is not None:
-            logits = logits + pointed.beside(
+        if copy_bias is not None:
+            logits = logits + copy_bias.for_rows(
                 torch.arange(start, start + count, device=states.device).expand(len(states), -1)
             )
         if ignored is not None:
@@ -91,8 +91,8 @@ def _step(
     local = states[open_rows]
     # Embedding lookups: their backward pass adds rows faster than that of indexing.
     logits = (F.embedding(row, local) * F.embedding(child if place is None else place[child], vectors)).sum(-1).float()
-    if pointed is not None:
-        logits = logits + pointed.of(open_rows[row], child)
+    if copy_bias is not None:
+        logits = logits + copy_bias.for_pairs(open_rows[row], child)
     if ignored is not None:
         logits = logits.masked_fill(ignored[child], -torch.inf)
     top = torch.full((len(open_rows),), -torch.inf, device=states.device).scatter_reduce(

@@ -115,9 +115,9 @@ class Policy:
         memory = self.memory(asked)
         states, _ = self.decoder.hidden(memory, vectors, place[_entered(paths)])
         rows = torch.arange(batch, device=paths.device).repeat_interleave(walks)
-        pointed = None if memory.pointed is None else memory.pointed.take(rows)
+        copy_bias = None if memory.copy_bias is None else memory.copy_bias.take(rows)
         found = path_losses(
-            states.flatten(0, 1), self.decoder.log_scale.exp(), vectors, flat, teacher, place, rows, pointed
+            states.flatten(0, 1), self.decoder.log_scale.exp(), vectors, flat, teacher, place, rows, copy_bias
         )
         return found[0].view(batch, walks, levels), found[1].view(batch, walks, levels)
 
@@ -155,9 +155,9 @@ def _steps(decoder: CodeDecoder, memory: Memory, vectors: Tensor, trie, paths: T
     entered = _entered(paths)
     states, _ = decoder.hidden(memory, vectors, entered if place is None else place[entered])
     rows = torch.arange(len(paths), device=paths.device).repeat_interleave(paths.shape[1])
-    pointed = None if memory.pointed is None else memory.pointed.take(rows)
+    copy_bias = None if memory.copy_bias is None else memory.copy_bias.take(rows)
     steps = path_log_probabilities(
-        states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, paths.flatten(0, 1), place, pointed
+        states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, paths.flatten(0, 1), place, copy_bias
     )
     return steps.view(paths.shape)
 

@@ -30,8 +30,8 @@ def hard_items(
 
     ``among`` (n,): ids of the items that may be mined; None for all.
     """
-    if batch.shown is not None:
-        return ignored_impressions(batch.shown, row, count, len(batch.items), len(encoded.items))
+    if batch.impressions is not None:
+        return ignored_impressions(batch.impressions, row, count, len(batch.items), len(encoded.items))
     return _mined(network, batch, encoded, row, lane, requests, count, among)[0]
 
 
@@ -77,10 +77,10 @@ def progressive_loss(
     stages = len(network.config.stages)
     for step, (block, stage) in enumerate(zip(steps, step_stages(len(steps), stages), strict=True)):
         states = block.mean(2)
-        if batch.shown is not None:
-            shown = batch.shown
+        if batch.impressions is not None:
+            shown = batch.impressions
             known = shown.items >= 0
-            vectors = network.retrieval_vectors(states[shown.row, shown.lane])[:, None].expand(-1, known.shape[1], -1)
+            vectors = network.retrieval_vectors(states[shown.row, shown.column])[:, None].expand(-1, known.shape[1], -1)
             scale, bias = network.reasoning.calibration[step]
             items, labels = encoded.items[shown.items[known]], shown.reached[..., stage][known]
             total = total + multi_label_loss(vectors[known], items, labels, bias, scale)
@@ -116,11 +116,11 @@ def ranking_loss(
 ) -> Tensor:
     """Of the candidates that were shown, where the log says so; else of each target among random and mined items."""
     if network.config.stages:
-        shown = batch.shown
+        shown = batch.impressions
         if shown is None:
             return encoded.requests.sum() * 0
         candidates, reached = shown.items, shown.reached
-        logits = network.rank(encoded, shown.row, shown.lane, candidates, shown.evidence)
+        logits = network.rank(encoded, shown.row, shown.column, candidates, shown.features)
     else:
         row, lane = live.nonzero(as_tuple=True)
         drawn = torch.rand(len(row), device=row.device) < settings.rank_share

@@ -133,7 +133,7 @@ class TrainingModule(L.LightningModule):
         batch, anchors, items, ids = self.item_vectors(batch, candidates)
         encoded = self.network.encode(batch, items, anchors)
         loss = encoded.requests.sum() * 0
-        if len(targets) == 0 and batch.shown is None:
+        if len(targets) == 0 and batch.impressions is None:
             return loss
         if settings.retrieve_weight and len(targets):
             requests = self.network.retrieval_vectors(encoded.requests[live])
@@ -291,13 +291,15 @@ class TrainingModule(L.LightningModule):
         states, _ = decoder.hidden(memory, vectors, place[entered].transpose(0, 1))
         states, scale, count = states.transpose(0, 1).flatten(0, 1), decoder.log_scale.exp(), len(row)
         own = torch.arange(count, device=row.device).repeat(len(paths))
-        paths, pointed = paths.flatten(0, 1), None if memory.pointed is None else memory.pointed.take(own)
+        paths, copy_bias = paths.flatten(0, 1), None if memory.copy_bias is None else memory.copy_bias.take(own)
         ignored = (
             None if self.current_epoch < settings.align_epochs else self.unlearnt
         )  # items' own texts ask for any item
         if teacher is None:
-            return -path_log_probabilities(states, scale, vectors, trie, paths, place, pointed, ignored).sum(-1).mean()
-        steps, divergence = path_losses(states, scale, vectors, paths, teacher, place, own, pointed, ignored)
+            return (
+                -path_log_probabilities(states, scale, vectors, trie, paths, place, copy_bias, ignored).sum(-1).mean()
+            )
+        steps, divergence = path_losses(states, scale, vectors, paths, teacher, place, own, copy_bias, ignored)
         return -steps[:count].sum(-1).mean() + settings.distill_weight * divergence[count:].sum(-1).mean() + own_loss
 
     def dense_teacher(self, encoded: Encoded, row: Tensor, lane: Tensor, targets: Tensor) -> tuple[TeacherMass, Tensor]:
@@ -315,12 +317,12 @@ class TrainingModule(L.LightningModule):
         anchors, state = encoded.anchors.take(row, lane), state[:, None].detach()
         with torch.no_grad():
             relevance = self.network.relevance(state, anchors.ids, encoded.items)
-        pointed = pointer.items(state, anchors, relevance, trie.n_items)
-        ids, bonus = pointed.nodes[:, 0], pointed.bonus[:, 0]
+        copy_bias = pointer.items(state, anchors, relevance, trie.n_items)
+        ids, bonus = copy_bias.nodes[:, 0], copy_bias.bonus[:, 0]
         known, first = ids < trie.n_items, F.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)
         where = trie.item_place[ids.clamp(max=trie.n_items - 1)]
         gained = torch.where(known & first, logs.gather(1, where).exp() * bonus.expm1(), 0.0).sum(1).log1p()
-        chosen = logs.gather(1, trie.item_place[targets][:, None])[:, 0] + pointed.of(
+        chosen = logs.gather(1, trie.item_place[targets][:, None])[:, 0] + copy_bias.for_pairs(
             torch.arange(len(ids), device=ids.device), targets
         )
         rows, columns = known.nonzero(as_tuple=True)
@@ -331,8 +333,8 @@ class TrainingModule(L.LightningModule):
         batch, seen = pair
         encoded = self.network.encode(batch)
         if seen is None:  # what the log showed, to be ranked
-            shown = batch.shown
-            logits = self.network.rank(encoded, shown.row, shown.lane, shown.items, shown.evidence)
+            shown = batch.impressions
+            logits = self.network.rank(encoded, shown.row, shown.column, shown.items, shown.features)
             known = shown.items >= 0
             self.judged.append((logits[known], shown.reached[known]))
             return

@@ -96,9 +96,13 @@ class Bench:
 
 
 def _take(memory: Memory, rows: torch.Tensor) -> Memory:
-    pointed = None if memory.pointed is None else memory.pointed.take(rows)
+    copy_bias = None if memory.copy_bias is None else memory.copy_bias.take(rows)
     return Memory(
-        memory.state[rows], [k[rows] for k in memory.keys], [v[rows] for v in memory.values], memory.mask[rows], pointed
+        memory.state[rows],
+        [k[rows] for k in memory.keys],
+        [v[rows] for v in memory.values],
+        memory.mask[rows],
+        copy_bias,
     )
 
 

@@ -59,7 +59,7 @@ def test_the_bonus_of_a_node_is_that_of_the_anchors_below_it(pointing, asked):
     encoded, memory, _ = asked
     trie, anchors, pointer = pointing.catalogue.trie, encoded.anchors, pointing.decoder.pointer
     every = torch.arange(trie.n_nodes).expand(8, -1)
-    found = memory.pointed.beside(every)
+    found = memory.copy_bias.for_rows(every)
     relevance = torch.einsum(
         "brd,brad->bra", pointing.retrieval_vectors(encoded.requests), pointing.item_index(encoded.items)[anchors.ids]
     )
@@ -74,7 +74,7 @@ def test_the_bonus_of_a_node_is_that_of_the_anchors_below_it(pointing, asked):
     assert (wanted > 0).sum() > 100 and (wanted == 0).any()
     torch.testing.assert_close(found, wanted.log1p(), rtol=1e-4, atol=1e-5)
     rows, nodes = torch.arange(8).repeat_interleave(trie.n_nodes), torch.arange(trie.n_nodes).repeat(8)
-    assert torch.equal(memory.pointed.of(rows, nodes).view(8, -1), found)
+    assert torch.equal(memory.copy_bias.for_pairs(rows, nodes).view(8, -1), found)
 
 
 def test_training_and_every_search_agree(pointing, asked):
@@ -83,10 +83,10 @@ def test_training_and_every_search_agree(pointing, asked):
     paths = trie.item_path.expand(8, -1, -1)
     with torch.no_grad():
         states, _ = decoder.hidden(memory, vectors, torch.cat([torch.zeros_like(paths[..., :1]), paths[..., :-1]], -1))
-        spread = memory.pointed.take(torch.arange(8).repeat_interleave(trie.n_items))
+        spread = memory.copy_bias.take(torch.arange(8).repeat_interleave(trie.n_items))
         flat = paths.flatten(0, 1)
         steps = path_log_probabilities(
-            states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, flat, pointed=spread
+            states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, flat, copy_bias=spread
         )
         silent = path_log_probabilities(states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, flat)
         teacher = TeacherMass.of_items(trie, torch.randn(8, trie.n_items).log_softmax(-1))
@@ -120,9 +120,9 @@ def test_without_anchors_the_decoder_speaks_alone(pointing, asked):
     encoded, memory, vectors = asked
     hidden = replace(encoded, anchors=replace(encoded.anchors, live=torch.zeros_like(encoded.anchors.live)))
     with torch.no_grad():
-        pointed = pointing.decoder_memory(hidden).pointed
-        assert (pointed.beside(torch.arange(pointing.catalogue.trie.n_nodes).expand(8, -1)) == 0).all()
-        scorer = CachedScorer(pointing.decoder, replace(pointing.decoder_memory(hidden), pointed=None), vectors)
+        copy_bias = pointing.decoder_memory(hidden).copy_bias
+        assert (copy_bias.for_rows(torch.arange(pointing.catalogue.trie.n_nodes).expand(8, -1)) == 0).all()
+        scorer = CachedScorer(pointing.decoder, replace(pointing.decoder_memory(hidden), copy_bias=None), vectors)
         alone = beam_search(pointing.catalogue.trie, scorer, 8, 10)
         again = beam_search(
             pointing.catalogue.trie, CachedScorer(pointing.decoder, pointing.decoder_memory(hidden), vectors), 8, 10
@@ -135,9 +135,9 @@ def test_a_request_points_at_its_own_anchors_alone(pointing, asked):
     anchors = encoded.anchors
     other = replace(encoded, anchors=replace(anchors, ids=anchors.ids.index_fill(0, torch.tensor([0]), 3)))
     with torch.no_grad():
-        changed = pointing.decoder_memory(other).pointed
+        changed = pointing.decoder_memory(other).copy_bias
     nodes = torch.arange(pointing.catalogue.trie.n_nodes).expand(8, -1)
-    difference = (changed.beside(nodes) - memory.pointed.beside(nodes)).abs().amax(1)
+    difference = (changed.for_rows(nodes) - memory.copy_bias.for_rows(nodes)).abs().amax(1)
     assert difference[0] > 1e-3 and (difference[1:] == 0).all()
 
 

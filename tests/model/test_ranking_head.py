@@ -72,18 +72,18 @@ def answers(network, batch):
     vectors = network.decoder.node_vectors(trie, encoded.items)
     states = network.decoder.hidden(network.decoder_memory(encoded), vectors, walk)[0]
     steps = torch.stack([network.retrieval_vectors(block.mean(2)) for block in encoded.blocks], dim=2)
-    shown = batch.shown
-    return steps, states, network.rank(encoded, shown.row, shown.lane, shown.items, shown.evidence)
+    shown = batch.impressions
+    return steps, states, network.rank(encoded, shown.row, shown.column, shown.items, shown.features)
 
 
 def test_shown_requests_are_further_lanes_of_their_windows(world, batch):
     _, collator, data, windows, rows = world
-    shown = batch.shown
-    assert len(shown.row) > 10 and (batch.targets[shown.row, shown.lane] == -1).all()
+    shown = batch.impressions
+    assert len(shown.row) > 10 and (batch.targets[shown.row, shown.column] == -1).all()
     index = np.flatnonzero(np.isin(collator.impression_windows, rows))
     own = collator.shown.take(index)
     positions = own.before - windows.start[collator.impression_windows[index]]
-    assert batch.positions[shown.row, shown.lane].tolist() == positions.tolist() and positions.min() >= 0
+    assert batch.positions[shown.row, shown.column].tolist() == positions.tolist() and positions.min() >= 0
     for place in range(len(index)):
         mine = slice(own.offsets[place], own.offsets[place + 1])
         assert shown.items[place][shown.items[place] >= 0].tolist() == own.items[mine].tolist()
@@ -119,10 +119,10 @@ def test_no_step_and_no_candidate_sees_a_later_event(network, batch, what, place
     for before, after in zip(old[:2], new[:2], strict=True):
         torch.testing.assert_close(after[blind], before[blind], **EXACT)
         assert ((after - before).flatten(2).abs().amax(-1)[sees] > 1e-6).all()
-    lanes = blind[batch.shown.row, batch.shown.lane]
+    lanes = blind[batch.impressions.row, batch.impressions.column]
     assert lanes.any() and not lanes.all()
     torch.testing.assert_close(new[2][lanes], old[2][lanes], **EXACT)
-    known = (batch.shown.items >= 0)[~lanes]
+    known = (batch.impressions.items >= 0)[~lanes]
     assert ((new[2] - old[2])[~lanes].abs().amax(-1)[known] > 1e-7).all()
 
 
@@ -135,18 +135,18 @@ def test_requests_and_their_blocks_do_not_see_each_other(network, batch):
     for before, after in zip(old[:2], new[:2], strict=True):
         torch.testing.assert_close(after[:, 1:], before[:, 1:], **EXACT)
         assert (after[:, 0] - before[:, 0]).abs().max() > 1e-4
-    others = batch.shown.lane != 0
+    others = batch.impressions.column != 0
     torch.testing.assert_close(new[2][others], old[2][others], **EXACT)
 
 
 @pytest.mark.parametrize("visible", [False, True])
 def test_candidates_see_their_fellows_only_where_that_is_allowed(world, batch, visible):
     network = world[0](visible)
-    shown = batch.shown
+    shown = batch.impressions
     full = (shown.items[:, :2] >= 0).all(1)
     items = shown.items.clone()
     items[:, 0] = (items[:, 0] + 1) % network.catalogue.n_items
-    old, new = answers(network, batch), answers(network, replace(batch, shown=replace(shown, items=items)))
+    old, new = answers(network, batch), answers(network, replace(batch, impressions=replace(shown, items=items)))
     assert torch.equal(old[0], new[0]) and torch.equal(old[1], new[1])  # nothing but candidates sees candidates
     assert (new[2][:, 0] - old[2][:, 0]).abs().min(1).values.min() > 0
     moved = (new[2][full, 1] - old[2][full, 1]).abs().max()
@@ -156,13 +156,13 @@ def test_candidates_see_their_fellows_only_where_that_is_allowed(world, batch, v
 @pytest.mark.parametrize("visible", [False, True])
 def test_padding_candidates_are_not_seen(world, batch, visible):
     network = world[0](visible)
-    shown = batch.shown
+    shown = batch.impressions
     known = shown.items >= 0
     wide = replace(
         shown, items=torch.cat([shown.items, shown.items.new_full((len(shown.items), 2), -1)], 1),
-        reached=torch.cat([shown.reached, shown.reached[:, :2]], 1), evidence=torch.cat([shown.evidence, shown.evidence[:, :2] + 3], 1),
+        reached=torch.cat([shown.reached, shown.reached[:, :2]], 1), features=torch.cat([shown.features, shown.features[:, :2] + 3], 1),
     )  # fmt: skip
-    old, new = answers(network, batch)[2], answers(network, replace(batch, shown=wide))[2]
+    old, new = answers(network, batch)[2], answers(network, replace(batch, impressions=wide))[2]
     torch.testing.assert_close(new[:, : old.shape[1]][known], old[known], **EXACT)
 
 
@@ -170,7 +170,7 @@ def test_what_became_of_the_items_is_no_input(network, batch):
     flipped = replace(
         batch,
         reached=~batch.reached,
-        shown=replace(batch.shown, reached=~batch.shown.reached),
+        impressions=replace(batch.impressions, reached=~batch.impressions.reached),
         targets=batch.targets * 0,
     )
     for old, new in zip(answers(network, batch), answers(network, flipped), strict=True):
@@ -178,9 +178,12 @@ def test_what_became_of_the_items_is_no_input(network, batch):
 
 
 def test_evidence_reaches_its_own_candidate_alone(network, batch):
-    evidence = batch.shown.evidence.clone()
+    evidence = batch.impressions.features.clone()
     evidence[3, 0] += 1
-    old, new = answers(network, batch), answers(network, replace(batch, shown=replace(batch.shown, evidence=evidence)))
+    old, new = (
+        answers(network, batch),
+        answers(network, replace(batch, impressions=replace(batch.impressions, features=evidence))),
+    )
     moved = (new[2] - old[2]).abs().amax(-1) > 1e-6
     assert moved.nonzero().tolist() == [[3, 0]]
 
@@ -191,14 +194,14 @@ def test_one_request_alone_ranks_as_in_its_window(network, world, batch):
     index = np.flatnonzero(np.isin(collator.impression_windows, rows))
     whole = (
         collator.shown.before[index] - data.offsets[collator.shown.users[index]]
-        == batch.positions[batch.shown.row, batch.shown.lane].numpy()
+        == batch.positions[batch.impressions.row, batch.impressions.column].numpy()
     )
     assert whole.sum() >= 3
     alone = collator.impression_batch(data, collator.shown, index[whole])
     wide = answers(network, batch)[2][torch.from_numpy(whole)]
-    known = batch.shown.items[torch.from_numpy(whole)] >= 0
+    known = batch.impressions.items[torch.from_numpy(whole)] >= 0
     narrow = answers(network, alone)[2]
-    torch.testing.assert_close(narrow[alone.shown.items >= 0], wide[known], rtol=0, atol=1e-4)
+    torch.testing.assert_close(narrow[alone.impressions.items >= 0], wide[known], rtol=0, atol=1e-4)
 
 
 def test_blocks_of_several_tokens_equal_one_pass():
