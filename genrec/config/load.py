@@ -1,9 +1,13 @@
-"""Typed configuration: one YAML file, then ``key=value`` overrides. Unknown keys are errors that name the nearest valid key."""
+"""Loading of configs: one YAML file, then ``key=value`` overrides.
+
+An unknown key is an error that names the nearest valid one.
+"""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,71 +17,65 @@ from yaml import YAMLError
 
 from genrec.config.checks import validate
 from genrec.config.schema import PRESETS, Config
+from genrec.config.setting import sections, settings
 from genrec.errors import UserError
 
 
-def _valid_keys(schema: type, prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for item in fields(schema):
-        keys.append(prefix + item.name)
-        default = item.default_factory() if callable(item.default_factory) else None
-        if is_dataclass(default):
-            keys += _valid_keys(type(default), f"{prefix}{item.name}.")
-    return keys
-
-
-_FREE_KEYS = ("data.options", "evaluation.sasrec", "preference.levels", "preference.reward", "preference.rewards")
-
-
-def _flatten(tree: dict, prefix: str = "") -> list[str]:
-    keys = []
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        keys.append(path)
-        if isinstance(value, dict) and path not in _FREE_KEYS:
-            keys += _flatten(value, path + ".")
-    return keys
-
-
-def check_keys(keys: list[str], source: str, schema: type = Config) -> None:
-    """Raise ``UserError`` for the first key that the schema does not have, with the nearest valid name."""
-    valid = _valid_keys(schema)
-    for key in keys:
-        if key in valid or key.startswith(tuple(free + "." for free in _FREE_KEYS)):
-            continue
-        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
-        raise UserError(f"{source}: unknown key '{key}'; did you mean '{near[0]}'?")
-
-
-def load_config(path: str | Path | None = None, overrides: list[str] | None = None) -> Config:
+def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
     """Read a YAML file, apply ``key=value`` overrides, check keys, types and values.
 
     Raises ``UserError`` for a missing file, an unknown key, a wrong type or a value out of range.
     """
-    merged, loaded = OmegaConf.structured(Config), OmegaConf.create()
-    try:
-        if path is not None:
-            if not Path(path).is_file():
-                raise UserError(f"config file not found: {path}")
-            loaded = OmegaConf.load(path)
-            if not OmegaConf.is_dict(loaded):
-                raise UserError(f"{path}: a config is a YAML mapping of keys to values")
-            check_keys(_flatten(OmegaConf.to_container(loaded)), str(path))
-        for override in overrides or []:
-            if "=" not in override:
-                raise UserError(f"override '{override}' is not key=value")
-            check_keys([override.split("=", 1)[0]], "command line")
-        given = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides or [])))
-        merged = OmegaConf.merge(merged, {"model": preset_values(OmegaConf.select(given, "model.preset"))}, given)
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path or 'command line'}: {_reason(error)}") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    except (ValueError, YAMLError) as error:
-        raise UserError(f"{path or 'command line'}: is not valid YAML ({' '.join(str(error).split())})") from error
+    with _reported(str(path or "command line")):
+        given = OmegaConf.merge(read_yaml(path) if path is not None else {}, _dotlist(overrides))
+        preset = preset_values(OmegaConf.select(given, "model.preset"))
+        config = _config(OmegaConf.structured(Config), {"model": preset}, given)
     validate(config)
     return config
+
+
+def read_yaml(path: str | Path, schema: type = Config, what: str = "config") -> Any:
+    """A YAML mapping whose keys the schema knows. Raises ``UserError`` for any other file."""
+    if not Path(path).is_file():
+        raise UserError(f"{what} file not found: {path}")
+    with _reported(str(path)):
+        loaded = OmegaConf.load(path)
+        if not OmegaConf.is_dict(loaded):
+            raise UserError(f"{path}: a {what} is a YAML mapping of keys to values")
+        check_keys(_flatten(OmegaConf.to_container(loaded), schema), str(path), schema)
+    return loaded
+
+
+def config_from_dict(tree: dict, source: str) -> Config:
+    """A config from the plain dictionary that ``to_dict`` made; the same checks of keys and types as for a file."""
+    check_keys(_flatten(tree, Config), source)
+    with _reported(source):
+        return _config(OmegaConf.structured(Config), tree)
+
+
+def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
+    """A copy of a config with ``key=value`` overrides; the same checks as for a file."""
+    with _reported("command line"):
+        changed = _config(OmegaConf.structured(config), _dotlist(overrides))
+    validate(changed)
+    return changed
+
+
+def to_dict(config: Any) -> dict:
+    """The plain, JSON-ready form of a config or of one of its sections."""
+    tree = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
+    assert isinstance(tree, dict)
+    return tree
+
+
+def check_keys(keys: Iterable[str], source: str, schema: type = Config) -> None:
+    """Raise ``UserError`` for the first key that the schema does not have, with the nearest valid name."""
+    valid = [*(one.key for one in settings(schema)), *sections(schema)]
+    free = tuple(f"{key}." for key in _mappings(schema))
+    for key in keys:
+        if key not in valid and not key.startswith(free):
+            near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
+            raise UserError(f"{source}: unknown key '{key}'; did you mean '{near[0]}'?")
 
 
 def preset_values(name: str | None) -> dict[str, int]:
@@ -89,34 +87,49 @@ def preset_values(name: str | None) -> dict[str, int]:
     return dict(zip(("dim", "layers", "heads", "decoder_layers"), PRESETS[name], strict=True))
 
 
-def _reason(error: OmegaConfBaseException) -> str:
-    """The first line of OmegaConf's message, with the key where it knows one."""
-    return str(error).splitlines()[0] + (f" (key {error.full_key})" if error.full_key else "")
+def _config(*parts: Any) -> Config:
+    config = OmegaConf.to_object(OmegaConf.merge(*parts))
+    assert isinstance(config, Config)
+    return config
 
 
-def config_from_dict(tree: dict, source: str) -> Config:
-    """A config from the plain dictionary that ``to_dict`` made; the same checks as for a file."""
-    check_keys(_flatten(tree), source)
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(tree)))
-    except OmegaConfBaseException as error:
-        raise UserError(f"{source}: {_reason(error)}") from error
-
-
-def with_overrides(config: Config, overrides: list[str]) -> Config:
-    """A copy of a config with ``key=value`` overrides; the same checks as for a file."""
-    for override in overrides:
+def _dotlist(overrides: Iterable[str]) -> Any:
+    """Overrides as a tree; ``UserError`` for one that is not ``key=value`` or has an unknown key."""
+    given = list(overrides)
+    for override in given:
         if "=" not in override:
             raise UserError(f"override '{override}' is not key=value")
         check_keys([override.split("=", 1)[0]], "command line")
+    return OmegaConf.from_dotlist(given)
+
+
+def _mappings(schema: type) -> set[str]:
+    """The settings whose values are mappings with keys of their own."""
+    return {one.key for one in settings(schema) if isinstance(one.default, dict)}
+
+
+def _flatten(tree: Any, schema: type) -> Iterator[str]:
+    """The dotted keys of a tree, without those inside a setting that is a mapping itself."""
+    free = _mappings(schema)
+
+    def keys(branch: dict, prefix: str) -> Iterator[str]:
+        for key, value in branch.items():
+            yield f"{prefix}{key}"
+            if isinstance(value, dict) and f"{prefix}{key}" not in free:
+                yield from keys(value, f"{prefix}{key}.")
+
+    return keys(tree, "")
+
+
+@contextmanager
+def _reported(source: str) -> Iterator[None]:
+    """Turn what OmegaConf and YAML raise into a ``UserError`` of one line that names the source."""
     try:
-        changed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), OmegaConf.from_dotlist(overrides)))
+        yield
     except OmegaConfBaseException as error:
-        raise UserError(f"command line: {_reason(error)}") from error
-    validate(changed)
-    return changed
-
-
-def to_dict(config: Any) -> dict:
-    """The plain, JSON-ready form of a config or of one of its sections."""
-    return OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
+        key = f" (key {error.full_key})" if error.full_key else ""
+        raise UserError(f"{source}: {str(error).splitlines()[0]}{key}") from error
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({error})") from error
+    except (ValueError, YAMLError) as error:
+        raise UserError(f"{source}: is not valid YAML ({' '.join(str(error).split())})") from error

@@ -1,102 +1,130 @@
-"""The typed settings of a job, section by section; what a key does stands beside it."""
+"""The settings of a job, section by section. Each one states its default, the values it accepts, and what it does."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
+from genrec.config.setting import setting
+
 
 @dataclass
 class DataConfig:
-    """Where the log is and what is kept of it."""
+    """Which log is read and which of its rows are kept."""
 
-    reader: str = "table"  # a name in genrec.data.readers.READERS
-    path: str | None = None  # folder or file of the log
-    fetch: str | None = None  # data set fetched into `data/` when `path` is not given
-    options: dict[str, Any] = field(default_factory=dict)  # passed to the reader
-    actions: list[str] | None = None  # actions that become events; null = all
-    target_action: str | None = (
-        None  # events below it in the feedback chain are past that a model sees, never what it is to predict
+    reader: str = setting("table", "Name of the reader, as listed in data/README.md.")
+    path: str | None = setting(None, "File or folder of the log.")
+    fetch: str | None = setting(None, "Public data set that is fetched into `data/` when `data.path` is null.")
+    options: dict[str, Any] = setting({}, "Options of the reader, such as column names.")
+    actions: list[str] | None = setting(None, "Actions that become events; null keeps all.", nonempty=True)
+    target_action: str | None = setting(
+        None, "Shallowest action that may be a prediction target; shallower events remain in the history."
     )
-    start_time: str | None = None  # events from this time on: an ISO date or time (UTC) or seconds since 1970
-    end_time: str | None = None  # events before this time
-    duplicates: str = "drop-exact"  # keep; drop-exact: same user, item, time, action and query; drop-consecutive: also the item just before
-    max_user_events: int | None = None  # the newest events of a user that are kept
-    min_user_events: int = 1  # iterative k-core over users ...
-    min_item_events: int = 1  # ... and items
-    keep_unseen_items: bool = False  # keep catalogue items that no event names
-    max_quarantine_share: float = 0.05  # more bad rows than this stop the job
-    cache: bool = (
-        True  # keep the parsed log beside the dataset, so that new files are appended without reading the old ones
+    start_time: str | None = setting(None, "Drop events before this time: ISO date or time (UTC), or Unix seconds.")
+    end_time: str | None = setting(None, "Drop events at or after this time.")
+    duplicates: str = setting(
+        "drop-exact",
+        "Which repeated events are dropped: those equal in user, item, time, action and query, or also "
+        "an event for the same item as the user's previous one.",
+        choices=("keep", "drop-exact", "drop-consecutive"),
+    )
+    max_user_events: int | None = setting(None, "Keep only this many of a user's newest events.", ge=1)
+    min_user_events: int = setting(1, "Minimum number of events of a user (iterative k-core).", ge=0)
+    min_item_events: int = setting(1, "Minimum number of events of an item (iterative k-core).", ge=0)
+    keep_unseen_items: bool = setting(False, "Keep catalogue items without any event.")
+    max_quarantine_share: float = setting(0.05, "Stop if a larger fraction of rows is invalid.", ge=0, le=1)
+    cache: bool = setting(
+        True, "Keep the parsed log beside the dataset, so that new files are added without a new parse."
     )
 
 
 @dataclass
 class SplitConfig:
-    """Which events are held out. Each user is asked once per split: at the first of the events held out.
+    """Which events are held out.
 
-    ``leave-last-out``: the last event is test, the one before validation (users of at least three events). ``global-time``: two cut
-    times for everybody. ``session``: the last session is test, the one before validation (users of at least three sessions).
-    ``given``: as the log says; without a validation part, all of a user's last training time is validation (two times at least).
+    A user has at most one test and one validation request per task: the first held-out event of each.
     """
 
-    kind: str = "leave-last-out"
-    valid_share: float = 0.1  # global-time only: share of events between the cuts ...
-    test_share: float = 0.1  # ... and after the second
-    cold_share: float = (
-        0.0  # share of items without any training event: `genrec evaluate RUN --protocol cold-items` asks for them
+    kind: str = setting(
+        "leave-last-out",
+        "Hold out each user's last two events, the events after two global times, each user's last two sessions, "
+        "or what the log itself marks.",
+        choices=("leave-last-out", "global-time", "session", "given"),
     )
-    session_by: str = (
-        "gap"  # session only: gap = a pause of more than session_gap starts one; request = events of one request_id
+    valid_share: float = setting(0.1, "Fraction of events in the validation period of `global-time`.", ge=0, le=1)
+    test_share: float = setting(0.1, "Fraction of events in the test period of `global-time`.", ge=0, le=1)
+    cold_share: float = setting(
+        0.0, "Fraction of items that lose all training events, for `--protocol cold-items`.", ge=0, le=1
     )
-    session_gap: float = 30.0  # minutes
+    session_by: str = setting(
+        "gap", "What starts a new session: a pause, or a new `request_id`.", choices=("gap", "request")
+    )
+    session_gap: float = setting(30.0, "Minutes of the pause that starts a new session.", gt=0)
 
 
 @dataclass
 class QueryConfig:
-    """Synthetic queries for logs that have none (always called synthetic in tables)."""
+    """Synthetic queries for logs without searches. Tables always label them as synthetic."""
 
-    synthetic: list[str] = field(default_factory=list)  # kinds: category, title
-    share: float = 0.3  # share of training events that also get a query
+    synthetic: list[str] = setting([], "Kinds of synthetic query.", choices=("category", "title"))
+    share: float = setting(0.3, "Fraction of training events that also get a synthetic query.", ge=0, le=1)
 
 
 @dataclass
 class TextConfig:
-    """Text vectors over title, brand, category and text: ``tfidf`` (no download), ``hf`` (``model``) or ``minilm`` (``genrec[minilm]``)."""
+    """Text vectors of items and queries."""
 
-    encoder: str = "tfidf"
-    dim: int = 256  # tfidf only, as the next three; the others have their model's width
-    max_features: int = 50_000  # of words, and of character n-grams
-    min_df: int = 2
-    character_share: float = 0.5  # weight of character n-grams beside words, for typos and model numbers
-    model: str | None = None  # hf only: a Hugging Face name or a local folder
-    query_prefix: str = ""  # hf and minilm: what the model expects before a query ...
-    item_prefix: str = ""  # ... and before an item's text
-    max_tokens: int = 128  # hf and minilm: the rest of a text is cut off
-    batch_size: int = 64  # hf and minilm: texts per forward pass
-    cache: str | None = None  # hf and minilm: folder of vectors by content; null = OUTPUT/text-cache
-    finetune: bool = False  # train a projection on query-item and item-item pairs of the training events
+    encoder: str = setting(
+        "tfidf",
+        "TF-IDF with truncated SVD (no download), a Hugging Face model, or MiniLM from the `minilm` extra.",
+        choices=("tfidf", "hf", "minilm"),
+    )
+    dim: int = setting(256, "Width of TF-IDF vectors.", ge=1)
+    max_features: int = setting(50_000, "Maximum vocabulary of words, and of character n-grams (TF-IDF).", ge=1)
+    min_df: int = setting(2, "Minimum number of texts that contain a term (TF-IDF).", ge=1)
+    character_share: float = setting(
+        0.5, "Weight of character n-grams against words, for typos and model numbers (TF-IDF).", ge=0, le=1
+    )
+    model: str | None = setting(None, "Hugging Face name or local folder, with `text.encoder=hf`.")
+    query_prefix: str = setting("", "Text that the model expects before a query.")
+    item_prefix: str = setting("", "Text that the model expects before an item's text.")
+    max_tokens: int = setting(128, "Maximum tokens of a text; the rest is cut off (hf, minilm).", ge=1)
+    batch_size: int = setting(64, "Texts per forward pass (hf, minilm).", ge=1)
+    cache: str | None = setting(None, "Folder of cached vectors (hf, minilm); null is OUTPUT/text-cache.")
+    finetune: bool = setting(False, "Train a projection on query-item and item-item pairs of the training events.")
 
 
 @dataclass
 class SemanticIdConfig:
-    """How items get their codes; see genrec/semantic_ids/quantizers. ``null`` sizes follow the catalogue's size by rule."""
+    """How items get their codes. Sizes that are null follow from the size of the catalogue."""
 
-    quantizer: str = "rq-opq"  # rq-opq, rq-kmeans, rq-vae, opq (flat), random (a control)
-    level_sizes: list[int] | None = None
-    opq_subcodebooks: int | None = None
-    opq_size: int | None = None
-    balance: str = "last-per-parent"  # rq-opq, last residual level: none, last, last-per-code, last-per-parent
-    normalise_residuals: bool = True  # rq-opq: residuals of length 1 before each further level
-    iterations: int = 25  # rounds of k-means at most
-    fit_queries: bool = False  # fit on the training queries' vectors beside the items', as OneSearch does
-    fit_sample: int = 1_000_000  # vectors the codebooks are fitted on; of more, so many are drawn
-    vae_dim: int = 32  # rq-vae: width of the latent space ...
-    vae_epochs: int = 100  # ... and epochs
-    resolve_collisions: bool = True  # give items that share a code the nearest free one in the last two levels
-    behaviour_share: float = 0.5  # weight of co-consumption vectors beside the text vectors; 0 = text only
-    keywords: bool = True  # join the vectors of core keywords (brand, category, mined words) to the text vectors
-    keyword_share: float = 0.5  # weight of the keywords' mean vector
+    quantizer: str = setting(
+        "rq-opq",
+        "Residual k-means with OPQ, residual k-means, residual VAE, flat OPQ, or random codes as a control.",
+        choices=("rq-opq", "rq-kmeans", "rq-vae", "opq", "random"),
+    )
+    level_sizes: list[int] | None = setting(None, "Codes per residual level.", ge=1, nonempty=True)
+    opq_subcodebooks: int | None = setting(None, "Number of OPQ codes after the residual levels; 0 is no OPQ.", ge=0)
+    opq_size: int | None = setting(None, "Size of an OPQ codebook, a power of two.", ge=1)
+    balance: str = setting(
+        "last-per-parent",
+        "Where the last residual level of rq-opq is balanced: nowhere, over all items, per code, or below each prefix.",
+        choices=("none", "last", "last-per-code", "last-per-parent"),
+    )
+    normalise_residuals: bool = setting(True, "Scale residuals to length 1 before each further level of rq-opq.")
+    iterations: int = setting(25, "Maximum rounds of k-means.", ge=1)
+    fit_queries: bool = setting(False, "Fit codebooks on training queries as well as items, as OneSearch does.")
+    fit_sample: int = setting(1_000_000, "Maximum number of vectors that codebooks are fitted on.", ge=1)
+    vae_dim: int = setting(32, "Latent width of rq-vae.", ge=1)
+    vae_epochs: int = setting(100, "Epochs of rq-vae.", ge=1)
+    resolve_collisions: bool = setting(
+        True, "Move items that share a code to the nearest free code of the last two levels."
+    )
+    behaviour_share: float = setting(
+        0.5, "Weight of co-consumption vectors against text vectors; 0 is text alone.", ge=0, le=1
+    )
+    keywords: bool = setting(True, "Add vectors of core keywords (brand, category, mined words) to the text vectors.")
+    keyword_share: float = setting(0.5, "Weight of the keywords' mean vector.", ge=0, le=1)
 
 
 # dim, layers, heads, decoder_layers
@@ -105,228 +133,269 @@ PRESETS = {"nano": (32, 1, 1, 1), "small": (64, 1, 2, 1), "base": (128, 2, 4, 1)
 
 @dataclass
 class ModelConfig:
-    """The network. Shapes are written in genrec/model."""
+    """The network."""
 
-    preset: str | None = (
-        None  # nano, small, base or large: sets dim, layers, heads and decoder_layers where these are not given
+    preset: str | None = setting(
+        None, "Sizes for `dim`, `layers`, `heads` and `decoder_layers` where these are not given.", choices=PRESETS
     )
-    dim: int = 128
-    layers: int = 2
-    heads: int = 4
-    dropout: float = 0.3
-    max_length: int = 50  # events of history read
-    use_ids: bool = True
-    use_text: bool = True
-    use_codes: bool = True
-    query_ngrams: bool = True  # queries: a trainable bag of hashed character n-grams beside that of words
-    query_codes: bool = True  # queries: the items' code vectors of their own semantic ID (with use_codes)
-    item_dropout: float = 0.1  # share of id vectors hidden in training, so that cold items work
-    event_dropout: float = 0.0  # share of past events whose item is hidden in training
-    cut_share: float = (
-        0.0  # share of sequences that are cut in two at a random place in a training step: neither part sees the other
+    dim: int = setting(128, "Width of the backbone; a multiple of twice `heads`.", ge=1)
+    layers: int = setting(2, "Layers of the backbone.", ge=1)
+    heads: int = setting(4, "Attention heads.", ge=1)
+    dropout: float = setting(0.3, "Dropout of the backbone.", ge=0, le=1)
+    max_length: int = setting(50, "Events of history that are read.", ge=1)
+    use_ids: bool = setting(True, "Item vectors contain a trainable vector per item.")
+    use_text: bool = setting(True, "Item vectors contain the projected text vector.")
+    use_codes: bool = setting(True, "Item vectors contain the vectors of the item's codes.")
+    query_ngrams: bool = setting(True, "Query vectors contain a trainable bag of hashed character n-grams.")
+    query_codes: bool = setting(True, "Query vectors contain the code vectors of the query's own semantic ID.")
+    item_dropout: float = setting(0.1, "Fraction of item id vectors hidden in training, for cold items.", ge=0, le=1)
+    event_dropout: float = setting(0.0, "Fraction of past events whose item is hidden in training.", ge=0, le=1)
+    cut_share: float = setting(
+        0.0, "Fraction of training sequences cut at a random position; neither half attends to the other.", ge=0, le=1
     )
-    time_share: float = 0.25  # share of rotary planes turned by time instead of index
-    time_bucket: float = 86400.0  # seconds per rotary time unit
-    last_event: bool = True  # a request starts from the event before it (a shortcut past the attention)
-    anchors: int = 8  # neighbours of each recent event (and as many of its category and brand) that a request attends over; 0 = none
-    user_tokens: bool = (
-        False  # two tokens beside the request's own: the person's behaviour-built ID, of the last few events and of all
+    time_share: float = setting(0.25, "Fraction of rotary planes that encode time instead of position.", ge=0, le=1)
+    time_bucket: float = setting(86400.0, "Seconds per unit of rotary time.", gt=0)
+    last_event: bool = setting(True, "Add the vector of the previous event to the request, past the attention.")
+    anchors: int = setting(
+        8, "Neighbours, and top items of category and brand, of each recent event that a request attends to.", ge=0
     )
-    summary_tokens: int = (
-        0  # so many more: all events before the request, by action and code level, those in front of max_length too
+    user_tokens: bool = setting(
+        False, "Add two tokens with the user's behaviour-built ID: of recent events and of all."
     )
-    query_anchors: bool | None = (
-        None  # a search also attends over items whose text is next to its query's, and those taken after its words; null = where there are anchors and queries
+    summary_tokens: int = setting(
+        0, "Tokens that summarise the whole history by action and code level, beyond `max_length` too.", ge=0
     )
-    pointer: bool = (
-        True  # may the code decoder copy an anchor, where there are any? codes above anchors gain what these weigh
+    query_anchors: bool | None = setting(
+        None,
+        "A search also attends to items with similar text or chosen after its words; null: with anchors and queries.",
     )
-    request_time: bool = False  # may the request's own time be read?
-    rope: str = (
-        "split"  # what turns the rotary planes: index, time, split (time_share of them by time), early (all by both)
+    pointer: bool = setting(True, "The code decoder may copy an anchor's code.")
+    request_time: bool = setting(False, "The model may read the time of the request itself.")
+    rope: str = setting(
+        "split",
+        "What rotates the rotary planes: position, time, time for `time_share` of them, or both for all.",
+        choices=("index", "time", "split", "early"),
     )
-    reasoning_steps: int = 0  # latent steps a request thinks before it answers
-    stages: list[str] = field(
-        default_factory=list
-    )  # stages of the log's feedback chain, shallow to deep, that steps and ranking learn
-    ranking: bool = (
-        False  # candidate tokens and a ranking head: one logit per stage, or one for "comes next" without stages
+    reasoning_steps: int = setting(0, "Latent reasoning steps before a request is answered.", ge=0)
+    stages: list[str] = setting(
+        [], "Stages of the feedback chain, shallow to deep, that ranking and reasoning steps learn."
     )
-    candidate_evidence: bool = True  # do its candidates carry what is known of the pair? rates of what was shown (stages), else retrieval score and anchors
-    candidates_visible: bool = False  # do the candidates of a request see one another?
-    temperature: float = 0.1
-    decoder_layers: int = 1
-    node_vectors: str = "items"  # codes, nodes, items: what the code decoder's outputs are compared with
+    ranking: bool = setting(
+        False, "Candidate tokens and a ranking head with one logit per stage, or one for the next item without stages."
+    )
+    candidate_evidence: bool = setting(
+        True, "Candidates carry features of the pair: impression rates with stages, else retrieval score and anchors."
+    )
+    candidates_visible: bool = setting(False, "Candidates of a request attend to each other.")
+    temperature: float = setting(0.1, "Temperature of the retrieval softmax.", gt=0)
+    decoder_layers: int = setting(1, "Layers of the code decoder.", ge=1)
+    node_vectors: str = setting(
+        "items",
+        "What the code decoder's outputs are compared with: code vectors, trie node vectors, or means of item vectors.",
+        choices=("codes", "nodes", "items"),
+    )
 
 
 @dataclass
 class TrainingConfig:
-    """Optimisation. The epoch count of the refit is the one chosen on validation."""
+    """Optimisation. The refit on train and validation takes its epochs from the first fit."""
 
-    tasks: list[str] = field(
-        default_factory=lambda: ["recommendation", "search"]
-    )  # what is learnt; one of the two alone for comparison
-    epochs: int | None = None  # null = by the number of training requests: 20 for small logs, fewer for large ones
-    align_epochs: int = 0  # of them, the first: an item's text, asked by nobody -> the item ...
-    cooccur_epochs: int = (
-        0  # ... and the next: a query, asked by nobody -> its item, and an item -> the item that followed
+    tasks: list[str] = setting(
+        ["recommendation", "search"], "Tasks that are learnt.", choices=("recommendation", "search"), nonempty=True
     )
-    patience: int = 3
-    batch_size: int = 128  # sequences per optimiser step, over all devices and accumulated parts
-    accumulate: int | None = (
-        None  # parts of similar lengths a step is computed in, one after the other: less memory and padding, the same result; null = 4 on a CPU, else 1
+    epochs: int | None = setting(None, "Maximum epochs; null: 20 for small logs, fewer for large ones.", ge=1)
+    align_epochs: int = setting(0, "First epochs that learn item text to item, without a user.", ge=0)
+    cooccur_epochs: int = setting(
+        0, "Next epochs that learn query to item and item to following item, without a user.", ge=0
     )
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup_steps: int = 100
-    ema: float = 0.0  # decay of averaged weights, as 0.99: these are validated and saved; 0 = the optimiser's own
-    label_smoothing: float = (
-        0.0  # share of the retrieval target spread evenly over the items that the softmax runs over
+    patience: int = setting(3, "Epochs without improvement on validation before training stops.", ge=1)
+    batch_size: int = setting(128, "Sequences per optimiser step, over all devices and chunks.", ge=1)
+    accumulate: int | None = setting(
+        None,
+        "Chunks of similar length that a step is computed in, with the same result; null: 4 on a CPU, else 1.",
+        ge=1,
     )
-    category_weight: float = 0.0  # of query -> category of the sought item, beside query -> item
-    keyword_distill_weight: float = (
-        0.0  # of a search's distance to the answers to the query with the sought item's keywords (OneSearch-V2: .1)
+    learning_rate: float = setting(1e-3, "Learning rate of AdamW.", gt=0)
+    weight_decay: float = setting(0.01, "Weight decay of AdamW.", ge=0)
+    warmup_steps: int = setting(100, "Steps of linear warm-up.", ge=0)
+    ema: float = setting(0.0, "Decay of averaged weights, which are then validated and saved; 0 is off.", ge=0, lt=1)
+    label_smoothing: float = setting(0.0, "Label smoothing of the retrieval loss.", ge=0, le=1)
+    category_weight: float = setting(0.0, "Weight of the loss from a query to its item's category.", ge=0)
+    keyword_distill_weight: float = setting(
+        0.0, "Weight of the distance to answers for the query with the item's keywords (OneSearch-V2: 0.1).", ge=0
     )
-    retrieve_weight: float = 1.0
-    generate_weight: float = 1.0
-    decoder_epochs: int | None = (
-        None  # of the code decoder alone, on the fitted network; 0 = it learns with everything else; null = as epochs, from 8
+    retrieve_weight: float = setting(1.0, "Weight of the retrieval loss.", ge=0)
+    generate_weight: float = setting(1.0, "Weight of the generation loss.", ge=0)
+    decoder_epochs: int | None = setting(
+        None, "Epochs of the code decoder on the frozen backbone; 0: joint training; null: by rule, 2 to 8.", ge=0
     )
-    decoder_learning_rate: float = 2e-3  # of those epochs
-    distill_weight: float = 1.0  # of the divergence between the decoder and the retrieval head's distribution; catalogues up to 65,536 items
-    distill_temperature: float = 1.0  # above 1: a softer teacher
-    progressive: str = (
-        "none"  # what each reasoning step learns: none, codes (the first k codes), actions (the k-th of model.stages)
+    decoder_learning_rate: float = setting(2e-3, "Learning rate of the frozen-backbone stage.", gt=0)
+    distill_weight: float = setting(
+        1.0, "Weight of distillation from retrieval head to code decoder, up to 65,536 items.", ge=0
     )
-    progressive_weight: float = 0.3  # of the mean over steps
-    infonce_easy: float = (
-        1.0  # share of InfoNCE against random items; the rest is against hard ones (shown and not clicked, else mined)
+    distill_temperature: float = setting(1.0, "Temperature of the distillation teacher.", gt=0)
+    progressive: str = setting(
+        "none",
+        "What reasoning step k learns: nothing of its own, the first k codes, or the k-th stage of `model.stages`.",
+        choices=("none", "codes", "actions"),
     )
-    hard_negatives: int = (
-        20  # of each request, where hard ones are used: there, and beside random ones for the ranking head
+    progressive_weight: float = setting(0.3, "Weight of the mean loss of reasoning steps.", ge=0)
+    infonce_easy: float = setting(
+        1.0, "Weight of InfoNCE against random items; the rest is against hard negatives.", ge=0, le=1
     )
-    rank_weight: float = 1.0  # of the ranking head's loss (with model.ranking)
-    rank_pair_weight: float = 1.0  # in it: of the pairwise term beside the pointwise one ...
-    rank_list_weight: float = 0.0  # ... and of the list-wise one
-    rank_share: float = 0.25  # share of requests that rank in a step, in a log that does not say what was shown
-    rank_negatives: int = 20  # random candidates of each of these
-    generate_share: float = 0.5  # share of requests whose codes are also learnt in a step; a fresh draw each time
-    same_time: bool = True  # may a request see events of its own second? false where one purchase is several events
-    shuffle_ties: float = 0.0  # share of sequences whose events of equal time are permuted, anew in each epoch
-    shuffle_whole: float = 0.0  # share of sequences permuted altogether
-    negatives: int | None = (
-        None  # drawn per step; 0 = softmax over the whole catalogue; null = that up to 4096 items, else 2048
+    hard_negatives: int = setting(20, "Hard negatives of a request: ignored impressions, else mined items.", ge=0)
+    rank_weight: float = setting(1.0, "Weight of the ranking loss.", ge=0)
+    rank_pair_weight: float = setting(1.0, "Weight of its pairwise term.", ge=0)
+    rank_list_weight: float = setting(0.0, "Weight of its list-wise term.", ge=0)
+    rank_share: float = setting(
+        0.25, "Fraction of requests that rank in a step, in logs without impressions.", ge=0, le=1
     )
-    cold_negatives: bool = False  # are items without a training event, and codes of these alone, wrong answers? false: no, nor do they have an id vector; true: they are never found
-    stride: int = 25  # new events per window of a long sequence
-    valid_requests: int = 4000  # validation requests scored after each epoch
-    refit: bool = True  # also fit on train + validation with everything chosen before
-    compile: bool = (
-        False  # torch.compile of the Transformer layers: worth its minutes of compiling where steps are many
+    rank_negatives: int = setting(20, "Random candidates of such a request.", ge=0)
+    generate_share: float = setting(0.5, "Fraction of requests whose codes are learnt in a step.", ge=0, le=1)
+    same_time: bool = setting(True, "A request may see other events of its own second.")
+    shuffle_ties: float = setting(
+        0.0, "Fraction of sequences whose simultaneous events are shuffled in each epoch.", ge=0, le=1
     )
-    threads: int = 0  # 0 = torch's choice
-    accelerator: str = "auto"
-    devices: int = 0  # processes that train together, started by torchrun; 0 = as many as it has started, 1 without it
-    strategy: str = (
-        "auto"  # auto and ddp: a copy of the network per process; fsdp: the network sharded over the processes
+    shuffle_whole: float = setting(0.0, "Fraction of sequences shuffled completely.", ge=0, le=1)
+    negatives: int | None = setting(
+        None, "Negatives drawn per step; 0: the whole catalogue; null: all up to 4096 items, else 2048.", ge=0
     )
-    precision: str = "auto"  # 32, bf16; auto = bf16 on a GPU that has it
-    checkpoint_minutes: float = 10.0  # a checkpoint at least this often, and after each epoch; 0 = no clock
-    checkpoint_steps: int = 0  # also after so many optimiser steps; 0 = not
+    cold_negatives: bool = setting(
+        False, "Use items without training events as negatives; true means that they are never recommended."
+    )
+    stride: int = setting(25, "New events per window of a long sequence.", ge=1)
+    valid_requests: int = setting(4000, "Validation requests scored after each epoch.", ge=0)
+    refit: bool = setting(True, "Also fit on train and validation, with everything chosen before.")
+    compile: bool = setting(False, "Compile the backbone layers with torch.compile.")
+    threads: int = setting(0, "CPU threads; 0 leaves the choice to torch.", ge=0)
+    accelerator: str = setting("auto", "Device: auto, cpu or gpu.")
+    devices: int = setting(0, "Processes started by torchrun; 0 accepts any number.", ge=0)
+    strategy: str = setting(
+        "auto", "A copy of the network per process, or a sharded network (fsdp).", choices=("auto", "ddp", "fsdp")
+    )
+    precision: str = setting("auto", "Arithmetic; auto is bf16 on a GPU that has it.", choices=("auto", "32", "bf16"))
+    checkpoint_minutes: float = setting(
+        10.0, "Minutes between checkpoints, besides those after each epoch; 0 is off.", ge=0
+    )
+    checkpoint_steps: int = setting(0, "Optimiser steps between checkpoints; 0 is off.", ge=0)
 
 
 @dataclass
 class DecodingConfig:
-    """Proposals and their fusion."""
+    """Candidate generation and the search for codes."""
 
-    beam: int = 50
-    search: str = "beam"  # beam: says how much of its answer is proven; exact: goes on until the first exact_top are
-    exact_top: int = 10
-    level_beams: list[int] = field(default_factory=list)  # one beam width per code level; empty: beam at every level
-    per_first_code: int = 0  # most beams with the same first code, for diverse results; 0: no limit
-    int8: bool = False  # decoder with int8 weights, CPU only: smaller, a little less exact
-    compile: bool = (
-        False  # the decoder's layers through torch.compile: a minute at the first requests, a little faster after
+    beam: int = setting(50, "Beam width.", ge=1)
+    search: str = setting(
+        "beam",
+        "Beam search with a certificate, or best-first search until the first `exact_top` items are proven.",
+        choices=("beam", "exact"),
     )
-    cuda_graph: bool = False  # the whole beam search as one CUDA graph in bfloat16, GPU only
-    dense: int = 100
-    index: str = "exact"  # dense top: exact matrix product, or FAISS flat, ivf, hnsw
-    cooccurrence: int = 100
-    text: int = 50  # for a request with a query
-    text_neighbours: int = (
-        30  # for a request without one: by text next to the last event's item, which also reaches items nobody has had
+    exact_top: int = setting(10, "Items that exact search proves.", ge=1)
+    level_beams: list[int] = setting([], "Beam width of each code level; empty: `beam` at every level.", ge=1)
+    per_first_code: int = setting(0, "Maximum beams with the same first code, for diversity; 0 is no limit.", ge=0)
+    int8: bool = setting(False, "Code decoder with int8 weights (CPU only).")
+    compile: bool = setting(False, "Compile the code decoder's layers with torch.compile.")
+    cuda_graph: bool = setting(False, "The whole beam search as one CUDA graph in bfloat16 (GPU only).")
+    dense: int = setting(100, "Candidates from dense retrieval.", ge=1)
+    index: str = setting(
+        "exact", "Dense search by an exact product, or by a FAISS index.", choices=("exact", "flat", "ivf", "hnsw")
     )
-    batch_size: int = 256
+    cooccurrence: int = setting(100, "Candidates from co-occurrence.", ge=0)
+    text: int = setting(50, "Candidates from BM25 for a search.", ge=0)
+    text_neighbours: int = setting(
+        30, "Candidates by text similarity to the last item, for a recommendation; they include cold items.", ge=0
+    )
+    batch_size: int = setting(256, "Requests that are answered together.", ge=1)
+
+
+BASELINES = ("popularity", "itemknn", "cooccurrence", "sasrec", "bm25", "text")
 
 
 @dataclass
 class EvaluationConfig:
     """What the results table shows."""
 
-    ks: list[int] = field(default_factory=lambda: [5, 10, 20])
-    baselines: list[str] = field(
-        default_factory=lambda: ["popularity", "itemknn", "cooccurrence", "sasrec", "bm25", "text"]
-    )
-    sasrec: dict[str, Any] = field(default_factory=dict)  # overrides of `model` and `training` for the SASRec row
-    bootstrap: int = 1000
+    ks: list[int] = setting([5, 10, 20], "Cut-offs of Recall and nDCG.", ge=1, nonempty=True)
+    baselines: list[str] = setting(list(BASELINES), "Rows of the table beside the model.", choices=BASELINES)
+    sasrec: dict[str, Any] = setting({}, "Overrides of `model` and `training` for the SASRec row.")
+    bootstrap: int = setting(1000, "Resamples behind each interval.", ge=1)
 
 
 @dataclass
 class PreferenceConfig:
-    """The stage after training (``genrec prefer``): the code decoder learns from rewards, and is kept only if validation agrees."""
+    """The stage after training (``genrec prefer``).
 
-    phases: list[str] = field(
-        default_factory=lambda: ["grpo", "dpo"]
-    )  # rewards, then interactions; all of them: genrec/preference/phases.py
-    levels: dict[str, float] = field(
-        default_factory=dict
-    )  # worth of a stage of the feedback chain, or of `similar` / `unrelated` items not shown
-    click: str | None = None  # the stage that counts as click; null = the first beyond an impression
-    order: str | None = None  # the stage that counts as order; null = the deepest
-    smoothing: float = 10.0  # added to counts before an item's rates are taken
-    evidence_share: float = 0.4  # training requests, by time: the first are only counted ...
-    reward_share: float = 0.3  # ... the next fit the reward model, which never sees those that remain for the policy
-    request_state: bool = True  # reward model reads the backbone's request state and score (true) or the mean of the history's item vectors
-    # Of its towers. `next` is learnt from what was clicked alone and says little of what nobody would click; `both` needs many orders.
-    reward: dict[str, float] = field(default_factory=lambda: {"click": 1.0, "next": 0.0, "both": 0.0, "relevance": 0.1})
-    rewards: dict[str, float] = field(
-        default_factory=lambda: {"model": 1.0, "behaviour": 0.5}
-    )  # grpo: names in genrec/preference/rewards.py
-    max_requests: int = 20_000  # of each part, the newest
-    epochs: int = 1  # of each phase
-    batch_size: int = 64  # requests per step
-    learning_rate: float = 2e-4
-    beta: float = 0.1  # dpo: how far an implicit reward follows the log-ratio to the reference
-    margin: float = 0.0  # dpo: by how much the better must be better
-    anchor: float = 0.5  # weight of supervised learning on the item that was chosen, beside dpo, grpo and plackett-luce
-    negatives: int = 12  # dpo: losers a list, from the beam, what was shown and ignored, lower levels
-    weight_limit: float = 3.0  # dpo: pairs count between 1 / this and this
-    beam: int = 20  # candidates of the model's own beam
-    samples: int = 8  # grpo: items drawn per request; plackett-luce: lists
-    list_length: int = 10  # plackett-luce: items of a list
-    position_weights: list[float] = field(
-        default_factory=lambda: [2.0, 2.0, 1.0]
-    )  # grpo: of code positions; the last for all that follow
-    prefix_gate: bool = True  # grpo: a code position that matches what was chosen counts where those before it match
-    kl: float = 0.05  # grpo: weight of the divergence from the reference
-    teacher: str = "dense"  # distil: dense (retrieval head), fused (the ranking over evidence), ranking (head) or reward (model) over the beam
-    soft: float = 0.5  # distil: share of the teacher's targets beside the observed item
-    since: str | None = None  # streaming: only requests from this time on (ISO, UTC, or seconds since 1970)
-    checkpoint: str | None = None  # streaming: start from this model folder instead of the run's model
-    tolerance: float = 0.02  # guard: share by which recall and nDCG may fall
-    auc_tolerance: float = 0.005  # guard: by which AUC, GAUC and reward nDCG of shown items may fall
-    breadth_tolerance: float = 0.1  # guard: share by which coverage and diversity may fall
-    checkpoint_steps: int = 100  # steps between two checkpoints
-    in_run: bool = False  # `genrec run` includes the stage
+    The code decoder learns from rewards. It is kept only if validation agrees.
+    """
+
+    phases: list[str] = setting(
+        ["grpo", "dpo"],
+        "Training phases in order, see genrec/preference/phases.py.",
+        choices=("distil", "guided-dpo", "grpo", "plackett-luce", "dpo"),
+        nonempty=True,
+    )
+    levels: dict[str, float] = setting(
+        {}, "Value of a stage of the feedback chain, or of `similar` and `unrelated` items without an impression."
+    )
+    click: str | None = setting(None, "Stage that counts as a click; null: the first after an impression.")
+    order: str | None = setting(None, "Stage that counts as an order; null: the deepest.")
+    smoothing: float = setting(10.0, "Count added before an item's rates are computed.", gt=1)
+    evidence_share: float = setting(
+        0.4, "Fraction of training requests, oldest first, that are only counted for item rates.", gt=0, lt=1
+    )
+    reward_share: float = setting(
+        0.3, "Fraction of the following requests that fit the reward model; the rest train the policy.", gt=0, lt=1
+    )
+    request_state: bool = setting(
+        True, "The reward model reads the backbone's request state instead of the mean item vector of the history."
+    )
+    reward: dict[str, float] = setting(
+        {"click": 1.0, "next": 0.0, "both": 0.0, "relevance": 0.1},
+        "Weights of the reward model's towers.",
+        choices=("click", "next", "both", "relevance"),
+    )
+    rewards: dict[str, float] = setting(
+        {"model": 1.0, "behaviour": 0.5}, "Weights of the rewards of grpo, see genrec/preference/rewards.py."
+    )
+    max_requests: int = setting(20_000, "Newest requests that are used from each part.", ge=1)
+    epochs: int = setting(1, "Epochs of each phase.", ge=1)
+    batch_size: int = setting(64, "Requests per step.", ge=1)
+    learning_rate: float = setting(2e-4, "Learning rate.", gt=0)
+    beta: float = setting(0.1, "Scale of the implicit reward (dpo).", gt=0)
+    margin: float = setting(0.0, "Margin between the better and the worse item (dpo).", ge=0)
+    anchor: float = setting(0.5, "Weight of supervised learning on the chosen item.", ge=0)
+    negatives: int = setting(12, "Worse items in a list: from the beam, ignored impressions, lower stages (dpo).", ge=1)
+    weight_limit: float = setting(3.0, "Pair weights lie between 1 / this and this (dpo).", ge=1)
+    beam: int = setting(20, "Candidates from the model's own beam.", ge=1)
+    samples: int = setting(8, "Samples per request: items (grpo) or lists (plackett-luce).", ge=2)
+    list_length: int = setting(10, "Items of a list (plackett-luce).", ge=1)
+    position_weights: list[float] = setting(
+        [2.0, 2.0, 1.0], "Weights of code positions; the last holds for all further ones (grpo).", ge=0, nonempty=True
+    )
+    prefix_gate: bool = setting(True, "A matching code position counts only if all before it match (grpo).")
+    kl: float = setting(0.05, "Weight of the divergence from the reference (grpo).", ge=0)
+    teacher: str = setting(
+        "dense",
+        "Teacher over the beam: retrieval head, re-ranker, ranking head or reward model (distil).",
+        choices=("dense", "fused", "ranking", "reward"),
+    )
+    soft: float = setting(0.5, "Weight of the teacher's targets against the observed item (distil).", ge=0, le=1)
+    since: str | None = setting(None, "Use only requests from this time on: ISO (UTC) or Unix seconds.")
+    checkpoint: str | None = setting(None, "Model folder to start from instead of the run's model.")
+    tolerance: float = setting(0.02, "Acceptance gate: maximum relative loss of Recall and nDCG.", ge=0)
+    auc_tolerance: float = setting(0.005, "Acceptance gate: maximum loss of AUC, GAUC and reward nDCG.", ge=0)
+    breadth_tolerance: float = setting(0.1, "Acceptance gate: maximum relative loss of coverage and diversity.", ge=0)
+    checkpoint_steps: int = setting(100, "Steps between checkpoints.", ge=1)
+    in_run: bool = setting(False, "`genrec run` includes this stage.")
 
 
 @dataclass
 class Config:
-    """One job: ``genrec run`` makes everything below ``output/name``."""
+    """One job: ``genrec run`` writes everything below ``output/name``."""
 
-    name: str = "run"
-    output: str = "runs"
-    seed: int = 42
+    name: str = setting("run", "Name of the run folder.")
+    output: str = setting("runs", "Folder of run folders.")
+    seed: int = setting(42, "Seed of all random numbers.")
     data: DataConfig = field(default_factory=DataConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     queries: QueryConfig = field(default_factory=QueryConfig)

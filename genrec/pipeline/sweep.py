@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from genrec.artifacts.folders import fingerprint, write_json
-from genrec.config.load import check_keys, load_config, to_dict
+from genrec.config.load import load_config, read_yaml, to_dict
 from genrec.config.schema import Config
 from genrec.data.dataset import TRAIN, Requests
 from genrec.errors import UserError
@@ -53,13 +53,8 @@ class Sweep:
 def load_sweep(path: str | Path) -> Sweep:
     """Read and check a sweep file. Raises ``UserError`` for a missing file, an unknown key or a row that is no valid config."""
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"sweep file not found: {path}")
+    loaded = read_yaml(path, Sweep, "sweep")
     try:
-        loaded = OmegaConf.load(path)
-        if not OmegaConf.is_dict(loaded):
-            raise UserError(f"{path}: a sweep is a YAML mapping of keys to values")
-        check_keys([str(key) for key in loaded], str(path), Sweep)
         sweep = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Sweep), loaded))
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error

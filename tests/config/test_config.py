@@ -8,10 +8,13 @@ import pytest
 
 from genrec.config.checks import seconds_of
 from genrec.config.load import config_from_dict, load_config, to_dict
+from genrec.config.reference import with_reference
 from genrec.config.schema import Config
+from genrec.config.setting import settings
 from genrec.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 def write(folder: Path, text: str) -> Path:
@@ -154,3 +157,23 @@ def test_times_of_a_config_are_seconds_in_utc():
         3_600,
         None,
     ]
+
+
+def test_every_setting_states_what_it_does():
+    for one in settings(Config):
+        assert one.sentence.endswith("."), one.key
+        one.check(one.default)
+
+
+def test_bounds_hold_for_elements_and_choices_for_keys():
+    with pytest.raises(UserError, match=r"preference.position_weights: must be at least 0, is -1"):
+        load_config(None, ["preference.position_weights=[1,-1]"])
+    with pytest.raises(UserError, match="preference.reward: 'shown' is not one of click, next"):
+        load_config(None, ["preference.reward.shown=1"])
+    with pytest.raises(UserError, match=r"model.dropout: must lie between 0 and 1, is nan"):
+        load_config(None, ["model.dropout=.nan"])
+
+
+def test_the_reference_page_is_current():
+    page = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
+    assert with_reference(page) == page, "run: python -m genrec.config.reference configs/README.md"

@@ -12,7 +12,7 @@ from genrec.pipeline.stages import stage_evaluate, stage_train
 from genrec.preference.stage import stage_prefer
 from genrec.runs.run import Run
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 SMALL = [
     "data.options.n_users=60", "data.options.n_events=900", "data.options.n_items=40", "data.options.n_categories=4",
     "data.options.n_brands=4", "training.epochs=1", "training.valid_requests=50", "evaluation.sasrec={}", "evaluation.bootstrap=20",
