@@ -22,6 +22,7 @@ from genrec.artifacts.folders import open_artifact, write_json
 from genrec.console import log_handler
 from genrec.errors import UserError
 from genrec.evaluation.metrics import bootstrap_interval, paired_test, per_request_metrics
+from genrec.generation.options import SearchOptions
 from genrec.pipeline.stages import fit_and_fuse, stage_tokenize
 from genrec.runs.run import Run
 
@@ -49,7 +50,7 @@ def answers(run: Run, split: str) -> Values:
     for kind in kinds:
         requests = run.dataset.requests(split, kind)
         if len(requests):
-            for mode, (ranked, _) in ranker.rank(requests, 10, ranker.modes).items():
+            for mode, (ranked, _) in ranker.rank(requests, SearchOptions(10, ranker.modes)).items():
                 found[kind or "recommendation", mode] = {
                     name: per_request_metrics(ranked, requests.targets, [10])[name] for name in METRICS
                 }

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from genrec.data.dataset import Requests
 from genrec.evaluation.metrics import per_request_metrics, top_k
+from genrec.generation.options import SearchOptions
 from genrec.ranking.ranker import Ranker
+from genrec.retrieval.allowed import AllowedItems, id_lists
 from genrec.retrieval.bm25 import BM25
 
 Answerer = Callable[[Requests, int, np.ndarray | None], np.ndarray]
@@ -24,16 +25,9 @@ def by_model(ranker: Ranker, mode: str) -> Answerer:
     """Our model. Items that are not allowed are masked before anything is proposed, and all that are allowed become proposals."""
 
     def answer(requests: Requests, k: int, allowed: np.ndarray | None) -> np.ndarray:
-        settings = ranker.settings
-        beam, dense = settings.beam, settings.dense
-        try:
-            if allowed is not None:
-                widest = int(allowed.sum(1).max(initial=1))
-                settings.beam, settings.dense = max(beam, widest), max(dense, widest)
-            exclude = None if allowed is None else torch.from_numpy(~allowed)
-            return ranker.rank(requests, k, [mode], exclude_seen=False, exclude=exclude)[mode][0]
-        finally:
-            settings.beam, settings.dense = beam, dense
+        only = None if allowed is None else id_lists([np.flatnonzero(row) for row in allowed])
+        options = SearchOptions(k, (mode,), exclude_seen=False, allowed=AllowedItems(only=only))
+        return ranker.rank(requests, options)[mode][0]
 
     return answer
 

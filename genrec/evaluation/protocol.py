@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +14,7 @@ from genrec.data.dataset import TRAIN, VALID, Requests
 from genrec.evaluation.baselines import DenseText, ItemKNN, Popularity
 from genrec.evaluation.metrics import bootstrap_interval, difference_text, paired_test, per_request_metrics, top_k
 from genrec.evaluation.report import RAW, PerRequest, Row
+from genrec.generation.options import SearchOptions
 from genrec.retrieval.bm25 import BM25
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
 
@@ -92,12 +93,9 @@ class Evaluation:
         for task in self.tasks:
             if not len(task.requests):
                 continue
-            ranked = ranker.rank(task.requests, max(self.ks), ranker.modes)
-            raw = (
-                ranker.rank(task.requests, max(self.ks), ranker.modes, exclude_seen=False)
-                if task.query_kind is None
-                else {}
-            )
+            options = SearchOptions(max(self.ks), ranker.modes)
+            ranked = ranker.rank(task.requests, options)
+            raw = ranker.rank(task.requests, replace(options, exclude_seen=False)) if task.query_kind is None else {}
             for mode in ranker.modes:
                 extra = " + co-occurrence, brand, category, price, past times" if mode == "fused" else ""
                 self.add(

@@ -30,6 +30,7 @@ from genrec.evaluation.impression_rows import impression_rows
 from genrec.evaluation.metrics import PAD, bootstrap_interval, difference_text, paired_test, per_request_metrics, top_k
 from genrec.evaluation.protocol import OUR_NAMES
 from genrec.evaluation.qrels import qrels_metrics
+from genrec.generation.options import SearchOptions
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
 
 log = logging.getLogger(__name__)
@@ -283,7 +284,7 @@ class Protocols:
             result = self.result("cold-items", f"Cold items: {task}", (note,))
             rows = {
                 OUR_NAMES[mode]: ranked
-                for mode, (ranked, _) in self.ranker.rank(requests, 20, self.ranker.modes).items()
+                for mode, (ranked, _) in self.ranker.rank(requests, SearchOptions(20, self.ranker.modes)).items()
             }
             scorers = {"BM25": lambda chunk: self.lexical.score(query_texts(chunk))}
             if kind is None:

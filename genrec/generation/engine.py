@@ -41,41 +41,42 @@ class Searcher:
         self.parts = compiled() if settings.compile else PLAIN
         self.graphs: dict[tuple, GraphedBeam] = {}
 
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """The beam width of each level; read at every search, since a caller who wants more results raises ``beam``."""
-        return level_widths(self.settings.level_beams or self.settings.beam, self.trie.depth)
+    def widths(self, beam: int | None = None) -> tuple[int, ...]:
+        """The beam width of each level, where a caller wants ``beam`` leaves instead of the setting's."""
+        return level_widths(self.settings.level_beams or beam or self.settings.beam, self.trie.depth)
 
-    @property
-    def scores_everything(self) -> bool:
+    def scores_everything(self, widths: tuple[int, ...]) -> bool:
         """Whether every open prefix of the catalogue is run: no dearer than the beam, and exact."""
-        before = (1, *self.widths[:-1])
+        before = (1, *widths[:-1])
         beam = sum(min(width, nodes) for width, nodes in zip(before, self.trie.open_nodes, strict=True))
         return not self.settings.per_first_code and sum(self.trie.open_nodes) <= max(beam, 1)
 
     @torch.no_grad()
-    def search(self, memory: Memory, allowed: Tensor | Constraint | None = None) -> SearchResult:
-        """The best leaves of each request of ``memory``: (B, <= beam)."""
+    def search(
+        self, memory: Memory, allowed: Tensor | Constraint | None = None, beam: int | None = None
+    ) -> SearchResult:
+        """The best leaves of each request of ``memory``: (B, <= beam). ``beam``: None for the setting's."""
         settings, trie, batch = self.settings, self.trie, len(memory.state)
+        widths = self.widths(beam)
         if settings.cuda_graph and memory.state.is_cuda and allowed is None and settings.search == "beam":
-            return self._graphed(memory)
-        if self.scores_everything:
+            return self._graphed(memory, widths)
+        if self.scores_everything(widths):
             scorer = self._scorer(memory, max(sum(trie.open_nodes), 1))
-            return full_search(trie, scorer, batch, self.widths[-1], allowed)
+            return full_search(trie, scorer, batch, widths[-1], allowed)
         if settings.search == "exact":
             scorer = self._scorer(memory, _EXACT_ROWS)
-            return best_first(trie, scorer, batch, settings.exact_top, settings.beam, allowed)
+            return best_first(trie, scorer, batch, settings.exact_top, beam or settings.beam, allowed)
         return beam_search(
-            trie, self._scorer(memory, 1 + sum(self.widths[:-1])), batch, self.widths, allowed, settings.per_first_code
+            trie, self._scorer(memory, 1 + sum(widths[:-1])), batch, widths, allowed, settings.per_first_code
         )
 
     def _scorer(self, memory: Memory, rows: int) -> CachedScorer:
         return CachedScorer(self.decoder, memory, self.vectors, rows, self.parts)
 
-    def _graphed(self, memory: Memory) -> SearchResult:
+    def _graphed(self, memory: Memory, widths: tuple[int, ...]) -> SearchResult:
         """Graphs are kept per widths, batch size and context length, the latter two rounded up to a power of two."""
         batch, length = len(memory.state), memory.keys[0].shape[2]
-        shape = (1 << (batch - 1).bit_length(), 1 << (length - 1).bit_length(), self.widths)
+        shape = (1 << (batch - 1).bit_length(), 1 << (length - 1).bit_length(), widths)
         if shape not in self.graphs:
             copy_bias = 0 if memory.copy_bias is None else memory.copy_bias.nodes.shape[-1]
             self.graphs[shape] = GraphedBeam(

@@ -13,11 +13,13 @@ from torch.nn import functional as F
 
 from genrec.data.dataset import Requests
 from genrec.generation.beam import beam_search
+from genrec.generation.options import SearchOptions
 from genrec.generation.scorers import CachedScorer
 from genrec.inference.snapshot import CatalogueSnapshot
 from genrec.model.code_decoder import Memory
 from genrec.objectives.generation import path_log_probabilities
 from genrec.ranking.features import FEATURES
+from genrec.retrieval.allowed import AllowedItems
 from genrec.text.encoder import TOKEN_PATTERN, item_texts
 
 NEIGHBOURS = 5
@@ -153,12 +155,11 @@ def _evidence(snapshot: CatalogueSnapshot, requests: Requests, place: int) -> tu
     """The item's fused score and what it is made of, among the candidates of the request's own list; alone where it was not proposed."""
     search = bool(requests.request_queries[0] >= 0)
     reranker = snapshot.ranker.rerankers["search" if search else "recommendation"]
-    hidden = torch.from_numpy(snapshot.removed)
-    _, _, found = next(iter(snapshot.ranker.candidates(requests, not search, None, hidden)))
+    options = SearchOptions(exclude_seen=not search, allowed=AllowedItems(mask=torch.from_numpy(~snapshot.removed)))
+    _, _, found = next(snapshot.ranker.candidates(requests, options))
     if not bool((found.ids == place).any()):
-        hidden = torch.ones(snapshot.n_items, dtype=torch.bool)
-        hidden[place] = False
-        _, _, found = next(iter(snapshot.ranker.candidates(requests, False, None, hidden)))
+        alone = SearchOptions(exclude_seen=False, allowed=AllowedItems(only=torch.tensor([[place]])))
+        _, _, found = next(snapshot.ranker.candidates(requests, alone))
     evidence = found.evidence[0, found.ids[0] == place][0]
     parts, together = reranker.contributions(evidence)
     result = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,13 +16,15 @@ import torch
 
 from genrec.data.dataset import TRAIN, VALID, Requests
 from genrec.errors import UserError
+from genrec.generation.options import MODES, SearchOptions
 from genrec.inference.bundle import open_run
 from genrec.inference.explain import Explanation, Walk, explain, walk
 from genrec.inference.filters import Categories
 from genrec.inference.requests import Diversity, EventSource, Filters, History, RecommendationRequest, build_requests
 from genrec.inference.snapshot import AddedItemIds, CatalogueSnapshot
 from genrec.inference.suggestions import Suggester
-from genrec.ranking.ranker import MODES, Ranker
+from genrec.ranking.ranker import Ranker
+from genrec.retrieval.allowed import AllowedItems, id_lists
 from genrec.runs.run import Run
 from genrec.text.query_tokens import readable
 
@@ -207,12 +208,16 @@ class Recommender:
         answers: list[list[Answer]] = [[] for _ in questions]
         groups: dict[tuple, list[int]] = defaultdict(list)
         for place, question in enumerate(questions):
-            groups[question.mode, question.exclude_seen, _pool(snapshot, question)].append(place)
-        for (mode, exclude_seen, _), places in groups.items():
+            subset = None if question.filters is None else question.filters.subset
+            groups[
+                question.mode, question.exclude_seen, _pool(snapshot, question), subset, question.candidates is None
+            ].append(place)
+        for (mode, exclude_seen, *_), places in groups.items():
             group = [questions[place] for place in places]
             requests = self._requests(snapshot, group, strict)
             wanted = max(_length(question) for question in group)
-            ids, scores = self._rank(snapshot, requests, wanted, mode, exclude_seen, _hidden(snapshot, group))
+            options = SearchOptions(wanted, (mode,), exclude_seen, allowed=_allowed(snapshot, group))
+            ids, scores = self._rank(snapshot, requests, options)
             for place, question, row, values in zip(places, group, ids, scores, strict=True):
                 answers[place] = _answers(snapshot, question, row, values)
         return answers
@@ -222,38 +227,19 @@ class Recommender:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Item indices (N, k), -1 where empty, and scores (N, k)."""
         snapshot = self._snapshot
-        exclude = torch.from_numpy(snapshot.removed) if snapshot.removed.any() else None
-        return self._rank(snapshot, requests, k, mode, exclude_seen, exclude, progress)
+        options = SearchOptions(k, (mode,), exclude_seen, allowed=AllowedItems(_present(snapshot)))
+        return self._rank(snapshot, requests, options, progress)
 
     @staticmethod
     def _rank(
-        snapshot: CatalogueSnapshot,
-        requests: Requests,
-        k: int,
-        mode: str,
-        exclude_seen: bool,
-        exclude: torch.Tensor | None,
-        progress=None,
-    ):
-        ranker = snapshot.ranker
-        if k < 1:
-            raise UserError(f"k must be at least 1, is {k}")
+        snapshot: CatalogueSnapshot, requests: Requests, options: SearchOptions, progress=None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        ranker, (mode,) = snapshot.ranker, options.modes
+        if options.k < 1:
+            raise UserError(f"k must be at least 1, is {options.k}")
         if mode not in ranker.modes:
             raise UserError(f"--mode: '{mode}' is not one of {', '.join(ranker.modes if mode in MODES else MODES)}")
-        k = min(k, snapshot.n_items)
-        settings = ranker.settings  # a long list needs more proposals; copies, as other answers must not depend on it
-        settings = (
-            replace(settings, beam=max(settings.beam, k))
-            if mode == "generate"
-            else replace(settings, dense=max(settings.dense, k))
-        )
-        ranker = copy.copy(ranker)
-        ranker.generator = copy.copy(ranker.generator)
-        ranker.settings = ranker.generator.settings = settings
-        if ranker.generator.nodes is not None:
-            ranker.generator.searcher = copy.copy(ranker.generator.searcher)
-            ranker.generator.searcher.settings = settings
-        return ranker.rank(requests, k, [mode], exclude_seen, progress, exclude)[mode]
+        return ranker.rank(requests, replace(options, k=min(options.k, snapshot.n_items)), progress)[mode]
 
     def requests(self, table: pl.DataFrame, histories: pl.Series | None = None) -> Requests:
         """Requests of a table with ``user_id`` or ``histories``, and nullable ``timestamp`` and ``query``; see ``build_requests``."""
@@ -360,25 +346,27 @@ def _length(question: RecommendationRequest) -> int:
 
 def _pool(snapshot: CatalogueSnapshot, question: RecommendationRequest) -> int:
     """How many proposals a question needs: questions that need as many share a pass."""
-    settings = snapshot.ranker.settings
-    return max(settings.beam if question.mode == "generate" else settings.dense, _length(question))
+    options = SearchOptions(min(_length(question), snapshot.n_items), (question.mode,))
+    return options.widths(snapshot.ranker.settings)[0 if question.mode == "generate" else 1]
 
 
-def _hidden(snapshot: CatalogueSnapshot, questions: Sequence[RecommendationRequest]) -> torch.Tensor | None:
-    """What each question must not be answered with: one mask for all, one per question, or None."""
-    if all(question.filters is None and question.candidates is None for question in questions):
-        return torch.from_numpy(snapshot.removed) if snapshot.removed.any() else None
-    masks = []
-    for question in questions:
-        mask = snapshot.removed.copy()
-        if question.filters is not None:
-            mask |= question.filters.hidden(snapshot)
-        if question.candidates is not None:
-            chosen = np.ones(snapshot.n_items, bool)
-            chosen[snapshot.places(list(question.candidates))] = False
-            mask |= chosen
-        masks.append(mask)
-    return torch.from_numpy(np.stack(masks))
+def _present(snapshot: CatalogueSnapshot) -> torch.Tensor | None:
+    """Mask (n_items,) of the items that were not removed; None where none was."""
+    return torch.from_numpy(~snapshot.removed) if snapshot.removed.any() else None
+
+
+def _allowed(snapshot: CatalogueSnapshot, questions: Sequence[RecommendationRequest]) -> AllowedItems:
+    """What questions of one ``Filters.subset`` may be answered with."""
+    filters, mask, excluded, only = questions[0].filters, _present(snapshot), None, None
+    if filters is not None and (filters.category is not None or filters.in_stock is not None):
+        mask = torch.from_numpy(filters.mask(snapshot) & ~snapshot.removed)
+    if any(one.filters is not None and one.filters.blocked for one in questions):
+        excluded = id_lists(
+            [snapshot.known_places(one.filters.blocked or ()) if one.filters else () for one in questions]
+        )
+    if any(one.candidates is not None for one in questions):
+        only = id_lists([snapshot.places(list(one.candidates)) for one in questions])
+    return AllowedItems(mask, excluded, only)
 
 
 def _answers(

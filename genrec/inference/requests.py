@@ -28,16 +28,19 @@ class Filters:
     in_stock: Sequence[str] | None = None
     blocked: Sequence[str] | None = None
 
-    def hidden(self, snapshot: CatalogueSnapshot) -> np.ndarray:
-        """Items that must not be shown: (n_items,) bool."""
-        hidden = np.zeros(snapshot.n_items, bool)
+    @property
+    def subset(self) -> tuple:
+        """A key of ``category`` and ``in_stock``: requests with the same key share one mask."""
+        return tuple(None if names is None else tuple(names) for names in (self.category, self.in_stock))
+
+    def mask(self, snapshot: CatalogueSnapshot) -> np.ndarray:
+        """Items of ``category`` and ``in_stock``: (n_items,) bool."""
+        mask = np.ones(snapshot.n_items, bool)
         if self.category is not None:
-            hidden |= ~_mask(snapshot, [snapshot.in_category(name) for name in self.category])
+            mask &= _mask(snapshot, [snapshot.in_category(name) for name in self.category])
         if self.in_stock is not None:
-            hidden |= ~_mask(snapshot, [_known_places(snapshot, self.in_stock)])
-        if self.blocked is not None:
-            hidden |= _mask(snapshot, [_known_places(snapshot, self.blocked)])
-        return hidden
+            mask &= _mask(snapshot, [snapshot.known_places(self.in_stock)])
+        return mask
 
 
 @dataclass(frozen=True)
@@ -294,10 +297,6 @@ def _given_column(histories: pl.Series, snapshot: CatalogueSnapshot, chain: dict
     )
     columns = (events[name].to_numpy() for name in ("row", "item_id", "timestamp", "action"))
     return _Events(*columns, events["query"].to_list())
-
-
-def _known_places(snapshot: CatalogueSnapshot, item_ids: Sequence[str]) -> np.ndarray:
-    return np.array([snapshot.index[item] for item in item_ids if item in snapshot.index], np.int64)
 
 
 def _mask(snapshot: CatalogueSnapshot, places: Sequence[np.ndarray]) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -97,6 +98,10 @@ class CatalogueSnapshot:
         if len(bad):
             raise UserError(f"item '{item_ids[int(bad[0])]}' is not in the catalogue")
         return places
+
+    def known_places(self, item_ids: Sequence[str]) -> np.ndarray:
+        """Indices of the items that the catalogue has; the others are left out."""
+        return np.array([self.index[item] for item in item_ids if item in self.index], np.int64)
 
     def remove(self, item_ids: list[str]) -> CatalogueSnapshot:
         """Without these items; ``UserError`` for an unknown one."""

@@ -24,6 +24,7 @@ from genrec.data.dataset import VALID
 from genrec.data.prepare.pipeline import prepare
 from genrec.data.registry import DatasetUnavailable, fetch
 from genrec.errors import UserError
+from genrec.generation.options import SearchOptions
 from genrec.ranking.features import CandidateFeatures
 from genrec.ranking.reranker import Reranker
 from genrec.runs.run import FEATURES_KIND, FITTED, RERANKER_KIND, TASKS, Run
@@ -199,7 +200,7 @@ def _fuse(run: Run) -> None:
         for kind in tasks:
             requests = run.dataset.requests("valid", kind)
             keep = rng.permutation(len(requests))[: MAX_RERANKER_REQUESTS[task] // max(len(tasks), 1)]
-            for _, chunk, found in ranker.candidates(requests.take(keep), exclude_seen=True):
+            for _, chunk, found in ranker.candidates(requests.take(keep), SearchOptions()):
                 found.retrieved = found.generated = None  # only the evidence is kept
                 parts.append((found, torch.from_numpy(chunk.targets.astype(np.int64)).to(found.ids.device)))
                 queries.append(torch.from_numpy(chunk.request_queries.astype(np.int64)))

@@ -28,6 +28,7 @@ from genrec.errors import UserError
 from genrec.evaluation.figures import Bar, grouped_bars
 from genrec.evaluation.impression_ranking import HEAD, head_areas
 from genrec.evaluation.metrics import bootstrap_interval, difference_text, paired_test, per_request_metrics
+from genrec.generation.options import SearchOptions
 from genrec.pipeline.stages import fit_network, stage_tokenize
 from genrec.runs.run import Run
 
@@ -131,9 +132,8 @@ def _share(folder: Path, first: Path | None) -> None:
 def _answers(run: Run, sweep: Sweep) -> dict[str, np.ndarray]:
     """Metrics of every request, keyed ``task|mode|metric``."""
     ranker, found = run.ranker("train", fused=False), {}
-    modes = [
-        mode for mode in ranker.modes if mode != "fused"
-    ]  # the fusion is fitted on validation: it cannot be judged there
+    # The re-ranker is fitted on validation: it cannot be judged there.
+    modes = tuple(mode for mode in ranker.modes if mode != "fused")
     tasks = run.config.training.tasks  # what a network has not learnt says nothing about it
     for kind in [
         *([None] if "recommendation" in tasks else []),
@@ -142,7 +142,7 @@ def _answers(run: Run, sweep: Sweep) -> dict[str, np.ndarray]:
         requests = _some(run.dataset.requests(sweep.split, kind), sweep.requests)
         if not len(requests):
             continue
-        for mode, (ranked, _) in ranker.rank(requests, 10, modes).items():
+        for mode, (ranked, _) in ranker.rank(requests, SearchOptions(10, modes)).items():
             values = per_request_metrics(ranked, requests.targets, [10])
             found |= {f"{kind or 'recommendation'}|{mode}|{name}": values[name] for name in METRICS}
     if (

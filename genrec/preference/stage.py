@@ -26,6 +26,7 @@ from genrec.data.dataset import TEST, TRAIN, VALID, Requests
 from genrec.data.rates import FeedbackRates
 from genrec.errors import UserError
 from genrec.evaluation.metrics import auc, gauc
+from genrec.generation.options import SearchOptions
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.model.saved import KIND as MODEL_KIND
 from genrec.model.saved import load_network
@@ -248,7 +249,7 @@ class Stage:
         rerankers = run.ranker("train").rerankers
         generator = CandidateGenerator(self.policy.network, self.evidence, run.config.decoding, run.lexical)
         ranker = Ranker(generator, self.fitted.model, run.ids.encoder, run.config.decoding, rerankers)
-        ids, scores = ranker.rank(requests, _TAUGHT, ["fused"])["fused"]
+        ids, scores = ranker.rank(requests, SearchOptions(_TAUGHT))["fused"]
         ids, scores = (
             torch.from_numpy(ids),
             torch.from_numpy(np.where(ids == MISSING, -30.0, scores).astype(np.float32)),

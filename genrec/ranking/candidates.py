@@ -12,6 +12,7 @@ from genrec.config.schema import DecodingConfig
 from genrec.data.dataset import Requests
 from genrec.generation.beam import leaf_items, proven
 from genrec.generation.engine import Searcher
+from genrec.generation.options import SearchOptions
 from genrec.model.network import Batch, Encoded, GenerativeRecommender
 from genrec.ranking.features import CandidateFeatures, log_scores, to_tensor
 from genrec.retrieval.bm25 import BM25
@@ -70,11 +71,11 @@ class CandidateGenerator:
         return self.nodes is not None and self.network.catalogue.trie.largest_leaf > 1
 
     def _generate(
-        self, encoded: Encoded, dense: Tensor | None, exclude: Tensor | None
+        self, encoded: Encoded, dense: Tensor | None, exclude: Tensor | None, beam: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         trie = self.network.catalogue.trie
         allowed = None if exclude is None else trie.restrict(~exclude)
-        search = self.searcher.search(self.network.decoder_memory(encoded), allowed)
+        search = self.searcher.search(self.network.decoder_memory(encoded), allowed, beam)
         ids, scores = leaf_items(trie, search.leaves, search.scores, dense)
         if exclude is not None:
             scores = scores.masked_fill(exclude.gather(1, ids.clamp(min=0)), -torch.inf)
@@ -86,30 +87,27 @@ class CandidateGenerator:
         self,
         batch: Batch,
         requests: Requests,
-        exclude: Tensor | None = None,
-        fuse: bool = True,
-        retrieve: int = 0,
-        generate: bool = True,
+        options: SearchOptions,
     ) -> Candidates:
         """The union of the beam, the dense top, the co-occurrence top and (for a query) the text and word matches, with their evidence.
 
-        ``exclude`` (B, n_items) bool: items that may not be proposed. ``requests`` are those that ``batch`` was made from. Without ``fuse``
-        only what is asked for is computed: ``retrieve`` is how long a dense list is wanted at least, ``generate`` whether to search.
+        ``requests`` are those that ``batch`` was made from, one for each row of ``options.allowed``. Only what ``options.modes`` need is computed.
         """
+        fuse, retrieve, (beam, width) = options.fuses, "retrieve" in options.modes, options.widths(self.settings)
+        exclude = options.allowed.hidden(len(requests), len(self.items))
+        exclude = None if exclude is None else exclude.to(self.items.device)
         encoded = self.network.encode(batch, self.items)
         asked = self.network.retrieval_vectors(encoded.requests[:, 0])
         dense = retrieved = generated = certain = None
         if fuse or retrieve or self.splits_leaves:
             dense = (asked @ self.index.T).log_softmax(-1)
         if fuse or retrieve:
-            retrieved = self._retrieve(asked, dense, max(retrieve, self.settings.dense if fuse else 0), exclude)
-        if self.nodes is not None and (fuse or generate):
-            *generated, certain = self._generate(encoded, dense, exclude)
+            retrieved = self._retrieve(asked, dense, width, exclude)
+        if self.nodes is not None and (fuse or "generate" in options.modes):
+            *generated, certain = self._generate(encoded, dense, exclude, beam)
         ids = evidence = judged = None
         if fuse:
-            ids, evidence, judged = self._fuse(
-                encoded, batch, requests, dense, exclude, retrieved[0][:, : self.settings.dense], generated
-            )
+            ids, evidence, judged = self._fuse(encoded, batch, requests, dense, exclude, retrieved[0], generated)
         return Candidates(ids, evidence, retrieved, None if generated is None else tuple(generated), certain, judged)
 
     def _retrieve(self, asked: Tensor, dense: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from genrec.config.schema import DecodingConfig, ModelConfig
 from genrec.data.dataset import Requests
+from genrec.generation.options import MODES, SearchOptions
 from genrec.model.collate import Collator, QueryFeatures, request_batches
 from genrec.ranking.candidates import MISSING, CandidateGenerator, Candidates
 from genrec.ranking.reranker import Reranker
+from genrec.retrieval.allowed import AllowedItems, id_rows
 from genrec.text.encoder import TextEncoder
 
 SCORES = 1 << 25  # most numbers in one row set of a chunk: requests x items
-MODES = ("fused", "retrieve", "generate", "rank")
 Ranked = tuple[np.ndarray, np.ndarray]
 
 
@@ -48,64 +50,49 @@ class Ranker:
     def candidates(
         self,
         requests: Requests,
-        exclude_seen: bool,
+        options: SearchOptions,
         progress: Callable[[int], None] | None = None,
-        exclude: torch.Tensor | None = None,
-        **wanted,
-    ):
-        """Yield (indices, requests, candidates) chunk by chunk; ``exclude`` as in ``rank``, ``wanted`` as in ``CandidateGenerator.propose``.
-
-        A chunk has so few requests that its rows over the whole catalogue stay within ``SCORES`` numbers each.
-        """
+    ) -> Iterator[tuple[np.ndarray, Requests, Candidates]]:
+        """Yield (indices, requests, candidates) chunk by chunk. A chunk has so few requests that its rows over the whole catalogue stay within ``SCORES`` numbers each."""
         device, size = (
             self.generator.items.device,
             max(1, min(self.settings.batch_size, SCORES // len(self.generator.items))),
         )
         for rows, chunk, batch in request_batches(requests, self.collator(requests.query_texts), size):
-            seen = seen_mask(chunk, self.generator.items.shape[0]) if exclude_seen else None
-            hidden = hidden_items(exclude, rows, seen)
-            yield (
-                rows,
-                chunk,
-                self.generator.propose(
-                    batch.to(device), chunk, None if hidden is None else hidden.to(device), **wanted
-                ),
-            )
+            mine = options.take(rows)
+            if options.exclude_seen:
+                seen = id_rows(chunk.offsets, chunk.items)
+                mine = replace(mine, allowed=mine.allowed.without(seen))
+            yield rows, chunk, self.generator.propose(batch.to(device), chunk, mine)
             if progress:
                 progress(len(rows))
 
     def rank(
-        self, requests: Requests, k: int, modes: Sequence[str], exclude_seen: bool = True, progress: Callable[[int], None] | None = None,
-        exclude: torch.Tensor | None = None,
-    ) -> dict[str, Ranked]:  # fmt: skip
-        """Per mode: item ids (N, k), -1 where empty, and scores (N, k), best first.
+        self, requests: Requests, options: SearchOptions, progress: Callable[[int], None] | None = None
+    ) -> dict[str, Ranked]:
+        """Per mode of ``options``: item ids (N, k), -1 where empty, and scores (N, k), best first.
 
-        ``exclude`` (n_items,) or (N, n_items) bool: items that no answer, or not this request's answer, may hold.
         A request without history and query is answered by popularity: nothing is known that could personalise it.
         """
+        k = options.k
         result = {
             mode: (np.full((len(requests), k), MISSING, np.int64), np.full((len(requests), k), -np.inf, np.float32))
-            for mode in modes
+            for mode in options.modes
         }
-        wanted = {
-            "fuse": "fused" in modes or "rank" in modes,
-            "retrieve": k if "retrieve" in modes else 0,
-            "generate": "generate" in modes,
-        }
-        for rows, chunk, found in self.candidates(requests, exclude_seen, progress, exclude, **wanted):
+        for rows, chunk, found in self.candidates(requests, options, progress):
             blank = torch.from_numpy((np.diff(chunk.offsets) == 0) & (chunk.request_queries < 0))
-            for mode in modes:
+            for mode in options.modes:
                 ids, scores = self._order(mode, found, chunk, k)
                 if blank.any():
-                    ids[blank], scores[blank] = self._popular(
-                        k, hidden_items(exclude, rows[blank.numpy()], None), int(blank.sum())
-                    )
+                    popular = self._popular(k, options.allowed.take(rows[blank.numpy()]), int(blank.sum()))
+                    ids[blank], scores[blank] = popular
                 result[mode][0][rows], result[mode][1][rows] = ids.cpu().numpy(), scores.cpu().numpy()
         return result
 
-    def _popular(self, k: int, hidden: torch.Tensor | None, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The popular items that ``hidden`` (n, n_items) leaves: ids and scores (n, k)."""
+    def _popular(self, k: int, allowed: AllowedItems, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The most popular of what ``allowed`` leaves to n requests: ids and scores (n, k)."""
         scores = self.generator.popularity.expand(n, -1)
+        hidden = allowed.hidden(n, scores.shape[1])
         if hidden is not None:
             scores = scores.masked_fill(hidden.to(scores.device), -torch.inf)
         scores, ids = (part[:, :k] for part in scores.sort(dim=1, descending=True, stable=True))
@@ -132,14 +119,6 @@ class Ranker:
         pad = max(0, k - ids.shape[1])
         ids = torch.nn.functional.pad(ids[:, :k], (0, pad), value=MISSING)
         return ids.clone(), torch.nn.functional.pad(scores[:, :k], (0, pad), value=-torch.inf).clone()
-
-
-def hidden_items(exclude: torch.Tensor | None, rows: np.ndarray, seen: torch.Tensor | None) -> torch.Tensor | None:
-    """What the requests at ``rows`` may not be answered with, (B, n_items): their part of ``exclude``, and what they have ``seen``."""
-    if exclude is None:
-        return seen
-    mine = exclude.expand(len(rows), -1) if exclude.ndim == 1 else exclude[torch.from_numpy(np.asarray(rows))]
-    return mine if seen is None else seen | mine
 
 
 def seen_mask(requests: Requests, n_items: int) -> torch.Tensor:

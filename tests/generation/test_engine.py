@@ -59,11 +59,17 @@ def test_exact_search_proves_its_top_and_a_narrow_beam_does_not(parts, truth):
 def test_a_small_catalogue_is_scored_whole(parts, truth):
     trie, *_ = parts
     searcher, found = search(parts, beam=500)
-    assert searcher.scores_everything and found.rows == sum(trie.open_nodes) and found.exact(500).all()
+    assert (
+        searcher.scores_everything(searcher.widths()) and found.rows == sum(trie.open_nodes) and found.exact(500).all()
+    )
     assert torch.equal(found.leaves, truth.leaves[:, : found.leaves.shape[1]])
-    assert not search(parts, beam=5)[0].scores_everything
+    narrow = search(parts, beam=5)[0]
+    assert not narrow.scores_everything(narrow.widths())
     diverse, found = search(parts, beam=500, per_first_code=1)
-    assert not diverse.scores_everything and int((found.leaves[0] >= 0).sum()) == trie.level_bounds[2] - 1
+    assert (
+        not diverse.scores_everything(diverse.widths())
+        and int((found.leaves[0] >= 0).sum()) == trie.level_bounds[2] - 1
+    )
 
 
 def test_level_beams_and_diversity_take_effect(parts):

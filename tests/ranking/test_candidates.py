@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from genrec.data.dataset import TRAIN
+from genrec.generation.options import SearchOptions
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.ranking.candidates import MISSING, CandidateGenerator
 from genrec.ranking.features import FEATURES, CandidateFeatures
 from genrec.ranking.ranker import Ranker, seen_mask
+from genrec.retrieval.allowed import AllowedItems, id_rows
 from genrec.retrieval.bm25 import BM25
 
 
@@ -22,6 +24,12 @@ def asked(prepared_run):
     requests = data.requests("test", "logged").take(np.arange(12))
     features = QueryFeatures.build(data.query_texts, prepared_run.ids.encoder)
     return requests, Collator(prepared_run.config.model, features).requests(requests)
+
+
+def unseen(requests, *modes, k=10) -> SearchOptions:
+    """Lists without the items of the requests' histories."""
+    seen = id_rows(requests.offsets, requests.items)
+    return SearchOptions(k, modes or ("fused",), allowed=AllowedItems(excluded=seen))
 
 
 def generator(run, network, **settings) -> CandidateGenerator:
@@ -35,7 +43,7 @@ def test_candidates_are_distinct_allowed_and_rightly_scored(prepared_run, networ
     requests, batch = asked
     exclude = seen_mask(requests, prepared_run.dataset.n_items)
     made = generator(prepared_run, network, beam=5, dense=6, cooccurrence=7)
-    found = made.propose(batch, requests, exclude)
+    found = made.propose(batch, requests, unseen(requests, k=6))
     similar, following = made.evidence.cooccurrence.score_parts(requests.histories)
     with torch.inference_mode():
         encoded = network.encode(batch)
@@ -77,6 +85,7 @@ def test_an_item_that_is_certain_is_still_proposed(prepared_run, network, asked,
     found = made.propose(
         replace(batch, request_queries=batch.request_queries * 0),
         replace(requests, request_queries=requests.request_queries * 0 - 1),
+        SearchOptions(k=3),
     )
     best, scores = (part[:, 0] for part in found.retrieved)
     assert (scores == 0).any()
@@ -86,21 +95,20 @@ def test_an_item_that_is_certain_is_still_proposed(prepared_run, network, asked,
 def test_a_list_does_not_depend_on_what_else_is_computed(prepared_run, network, asked, monkeypatch):
     """What only generates, or only retrieves, or comes in chunks of one request, equals what the whole pass finds."""
     requests, batch = asked
-    exclude = seen_mask(requests, prepared_run.dataset.n_items)
     made = generator(prepared_run, network, beam=5, dense=6)
-    whole = made.propose(batch, requests, exclude)
-    generated = made.propose(batch, requests, exclude, fuse=False)
-    retrieved = made.propose(batch, requests, exclude, fuse=False, retrieve=6, generate=False)
+    whole = made.propose(batch, requests, unseen(requests, k=5))
+    generated = made.propose(batch, requests, unseen(requests, "generate", k=5))
+    retrieved = made.propose(batch, requests, unseen(requests, "retrieve", k=6))
     assert generated.ids is None and generated.retrieved is None and retrieved.generated is None
     for name, alone in (("generated", generated), ("retrieved", retrieved)):
         assert all(
             torch.equal(one, other) for one, other in zip(getattr(whole, name), getattr(alone, name), strict=True)
         )
     ranker = Ranker(made, prepared_run.config.model, prepared_run.ids.encoder, made.settings)
-    together = ranker.rank(requests, 10, ranker.modes)
+    together = ranker.rank(requests, SearchOptions(modes=ranker.modes))
     monkeypatch.setattr("genrec.ranking.ranker.SCORES", 1)
     for mode in ranker.modes:
-        ids, scores = ranker.rank(requests, 10, [mode])[mode]
+        ids, scores = ranker.rank(requests, SearchOptions(modes=(mode,), beam=5, dense=10))[mode]
         assert np.array_equal(ids, together[mode][0]) and (ids[:, 0] >= 0).all()
         np.testing.assert_allclose(scores, together[mode][1], atol=1e-4)
 
@@ -112,20 +120,22 @@ def test_what_reads_like_the_last_event_is_proposed_where_nothing_is_asked(prepa
     batch = Collator(
         prepared_run.config.model, QueryFeatures.build(data.query_texts, prepared_run.ids.encoder)
     ).requests(requests)
-    exclude = torch.zeros(len(requests), data.n_items, dtype=torch.bool)
-    exclude[:, ::3] = True
+    exclude = torch.zeros(data.n_items, dtype=torch.bool)
+    exclude[::3] = True
+    options = SearchOptions(k=2, allowed=AllowedItems(mask=~exclude))
     few = {"beam": 2, "dense": 2, "cooccurrence": 0}
     without, having = (generator(prepared_run, network, **few, text_neighbours=count) for count in (0, 4))
-    before, after = (made.propose(batch, requests, exclude).ids for made in (without, having))
+    before, after = (made.propose(batch, requests, options).ids for made in (without, having))
     text, more = prepared_run.ids.catalogue.text, 0
     for row, history in enumerate(requests.histories.last_n(1).items.tolist()):
-        like = (text @ text[history]).masked_fill(exclude[row], -1)
+        like = (text @ text[history]).masked_fill(exclude, -1)
         like[history] = -1
         wanted = set(like.topk(4).indices.tolist())
         assert wanted | set(before[row].tolist()) - {MISSING} == set(after[row].tolist()) - {MISSING}
         more += len(wanted - set(before[row].tolist()))
     assert more > 0
     searches, search_batch = asked
-    assert torch.equal(without.propose(search_batch, searches).ids, having.propose(search_batch, searches).ids)
+    found = [made.propose(search_batch, searches, SearchOptions(k=2)).ids for made in (without, having)]
+    assert torch.equal(*found)
     new = replace(requests, offsets=np.zeros_like(requests.offsets))
     assert having._beside_last(new) is None

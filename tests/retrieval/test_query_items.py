@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 
 from genrec.data.dataset import TRAIN, VALID
+from genrec.generation.options import SearchOptions
 from genrec.ranking.features import FEATURES
 from genrec.retrieval.query_items import QueryItemCounts, text_keys
 
@@ -51,7 +52,7 @@ def test_a_known_query_reaches_the_ranking(trained_run):
     place = FEATURES.index("asked"), FEATURES.index("was_asked")
     shares = QueryItemCounts.build(data, TRAIN).score(requests.query_texts, requests.request_queries)
     assert shares.any()
-    for rows, _, found in ranker.candidates(requests, exclude_seen=False):
+    for rows, _, found in ranker.candidates(requests, SearchOptions(exclude_seen=False)):
         own = np.take_along_axis(shares[rows], np.maximum(found.ids.numpy(), 0), 1)
         live = found.ids.numpy() >= 0
         np.testing.assert_allclose(found.evidence[..., place[0]].numpy()[live], np.log(own + 1e-3)[live], rtol=1e-4)
