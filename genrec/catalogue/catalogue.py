@@ -1,22 +1,33 @@
-"""What later rooms know of the items: text vectors, codes and the trie over them."""
+"""The items a model answers with, as the packages after this one see them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from torch import Tensor
+from torch import Tensor, nn
 
 from genrec.catalogue.trie import CatalogueTrie
 
 
-@dataclass
-class Catalogue:
-    """What the network knows of the items before training: text (n_items, text_dim) float32, codes (n_items, levels), the trie."""
+class Catalogue(nn.Module):
+    """What the network knows of the items before training: text (n_items, text_dim) float32, codes (n_items, levels), the trie.
+
+    Buffers, so that they move with the network; not persistent, as the tokenize folder saves them.
+    """
 
     text: Tensor
     codes: Tensor
     trie: CatalogueTrie
 
+    def __init__(self, text: Tensor, codes: Tensor, trie: CatalogueTrie):
+        super().__init__()
+        self.register_buffer("text", text, persistent=False)
+        self.register_buffer("codes", codes, persistent=False)
+        self.trie = trie
+
     @property
     def n_items(self) -> int:
+        """The number of items."""
         return self.codes.shape[0]
+
+    def share(self) -> Catalogue:
+        """Another module over the same tensors: a network that takes it along to its device leaves this one where it is."""
+        return Catalogue(self.text, self.codes, self.trie.share())

@@ -9,8 +9,7 @@ Source: the CSR layout follows STATIC (arXiv 2602.22647).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -18,19 +17,26 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from genrec.errors import UserError
 from genrec.semantic_ids.prefixes import code_order
 
+TENSORS = (
+    "child_start", "child_count", "node_code", "node_parent", "node_item_start", "node_item_count", "level_start",
+    "leaf_item_offsets", "leaf_items", "item_leaf", "item_path",
+)  # fmt: skip
+BOUNDS = ("vocab_sizes", "max_branching", "level_bounds")
 
-@dataclass(frozen=True, eq=False)
-class CatalogueTrie:
-    """Trie over semantic IDs of L codes. All tensors are int64 and on one device.
+
+class CatalogueTrie(nn.Module):
+    """Trie over semantic IDs of L codes: int64 buffers, which move with the module that holds the trie.
 
     Children of node v: ids `child_start[v]` to `child_start[v] + child_count[v] - 1`. A leaf has count 0 and start n_nodes.
     Items below node v: `leaf_items[node_item_start[v] : node_item_start[v] + node_item_count[v]]`.
     Several items may share a leaf; within it they stand in order of their id.
+
+    The buffers are not persistent: the tokenize folder saves them, not the weights of a model.
     """
 
     child_start: Tensor  # (n_nodes,)
@@ -44,9 +50,27 @@ class CatalogueTrie:
     leaf_items: Tensor  # (n_items,) item ids in the order of their leaves
     item_leaf: Tensor  # (n_items,) leaf node of each item
     item_path: Tensor  # (n_items, L) nodes of levels 1 to L on the way to the item
-    vocab_sizes: tuple[int, ...]  # codes per level
-    max_branching: tuple[int, ...]  # largest number of children of a node at depth 0, 1, ..., L - 1
-    level_bounds: tuple[int, ...]  # level_start as Python ints, so that decoding never waits for the device
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        vocab_sizes: Sequence[int],
+        max_branching: Sequence[int],
+        level_bounds: Sequence[int],
+    ):
+        """`tensors` by the names of `TENSORS`.
+
+        The other arguments are plain numbers, so that decoding never waits for the device: codes per level; the largest number of
+        children of a node at depth 0, 1, ..., L - 1; and `level_start`.
+        """
+        super().__init__()
+        for name in TENSORS:
+            self.register_buffer(name, tensors[name], persistent=False)
+        self.vocab_sizes, self.max_branching, self.level_bounds = (
+            tuple(vocab_sizes),
+            tuple(max_branching),
+            tuple(level_bounds),
+        )
 
     @property
     def depth(self) -> int:
@@ -122,31 +146,42 @@ class CatalogueTrie:
             int(is_open[self.level_bounds[level] : self.level_bounds[level + 1]].sum()) for level in range(self.depth)
         )
 
-    def to(self, device: torch.device | str) -> CatalogueTrie:
-        """The same trie with every tensor on `device`."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CatalogueTrie:
+        """As of any module. Numbers are read before the tensors leave the CPU; derived tensors are derived anew where they are next read."""
+        if fn(torch.empty(0)).device.type != "cpu":
+            _ = self.largest_leaf, self.child_sums, self.open_nodes
+        for name in ("item_place", "only_leaf"):
+            self.__dict__.pop(name, None)
+        return super()._apply(fn, recurse)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Plain tensors, ready for safetensors; `from_state_dict` reads them back."""
+    def share(self) -> CatalogueTrie:
+        """Another module over the same tensors: moving one leaves the other where it is."""
+        other = CatalogueTrie(self.tensors(), self.vocab_sizes, self.max_branching, self.level_bounds)
+        derived = ("item_place", "only_leaf", "largest_leaf", "child_sums", "open_nodes")
+        other.__dict__.update({name: self.__dict__[name] for name in derived if name in self.__dict__})
+        return other
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name."""
+        return {name: getattr(self, name) for name in TENSORS}
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """Plain tensors, ready for safetensors; `from_saved` reads them back."""
         return {name: tensor.contiguous() for name, tensor in self.tensors().items()} | {
-            name: torch.tensor(getattr(self, name), dtype=torch.int64) for name in _TUPLES
+            name: torch.tensor(getattr(self, name), dtype=torch.int64) for name in BOUNDS
         }
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Tensor]) -> CatalogueTrie:
-        """Inverse of `state_dict`. Raises UserError where a tensor is missing."""
-        missing = [part.name for part in fields(cls) if part.name not in state]
+    def from_saved(cls, saved: Mapping[str, Tensor]) -> CatalogueTrie:
+        """Inverse of `saved_tensors`. Raises UserError where a tensor is missing."""
+        missing = [name for name in (*TENSORS, *BOUNDS) if name not in saved]
         if missing:
-            names = ", ".join(missing)
-            raise UserError(
-                f"catalogue trie: missing {names}; expected the tensors that CatalogueTrie.state_dict writes; rebuild it"
-            )
-        tuples = {name: tuple(state[name].tolist()) for name in _TUPLES}
-        return cls(**{part.name: state[part.name] for part in fields(cls) if part.name not in _TUPLES}, **tuples)
+            raise UserError(f"catalogue trie: missing {', '.join(missing)}; build it again with genrec tokenize")
+        return cls(saved, **{name: saved[name].tolist() for name in BOUNDS})
 
     def save(self, path: str | Path) -> None:
         """Write the tensors to a safetensors file."""
-        save_file({name: tensor.cpu() for name, tensor in self.state_dict().items()}, path)
+        save_file({name: tensor.cpu() for name, tensor in self.saved_tensors().items()}, path)
 
     @classmethod
     def load(cls, path: str | Path) -> CatalogueTrie:
@@ -158,7 +193,7 @@ class CatalogueTrie:
             raise UserError(
                 f"{path}: cannot be read as a catalogue trie ({error}); build it again with genrec tokenize"
             ) from error
-        return cls.from_state_dict(state)
+        return cls.from_saved(state)
 
     def restrict(self, item_mask: Tensor) -> Tensor:
         """Node mask (..., n_nodes) bool: a node is allowed where some item below it is.
@@ -178,10 +213,6 @@ class CatalogueTrie:
         running = torch.nn.functional.pad(running, (1, 0))  # (..., n_items + 1)
         return running[..., self.node_item_start + self.node_item_count] - running[..., self.node_item_start]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name."""
-        return {part.name: getattr(self, part.name) for part in fields(self) if part.name not in _TUPLES}
-
 
 def most_children(sums: Sequence[int], level_bounds: Sequence[int], level: int, width: int) -> int:
     """The most children that `width` nodes of a level can have; `sums` are those of its 1, 2, 3, ... most branching nodes together."""
@@ -193,9 +224,6 @@ def most_children(sums: Sequence[int], level_bounds: Sequence[int], level: int, 
     return min(int(sums[-1]) + beyond * last, level_bounds[level + 2] - level_bounds[level + 1])
 
 
-_TUPLES = ("vocab_sizes", "max_branching", "level_bounds")
-
-
 def build_trie(codes: Tensor, vocab_sizes: Sequence[int]) -> CatalogueTrie:
     """Build the trie of a catalogue from its codes (n_items, L), any integer type; row i is item i.
 
@@ -205,30 +233,6 @@ def build_trie(codes: Tensor, vocab_sizes: Sequence[int]) -> CatalogueTrie:
     """
     table = checked_codes(codes, vocab_sizes)
     return _assemble(table, code_order(table), vocab_sizes).to(codes.device)
-
-
-def shrink_trie(trie: CatalogueTrie, items: Tensor) -> tuple[CatalogueTrie, Tensor, Tensor]:
-    """The trie without some items (m,), and where nodes and items went.
-
-    The items that stay are renumbered in their old order; nothing is sorted. Returns the trie, node_map (old n_nodes,) and item_map (old
-    n_items,) int64, -1 for what is gone. Raises UserError for an unknown item, or where no item would be left.
-    """
-    if items.numel() and (int(items.min()) < 0 or int(items.max()) >= trie.n_items):
-        raise UserError(
-            f"shrink_trie: items reach from {int(items.min())} to {int(items.max())}; expected 0 to {trie.n_items - 1}"
-        )
-    keep = torch.ones(trie.n_items, dtype=torch.bool, device=trie.child_start.device)
-    keep[items] = False
-    if not keep.any():
-        raise UserError(f"shrink_trie: all {trie.n_items} items would go; a catalogue needs at least one")
-    item_map = torch.where(keep, keep.cumsum(0) - 1, -1)
-    order = trie.leaf_items[keep[trie.leaf_items]]
-    codes = trie.node_code[trie.item_path[keep]].cpu().numpy()
-    left = _assemble(codes, item_map[order].cpu().numpy(), trie.vocab_sizes).to(trie.child_start.device)
-    node_map = torch.full_like(trie.node_code, -1)
-    node_map[0] = 0
-    node_map[trie.item_path[keep]] = left.item_path
-    return left, node_map, item_map
 
 
 def _assemble(table: np.ndarray, order: np.ndarray, vocab_sizes: Sequence[int]) -> CatalogueTrie:
@@ -279,7 +283,7 @@ def trie_of_levels(
         "item_path": item_path,
     }
     return CatalogueTrie(
-        **{name: torch.from_numpy(array.astype(np.int64, copy=False)) for name, array in arrays.items()},
+        {name: torch.from_numpy(array.astype(np.int64, copy=False)) for name, array in arrays.items()},
         vocab_sizes=tuple(int(size) for size in vocab_sizes),
         max_branching=tuple(int(level.max()) for level in children),
         level_bounds=tuple(bounds),

@@ -53,7 +53,7 @@ class BundleRun(Run):
     @cached_property
     def ids(self) -> SemanticIds:
         ids = SemanticIds.load(self.folder / "semantic_ids")
-        trie = CatalogueTrie.from_state_dict(load_file(self.folder / "trie.safetensors"))
+        trie = CatalogueTrie.from_saved(load_file(self.folder / "trie.safetensors"))
         return dataclasses.replace(ids, catalogue=Catalogue(ids.catalogue.text, ids.catalogue.codes, trie))
 
     def ranker(self, fitted_on: str | None = None, fused: bool = True):
@@ -141,7 +141,7 @@ def export(
         with _part(run, "candidate_features", folder) as part:
             shutil.copy(run.folder / "candidate_features" / f"{table}.npz", part)
         _pack_dataset(run, folder, users)
-        save_file(run.ids.catalogue.trie.state_dict(), folder / "trie.safetensors")
+        save_file(run.ids.catalogue.trie.saved_tensors(), folder / "trie.safetensors")
         parity = {}
         if programs:
             from genrec.inference.programs import export_programs  # here: torch.export is slow to import

@@ -140,10 +140,7 @@ class CatalogueSnapshot:
         return items
 
     def _extended(self, new: pl.DataFrame) -> CatalogueSnapshot:
-        generator, device = self.ranker.generator, self.catalogue.trie.child_start.device
-        old = Catalogue(self.catalogue.text.cpu(), self.catalogue.codes.cpu(), self.catalogue.trie.to("cpu"))
-        ids = replace(self.ids, catalogue=old).append(new).ids
-        ids.catalogue.trie = ids.catalogue.trie.to(device)
+        generator, ids = self.ranker.generator, self.ids.append(new).ids
         network = grow(generator.network, ids.catalogue)
         table = pl.concat(
             [self.table, new.cast({name: self.table.schema[name] for name in new.columns})], how="diagonal"
@@ -180,7 +177,8 @@ def grow(network: GenerativeRecommender, catalogue: Catalogue) -> GenerativeReco
     nodes a zero vector of their own, and codes that no trained item had a zero code vector; the answers about old items alone are as before,
     except that probability now also goes to the new ones.
     """
-    shared = {id(part): part for part in (*network.parameters(), *network.buffers())}
+    shared: dict[int, object] = {id(part): part for part in (*network.parameters(), *network.buffers())}
+    catalogue = catalogue.share().to(network.catalogue.codes.device)
     clone = copy.deepcopy(network, shared | {id(network.catalogue): catalogue})
     _grow_items(clone, network, catalogue)
     if network.decoder is not None:
@@ -190,14 +188,12 @@ def grow(network: GenerativeRecommender, catalogue: Catalogue) -> GenerativeReco
 
 def _grow_items(clone: GenerativeRecommender, network: GenerativeRecommender, catalogue: Catalogue) -> None:
     encoder, old = clone.item_encoder, network.catalogue
-    device = encoder.text.device
-    starts = encoder.code_rows[0].cpu() - old.codes[0]  # the code table's first row of each level
-    encoder.text = catalogue.text.to(device)
+    starts = encoder.code_rows[0] - old.codes[0]  # the code table's first row of each level
     if encoder.codes is not None:
-        sizes = torch.cat([starts[1:], torch.tensor([encoder.codes.num_embeddings])]) - starts
+        sizes = torch.cat([starts[1:], starts.new_tensor([encoder.codes.num_embeddings])]) - starts
         rows, missing = _code_rows(catalogue.codes, starts, sizes, encoder.codes.num_embeddings)
         encoder.codes = nn.EmbeddingBag.from_pretrained(_with_zeros(encoder.codes.weight, int(missing)), mode="sum")
-        encoder.code_rows = rows.to(device)
+        encoder.code_rows = rows
     if clone.anchor_tables is not None:
         clone.anchor_tables.grow(catalogue.n_items)
     if encoder.ids is not None:

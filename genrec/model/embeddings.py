@@ -19,8 +19,7 @@ class ItemEncoder(nn.Module):
         self, catalogue: Catalogue, dim: int, use_ids: bool, use_text: bool, use_codes: bool, item_dropout: float
     ):
         super().__init__()
-        self.item_dropout = item_dropout
-        self.register_buffer("text", catalogue.text, persistent=False)
+        self.item_dropout, self.catalogue = item_dropout, catalogue
         sizes = catalogue.codes.max(dim=0).values + 1
         offsets = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)[:-1]])
         self.register_buffer("code_rows", catalogue.codes + offsets, persistent=False)
@@ -33,6 +32,11 @@ class ItemEncoder(nn.Module):
             if table is not None:
                 nn.init.normal_(table.weight, std=0.02)
         self.norm = nn.LayerNorm(dim)
+
+    @property
+    def text(self) -> Tensor:
+        """Text vectors of the items: (n_items, text_dim)."""
+        return self.catalogue.text
 
     def forward(self, rows: Tensor | None = None) -> Tensor:
         """The vectors of all items (n_items, dim), or of ``rows`` (N,) alone: (N, dim). In training a share of the id vectors is hidden."""

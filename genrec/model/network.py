@@ -108,6 +108,7 @@ class GenerativeRecommender(nn.Module):
         self, config: ModelConfig, catalogue: Catalogue, n_actions: int, time_base: float, generate: bool = True
     ):
         super().__init__()
+        catalogue = catalogue.share()  # it moves with this network alone
         self.config, self.catalogue, self.time_base = config, catalogue, time_base
         dim = config.dim
         self.item_encoder = ItemEncoder(
@@ -153,11 +154,6 @@ class GenerativeRecommender(nn.Module):
                 catalogue.trie, dim, config.decoder_layers, config.heads, config.dropout, config.node_vectors, config.temperature,
                 features, config.pointer and config.anchors > 0,
             )  # fmt: skip
-
-    def to(self, *args, **kwargs) -> GenerativeRecommender:
-        module = super().to(*args, **kwargs)
-        self.catalogue.trie = self.catalogue.trie.to(self.request.device)
-        return module
 
     def choose_anchors(self, batch: Batch, leave_out: bool | None = None) -> Anchors | None:
         """What each request is shown besides its history; None where the network reads no anchors.

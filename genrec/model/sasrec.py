@@ -35,7 +35,7 @@ class SASRec(nn.Module):
 
     def __init__(self, config: ModelConfig, catalogue: Catalogue, time_base: float):
         super().__init__()
-        self.config, self.catalogue, self.time_base = config, catalogue, time_base
+        self.config, self.catalogue, self.time_base = config, catalogue.share(), time_base
         dim, rate = config.dim, config.dropout
         self.item_encoder = ItemTable(catalogue.n_items, dim)
         self.places = nn.Embedding(config.max_length, dim)

@@ -88,7 +88,7 @@ def bench_trie(sizes: list[int]) -> dict:
             start = clock()
             extend_trie(trie, codes[: max(items // 1000, 1)])
             grown.append(clock() - start)
-        held = sum(tensor.numel() * tensor.element_size() for tensor in trie.state_dict().values())
+        held = sum(tensor.numel() * tensor.element_size() for tensor in trie.saved_tensors().values())
         rows.append({
             "items": items, "nodes": trie.n_nodes, "build s": round(min(built), 2), "extend by 0.1 % s": round(min(grown), 2),
             "MB": round(held / 1e6, 1), "search index MB": round(SearchIndex.from_trie(trie).nbytes / 1e6, 1),

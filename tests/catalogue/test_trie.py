@@ -2,10 +2,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from genrec.catalogue.trie import CatalogueTrie, build_trie, shrink_trie
+from genrec.catalogue.catalogue import Catalogue
+from genrec.catalogue.trie import CatalogueTrie, build_trie
 from genrec.catalogue.trie_growth import extend_trie
 from genrec.errors import UserError
+from genrec.model.saved import build_network
 from genrec.semantic_ids.prefixes import code_order, prefix_ids
 
 VOCAB = (6, 5, 4)
@@ -107,24 +110,32 @@ def test_restrict_rejects_other_masks(trie):
             trie.restrict(mask)
 
 
-def test_state_dict_round_trip_through_a_file(trie, tmp_path):
-    save_file(trie.state_dict(), tmp_path / "trie.safetensors")
-    restored = CatalogueTrie.from_state_dict(load_file(tmp_path / "trie.safetensors"))
+def test_saved_tensors_round_trip_through_a_file(trie, tmp_path):
+    save_file(trie.saved_tensors(), tmp_path / "trie.safetensors")
+    restored = CatalogueTrie.from_saved(load_file(tmp_path / "trie.safetensors"))
     assert (restored.vocab_sizes, restored.max_branching, restored.level_bounds) == (
         VOCAB,
         trie.max_branching,
         trie.level_bounds,
     )
-    for name, tensor in trie.state_dict().items():
-        assert torch.equal(tensor, restored.state_dict()[name]), name
+    for name, tensor in trie.saved_tensors().items():
+        assert torch.equal(tensor, restored.saved_tensors()[name]), name
     with pytest.raises(UserError, match="node_code"):
-        CatalogueTrie.from_state_dict({key: value for key, value in trie.state_dict().items() if key != "node_code"})
+        CatalogueTrie.from_saved({key: value for key, value in trie.saved_tensors().items() if key != "node_code"})
 
 
-def test_to_moves_every_tensor(trie):
-    moved = trie.to("meta")
-    assert all(tensor.device.type == "meta" for tensor in moved.tensors().values())
-    assert moved.max_branching == trie.max_branching
+def test_a_trie_moves_with_the_module_that_holds_it(codes):
+    trie = build_trie(codes, VOCAB)
+    numbers = trie.share()
+    numbers = numbers.largest_leaf, numbers.open_nodes, [sums.tolist() for sums in numbers.child_sums]
+    _ = trie.only_leaf, trie.item_place
+    catalogue = Catalogue(torch.rand(80, 3), codes, trie)
+    parent = nn.Sequential(catalogue.share()).to("meta")
+    assert {tensor.device.type for tensor in parent.buffers()} == {"meta"} and not parent.state_dict()
+    moved = parent[0].trie
+    assert {tensor.device.type for tensor in (moved.only_leaf, moved.item_place)} == {"meta"}
+    assert (moved.largest_leaf, moved.open_nodes, [sums.tolist() for sums in moved.child_sums]) == numbers
+    assert {tensor.device.type for tensor in (*catalogue.buffers(), trie.only_leaf)} == {"cpu"}  # a shared one stays
 
 
 @pytest.mark.parametrize("codes", [[[0]], [[2, 1]], [[1, 1], [1, 1], [1, 1]]])
@@ -171,8 +182,8 @@ def same(one, other):
         other.max_branching,
         other.level_bounds,
     )
-    for name, tensor in one.state_dict().items():
-        assert torch.equal(tensor, other.state_dict()[name]), name
+    for name, tensor in one.saved_tensors().items():
+        assert torch.equal(tensor, other.saved_tensors()[name]), name
 
 
 @pytest.mark.parametrize("vocab", [VOCAB, (1 << 30, 1 << 30, 1 << 30)])
@@ -185,19 +196,6 @@ def test_extending_equals_building_anew(codes, vocab, split):
     assert torch.equal(node_map[old.item_path], grown.item_path[:split])
     with pytest.raises(UserError, match="item 0 has code"):
         extend_trie(old, torch.tensor([[0, 0, 1 << 30]]))
-
-
-def test_shrinking_equals_building_anew(trie, codes):
-    gone = torch.tensor([0, 3, 3, 79, 41])
-    left, node_map, item_map = shrink_trie(trie, gone)
-    keep = torch.ones(len(codes), dtype=torch.bool)
-    keep[gone] = False
-    same(left, build_trie(codes[keep], VOCAB))
-    assert (item_map[gone] == -1).all() and torch.equal(item_map[keep], torch.arange(int(keep.sum())))
-    assert torch.equal(node_map[trie.item_path[keep]], left.item_path) and int((node_map >= 0).sum()) == left.n_nodes
-    for items in (torch.tensor([80]), torch.tensor([-1]), torch.arange(80)):
-        with pytest.raises(UserError, match="shrink_trie"):
-            shrink_trie(trie, items)
 
 
 def test_save_and_load(trie, tmp_path):
@@ -223,3 +221,17 @@ def test_most_children_is_never_exceeded(trie):
         counts = trie.child_count[trie.level_start[level] : trie.level_start[level + 1]].sort(descending=True).values
         for width in (1, 2, 5, 500):
             assert trie.most_children(level, width) == int(counts[:width].sum())
+
+
+@pytest.mark.parametrize("kind", ["genrec", "sasrec"])
+def test_a_parent_module_moves_a_network_with_its_catalogue(prepared_run, kind):
+    """Lightning moves the module that holds the network and calls no method of the network itself."""
+    ids = prepared_run.ids
+    network = build_network(kind, prepared_run.config, ids.catalogue, 3, 1e4, generate=True)
+    names = set(network.state_dict())
+    parent = nn.ModuleDict({"network": network}).to("meta")
+    tensors = dict(parent.named_buffers(remove_duplicate=False)) | dict(parent.named_parameters())
+    assert "network.catalogue.trie.item_path" in tensors
+    assert not [name for name, tensor in tensors.items() if tensor.device.type != "meta"]
+    assert set(network.state_dict()) == names and not any(name.startswith("catalogue") for name in names)
+    assert ids.catalogue.text.device.type == "cpu"

@@ -67,8 +67,8 @@ def test_append_keeps_old_codes_and_equals_a_rebuild(ids, synthetic_run):
     held = {tuple(code) for code in before.tolist()}
     assert not held & {tuple(code) for code in codes[len(before) :].tolist()} or grown.collisions.collisions_after
     rebuilt = build_trie(codes, ids.codebooks.sizes)
-    for name, tensor in rebuilt.state_dict().items():
-        assert torch.equal(tensor, grown.ids.catalogue.trie.state_dict()[name]), name
+    for name, tensor in rebuilt.saved_tensors().items():
+        assert torch.equal(tensor, grown.ids.catalogue.trie.saved_tensors()[name]), name
     old, new = ids.catalogue.trie, grown.ids.catalogue.trie
     assert torch.equal(new.node_code[grown.node_map], old.node_code)
     assert torch.equal(new.node_parent[grown.node_map[1:]], grown.node_map[old.node_parent[1:]])
