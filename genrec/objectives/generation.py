@@ -1,103 +1,182 @@
-"""Cross-entropy of a semantic ID, level by level, over the legal children of each node on the way."""
+"""Cross-entropy of a semantic ID, level by level over the legal children of each node on the path, and a teacher's KL over the same children.
+
+Use it for the code decoder. Its distribution over items is a product of conditionals along the trie, so a teacher's item distribution t gives
+one soft target per node, ``t(child | node) = mass(child) / mass(node)``. By the chain rule, with p the decoder,
+
+    KL(t || p) = sum over nodes of mass(node) x KL(t(. | node) || p(. | node)) = mean over leaves drawn from t of the sum along their path.
+
+On paths that the teacher drew, the mean of the KL terms is the whole KL, unbiased; on the paths of observed items they smooth labels by what the
+teacher knows of the catalogue.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from genrec.catalogue.trie import CatalogueTrie
+from genrec.model.device import read_back
 from genrec.model.pointer import CopyBias
+from genrec.objectives.distillation import TeacherMass
 
 
 def walked_nodes(trie: CatalogueTrie, paths: Tensor) -> tuple[Tensor, Tensor]:
-    """The nodes that the loss of ``paths`` (N, levels) looks at: their children on the way, the root first.
+    """The nodes that the loss of ``paths`` (N, levels) looks at: the root and the children of every node on the way.
 
     Returns the distinct nodes (M,), rising, and the row of each node among them: (n_nodes,), meaningless for the others.
     """
-    parents = torch.cat([paths.new_zeros(1), paths[:, :-1].flatten()]).unique()
-    counts = trie.child_count[parents]
-    begin = counts.cumsum(0) - counts
-    row = torch.repeat_interleave(torch.arange(len(parents), device=paths.device), counts)
-    children = trie.child_start[parents][row] + torch.arange(len(row), device=paths.device) - begin[row]
-    nodes = torch.cat([paths.new_zeros(1), children]).unique()  # every walked node is a child of the one before it
-    place = torch.zeros(trie.n_nodes, dtype=torch.long, device=paths.device)
-    place[nodes] = torch.arange(len(nodes), device=paths.device)
-    return nodes, place
+    chosen_from = torch.zeros(trie.n_nodes, dtype=torch.bool, device=paths.device)
+    chosen_from[0] = True
+    chosen_from.index_fill_(0, paths[:, :-1].flatten(), True)
+    walked = chosen_from[trie.node_parent.clamp(min=0)]  # the root counts as its own child
+    row = walked.cumsum(0)
+    return torch.nonzero_static(walked, size=read_back(row[-1:])[0])[:, 0], row - 1
 
 
-def nodes_without(trie: CatalogueTrie, known: Tensor) -> Tensor:
-    """Which nodes have none of the items ``known`` (K,) below them: (n_nodes,) bool."""
-    running = torch.zeros(trie.n_items + 1, dtype=torch.long, device=known.device)
-    running[1:] = torch.zeros_like(running[1:]).index_fill(0, trie.item_place[known], 1).cumsum(0)
+def nodes_without(trie: CatalogueTrie, items: Tensor) -> Tensor:
+    """Which nodes have none of ``items`` (K,) below them: (n_nodes,) bool."""
+    running = torch.zeros(trie.n_items + 1, dtype=torch.long, device=items.device)
+    running[1:] = torch.zeros_like(running[1:]).index_fill(0, trie.item_place[items], 1).cumsum(0)
     return running[trie.node_item_start + trie.node_item_count] == running[trie.node_item_start]
 
 
 def path_log_probabilities(
-    states: Tensor, scale: Tensor, vectors: Tensor, trie: CatalogueTrie, paths: Tensor, place: Tensor | None = None,
-    copy_bias: CopyBias | None = None, ignored: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """Log-probability of each step of each walk: (N, levels).
+    states: Tensor,
+    scale: Tensor,
+    vectors: Tensor,
+    trie: CatalogueTrie,
+    paths: Tensor,
+    row: Tensor | None = None,
+    copy_bias: CopyBias | None = None,
+    ignored: Tensor | None = None,
+) -> Tensor:
+    """Log-probability of each step of ``paths``: (N, levels).
 
     ``states`` (N, levels, dim) unit states that score the children of the node before each step; ``scale`` (levels,) inverse temperatures;
-    ``vectors`` (n_nodes, dim) node vectors, or those of some nodes with ``place`` (n_nodes,) the row of each; ``paths`` (N, levels) the
-    nodes walked to; ``copy_bias``, row by row, what anchors add to the logits; ``ignored`` (n_nodes,) bool: nodes, never walked to, that are
-    no wrong answers and stay out of the softmax. A step with one legal child costs nothing.
+    ``vectors`` (n_nodes, dim) node vectors, or those of ``walked_nodes`` with ``row`` (n_nodes,) the row of each; ``paths`` (N, levels) nodes;
+    ``copy_bias`` what anchors add to the logits, path by path; ``ignored`` (n_nodes,) bool nodes, on no path, that stay out of the softmax.
+    A step with one legal child costs nothing.
     """
-    root = paths.new_zeros(len(paths), 1)
-    parents = torch.cat([root, paths[:, :-1]], dim=1)
-    steps = []
-    for level in range(paths.shape[1]):
-        steps.append(
-            _step(
-                states[:, level] * scale[level],
-                vectors,
-                trie,
-                parents[:, level],
-                paths[:, level],
-                level == 0,
-                place,
-                copy_bias,
-                ignored,
-            )
-        )
-    return torch.stack(steps, dim=1)
+    return _Paths(states, scale, vectors, trie, paths, row, copy_bias, ignored).losses()[0]
 
 
-def _step(
-    states: Tensor, vectors: Tensor, trie: CatalogueTrie, parents: Tensor, chosen: Tensor, first: bool, place: Tensor | None,
-    copy_bias: CopyBias | None, ignored: Tensor | None,
-) -> Tensor:  # fmt: skip
-    if first:  # every walk starts at the root: one dense product
-        start, count = int(trie.child_start[0]), int(trie.child_count[0])
-        children = vectors[start : start + count] if place is None else vectors[place[start : start + count]]
-        logits = (states @ children.T).float()
-        if copy_bias is not None:
-            logits = logits + copy_bias.for_rows(
-                torch.arange(start, start + count, device=states.device).expand(len(states), -1)
-            )
-        if ignored is not None:
-            logits = logits.masked_fill(ignored[start : start + count], -torch.inf)
-        return logits.log_softmax(-1).gather(1, (chosen - start)[:, None])[:, 0]
-    counts = trie.child_count[parents]
-    open_rows = torch.nonzero(counts > 1)[:, 0]
-    result = states.new_zeros(len(states), dtype=torch.float32)
-    if len(open_rows) == 0:
-        return result
-    counts = counts[open_rows]
-    row = torch.repeat_interleave(torch.arange(len(open_rows), device=states.device), counts)
-    begin = counts.cumsum(0) - counts
-    child = trie.child_start[parents[open_rows]][row] + torch.arange(len(row), device=states.device) - begin[row]
-    local = states[open_rows]
-    # Embedding lookups: their backward pass adds rows faster than that of indexing.
-    logits = (F.embedding(row, local) * F.embedding(child if place is None else place[child], vectors)).sum(-1).float()
-    if copy_bias is not None:
-        logits = logits + copy_bias.for_pairs(open_rows[row], child)
-    if ignored is not None:
-        logits = logits.masked_fill(ignored[child], -torch.inf)
-    top = torch.full((len(open_rows),), -torch.inf, device=states.device).scatter_reduce(
-        0, row, logits.detach(), "amax"
-    )
-    total = torch.zeros_like(top).index_add(0, row, (logits - top[row]).exp())
-    target = logits[begin + chosen[open_rows] - trie.child_start[parents[open_rows]]]
-    return result.index_copy(0, open_rows, target - top - total.log())
+def path_losses(
+    states: Tensor,
+    scale: Tensor,
+    vectors: Tensor,
+    paths: Tensor,
+    teacher: TeacherMass,
+    row: Tensor | None = None,
+    requests: Tensor | None = None,
+    copy_bias: CopyBias | None = None,
+    ignored: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each step, and KL(teacher || decoder) over the children it chose from: two (N, levels) tensors.
+
+    Arguments are those of ``path_log_probabilities``. ``requests`` (N,) is the teacher's row of each path, by default its own. ``ignored`` nodes
+    stay in the KL: unlike an observation, the teacher knows whether such a node is right. Where it has no mass below a node the KL is 0.
+    """
+    requests = torch.arange(len(paths), device=paths.device) if requests is None else requests
+    walk = _Paths(states, scale, vectors, teacher.trie, paths, row, copy_bias, ignored)
+    return walk.losses(teacher, requests)
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """Paths with what scores them; see ``path_log_probabilities``."""
+
+    states: Tensor
+    scale: Tensor
+    vectors: Tensor
+    trie: CatalogueTrie
+    paths: Tensor
+    row: Tensor | None
+    copy_bias: CopyBias | None
+    ignored: Tensor | None
+
+    def losses(self, teacher: TeacherMass | None = None, requests: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and KLs, (N, levels) each; without a teacher the KLs are 0."""
+        counts = self.trie.child_count[self.paths[:, :-1]]
+        several = counts > 1
+        sizes = read_back(torch.stack([several.sum(0), torch.where(several, counts, 0).sum(0)], dim=1))
+        found = [self._first(teacher, requests)]
+        for level in range(1, self.paths.shape[1]):
+            n_open, n_children = sizes[2 * level - 2], sizes[2 * level - 1]
+            open_paths = torch.nonzero_static(several[:, level - 1], size=n_open)[:, 0]
+            found.append(self._step(level, open_paths, n_children, teacher, requests))
+        chosen, divergence = (torch.stack(values, dim=1) for values in zip(*found, strict=True))
+        return chosen, divergence
+
+    def _vectors(self, nodes: Tensor) -> Tensor:
+        return nodes if self.row is None else self.row[nodes]
+
+    def _first(self, teacher: TeacherMass | None, requests: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The step from the root: one dense product with all nodes of the first level."""
+        start, stop = self.trie.level_bounds[1:3]
+        states = self.states[:, 0] * self.scale[0]
+        nodes = torch.arange(start, stop, device=states.device)
+        logits = _wide(states @ self.vectors[self._vectors(nodes)].T)
+        if self.copy_bias is not None:
+            logits = logits + self.copy_bias.for_rows(nodes.expand(len(states), -1))
+        logs = logits.log_softmax(-1)
+        kept = logs if self.ignored is None else logs.masked_fill(self.ignored[nodes], -torch.inf).log_softmax(-1)
+        own = kept.gather(1, (self.paths[:, 0] - start)[:, None])[:, 0]
+        if teacher is None:
+            return own, torch.zeros_like(own)
+        mass = teacher.below(requests.repeat_interleave(len(nodes)), nodes.repeat(len(states))).view_as(logs)
+        target = mass / mass.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+        return own, _divergence(target.to(logs.dtype), logs).sum(1)
+
+    def _step(
+        self, level: int, open_paths: Tensor, n_children: int, teacher: TeacherMass | None, requests: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """A further step. The children of ``open_paths`` (n,), those with a choice, lie side by side: ``n_children`` of them."""
+        trie, device = self.trie, self.paths.device
+        states = self.states[:, level] * self.scale[level]
+        free = _wide(states.new_zeros(len(states)))
+        if not len(open_paths):
+            return free, free
+        parents = self.paths[open_paths, level - 1]
+        counts = trie.child_count[parents]
+        owner = torch.repeat_interleave(torch.arange(len(open_paths), device=device), counts, output_size=n_children)
+        begin = counts.cumsum(0) - counts
+        child = trie.child_start[parents][owner] + torch.arange(n_children, device=device) - begin[owner]
+        # Embedding look-ups, not indexing: their backward pass adds rows faster.
+        states = F.embedding(owner, states[open_paths])
+        logits = _wide((states * F.embedding(self._vectors(child), self.vectors)).sum(-1))
+        if self.copy_bias is not None:
+            logits = logits + self.copy_bias.for_pairs(open_paths[owner], child)
+        top, log_total = _log_sum_exp(logits, owner, len(open_paths))
+        logs = logits - (top + log_total)[owner]
+        own = logs[begin + self.paths[open_paths, level] - trie.child_start[parents]]
+        if self.ignored is not None:  # normalise over what is left; a drawn path may be below an ignored node
+            hidden = self.ignored[child] & ~self.ignored[parents][owner]
+            top, log_total = _log_sum_exp(logs.masked_fill(hidden, -torch.inf), owner, len(open_paths))
+            own = own - top - log_total
+        chosen = free.index_copy(0, open_paths, own)
+        if teacher is None:
+            return chosen, free
+        rows = requests[open_paths]
+        mass = teacher.below(rows, parents).clamp(min=torch.finfo(torch.float64).tiny)
+        target = (teacher.below(rows[owner], child) / mass[owner]).to(logs.dtype)
+        divergence = torch.zeros_like(top).index_add(0, owner, _divergence(target, logs))
+        return chosen, free.index_copy(0, open_paths, divergence)
+
+
+def _log_sum_exp(logits: Tensor, owner: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Per group of ragged logits (c,): their maximum, without a gradient, and the logarithm of the sum of exponentials above it."""
+    top = logits.new_full((groups,), -torch.inf).scatter_reduce(0, owner, logits.detach(), "amax")
+    return top, torch.zeros_like(top).index_add(0, owner, (logits - top[owner]).exp()).log()
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precisions (autocast) as float32: probabilities of deep levels need its digits."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _divergence(target: Tensor, logs: Tensor) -> Tensor:
+    """The terms target x (log target - log p) of a KL; 0 where the teacher's target is."""
+    return torch.special.xlogy(target, target) - target * logs

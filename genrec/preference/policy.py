@@ -17,8 +17,8 @@ from genrec.generation.scorers import CachedScorer, generate
 from genrec.model.code_decoder import CodeDecoder, Memory, node_means
 from genrec.model.collate import Collator
 from genrec.model.network import Batch, Encoded, GenerativeRecommender
-from genrec.objectives.distillation import TeacherMass, path_losses
-from genrec.objectives.generation import path_log_probabilities, walked_nodes
+from genrec.objectives.distillation import TeacherMass
+from genrec.objectives.generation import path_log_probabilities, path_losses, walked_nodes
 from genrec.ranking.ranker import seen_mask
 
 

@@ -19,8 +19,8 @@ from genrec.model.anchors import Anchors
 from genrec.model.code_decoder import node_means
 from genrec.model.network import Batch, Encoded, GenerativeRecommender
 from genrec.objectives.category import category_cross_entropy
-from genrec.objectives.distillation import TeacherMass, path_losses
-from genrec.objectives.generation import nodes_without, path_log_probabilities, walked_nodes
+from genrec.objectives.distillation import TeacherMass
+from genrec.objectives.generation import nodes_without, path_log_probabilities, path_losses, walked_nodes
 from genrec.objectives.ranking import area_under_curve
 from genrec.objectives.retrieval import Candidates, draw_candidates, full_softmax, sampled_softmax
 from genrec.objectives.self_distillation import self_distillation

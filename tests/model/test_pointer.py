@@ -17,8 +17,8 @@ from genrec.generation.scorers import CachedScorer, UncachedScorer
 from genrec.inference.programs import DecodeStep, Prefill, example_batch
 from genrec.model.collate import Collator, QueryFeatures
 from genrec.model.network import Batch, GenerativeRecommender
-from genrec.objectives.distillation import TeacherMass, path_losses
-from genrec.objectives.generation import path_log_probabilities
+from genrec.objectives.distillation import TeacherMass
+from genrec.objectives.generation import path_log_probabilities, path_losses
 from genrec.preference.policy import Policy
 from genrec.training.fit import new_network
 from genrec.training.module import TrainingModule

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from genrec.catalogue.trie import build_trie
-from genrec.objectives.distillation import TeacherMass, path_losses
-from genrec.objectives.generation import nodes_without, path_log_probabilities, walked_nodes
+from genrec.objectives.distillation import TeacherMass
+from genrec.objectives.generation import nodes_without, path_log_probabilities, path_losses, walked_nodes
 from genrec.objectives.retrieval import draw_candidates, full_softmax, sampled_softmax
 
 VOCAB, ITEMS, DIM = (5, 4, 3), 40, 6
@@ -81,9 +81,9 @@ def test_nodes_of_items_that_were_never_answers_are_no_wrong_ones(trie, walk, ta
         elif taught:  # drawn walks may be below an ignored node and must leave no NaN
             rows = torch.cat([torch.arange(len(walked)), torch.zeros(len(drawn), dtype=torch.long)])
             steps, divergence = path_losses(
-                inputs[0][rows], *inputs[1:], torch.cat([walked, drawn]), teacher, rows=rows * 0, ignored=ignored
+                inputs[0][rows], *inputs[1:], torch.cat([walked, drawn]), teacher, requests=rows * 0, ignored=ignored
             )
-            plain = path_losses(inputs[0][rows], *inputs[1:], torch.cat([walked, drawn]), teacher, rows=rows * 0)[1]
+            plain = path_losses(inputs[0][rows], *inputs[1:], torch.cat([walked, drawn]), teacher, requests=rows * 0)[1]
             assert torch.equal(divergence, plain)
             steps = steps[: len(walked)]
         else:
