@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from genrec.artifacts.folders import open_artifact
-from genrec.data.histories import Histories
+from genrec.data.histories import Histories, gather_ranges
 from genrec.errors import UserError
 
 KIND = "dataset"
@@ -21,11 +21,11 @@ SPLITS = {"train": TRAIN, "valid": VALID, "test": TEST}
 
 @dataclass(frozen=True)
 class Requests:
-    """Questions to a model: N histories (oldest first) and what is asked of each.
+    """N requests to a model: a history each (oldest event first), a time, and for searches a query.
 
-    ``offsets`` (N+1,), ``items`` / ``timestamps`` / ``actions`` / ``queries`` (n_events,) the ragged histories; ``times`` (N,) seconds
-    of the request; ``request_queries`` (N,) and ``queries`` index ``query_texts``, -1 for none; ``targets`` (N,) the item that
-    followed, -1 when unknown.
+    ``offsets`` (N + 1,) delimits the ragged history arrays ``items``, ``timestamps``, ``actions`` and ``queries`` (n_events,).
+    ``times`` (N,) seconds of the request; ``request_queries`` (N,) and ``queries`` index ``query_texts``, -1 for none; ``targets`` (N,)
+    the item that followed, -1 when unknown.
     """
 
     offsets: np.ndarray
@@ -43,6 +43,7 @@ class Requests:
 
     @property
     def histories(self) -> Histories:
+        """The item histories alone."""
         return Histories(self.offsets, self.items)
 
     def reference_times(self, own: bool) -> np.ndarray:
@@ -57,17 +58,21 @@ class Requests:
 
     def take(self, indices: np.ndarray) -> Requests:
         """The requests at these indices, in their order."""
-        lengths = np.diff(self.offsets)[indices]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        rows = np.repeat(self.offsets[indices] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return replace(
-            self, offsets=offsets, items=self.items[rows], timestamps=self.timestamps[rows], actions=self.actions[rows],
-            queries=self.queries[rows], times=self.times[indices], request_queries=self.request_queries[indices], targets=self.targets[indices],
-        )  # fmt: skip
+        offsets, rows = gather_ranges(self.offsets[:-1][indices], np.diff(self.offsets)[indices])
+        events = {name: getattr(self, name)[rows] for name in ("items", "timestamps", "actions", "queries")}
+        own = {name: getattr(self, name)[indices] for name in ("times", "request_queries", "targets")}
+        return replace(self, offsets=offsets, **events, **own)
 
 
 class Dataset:
-    """A prepared dataset folder, opened read-only."""
+    """A prepared dataset folder, opened read-only. Events of a user follow each other in time; users are in order of their ids."""
+
+    offsets: np.ndarray  # (n_users + 1,) int64: events of user u are offsets[u] to offsets[u + 1] - 1
+    items: np.ndarray  # (n_events,) int32
+    timestamps: np.ndarray  # (n_events,) int64 seconds
+    actions: np.ndarray  # (n_events,) int16 index into actions_chain
+    queries: np.ndarray  # (n_events,) int32 index into query_texts, -1 for none
+    split: np.ndarray  # (n_events,) uint8 TRAIN, VALID or TEST
 
     def __init__(self, folder: Path | str):
         self.folder = folder = Path(folder)
@@ -81,20 +86,28 @@ class Dataset:
 
     @property
     def n_users(self) -> int:
+        """Number of users."""
         return len(self.offsets) - 1
 
     @property
     def n_items(self) -> int:
+        """Number of items."""
         return len(self.item_table)
 
     @property
     def target_level(self) -> int:
-        """The least place in ``actions_chain`` of an event that is to be predicted; weaker events are only ever seen."""
+        """The lowest index in ``actions_chain`` of an event that may be a target; weaker events only occur in histories."""
         return self.info.get("target_level", 0)
 
     @property
     def actions_chain(self) -> list[str]:
+        """The actions of the log, from shallow to deep."""
         return self.info["actions"]
+
+    @cached_property
+    def event_users(self) -> np.ndarray:
+        """(n_events,) int64 the user of each event."""
+        return np.repeat(np.arange(self.n_users), np.diff(self.offsets))
 
     def texts_of(self, queries: np.ndarray) -> pl.Series:
         """The texts of query ids, null for -1."""
@@ -103,14 +116,17 @@ class Dataset:
 
     @cached_property
     def user_ids(self) -> pl.Series:
+        """The log's user ids in dense order."""
         return pl.read_parquet(self.folder / "users.parquet")["user_id"]
 
     @cached_property
     def user_index(self) -> dict[str, int]:
+        """User id to dense id."""
         return {user: index for index, user in enumerate(self.user_ids)}
 
     @cached_property
     def item_index(self) -> dict[str, int]:
+        """Item id to dense id."""
         return {item: index for index, item in enumerate(self.item_table["item_id"])}
 
     def known_lengths(self, last: int) -> np.ndarray:
@@ -123,9 +139,7 @@ class Dataset:
 
     def histories(self, last: int) -> Histories:
         """Every user's events up to split ``last``."""
-        lengths = self.known_lengths(last)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        rows = np.repeat(self.offsets[:-1] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        offsets, rows = gather_ranges(self.offsets[:-1], self.known_lengths(last))
         return Histories(offsets, np.asarray(self.items[rows]))
 
     def heldout_events(self, split: str) -> np.ndarray:
@@ -134,44 +148,56 @@ class Dataset:
             raise UserError(f"--split: '{split}' is not one of valid, test")
         rows = np.flatnonzero(self.split == SPLITS[split])
         rows = rows[self.actions[rows] >= self.target_level] if self.target_level else rows
-        owner = np.searchsorted(self.offsets, rows, side="right") - 1
-        return rows[np.unique(owner, return_index=True)[1]]
+        return rows[np.unique(self.user_of(rows), return_index=True)[1]]
+
+    def user_of(self, events: np.ndarray) -> np.ndarray:
+        """The user of some events: (n,)."""
+        return np.searchsorted(self.offsets, events, side="right") - 1
 
     def requests(self, split: str, query_kind: str | None = None) -> Requests:
         """The split's requests: recommendations, or searches with the queries of a kind (events without one are left out)."""
         events = self.heldout_events(split)
         queries = np.full(len(events), -1, np.int64)
         if query_kind is not None:
-            table = self.heldout_queries.filter(pl.col("kind") == query_kind)
-            wanted = table.filter(pl.col("event").is_in(events))
-            events, queries = wanted["event"].to_numpy(), wanted["query"].to_numpy()
+            table = self.heldout_queries.filter((pl.col("kind") == query_kind) & pl.col("event").is_in(events))
+            events, queries = table["event"].to_numpy(), table["query"].to_numpy()
         return self.requests_before(events, queries)
 
     def requests_before(self, events: np.ndarray, queries: np.ndarray) -> Requests:
-        """One request at each event, seeing the user's events before it."""
-        owner = np.searchsorted(self.offsets, events, side="right") - 1
-        start = self.offsets[owner]
-        lengths = events - start
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        rows = np.repeat(start - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Requests(
-            offsets, np.asarray(self.items[rows]), np.asarray(self.timestamps[rows]), np.asarray(self.actions[rows]),
-            np.asarray(self.queries[rows]), np.asarray(self.timestamps[events]), queries, np.asarray(self.items[events]), self.query_texts,
-        )  # fmt: skip
+        """One request at each event, which sees the user's events before it and has the event's item as target."""
+        times, targets = np.asarray(self.timestamps[events]), np.asarray(self.items[events])
+        return self.requests_at(self.user_of(events), events, times, queries, targets, self.query_texts)
+
+    def requests_at(
+        self,
+        users: np.ndarray,
+        stops: np.ndarray,
+        times: np.ndarray,
+        queries: np.ndarray,
+        targets: np.ndarray,
+        query_texts: list[str],
+    ) -> Requests:
+        """Requests of ``users`` (N,), each of which sees the user's events before index ``stops`` (N,) of the log."""
+        start = np.asarray(self.offsets)[users]
+        offsets, rows = gather_ranges(start, stops - start)
+        items, timestamps, actions, own_queries = (
+            np.asarray(column[rows]) for column in (self.items, self.timestamps, self.actions, self.queries)
+        )
+        return Requests(offsets, items, timestamps, actions, own_queries, times, queries, targets, query_texts)
 
     @cached_property
     def impressions(self) -> pl.DataFrame | None:
-        """What was shown, by user, time and request: dense ``user`` and ``item``, then the reader's columns; None for a log without."""
+        """Impressions by user, time and request: dense ``user`` and ``item``, then the reader's columns; None for a log without."""
         return self._optional_table("impressions")
 
     @cached_property
     def impressions_all(self) -> pl.DataFrame | None:
-        """The same with the rows of items that are not in the dataset: theirs are distinct ids from ``n_items`` on."""
+        """``impressions`` with those of items outside the dataset, which get distinct ids from ``n_items`` on."""
         outside = self._optional_table("impressions_outside")
         if self.impressions is None or outside is None:
             return self.impressions
-        wide = [table.with_columns(pl.col("item").cast(pl.Int64)) for table in (self.impressions, outside)]
-        return pl.concat([wide[0], wide[1].with_columns(pl.col("item") + self.n_items)], how="diagonal_relaxed")
+        inside, outside = (table.with_columns(pl.col("item").cast(pl.Int64)) for table in (self.impressions, outside))
+        return pl.concat([inside, outside.with_columns(pl.col("item") + self.n_items)], how="diagonal_relaxed")
 
     @cached_property
     def judgments(self) -> pl.DataFrame | None:
@@ -184,6 +210,7 @@ class Dataset:
 
     @cached_property
     def heldout_queries(self) -> pl.DataFrame:
+        """``event``, ``kind`` and ``query`` of the held-out events that have a query."""
         return pl.read_parquet(self.folder / "heldout_queries.parquet")
 
     @property

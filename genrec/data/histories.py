@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
 
 
+def gather_ranges(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Index ranges put one after the other: range n covers ``starts[n]`` to ``starts[n] + lengths[n] - 1``.
+
+    Returns the offsets (N + 1,) of the ranges in the result and the indices (sum of lengths,).
+    """
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return offsets, np.repeat(np.asarray(starts) - offsets[:-1], lengths) + np.arange(offsets[-1])
+
+
 @dataclass(frozen=True)
 class Histories:
     """n histories in the layout of a CSR matrix without values: history r is ``items[offsets[r]:offsets[r + 1]]``, oldest first.
@@ -66,10 +75,8 @@ class Histories:
         """The histories ``indices`` (m,), in that order; repeats are allowed."""
         indices = np.asarray(indices, np.int64)
         indices = np.where(indices < 0, indices + len(self), indices)  # as numpy indexes; offsets have one entry more
-        lengths = self.lengths[indices]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        source = np.repeat(self.offsets[:-1][indices] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Histories(offsets, self.items[source])
+        offsets, rows = gather_ranges(self.offsets[:-1][indices], self.lengths[indices])
+        return Histories(offsets, self.items[rows])
 
     def slice(self, start: int, stop: int) -> Histories:
         """Histories start to stop - 1, as Python slices a list; the items are a view, not a copy."""

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from genrec.data.dataset import SPLITS, TEST, TRAIN, Dataset, Requests
+from genrec.data.impressions import split_slates
 from genrec.errors import UserError
 from genrec.evaluation.metrics import PAD
 from genrec.evaluation.qrels import Qrels
@@ -70,10 +71,10 @@ def product_search(dataset: Dataset, split: str = "test") -> ProtocolRequests:
 
 
 def session_search(dataset: Dataset, split: str = "test", action: str = "clickout") -> ProtocolRequests:
-    """Every click-out of a split with the items that were shown; its history is all the person did before, in this session too.
+    """Every click-out of a split with its slate; its history is all the person did before, in this session too.
 
-    A click-out without its list, or whose list does not hold the item (by id), is left out and counted. ``split`` may be "train" too, for
-    what learns from lists.
+    A click-out is left out and counted when it has no slate, when its slate does not hold the item (by id) and when its slate belongs to
+    another split (``genrec.data.impressions``). ``split`` may be "train" too, for what learns from slates.
     """
     part = SPLITS["train"] if split == "train" else _split(split)
     if action not in dataset.actions_chain or dataset.impressions is None:
@@ -93,9 +94,11 @@ def session_search(dataset: Dataset, split: str = "test", action: str = "clickou
     )
     shown = shown.select(
         pl.col("user").cast(pl.Int64), "timestamp", "request_id", "position", pl.col("item").cast(pl.Int64), price,
-        (pl.col("action") == action).alias("hit"),
     )  # fmt: skip
-    lists = shown.filter("hit").select("user", "timestamp", pl.col("item").alias("clicked"), "request_id")
+    slates = split_slates(dataset).filter((pl.col("action") == action) & (pl.col("split") == part))
+    lists = slates.select(
+        pl.col("user").cast(pl.Int64), "timestamp", pl.col("item").cast(pl.Int64).alias("clicked"), "request_id"
+    )
     found = events.join(lists, on=["user", "timestamp", "clicked"], how="inner", maintain_order="left").unique(
         "event", keep="first", maintain_order=True
     )

@@ -206,7 +206,7 @@ class Collator:
 
     def impression_batch(self, data: Dataset, shown: ImpressionLog, index: np.ndarray) -> Batch:
         """An inference batch of some requests that the log answered, each in a row of its own, with what was shown."""
-        batch = self.requests(shown.histories(data, index))
+        batch = self.requests(shown.requests_of(index))
         row = np.arange(len(index))
         batch.impressions = _shown_lanes(shown, row, np.zeros_like(row), index)
         return batch

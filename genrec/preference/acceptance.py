@@ -59,13 +59,13 @@ def measure(
     first = next(iter(lists.values()))
     codes = policy.trie.item_path[:, 0].cpu().numpy()
     single = {"coverage": coverage(first, policy.trie.n_items), "diversity": diversity(first, codes)}
-    if shown is not None and shown.shown and len(shown):
+    if shown is not None and shown.observed and len(shown):
         scores = shown_scores(policy, shown_collator, shown)
         clicked = shown.stages >= levels.click
         gains = np.where(clicked, rates.reward(shown.items, levels.weights[shown.stages]), 0.0)
         single["auc"] = auc(scores, clicked)
-        paired["gauc"] = user_aucs(scores, clicked, shown.users[shown.rows])[1]
-        paired["reward_ndcg"] = graded_ndcg(scores, gains, shown.rows, K)
+        paired["gauc"] = user_aucs(scores, clicked, shown.users[shown.owner])[1]
+        paired["reward_ndcg"] = graded_ndcg(scores, gains, shown.owner, K)
     return Measured(first, paired, single)
 
 

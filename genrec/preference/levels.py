@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from genrec.data.impressions import first_feedback
 from genrec.errors import UserError
 
-SHOWN = "impression"
 SIMILAR, UNRELATED = "similar", "unrelated"  # not shown: of the same category as what was chosen, and any other
 NOT_SHOWN = {SIMILAR: 0.2, UNRELATED: 0.0}
 _SHOWN_WEIGHT, _FIRST_WEIGHT, _LAST_WEIGHT = 0.5, 1.0, 2.0
@@ -44,7 +44,7 @@ class Levels:
         unknown = [name for name in weights if name not in (*chain, *NOT_SHOWN)]
         if unknown:
             raise UserError(f"preference.levels: '{unknown[0]}' is not one of {', '.join((*chain, *NOT_SHOWN))}")
-        first = int(chain[0] == SHOWN and len(chain) > 1)
+        first = first_feedback(chain)
         ruled = np.concatenate(
             [np.full(first, _SHOWN_WEIGHT), np.linspace(_FIRST_WEIGHT, _LAST_WEIGHT, len(chain) - first)]
         )

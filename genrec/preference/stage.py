@@ -23,6 +23,7 @@ from genrec.config.checks import seconds_of
 from genrec.config.load import to_dict
 from genrec.config.schema import PreferenceConfig
 from genrec.data.dataset import TEST, TRAIN, VALID, Requests
+from genrec.data.impressions import feedback_chain
 from genrec.data.rates import FeedbackRates
 from genrec.errors import UserError
 from genrec.evaluation.metrics import auc, gauc
@@ -31,7 +32,7 @@ from genrec.model.collate import Collator, QueryFeatures
 from genrec.model.saved import KIND as MODEL_KIND
 from genrec.model.saved import load_network
 from genrec.preference.acceptance import GateDecision, Measured, decide, markdown, measure
-from genrec.preference.feedback import Feedback, collect, feedback_chain
+from genrec.preference.feedback import Feedback, collect
 from genrec.preference.levels import Levels, Rates
 from genrec.preference.phases import School
 from genrec.preference.policy import Policy, chunks
@@ -134,14 +135,14 @@ class Stage:
         text = run.ids.catalogue.text.cpu().numpy()
         self.evidence = evidence_before(run.dataset, text, self.parts.evidence_until)
         facts = self.evidence.facts
-        counted = impression_rates(train, self.levels, facts.brand, facts.category) if train.shown else None
+        counted = impression_rates(train, self.levels, facts.brand, facts.category) if train.observed else None
         self.features = RewardFeatures(self.policy.network, self.evidence, counted, self.settings.request_state)
 
     def run(self) -> GateDecision:
         job, settings = self.job, self.settings
         log.info(
             "prefer: %d requests fit the reward model, %d teach the policy; %s", len(self.parts.reward), len(self.parts.policy),
-            "shown items from impressions" if self.parts.policy.shown else "no impressions in this log: events, and the beam's own items",
+            "shown items from impressions" if self.parts.policy.observed else "no impressions in this log: events, and the beam's own items",
         )  # fmt: skip
         model = fit_reward_model(
             self.reward_data(self.parts.reward, job.config.seed), self.levels.click, self.levels.order, job.config.seed
@@ -296,7 +297,7 @@ def some(requests: Requests, most: int, seed: int) -> Requests:
 
 def impression_rates(train: Feedback, levels: Levels, brands: np.ndarray, categories: np.ndarray) -> FeedbackRates:
     """What became of everything shown in training, to be looked up as of any time: only rows strictly before it are counted."""
-    rows = train.rows
+    rows = train.owner
     table = pl.DataFrame({"user": train.users[rows], "item": train.items, "timestamp": train.times[rows]})
     reached = np.stack([train.stages >= levels.click, train.stages >= levels.order], axis=1)
     return FeedbackRates(table, brands, categories, reached, int(train.times.max(initial=0)) + 1)
@@ -335,7 +336,7 @@ def deal(feedback: Feedback, settings: PreferenceConfig, seed: int, valid_limit:
 def with_invented(part: Feedback, n_items: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Items and stages (N, K) of a part's rows; without impressions also ``_INVENTED`` random others a request, stage -1."""
     items, stages = part.padded()
-    if part.shown:
+    if part.observed:
         return items, stages
     others = np.random.default_rng([seed, 7]).integers(0, n_items, (len(part), _INVENTED))
     others = np.where((others[:, :, None] == items[:, None, :]).any(2), -1, others)

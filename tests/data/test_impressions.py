@@ -7,9 +7,12 @@ import polars as pl
 import pytest
 
 from genrec.data.dataset import SPLITS, TRAIN
-from genrec.data.impressions import load_impressions
+from genrec.data.impressions import feedback_chain, load_impressions, split_slates
 from genrec.data.rates import KEYS, FeedbackRates, n_features
 from genrec.errors import UserError
+from genrec.evaluation.search_protocols import session_search
+from genrec.preference.feedback import collect
+from genrec.preference.levels import Levels
 
 STAGES = ["click", "cart"]
 
@@ -40,7 +43,7 @@ def test_a_request_sees_what_its_user_did_strictly_before(prepared_run, shown):
         stamps = np.asarray(data.timestamps[data.offsets[user] : data.offsets[user + 1]])
         assert shown.before[place] - data.offsets[user] == (stamps < shown.times[place]).sum()
     asked = np.array([5, 700, 3])
-    requests = shown.histories(data, asked)
+    requests = shown.requests_of(asked)
     for row, place in enumerate(asked):
         mine = slice(requests.offsets[row], requests.offsets[row + 1])
         past = slice(data.offsets[shown.users[place]], shown.before[place])
@@ -50,16 +53,80 @@ def test_a_request_sees_what_its_user_did_strictly_before(prepared_run, shown):
         )
 
 
-def test_no_training_row_is_later_than_what_is_held_out(prepared_run, shown):
-    """leave-last-out: training rows of a user end where its training events end."""
+def slate_log(with_requests: bool) -> tuple[list[dict], list[dict]]:
+    """Events and impressions of 40 users: slates of four items, none, one or two clicked at once, some bought a day later."""
+    rng = np.random.default_rng(3)
+    events, impressions = [], []
+    for user in range(40):
+        days = np.sort(rng.choice(60, rng.integers(2, 10), replace=False))
+        for turn, day in enumerate(days):
+            time = int(day) * 86_400 + user * 60
+            split = "test" if turn == len(days) - 1 else "valid" if turn == len(days) - 2 else "train"
+            items, clicks = rng.choice(15, 4, replace=False), rng.choice([0, 0, 1, 2])
+            for position, item in enumerate(items):
+                own = {"user_id": f"u{user}", "item_id": f"i{item}", "split": split}
+                clicked = bool(position < clicks)
+                bought = bool(clicked and rng.random() < 0.5)
+                events += [own | {"timestamp": time, "action": "click"}] * clicked
+                # The log says that what follows from a held-out day is held out; so must the slate be.
+                later = {"timestamp": time + 100_000, "action": "buy", "split": "test" if turn else split}
+                events += [own | later] * bought
+                action = "buy" if bought else "click" if clicked else "impression"
+                request = {"request_id": f"r{user}-{turn}" if with_requests else None}
+                shown = {"timestamp": time, "position": position, "action": action}
+                impressions.append({"user_id": f"u{user}", "item_id": f"i{item}"} | shown | request)
+    return events, impressions
+
+
+@pytest.mark.parametrize("with_requests", [True, False])
+@pytest.mark.parametrize("kind", ["leave-last-out", "global-time", "session", "given"])
+def test_every_consumer_gives_an_impression_the_same_split(kind, with_requests, prepare_table):
+    """Ranking head, preference stage and session search; and no training row is at or after a held-out event of its user."""
+    events, impressions = slate_log(with_requests)
+    data = prepare_table(events, None, f"split.kind={kind}")
+    assert data.actions_chain == ["click", "buy"]
+    table = pl.DataFrame(impressions, schema_overrides={"request_id": pl.String})
+    ids = {"user": data.user_index, "item": data.item_index}
+    codes = [pl.col(f"{name}_id").replace_strict(known, default=-1).alias(name) for name, known in ids.items()]
+    table = table.with_columns(*codes).filter((pl.col("user") >= 0) & (pl.col("item") >= 0))
+    data.__dict__["impressions"] = table.sort("user", "timestamp", "request_id", maintain_order=True)
+    head, levels = load_impressions(data, ["click"]), Levels.build(feedback_chain(data), {})
+    feedback = collect(data, levels)
+    splits: dict[str, dict] = {}
+    for name, log in (("head", head), ("preference", feedback)):
+        keys = zip(log.users[log.owner].tolist(), log.items.tolist(), log.times[log.owner].tolist(), strict=True)
+        splits[name] = dict(zip(keys, log.split[log.owner].tolist(), strict=True))
+    splits["session search"] = {}
+    names = data.user_ids.to_list()
+    for split, number in SPLITS.items() if with_requests else ():  # session search needs request ids
+        asked = session_search(data, split, "click")
+        rows, columns = np.nonzero(asked.shown.items >= 0)
+        times = asked.requests.times[rows]
+        users = [names.index(f"u{user}") for user in times % 86_400 // 60]
+        keys = zip(users, asked.shown.items[rows, columns].tolist(), times.tolist(), strict=True)
+        splits["session search"] |= dict.fromkeys(keys, number)
+    assert len(splits["head"]) == len(splits["preference"]) == len(data.impressions)
+    assert splits["head"] == splits["preference"]
+    assert (len(splits["session search"]) > 50) == with_requests
+    assert all(splits["head"][key] == split for key, split in splits["session search"].items())
+    assert set(splits["head"].values()) == set(SPLITS.values())
+    events = pl.DataFrame({"user": data.event_users, "item": data.items, "time": data.timestamps, "split": data.split})
+    held_out = events.filter(pl.col("split") > TRAIN)
+    train = [key for key, split in splits["head"].items() if split == TRAIN]
+    rows = pl.DataFrame(train, schema=["user", "item", "shown"], orient="row")
+    first = held_out.group_by("user").agg(pl.col("time").min())
+    assert rows.join(first, on="user").filter(pl.col("shown") >= pl.col("time")).is_empty()
+
+
+def test_an_impression_whose_outcome_is_held_out_is_held_out(prepared_run, shown):
+    """The click may be training data: the slate is not, when the purchase after it is a validation event."""
     data = prepared_run.dataset
-    known = data.known_lengths(TRAIN)
-    last = np.asarray(data.timestamps)[np.maximum(data.offsets[:-1] + known - 1, 0)]
-    first_held_out = int(np.asarray(data.timestamps)[np.asarray(data.split) > TRAIN].min())
-    train = shown.split == SPLITS["train"]
-    users = shown.users[train]
-    assert ((shown.times[train] <= last[users]) | (shown.times[train] < first_held_out)).all()
-    assert set(shown.split) == {0, 1, 2} and (shown.before[train] <= data.offsets[users] + known[users]).all()
+    held = np.flatnonzero((np.asarray(data.split) > TRAIN) & (np.asarray(data.actions) == 3))
+    slates = split_slates(data).filter(pl.col("action") == "purchase")
+    led = pl.DataFrame({"user": data.user_of(held), "item": data.items[held], "event": data.timestamps[held]})
+    within = slates.join(led.with_columns(pl.col("user").cast(slates["user"].dtype)), on=["user", "item"])
+    within = within.filter((pl.col("event") > pl.col("timestamp")) & (pl.col("event") < pl.col("timestamp") + 180))
+    assert within.height > 5 and (within["split"] > TRAIN).all()
 
 
 def test_taking_requests_keeps_their_rows(shown):

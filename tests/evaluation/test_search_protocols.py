@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
 
-from genrec.data.dataset import TEST, VALID
+from genrec.data.dataset import TEST, VALID, Dataset
 from genrec.errors import UserError
 from genrec.evaluation.answerers import answered, best_popularity_weight, by_scores, candidate_mask, with_popularity
 from genrec.evaluation.qrels import qrels_metrics
@@ -64,11 +65,11 @@ def click_log(shown: list[tuple], chain=("impression", "clickout")):
     data = SimpleNamespace(
         offsets=np.array([0, 4]), items=np.array([0, 1, 2, 3]), timestamps=np.array([10, 20, 30, 40]), actions=np.array([1, 1, 1, 1]),
         queries=np.array([-1, -1, -1, -1]), split=np.array([0, 0, TEST, TEST]), actions_chain=list(chain), impressions=table,
-        impressions_all=table, n_items=20, query_texts=[], item_counts=lambda last: np.ones(20, int),
+        impressions_all=table, n_items=20, n_users=1, query_texts=[], item_counts=lambda last: np.ones(20, int),
+        event_users=np.zeros(4, np.int64),
     )  # fmt: skip
-    from genrec.data.dataset import Dataset
-
-    data.requests_before = lambda events, queries: Dataset.requests_before(data, events, queries)
+    for name in ("requests_before", "requests_at", "user_of"):
+        setattr(data, name, partial(getattr(Dataset, name), data))
     return data
 
 

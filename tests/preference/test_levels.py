@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 
 from genrec.data.dataset import TEST, TRAIN, VALID
+from genrec.data.impressions import feedback_chain
 from genrec.errors import UserError
-from genrec.preference.feedback import collect, feedback_chain
+from genrec.preference.feedback import collect
 from genrec.preference.levels import Levels, Rates, adaptive_margins
 
 CHAIN = ("impression", "click", "cart", "purchase")
@@ -74,7 +75,7 @@ def test_requests_see_what_was_before_and_training_nothing_held_out(feedback_run
     levels = Levels.build(feedback_chain(data), {})
     feedback = collect(data, levels)
     assert (
-        feedback.shown
+        feedback.observed
         and (np.diff(feedback.times) >= 0).all()
         and set(np.unique(feedback.split)) == {TRAIN, VALID, TEST}
     )
@@ -93,7 +94,7 @@ def test_requests_see_what_was_before_and_training_nothing_held_out(feedback_run
     )
     train = feedback.take(np.flatnonzero(feedback.split == TRAIN))
     rows = pl.DataFrame(
-        {"user": train.users[train.rows], "item": train.items, "stage": train.stages, "t0": train.times[train.rows]}
+        {"user": train.users[train.owner], "item": train.items, "stage": train.stages, "t0": train.times[train.owner]}
     )
     # The simulator's requests are three minutes apart, and everything that one leads to happens within that time.
     led = rows.join(events, on=["user", "item", "stage"]).filter(
@@ -146,7 +147,7 @@ def test_a_log_without_impressions_gives_its_events(prepare_table):
     ]
     data = prepare_table(events)
     feedback = collect(data, Levels.build(feedback_chain(data), {}))
-    assert not feedback.shown and len(feedback) == 4 * 4
+    assert not feedback.observed and len(feedback) == 4 * 4
     assert (np.diff(feedback.requests.offsets) > 0).all() and (feedback.targets == feedback.items).all()
     items, stages = feedback.padded()
     assert items.shape == (16, 1) and (stages == 0).all()

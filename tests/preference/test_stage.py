@@ -266,7 +266,7 @@ def test_features_are_as_wide_as_they_say_and_know_no_later_outcome(copied_run, 
     counted = rates.features(np.array([-1]), np.array([item]), np.array([-1]), last[[row]])[
         0, 2
     ]  # log of showings before, a quarter
-    before = (table.items == item) & (table.times[table.rows] < last[row])
+    before = (table.items == item) & (table.times[table.owner] < last[row])
     assert counted >= np.log1p(before.sum()) / 4 - 1e-6
 
 
