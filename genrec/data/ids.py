@@ -7,14 +7,13 @@ import polars as pl
 
 
 class IdMap:
-    """Codes 0, 1, 2 ... for strings in order of first appearance; memory grows with the distinct strings, never with the rows."""
+    """Codes 0, 1, 2 ... for strings in order of first appearance; memory grows with the distinct strings."""
 
     def __init__(self, known: pl.Series | None = None):
         """``known`` are distinct strings that get the first codes, in their order."""
         self._type = pl.Categorical(pl.Categories.random())
-        self._anchor = pl.Series([""], dtype=pl.String).cast(
-            self._type
-        )  # the engine forgets its numbers when no series uses them
+        # The engine forgets its numbers when no series uses them.
+        self._anchor = pl.Series([""], dtype=pl.String).cast(self._type)
         self._codes = np.zeros(0, np.int32)  # what the engine calls a string -> our code
         self._size = 0
         if known is not None:
@@ -24,12 +23,12 @@ class IdMap:
         return self._size
 
     def encode(self, values: pl.Series) -> tuple[np.ndarray, pl.Series]:
-        """The codes of ``values`` (n,) as (n,) int32, -1 for null, and the strings that were new, in order of their codes."""
+        """The codes of ``values`` (n,) as (n,) int32, -1 for null, and the new strings in order of their codes."""
         values = values.cast(pl.String)
         physical = values.cast(self._type).to_physical()
-        # The engine numbers strings as it meets them today, but nothing promises that: its numbers are looked up in ours.
+        # Nothing promises that the engine numbers strings as it meets them: its numbers are looked up in ours.
         largest = physical.max()
-        if largest is None:
+        if not isinstance(largest, int):
             return np.full(len(values), -1, np.int32), values.clear()
         if largest >= len(self._codes):
             self._codes = np.concatenate([self._codes, np.full(largest + 1 - len(self._codes), -1, np.int32)])
@@ -52,9 +51,10 @@ class IdMap:
 
 
 def first_order(codes: np.ndarray, order: np.ndarray) -> int:
-    """Number the codes of a batch that have none yet, by first appearance: fills ``order`` (-1 = not numbered), returns how many it has.
+    """Number the codes of a batch that have no number yet, by first appearance; returns how many are numbered.
 
-    ``codes`` (n,) may hold -1, which is passed over; ``order`` (n_codes,) holds the numbers given so far.
+    ``codes`` (n,) may hold -1, which is passed over; ``order`` (n_codes,) holds the numbers so far (-1 = none) and is
+    filled in place.
     """
     known = int(order.max(initial=-1)) + 1
     fresh = codes[codes >= 0]

@@ -1,7 +1,8 @@
 """Synthetic queries for logs without searches, made as in the product-search papers. Tables always call them synthetic.
 
-``category`` (the HEM rule): the words of the item's category path without its top level, stop words and repeated words dropped.
-``title``: two or three informative words of the title, drawn by a hash of (user, item), so that an event always has the same query.
+``category`` (the HEM rule): the words of the item's category path without its top level, stop words and repeated
+words dropped. ``title``: two or three informative words of the title, drawn by a hash of (user, item), so that an
+event always has the same query.
 """
 
 from __future__ import annotations
@@ -13,55 +14,11 @@ import polars as pl
 
 from genrec.data.words import SPACED_WORD, SPACELESS, TITLE_WORD
 
-STOP_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "by",
-        "for",
-        "from",
-        "has",
-        "in",
-        "into",
-        "is",
-        "it",
-        "its",
-        "of",
-        "on",
-        "or",
-        "other",
-        "others",
-        "our",
-        "s",
-        "t",
-        "that",
-        "the",
-        "this",
-        "to",
-        "up",
-        "was",
-        "we",
-        "with",
-        "you",
-        "your",
-        "new",
-        "pack",
-        "set",
-        "size",
-        "oz",
-        "ounce",
-        "ounces",
-        "fl",
-        "ml",
-        "inch",
-        "count",
-    ]
-)
+_STOP_WORDS = """
+a an and are as at be by for from has in into is it its of on or other others our s t that the this to up was we with
+you your new pack set size oz ounce ounces fl ml inch count
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
 _WORD = rf"[{SPACELESS}]+|{SPACED_WORD}"
 
 
@@ -106,7 +63,7 @@ def category_queries(items: pl.DataFrame) -> pl.Series:
 
 
 def title_words(items: pl.DataFrame) -> pl.DataFrame:
-    """The usable words of each title, in order: ``item``, ``word``, ``place``."""
+    """The usable words of each title, in order: ``item``, ``word``, ``position``."""
     return (
         items.select(
             pl.int_range(pl.len()).alias("item"),
@@ -120,26 +77,27 @@ def title_words(items: pl.DataFrame) -> pl.DataFrame:
         )
         .filter(~pl.col("word").str.contains(r"^\d+$"))
         .unique(["item", "word"], keep="first", maintain_order=True)
-        .with_columns(pl.int_range(pl.len()).over("item").cast(pl.UInt64).alias("place"))
+        .with_columns(pl.int_range(pl.len()).over("item").cast(pl.UInt64).alias("position"))
     )
 
 
 def title_queries(words: pl.DataFrame, event_items: np.ndarray, event_hash: np.ndarray) -> pl.Series:
     """One query per event from two or three title words: (n_events,) String, null for an item without usable words.
 
-    ``words`` as ``title_words`` gives them; ``event_items`` (n_events,) dense item ids; ``event_hash`` (n_events,) uint64 of (user, item).
+    ``words`` as ``title_words`` gives them; ``event_items`` (n_events,) dense item ids; ``event_hash`` (n_events,)
+    uint64 of (user, item).
     """
     events = pl.DataFrame(
         {"event": np.arange(len(event_items)), "item": event_items.astype(np.int64), "hash": event_hash}
     )
     drawn = events.join(words, on="item", how="inner", maintain_order="left_right")
     with np.errstate(over="ignore"):
-        order = mix(drawn["hash"].to_numpy() + drawn["place"].to_numpy() * np.uint64(0x632BE59BD9B4E019))
+        order = mix(drawn["hash"].to_numpy() + drawn["position"].to_numpy() * np.uint64(0x632BE59BD9B4E019))
     queries = (
-        drawn.with_columns(pl.Series("order", order), (2 + (pl.col("hash") // 7) % 2).alias("wanted"))
-        .filter(pl.col("order").rank("ordinal").over("event") <= pl.col("wanted"))
+        drawn.with_columns(pl.Series("order", order), (2 + (pl.col("hash") // 7) % 2).alias("length"))
+        .filter(pl.col("order").rank("ordinal").over("event") <= pl.col("length"))
         .group_by("event", maintain_order=True)
-        .agg(pl.col("word").sort_by("place").str.join(" ").alias("query"))
+        .agg(pl.col("word").sort_by("position").str.join(" ").alias("query"))
         .rename({"event": "item"})
     )
     return _align(queries, len(event_items))

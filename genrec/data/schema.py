@@ -14,21 +14,23 @@ column         type           meaning
 ``request_id`` String, null   groups events answered by one request
 =============  =============  ==========================================================================
 
-``items``: ``item_id`` String, ``title`` String, ``text`` String, ``brand`` String, ``category`` List(String) from general to
-specific, ``price`` Float64 (any currency, one per log), then any further attribute columns. All but ``item_id`` may be null.
+``items``: ``item_id`` String, ``title`` String, ``text`` String, ``brand`` String, ``category`` List(String) from
+general to specific, ``price`` Float64 (any currency, one per log), then any further attribute columns. All but
+``item_id`` may be null.
 
 ``users`` (optional): ``user_id`` String, then attribute columns.
 
-``impressions`` (optional): what was shown per request: ``request_id``, ``user_id``, ``item_id``, ``timestamp``, ``position``, ``action``.
+``impressions`` (optional): what was shown per request: ``request_id``, ``user_id``, ``item_id``, ``timestamp``,
+``position``, ``action``.
 
-Columns beyond these are kept: one true/false column per feedback (``click``, ``long_view``, ``like`` ... ``hate``) where the log
-has them; ``action`` is then the deepest stage of the chain that the person reached.
+Columns beyond these are kept: one true/false column per feedback (``click``, ``long_view``, ``like`` ... ``hate``)
+where the log has them; ``action`` is then the deepest stage of the chain that the person reached.
 
-``judgments`` (optional): graded relevance of an item for a query, for evaluation only: ``query_id``, ``query``, ``item_id``, ``label``
-(the log's word), ``gain`` (from 0, higher is better), ``split``.
+``judgments`` (optional): graded relevance of an item for a query, for evaluation only: ``query_id``, ``query``,
+``item_id``, ``label`` (the log's word), ``gain`` (from 0, higher is better), ``split``.
 
-``quarantine``: ``source`` String (file), ``line`` Int64 (from 1), ``reason`` String. A bad row goes here; it never kills the
-job and never vanishes.
+``quarantine``: ``source`` String (file), ``line`` Int64 (from 1), ``reason`` String. A bad row goes here; it never
+kills the job and never vanishes.
 """
 
 from __future__ import annotations
@@ -39,10 +41,12 @@ from itertools import combinations
 from typing import TypeVar
 
 import polars as pl
+from polars.datatypes import DataTypeClass
 
 from genrec.errors import UserError
 
 Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
+PolarsType = pl.DataType | DataTypeClass
 
 EVENT_SCHEMA: dict[str, pl.DataType] = {
     "user_id": pl.String(),
@@ -109,10 +113,11 @@ def conform(table: pl.DataFrame, schema: dict[str, pl.DataType], source: str) ->
 class RawLog:
     """One part of what a reader yields: tables that satisfy the contract, and the rows that did not.
 
-    A log is the parts' tables one below the other, in order. Memory is bounded by the largest part, so a reader of a format that can
-    be large yields one part per file or per batch of lines. ``rows_read`` counts the data rows of every file behind this part.
-    ``chain`` names the feedback chain from shallow to deep where the format has one (the same in every part).
-    ``filtered`` counts rows that a stated rule or option left out, by rule: nothing vanishes uncounted.
+    A log is the parts' tables one below the other, in order. Memory is bounded by the largest part, so a reader of a
+    format that can be large yields one part per file or per batch of lines. ``rows_read`` counts the data rows of
+    every file behind this part. ``chain`` names the feedback chain from shallow to deep where the format has one (the
+    same in every part). ``filtered`` counts rows that a stated rule or option left out, by rule: nothing vanishes
+    uncounted.
     """
 
     events: pl.DataFrame = field(default_factory=lambda: empty(EVENT_SCHEMA))
@@ -136,16 +141,16 @@ def json_text(column: str) -> pl.Expr:
 def stack(tables: Sequence[Frame]) -> Frame:
     """Tables one below the other; a column that one of them lacks is null there.
 
-    A column whose types have nothing in common (a list here, a text there) becomes text, lists and objects as JSON: a value must not
-    be lost because another part of the log holds another kind.
+    A column whose types have nothing in common (a list here, a text there) becomes text, lists and objects as JSON: a
+    value must not be lost because another part of the log holds another kind.
     """
     schemas = [table.collect_schema() for table in tables]
-    found: dict[str, list[pl.DataType]] = {}
+    types: dict[str, list[pl.DataType]] = {}
     for schema in schemas:
         for name, dtype in schema.items():
-            if dtype not in found.setdefault(name, []):
-                found[name].append(dtype)
-    mixed = [name for name, dtypes in found.items() if len(dtypes) > 1 and not _have_common_type(dtypes)]
+            if dtype not in types.setdefault(name, []):
+                types[name].append(dtype)
+    mixed = [name for name, dtypes in types.items() if len(dtypes) > 1 and not _have_common_type(dtypes)]
     if mixed:
         as_text = [
             [
@@ -169,15 +174,16 @@ def _have_common_type(dtypes: Sequence[pl.DataType]) -> bool:
     return True
 
 
-def _alike(one: pl.DataType, other: pl.DataType) -> bool:
+def _alike(one: PolarsType, other: PolarsType) -> bool:
     """Whether two types are of one build: lists of the like, objects whose common fields are alike, or both plain."""
     if pl.Null in (one, other):
         return True
     if isinstance(one, pl.Struct) and isinstance(other, pl.Struct):
         fields = {entry.name: entry.dtype for entry in other.fields}
         return all(_alike(entry.dtype, fields[entry.name]) for entry in one.fields if entry.name in fields)
-    lists = [isinstance(dtype, (pl.List, pl.Array)) for dtype in (one, other)]
-    return _alike(one.inner, other.inner) if all(lists) else not one.is_nested() and not other.is_nested()
+    if isinstance(one, pl.List | pl.Array) and isinstance(other, pl.List | pl.Array):
+        return _alike(one.inner, other.inner)
+    return not one.is_nested() and not other.is_nested()
 
 
 def join_parts(parts: Iterable[RawLog]) -> RawLog:
@@ -187,16 +193,16 @@ def join_parts(parts: Iterable[RawLog]) -> RawLog:
         name: [] for name in ("events", "items", "users", "impressions", "judgments", "quarantine")
     }
     for part in parts:
-        for name, found in tables.items():
+        for name, collected in tables.items():
             if getattr(part, name) is not None:
-                found.append(getattr(part, name))
+                collected.append(getattr(part, name))
         whole.rows_read += part.rows_read
         whole.chain = part.chain or whole.chain
         whole.filtered = {
             rule: whole.filtered.get(rule, 0) + part.filtered.get(rule, 0)
             for rule in {**whole.filtered, **part.filtered}
         }
-    for name, found in tables.items():
-        if found:
-            setattr(whole, name, stack(found))
+    for name, collected in tables.items():
+        if collected:
+            setattr(whole, name, stack(collected))
     return whole

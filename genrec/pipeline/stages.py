@@ -22,7 +22,7 @@ from genrec.config.load import check_keys, to_dict
 from genrec.config.schema import Config
 from genrec.data.dataset import VALID
 from genrec.data.prepare.pipeline import prepare
-from genrec.data.registry import DatasetUnavailable, fetch
+from genrec.data.registry import DatasetUnavailableError, fetch
 from genrec.errors import UserError
 from genrec.generation.options import SearchOptions
 from genrec.ranking.features import CandidateFeatures
@@ -52,7 +52,7 @@ def locate_data(config: Config) -> Config:
     config = copy.deepcopy(config)
     try:
         config.data.path = str(fetch(config.data.fetch, Path("data")))
-    except DatasetUnavailable as error:
+    except DatasetUnavailableError as error:
         log.warning("%s", error)
         log.warning("running on the built-in simulator instead: its numbers say nothing about real data")
         config.data.reader, config.data.options, config.data.path = (

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import io
 import subprocess
-import urllib.error
 import zipfile
 from pathlib import Path
 
 import pytest
+import requests
 
 from genrec.data import registry as datasets
 from genrec.data.readers import read_log as read_parts
-from genrec.data.registry import DATASETS, DatasetCorrupt, DatasetUnavailable, fetch, list_datasets
+from genrec.data.registry import DATASETS, DatasetCorruptError, DatasetUnavailableError, fetch, list_datasets
 from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
 
@@ -52,7 +52,7 @@ def zipped(files: dict[str, str]) -> bytes:
 @pytest.fixture
 def sources(monkeypatch, tmp_path):
     """A world with a tiny data set of the same name; set ``official`` and ``mirror`` to bytes or None (unreachable)."""
-    place = {"official": None, "mirror": None, "asked": []}
+    world = {"official": None, "mirror": None, "requests": []}
     (tmp_path / "truth").mkdir()
     for name, text in OFFICIAL.items():
         if name.startswith("ml-100k/u."):
@@ -61,24 +61,25 @@ def sources(monkeypatch, tmp_path):
     tiny = dataclasses.replace(DATASETS[NAME], counts={"users": 2, "items": 2, "events": 3}, sha256=truth)
     monkeypatch.setitem(DATASETS, NAME, tiny)
 
-    def urlopen(url, timeout):
-        place["asked"].append("official")
-        assert timeout == 10
-        if place["official"] is None:
-            raise urllib.error.URLError("no route")
-        return io.BytesIO(place["official"])
+    def retrieve(url, known_hash, fname, path, downloader):
+        world["requests"].append("official")
+        assert downloader.kwargs["timeout"] == 10
+        if world["official"] is None:
+            raise requests.ConnectionError("no route")
+        (path / fname).write_bytes(world["official"])
+        return str(path / fname)
 
     def run(command, **options):
-        place["asked"].append("mirror")
+        world["requests"].append("mirror")
         assert command[1:4] == ["-m", "pip", "download"] and "--no-deps" in command
-        if place["mirror"] is None:
+        if world["mirror"] is None:
             return subprocess.CompletedProcess(command, 1, "", "ERROR: no network")
-        (Path(command[command.index("--dest") + 1]) / "recbole-9-py3-none-any.whl").write_bytes(place["mirror"])
+        (Path(command[command.index("--dest") + 1]) / "recbole-9-py3-none-any.whl").write_bytes(world["mirror"])
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(datasets.urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(datasets.pooch, "retrieve", retrieve)
     monkeypatch.setattr(datasets.subprocess, "run", run)
-    return place
+    return world
 
 
 def test_registry_is_complete():
@@ -91,23 +92,23 @@ def test_registry_is_complete():
 
 def test_official_source_first_then_skip(sources, tmp_path):
     sources["official"] = zipped(OFFICIAL)
-    told: list[str] = []
-    folder = fetch(NAME, tmp_path / "data", told.append)
-    assert folder == tmp_path / "data" / NAME and sources["asked"] == ["official"] and told
+    messages: list[str] = []
+    folder = fetch(NAME, tmp_path / "data", messages.append)
+    assert folder == tmp_path / "data" / NAME and sources["requests"] == ["official"] and messages
     assert sorted(path.name for path in folder.iterdir()) == ["u.data", "u.item", "u.user"]
-    assert fetch(NAME, tmp_path / "data") == folder and sources["asked"] == ["official"]
+    assert fetch(NAME, tmp_path / "data") == folder and sources["requests"] == ["official"]
     assert [path.name for path in (tmp_path / "data").iterdir()] == [NAME]
 
 
 def test_mirror_holds_the_same_content(sources, tmp_path):
     sources["mirror"] = zipped(MIRROR)
     folder = fetch(NAME, tmp_path / "data")
-    assert sources["asked"] == ["official", "mirror"]
+    assert sources["requests"] == ["official", "mirror"]
     assert read_log("movielens", folder, {}).events.height == 3
 
 
 def test_no_network_is_unavailable_and_leaves_nothing(sources, tmp_path):
-    with pytest.raises(DatasetUnavailable, match="no route.*no network"):
+    with pytest.raises(DatasetUnavailableError, match="no route.*no network"):
         fetch(NAME, tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
 
@@ -122,7 +123,7 @@ def test_corrupt_download_is_rejected(sources, tmp_path, kind):
         "cut": zipped(MIRROR)[:-40],
         "empty": zipped({}),
     }[kind]
-    with pytest.raises(DatasetCorrupt):
+    with pytest.raises(DatasetCorruptError):
         fetch(NAME, tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
 
@@ -132,7 +133,7 @@ def test_an_invalid_copy_is_replaced_only_by_a_valid_one(sources, tmp_path):
     folder = fetch(NAME, tmp_path)
     (folder / "u.data").write_text("1\t7\t3\t50\n")
     sources["official"] = None
-    with pytest.raises(DatasetUnavailable):
+    with pytest.raises(DatasetUnavailableError):
         fetch(NAME, tmp_path)
     assert (folder / "u.data").exists()
     sources["mirror"] = zipped(MIRROR)

@@ -20,7 +20,7 @@ from genrec.config.schema import Config, DataConfig
 from genrec.data.prepare.blocks import BlockFile, Columns
 from genrec.data.prepare.parsed import ParsedLog
 from genrec.data.prepare.threads import in_threads
-from genrec.data.readers.common import did_you_mean
+from genrec.data.readers.toolkit import did_you_mean
 from genrec.errors import UserError
 
 log = logging.getLogger(__name__)

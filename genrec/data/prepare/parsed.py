@@ -26,7 +26,7 @@ from genrec.config.schema import Config
 from genrec.data.ids import IdMap
 from genrec.data.prepare.threads import THREADS, ahead
 from genrec.data.readers import log_sources
-from genrec.data.readers.common import LogSource
+from genrec.data.readers.toolkit import LogSource
 from genrec.data.schema import RawLog, stack
 
 log = logging.getLogger(__name__)

@@ -50,7 +50,7 @@ from genrec.data.prepare.splits import (
 )
 from genrec.data.prepare.threads import in_threads
 from genrec.data.readers import log_files
-from genrec.data.readers.common import did_you_mean
+from genrec.data.readers.toolkit import did_you_mean
 from genrec.data.schema import QUARANTINE_SCHEMA, empty
 from genrec.errors import UserError
 

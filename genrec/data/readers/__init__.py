@@ -13,7 +13,6 @@ from pathlib import Path
 from genrec.data.readers.amazon2014 import amazon_2014_sources, read_amazon_2014
 from genrec.data.readers.amazon2018 import amazon_2018_files, amazon_2018_sources, read_amazon_2018
 from genrec.data.readers.amazon2023 import amazon_2023_files, amazon_2023_sources, read_amazon_2023
-from genrec.data.readers.common import LogSource, did_you_mean, glob_files, is_glob
 from genrec.data.readers.esci import read_esci
 from genrec.data.readers.jdsearch import read_jdsearch
 from genrec.data.readers.kuairand import kuairand_sources, read_kuairand
@@ -24,6 +23,7 @@ from genrec.data.readers.product_search import read_product_search
 from genrec.data.readers.qilin import read_qilin
 from genrec.data.readers.simulator import read_simulator
 from genrec.data.readers.table import read_table, table_sources
+from genrec.data.readers.toolkit import LogSource, did_you_mean, files_at, is_glob
 from genrec.data.readers.trivago import read_trivago, trivago_sources
 from genrec.data.schema import RawLog
 from genrec.errors import UserError
@@ -54,50 +54,51 @@ BY_FILE: dict[str, Callable[[Path, dict, list[str] | None], list[LogSource]]] = 
     "table": table_sources,
     "trivago": trivago_sources,
 }
-"""Readers whose event files can be read one by one: new files are appended to a prepared dataset without reading the old ones."""
+"""Readers whose event files can be read one by one, so that new files are appended without reading the old ones."""
 
 FILES_READ: dict[str, Callable[[Path], list[Path]]] = {
     "amazon-2018": amazon_2018_files,
     "amazon-2023": amazon_2023_files,
 }
-"""Readers that also read files beside the path they are given."""
+"""Readers that also read files next to the path they are given."""
 
 
 def read_log(reader: str, path: str | Path | None, options: dict | None = None) -> Iterator[RawLog]:
     """Read a log with the named reader, part by part (``schema.join_parts`` makes one log of them).
 
-    ``path`` is a folder, a file or a pattern, as the reader takes it, and ``options`` are the reader's own. Raises ``UserError``
-    for an unknown reader and for a path that does not exist at once, for an unknown option or a broken file while it is read.
+    ``path`` is a folder, a file or a pattern, as the reader takes it, and ``options`` are the reader's own. Raises
+    ``UserError`` for an unknown reader and for a path that does not exist at once, for an unknown option or a broken
+    file while it is read.
     """
-    place = check_path(reader, path)
-    return READERS[reader](place, dict(options or {}))
+    checked = check_path(reader, path)
+    return READERS[reader](checked, dict(options or {}))
 
 
 def log_sources(
     reader: str, path: str | Path | None, options: dict | None = None, columns: list[str] | None = None
 ) -> list[LogSource]:
-    """The pieces of a log in order: one for each event file where the reader can read files one by one, else one for everything.
+    """The sections of a log in order: one for each event file where the reader can read files one by one, else one.
 
     ``columns`` names the event columns the caller will use (None: all); a reader may leave out the others.
     """
-    place, options = check_path(reader, path), dict(options or {})
+    checked, options = check_path(reader, path), dict(options or {})
     if reader in BY_FILE:
-        return BY_FILE[reader](place, options, columns)
-    return [LogSource(log_files(reader, path, options), partial(READERS[reader], place, options))]
+        return BY_FILE[reader](checked, options, columns)
+    return [LogSource(log_files(reader, path, options), partial(READERS[reader], checked, options))]
 
 
 def log_files(reader: str, path: str | Path | None, options: dict | None = None) -> list[Path]:
-    """Every file that a log is read from: a change in any of them may change the log. Those under the path, and those beside it."""
+    """Every file that a log is read from: a change in any of them may change the log."""
     if reader in PATHLESS_READERS or not path:
         return []
-    place = check_path(reader, path)
+    checked = check_path(reader, path)
     if reader == "table":  # its options may name any file
-        return [file for source in table_sources(place, dict(options or {}), None) for file in source.files]
+        return [file for source in table_sources(checked, dict(options or {}), None) for file in source.files]
     if reader in FILES_READ:
-        return FILES_READ[reader](place)
-    if place.is_dir():
-        return sorted(file for file in place.rglob("*") if file.is_file())
-    return [place] if place.exists() else glob_files(place)
+        return FILES_READ[reader](checked)
+    if checked.is_dir():
+        return sorted(file for file in checked.rglob("*") if file.is_file())
+    return files_at(checked)
 
 
 def check_path(reader: str, path: str | Path | None) -> Path:

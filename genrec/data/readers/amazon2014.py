@@ -1,7 +1,8 @@
 """Amazon Reviews 2014 in the original files: ``reviews_*.json(.gz)`` and ``meta_*.json(.gz)``.
 
-Review lines are strict JSON; meta lines are Python literals (strict JSON is accepted as well). A review is a purchase. Events
-keep the file order, which is the published sequence order: times have day resolution, so order must break the ties.
+Review lines are strict JSON; meta lines are Python literals (strict JSON is accepted as well). A review is a
+purchase. Events keep the file order, which is the published sequence order: times have day resolution, so order must
+break the ties.
 
 Source: McAuley, Targett, Shi, van den Hengel, "Image-based recommendations on styles and substitutes", SIGIR 2015.
 """
@@ -17,19 +18,18 @@ from pathlib import Path
 
 import polars as pl
 
-from genrec.data.readers.common import (
+from genrec.data.readers.toolkit import (
     LINE,
     RAW,
+    Batch,
     LogSource,
     SeenKeys,
-    blank,
     check_options,
-    glob_files,
-    join_quarantine,
-    line_batches,
-    parse_json_lines,
+    files_at,
+    json_batches,
     parts_of,
-    set_aside,
+    plain_name,
+    text_batches,
 )
 from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, QUARANTINE_SCHEMA, RawLog, conform
 from genrec.errors import UserError
@@ -58,27 +58,18 @@ def amazon_2014_sources(path: Path, options: dict, columns: list[str] | None = N
     return [*sources, LogSource(metas, partial(_read_metas, metas), events=False)] if metas else sources
 
 
-def _files(place: Path, start: str) -> list[Path]:
-    """The JSON files at a place (folder, file or pattern) whose names start so, by name."""
-    found = place.iterdir() if place.is_dir() else [place] if place.exists() else glob_files(place)
-    return sorted(
-        file
-        for file in found
-        if file.name.startswith(start) and file.name.removesuffix(".gz").removesuffix(".zst").endswith(".json")
-    )
+def _files(path: Path, prefix: str) -> list[Path]:
+    """The JSON files at a path whose names start with ``prefix``."""
+    return [file for file in files_at(path) if file.name.startswith(prefix) and plain_name(file).endswith(".json")]
 
 
 def _read_reviews(file: Path) -> Iterator[RawLog]:
-    for lines, wrong in line_batches(file):
-        table, broken = parse_json_lines(lines, file.name, REVIEW_FIELDS)
-        aside = [wrong, broken]
-        table = set_aside(table, blank("reviewerID"), file.name, "no reviewerID", aside)
-        table = set_aside(table, blank("asin"), file.name, "no asin", aside)
-        table = table.with_columns(pl.col("unixReviewTime").cast(pl.Int64, strict=False).alias("timestamp"))
-        table = set_aside(
-            table, pl.col("timestamp").is_null(), file.name, "unixReviewTime is not a whole number of seconds", aside
-        )
-        events = table.select(
+    for batch in json_batches(file, REVIEW_FIELDS):
+        batch.refuse_blank("reviewerID")
+        batch.refuse_blank("asin")
+        batch.table = batch.table.with_columns(pl.col("unixReviewTime").cast(pl.Int64, strict=False).alias("timestamp"))
+        batch.refuse(pl.col("timestamp").is_null(), "unixReviewTime is not a whole number of seconds")
+        events = batch.table.select(
             pl.col("reviewerID").alias("user_id"),
             pl.col("asin").alias("item_id"),
             "timestamp",
@@ -88,35 +79,31 @@ def _read_reviews(file: Path) -> Iterator[RawLog]:
         )
         if events["rating"].null_count() == events.height:
             events = events.drop("rating")
-        events = conform(events, EVENT_SCHEMA, str(file))
-        yield RawLog(events, quarantine=join_quarantine(aside), rows_read=lines.height + wrong.height)
+        yield batch.part(events=conform(events, EVENT_SCHEMA, str(file)))
 
 
 def _read_metas(files: Sequence[Path]) -> Iterator[RawLog]:
     seen = SeenKeys("item_id")  # across files too: two categories may list one product
     for file in files:
-        yield from _read_meta(file, seen)
+        for batch in text_batches(file):
+            _parse_items(batch)
+            batch.refuse_repeats(seen)
+            yield batch.part(items=conform(batch.table.drop(LINE), ITEM_SCHEMA, str(file)))
 
 
-def _read_meta(file: Path, seen: SeenKeys) -> Iterator[RawLog]:
-    for lines, wrong in line_batches(file):
-        rows: list[dict] = []
-        broken: list[tuple[str, int, str]] = []
-        for number, raw in lines.select(LINE, RAW).iter_rows():  # items, not events: a loop is fine here
-            value = _literal(raw)
-            if not isinstance(value, dict):
-                broken.append((file.name, number, "neither a Python literal nor JSON with an object on the line"))
-            elif not isinstance(value.get("asin"), str) or not value["asin"].strip():
-                broken.append((file.name, number, "no asin"))
-            else:
-                rows.append({LINE: number, **_item(value)})
-        aside = [wrong, pl.DataFrame(broken, schema=QUARANTINE_SCHEMA, orient="row")]
-        table = seen.first_rows(pl.DataFrame(rows, schema={LINE: pl.Int64, **ITEM_SCHEMA}), file.name, aside)
-        yield RawLog(
-            items=conform(table.drop(LINE), ITEM_SCHEMA, str(file)),
-            quarantine=join_quarantine(aside),
-            rows_read=lines.height + wrong.height,
-        )
+def _parse_items(batch: Batch) -> None:
+    rows: list[dict] = []
+    broken: list[tuple[str, int, str]] = []
+    for line, raw in batch.table.select(LINE, RAW).iter_rows():  # items, not events: a loop is fine here
+        value = _literal(raw)
+        if not isinstance(value, dict):
+            broken.append((batch.source, line, "neither a Python literal nor JSON with an object on the line"))
+        elif not isinstance(value.get("asin"), str) or not value["asin"].strip():
+            broken.append((batch.source, line, "no asin"))
+        else:
+            rows.append({LINE: line, **_item(value)})
+    batch.rejected.append(pl.DataFrame(broken, schema=QUARANTINE_SCHEMA, orient="row"))
+    batch.table = pl.DataFrame(rows, schema={LINE: pl.Int64(), **ITEM_SCHEMA})
 
 
 def _literal(raw: str) -> object:
@@ -147,7 +134,7 @@ def _item(value: dict) -> dict:
 
 def _text(value: object) -> str | None:
     if isinstance(value, (list, tuple)):  # later copies of the data hold descriptions as a list of paragraphs
-        value = " ".join(str(part) for part in value)
+        value = " ".join(str(paragraph) for paragraph in value)
     text = str(value).strip() if value is not None else ""
     return text or None
 

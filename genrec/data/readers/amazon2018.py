@@ -1,7 +1,7 @@
-"""Amazon Reviews 2018 in the original files: JSON lines ``NAME.json`` or ``NAME_5.json`` (5-core) with ``meta_NAME.json``.
+"""Amazon Reviews 2018 in the original JSON lines: ``NAME.json`` or ``NAME_5.json`` (5-core) with ``meta_NAME.json``.
 
-Each plain, ``.gz`` or ``.zst``. The path is a folder, one review file or a pattern; the meta file of a review file is read when it
-lies beside it.
+Each plain, ``.gz`` or ``.zst``. The path is a folder, one review file or a pattern; the meta file of a review file is
+read when it lies beside it.
 
 =============  ===================  =====================================================================
 events         from                 meaning
@@ -15,10 +15,12 @@ events         from                 meaning
 ``verified``   ``verified``         whether the shop knows of the purchase
 =============  ===================  =====================================================================
 
-Items: ``title``, ``brand``, ``category`` (one path), ``text`` (``description``, then ``feature``) and ``price`` (of a range, its lower
-end); HTML entities in titles, brands and categories are resolved. Review texts, styles, images and links to other products are not read.
+Items: ``title``, ``brand``, ``category`` (one path), ``text`` (``description``, then ``feature``) and ``price`` (of a
+range, its lower end); HTML entities in titles, brands and categories are resolved. Review texts, styles, images and
+links to other products are not read.
 
-Source: Ni, Li, McAuley, "Justifying recommendations using distantly-labeled reviews and fine-grained aspects", EMNLP 2019.
+Source: Ni, Li, McAuley, "Justifying recommendations using distantly-labeled reviews and fine-grained aspects", EMNLP
+2019.
 """
 
 from __future__ import annotations
@@ -33,13 +35,17 @@ from pathlib import Path
 import polars as pl
 
 from genrec.data.readers.amazon2014 import REVIEW_FIELDS
-from genrec.data.readers.common import LogSource, SeenKeys, blank, check_options, parts_of
-from genrec.data.readers.sources import (
+from genrec.data.readers.toolkit import (
     REPEATED_ITEM,
     Batch,
+    LogSource,
+    SeenKeys,
+    blank,
+    check_options,
     files_at,
     filled,
     json_batches,
+    parts_of,
     plain_name,
     sibling,
     text_lists,
@@ -79,8 +85,9 @@ class ReviewOptions:
 def read_amazon_2018(path: Path, options: dict) -> Iterator[RawLog]:
     """Read review files and the meta files that belong to them, in parts: all reviews, then all items.
 
-    Options: ``min_rating`` and ``verified_only``, as ``ReviewOptions`` says. An item that a later line repeats keeps its first line.
-    Raises ``UserError`` when there is no review file, and when two files hold the reviews of one category.
+    Options: ``min_rating`` and ``verified_only``, as ``ReviewOptions`` says. An item that a later line repeats keeps
+    its first line. Raises ``UserError`` when there is no review file, and when two files hold the reviews of one
+    category.
     """
     yield from parts_of(amazon_2018_sources(path, options))
 
@@ -107,7 +114,10 @@ def _read_reviews(file: Path, settings: ReviewOptions) -> Iterator[RawLog]:
 def meta_parts(
     files: Sequence[Path], fields: Sequence[str], key: str, items: Callable[[pl.DataFrame], pl.DataFrame]
 ) -> Iterator[RawLog]:
-    """The items of meta files (JSON lines), in parts: ``items`` makes the contract's columns of ``fields``; ``key`` is the id's field."""
+    """The items of meta files (JSON lines), in parts.
+
+    ``key`` is the field of the id; ``items`` turns the ``fields`` into the columns of the data contract.
+    """
     first = SeenKeys("item_id")
     for file in files:
         for batch in json_batches(file, dict.fromkeys(fields, pl.String())):
@@ -127,13 +137,13 @@ def _review_files(path: Path) -> dict[str, Path]:
     """Category -> its review file."""
     reviews: dict[str, Path] = {}
     for file in files_at(path):
-        found = re.fullmatch(r"(?!meta_)(.+?)(?:_5)?\.json", plain_name(file))
-        if found and found[1] in reviews:
+        match = re.fullmatch(r"(?!meta_)(.+?)(?:_5)?\.json", plain_name(file))
+        if match and match[1] in reviews:
             raise UserError(
-                f"{reviews[found[1]]} and {file.name} both hold reviews of {found[1]}; give one of them as the path"
+                f"{reviews[match[1]]} and {file.name} both hold reviews of {match[1]}; give one of them as the path"
             )
-        if found:
-            reviews[found[1]] = file
+        if match:
+            reviews[match[1]] = file
     if not reviews:
         raise UserError(
             f"{path}: no NAME.json or NAME_5.json (plain, .gz or .zst); reader 'amazon-2018' needs such a review file"
@@ -142,8 +152,8 @@ def _review_files(path: Path) -> dict[str, Path]:
 
 
 def _meta_files(reviews: dict[str, Path]) -> list[Path]:
-    found = [sibling(file.parent, f"meta_{name}.json") for name, file in reviews.items()]
-    return [file for file in found if file]
+    siblings = [sibling(file.parent, f"meta_{name}.json") for name, file in reviews.items()]
+    return [file for file in siblings if file]
 
 
 def clean_reviews(
@@ -151,7 +161,8 @@ def clean_reviews(
 ) -> None:
     """Turn reviews (text columns) into events, in place; bad rows go to quarantine, options count what they leave out.
 
-    ``fields`` are the file's names for user, item, time and rating; a column ``verified`` holds "true" or "false" where there is one.
+    ``fields`` are the file's names for user, item, time and rating; a column ``verified`` holds "true" or "false"
+    where there is one.
     """
     user, item, time, rating = fields
     batch.refuse(blank(user), f"no {user}")
@@ -196,14 +207,14 @@ def _resolved(column: pl.Series) -> pl.Series:
 
 
 def joined_texts(table: pl.DataFrame, columns: tuple[str, ...]) -> pl.Series:
-    """The column ``text``: lists of paragraphs (JSON) of several columns, one after the other; null where all are empty."""
+    """The column ``text``: the paragraphs (JSON lists) of several columns as one text; null where all are empty."""
     lists = table.select(text_lists(table[name]) for name in columns)
     text = pl.concat_list(pl.all()).list.drop_nulls().list.join(" ").str.strip_chars()
     return lists.select(pl.when(text != "").then(text).alias("text"))["text"]
 
 
 def category_path(column: pl.Series) -> pl.Series:
-    """The column ``category``: the levels of a path (JSON) without HTML entities and empty ones; null where none is left."""
+    """The column ``category``: the levels of a path (JSON), entities resolved; null where none is left."""
     paths = ([html.unescape(level).strip() for level in path if level] for path in text_lists(column))
     levels = [[level for level in path if level] or None for path in paths]
     return pl.Series("category", levels, dtype=pl.List(pl.String))

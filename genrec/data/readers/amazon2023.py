@@ -1,8 +1,9 @@
-"""Amazon Reviews 2023: review files ``NAME.jsonl`` or the published k-core tables ``NAME.csv``, with ``meta_NAME.jsonl``.
+"""Amazon Reviews 2023: reviews ``NAME.jsonl`` or the published k-core tables ``NAME.csv``, with ``meta_NAME.jsonl``.
 
-Each plain, ``.gz`` or ``.zst``. The path is a folder, one file or a pattern; the meta file of a category is read when it lies beside
-its reviews. The tables come whole (``NAME.csv``) or split (``NAME.train.csv``, ``NAME.valid.csv``, ``NAME.test.csv``), with or without
-a header line ``user_id,parent_asin,rating,timestamp[,history]``; ``history`` repeats earlier rows and is not read.
+Each plain, ``.gz`` or ``.zst``. The path is a folder, one file or a pattern; the meta file of a category is read when
+it lies beside its reviews. The tables come whole (``NAME.csv``) or split (``NAME.train.csv``, ``NAME.valid.csv``,
+``NAME.test.csv``), with or without a header line ``user_id,parent_asin,rating,timestamp[,history]``; ``history``
+repeats earlier rows and is not read.
 
 =============  =====================  =================================================================
 events         from                   meaning
@@ -17,10 +18,11 @@ events         from                   meaning
 ``split``      the file's name        split tables only: "train", "valid" or "test"
 =============  =====================  =================================================================
 
-Items: ``title``, ``brand`` (``store``, else ``Brand`` in ``details``), ``category`` (``categories``, one path), ``text``
-(``description``, then ``features``), ``price``. Review texts and images are not read.
+Items: ``title``, ``brand`` (``store``, else ``Brand`` in ``details``), ``category`` (``categories``, one path),
+``text`` (``description``, then ``features``), ``price``. Review texts and images are not read.
 
-Source: Hou, Li, He, Yan, Chen, McAuley, "Bridging language and items for retrieval and recommendation", arXiv 2403.03952.
+Source: Hou, Li, He, Yan, Chen, McAuley, "Bridging language and items for retrieval and recommendation", arXiv
+2403.03952.
 """
 
 from __future__ import annotations
@@ -40,14 +42,15 @@ from genrec.data.readers.amazon2018 import (
     joined_texts,
     meta_parts,
 )
-from genrec.data.readers.common import LINE, LogSource, parts_of
-from genrec.data.readers.sources import (
+from genrec.data.readers.toolkit import (
+    LINE,
     Batch,
+    LogSource,
     delimited_batches,
     files_at,
     filled,
     json_batches,
-    need,
+    parts_of,
     plain_name,
     sibling,
 )
@@ -64,8 +67,9 @@ NAMES = r"(?!meta_)(?P<name>.+?)(?:\.(?P<kind>jsonl)|\.(?P<split>train|valid|tes
 def read_amazon_2023(path: Path, options: dict) -> Iterator[RawLog]:
     """Read reviews and the meta files that belong to them, in parts: all reviews, then all items.
 
-    Options: ``min_rating`` and ``verified_only``, as ``ReviewOptions`` says (the tables do not say which are verified). An item that a
-    later line repeats keeps its first line. Raises ``UserError`` when there is no review file, and when one category lies there twice.
+    Options: ``min_rating`` and ``verified_only``, as ``ReviewOptions`` says (the tables do not say which are
+    verified). An item that a later line repeats keeps its first line. Raises ``UserError`` when there is no review
+    file, and when one category lies there twice.
     """
     yield from parts_of(amazon_2023_sources(path, options))
 
@@ -102,30 +106,32 @@ def amazon_2023_files(path: Path) -> list[Path]:
 
 
 def _meta_files(reviews: dict[str, list[tuple[str | None, Path]]]) -> list[Path]:
-    found = [sibling(files[0][1].parent, f"meta_{name}.jsonl") for name, files in reviews.items()]
-    return [file for file in found if file]
+    siblings = [sibling(files[0][1].parent, f"meta_{name}.jsonl") for name, files in reviews.items()]
+    return [file for file in siblings if file]
 
 
 def _review_files(path: Path) -> dict[str, list[tuple[str | None, Path]]]:
     """Category -> its files with their split (None when it is not split), train before valid before test."""
-    found: dict[str, list[tuple[str | None, Path]]] = {}
+    reviews: dict[str, list[tuple[str | None, Path]]] = {}
     for file in files_at(path):
         match = re.fullmatch(NAMES, plain_name(file))
         if match is None:
             continue
-        same = found.setdefault(match["name"], [])
+        same = reviews.setdefault(match["name"], [])
         splits = [split for split, _ in same]
         if same and (match["split"] is None or match["split"] in splits or None in splits):
             raise UserError(
-                f"{same[0][1]} and {file.name} both hold reviews of {match['name']}; give one of them (or a pattern) as the path"
+                f"{same[0][1]} and {file.name} both hold reviews of {match['name']}; "
+                "give one of them (or a pattern) as the path"
             )
         same.append((match["split"], file))
-    if not found:
+    if not reviews:
         raise UserError(
-            f"{path}: no NAME.jsonl, NAME.csv or NAME.train.csv (plain, .gz or .zst); reader 'amazon-2023' needs such a file"
+            f"{path}: no NAME.jsonl, NAME.csv or NAME.train.csv (plain, .gz or .zst); "
+            "reader 'amazon-2023' needs such a file"
         )
-    order = {None: 0, **{split: place for place, split in enumerate(SPLITS)}}
-    return {name: sorted(files, key=lambda pair: order[pair[0]]) for name, files in found.items()}
+    order: dict[str | None, int] = {split: index for index, split in enumerate((None, *SPLITS))}
+    return {name: sorted(files, key=lambda pair: order[pair[0]]) for name, files in reviews.items()}
 
 
 def _batches(file: Path, split: str | None, settings: ReviewOptions) -> Iterator[Batch]:
@@ -137,9 +143,9 @@ def _batches(file: Path, split: str | None, settings: ReviewOptions) -> Iterator
     if settings.verified_only:
         raise UserError(f"{file}: the table does not say which purchases are verified; leave option verified_only out")
     for batch in delimited_batches(
-        file, ",", columns=TABLE_COLUMNS, is_header=lambda fields: fields[0] == "user_id", optional=1
+        file, ",", quoted=False, columns=TABLE_COLUMNS, is_header=lambda fields: fields[0] == "user_id", optional=1
     ):
-        need(batch, REVIEW_FIELDS, file)
+        batch.need(REVIEW_FIELDS, file)
         batch.table = batch.table.select(LINE, *REVIEW_FIELDS)
         yield batch
 

@@ -1,8 +1,8 @@
 """ESCI, the Amazon shopping queries data: graded relevance of products for real queries. It has no users and no events.
 
-The path is a folder, a file or a pattern. Files are known by their name: judgments have ``examples`` or ``judgments`` in it, products
-``products``. As published (Parquet, or CSV with the same columns) or as JSON lines, CSV and tab-separated tables (plain, ``.gz`` or
-``.zst``) with the columns on the right:
+The path is a folder, a file or a pattern. Files are known by their name: judgments have ``examples`` or ``judgments``
+in it, products ``products``. As published (Parquet, or CSV with the same columns) or as JSON lines, CSV and
+tab-separated tables (plain, ``.gz`` or ``.zst``) with the columns on the right:
 
 ============  =========================================================  ==========================
 judgments     published files                                            other tables
@@ -15,10 +15,11 @@ judgments     published files                                            other t
 ``split``     ``split``                                                  else null
 ============  =========================================================  ==========================
 
-Items: ``item_id`` (``product_id`` or ``asin``), ``title``, ``text`` (bullet points, then description), ``brand``, ``category`` and
-``price`` where given, and the further column ``color``. Columns may carry the prefix ``product_``.
+Items: ``item_id`` (``product_id`` or ``asin``), ``title``, ``text`` (bullet points, then description), ``brand``,
+``category`` and ``price`` where given, and the further column ``color``. Columns may carry the prefix ``product_``.
 
-Source: Reddy et al., "Shopping queries dataset: a large-scale ESCI benchmark for improving product search", arXiv 2206.06588.
+Source: Reddy et al., "Shopping queries dataset: a large-scale ESCI benchmark for improving product search", arXiv
+2206.06588.
 """
 
 from __future__ import annotations
@@ -29,16 +30,18 @@ from pathlib import Path
 import polars as pl
 
 from genrec.data.readers.amazon2018 import category_path
-from genrec.data.readers.common import SeenKeys, blank, check_options, did_you_mean
-from genrec.data.readers.sources import (
+from genrec.data.readers.toolkit import (
     REPEATED_ITEM,
     REPEATED_JUDGMENT,
     Batch,
+    SeenKeys,
+    blank,
+    check_options,
     delimited_batches,
+    did_you_mean,
     files_at,
     filled,
     json_batches,
-    need,
     parquet_batches,
     plain_name,
 )
@@ -57,22 +60,49 @@ WORDS = {
     **{letter.lower(): letter for letter in GAINS},
 }
 POINTS = {100.0: "E", 10.0: "S", 1.0: "C", 0.0: "I"}
-JUDGMENT_COLUMNS = (
-    "query", "query_id", "product_id", "asin", "product_locale", "esci_label", "gain", "small_version", "large_version", "split",
-)  # fmt: skip
-PRODUCT_COLUMNS = (
-    "product_id", "product_title", "product_description", "product_bullet_point", "product_brand", "product_color", "product_locale",
-    "asin", "title", "description", "bullet_points", "brand", "color", "category", "price",
-)  # fmt: skip
+JUDGMENT_COLUMNS = tuple(
+    [
+        "query",
+        "query_id",
+        "product_id",
+        "asin",
+        "product_locale",
+        "esci_label",
+        "gain",
+        "small_version",
+        "large_version",
+        "split",
+    ]
+)
+PRODUCT_COLUMNS = tuple(
+    [
+        "product_id",
+        "product_title",
+        "product_description",
+        "product_bullet_point",
+        "product_brand",
+        "product_color",
+        "product_locale",
+        "asin",
+        "title",
+        "description",
+        "bullet_points",
+        "brand",
+        "color",
+        "category",
+        "price",
+    ]
+)
 
 
 def read_esci(path: Path, options: dict) -> Iterator[RawLog]:
     """Read judgments, then products, in parts; ``events`` stays empty.
 
-    Options: ``locale`` ("us" unless given; one product id may stand for different texts in several, and a row that states none is
-    kept) and ``version`` ("small" or "large", the published subsets; all judgments unless given). Rows of other locales or versions are
-    left out and counted. A judgment or product that a later row repeats keeps its first row. Raises ``UserError`` for a wrong option, one
-    that the files cannot answer, and a path without judgments and products.
+    Options: ``locale`` ("us" unless given; one product id may stand for different texts in several, and a row that
+    states none is kept) and ``version`` ("small" or "large", the published subsets; all judgments unless given). Rows
+    of other locales or versions are left out and counted. A judgment or product that a later row repeats keeps its
+    first row. Raises ``UserError`` for a wrong option, one that the files cannot answer, and a path without judgments
+    and products.
     """
     check_options("esci", options, OPTIONS)
     locale, version = options.get("locale"), options.get("version")
@@ -122,7 +152,7 @@ def _complete(batch: Batch, file: Path, columns: tuple[str, ...], either: tuple[
     have = batch.table.columns
     for names in either:
         if not any(name in have for name in names):
-            need(batch, names[:1], file)
+            batch.need(names[:1], file)
     batch.table = batch.table.with_columns(
         pl.lit(None, dtype=pl.String).alias(name) for name in columns if name not in have
     )
@@ -130,8 +160,8 @@ def _complete(batch: Batch, file: Path, columns: tuple[str, ...], either: tuple[
 
 def _only(batch: Batch, file: Path, locale: str | None, version: str | None) -> None:
     """Leave out what is not of the locale and the version."""
-    wanted = {"product_locale": locale, f"{version}_version": version}
-    for column, value in wanted.items():
+    requested = {"product_locale": locale, f"{version}_version": version}
+    for column, value in requested.items():
         if value is not None and column not in batch.table.columns:
             raise UserError(
                 f"{file}: no column {column!r} to choose by, which {value!r} asks for; leave that option out"

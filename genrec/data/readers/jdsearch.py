@@ -1,14 +1,15 @@
-"""JDsearch: personalised product search at JD.com with real, anonymised queries; one line holds one person's whole behaviour.
+"""JDsearch: product searches at JD.com with real, anonymised queries; one line holds the whole behaviour of a person.
 
 The path is a folder, a file or a pattern; tab-separated text with or without a header line, plain, ``.gz`` or ``.zst``:
 
 - ``release_data*.txt`` or ``user_behavior_data*.txt``: ``query``, ``candidate_wid_list``, ``candidate_label_list``,
   ``history_qry_list``, ``history_wid_list``, ``history_type_list``, ``history_time_list``;
-- ``product_data*.txt`` or ``product_meta_data*.txt``: ``wid``, ``name``, ``brand_id``, ``brand_name``, then ``cate_id_N`` and
-  ``cate_name_N`` for the four levels of the category path, ``shop_id``.
+- ``product_data*.txt`` or ``product_meta_data*.txt``: ``wid``, ``name``, ``brand_id``, ``brand_name``, then
+  ``cate_id_N`` and ``cate_name_N`` for the four levels of the category path, ``shop_id``.
 
-Lists are joined by ``_``; words are anonymous term ids, joined by the control character 0x18 in the file and by a space here. The time
-list holds the seconds since the step before, the first 0; the last one leads to the test query, so it is one longer than the others.
+Lists are joined by ``_``; words are anonymous term ids, joined by the control character 0x18 in the file and by a
+space here. The time list holds the seconds since the step before, the first 0; the last one leads to the test query,
+so it is one longer than the others.
 
 ==============  ============================================================================================
 events          meaning
@@ -16,21 +17,22 @@ events          meaning
 ``user_id``     the file's name without its endings and the number of the line: the data name no people
 ``item_id``     ``wid``; some are not in the product file
 ``timestamp``   seconds on the person's own clock, which starts at 0; clocks of two people cannot be compared
-``action``      CLICK "click", FLW "follow", CART "cart", ORD "purchase", in this order as the feedback chain; candidate labels 1.0
-                "click", 2.0 "cart", 3.0 "purchase"
+``action``      CLICK "click", FLW "follow", CART "cart", ORD "purchase", in this order as the feedback chain;
+                candidate labels 1.0 "click", 2.0 "cart", 3.0 "purchase"
 ``query``       null for a step without one (-1)
 ``surface``     "search" with a query, else "feed"
 ``request_id``  the user's id for the test query; null in the history
 ``split``       "train" for the history, "test" for what the person did with the candidates
 ==============  ============================================================================================
 
-``impressions``: the candidates of the test query (columns ``query`` and ``split`` as above) with their label as ``action``. The file
-lists those that were acted on first, so neither position nor order may be used: ``position`` is null and the rows of a request are in
-the order of their item ids.
+``impressions``: the candidates of the test query (columns ``query`` and ``split`` as above) with their label as
+``action``. The file lists those that were acted on first, so neither position nor order may be used: ``position`` is
+null and the rows of a request are in the order of their item ids.
 
 Items: ``title``, ``brand``, ``category`` (term ids, not words), and ``brand_id`` and ``shop_id``.
 
-Source: Liu, Dou, Tang, Xu, "JDsearch: a personalized product search dataset with real queries and full interactions", SIGIR 2023.
+Source: Liu, Dou, Tang, Xu, "JDsearch: a personalized product search dataset with real queries and full interactions",
+SIGIR 2023.
 """
 
 from __future__ import annotations
@@ -40,8 +42,18 @@ from pathlib import Path
 
 import polars as pl
 
-from genrec.data.readers.common import LINE, SeenKeys, blank, check_options
-from genrec.data.readers.sources import REPEATED_ITEM, Batch, delimited_batches, files_at, filled, need, plain_name
+from genrec.data.readers.toolkit import (
+    LINE,
+    REPEATED_ITEM,
+    Batch,
+    SeenKeys,
+    blank,
+    check_options,
+    delimited_batches,
+    files_at,
+    filled,
+    plain_name,
+)
 from genrec.data.schema import EVENT_SCHEMA, IMPRESSION_SCHEMA, ITEM_SCHEMA, RawLog, conform
 from genrec.errors import UserError
 
@@ -76,9 +88,9 @@ HISTORY, CANDIDATES = (
 def read_jdsearch(path: Path, options: dict) -> Iterator[RawLog]:
     """Read behaviour (events and impressions), then products, in parts.
 
-    A line of behaviour is kept whole or goes to quarantine whole, so rows read are people kept, products kept, rows in quarantine and
-    rows left out: people with neither history nor candidates, products whose id an earlier line has. Raises ``UserError`` when there
-    is no behaviour file.
+    A line of behaviour is kept whole or goes to quarantine whole, so rows read are people kept, products kept, rows
+    in quarantine and rows left out: people with neither history nor candidates, products whose id an earlier line
+    has. Raises ``UserError`` when there is no behaviour file.
     """
     check_options("jdsearch", options, ())
     files = files_at(path)
@@ -91,7 +103,7 @@ def read_jdsearch(path: Path, options: dict) -> Iterator[RawLog]:
         for batch in delimited_batches(
             file, "\t", columns=BEHAVIOUR, is_header=lambda fields: "candidate_wid_list" in fields
         ):
-            need(batch, BEHAVIOUR, file)
+            batch.need(BEHAVIOUR, file)
             _split_lists(batch)
             _check(batch)
             user = pl.concat_str(pl.lit(plain_name(file).split(".")[0] + ":"), LINE)
@@ -100,26 +112,26 @@ def read_jdsearch(path: Path, options: dict) -> Iterator[RawLog]:
             acted = candidates.filter(pl.col("action") != "impression").with_columns(surface=pl.lit("search"))
             events = (
                 pl.concat([_history(people), acted.select("user_id", *EVENTS)])
-                .sort("place", maintain_order=True)
-                .drop("place")
+                .sort("line", maintain_order=True)
+                .drop("line")
             )
             yield batch.part(
                 events=conform(events, EVENT_SCHEMA, str(file)),
-                impressions=conform(candidates.drop("place"), IMPRESSION_SCHEMA, str(file)),
+                impressions=conform(candidates.drop("line"), IMPRESSION_SCHEMA, str(file)),
                 chain=CHAIN,
             )
     first = SeenKeys("item_id")
     for file in files:
         if file.name.startswith(("product_data", "product_meta_data")):
             for batch in delimited_batches(file, "\t", columns=PRODUCT, is_header=lambda fields: "wid" in fields):
-                need(batch, ("wid", "name", "brand_name", *LEVELS, "brand_id", "shop_id"), file)
+                batch.need(("wid", "name", "brand_name", *LEVELS, "brand_id", "shop_id"), file)
                 batch.refuse(blank("wid"), "no wid")
                 batch.table = _items(batch.table)
                 batch.keep_first(first, REPEATED_ITEM)
                 yield batch.part(items=conform(batch.table, ITEM_SCHEMA, str(file)), chain=CHAIN)
 
 
-EVENTS = ("item_id", "timestamp", "action", "query", "surface", "request_id", "split", "place")
+EVENTS = ("item_id", "timestamp", "action", "query", "surface", "request_id", "split", "line")
 
 
 def _split_lists(batch: Batch) -> None:
@@ -178,7 +190,7 @@ def _terms(column: str) -> pl.Expr:
 def _history(people: pl.DataFrame) -> pl.DataFrame:
     steps = people.select(
         "user_id",
-        pl.col(LINE).alias("place"),
+        pl.col(LINE).alias("line"),
         pl.col("times").list.head(pl.col("times").list.len() - 1),
         *HISTORY,
     )
@@ -192,15 +204,15 @@ def _history(people: pl.DataFrame) -> pl.DataFrame:
         pl.when(_terms("history_qry_list").is_null()).then(pl.lit("feed")).otherwise(pl.lit("search")).alias("surface"),
         pl.lit(None, dtype=pl.String).alias("request_id"),
         pl.lit("train").alias("split"),
-        "place",
+        "line",
     )
 
 
 def _candidates(people: pl.DataFrame) -> pl.DataFrame:
     """The candidates of each test query, by item id: their order in the file gives the labels away."""
-    shown = people.select("user_id", "clock", LINE, _terms("query").alias("query"), "candidate_wid_list", "labels")
-    shown = shown.filter(pl.col("labels").list.len() > 0).explode("candidate_wid_list", "labels")
-    return shown.select(
+    rows = people.select("user_id", "clock", LINE, _terms("query").alias("query"), "candidate_wid_list", "labels")
+    rows = rows.filter(pl.col("labels").list.len() > 0).explode("candidate_wid_list", "labels")
+    return rows.select(
         pl.col("user_id").alias("request_id"),
         "user_id",
         pl.col("candidate_wid_list").alias("item_id"),
@@ -208,8 +220,8 @@ def _candidates(people: pl.DataFrame) -> pl.DataFrame:
         pl.col("labels").replace_strict(LABELS, return_dtype=pl.String).alias("action"),
         "query",
         pl.lit("test").alias("split"),
-        pl.col(LINE).alias("place"),
-    ).sort("place", "item_id", maintain_order=True)
+        pl.col(LINE).alias("line"),
+    ).sort("line", "item_id", maintain_order=True)
 
 
 def _items(table: pl.DataFrame) -> pl.DataFrame:

@@ -1,31 +1,35 @@
 """KuaiSearch: product searches of a short-video shop, in the published JSON lines.
 
-Files, told by a word in their names (``.jsonl`` or ``.json``; plain, ``.gz`` or ``.zst``); keys that are not named are not read:
+Files, told by a word in their names (``.jsonl`` or ``.json``; plain, ``.gz`` or ``.zst``); keys that are not named
+are not read:
 
-- ``*items*``: ``item_id``, ``item_title``, ``brand_name``, ``category_level1_name`` ... ``category_level3_name`` ("UNKNOWN" is none) ->
-  items; the ids of brand, seller and levels and ``seller_name`` are attributes;
+- ``*items*``: ``item_id``, ``item_title``, ``brand_name``, ``category_level1_name`` ... ``category_level3_name``
+  ("UNKNOWN" is none) -> items; the ids of brand, seller and levels and ``seller_name`` are attributes;
 - ``*users*``: ``user_id``, ``gender``, ``age_bucket``, ``fre_country``, ``fre_province``, ``fre_city`` -> users;
-- ``*recall*``: one search a line: ``user_id``, ``session_id``, ``time_index``, ``query``, ``impressed_item_ids``, ``clicked_item_ids``,
-  ``purchased_item_ids``, ``split``;
-- ``*rank*``: one shown item of a search a line: ``target_item_id``, ``target_item_price``, ``is_clicked``, ``is_purchased``,
-  ``search_entrance`` and, as above, ``user_id``, ``session_id``, ``time_index``, ``query``, ``split``. The items that a person clicked
-  and bought before (without times, and repeated on every line) and the counts of 30 days are not read;
-- ``*relevance*``: ``query``, ``item_title``, ``brand``, ``seller_name``, ``attr_value``, ``score`` (0 to 3) -> ``judgments``, the score as
-  gain. Its products have no ids: each becomes an item "relevance-..." named by a hash of its texts, ``attr_value`` as its text.
+- ``*recall*``: one search a line: ``user_id``, ``session_id``, ``time_index``, ``query``, ``impressed_item_ids``,
+  ``clicked_item_ids``, ``purchased_item_ids``, ``split``;
+- ``*rank*``: one shown item of a search a line: ``target_item_id``, ``target_item_price``, ``is_clicked``,
+  ``is_purchased``, ``search_entrance`` and, as above, ``user_id``, ``session_id``, ``time_index``, ``query``,
+  ``split``. The items that a person clicked and bought before (without times, and repeated on every line) and the
+  counts of 30 days are not read;
+- ``*relevance*``: ``query``, ``item_title``, ``brand``, ``seller_name``, ``attr_value``, ``score`` (0 to 3) ->
+  ``judgments``, the score as gain. Its products have no ids: each becomes an item "relevance-..." named by a hash of
+  its texts, ``attr_value`` as its text.
 
-Recall and rank tell of the same searches, rank only of some and with more columns, so one of them is read (option ``requests``) and the
-rows of the other are counted as filtered.
+Recall and rank tell of the same searches, rank only of some and with more columns, so one of them is read (option
+``requests``) and the rows of the other are counted as filtered.
 
-The chain is impression < click < purchase. ``impressions`` has a row for each shown item, with ``query``, ``split``, ``click`` and
-``purchase``, and with recall the place in the list as ``position`` (from 0). Events are the items clicked or bought, also those
-that the list of shown items leaves out. ``request_id`` is user, session and time. ``timestamp`` is ``time_index`` as it stands: a
-relative time whose unit and origin are not published, so take it as an order, not as a clock.
+The chain is impression < click < purchase. ``impressions`` has a row for each shown item, with ``query``, ``split``,
+``click`` and ``purchase``, and with recall the place in the list as ``position`` (from 0). Events are the items
+clicked or bought, also those that the list of shown items leaves out. ``request_id`` is user, session and time.
+``timestamp`` is ``time_index`` as it stands: a relative time whose unit and origin are not published, so take it as
+an order, not as a clock.
 
-Rows read = items (of the items file) + users + searches (recall: rows of ``impressions`` at position 0; rank: all its rows) + judgments +
-quarantine + filtered.
+Rows read = items (of the items file) + users + searches (recall: rows of ``impressions`` at position 0; rank: all its
+rows) + judgments + quarantine + filtered.
 
-Options: ``requests`` (recall or rank, default recall), ``min_action`` (a stage, default click), ``relevance`` (default true: whether
-the judgments and their products are read).
+Options: ``requests`` (recall or rank, default recall), ``min_action`` (a stage, default click), ``relevance``
+(default true: whether the judgments and their products are read).
 
 Source: "KuaiSearch", arXiv 2602.11518 (data: benchen4395/KuaiSearch, MIT).
 """
@@ -38,19 +42,21 @@ from pathlib import Path
 
 import polars as pl
 
-from genrec.data.readers.common import LINE, SeenKeys, blank, check_options, set_aside
-from genrec.data.readers.feedback import (
+from genrec.data.readers.toolkit import (
+    LINE,
+    Batch,
+    SeenKeys,
+    blank,
+    check_options,
     choice,
+    deepest_stage,
     events_of,
     files_by_kind,
     finite,
-    flags,
-    id_columns,
+    id_lists,
     json_batches,
-    json_list,
-    left_out,
-    part,
-    stage,
+    parse_flags,
+    skipped_files,
     switch,
     whole,
 )
@@ -77,44 +83,44 @@ RELEVANCE_FIELDS = ("query", "item_title", "brand", "seller_name", "attr_value",
 
 
 def read_kuaisearch(path: Path, options: dict) -> Iterator[RawLog]:
-    """Read the files of KuaiSearch at a folder, a file or a glob, one part for each batch of lines.
+    """Read the files of KuaiSearch at a folder, a file or a pattern, one part for each batch of lines.
 
-    Raises ``UserError`` for a wrong option, no file of the layout, or no file of the wanted requests.
+    Raises ``UserError`` for a wrong option, no file of the layout, or no file of the requested searches.
     """
     check_options("kuaisearch", options, ("requests", "min_action", "relevance"))
     requests = choice("kuaisearch", options, "requests", ("recall", "rank"), "recall")
-    least = choice("kuaisearch", options, "min_action", CHAIN, "click")
+    min_action = choice("kuaisearch", options, "min_action", CHAIN, "click")
     relevance = switch("kuaisearch", options, "relevance", True)
-    found = files_by_kind(path, FILES, "kuaisearch")
+    files = files_by_kind(path, FILES, "kuaisearch")
     other = "rank" if requests == "recall" else "recall"
-    if found[other] and not found[requests]:
-        raise UserError(f"{path}: no {requests} file there but {found[other][0].name}; set option requests to {other}")
-    yield from _items(found["items"])
-    yield from _users(found["users"])
-    yield from left_out(found[other], f"{other} left out by option requests={requests}", headed=False)
-    for file in found[requests]:
-        yield from (_recall if requests == "recall" else _rank)(file, least)
+    if files[other] and not files[requests]:
+        raise UserError(f"{path}: no {requests} file there but {files[other][0].name}; set option requests to {other}")
+    yield from _items(files["items"])
+    yield from _users(files["users"])
+    yield from skipped_files(files[other], f"{other} left out by option requests={requests}", header=False)
+    for file in files[requests]:
+        yield from (_recall if requests == "recall" else _rank)(file, min_action)
     if relevance:
-        yield from _relevance(found["relevance"])
+        yield from _relevance(files["relevance"])
     else:
-        yield from left_out(found["relevance"], "relevance left out by option relevance=false", headed=False)
+        yield from skipped_files(files["relevance"], "relevance left out by option relevance=false", header=False)
 
 
 def _items(files: Sequence[Path]) -> Iterator[RawLog]:
     seen = SeenKeys("item_id")
     for file in files:
-        for table, aside in json_batches(file, ITEM_FIELDS):
-            table = id_columns(table, ["item_id"], file.name, aside)
-            table = seen.first_rows(table, file.name, aside)
+        for batch in json_batches(file, ITEM_FIELDS):
+            batch.clean_ids("item_id")
+            batch.refuse_repeats(seen)
             levels = pl.concat_list([_known(name) for name in LEVELS]).list.drop_nulls()
-            items = table.select(
+            items = batch.table.select(
                 "item_id",
                 pl.col("item_title").alias("title"),
                 _known("brand_name").alias("brand"),
                 pl.when(levels.list.len() > 0).then(levels).alias("category"),
                 *ITEM_ATTRIBUTES,
             )
-            yield part(aside, table.height, items=conform(items, ITEM_SCHEMA, str(file)))
+            yield batch.part(items=conform(items, ITEM_SCHEMA, str(file)))
 
 
 def _known(column: str) -> pl.Expr:
@@ -124,81 +130,74 @@ def _known(column: str) -> pl.Expr:
 def _users(files: Sequence[Path]) -> Iterator[RawLog]:
     seen = SeenKeys("user_id")
     for file in files:
-        for table, aside in json_batches(file, USER_FIELDS):
-            table = id_columns(table, ["user_id"], file.name, aside)
-            table = seen.first_rows(table, file.name, aside).drop(LINE)
-            yield part(aside, table.height, users=conform(table, USER_SCHEMA, str(file)))
+        for batch in json_batches(file, USER_FIELDS):
+            batch.clean_ids("user_id")
+            batch.refuse_repeats(seen)
+            yield batch.part(users=conform(batch.table.drop(LINE), USER_SCHEMA, str(file)))
 
 
-def _requests(table: pl.DataFrame, source: str, aside: list[pl.DataFrame]) -> pl.DataFrame:
+def _add_request(batch: Batch) -> None:
     """What recall and rank have in common: ids, time, request and query."""
-    table = id_columns(table, ["user_id", "session_id"], source, aside)
-    table = table.with_columns(whole("time_index").alias("timestamp"))
-    table = set_aside(
-        table, ~(pl.col("timestamp") >= 0).fill_null(False), source, "time_index is not a whole number from 0", aside
-    )
+    batch.clean_ids("user_id", "session_id")
+    batch.table = batch.table.with_columns(whole("time_index").alias("timestamp"))
+    batch.refuse(~(pl.col("timestamp") >= 0).fill_null(False), "time_index is not a whole number from 0")
     request = pl.concat_str("user_id", "session_id", "timestamp", separator="/")
-    return table.with_columns(request.alias("request_id"), pl.lit("search").alias("surface")).drop(
-        "time_index", "session_id"
-    )
+    batch.table = batch.table.with_columns(request.alias("request_id"), pl.lit("search").alias("surface"))
+    batch.table = batch.table.drop("time_index", "session_id")
 
 
-def _recall(file: Path, least: str) -> Iterator[RawLog]:
-    for table, aside in json_batches(file, (*REQUEST_FIELDS, *LISTS.values())):
-        table = _requests(table, file.name, aside)
+def _recall(file: Path, min_action: str) -> Iterator[RawLog]:
+    for batch in json_batches(file, (*REQUEST_FIELDS, *LISTS.values())):
+        _add_request(batch)
         for name, theirs in LISTS.items():
-            ids = json_list(theirs)
-            table = set_aside(
-                table, pl.col(theirs).is_not_null() & ids.is_null(), file.name, f"{theirs} is no list of ids", aside
-            )
-            table = table.with_columns(pl.coalesce(ids, pl.lit([], dtype=pl.List(pl.String))).alias(name)).drop(theirs)
-        table = set_aside(table, pl.col("impression").list.len() == 0, file.name, "no impressed_item_ids", aside)
-        table = table.drop(LINE).with_row_index("row")
+            ids = id_lists(theirs)
+            batch.refuse(pl.col(theirs).is_not_null() & ids.is_null(), f"{theirs} is no list of ids")
+            listed = pl.coalesce(ids, pl.lit([], dtype=pl.List(pl.String)))
+            batch.table = batch.table.with_columns(listed.alias(name)).drop(theirs)
+        batch.refuse(pl.col("impression").list.len() == 0, "no impressed_item_ids")
+        table = batch.table.drop(LINE).with_row_index("row")
         shown = table.with_columns(pl.int_ranges(0, pl.col("impression").list.len()).alias("position"))
-        shown = _reached(shown.explode("impression", "position").rename({"impression": "item_id"}), table)
-        met = ["click", "purchase"] if least != "impression" else ["impression", "click", "purchase"]
-        items = pl.concat_list(met).list.unique(maintain_order=True)
-        deeds = table.with_columns(items.alias("item_id")).explode("item_id").filter(pl.col("item_id").is_not_null())
-        events = events_of(_reached(deeds, table), CHAIN, least, str(file), extra=["split"])
-        shown = conform(shown, IMPRESSION_SCHEMA, str(file))
-        yield part(aside, table.height, events=events, impressions=shown, chain=CHAIN)
+        shown = _add_stages(shown.explode("impression", "position").rename({"impression": "item_id"}), table)
+        stages = CHAIN if min_action == "impression" else CHAIN[1:]
+        items = pl.concat_list(stages).list.unique(maintain_order=True)
+        acted = table.with_columns(items.alias("item_id")).explode("item_id").filter(pl.col("item_id").is_not_null())
+        events = events_of(_add_stages(acted, table), CHAIN, min_action, str(file), extra=["split"])
+        yield batch.part(events=events, impressions=conform(shown, IMPRESSION_SCHEMA, str(file)), chain=CHAIN)
 
 
-def _reached(rows: pl.DataFrame, requests: pl.DataFrame) -> pl.DataFrame:
+def _add_stages(rows: pl.DataFrame, requests: pl.DataFrame) -> pl.DataFrame:
     """Add ``click``, ``purchase`` and ``action`` to one row for each item of a request."""
     rows = rows.drop(name for name in LISTS if name in rows.columns)
     for name in CHAIN[1:]:
-        done = requests.select("row", pl.col(name).alias("item_id")).explode("item_id").drop_nulls().unique()
-        rows = rows.join(
-            done.with_columns(pl.lit(True).alias(name)), on=["row", "item_id"], how="left", maintain_order="left"
-        )
+        acted = requests.select("row", pl.col(name).alias("item_id")).explode("item_id").drop_nulls().unique()
+        acted = acted.with_columns(pl.lit(True).alias(name))
+        rows = rows.join(acted, on=["row", "item_id"], how="left", maintain_order="left")
         rows = rows.with_columns(pl.col(name).fill_null(False))
-    return rows.with_columns(stage(rows, CHAIN)).drop("row")
+    return rows.with_columns(deepest_stage(rows, CHAIN)).drop("row")
 
 
-def _rank(file: Path, least: str) -> Iterator[RawLog]:
-    for table, aside in json_batches(file, (*REQUEST_FIELDS, *RANK_FIELDS)):
-        table = _requests(table, file.name, aside)
-        table = id_columns(table, ["target_item_id"], file.name, aside)
-        table = flags(table, {"click": "is_clicked", "purchase": "is_purchased"}, file.name, aside)
-        table = table.rename({"target_item_id": "item_id"}).with_columns(
-            stage(table, CHAIN), finite("target_item_price").alias("price")
+def _rank(file: Path, min_action: str) -> Iterator[RawLog]:
+    for batch in json_batches(file, (*REQUEST_FIELDS, *RANK_FIELDS)):
+        _add_request(batch)
+        batch.clean_ids("target_item_id")
+        parse_flags(batch, {"click": "is_clicked", "purchase": "is_purchased"})
+        table = batch.table.rename({"target_item_id": "item_id"}).with_columns(
+            deepest_stage(batch.table, CHAIN), finite("target_item_price").alias("price")
         )
-        shown = conform(table.drop(LINE, "target_item_price"), IMPRESSION_SCHEMA, str(file))
-        events = events_of(shown, CHAIN, least, str(file), extra=["split"])
-        yield part(aside, shown.height, events=events, impressions=shown, chain=CHAIN)
+        impressions = conform(table.drop(LINE, "target_item_price"), IMPRESSION_SCHEMA, str(file))
+        events = events_of(impressions, CHAIN, min_action, str(file), extra=["split"])
+        yield batch.part(events=events, impressions=impressions, chain=CHAIN)
 
 
 def _relevance(files: Sequence[Path]) -> Iterator[RawLog]:
     seen = SeenKeys("item_id")
     for file in files:
-        for table, aside in json_batches(file, RELEVANCE_FIELDS):
+        for batch in json_batches(file, RELEVANCE_FIELDS):
             for name in ("query", "item_title"):
-                table = set_aside(table, blank(name), file.name, f"no {name}", aside)
+                batch.refuse(blank(name), f"no {name}")
             score = whole("score")
-            table = set_aside(
-                table, ~score.is_between(0, 3).fill_null(False), file.name, "score is no grade from 0 to 3", aside
-            )
+            batch.refuse(~score.is_between(0, 3).fill_null(False), "score is no grade from 0 to 3")
+            table = batch.table
             texts = table.select("item_title", "brand", "seller_name", "attr_value")
             table = table.with_columns(
                 pl.Series("item_id", [f"relevance-{_digest(row)}" for row in texts.iter_rows()], dtype=pl.String),
@@ -206,17 +205,17 @@ def _relevance(files: Sequence[Path]) -> Iterator[RawLog]:
                 score.cast(pl.String).alias("label"),
                 score.cast(pl.Float64).alias("gain"),
             )
-            judgments = conform(
-                table.select("query_id", "query", "item_id", "label", "gain"), JUDGMENT_SCHEMA, str(file)
-            )
-            new = table.filter(seen.fresh(table)).select(
+            judgments = table.select("query_id", "query", "item_id", "label", "gain")
+            items = table.filter(seen.is_new(table)).select(
                 "item_id",
                 pl.col("item_title").alias("title"),
                 "brand",
                 pl.col("attr_value").alias("text"),
                 "seller_name",
             )
-            yield part(aside, table.height, judgments=judgments, items=conform(new, ITEM_SCHEMA, str(file)))
+            yield batch.part(
+                judgments=conform(judgments, JUDGMENT_SCHEMA, str(file)), items=conform(items, ITEM_SCHEMA, str(file))
+            )
 
 
 def _digest(texts: Sequence[str | None]) -> str:

@@ -1,11 +1,13 @@
 """Qilin: search and recommendation requests of Xiaohongshu people, with everything that was shown and done.
 
-The path is a folder (also with one folder for each table, as published), a file or a pattern. Tables are known by the name of their
-file or folder, as Parquet or as CSV (there, lists are in NumPy's notation), CSV plain, ``.gz`` or ``.zst``:
+The path is a folder (also with one folder for each table, as published), a file or a pattern. Tables are known by the
+name of their file or folder, as Parquet or as CSV (there, lists are in NumPy's notation), CSV plain, ``.gz`` or
+``.zst``:
 
 - ``search_train``, ``search_test`` (a row is a request: ``search_idx``, ``session_idx``, ``user_idx``, ``query``,
-  ``search_result_details_with_idx``) and ``recommendation_train``, ``recommendation_test`` (``request_idx``, ``session_idx``,
-  ``user_idx``, ``rec_result_details_with_idx``; their column ``query`` holds titles of notes clicked before, not a query, and is not read);
+  ``search_result_details_with_idx``) and ``recommendation_train``, ``recommendation_test`` (``request_idx``,
+  ``session_idx``, ``user_idx``, ``rec_result_details_with_idx``; their column ``query`` holds titles of notes clicked
+  before, not a query, and is not read);
 - ``notes`` (items), ``user_feat`` (users), ``search.test.qrels`` and ``recommendation.test.qrels`` (``qid``, ``pid``);
 - ``dqa``: generated answers and how people took them; not behaviour on items, its rows are counted as left out.
 
@@ -29,11 +31,13 @@ impressions      meaning: one row for each result of a request, in the order sho
 ``events`` are the impressions with a feedback, with the same columns.
 
 Items: ``title``, ``text``, ``category`` (three levels of ids), and ``note_type``, ``video_duration``, ``image_num``,
-``content_length``, ``commercial_flag``. The counts of impressions, clicks and so on of a note are not read: they cover the time of the
-test. Users: all columns. The lists of recently clicked notes and of results of other retrieval models are not read: they have no times.
+``content_length``, ``commercial_flag``. The counts of impressions, clicks and so on of a note are not read: they
+cover the time of the test. Users: all columns. The lists of recently clicked notes and of results of other retrieval
+models are not read: they have no times.
 
-``judgments``: ``query_id`` is "search_test:" or "recommendation_test:" and ``qid``; the label is "clicked" with gain 1. A ``qid`` belongs
-to the test request with exactly the same clicked notes; where only one such request exists, ``query`` and ``request_id`` are its.
+``judgments``: ``query_id`` is "search_test:" or "recommendation_test:" and ``qid``; the label is "clicked" with gain
+1. A ``qid`` belongs to the test request with exactly the same clicked notes; where only one such request exists,
+``query`` and ``request_id`` are its.
 
 Source: Chen et al., "Qilin: a multimodal information retrieval dataset with APP-level user sessions", SIGIR 2025.
 """
@@ -43,20 +47,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
-from genrec.data.readers.common import LINE, SeenKeys, blank, check_options
-from genrec.data.readers.sources import (
+from genrec.data.readers.toolkit import (
+    LINE,
     REPEATED_ITEM,
     REPEATED_JUDGMENT,
     REPEATED_REQUEST,
     REPEATED_USER,
     Batch,
+    SeenKeys,
+    blank,
+    check_options,
     delimited_batches,
     files_at,
     filled,
-    need,
     parquet_batches,
     plain_name,
 )
@@ -94,8 +101,8 @@ DQA = "dqa: answers to questions are not behaviour on items"
 def read_qilin(path: Path, options: dict) -> Iterator[RawLog]:
     """Read requests, then notes, users and judgments, in parts.
 
-    A request is kept whole or goes to quarantine whole, so rows read are requests, items, users, judgments, rows in quarantine and
-    rows left out by a rule. Raises ``UserError`` when no file at the path has the name of a table.
+    A request is kept whole or goes to quarantine whole, so rows read are requests, items, users, judgments, rows in
+    quarantine and rows left out by a rule. Raises ``UserError`` when no file at the path has the name of a table.
     """
     check_options("qilin", options, ())
     tables: dict[str, list[Path]] = {}
@@ -138,7 +145,7 @@ def _table(file: Path) -> str | None:
 
 
 def _batches(file: Path, columns: tuple[str, ...]) -> Iterator[Batch]:
-    """The rows of a table as text, but lists of a Parquet file as they are; of Parquet only the ``columns`` that it has."""
+    """The rows of a table as text; lists of a Parquet file stay lists, and only the ``columns`` are read from it."""
     if file.suffix == ".parquet":
         for batch in parquet_batches(file, columns, f"{file.parent.name}/{file.name}"):
             plain = [name for name, dtype in batch.table.schema.items() if name != LINE and not dtype.is_nested()]
@@ -149,16 +156,16 @@ def _batches(file: Path, columns: tuple[str, ...]) -> Iterator[Batch]:
 
 
 def _requests(file: Path, table: str, once: SeenKeys, clicked: list[pl.DataFrame]) -> Iterator[RawLog]:
-    """Events and impressions of one file; for a test table, what was clicked in each request is added to ``clicked``."""
+    """Events and impressions of one file; the clicks of each request of a test table are added to ``clicked``."""
     key, details, surface, split = REQUESTS[table]
     columns = (key, "session_idx", "user_idx", *(("query",) if surface == "search" else ()), details)
     for batch in _batches(file, columns):
-        need(batch, columns, file)
+        batch.need(columns, file)
         batch.refuse(blank(key), f"no {key}")
         batch.refuse(blank("user_idx"), "no user_idx")
         if surface == "search":
             batch.refuse(blank("query"), "no query")
-        results = _shown(batch, details)
+        results = _results_of(batch, details)
         query = filled("query") if surface == "search" else pl.lit(None, dtype=pl.String)
         batch.table = batch.table.select(
             LINE,
@@ -170,14 +177,14 @@ def _requests(file: Path, table: str, once: SeenKeys, clicked: list[pl.DataFrame
             filled("session_idx").alias("session_id"),
         )
         batch.keep_first(once, REPEATED_REQUEST)
-        shown = batch.table.join(results, on=LINE, how="inner", maintain_order="right").drop(LINE)
-        acted = shown.filter(pl.col("action") != "impression")
+        impressions = batch.table.join(results, on=LINE, how="inner", maintain_order="right").drop(LINE)
+        acted = impressions.filter(pl.col("action") != "impression")
         if split == "test":
-            found = shown.filter("click").group_by("request_id", "query", maintain_order=True).agg(_notes("item_id"))
-            clicked.append(found.with_columns(pl.lit(table).alias("table")))
+            clicks = impressions.filter("click").group_by("request_id", "query", maintain_order=True)
+            clicked.append(clicks.agg(_notes("item_id")).with_columns(pl.lit(table).alias("table")))
         yield batch.part(
             events=conform(acted.drop("position"), EVENT_SCHEMA, str(file)),
-            impressions=conform(shown, IMPRESSION_SCHEMA, str(file)),
+            impressions=conform(impressions, IMPRESSION_SCHEMA, str(file)),
             chain=CHAIN,
         )
 
@@ -187,7 +194,7 @@ def _notes(column: str) -> pl.Expr:
     return pl.col(column).unique().sort().str.join(",").alias("notes")
 
 
-def _shown(batch: Batch, details: str) -> pl.DataFrame:
+def _results_of(batch: Batch, details: str) -> pl.DataFrame:
     """The results of the requests, one a row with ``LINE``; requests whose list is broken leave the batch."""
     if batch.table[details].dtype == pl.String:
         batch.table = batch.table.with_columns(_from_text(batch.table[details]))
@@ -240,14 +247,14 @@ def _results(text: str | None) -> list[dict] | None:
         return None
 
 
-def _field(value: object, dtype: type[pl.DataType]) -> str | float | None:
+def _field(value: Any, dtype: type[pl.DataType]) -> str | float | None:
     if value is None:
         return None
     return str(value) if dtype == pl.String else float(value)
 
 
 def _to_items(batch: Batch, file: Path, first: SeenKeys) -> None:
-    need(batch, NOTE_COLUMNS[:6], file)
+    batch.need(NOTE_COLUMNS[:6], file)
     batch.refuse(blank("note_idx"), "no note_idx")
     levels = pl.concat_list(filled(f"taxonomy{level}_id") for level in (1, 2, 3)).list.drop_nulls()
     batch.table = batch.table.select(
@@ -261,7 +268,7 @@ def _to_items(batch: Batch, file: Path, first: SeenKeys) -> None:
 
 
 def _to_users(batch: Batch, file: Path, first: SeenKeys) -> None:
-    need(batch, ("user_idx",), file)
+    batch.need(("user_idx",), file)
     batch.refuse(blank("user_idx"), "no user_idx")
     have = [name for name in USER_COLUMNS[1:] if name in batch.table.columns]
     numbers = [pl.col(name).cast(pl.Float64, strict=False) for name in have if name in USER_NUMBERS]
@@ -274,7 +281,7 @@ def _judgments(file: Path, table: str, clicked: list[pl.DataFrame]) -> Iterator[
     batches = list(_batches(file, ("qid", "pid")))  # small: the test requests only, and a topic may lie across batches
     first = SeenKeys("pair")
     for batch in batches:
-        need(batch, ("qid", "pid"), file)
+        batch.need(("qid", "pid"), file)
         batch.refuse(blank("qid"), "no qid")
         batch.refuse(blank("pid"), "no pid")
         batch.table = batch.table.with_columns(pl.concat_str("qid", "pid", separator=" ").alias("pair"))
@@ -287,14 +294,14 @@ def _judgments(file: Path, table: str, clicked: list[pl.DataFrame]) -> Iterator[
     topics = pairs.group_by("qid", maintain_order=True).agg(_notes("pid")) if batches else pairs
     known = pl.concat(clicked).filter(pl.col("table") == table) if clicked else pl.DataFrame()
     if known.is_empty() or topics.is_empty():
-        found = pl.DataFrame(schema={"qid": pl.String, "request_id": pl.String, "query": pl.String})
+        requests = pl.DataFrame(schema={"qid": pl.String, "request_id": pl.String, "query": pl.String})
     else:
-        found = topics.filter(pl.col("notes").is_unique()).join(
+        requests = topics.filter(pl.col("notes").is_unique()).join(
             known.filter(pl.col("notes").is_unique()), on="notes", how="inner"
         )
     for batch in batches:
         judged = batch.table.join(
-            found.select("qid", "request_id", "query"), on="qid", how="left", maintain_order="left"
+            requests.select("qid", "request_id", "query"), on="qid", how="left", maintain_order="left"
         )
         judgments = judged.select(
             pl.concat_str(pl.lit(table + ":"), "qid").alias("query_id"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from genrec.data.readers.common import check_options
+from genrec.data.readers.toolkit import check_options
 from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, USER_SCHEMA, RawLog, conform
 from genrec.data.simulator.sessions import ACTIONS
 from genrec.data.simulator.simulate import make_world, simulate_chunks
@@ -19,8 +19,9 @@ from genrec.errors import UserError
 def read_simulator(path: Path, options: dict) -> Iterator[RawLog]:
     """The ``simulator`` reader: options are the fields of ``SimulatorConfig``; ``path`` is not used.
 
-    One part per block of users, each in order of time. Every impression is in ``impressions``; ``rows_read`` does not count these.
-    Option ``include_impressions_in_events`` (default false) adds what was only shown as events with action "impression".
+    One part per block of users, each in order of time. Every impression is in ``impressions``; ``rows_read`` does not
+    count these. Option ``include_impressions_in_events`` (default false) adds what was only shown as events with
+    action "impression".
     """
     names = [entry.name for entry in fields(SimulatorConfig)]
     check_options("simulator", options, [*names, "include_impressions_in_events"])
@@ -32,8 +33,8 @@ def read_simulator(path: Path, options: dict) -> Iterator[RawLog]:
     for chunk in simulate_chunks(config, world):
         events = chunk.events
         if include:
-            shown = chunk.impressions.filter(pl.col("action") == "impression").select(*EVENT_SCHEMA)
-            events = pl.concat([events.sort("timestamp", maintain_order=True), shown])
+            only_shown = chunk.impressions.filter(pl.col("action") == "impression").select(*EVENT_SCHEMA)
+            events = pl.concat([events.sort("timestamp", maintain_order=True), only_shown])
         events = events.sort("timestamp", maintain_order=True)
         yield RawLog(events, impressions=chunk.impressions, rows_read=events.height, chain=ACTIONS)
     items = conform(item_table(world), ITEM_SCHEMA, "simulator")

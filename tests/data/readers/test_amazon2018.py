@@ -10,7 +10,8 @@ import pytest
 import zstandard
 from polars.testing import assert_frame_equal
 
-from genrec.data.readers import READERS, sources
+from genrec.data.readers import READERS, toolkit
+from genrec.data.readers.toolkit import lines as text_lines
 from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, RawLog, join_parts
 from genrec.errors import UserError
 
@@ -131,9 +132,9 @@ def test_batches_do_not_change_the_log(folder, monkeypatch):
     write(folder / "Home_5.json.gz", [{**REVIEWS[0], "reviewerID": f"A{n}"} if n % 7 else b"{" for n in range(200)])
     write(folder / "meta_Home.json.zst", [{**META[n % 3], "asin": f"B{n // 2}"} for n in range(60)])
     whole = read(folder)
-    monkeypatch.setattr(sources, "BATCH_BYTES", 500)
+    monkeypatch.setattr(text_lines, "BATCH_BYTES", 500)
     parts = list(READERS["amazon-2018"](folder, {}))
     log = join_parts(parts)
-    assert len(parts) > 20 and log.filtered == whole.filtered == {sources.REPEATED_ITEM: 30}
+    assert len(parts) > 20 and log.filtered == whole.filtered == {toolkit.REPEATED_ITEM: 30}
     for name in ("events", "items", "quarantine"):
         assert_frame_equal(getattr(log, name), getattr(whole, name))

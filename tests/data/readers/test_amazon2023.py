@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from polars.testing import assert_frame_equal
 
-from genrec.data.readers import READERS, sources
+from genrec.data.readers import READERS, toolkit
+from genrec.data.readers.toolkit import lines as text_lines
 from genrec.data.schema import ITEM_SCHEMA, RawLog, join_parts
 from genrec.errors import UserError
 
@@ -105,7 +106,7 @@ def test_bad_rows_have_their_reason(tmp_path):
         and "timestamp" in found["Toys.csv", 5]
     )
     assert found["meta_Home.jsonl", 2] == "no parent_asin" and len(found) == 8
-    assert log.filtered == {sources.REPEATED_ITEM: 1} and log.events["rating"].to_list() == [5.0, None]
+    assert log.filtered == {toolkit.REPEATED_ITEM: 1} and log.events["rating"].to_list() == [5.0, None]
     (tmp_path / "Toys.csv").write_text("user_id,item_id,rating,timestamp\nA1,B1,5.0,1588687728000\n")
     with pytest.raises(UserError, match="no column 'parent_asin'; valid: user_id, item_id"):
         read(tmp_path)
@@ -118,9 +119,9 @@ def test_batches_do_not_change_the_log(tmp_path, monkeypatch):
     (tmp_path / "Toys.csv").write_text("".join(f"A{n},B1,5.0,15886877280{n % 100:02d}\n" for n in range(100)))
     write(tmp_path / "meta_Home.jsonl", [{**META[n % 2], "parent_asin": f"B{n // 2}"} for n in range(40)])
     whole = read(tmp_path)
-    monkeypatch.setattr(sources, "BATCH_BYTES", 400)
+    monkeypatch.setattr(text_lines, "BATCH_BYTES", 400)
     parts = list(READERS["amazon-2023"](tmp_path, {}))
     log = join_parts(parts)
-    assert len(parts) > 20 and log.filtered == whole.filtered == {sources.REPEATED_ITEM: 20}
+    assert len(parts) > 20 and log.filtered == whole.filtered == {toolkit.REPEATED_ITEM: 20}
     for name in ("events", "items", "quarantine"):
         assert_frame_equal(getattr(log, name), getattr(whole, name))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from genrec.data.readers import READERS, sources
+from genrec.data.readers import READERS
+from genrec.data.readers.toolkit import lines as text_lines
 from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
 
@@ -114,7 +115,7 @@ def test_damage_is_accounted_for(reader, tmp_path, monkeypatch):
         for name, text in LOGS[reader].items():
             content = text.encode()
             (folder / name).write_bytes(damaged(content, rng) if name == target else content)
-        monkeypatch.setattr(sources, "BATCH_BYTES", rng.choice([300, 1 << 20]))
+        monkeypatch.setattr(text_lines, "BATCH_BYTES", rng.choice([300, 1 << 20]))
         try:
             refused += read(reader, folder).quarantine.height
         except UserError:

@@ -10,7 +10,9 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from genrec.data.readers import READERS, sources
+from genrec.data.readers import READERS
+from genrec.data.readers.toolkit import lines as text_lines
+from genrec.data.readers.toolkit import parquet
 from genrec.data.schema import JUDGMENT_SCHEMA, RawLog, join_parts
 from genrec.errors import UserError
 
@@ -154,8 +156,8 @@ def test_batches_do_not_change_the_log(kind, tmp_path, monkeypatch):
     writers = {"parquet": examples.write_parquet, "csv": examples.write_csv, "json": examples.write_ndjson}
     writers[kind](tmp_path / f"examples.{kind}")
     whole = read(tmp_path)
-    monkeypatch.setattr(sources, "BATCH_BYTES", 300)
-    monkeypatch.setattr(sources, "PARQUET_ROWS", 7)
+    monkeypatch.setattr(text_lines, "BATCH_BYTES", 300)
+    monkeypatch.setattr(parquet, "BATCH_ROWS", 7)
     parts = list(READERS["esci"](tmp_path, {}))
     log = join_parts(parts)
     assert (

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from polars.testing import assert_frame_equal
 
-from genrec.data.readers import READERS, sources
+from genrec.data.readers import READERS, toolkit
 from genrec.data.readers.jdsearch import BEHAVIOUR, PRODUCT
+from genrec.data.readers.toolkit import lines as text_lines
 from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
 
@@ -90,7 +91,7 @@ def test_bad_lines_have_their_reason(tmp_path):
     for line, words in enumerate(bad.values(), start=3):
         assert words in found["release_data.txt", line]
     assert found["product_data.txt", 5] == "no wid" and len(found) == len(bad) + 1
-    assert log.filtered == {"neither history nor candidates": 1, sources.REPEATED_ITEM: 1} and log.events.height == 5
+    assert log.filtered == {"neither history nor candidates": 1, toolkit.REPEATED_ITEM: 1} and log.events.height == 5
 
 
 def test_wrong_paths(tmp_path):
@@ -108,7 +109,7 @@ def test_batches_do_not_change_the_log(tmp_path, monkeypatch):
     people = [PERSON.replace("889", str(n)) if n % 5 else PERSON.replace("ORD", "BUY") for n in range(60)]
     fill(tmp_path, people, [PRODUCTS[0].replace("456", str(n // 2)) for n in range(60)])
     whole = read(tmp_path)
-    monkeypatch.setattr(sources, "BATCH_BYTES", 400)
+    monkeypatch.setattr(text_lines, "BATCH_BYTES", 400)
     parts = list(READERS["jdsearch"](tmp_path, {}))
     log = join_parts(parts)
     assert len(parts) > 10 and log.filtered == whole.filtered and whole.quarantine.height == 12

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from genrec.data.readers import common
 from genrec.data.readers.kuairand import CHAIN, read_kuairand
+from genrec.data.readers.toolkit import lines as text_lines
 from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
 
@@ -178,7 +178,7 @@ def test_small_batches_give_the_same_log(tmp_path, monkeypatch):
     write(layout(tmp_path, [*GOOD, row(1, "", 5), *GOOD]), "train_sequences_upto_20220424.tsv", HISTORY)
     write(tmp_path, "user_features_pure.csv", [*USERS, USERS[1]])
     whole = read(tmp_path, history=True)
-    monkeypatch.setattr(common, "BATCH_BYTES", 150)
+    monkeypatch.setattr(text_lines, "BATCH_BYTES", 150)
     pieces = list(read_kuairand(tmp_path, {"history": True}))
     small = join_parts(pieces)
     assert len(pieces) > 10 and max(piece.impressions.height for piece in pieces if piece.impressions is not None) < 6

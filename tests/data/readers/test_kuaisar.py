@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from genrec.data.readers import common
 from genrec.data.readers.kuaisar import CHAIN, read_kuaisar
+from genrec.data.readers.toolkit import lines as text_lines
 from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
 
@@ -139,7 +139,7 @@ def test_small_batches_give_the_same_log(tmp_path, monkeypatch):
     layout(tmp_path)
     write(tmp_path, "item_features.csv", [*ITEMS, ITEMS[2], ITEMS[1]])
     whole = read(tmp_path)
-    monkeypatch.setattr(common, "BATCH_BYTES", 90)
+    monkeypatch.setattr(text_lines, "BATCH_BYTES", 90)
     small = read(tmp_path)
     for name in ("events", "items", "users", "impressions", "quarantine"):
         assert getattr(whole, name).equals(getattr(small, name)), name

@@ -9,8 +9,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from genrec.data.readers import common
 from genrec.data.readers.kuaisearch import CHAIN, read_kuaisearch
+from genrec.data.readers.toolkit import lines as text_lines
 from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
 
@@ -217,7 +217,7 @@ def test_small_batches_give_the_same_log(tmp_path, monkeypatch):
     layout(tmp_path)
     write(tmp_path, "users.jsonl", [*USERS, USERS[0]])
     whole = {options: read(tmp_path, requests=options) for options in ("recall", "rank")}
-    monkeypatch.setattr(common, "BATCH_BYTES", 100)
+    monkeypatch.setattr(text_lines, "BATCH_BYTES", 100)
     for options, log in whole.items():
         small = read(tmp_path, requests=options)
         for name in ("events", "items", "users", "impressions", "judgments", "quarantine"):

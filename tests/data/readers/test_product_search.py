@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from genrec.data.readers import READERS, sources
+from genrec.data.readers import READERS, toolkit
 from genrec.data.readers.product_search import read_product_search
+from genrec.data.readers.toolkit import lines as text_lines
 from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
 
@@ -67,7 +68,7 @@ def test_bad_lines_have_their_reason(tmp_path):
     for line, words in ((5, "query_text"), (6, "USER_QUERYLINE"), (7, "query_text"), (8, "USER_QUERYLINE")):
         assert words in found["train.qrels.txt.gz", line]
     assert found["items.tsv.gz", 4] == "no asin" and "2 fields" in found["items.tsv.gz", 6] and len(found) == 6
-    assert log.filtered["label 0"] == 1 and log.filtered[sources.REPEATED_ITEM] == 1
+    assert log.filtered["label 0"] == 1 and log.filtered[toolkit.REPEATED_ITEM] == 1
     assert log.events.height == 6 and log.items.height == 2
 
 
@@ -90,7 +91,7 @@ def test_batches_do_not_change_the_log(tmp_path, monkeypatch):
     fill(tmp_path, train__qrels__txt=train)
     whole = read(tmp_path)
     assert whole.quarantine.height == 100  # query line 1 is blank
-    monkeypatch.setattr(sources, "BATCH_BYTES", 50)
+    monkeypatch.setattr(text_lines, "BATCH_BYTES", 50)
     parts = list(READERS["product-search"](tmp_path, {}))
     log = join_parts(parts)
     assert len(parts) > 50 and log.filtered == whole.filtered

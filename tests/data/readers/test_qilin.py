@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from genrec.data.readers import READERS, sources
+from genrec.data.readers import READERS, toolkit
+from genrec.data.readers.toolkit import lines as text_lines
 from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
 
@@ -192,7 +193,7 @@ def test_bad_rows_have_their_reason(tmp_path):
     others = log.quarantine.filter(pl.col("source") != "search_train.csv")["reason"].to_list()
     assert others == ["no note_idx", "no qid", "no pid", "1 fields where 2 are expected"]
     assert log.filtered["request without results"] == 1 and log.filtered["repeated request; its first row is kept"] == 1
-    assert log.filtered[sources.REPEATED_ITEM] == 1 and log.filtered[sources.REPEATED_USER] == 1
+    assert log.filtered[toolkit.REPEATED_ITEM] == 1 and log.filtered[toolkit.REPEATED_USER] == 1
 
 
 def test_paths_and_columns(tmp_path):
@@ -217,7 +218,7 @@ def test_batches_do_not_change_the_log(tmp_path, monkeypatch):
     rows[7]["user_idx"] = None
     as_csv(tmp_path, search_train=rows, notes=[{**NOTES[n % 2], "note_idx": n // 2} for n in range(40)])
     whole = read(tmp_path)
-    monkeypatch.setattr(sources, "BATCH_BYTES", 1500)
+    monkeypatch.setattr(text_lines, "BATCH_BYTES", 1500)
     parts = list(READERS["qilin"](tmp_path, {}))
     log = join_parts(parts)
     assert len(parts) > 10 and log.filtered == whole.filtered and whole.quarantine.height == 1

@@ -1,14 +1,16 @@
-"""Every reader over broken files: no exception but ``UserError``, and rows in = rows kept + left out by rule + quarantined.
+"""Every reader over broken files: no exception but ``UserError``, and rows in = rows kept + left out by rule +
+quarantined.
 
-Each case is a small valid log in its original layout. Hypothesis damages one to five places of it: bytes, lines, fields, JSON values,
-whole files cut off, packed files damaged after packing. Two checks follow, and the second does not trust the reader:
+Each case is a small valid log in its original layout. Hypothesis damages one to five places of it: bytes, lines,
+fields, JSON values, whole files cut off, packed files damaged after packing. Two checks follow, and the second does
+not trust the reader:
 
 1. the reader's own account: what it says it read is what it kept, left out or set aside;
 2. ``rows_read`` is the number of lines of the files it read, counted here (at most that for quoted CSV, where a record
    may span lines).
 
-A few examples a case run in the suite, always the same ones. ``GENREC_FUZZ_EXAMPLES=5000 pytest tests/data/test_reader_fuzz.py`` runs as
-many per case, other ones each time.
+A few examples a case run in the suite, always the same ones. ``GENREC_FUZZ_EXAMPLES=5000 pytest
+tests/data/test_reader_fuzz.py`` runs as many per case, other ones each time.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from genrec.data.readers import PATHLESS_READERS, READERS, common
+from genrec.data.readers import PATHLESS_READERS, READERS
+from genrec.data.readers.toolkit import lines as text_lines
 from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
 
@@ -508,11 +511,11 @@ def test_damage_is_refused_or_accounted_for(name):
         contents = as_bytes(case)
         target = list(contents)[which % len(contents)]
         contents[target] = reduce(edited, edits, contents[target])
-        usual, common.BATCH_BYTES = common.BATCH_BYTES, 64 if small else common.BATCH_BYTES
+        usual, text_lines.BATCH_BYTES = text_lines.BATCH_BYTES, 64 if small else text_lines.BATCH_BYTES
         try:
             reached.append(check(case, contents, packing, where))
         finally:
-            common.BATCH_BYTES = usual
+            text_lines.BATCH_BYTES = usual
 
     run()
     # Damage that is always refused, or never noticed, would test nothing.

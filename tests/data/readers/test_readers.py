@@ -12,7 +12,10 @@ import zstandard
 
 from genrec.data.readers import READERS
 from genrec.data.readers import read_log as read_parts
-from genrec.data.readers.common import LINE, RAW, line_batches, read_lines, split_fields
+from genrec.data.readers.toolkit import LINE, RAW, read_lines
+from genrec.data.readers.toolkit import lines as text_lines
+from genrec.data.readers.toolkit.delimited import split_fields
+from genrec.data.readers.toolkit.lines import line_batches
 from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, QUARANTINE_SCHEMA, RawLog, join_parts
 from genrec.errors import UserError
 
@@ -339,10 +342,7 @@ def test_line_batches_are_the_whole_file_whatever_their_size(tmp_path, name):
 def test_undecodable_lines_before_the_header_are_counted(tmp_path, monkeypatch, reader, name, header):
     row = "u,i,1" if reader == "table" else "u,i,5,1"
     (tmp_path / name).write_bytes(b"\xff\xfe bad bytes\n" * 3 + f"{header}\n{row}\n".encode())
-    module = READERS[reader].__module__
-    monkeypatch.setattr(
-        f"{module}.line_batches", lambda *args, **kwargs: line_batches(*args, **{**kwargs, "batch_bytes": 20})
-    )
+    monkeypatch.setattr(text_lines, "BATCH_BYTES", 20)
     log = join_parts(READERS[reader](tmp_path, {}))
     assert (log.events.height, log.quarantine["line"].to_list(), log.rows_read) == (1, [1, 2, 3], 4)
 

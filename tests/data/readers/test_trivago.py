@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from genrec.data.readers import common
+from genrec.data.readers.toolkit import lines as text_lines
 from genrec.data.readers.trivago import CHAIN, read_trivago
 from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
@@ -152,7 +152,7 @@ def test_bad_rows_are_set_aside_one_by_one(tmp_path):
         "no item",
         "no item",
         "differ",
-        "empty place",
+        "empty position",
         "5 fields",
         "no user_id",
     ]
@@ -166,7 +166,7 @@ def test_small_batches_never_cut_a_session(tmp_path, monkeypatch):
     whole = read(path)
     sizes = (60, 200, 700)
     for size in sizes:
-        monkeypatch.setattr(common, "BATCH_BYTES", size)
+        monkeypatch.setattr(text_lines, "BATCH_BYTES", size)
         pieces = list(read_trivago(path, {}))
         small = join_parts(pieces)
         for name in ("events", "impressions", "quarantine"):

@@ -1,0 +1,116 @@
+"""Text files line by line: plain or compressed, in batches of bounded size, undecodable lines in quarantine."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import polars as pl
+import zstandard
+
+from genrec.data.readers.toolkit.batches import LINE, Batch, blank, quarantine
+from genrec.data.schema import QUARANTINE_SCHEMA, RawLog, empty
+from genrec.errors import UserError
+
+RAW = "__raw__"  # the text of a line
+WRONG_ENCODING = "bytes that are not valid {encoding}"
+BATCH_BYTES = 64 << 20
+_MARK = "\ufeff"
+
+
+def read_lines(path: Path, encoding: str = "utf-8") -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The non-blank lines of a text file (plain, ``.gz`` or ``.zst``), and the quarantine of lines in a wrong encoding.
+
+    Returns ``(lines, quarantine)``; ``lines`` has the line number (``LINE``, from 1, blank lines counted) and its
+    text (``RAW``). Line ends may be LF or CRLF; a byte order mark is removed. Raises ``UserError`` when the file
+    cannot be opened or unpacked.
+    """
+    batches = list(line_batches(path, encoding, batch_bytes=-1))
+    if not batches:
+        return pl.DataFrame(schema={LINE: pl.Int64, RAW: pl.String}), empty(QUARANTINE_SCHEMA)
+    return batches[0]
+
+
+def line_batches(
+    path: Path, encoding: str = "utf-8", quoted: bool = False, batch_bytes: int | None = None
+) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+    """As ``read_lines``, but in batches of about ``batch_bytes`` (default ``BATCH_BYTES``), so that memory is bounded.
+
+    Line numbers continue from batch to batch. With ``quoted`` a batch ends where the number of double quotes so far
+    is even, so that a CSV record with a line break inside quotes is never cut (unless it is longer than a batch: then
+    a stray quote is more likely). An empty file yields nothing.
+    """
+    size = BATCH_BYTES if batch_bytes is None else batch_bytes
+    first, rest = 1, b""
+    for block in _blocks(path, size):
+        block = rest + block
+        cut = block.rfind(b"\n") + 1 if size > 0 else len(block)
+        if quoted and cut and block.count(b'"', 0, cut) % 2 and len(rest) < size:
+            cut = block.rfind(b"\n", 0, block.rfind(b'"', 0, cut)) + 1
+        ready, rest = block[:cut], block[cut:]
+        if ready:
+            yield _numbered(ready.removesuffix(b"\n"), path, encoding, first)
+            first += ready.count(b"\n")
+    if rest:
+        yield _numbered(rest, path, encoding, first)
+
+
+def text_batches(file: Path) -> Iterator[Batch]:
+    """Lines as they are, in batches: columns ``LINE`` and ``RAW``."""
+    for lines, wrong in line_batches(file):
+        yield Batch(lines, lines.height + wrong.height, file.name, [wrong])
+
+
+def skipped_files(files: Sequence[Path], rule: str, header: bool = True) -> Iterator[RawLog]:
+    """Parts without tables for files that are not read: their rows are counted under the rule's name."""
+    for file in files:
+        rows = sum(lines.height + wrong.height for lines, wrong in line_batches(file)) - header
+        if rows > 0:
+            yield RawLog(filtered={rule: rows}, rows_read=rows)
+
+
+def open_stream(path: Path) -> BinaryIO:
+    """The unpacked bytes of a file, plain, ``.gz`` or ``.zst``."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")  # type: ignore[return-value]  # GzipFile is a binary stream without saying so
+    if path.suffix == ".zst":
+        return zstandard.open(path, "rb")
+    return path.open("rb")
+
+
+def _blocks(path: Path, size: int) -> Iterator[bytes]:
+    try:
+        with open_stream(path) as file:
+            while block := file.read(size):
+                yield block
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); it may be cut off, fetch or copy it again") from error
+
+
+def _numbered(content: bytes, path: Path, encoding: str, first: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    raw = _decoded_lines(content, encoding)
+    table = pl.DataFrame({LINE: pl.int_range(first, first + len(raw), eager=True, dtype=pl.Int64), RAW: raw})
+    bad = quarantine(path.name, table.filter(pl.col(RAW).is_null()), WRONG_ENCODING.format(encoding=encoding))
+    text = pl.col(RAW).str.strip_suffix("\r")
+    text = pl.when(pl.col(LINE) == 1).then(text.str.strip_prefix(_MARK)).otherwise(text)
+    good = table.filter(pl.col(RAW).is_not_null()).select(LINE, text.alias(RAW))
+    return good.filter(~blank(RAW)), bad
+
+
+def _decoded_lines(content: bytes, encoding: str) -> pl.Series:
+    """The lines as text; null where a line is not in the encoding."""
+    try:
+        return pl.Series(RAW, content.decode(encoding).split("\n"), dtype=pl.String)
+    except UnicodeDecodeError:
+        # Only now is it worth decoding each line by itself.
+        return pl.Series(RAW, [_decode_or_none(line, encoding) for line in content.split(b"\n")], dtype=pl.String)
+
+
+def _decode_or_none(line: bytes, encoding: str) -> str | None:
+    try:
+        return line.decode(encoding)
+    except UnicodeDecodeError:
+        return None
