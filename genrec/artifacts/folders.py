@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +33,6 @@ def fingerprint(*parts: Any) -> str:
     """A short stable hash of JSON-ready values."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def file_fingerprint(path: Path) -> list:
-    """Name, size and content of every file of a file or folder: a copy on another machine counts as the same, an edit never does."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    return [
-        [str(p.relative_to(path.parent)), p.stat().st_size, _content(p, p.stat().st_size, p.stat().st_mtime_ns)]
-        for p in files
-    ]
-
-
-@lru_cache(maxsize=1 << 16)
-def _content(path: Path, size: int, modified: int) -> str:
-    """Checksum of a file, read again where its size or modification time is new."""
-    return _checksum(path)
 
 
 def _checksum(path: Path) -> str:

@@ -20,7 +20,7 @@ from genrec.artifacts.folders import MANIFEST, open_artifact, read_json, recover
 from genrec.config.schema import Config
 from genrec.data.dataset import KIND as DATASET
 from genrec.data.dataset import TEST, Dataset
-from genrec.data.prepare.pipeline import prepare_key
+from genrec.data.prepare.pipeline import checksum_index, prepare_key
 from genrec.errors import UserError
 from genrec.inference.bundle import is_bundle, open_run
 from genrec.runs.run import Run
@@ -149,7 +149,7 @@ def _freshness(run: Run, with_ids: bool) -> Iterator[Finding]:
     config: Config = run.config
     if config.data.path and not Path(config.data.path).exists():
         yield Finding("data.path", f"{config.data.path} is gone; the prepared dataset can be used, but not made again")
-    elif run.dataset.manifest["key"] != prepare_key(config):
+    elif run.dataset.manifest["key"] != prepare_key(config, checksum_index(run.folder / "dataset")):
         yield Finding("dataset", again)
     if with_ids and read_json(run.folder / "semantic_ids" / MANIFEST)["key"] != tokenize_key(config, run.dataset):
         yield Finding("semantic_ids", again)

@@ -20,10 +20,11 @@ from pathlib import Path
 
 import polars as pl
 
-from genrec.artifacts.folders import file_fingerprint, fingerprint, read_json, write_json
+from genrec.artifacts.folders import fingerprint, read_json, write_json
 from genrec.config.load import to_dict
 from genrec.config.schema import Config
 from genrec.data.ids import IdMap
+from genrec.data.prepare.checksums import ChecksumIndex
 from genrec.data.prepare.threads import THREADS, ahead
 from genrec.data.readers import log_sources
 from genrec.data.readers.toolkit import LogSource
@@ -99,7 +100,7 @@ class ParsedLog:
                 place += part.height
 
 
-def parse_log(config: Config, folder: Path) -> ParsedLog:
+def parse_log(config: Config, folder: Path, checksums: ChecksumIndex) -> ParsedLog:
     """Bring ``folder`` up to date with the configured log: sources that are parsed already are kept, the others are read."""
     with_request = config.split.kind == "session" and config.split.session_by == "request"
     key = fingerprint(PARSE_VERSION, pl.__version__, config.data.reader, to_dict(config.data)["options"], with_request)
@@ -108,7 +109,7 @@ def parse_log(config: Config, folder: Path) -> ParsedLog:
     parsed, reader = ParsedLog([], []), None
     chained = [source for source in sources if source.events]
     for number, source in enumerate(chained):
-        key = fingerprint(key, _stamp(source))
+        key = fingerprint(key, _stamp(source, checksums))
         place = folder / f"{number:06d}"
         if not _is_good(place, key):
             if reader is None:
@@ -127,7 +128,9 @@ def parse_log(config: Config, folder: Path) -> ParsedLog:
         if not source.events:
             place, key = (
                 folder / "tables",
-                fingerprint(PARSE_VERSION, config.data.reader, to_dict(config.data)["options"], _stamp(source)),
+                fingerprint(
+                    PARSE_VERSION, config.data.reader, to_dict(config.data)["options"], _stamp(source, checksums)
+                ),
             )
             if not _is_good(place, key):
                 _Parser(ParsedLog([], []), with_request).parse(source, place, key, chained=False)
@@ -140,8 +143,8 @@ def _event_columns(with_request: bool) -> list[str]:
     return ["user_id", "item_id", "timestamp", "action", "query", "split", *(["request_id"] if with_request else [])]
 
 
-def _stamp(source: LogSource) -> list:
-    return [file_fingerprint(file) for file in source.files]
+def _stamp(source: LogSource, checksums: ChecksumIndex) -> list:
+    return [checksums.fingerprint(file) for file in source.files]
 
 
 def _is_good(place: Path, key: str) -> bool:

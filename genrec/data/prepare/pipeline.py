@@ -21,7 +21,6 @@ import polars as pl
 from genrec.artifacts.folders import (
     MANIFEST,
     atomic_folder,
-    file_fingerprint,
     fingerprint,
     is_current,
     open_artifact,
@@ -34,6 +33,7 @@ from genrec.data.prepare import leakage
 from genrec.data.prepare.assemble import Arrays, Numbering, number_ids, write_arrays
 from genrec.data.prepare.attach import attach_queries
 from genrec.data.prepare.blocks import ArrayFile
+from genrec.data.prepare.checksums import ChecksumIndex
 from genrec.data.prepare.cold import cold_items, without_cold
 from genrec.data.prepare.impressions import write_impressions, write_together
 from genrec.data.prepare.ordering import OrderedLog, order_events
@@ -59,10 +59,15 @@ PREPARE_VERSION = 3  # raised when the same config would give another dataset
 TIE_RULE = "time, then place in the log"
 
 
-def prepare_key(config: Config) -> str:
+def checksum_index(target: Path) -> ChecksumIndex:
+    """The index of the log's checksums beside the dataset ``target``."""
+    return ChecksumIndex(target.with_name(f".{target.name}.checksums.json"))
+
+
+def prepare_key(config: Config, checksums: ChecksumIndex) -> str:
     """The fingerprint of everything a prepared dataset depends on: what the files say, not where they are or when they were copied."""
     files = [
-        file_fingerprint(file)
+        checksums.fingerprint(file)
         for file in log_files(config.data.reader, config.data.path, to_dict(config.data)["options"])
     ]
     data = {key: value for key, value in to_dict(config.data).items() if key not in ("cache", "path")}
@@ -71,14 +76,16 @@ def prepare_key(config: Config) -> str:
 
 def prepare(config: Config, target: Path) -> Path:
     """Read the configured log and write the prepared dataset to ``target``; skipped when it is up to date."""
-    key = prepare_key(config)
+    checksums = checksum_index(target)
+    key = prepare_key(config, checksums)
+    checksums.save()
     if is_current(target, KIND, key):
         log.info("prepare: up to date (%s)", target)
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(target) as scratch:
         cache = target.with_name(f".{target.name}.parsed")
-        parsed = parse_log(config, cache if config.data.cache else scratch / "parsed")
+        parsed = parse_log(config, cache if config.data.cache else scratch / "parsed", checksums)
         if not config.data.cache:
             shutil.rmtree(cache, ignore_errors=True)
         check_quarantine(parsed, config.data.max_quarantine_share)

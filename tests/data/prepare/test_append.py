@@ -50,8 +50,8 @@ def log(tmp_path, monkeypatch):
     made.folder.mkdir()
     real = table._read_events
     monkeypatch.setattr(table, "_read_events", lambda file, *more: (made.read.append(file.name), real(file, *more))[1])
-    monkeypatch.setattr("genrec.data.ordering.PARTITION_EVENTS", 50)
-    monkeypatch.setattr("genrec.data.splits.CHUNK_EVENTS", 40)
+    monkeypatch.setattr("genrec.data.prepare.ordering.PARTITION_EVENTS", 50)
+    monkeypatch.setattr("genrec.data.prepare.splits.CHUNK_EVENTS", 40)
     return made
 
 

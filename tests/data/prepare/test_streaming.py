@@ -165,7 +165,7 @@ def small_pieces(monkeypatch):
     for name, size in (("ordering.PARTITION_EVENTS", 19), ("splits.CHUNK_EVENTS", 23), ("splits.QUANTILE_BINS", 3),
                        ("readers.table.BATCH_ROWS", 31),
                        ("impressions.PARTITION_ROWS", 17)):  # fmt: skip
-        monkeypatch.setattr(f"genrec.data.{name}", size)
+        monkeypatch.setattr(f"genrec.data.prepare.{name}", size)
 
 
 RULES = [
@@ -200,7 +200,7 @@ def test_one_big_piece_is_the_same_dataset(prepare_table, monkeypatch):
     ]
     whole = prepare_table(log, items, *overrides)
     for name, size in (("ordering.PARTITION_EVENTS", 10), ("splits.CHUNK_EVENTS", 10), ("readers.table.BATCH_ROWS", 7)):
-        monkeypatch.setattr(f"genrec.data.{name}", size)
+        monkeypatch.setattr(f"genrec.data.prepare.{name}", size)
     parts = prepare_table(log, items, *overrides)
     assert all(np.array_equal(getattr(whole, name), getattr(parts, name)) for name in ARRAYS)
     assert (
@@ -216,7 +216,7 @@ def test_one_big_piece_is_the_same_dataset(prepare_table, monkeypatch):
 
 @pytest.mark.parametrize("bins", [2, 5, 1 << 16])
 def test_quantiles_in_passes(monkeypatch, bins):
-    monkeypatch.setattr("genrec.data.splits.QUANTILE_BINS", bins)
+    monkeypatch.setattr("genrec.data.prepare.splits.QUANTILE_BINS", bins)
     rng = np.random.default_rng(0)
     for values in (rng.integers(-50, 50, 101), rng.integers(0, 10**12, 40), np.array([7]), np.repeat([3, 9], 10)):
         shares = [0.0, 0.35, 0.8, 0.9, 1.0]
@@ -306,13 +306,13 @@ def test_global_time_reports_cold_and_warm_and_no_future(prepare_table):
 
 
 def test_impressions_are_kept_with_dense_ids(tmp_path, small_pieces, monkeypatch):
-    monkeypatch.setattr("genrec.data.simulator.CHUNK_SESSIONS", 40)
+    monkeypatch.setattr("genrec.data.simulator.simulate.CHUNK_SESSIONS", 40)
     options = {"n_users": 40, "n_items": 60, "n_events": 400, "n_categories": 4, "n_brands": 3}
     config = load_config(
         None,
         ["data.reader=simulator", *(f"data.options.{k}={v}" for k, v in options.items()), "data.min_item_events=3"],
     )
-    monkeypatch.setattr("genrec.data.simulator.PILOT_SESSIONS", 80)
+    monkeypatch.setattr("genrec.data.simulator.simulate.PILOT_SESSIONS", 80)
     data = Dataset(prepare(config, tmp_path / "dataset"))
     shown, counts = data.impressions, data.info["impressions"]
     assert counts["kept"] == shown.height > 500 and counts["of_unknown_users_or_items"] > 0

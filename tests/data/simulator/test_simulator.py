@@ -114,7 +114,7 @@ def test_true_score_is_one_cell_of_true_preference():
 
 
 def test_written_parts_hold_the_same_log(tmp_path, log, monkeypatch):
-    monkeypatch.setattr("genrec.data.simulator.CHUNK_SESSIONS", 1_000)
+    monkeypatch.setattr("genrec.data.simulator.simulate.CHUNK_SESSIONS", 1_000)
     assert sum(1 for _ in simulate_chunks(SMALL)) > 1
     (tmp_path / "events").mkdir()
     (tmp_path / "events" / "part-99999.parquet").write_bytes(b"old")
