@@ -162,10 +162,10 @@ def check_equal(data: Dataset, wanted: dict) -> None:
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Partitions, chunks and batches so small that everything happens many times."""
-    for name, size in (("ordering.PARTITION_EVENTS", 19), ("splits.CHUNK_EVENTS", 23), ("splits.QUANTILE_BINS", 3),
-                       ("readers.table.BATCH_ROWS", 31),
-                       ("impressions.PARTITION_ROWS", 17)):  # fmt: skip
-        monkeypatch.setattr(f"genrec.data.prepare.{name}", size)
+    for name, size in (("prepare.ordering.PARTITION_EVENTS", 19), ("prepare.splits.CHUNK_EVENTS", 23), ("prepare.splits.QUANTILE_BINS", 3),
+                       ("readers.toolkit.parquet.BATCH_ROWS", 31),
+                       ("prepare.impressions.PARTITION_ROWS", 17)):  # fmt: skip
+        monkeypatch.setattr(f"genrec.data.{name}", size)
 
 
 RULES = [
@@ -199,8 +199,8 @@ def test_one_big_piece_is_the_same_dataset(prepare_table, monkeypatch):
         for n in range(13)
     ]
     whole = prepare_table(log, items, *overrides)
-    for name, size in (("ordering.PARTITION_EVENTS", 10), ("splits.CHUNK_EVENTS", 10), ("readers.table.BATCH_ROWS", 7)):
-        monkeypatch.setattr(f"genrec.data.prepare.{name}", size)
+    for name, size in (("prepare.ordering.PARTITION_EVENTS", 10), ("prepare.splits.CHUNK_EVENTS", 10), ("readers.toolkit.parquet.BATCH_ROWS", 7)):
+        monkeypatch.setattr(f"genrec.data.{name}", size)
     parts = prepare_table(log, items, *overrides)
     assert all(np.array_equal(getattr(whole, name), getattr(parts, name)) for name in ARRAYS)
     assert (
