@@ -199,7 +199,11 @@ def test_one_big_piece_is_the_same_dataset(prepare_table, monkeypatch):
         for n in range(13)
     ]
     whole = prepare_table(log, items, *overrides)
-    for name, size in (("prepare.ordering.PARTITION_EVENTS", 10), ("prepare.splits.CHUNK_EVENTS", 10), ("readers.toolkit.parquet.BATCH_ROWS", 7)):
+    for name, size in (
+        ("prepare.ordering.PARTITION_EVENTS", 10),
+        ("prepare.splits.CHUNK_EVENTS", 10),
+        ("readers.toolkit.parquet.BATCH_ROWS", 7),
+    ):
         monkeypatch.setattr(f"genrec.data.{name}", size)
     parts = prepare_table(log, items, *overrides)
     assert all(np.array_equal(getattr(whole, name), getattr(parts, name)) for name in ARRAYS)
