@@ -3,7 +3,7 @@
     python scripts/joint_against_separate.py CONFIG [--arms joint search recommendation] [--seeds 2] [--split valid] [key=value ...]
 
 Arms: joint (both tasks), search and recommendation (that task alone), staged (align, co-occur, personalise), category (query -> category),
-distilled (keyword self-distillation), plain-queries (no code and n-gram parts of queries). Every arm has as many epochs over the same
+distilled (keyword self-distillation). Every arm has as many epochs over the same
 events; differences are to the first arm named, paired over requests, over the mean of all seeds. Tables: OUTPUT/NAME-arms.md and .json.
 """
 
@@ -34,7 +34,6 @@ ARMS = {
     "aligned": ["training.align_epochs=1"],
     "category": ["training.category_weight=0.2"],
     "distilled": ["training.keyword_distill_weight=0.1"],
-    "plain-queries": ["model.query_codes=false", "model.query_ngrams=false"],
 }
 METRICS = ("recall@10", "ndcg@10")
 Values = dict[tuple[str, str], dict[str, np.ndarray]]

@@ -80,10 +80,6 @@ def _check_ranking(model: ModelConfig, training: TrainingConfig) -> None:
         )
     if model.stages and not model.ranking and training.progressive != "actions":
         raise UserError("model.stages: nothing learns them; set model.ranking=true or training.progressive=actions")
-    if not model.candidate_evidence and not model.ranking:
-        raise UserError("model.candidate_evidence=false: there are no candidates; set model.ranking=true")
-    if model.candidates_visible and not model.ranking:
-        raise UserError("model.candidates_visible: there are no candidates; set model.ranking=true")
     if model.ranking and not model.stages and not training.rank_negatives + training.hard_negatives:
         raise UserError(
             "model.ranking: without model.stages it needs training.rank_negatives or training.hard_negatives above 0"

@@ -146,16 +146,14 @@ class ModelConfig:
     use_ids: bool = setting(True, "Item vectors contain a trainable vector per item.")
     use_text: bool = setting(True, "Item vectors contain the projected text vector.")
     use_codes: bool = setting(True, "Item vectors contain the vectors of the item's codes.")
-    query_ngrams: bool = setting(True, "Query vectors contain a trainable bag of hashed character n-grams.")
-    query_codes: bool = setting(True, "Query vectors contain the code vectors of the query's own semantic ID.")
     item_dropout: float = setting(0.1, "Fraction of item id vectors hidden in training, for cold items.", ge=0, le=1)
-    event_dropout: float = setting(0.0, "Fraction of past events whose item is hidden in training.", ge=0, le=1)
-    cut_share: float = setting(
-        0.0, "Fraction of training sequences cut at a random position; neither half attends to the other.", ge=0, le=1
+    time_share: float = setting(
+        0.25,
+        "Fraction of rotary planes that encode time instead of position; 0: position alone, 1: time alone.",
+        ge=0,
+        le=1,
     )
-    time_share: float = setting(0.25, "Fraction of rotary planes that encode time instead of position.", ge=0, le=1)
     time_bucket: float = setting(86400.0, "Seconds per unit of rotary time.", gt=0)
-    last_event: bool = setting(True, "Add the vector of the previous event to the request, past the attention.")
     anchors: int = setting(
         8, "Neighbours, and top items of category and brand, of each recent event that a request attends to.", ge=0
     )
@@ -171,11 +169,6 @@ class ModelConfig:
     )
     pointer: bool = setting(True, "The code decoder may copy an anchor's code.")
     request_time: bool = setting(False, "The model may read the time of the request itself.")
-    rope: str = setting(
-        "split",
-        "What rotates the rotary planes: position, time, time for `time_share` of them, or both for all.",
-        choices=("index", "time", "split", "early"),
-    )
     reasoning_steps: int = setting(0, "Latent reasoning steps before a request is answered.", ge=0)
     stages: list[str] = setting(
         [], "Stages of the feedback chain, shallow to deep, that ranking and reasoning steps learn."
@@ -183,17 +176,8 @@ class ModelConfig:
     ranking: bool = setting(
         False, "Candidate tokens and a ranking head with one logit per stage, or one for the next item without stages."
     )
-    candidate_evidence: bool = setting(
-        True, "Candidates carry features of the pair: impression rates with stages, else retrieval score and anchors."
-    )
-    candidates_visible: bool = setting(False, "Candidates of a request attend to each other.")
     temperature: float = setting(0.1, "Temperature of the retrieval softmax.", gt=0)
     decoder_layers: int = setting(1, "Layers of the code decoder.", ge=1)
-    node_vectors: str = setting(
-        "items",
-        "What the code decoder's outputs are compared with: code vectors, trie node vectors, or means of item vectors.",
-        choices=("codes", "nodes", "items"),
-    )
 
 
 @dataclass

@@ -100,7 +100,7 @@ def head_scores(
     place, logits = [], []
     for begin in range(0, len(requests), CHUNK):
         part = requests[begin : begin + CHUNK]
-        batch = collator.impression_batch(dataset, shown, part).to(device)
+        batch = collator.impression_batch(shown, part).to(device)
         asked = batch.impressions
         found = network.rank(network.encode(batch, items), asked.row, asked.column, asked.items, asked.features)
         logits.append(found[asked.items >= 0].float().cpu().numpy())

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.func import functional_call
 
+from genrec.model.batch import Batch
 from genrec.model.code_decoder import Memory
-from genrec.model.network import Batch, GenerativeRecommender
+from genrec.model.network import GenerativeRecommender
 from genrec.ranking.candidates import CandidateGenerator
 
 TOLERANCE = 1e-5

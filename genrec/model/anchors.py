@@ -1,8 +1,8 @@
-"""Preference anchors in the network: a request attends over the neighbours of the person's last events (OnePiece, arXiv 2509.18091).
+"""Preference anchors: a request attends over the neighbours of the user's last events (OnePiece, arXiv 2509.18091).
 
-The tables of ``genrec/retrieval/neighbours.py`` are buffers, saved with the weights, so that a bundle needs no log. In training a request takes its
-own person's part out of every count before the neighbours are ranked: what is left is what other people did, as it is for a new request.
-An item that the request has already seen is no anchor; the context holds it.
+The tables of ``genrec/retrieval/neighbours.py`` are buffers, saved with the weights, so that a bundle needs no log. A training request takes its
+own user out of every count before the neighbours are ranked; what is left is what other users did, as for a new request. Items that the request has
+seen are no anchors, since the context holds them.
 """
 
 from __future__ import annotations
@@ -17,110 +17,115 @@ from genrec.model.dropout import Dropout
 from genrec.model.query_anchors import SHARPNESS, QueryHits, QueryTables
 from genrec.retrieval.neighbours import AnchorTable, strength
 
-RECENT = 3  # events whose company is shown
-LEAST_STRENGTH = 1e-4  # below it nothing is left but rounding
-SPARE = (
-    2  # so many times the neighbours that are shown are looked at: taking a person's own part out may move others up
-)
+RECENT = 3  # newest events whose neighbours become anchors
+MIN_STRENGTH = 1e-4  # smaller values are rounding errors
+SPARE = 2  # times as many neighbours are kept as are used: without the user's own counts others may rank higher
+
+Group = tuple[Tensor, Tensor, Tensor]  # ids, live and features of some anchors
 
 
 def n_features(queries: bool) -> int:
-    """Per anchor: similarity, three counts, strength; which event it belongs to, or the shelf. With ``queries`` also likeness to the query,
-    and that it goes with its text or with its words.
+    """Number of features of an anchor.
+
+    Similarity, three counts, strength; which recent event it belongs to, or the top of category and brand. With ``queries`` also similarity to the
+    query, and whether it matches the query by text or by words.
     """
     return 5 + RECENT + 1 + 3 * queries
 
 
 @dataclass
 class Anchors:
-    """Per request R of B sequences A anchors: ``ids`` (B, R, A) item ids (0 where hidden), ``live`` (B, R, A) bool, ``features`` (B, R, A, F)."""
+    """A anchors of each of R requests in B sequences.
+
+    ``ids`` (B, R, A) item ids, 0 where hidden; ``live`` (B, R, A) bool; ``features`` (B, R, A, F).
+    """
 
     ids: Tensor
     live: Tensor
     features: Tensor
 
-    def take(self, row: Tensor, lane: Tensor) -> Anchors:
-        return Anchors(*(part[row, lane][:, None] for part in (self.ids, self.live, self.features)))
+    def take(self, row: Tensor, column: Tensor) -> Anchors:
+        """Anchors of some requests (N,), each in a row of its own."""
+        return Anchors(*(values[row, column][:, None] for values in (self.ids, self.live, self.features)))
 
 
 class AnchorTables(nn.Module):
-    """Neighbours of every item, and their choice for requests.
+    """Neighbours of every item, and the choice among them for each request.
 
-    ``shown``: company per recent event; as many again of the shelf, and with ``queries`` of each kind that goes with the request's query.
+    ``per_event`` neighbours of each recent event become anchors; as many of the top of category and brand, and with ``queries`` of each kind that goes
+    with the request's query.
     """
 
-    def __init__(self, n_items: int, shown: int, queries: bool = False):
+    neighbours: Tensor  # (n_items, width) int32, -1 for none
+    counts: Tensor  # (n_items, width, 3)
+    top_items: Tensor  # (n_items, width) int32: half for the category, half for the brand
+    users: Tensor  # (n_items,) users of each item
+
+    def __init__(self, n_items: int, per_event: int, queries: bool = False):
         super().__init__()
-        width, self.shown = SPARE * shown, shown
+        width, self.per_event = SPARE * per_event, per_event
         self.queries = QueryTables(width) if queries else None
         self.register_buffer("neighbours", torch.full((n_items, width), -1, dtype=torch.int32))
         self.register_buffer("counts", torch.zeros(n_items, width, 3))
         self.register_buffer("top_items", torch.full((n_items, width), -1, dtype=torch.int32))
         self.register_buffer("users", torch.zeros(n_items))
 
-    def fill(self, table: AnchorTable, shelf) -> None:
-        """Take over what was counted."""
-        for name, values in (
-            ("neighbours", table.ids),
-            ("counts", table.counts),
-            ("top_items", shelf),
-            ("users", table.users),
-        ):
+    def fill(self, table: AnchorTable, top_items) -> None:
+        """Copy counted values; ``top_items`` (n_items, width) of each item's category and brand."""
+        counted = {"neighbours": table.ids, "counts": table.counts, "top_items": top_items, "users": table.users}
+        for name, values in counted.items():
             getattr(self, name).copy_(torch.as_tensor(values))
 
     def grow(self, n_items: int) -> None:
-        """Rows for new items behind the others: nothing was counted of them."""
+        """Append empty rows for new items."""
         for name, empty in (("neighbours", -1), ("counts", 0), ("top_items", -1), ("users", 0)):
             old = getattr(self, name)
             setattr(self, name, torch.cat([old, old.new_full((n_items - len(old), *old.shape[1:]), empty)]))
 
     @torch.no_grad()
     def choose(
-        self, items: Tensor, lengths_before: Tensor, targets: Tensor | None = None, asked: QueryHits | None = None
+        self, items: Tensor, lengths_before: Tensor, targets: Tensor | None = None, hits: QueryHits | None = None
     ) -> Anchors:
-        """items (B, T) context, lengths_before (B, R) events each request sees, targets (B, R) in training (-1 none) -> the anchors.
+        """Anchors of requests that see the first ``lengths_before`` (B, R) events of ``items`` (B, T).
 
-        With ``targets`` every event of the sequence, later ones and targets included, is taken out of the counts. ``asked``: what goes with
-        the requests' queries.
+        With ``targets`` (B, R), -1 for none, all events of the sequence, later ones and targets included, are taken out of the counts. ``hits``: items
+        that go with the requests' queries.
         """
-        place = (
+        index = (
             lengths_before[..., None] - 1 - torch.arange(RECENT, device=items.device)
         )  # (B, R, RECENT), newest first
-        recent = items.gather(1, place.clamp(min=0).flatten(1)).view(place.shape)
-        known, person = place >= 0, _Person(items, lengths_before, targets)
-        neighbours = [part.flatten(2, 3) for part in self._cooccurring(person, recent, known)]
-        groups = [neighbours, *self._top_of_category_and_brand(person, recent[:, :, 0], known[:, :, :1])]
+        recent = items.gather(1, index.clamp(min=0).flatten(1)).view(index.shape)
+        exists, user = index >= 0, _User(items, lengths_before, targets)
+        neighbours = tuple(values.flatten(2, 3) for values in self._cooccurring(user, recent, exists))
+        groups = [neighbours, *self._top_of_category_and_brand(user, recent[:, :, 0], exists[:, :, :1])]
         kinds = torch.eye(RECENT + 1 + 2 * (self.queries is not None), device=items.device)
         tags = [
-            kinds[:RECENT].repeat_interleave(self.shown, 0),
-            *(kinds[RECENT].expand(side[0].shape[-1], -1) for side in groups[1:]),
+            kinds[:RECENT].repeat_interleave(self.per_event, 0),
+            *(kinds[RECENT].expand(group[0].shape[-1], -1) for group in groups[1:]),
         ]
-        if asked is not None:
-            groups += [self._near(person, asked), self._taken(person, asked)]
-            tags += [
-                kinds[RECENT + 1 + place].expand(group[0].shape[-1], -1) for place, group in enumerate(groups[-2:])
-            ]
-        ids, live, features = (torch.cat([group[part] for group in groups], dim=2) for part in range(3))
-        tags = torch.cat(tags).expand(*ids.shape[:2], -1, -1)
-        return Anchors(ids.clamp(min=0), live, torch.cat([features, tags], dim=-1))
+        if hits is not None:
+            for kind, group in enumerate((self._similar(user, hits), self._chosen(user, hits)), RECENT + 1):
+                groups.append(group)
+                tags.append(kinds[kind].expand(group[0].shape[-1], -1))
+        ids, live, features = (torch.cat(values, dim=2) for values in zip(*groups, strict=True))
+        tag = torch.cat(tags).expand(*ids.shape[:2], -1, -1)
+        return Anchors(ids.clamp(min=0), live, torch.cat([features, tag], dim=-1))
 
-    def _cooccurring(self, person: _Person, recent: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What other people had with the recent events (B, R, RECENT): ids, live (B, R, RECENT, shown) and their features."""
+    def _cooccurring(self, user: _User, recent: Tensor, exists: Tensor) -> Group:
+        """Neighbours of the recent events (B, R, RECENT): ids and live (B, R, RECENT, per_event), features."""
         ids = self.neighbours[recent].long()  # (B, R, RECENT, W)
-        seen, own = (part.view_as(ids) for part in person.belongs(ids.flatten(2)))
+        seen, own = (values.view_as(ids) for values in user.contains(ids.flatten(2)))
         together, after, before = self.counts[recent].unbind(-1)
         together = together - own.float()
-        if person.targets is not None:
-            first = (torch.arange(RECENT, device=ids.device) == 0)[:, None]
-            after = after - ((ids == person.coming()[..., None, None]) & first).float()
-        mine = float(
-            person.targets is not None
-        )  # the person counts among those who had the item, and among those who had their other items
-        scale = (self.users[recent][..., None] + 1 - mine).clamp(min=1).rsqrt() * (
+        counted = float(user.targets is not None)  # the user is among the users of the event and of their own items
+        if user.targets is not None:
+            newest = (torch.arange(RECENT, device=ids.device) == 0)[:, None]
+            after = after - ((ids == user.next_event()[..., None, None]) & newest).float()
+        scale = (self.users[recent][..., None] + 1 - counted).clamp(min=1).rsqrt() * (
             self.users[ids.clamp(min=0)] + 1 - own.float()
         ).clamp(min=1).rsqrt()
         score = strength(together.clamp(min=0), after.clamp(min=0), before, scale)
-        live = (ids >= 0) & ~seen & known[..., None] & ((together > 0) | (after > 0) | (before > 0))
+        live = (ids >= 0) & ~seen & exists[..., None] & ((together > 0) | (after > 0) | (before > 0))
         features = torch.stack(
             [
                 together.clamp(min=0) * scale,
@@ -131,77 +136,90 @@ class AnchorTables(nn.Module):
             ],
             -1,
         )
-        return _top(ids, live, score, self._wide(features), self.shown)
+        return _top(ids, live, score, self._pad(features), self.per_event)
 
-    def _top_of_category_and_brand(
-        self, person: _Person, last: Tensor, known: Tensor
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """The most taken items of the category and of the brand of the ``last`` events (B, R): ids, live (B, R, shown / 2), features of each."""
-        ids = self.top_items[last].long()  # (B, R, W)
-        seen, had = self._had(person, ids)
-        live = (ids >= 0) & ~seen & known & (had > 0)
-        features, half = self._plain(had, torch.zeros_like(had)), ids.shape[2] // 2
-        parts = (slice(0, half), slice(half, None))
-        return [_top(*(value[:, :, part] for value in (ids, live, had, features)), self.shown // 2) for part in parts]
+    def _top_of_category_and_brand(self, user: _User, newest: Tensor, exists: Tensor) -> list[Group]:
+        """Top items of the category and of the brand of the ``newest`` events (B, R): ids and live (B, R, per_event / 2), features of each."""
+        ids = self.top_items[newest].long()  # (B, R, W)
+        seen, users = self._users(user, ids)
+        live = (ids >= 0) & ~seen & exists & (users > 0)
+        features, half = self._plain(users, torch.zeros_like(users)), ids.shape[2] // 2
+        return [
+            _top(*(values[:, :, columns] for values in (ids, live, users, features)), self.per_event // 2)
+            for columns in (slice(0, half), slice(half, None))
+        ]
 
-    def _near(self, person: _Person, asked: QueryHits) -> tuple[Tensor, Tensor, Tensor]:
-        """The items whose text is next to the query's, the more taken first among the equally near: ids, live (B, R, shown), features."""
-        seen, had = self._had(person, asked.near)
-        score = asked.likeness * SHARPNESS + had.log1p()
-        features = self._plain(had, score)
-        features[..., -1] = asked.likeness
-        return _top(asked.near, (asked.likeness > 0) & ~seen, score, features, self.shown)
+    def _similar(self, user: _User, hits: QueryHits) -> Group:
+        """Items with a text similar to the query's; of equally similar ones the more popular first."""
+        seen, users = self._users(user, hits.similar)
+        score = hits.similarity * SHARPNESS + users.log1p()
+        features = self._plain(users, score)
+        features[..., -1] = hits.similarity
+        return _top(hits.similar, (hits.similarity > 0) & ~seen, score, features, self.per_event)
 
-    def _taken(self, person: _Person, asked: QueryHits) -> tuple[Tensor, Tensor, Tensor]:
-        """The items that others took after the query's words: ids, live (B, R, shown), features."""
-        seen, had = self._had(person, asked.taken)
-        strength = asked.strength
-        if person.targets is not None:
-            strength = strength - asked.unit * (asked.taken == person.targets[..., None])
-        live = (strength > LEAST_STRENGTH) & ~seen
-        return _top(asked.taken, live, strength, self._plain(had, strength.clamp(min=0).log1p()), self.shown)
+    def _chosen(self, user: _User, hits: QueryHits) -> Group:
+        """Items that other users chose after the query's words."""
+        seen, users = self._users(user, hits.chosen)
+        strength = hits.strength
+        if user.targets is not None:
+            strength = strength - hits.unit * (hits.chosen == user.targets[..., None])
+        live = (strength > MIN_STRENGTH) & ~seen
+        return _top(hits.chosen, live, strength, self._plain(users, strength.clamp(min=0).log1p()), self.per_event)
 
-    def _had(self, person: _Person, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether each request has seen ids (B, R, A), and how many others had them."""
-        seen, own = person.belongs(ids)
+    def _users(self, user: _User, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether each request has seen ids (B, R, A), and how many other users they have."""
+        seen, own = user.contains(ids)
         return seen, (self.users[ids.clamp(min=0)] - own.float()).clamp(min=0)
 
-    def _plain(self, had: Tensor, score: Tensor) -> Tensor:
-        zero = torch.zeros_like(had)
-        return self._wide(torch.stack([zero, had.log1p(), zero, zero, score], -1))
+    def _plain(self, users: Tensor, score: Tensor) -> Tensor:
+        """Features of anchors without co-occurrence counts."""
+        zero = torch.zeros_like(users)
+        return self._pad(torch.stack([zero, users.log1p(), zero, zero, score], -1))
 
-    def _wide(self, features: Tensor) -> Tensor:
-        """With room for the likeness to a query, where there is such a group."""
+    def _pad(self, features: Tensor) -> Tensor:
+        """Add a column for the similarity to a query, where there are queries."""
         return features if self.queries is None else F.pad(features, (0, 1))
 
 
-class _Person:
-    """What is known of the person behind each sequence: events (B, T), how many of them each request sees (B, R), targets (B, R) or None."""
+@dataclass(frozen=True)
+class _User:
+    """Events (B, T) of the user of each sequence, how many each request sees (B, R), and targets (B, R), or None."""
 
-    def __init__(self, items: Tensor, before: Tensor, targets: Tensor | None):
-        self.items, self.before, self.targets = items, before, targets
+    items: Tensor
+    before: Tensor
+    targets: Tensor | None
 
-    def belongs(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether ids (B, R, A) are among what each request has seen; and, with targets, among all that was counted of the person."""
-        seen, own = _belongs(self.items, self.before, self.targets, ids)
+    def contains(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether ids (B, R, A) are among the events a request sees, and among all counted events of the user: two (B, R, A) bool.
+
+        Without targets no event was counted. Context positions behind a sequence's end hold item 0; no request sees them, and in training they lie
+        behind every request's last event.
+        """
+        items, index = self.items, torch.arange(self.items.shape[1], device=ids.device).expand(len(ids), -1)
+        items = torch.where(index < self.before.amax(1, keepdim=True), items, -1)
+        if self.targets is not None:
+            items, index = torch.cat([items, self.targets], 1), torch.cat([index, self.before], 1)
+        keys, order = items.sort(dim=1, stable=True)
+        match = torch.searchsorted(keys, ids.flatten(1)).clamp(max=keys.shape[1] - 1)
+        own = (keys.gather(1, match) == ids.flatten(1)).view_as(ids)
+        first = index.gather(1, order.gather(1, match)).view_as(ids)
+        seen = own & (first < self.before[..., None])
         return seen, own if self.targets is not None else torch.zeros_like(own)
 
-    def coming(self) -> Tensor:
-        return _coming(self.items, self.before, self.targets)
+    def next_event(self) -> Tensor:
+        """The event right after those each request sees, whether it is the request's target or not: (B, R) item ids, -1 for unknown."""
+        assert self.targets is not None
+        items, before = self.items, self.before
+        length = items.shape[1]
+        sequence = items.new_full((len(items), length + 2), -1)  # the last column takes requests without a target
+        sequence.scatter_(1, torch.where(self.targets >= 0, before, length + 1), self.targets)
+        sequence[:, -1] = -1
+        inside = torch.arange(length, device=items.device) < before.amax(1, keepdim=True)
+        sequence[:, :length] = torch.where(inside, items, sequence[:, :length])
+        return sequence.gather(1, before)
 
 
-def _coming(items: Tensor, before: Tensor, targets: Tensor) -> Tensor:
-    """The event that came right after what each request sees, whether the request asks for it or not: (B, R) item ids, -1 unknown."""
-    known = targets >= 0
-    sequence = items.new_full((len(items), items.shape[1] + 2), -1)  # the last place takes what is not known
-    sequence.scatter_(1, torch.where(known, before, items.shape[1] + 1), targets)
-    sequence[:, -1] = -1
-    inside = torch.arange(items.shape[1], device=items.device) < before.max(1, keepdim=True).values
-    sequence[:, : items.shape[1]] = torch.where(inside, items, sequence[:, : items.shape[1]])
-    return sequence.gather(1, before)
-
-
-def _top(ids: Tensor, live: Tensor, score: Tensor, features: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _top(ids: Tensor, live: Tensor, score: Tensor, features: Tensor, count: int) -> Group:
     """The ``count`` live anchors of the highest score along the last axis: ids, live, features."""
     order = score.masked_fill(~live, -torch.inf).sort(dim=-1, descending=True, stable=True).indices[..., :count]
     return (
@@ -211,26 +229,8 @@ def _top(ids: Tensor, live: Tensor, score: Tensor, features: Tensor, count: int)
     )
 
 
-def _belongs(items: Tensor, before: Tensor, targets: Tensor | None, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether ids (B, R, A) are among what each request has seen, and among all that is known of the person: two (B, R, A) bool.
-
-    Context lanes behind a sequence's end hold item 0; no request sees them, and in training they lie behind every request's last event.
-    """
-    batch, length = items.shape
-    place = torch.arange(length, device=items.device).expand(batch, -1)
-    items = torch.where(place < before.max(1, keepdim=True).values, items, -1)
-    if targets is not None:
-        items, place = torch.cat([items, targets], 1), torch.cat([place, before], 1)
-    keys, order = items.sort(dim=1, stable=True)
-    found = torch.searchsorted(keys, ids.flatten(1)).clamp(max=keys.shape[1] - 1)
-    own = keys.gather(1, found) == ids.flatten(1)
-    first = place.gather(1, order.gather(1, found))
-    own = own.view_as(ids)
-    return own & (first.view_as(ids) < before[..., None]), own
-
-
 class AnchorTokens(nn.Module):
-    """Keys and values of anchors: the item's vector and what its counts say, projected once for all that attend over them."""
+    """Keys and values of anchors, from item vectors and features; computed once for all layers that attend over them."""
 
     def __init__(self, dim: int, heads: int, features: int):
         super().__init__()
@@ -239,8 +239,8 @@ class AnchorTokens(nn.Module):
         self.counts = nn.Linear(features, 2 * dim, bias=False)
 
     def forward(self, anchors: Anchors, items: Tensor) -> tuple[Tensor, Tensor]:
-        """items (n_items, dim) item vectors -> keys and values, each (B, R, A, heads, dim / heads)."""
-        if anchors.ids.numel() > len(items):  # projecting the catalogue is less work than projecting its repeats
+        """Keys and values (B, R, A, heads, dim / heads) of anchors, given item vectors (n_items, dim)."""
+        if anchors.ids.numel() > len(items):  # projecting all items costs less than projecting repeats
             tokens = F.embedding(anchors.ids, self.item(items))
         else:
             tokens = self.item(F.embedding(anchors.ids, items))
@@ -259,13 +259,11 @@ class AnchorAttention(nn.Module):
         self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor, anchors: Anchors, key: Tensor, value: Tensor) -> Tensor:
-        """x (B, R, M, dim) states of each request's M tokens; key and value as ``AnchorTokens`` makes them -> what is added, x's shape."""
-        query = (
-            self.query(self.norm(x)).unflatten(-1, (key.shape[-2], -1)) * key.shape[-1] ** -0.5
-        )  # (B, R, M, heads, dim / heads)
-        logits = (
-            torch.einsum("brmhd,brahd->brmha", query, key) + self.bias(anchors.features).transpose(2, 3)[:, :, None]
-        )
+        """The update (B, R, M, dim) of states x of each request's M tokens; key and value as in ``AnchorTokens``."""
+        query = self.query(self.norm(x)).unflatten(-1, (key.shape[-2], -1))  # (B, R, M, heads, dim / heads)
+        query = query * key.shape[-1] ** -0.5
+        bias = self.bias(anchors.features).transpose(2, 3)[:, :, None]
+        logits = torch.einsum("brmhd,brahd->brmha", query, key) + bias
         logits = logits.masked_fill(~anchors.live[:, :, None, None], -torch.inf)
         weights = torch.cat([(query * self.null[0]).sum(-1, keepdim=True), logits], dim=-1).softmax(-1)
         mixed = weights[..., :1] * self.null[1] + torch.einsum("brmha,brahd->brmhd", weights[..., 1:], value)

@@ -1,7 +1,7 @@
 """The decoder-only backbone: one masked sequence of context and request tokens (SynerGen, section 1.3 of its token kinds).
 
 Context token i sees context j <= i. A request at position p sees context j < p and itself: never a later event, never another request.
-Tokens that come later (reasoning blocks, candidates) run through ``Backbone.extend`` on the keys and values that are there already.
+Reasoning blocks run through ``Backbone.extend``, candidates through ``extend_separately``, on the keys and values cached before.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch.nn import functional as F
 from genrec.model.dropout import Dropout
 from genrec.model.rope import rotate
 
-Cache = list[tuple[Tensor, Tensor]]  # per layer: turned keys and values (batch, heads, length, dim / heads)
+Cache = list[tuple[Tensor, Tensor]]  # per layer: rotated keys, and values, (batch, heads, length, dim / heads)
 
 
-def sequence_mask(length: int, positions: Tensor, block: int = 1, cuts: Tensor | None = None) -> Tensor:
-    """Who sees whom: (batch, S, S) bool, S = T + R x M, for T = ``length`` context tokens and R requests at ``positions`` (batch, R).
+def sequence_mask(length: int, positions: Tensor, block: int = 1) -> Tensor:
+    """Attention mask (batch, S, S) bool, S = T + R x M, for T = ``length`` context tokens and R requests at ``positions`` (batch, R).
 
-    Each request is a block of M = ``block`` tokens that see one another. Padding needs no entry: contexts are padded on the right, so
-    causality already hides it. ``cuts`` (batch,): a sequence is cut before that event, and what is behind the cut sees nothing before it.
+    Each request is a block of M = ``block`` tokens that see one another. Padding needs no entry: contexts are padded on the right, and
+    causality hides it already.
     """
     batch, requests = positions.shape
     device = positions.device
@@ -29,22 +29,11 @@ def sequence_mask(length: int, positions: Tensor, block: int = 1, cuts: Tensor |
     mask[:, :length, :length] = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     mask[:, length:, :length] = torch.arange(length, device=device) < positions.repeat_interleave(block, 1)[..., None]
     mask[:, length:, length:] = own_block(requests, block, device)
-    if cuts is not None:
-        place = torch.arange(length, device=device).expand(batch, -1)
-        behind = torch.cat([place >= cuts[:, None], positions.repeat_interleave(block, 1) > cuts[:, None]], dim=1)
-        mask[:, :, :length] &= ~(behind[..., None] & (place < cuts[:, None])[:, None])
     return mask
 
 
-def random_cuts(lengths: Tensor, share: float) -> Tensor:
-    """Where sequences of ``lengths`` (B,) events are cut, anywhere inside, with chance ``share``; 0, before all events, for the others: (B,)."""
-    chosen = torch.rand(len(lengths), device=lengths.device) < share
-    place = (torch.rand(len(lengths), device=lengths.device) * lengths).long()
-    return torch.where(chosen, place, 0)
-
-
 def own_block(requests: int, block: int, device: torch.device) -> Tensor:
-    """(R x M, R x M) bool: tokens of one request see one another and nobody else's."""
+    """Mask (R x M, R x M) bool in which the tokens of a request see one another and no other request's."""
     owner = torch.arange(requests, device=device).repeat_interleave(block)
     return owner[:, None] == owner
 
@@ -61,33 +50,31 @@ class Block(nn.Module):
         self.drop = Dropout(dropout)
 
     def forward(
-        self, x: Tensor, angles: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None = None, unread: int = 0
+        self, x: Tensor, angles: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None = None, cache_only: int = 0
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """x (batch, length, dim), angles (batch, length, planes), mask (batch, length, past + length) -> the same x, and all keys and values.
+        """States of x (batch, length, dim), and all keys and values.
 
-        The first ``unread`` tokens only give keys and values; the x that comes back is without them.
+        ``angles`` (batch, length, planes); ``mask`` (batch, length, past + length). The first ``cache_only`` tokens only contribute keys and
+        values; the returned states are without them.
         """
         batch, length, dim = x.shape
         normed = self.attention_norm(x)
-        if unread:
-            x, mask = x[:, unread:], mask[:, unread:]
-            q = (
-                F.linear(normed[:, unread:], self.qkv.weight[:dim])
-                .view(batch, length - unread, self.heads, -1)
-                .transpose(1, 2)
-            )
+        if cache_only:
+            x, mask = x[:, cache_only:], mask[:, cache_only:]
+            q = F.linear(normed[:, cache_only:], self.qkv.weight[:dim])
+            q = q.view(batch, length - cache_only, self.heads, -1).transpose(1, 2)
             k, v = F.linear(normed, self.qkv.weight[dim:]).view(batch, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         else:
             q, k, v = self.qkv(normed).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, angles[:, unread:]), rotate(k, angles)
+        q, k = rotate(q, angles[:, cache_only:]), rotate(k, angles)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         rate = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], dropout_p=rate)
         return self._finish(x, mixed), (k, v)
 
-    def alone(self, x: Tensor, angles: Tensor, mask: Tensor, past: tuple[Tensor, Tensor]) -> Tensor:
-        """Tokens x (batch, length, dim) that see cached tokens, as ``mask`` (batch, past) says, and themselves but not one another.
+    def forward_separately(self, x: Tensor, angles: Tensor, mask: Tensor, past: tuple[Tensor, Tensor]) -> Tensor:
+        """States of tokens x (batch, length, dim) that see themselves and the cached tokens in ``mask`` (batch, past), but not one another.
 
         Equals ``forward`` with the identity as mask among the new tokens, without its length x length scores.
         """
@@ -100,7 +87,7 @@ class Block(nn.Module):
         return self._finish(x, weights[..., :-1] @ past[1] + weights[..., -1:] * v)
 
     def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """What follows the attention: x (batch, length, dim), mixed (batch, heads, length, dim / heads)."""
+        """The rest of the layer after attention: x (batch, length, dim), mixed (batch, heads, length, dim / heads)."""
         x = x + self.drop(self.out(mixed.transpose(1, 2).reshape(x.shape)))
         return x + self.drop(self.down(F.gelu(self.up(self.feed_norm(x)))))
 
@@ -114,26 +101,26 @@ class Backbone(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, angles: Tensor, mask: Tensor) -> Tensor:
+        """States (batch, length, dim) of a first pass; see ``extend``."""
         return self.extend(x, angles, mask)[0]
 
     def extend(
-        self, x: Tensor, angles: Tensor, mask: Tensor, cache: Cache | None = None, unread: int = 0
+        self, x: Tensor, angles: Tensor, mask: Tensor, cache: Cache | None = None, cache_only: int = 0
     ) -> tuple[Tensor, Cache]:
-        """Run tokens x (batch, new, dim) that see cached tokens and one another as ``mask`` (batch, new, cached + new) says.
+        """Run tokens x (batch, new, dim) that see what ``mask`` (batch, new, cached + new) allows.
 
-        Returns their states (batch, new, dim) and the cache with them at its end. Equals one pass over all tokens in which no cached
-        token sees a new one. Without ``cache`` this is the first pass. The first ``unread`` tokens' states are not wanted: the last layer
-        leaves them out, but for their keys and values.
+        Returns their states (batch, new, dim) and the extended cache. Equals one pass over all tokens in which no cached token sees a new one.
+        Without ``cache`` this is the first pass. The last layer computes no states for the first ``cache_only`` tokens, only keys and values.
         """
-        grown = []
+        extended = []
         for index, block in enumerate(self.blocks):
             last = index == len(self.blocks) - 1
-            x, kept = block(x, angles, mask, None if cache is None else cache[index], unread if last else 0)
-            grown.append(kept)
-        return self.norm(x), grown
+            x, kept = block(x, angles, mask, None if cache is None else cache[index], cache_only if last else 0)
+            extended.append(kept)
+        return self.norm(x), extended
 
-    def alone(self, x: Tensor, angles: Tensor, mask: Tensor, cache: Cache) -> Tensor:
-        """States (batch, new, dim) of tokens that see cached tokens, as ``mask`` (batch, cached) says, and themselves but not one another."""
+    def extend_separately(self, x: Tensor, angles: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+        """States (batch, new, dim) of tokens that see themselves and the cached tokens in ``mask`` (batch, cached), but not one another."""
         for block, past in zip(self.blocks, cache, strict=True):
-            x = block.alone(x, angles, mask, past)
+            x = block.forward_separately(x, angles, mask, past)
         return self.norm(x)

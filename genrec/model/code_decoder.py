@@ -1,8 +1,8 @@
-"""The code decoder: emits an item's semantic ID level by level, as a walk from the trie's root to a leaf.
+"""The code decoder: generates an item's semantic ID level by level, as a walk from the trie's root to a leaf.
 
-Each level's distribution runs over the *legal children* of the node reached so far, in training as in decoding, so no probability is
-lost on identifiers that do not exist. A child is scored by the dot product of the decoder's state with the child's node vector: its
-code's vector, a vector of its own, and the mean vector of the items below it (``model.node_vectors``). The heavy backbone has run before: the decoder attends over its context states and starts from the request's state.
+Each level's distribution runs over the *legal children* of the node reached so far, in training and in decoding, so that no probability is lost on
+identifiers that do not exist. A child's score is the dot product of the decoder's state with its node vector: its code's vector, a vector of its own,
+and the mean vector of the items below it. The backbone has run before: the decoder attends to its context states and starts from the request state.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from genrec.model.pointer import CopyBias, Pointer
 
 @dataclass
 class Memory:
-    """Projected context shared by all beams of a request.
+    """Projected context, shared by all beams of a request.
 
-    ``state`` (B, R, dim) request states; ``keys`` / ``values`` per layer (B, heads, S, dim / heads); ``mask`` (B, R, S). S = 1 + T + R x P:
-    a null token, the context, and P private positions of each request that no other request sees (reasoning blocks, anchors).
-    ``copy_bias``: what anchors add to the logits of nodes (``model.pointer``).
+    ``state`` (B, R, dim) request states; ``keys`` and ``values`` per layer (B, heads, S, dim / heads); ``mask`` (B, R, S). S = 1 + T + R x P: a null
+    token, the context, and P private positions that only their own request sees (reasoning blocks, anchors). ``copy_bias``: what anchors add to the
+    logits of nodes (``model.pointer``).
     """
 
     state: Tensor
@@ -34,14 +34,14 @@ class Memory:
     mask: Tensor
     copy_bias: CopyBias | None = None
 
-    def take(self, row: Tensor, lane: Tensor) -> Memory:
-        """Some requests as rows of their own (B = their number, R = 1): padding lanes then cost nothing. Before private positions are added."""
+    def take(self, row: Tensor, column: Tensor) -> Memory:
+        """Some requests (N,) as rows of their own (B = N, R = 1), so that padding costs nothing. Before private positions are added."""
         keys, values = [k[row] for k in self.keys], [v[row] for v in self.values]
-        return Memory(self.state[row, lane][:, None], keys, values, self.mask[row, lane][:, None])
+        return Memory(self.state[row, column][:, None], keys, values, self.mask[row, column][:, None])
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention over the levels so far, cross-attention to the context, feed-forward."""
+    """Self-attention over earlier levels, cross-attention to the context, feed-forward."""
 
     def __init__(self, dim: int, heads: int, dropout: float):
         super().__init__()
@@ -54,13 +54,14 @@ class DecoderLayer(nn.Module):
         self.drop = Dropout(dropout)
 
     def project_memory(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (batch, heads, length, dim / heads) of context (batch, length, dim)."""
         batch, length, _ = context.shape
         return self.key_value(context).view(batch, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
     def forward(
         self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor, cache: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """x (B, R, L, dim) new levels of R walks; ``cache`` holds keys and values (B x R, heads, earlier levels, dim / heads)."""
+        """States of x (B, R, L, dim), new levels of R walks; ``cache`` holds keys and values (B x R, heads, earlier levels, dim / heads)."""
         batch, walks, levels, dim = x.shape
         rate = self.dropout if self.training else 0.0
         q, k, v = self.qkv(self.self_norm(x)).view(batch * walks, levels, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -78,17 +79,27 @@ class DecoderLayer(nn.Module):
 class CodeDecoder(nn.Module):
     """Walks the catalogue trie; see the module's docstring."""
 
+    code_row: Tensor  # (n_nodes,) row of each node's code in the code table
+
     def __init__(
-        self, trie: CatalogueTrie, dim: int, layers: int, heads: int, dropout: float, node_vectors: str, temperature: float, anchors: int = 0,
+        self,
+        trie: CatalogueTrie,
+        dim: int,
+        layers: int,
+        heads: int,
+        dropout: float,
+        temperature: float,
+        anchor_features: int = 0,
         pointer: bool = False,
-    ):  # fmt: skip
-        """``anchors``: features of each anchor that is attended over, 0 for none; ``pointer``: may it copy them?"""
+    ):
+        """``anchor_features``: of each anchor that is attended over, 0 without anchors; ``pointer``: whether it may copy them."""
         super().__init__()
-        self.node_kind = node_vectors
         self.levels = trie.depth
         self.layers = nn.ModuleList(DecoderLayer(dim, heads, dropout) for _ in range(layers))
-        self.anchors = nn.ModuleList(AnchorTokens(dim, heads, anchors) for _ in range(layers)) if anchors else None
-        self.pointer = Pointer(dim, trie.depth, anchors) if pointer else None
+        self.anchors = (
+            nn.ModuleList(AnchorTokens(dim, heads, anchor_features) for _ in range(layers)) if anchor_features else None
+        )
+        self.pointer = Pointer(dim, trie.depth, anchor_features) if pointer else None
         self.norm = nn.LayerNorm(dim)
         self.null = nn.Parameter(torch.zeros(1, 1, dim))
         self.level = nn.Parameter(torch.randn(self.levels, dim) * 0.02)
@@ -100,70 +111,72 @@ class CodeDecoder(nn.Module):
         rows = trie.node_code.clamp(min=0) + code_start[node_level.clamp(min=0)]
         self.register_buffer("code_row", torch.where(node_level < 0, code_start[-1], rows), persistent=False)
         self.codes = nn.Embedding(int(code_start[-1]) + 1, dim)
-        self.nodes = nn.Embedding(trie.n_nodes, dim) if node_vectors != "codes" else None
+        self.nodes = nn.Embedding(trie.n_nodes, dim)
         for table in (self.codes, self.nodes):
-            if table is not None:
-                nn.init.normal_(table.weight, std=0.02)
-        self.project = nn.Linear(dim, dim, bias=False) if node_vectors == "items" else None
+            nn.init.normal_(table.weight, std=0.02)
+        self.project = nn.Linear(dim, dim, bias=False)
         self.node_norm = nn.LayerNorm(dim)
 
     def node_vectors(
         self, trie: CatalogueTrie, items: Tensor, nodes: Tensor | None = None, means: Tensor | None = None
     ) -> Tensor:
-        """The vector of every trie node, or of ``nodes`` (N,) alone: (n_nodes or N, dim).
+        """Vectors of all trie nodes, or of ``nodes`` (N,) alone: (n_nodes or N, dim).
 
-        ``items`` (n_items, dim) are the item vectors; ``means`` their ``node_means``, where the caller has kept them.
+        ``items`` (n_items, dim) are item vectors; ``means`` their ``node_means``, where the caller keeps them.
         """
         rows = slice(None) if nodes is None else nodes
-        vectors = self.codes(self.code_row[rows])
-        if self.nodes is not None:
-            vectors = vectors + (self.nodes.weight if nodes is None else self.nodes(nodes))
-        if self.project is not None:
-            if means is None and nodes is None:  # fewer items than nodes
-                vectors = vectors + node_means(trie, self.project(items))
-            else:
-                means = node_means(trie, items) if means is None else means
-                vectors = vectors + self.project(means[rows])
+        vectors = self.codes(self.code_row[rows]) + (self.nodes.weight if nodes is None else self.nodes(nodes))
+        if means is None and nodes is None:  # fewer items than nodes: project before the mean
+            vectors = vectors + node_means(trie, self.project(items))
+        else:
+            means = node_means(trie, items) if means is None else means
+            vectors = vectors + self.project(means[rows])
         return self.node_norm(vectors)
 
     def memory(self, state: Tensor, context: Tensor, visible: Tensor) -> Memory:
-        """state (B, R, dim), context (B, T, dim), visible (B, R, T) -> the shared memory; a learned null token is always visible."""
+        """Memory of request states (B, R, dim), context (B, T, dim) and what each request sees of it, ``visible`` (B, R, T).
+
+        A learned null token is always visible.
+        """
         context = torch.cat([self.null.expand(context.shape[0], -1, -1), context], dim=1)
         projected = [layer.project_memory(context) for layer in self.layers]
         mask = torch.cat([visible.new_ones(*visible.shape[:2], 1), visible], dim=-1)
         return Memory(state, [k for k, _ in projected], [v for _, v in projected], mask)
 
     def with_private(self, memory: Memory, thoughts: Tensor | None, anchors: Anchors | None, items: Tensor) -> Memory:
-        """The memory with what only its own request sees: ``thoughts`` (B, R, P, dim) reasoning states, and the request's anchors."""
-        batch, requests = memory.state.shape[:2]
-        live = [part.live for part in (anchors,) if part is not None and self.anchors is not None]
+        """The memory with each request's private positions: ``thoughts`` (B, R, P, dim), its reasoning states, and its anchors."""
+        requests = memory.state.shape[1]
+        anchors = None if self.anchors is None else anchors
+        live = []
         if thoughts is not None:
-            live.insert(0, torch.ones(thoughts.shape[:3], dtype=torch.bool, device=thoughts.device))
+            live.append(torch.ones(thoughts.shape[:3], dtype=torch.bool, device=thoughts.device))
+        if anchors is not None:
+            live.append(anchors.live)
         if not live:
             return memory
         keys, values = [], []
         for index, layer in enumerate(self.layers):
-            pairs = []
+            private: list[tuple[Tensor, Tensor]] = []  # keys and values (B, heads, R, P, dim / heads)
             if thoughts is not None:
-                projected = layer.project_memory(thoughts.flatten(1, 2))
-                pairs.append([part.unflatten(2, (requests, -1)) for part in projected])
+                key, value = layer.project_memory(thoughts.flatten(1, 2))
+                private.append((key.unflatten(2, (requests, -1)), value.unflatten(2, (requests, -1))))
             if anchors is not None and self.anchors is not None:
-                pairs.append([part.permute(0, 3, 1, 2, 4) for part in self.anchors[index](anchors, items)])
-            for mine, shared, place in ((keys, memory.keys, 0), (values, memory.values, 1)):
-                private = torch.cat([pair[place] for pair in pairs], dim=3)  # (B, heads, R, P, dim / heads)
-                mine.append(torch.cat([shared[index], private.flatten(2, 3)], dim=2))
-        own = (
-            torch.eye(requests, dtype=torch.bool, device=items.device)[..., None] & torch.cat(live, dim=2)[:, None]
-        )  # (B, R, R, P)
+                key, value = self.anchors[index](anchors, items)
+                private.append((key.permute(0, 3, 1, 2, 4), value.permute(0, 3, 1, 2, 4)))
+            own_keys, own_values = (torch.cat(tokens, dim=3).flatten(2, 3) for tokens in zip(*private, strict=True))
+            keys.append(torch.cat([memory.keys[index], own_keys], dim=2))
+            values.append(torch.cat([memory.values[index], own_values], dim=2))
+        same = torch.eye(requests, dtype=torch.bool, device=items.device)[..., None]
+        own = same & torch.cat(live, dim=2)[:, None]  # (B, R, R, P)
         return Memory(memory.state, keys, values, torch.cat([memory.mask, own.flatten(2)], dim=-1))
 
     def hidden(
         self, memory: Memory, vectors: Tensor, nodes: Tensor, first: int = 0, cache: list | None = None
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Unit states that score the children of ``nodes`` (B, R, L): nodes reached at levels first .. first + L - 1.
+        """Unit states (B, R, L, dim) that score the children of ``nodes`` (B, R, L), and the cache for the next level.
 
-        ``memory.state`` and ``memory.mask`` may have one row per request while nodes has R beams of it; they are shared.
-        Returns (B, R, L, dim) and the cache for the next level.
+        The nodes have levels first to first + L - 1. ``memory.state`` and ``memory.mask`` may have one row per request while nodes has R beams of it;
+        they are shared.
         """
         levels = nodes.shape[2]
         x = vectors[nodes] + memory.state[:, :, None] + self.level[first : first + levels]
@@ -178,7 +191,7 @@ class CodeDecoder(nn.Module):
 
 
 def node_means(trie: CatalogueTrie, items: Tensor) -> Tensor:
-    """The mean item vector below each node: (n_nodes, dim). Sums climb the trie level by level."""
+    """The mean of the item vectors (n_items, dim) below each node: (n_nodes, dim), summed level by level from the leaves."""
     bounds = trie.level_bounds
     sums = [items.new_zeros(trie.n_leaves, items.shape[1]).index_add(0, trie.item_leaf - bounds[trie.depth], items)]
     for level in range(trie.depth - 1, -1, -1):

@@ -1,9 +1,8 @@
-"""Tokens of a request's block that say who asks, made of behaviour alone (OneSearch, arXiv 2509.03236, multi-view behaviour).
+"""Request tokens that describe the user by behaviour alone (OneSearch, arXiv 2509.03236, multi-view behaviour).
 
-*User ID*: the code vectors of the past events' items, recent ones weighing more, of the newest few and of all that the context holds.
-*Long history*: for each action and code level the mean code vector over all events before the request, those in front of the context too,
-read by a few learnt queries. Both are functions of the events that the request may see, so nobody's table is kept, several requests of a
-sequence have their own, and a request that sees nothing has empty ones.
+*User ID*: code vectors of the items of past events, recent ones weighing more, over the newest few and over the whole context. *Long history*: per
+action and code level the mean code vector of all events before the request, those before the context included, read by a few learned queries. Both
+are functions of the events a request may see: no table of users is kept, and each request of a sequence has its own tokens.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from genrec.model.embeddings import ItemEncoder
 from genrec.semantic_ids.user_ids import SHORT
 from genrec.semantic_ids.user_prefixes import prefix_sums, recency_pool
 
-LEVELS = 3  # code levels that are summed: the residual ones; what lies below names an item, not a taste
+LEVELS = 3  # residual code levels, which describe a taste; deeper ones only tell items apart
 
 
 class Profile(nn.Module):
-    """``users``: two tokens of the user ID; ``summaries`` tokens of the long history. Code vectors are the item encoder's."""
+    """``users``: two tokens of the user ID; ``summaries``: tokens of the long history. Code vectors are the item encoder's."""
 
     def __init__(self, dim: int, heads: int, n_actions: int, levels: int, users: bool, summaries: int):
         super().__init__()
@@ -43,10 +42,11 @@ class Profile(nn.Module):
         positions: Tensor,
         older: tuple[Tensor, Tensor, Tensor] | None,
     ) -> Tensor:
-        """(B, R, tokens, dim) of requests that see the first ``positions`` (B, R) of ``items`` / ``actions`` (B, T).
+        """Tokens (B, R, tokens, dim) of requests that see the first ``positions`` (B, R) of ``items`` and ``actions`` (B, T).
 
-        ``older``: ids and actions (n,) of the events in front of each sequence, and where each sequence's begin (B,).
+        ``older``: ids and actions (n,) of the events before each context, and where those of each sequence begin (B,).
         """
+        assert encoder.codes is not None
         table, rows = encoder.codes.weight, encoder.code_rows
         vectors = F.embedding(rows[items], table)  # (B, T, L, dim)
         tokens = []
@@ -55,46 +55,46 @@ class Profile(nn.Module):
             pools = (recency_pool(whole, positions, SHORT), recency_pool(whole, positions, max(items.shape[1], SHORT)))
             tokens = [view(pool)[:, :, None] for view, pool in zip(self.views, pools, strict=True)]
         if self.queries is not None:
-            far = None if older is None else (F.embedding(rows[older[0]][:, : self.levels], table), *older[1:])
-            tokens.append(self._summaries(vectors[:, :, : self.levels], actions, positions, far))
+            counts, sums = self._totals(vectors[:, :, : self.levels], actions, positions)
+            if older is not None:
+                ids, done, offsets = older
+                codes = F.embedding(rows[ids][:, : self.levels], table)
+                counts, sums = self._add_older(counts, sums, codes, done, offsets, positions)
+            tokens.append(self._read(self.queries, counts, sums))
         return torch.cat(tokens, dim=2)
 
-    def _summaries(
-        self, vectors: Tensor, actions: Tensor, positions: Tensor, far: tuple[Tensor, Tensor, Tensor] | None
-    ) -> Tensor:
-        batch, length, levels, dim = vectors.shape
+    def _totals(self, vectors: Tensor, actions: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Events (B, R, actions) per action in the context, and the sums of their vectors (B, R, actions, levels, dim)."""
         done = F.one_hot(actions, self.n_actions).to(vectors.dtype)  # (B, T, actions)
-        counts = prefix_sums(done, positions)
-        sums = prefix_sums((done[..., None, None] * vectors[:, :, None]).flatten(2), positions).unflatten(
-            2, (self.n_actions, levels, dim)
-        )
-        if far is not None:
-            sees = (positions > 0)[..., None].to(vectors.dtype)
-            row = torch.searchsorted(far[2], torch.arange(len(far[1]), device=actions.device), right=True) - 1
-            place = row * self.n_actions + far[1]
-            old = (
-                vectors.new_zeros(batch * self.n_actions, levels * dim)
-                .index_add(0, place, far[0].flatten(1))
-                .view(batch, 1, -1)
-            )
-            number = vectors.new_zeros(batch * self.n_actions).index_add(
-                0, place, torch.ones_like(place, dtype=vectors.dtype)
-            )
-            sums = sums + (sees * old).unflatten(2, (self.n_actions, levels, dim))
-            counts = counts + sees * number.view(batch, 1, -1)
+        sums = prefix_sums((done[..., None, None] * vectors[:, :, None]).flatten(2), positions)
+        return prefix_sums(done, positions), sums.unflatten(2, (self.n_actions, *vectors.shape[2:]))
+
+    def _add_older(
+        self, counts: Tensor, sums: Tensor, codes: Tensor, actions: Tensor, offsets: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Add the events before the contexts: ``codes`` (n, levels, dim), ``actions`` (n,), ``offsets`` (B,)."""
+        row = torch.searchsorted(offsets, torch.arange(len(actions), device=actions.device), right=True) - 1
+        cell, cells = row * self.n_actions + actions, len(positions) * self.n_actions
+        old = codes.new_zeros(cells, codes[0].numel()).index_add(0, cell, codes.flatten(1)).view(len(positions), 1, -1)
+        number = codes.new_zeros(cells).index_add(0, cell, torch.ones_like(cell, dtype=codes.dtype))
+        sees = (positions > 0)[..., None].to(codes.dtype)
+        sums = sums + (sees * old).unflatten(2, sums.shape[2:])
+        return counts + sees * number.view(len(positions), 1, -1), sums
+
+    def _read(self, queries: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
+        """Attention of the learned queries over the means per action and level: (B, R, summaries, dim)."""
         means = sums / counts.clamp(min=1)[..., None, None]
-        means = self.norm(means + self.kind + counts.log1p()[..., None, None] * self.amount).flatten(
-            2, 3
-        )  # (B, R, actions x levels, dim)
+        means = self.norm(means + self.kind + counts.log1p()[..., None, None] * self.amount)
+        means = means.flatten(2, 3)  # (B, R, actions x levels, dim)
         keys, values = (part.unflatten(-1, (self.heads, -1)) for part in self.key_value(means).chunk(2, dim=-1))
         null = self.null.unflatten(-1, (self.heads, -1))
         keys, values = (
             torch.cat([one.expand(*part.shape[:2], 1, -1, -1), part], dim=2)
             for one, part in zip(null, (keys, values), strict=True)
         )
-        live = F.pad((counts > 0).repeat_interleave(levels, 2), (1, 0), value=True)  # the null key is always visible
-        queries = self.queries.unflatten(-1, (self.heads, -1)) * keys.shape[-1] ** -0.5
-        weights = (
-            torch.einsum("shd,brkhd->brshk", queries, keys).masked_fill(~live[:, :, None, None], -torch.inf).softmax(-1)
-        )
-        return self.out(torch.einsum("brshk,brkhd->brshd", weights, values).flatten(3))
+        live = F.pad(
+            (counts > 0).repeat_interleave(self.levels, 2), (1, 0), value=True
+        )  # the null key is always visible
+        queries = queries.unflatten(-1, (self.heads, -1)) * keys.shape[-1] ** -0.5
+        logits = torch.einsum("shd,brkhd->brshk", queries, keys).masked_fill(~live[:, :, None, None], -torch.inf)
+        return self.out(torch.einsum("brshk,brkhd->brshd", logits.softmax(-1), values).flatten(3))

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from genrec.catalogue.catalogue import Catalogue
 from genrec.config.schema import ModelConfig
-from genrec.model.network import Batch, Encoded
+from genrec.model.batch import Batch
+from genrec.model.network import Encoded
 
 
 class ItemTable(nn.Module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genrec.model.network import BatchImpressions
+from genrec.model.batch import BatchImpressions
 
 
 def contrast(requests: Tensor, index: Tensor, targets: Tensor, hard: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ from genrec.data.dataset import Requests
 from genrec.generation.beam import leaf_items
 from genrec.generation.sampling import Samples, sample_items
 from genrec.generation.scorers import CachedScorer, generate
+from genrec.model.batch import Batch
 from genrec.model.code_decoder import CodeDecoder, Memory, node_means
 from genrec.model.collate import Collator
-from genrec.model.network import Batch, Encoded, GenerativeRecommender
+from genrec.model.network import Encoded, GenerativeRecommender
 from genrec.objectives.distillation import TeacherMass
 from genrec.objectives.generation import path_log_probabilities, path_losses, walked_nodes
 from genrec.ranking.ranker import seen_mask

@@ -20,7 +20,8 @@ from genrec.data.dataset import TRAIN, Dataset, Requests
 from genrec.data.histories import Histories
 from genrec.data.rates import FeedbackRates, n_features
 from genrec.errors import UserError
-from genrec.model.network import Batch, GenerativeRecommender
+from genrec.model.batch import Batch
+from genrec.model.network import GenerativeRecommender
 from genrec.ranking.features import (
     DECAY,
     HISTORY_FEATURES,

@@ -28,7 +28,8 @@ from genrec.data.rates import FeedbackRates
 from genrec.errors import UserError
 from genrec.evaluation.metrics import auc, gauc
 from genrec.generation.options import SearchOptions
-from genrec.model.collate import Collator, QueryFeatures
+from genrec.model.collate import Collator
+from genrec.model.query_features import QueryFeatures
 from genrec.model.saved import KIND as MODEL_KIND
 from genrec.model.saved import load_network
 from genrec.preference.acceptance import GateDecision, Measured, decide, markdown, measure

@@ -13,7 +13,8 @@ from genrec.data.dataset import Requests
 from genrec.generation.beam import leaf_items, proven
 from genrec.generation.engine import Searcher
 from genrec.generation.options import SearchOptions
-from genrec.model.network import Batch, Encoded, GenerativeRecommender
+from genrec.model.batch import Batch
+from genrec.model.network import Encoded, GenerativeRecommender
 from genrec.ranking.features import CandidateFeatures, log_scores, to_tensor
 from genrec.retrieval.bm25 import BM25
 from genrec.retrieval.dense import ExactIndex, dense_index, top_k

@@ -11,7 +11,8 @@ import torch
 from genrec.config.schema import DecodingConfig, ModelConfig
 from genrec.data.dataset import Requests
 from genrec.generation.options import MODES, SearchOptions
-from genrec.model.collate import Collator, QueryFeatures, request_batches
+from genrec.model.collate import Collator, request_batches
+from genrec.model.query_features import QueryFeatures
 from genrec.ranking.candidates import MISSING, CandidateGenerator, Candidates
 from genrec.ranking.reranker import Reranker
 from genrec.retrieval.allowed import AllowedItems, id_rows

@@ -16,7 +16,8 @@ from genrec.config.load import config_from_dict, load_config, with_overrides
 from genrec.config.schema import Config
 from genrec.data.dataset import TRAIN, VALID, Dataset, Requests
 from genrec.errors import UserError
-from genrec.model.collate import Collator, QueryFeatures
+from genrec.model.collate import Collator
+from genrec.model.query_features import QueryFeatures
 from genrec.model.saved import load_network
 from genrec.ranking.candidates import CandidateGenerator
 from genrec.ranking.features import CandidateFeatures, ItemFacts

@@ -19,8 +19,8 @@ from genrec.config.schema import TrainingConfig
 from genrec.data.augment import Shuffle
 from genrec.data.dataset import Dataset
 from genrec.data.sequences import Windows
+from genrec.model.batch import Batch
 from genrec.model.collate import Collator
-from genrec.model.network import Batch
 
 BLOCK = 1 << 20  # windows counted at a time
 

@@ -29,8 +29,10 @@ from genrec.data.dataset import TRAIN, VALID, Dataset, Requests
 from genrec.data.impressions import ImpressionLog, load_impressions, stage_indices
 from genrec.errors import UserError
 from genrec.model.anchors import SPARE, AnchorTables
-from genrec.model.collate import Collator, QueryFeatures, impression_windows, request_batches
-from genrec.model.network import Batch, GenerativeRecommender
+from genrec.model.batch import Batch
+from genrec.model.collate import Collator, impression_windows, request_batches
+from genrec.model.network import GenerativeRecommender
+from genrec.model.query_features import QueryFeatures
 from genrec.model.sasrec import SASRec
 from genrec.model.saved import KIND, build_network
 from genrec.model.size import step_flops
@@ -64,7 +66,7 @@ NON_RESULT_SETTINGS = (
 )
 # Settings of the code decoder: a network without one does not depend on them, so another decoder stands on the trunk that is there.
 DECODER_SETTINGS = (
-    "pointer", "decoder_layers", "node_vectors",
+    "pointer", "decoder_layers",
     "decoder_epochs", "decoder_learning_rate", "distill_weight", "distill_temperature", "generate_weight", "generate_share",
 )  # fmt: skip
 
@@ -113,8 +115,7 @@ class ValidationLoader:
                 index = np.sort(np.random.default_rng(seed).permutation(index)[:limit])
             index = index[np.argsort(shown.before[index] - dataset.offsets[:-1][shown.users[index]], kind="stable")]
             self.shown = [
-                collator.impression_batch(dataset, shown, index[begin : begin + 256])
-                for begin in range(0, len(index), 256)
+                collator.impression_batch(shown, index[begin : begin + 256]) for begin in range(0, len(index), 256)
             ]
 
     def __len__(self) -> int:
@@ -168,7 +169,7 @@ class TrainingData(L.LightningDataModule):
         places = impression_windows(shown, self.windows, np.asarray(self.dataset.offsets))
         keep = np.flatnonzero((shown.split <= last) & (places >= 0))
         self.shown = shown
-        self.collator.shown, self.collator.impression_windows = shown.take(keep), places[keep]
+        self.collator.impressions, self.collator.impression_windows = shown.take(keep), places[keep]
         self.curriculum.counts = self.curriculum.counts + np.bincount(places[keep], minlength=len(self.windows))
         log.info("train: %d of %d shown requests are learnt from", len(keep), len(shown))
 
@@ -341,7 +342,7 @@ def with_query_anchors(config: Config, dataset: Dataset) -> Config:
 
 def fill_anchors(tables: AnchorTables, dataset: Dataset, last: int) -> None:
     """Count what goes with what, up to split ``last``."""
-    width = SPARE * tables.shown
+    width = SPARE * tables.per_event
     counted = cooccurrence_neighbours(dataset.histories(last), dataset.n_items, width)
     tables.fill(counted, top_of_category_and_brand(dataset.item_table, counted.users, width))
     if tables.queries is not None:

@@ -16,8 +16,9 @@ from genrec.config.schema import Config
 from genrec.generation.beam import leaf_items
 from genrec.generation.scorers import generate
 from genrec.model.anchors import Anchors
+from genrec.model.batch import Batch
 from genrec.model.code_decoder import node_means
-from genrec.model.network import Batch, Encoded, GenerativeRecommender
+from genrec.model.network import Encoded, GenerativeRecommender
 from genrec.objectives.category import category_cross_entropy
 from genrec.objectives.distillation import TeacherMass
 from genrec.objectives.generation import nodes_without, path_log_probabilities, path_losses, walked_nodes
@@ -180,11 +181,9 @@ class TrainingModule(L.LightningModule):
         """
         network, settings = self.network, self.settings
         anchors = network.choose_anchors(batch)
-        by_items = network.decoder is not None and settings.generate_weight > 0
-        # The teacher scores every item, and a pointer asks where in the trie an anchor stands.
-        by_items = by_items and (
-            network.decoder.project is not None or network.decoder.pointer is not None or settings.distill_weight > 0
-        )
+        by_items = (
+            network.decoder is not None and settings.generate_weight > 0
+        )  # node vectors are means of item vectors
         steps = network.reasoning is not None and settings.progressive != "none"
         whole = (
             settings.category_weight > 0 or self.teacher is not None or network.profile is not None

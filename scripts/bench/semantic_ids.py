@@ -37,8 +37,10 @@ from genrec.evaluation.metrics import paired_test, per_request_metrics
 from genrec.generation.beam import leaf_items
 from genrec.generation.scorers import generate
 from genrec.model.anchors import Anchors
-from genrec.model.collate import Collator, QueryFeatures, request_batches
-from genrec.model.network import Batch, Encoded, GenerativeRecommender
+from genrec.model.batch import Batch
+from genrec.model.collate import Collator, request_batches
+from genrec.model.network import Encoded, GenerativeRecommender
+from genrec.model.query_features import QueryFeatures
 from genrec.model.saved import load_network
 from genrec.pipeline.stages import stage_prepare
 from genrec.ranking.ranker import seen_mask

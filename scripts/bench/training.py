@@ -33,8 +33,10 @@ from genrec.catalogue.trie import build_trie
 from genrec.config.schema import Config
 from genrec.data.dataset import TRAIN, Dataset
 from genrec.data.sequences import make_windows
-from genrec.model.collate import Collator, QueryFeatures
-from genrec.model.network import Batch, GenerativeRecommender
+from genrec.model.batch import Batch
+from genrec.model.collate import Collator
+from genrec.model.network import GenerativeRecommender
+from genrec.model.query_features import QueryFeatures
 from genrec.objectives.generation import walked_nodes
 from genrec.semantic_ids.quantizers import default_sizes
 from genrec.training.batches import EpochLoader, request_counts
@@ -209,15 +211,14 @@ def decoder_products(step: Step, place: int) -> list[tuple[int, int, int, int]]:
         + [(drawn, dim, dim, 3)] * trie.depth
         + [(drawn, dim, int(trie.child_count[0]), 3)]
     )
-    if config.model.node_vectors == "items":
-        found.append(
-            (
-                len(walked_nodes(trie, trie.item_path[targets[:drawn]])[0]),
-                dim,
-                dim,
-                2 if isinstance(step, DecoderStep) else 3,
-            )
+    found.append(
+        (
+            len(walked_nodes(trie, trie.item_path[targets[:drawn]])[0]),
+            dim,
+            dim,
+            2 if isinstance(step, DecoderStep) else 3,
         )
+    )
     return found
 
 
@@ -280,7 +281,7 @@ def main() -> None:
     config = Config()
     config.model = replace(
         config.model, dim=options.dim, layers=options.layers, heads=options.heads, max_length=options.length, anchors=0,
-        dropout=options.dropout, query_ngrams=False, query_codes=False,
+        dropout=options.dropout,
     )  # fmt: skip
     print(f"{len(data.offsets) - 1} users, {data.lengths.mean():.1f} training events each, {catalogue.n_items} items, dim {options.dim}, "
           f"{options.layers} layers, {options.device}, {options.threads} thread(s)", flush=True)  # fmt: skip

@@ -52,8 +52,8 @@ def test_config(path, tmp_path, tiny_overrides):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["data.options.search_share=0", "queries.synthetic=[category,title]", "split.kind=global-time", "model.node_vectors=codes"],
-        ["model.request_time=true", "model.time_share=1", "training.negatives=20", "model.node_vectors=nodes", "training.refit=false"],
+        ["data.options.search_share=0", "queries.synthetic=[category,title]", "split.kind=global-time"],
+        ["model.request_time=true", "model.time_share=1", "training.negatives=20", "training.refit=false"],
         ["data.options.search_share=0", "model.use_ids=false", "semantic_ids.behaviour_share=0", "training.generate_weight=0", "decoding.cooccurrence=0"],
         ["model.use_text=false", "model.use_codes=false", "training.retrieve_weight=0", "training.generate_share=1", "training.label_smoothing=0.1",
          "data.keep_unseen_items=true", "training.refit=false"],

@@ -10,7 +10,8 @@ import torch
 
 from genrec.data.dataset import TRAIN, VALID, Requests
 from genrec.data.sequences import make_windows
-from genrec.model.collate import Collator, QueryFeatures, request_batches
+from genrec.model.collate import Collator, request_batches
+from genrec.model.query_features import QueryFeatures
 from genrec.text.query_tokens import WORD_BUCKETS
 
 

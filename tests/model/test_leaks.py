@@ -10,8 +10,9 @@ import torch
 
 from genrec.data.dataset import TRAIN
 from genrec.data.sequences import make_windows
-from genrec.model.collate import Collator, QueryFeatures
-from genrec.model.network import Batch
+from genrec.model.batch import Batch
+from genrec.model.collate import Collator
+from genrec.model.query_features import QueryFeatures
 
 EXACT = {"rtol": 0, "atol": 1e-6}
 

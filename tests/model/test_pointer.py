@@ -15,8 +15,10 @@ from genrec.generation.engine import Searcher
 from genrec.generation.exact import best_first
 from genrec.generation.scorers import CachedScorer, UncachedScorer
 from genrec.inference.programs import DecodeStep, Prefill, example_batch
-from genrec.model.collate import Collator, QueryFeatures
-from genrec.model.network import Batch, GenerativeRecommender
+from genrec.model.batch import Batch
+from genrec.model.collate import Collator
+from genrec.model.network import GenerativeRecommender
+from genrec.model.query_features import QueryFeatures
 from genrec.objectives.distillation import TeacherMass
 from genrec.objectives.generation import path_log_probabilities, path_losses
 from genrec.preference.policy import Policy

@@ -15,8 +15,9 @@ from genrec.data.histories import Histories
 from genrec.data.sequences import make_windows
 from genrec.errors import UserError
 from genrec.inference.programs import Prefill, batch_fields
-from genrec.model.collate import Collator, QueryFeatures
+from genrec.model.collate import Collator
 from genrec.model.profile import LEVELS
+from genrec.model.query_features import QueryFeatures
 from genrec.semantic_ids.user_ids import SHORT, recency_weights
 from genrec.training.fit import new_network
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from genrec.model.collate import QueryFeatures
 from genrec.model.embeddings import CODE_SPAN, QueryEncoder
+from genrec.model.query_features import QueryFeatures
 from genrec.text.query_tokens import HASHED, WORD_BUCKETS
 
 TEXTS = ["", "!!", "words nobody knows zzqq 茶", "a" * 5000]
@@ -24,11 +24,9 @@ def encode(network, encoder: QueryEncoder, features: QueryFeatures, ids: list[in
         return encoder(text, tokens, starts, network.item_encoder)
 
 
-@pytest.mark.parametrize("ngrams", [True, False])
-@pytest.mark.parametrize("codes", [True, False])
-def test_a_query_vector_is_the_sum_of_its_parts(network, prepared_run, features, ngrams, codes):
+def test_a_query_vector_is_the_sum_of_its_parts(network, prepared_run, features):
     torch.manual_seed(1)
-    encoder = QueryEncoder(features.text.shape[1], prepared_run.config.model.dim, ngrams, codes).eval()
+    encoder = QueryEncoder(features.text.shape[1], prepared_run.config.model.dim).eval()
     items = network.item_encoder
     ids = [0, 7, 2, 6, 8, 9, 2]
     got = encode(network, encoder, features, ids)
@@ -36,15 +34,14 @@ def test_a_query_vector_is_the_sum_of_its_parts(network, prepared_run, features,
     for place, query in enumerate(ids, 1):
         tokens = features.words[features.offsets[query] : features.offsets[query + 1]]
         wanted = encoder.project(torch.from_numpy(features.text[query]))
-        for low, high, used in ((0, WORD_BUCKETS, True), (WORD_BUCKETS, HASHED, ngrams)):
+        for low, high in ((0, WORD_BUCKETS), (WORD_BUCKETS, HASHED)):
             own = torch.from_numpy(tokens[(tokens >= low) & (tokens < high)])
-            if used and len(own):
+            if len(own):
                 wanted = wanted + encoder.words.weight[own].mean(0)
-        if codes:
-            for token in tokens[tokens >= HASHED] - HASHED:
-                level, code = divmod(int(token), CODE_SPAN)
-                if code < items.code_sizes[level]:
-                    wanted = wanted + items.codes.weight[items.code_offsets[level] + code]
+        for token in tokens[tokens >= HASHED] - HASHED:
+            level, code = divmod(int(token), CODE_SPAN)
+            if code < items.code_sizes[level]:
+                wanted = wanted + items.codes.weight[items.code_offsets[level] + code]
         torch.testing.assert_close(got[place], encoder.norm(wanted), atol=1e-5, rtol=1e-4)
     assert torch.equal(got[3], got[7])
 
@@ -70,17 +67,3 @@ def test_every_part_learns(network, features):
     assert encoder.words.weight.grad[:WORD_BUCKETS].any() and encoder.words.weight.grad[WORD_BUCKETS:].any()
     assert network.item_encoder.codes.weight.grad.any()
     network.zero_grad()
-
-
-def test_switches_change_the_network(prepared_run):
-    from dataclasses import replace
-
-    from genrec.model.network import GenerativeRecommender
-
-    rows = []
-    for settings in ({}, {"query_ngrams": False}, {"query_codes": False}):
-        network = GenerativeRecommender(
-            replace(prepared_run.config.model, **settings), prepared_run.ids.catalogue, 3, 1e4, generate=False
-        )
-        rows.append((len(network.query_encoder.words.weight), network.query_encoder.codes))
-    assert rows == [(HASHED, True), (WORD_BUCKETS, True), (HASHED, False)]

@@ -12,7 +12,8 @@ from genrec.data.dataset import TRAIN
 from genrec.data.impressions import load_impressions, stage_indices
 from genrec.data.sequences import make_windows
 from genrec.model.backbone import Backbone, own_block, sequence_mask
-from genrec.model.collate import Collator, QueryFeatures, impression_windows
+from genrec.model.collate import Collator, impression_windows
+from genrec.model.query_features import QueryFeatures
 from genrec.model.ranking import RankingHead, request_rows
 from genrec.model.reasoning import Reasoning
 from genrec.training.fit import new_network
@@ -23,7 +24,7 @@ STAGES = ["click", "cart"]
 
 @pytest.fixture(scope="module")
 def world(prepared_run):
-    """``make(visible)`` -> network with two reasoning steps and a ranking head; the collator, dataset, windows and their rows."""
+    """``make()`` -> network with two reasoning steps and a ranking head; the collator, dataset, windows and their rows."""
     data = prepared_run.dataset
     model = replace(prepared_run.config.model, reasoning_steps=2, ranking=True, stages=STAGES)
     windows = make_windows(data.offsets, data.known_lengths(TRAIN), 10, 5)
@@ -38,8 +39,8 @@ def world(prepared_run):
     )
     collator.impression_windows = places[keep]
 
-    def make(visible: bool):
-        config = replace(prepared_run.config, model=replace(model, candidates_visible=visible))
+    def make():
+        config = replace(prepared_run.config, model=model)
         network = new_network(config, data, prepared_run.ids, generate=True)
         made = torch.Generator().manual_seed(5)
         with torch.no_grad():
@@ -54,7 +55,7 @@ def world(prepared_run):
 
 @pytest.fixture(scope="module")
 def network(world):
-    return world[0](False)
+    return world[0]()
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_shown_requests_are_further_lanes_of_their_windows(world, batch):
     shown = batch.impressions
     assert len(shown.row) > 10 and (batch.targets[shown.row, shown.column] == -1).all()
     index = np.flatnonzero(np.isin(collator.impression_windows, rows))
-    own = collator.shown.take(index)
+    own = collator.impressions.take(index)
     positions = own.before - windows.start[collator.impression_windows[index]]
     assert batch.positions[shown.row, shown.column].tolist() == positions.tolist() and positions.min() >= 0
     for place in range(len(index)):
@@ -97,10 +98,10 @@ def test_shown_requests_are_further_lanes_of_their_windows(world, batch):
 def test_every_shown_training_request_is_in_exactly_one_window(world):
     _, collator, data, windows, _ = world
     starts, stops = windows.first[collator.impression_windows], windows.stop[collator.impression_windows]
-    before = collator.shown.before
+    before = collator.impressions.before
     assert (np.diff(collator.impression_windows) >= 0).all() and (before >= starts).all() and (before <= stops).all()
     owner = np.searchsorted(data.offsets, windows.start[collator.impression_windows], side="right") - 1
-    assert np.array_equal(owner, collator.shown.users)
+    assert np.array_equal(owner, collator.impressions.users)
 
 
 @pytest.mark.parametrize("what", ["items", "actions", "times"])
@@ -139,31 +140,15 @@ def test_requests_and_their_blocks_do_not_see_each_other(network, batch):
     torch.testing.assert_close(new[2][others], old[2][others], **EXACT)
 
 
-@pytest.mark.parametrize("visible", [False, True])
-def test_candidates_see_their_fellows_only_where_that_is_allowed(world, batch, visible):
-    network = world[0](visible)
+def test_candidates_do_not_see_one_another(network, batch):
     shown = batch.impressions
     full = (shown.items[:, :2] >= 0).all(1)
     items = shown.items.clone()
     items[:, 0] = (items[:, 0] + 1) % network.catalogue.n_items
     old, new = answers(network, batch), answers(network, replace(batch, impressions=replace(shown, items=items)))
-    assert torch.equal(old[0], new[0]) and torch.equal(old[1], new[1])  # nothing but candidates sees candidates
+    assert torch.equal(old[0], new[0]) and torch.equal(old[1], new[1])  # no other token sees a candidate
     assert (new[2][:, 0] - old[2][:, 0]).abs().min(1).values.min() > 0
-    moved = (new[2][full, 1] - old[2][full, 1]).abs().max()
-    assert moved > 1e-4 if visible else moved < 1e-6
-
-
-@pytest.mark.parametrize("visible", [False, True])
-def test_padding_candidates_are_not_seen(world, batch, visible):
-    network = world[0](visible)
-    shown = batch.impressions
-    known = shown.items >= 0
-    wide = replace(
-        shown, items=torch.cat([shown.items, shown.items.new_full((len(shown.items), 2), -1)], 1),
-        reached=torch.cat([shown.reached, shown.reached[:, :2]], 1), features=torch.cat([shown.features, shown.features[:, :2] + 3], 1),
-    )  # fmt: skip
-    old, new = answers(network, batch)[2], answers(network, replace(batch, impressions=wide))[2]
-    torch.testing.assert_close(new[:, : old.shape[1]][known], old[known], **EXACT)
+    assert (new[2][full, 1] - old[2][full, 1]).abs().max() < 1e-6
 
 
 def test_what_became_of_the_items_is_no_input(network, batch):
@@ -193,11 +178,11 @@ def test_one_request_alone_ranks_as_in_its_window(network, world, batch):
     _, collator, data, windows, rows = world
     index = np.flatnonzero(np.isin(collator.impression_windows, rows))
     whole = (
-        collator.shown.before[index] - data.offsets[collator.shown.users[index]]
+        collator.impressions.before[index] - data.offsets[collator.impressions.users[index]]
         == batch.positions[batch.impressions.row, batch.impressions.column].numpy()
     )
     assert whole.sum() >= 3
-    alone = collator.impression_batch(data, collator.shown, index[whole])
+    alone = collator.impression_batch(collator.impressions, index[whole])
     wide = answers(network, batch)[2][torch.from_numpy(whole)]
     known = batch.impressions.items[torch.from_numpy(whole)] >= 0
     narrow = answers(network, alone)[2]
@@ -208,7 +193,7 @@ def test_blocks_of_several_tokens_equal_one_pass():
     """Two requests of M = 3 tokens, two steps, candidates of one request: cache against a single pass with the whole mask."""
     torch.manual_seed(2)
     backbone, reasoning = Backbone(8, 2, 2, 0.0).eval(), Reasoning(8, 2)
-    head = RankingHead(8, 2, None, 0.0, False).eval()
+    head = RankingHead(8, np.zeros((2, 3), np.float32), 0.0).eval()
     length, block, positions = 4, 3, torch.tensor([[2, 4]])
     x, angles = torch.randn(1, length + 6, 8), torch.randn(1, length + 6, 2)
     base = sequence_mask(length, positions, block)
@@ -219,12 +204,12 @@ def test_blocks_of_several_tokens_equal_one_pass():
     items = torch.randn(1, 5, 8)
     kept, seen = request_rows(cache, visible, torch.tensor([0]), lane, block, 3)
     assert kept[0][0].shape[2] == seen.shape[1] == length + 3 * block and seen.sum() == 4 + 9
-    logits = head(backbone, items, None, torch.ones(1, 5, dtype=torch.bool), angles[:, length + block], seen, kept)
+    logits = head(backbone, items, None, angles[:, length + block], seen, kept)
     # the same without cache: all tokens, one mask
     own = own_block(2, block, x.device)
     first = states[:, length:] + reasoning.step[0]
     second = blocks[0].flatten(1, 2) + reasoning.step[1]
-    candidates = head.drop(head.norm(head.kind + head.item(items)))
+    candidates = head.drop(head.norm(head.kind + head.item(items) + head.features(torch.zeros(1, 5, 3))))
     size = length + 18 + 5
     mask = torch.zeros(1, size, size, dtype=torch.bool)
     mask[:, : length + 6, : length + 6] = base

@@ -10,7 +10,8 @@ import torch
 
 from genrec.data.dataset import TRAIN
 from genrec.data.sequences import make_windows
-from genrec.model.collate import Collator, QueryFeatures
+from genrec.model.collate import Collator
+from genrec.model.query_features import QueryFeatures
 from genrec.model.sasrec import SASRec
 from genrec.model.saved import load_network
 from genrec.pipeline.stages import sasrec_config

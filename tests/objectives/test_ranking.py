@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from genrec.catalogue.trie import build_trie
-from genrec.model.network import BatchImpressions
+from genrec.model.batch import BatchImpressions
 from genrec.objectives.hard_negatives import contrast, ignored_impressions, mined
 from genrec.objectives.progressive import multi_label_loss, prefix_loss, step_levels, step_stages
 from genrec.objectives.ranking import area_under_curve, listwise, pairs, pairwise, pointwise

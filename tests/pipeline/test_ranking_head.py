@@ -26,7 +26,7 @@ LEAN = [
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory, tiny_overrides) -> Run:
     """No feedback is read: the target among random and mined items, steps by codes, a share of hard InfoNCE."""
-    more = ["name=drawn", "model.ranking=true", "model.candidates_visible=true", "model.reasoning_steps=2", "training.progressive=codes",
+    more = ["name=drawn", "model.ranking=true", "model.reasoning_steps=2", "training.progressive=codes",
             "training.infonce_easy=0.6", "training.hard_negatives=4", "training.rank_negatives=5", "training.rank_list_weight=0.5"]  # fmt: skip
     run = Run.create(None, tiny_overrides(tmp_path_factory.mktemp("runs"), *LEAN, *more))
     stage_train(run)
@@ -37,7 +37,7 @@ def drawn(tmp_path_factory, tiny_overrides) -> Run:
 def shown(tmp_path_factory, tiny_overrides) -> Run:
     """What was shown is learnt, by stage: in the ranking head and in the steps."""
     more = ["name=shown", "model.ranking=true", "model.stages=[click,cart]", "model.reasoning_steps=1", "training.progressive=actions",
-            "split.kind=global-time", "model.rope=early", "training.infonce_easy=0.7"]  # fmt: skip
+            "split.kind=global-time", "training.infonce_easy=0.7"]  # fmt: skip
     run = Run.create(None, tiny_overrides(tmp_path_factory.mktemp("runs"), *LEAN, *more))
     stage_train(run)
     return run
@@ -105,12 +105,9 @@ def test_the_protocol_needs_a_head_with_stages(drawn, trained_run):
         (["training.progressive=codes"], "model.reasoning_steps above 0"),
         (["training.progressive=actions", "model.reasoning_steps=1"], "name the stages"),
         (["model.stages=[click]"], "nothing learns them"),
-        (["model.candidates_visible=true"], "there are no candidates"),
-        (["model.candidate_evidence=false"], "there are no candidates"),
         (["model.ranking=true", "training.rank_negatives=0", "training.hard_negatives=0"], "above 0"),
         (["training.infonce_easy=0.5", "training.hard_negatives=0"], "hard_negatives above 0"),
         (["model.ranking=true", "model.stages=[click]", "training.shuffle_whole=0.5"], "must be 0 with model.stages"),
-        (["model.rope=both"], "is not one of index, time, split, early"),
         (["model.ranking=true", "model.stages=[click,love]"], "no action 'love'; it has"),
     ],
 )

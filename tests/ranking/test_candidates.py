@@ -10,7 +10,8 @@ import torch
 
 from genrec.data.dataset import TRAIN
 from genrec.generation.options import SearchOptions
-from genrec.model.collate import Collator, QueryFeatures
+from genrec.model.collate import Collator
+from genrec.model.query_features import QueryFeatures
 from genrec.ranking.candidates import MISSING, CandidateGenerator
 from genrec.ranking.features import FEATURES, CandidateFeatures
 from genrec.ranking.ranker import Ranker, seen_mask

@@ -189,7 +189,7 @@ def test_the_teacher_sees_keywords_and_only_them_besides(job):
         tokens(batch, batch.request_queries[row, lane] - 1),
         tokens(teacher, teacher.request_queries[row, lane] - 1),
     )
-    from genrec.model.collate import QueryFeatures
+    from genrec.model.query_features import QueryFeatures
 
     keywords = QueryFeatures.build([" ".join(word for word, _ in ids.words.keywords_of(item))], ids.encoder)
     assert plain <= told and told == plain | set(keywords.words.tolist()) and told != plain

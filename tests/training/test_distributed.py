@@ -19,7 +19,8 @@ from genrec.config.load import to_dict
 from genrec.data.dataset import TRAIN
 from genrec.data.sequences import make_windows
 from genrec.errors import UserError
-from genrec.model.collate import Collator, QueryFeatures
+from genrec.model.collate import Collator
+from genrec.model.query_features import QueryFeatures
 from genrec.training.batches import EpochLoader, request_counts
 from genrec.training.fit import FitPlan, check_launch, fit
 

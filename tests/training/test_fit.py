@@ -16,7 +16,8 @@ from genrec.config.load import load_config
 from genrec.data.dataset import VALID
 from genrec.data.sequences import Windows, make_windows
 from genrec.errors import UserError
-from genrec.model.collate import Collator, QueryFeatures, request_batches
+from genrec.model.collate import Collator, request_batches
+from genrec.model.query_features import QueryFeatures
 from genrec.model.saved import load_network
 from genrec.training import fit as fit_module
 from genrec.training.batches import epoch_batches, even_cuts
@@ -352,7 +353,7 @@ def test_settings_of_the_decoder_leave_the_trunk_as_it_is(job, tmp_path):
     config, data, ids = job
     backbone_folder, whole = FitPlan(generate=False), FitPlan()
     other = copy.deepcopy(config)
-    other.model.pointer, other.model.decoder_layers, other.model.node_vectors = False, 2, "codes"
+    other.model.pointer, other.model.decoder_layers = False, 2
     other.training.decoder_epochs, other.training.decoder_learning_rate = 3, 1e-4
     other.training.distill_weight, other.training.distill_temperature = 0.0, 2.0
     other.training.generate_weight, other.training.generate_share = 0.5, 0.1

@@ -10,8 +10,9 @@ from torch import nn
 
 from genrec.data.dataset import TRAIN
 from genrec.data.sequences import make_windows
-from genrec.model.collate import Collator, QueryFeatures
+from genrec.model.collate import Collator
 from genrec.model.dropout import Dropout
+from genrec.model.query_features import QueryFeatures
 from genrec.retrieval.neighbours import cooccurrence_neighbours, top_of_category_and_brand
 from genrec.training.fit import compile_layers, new_network
 from genrec.training.module import TrainingModule
@@ -19,7 +20,7 @@ from genrec.training.module import TrainingModule
 
 def losses(config, run, batch, whole, monkeypatch):
     torch.manual_seed(5)
-    network = new_network(config, run.dataset, run.ids, generate=True).train()
+    network = new_network(config, run.dataset, run.ids, generate=False).train()
     if config.model.anchors:
         width, counted = (
             2 * config.model.anchors,
@@ -54,10 +55,8 @@ def losses(config, run, batch, whole, monkeypatch):
     ],
 )
 def test_the_items_a_step_names_are_enough(prepared_run, monkeypatch, anchors, more):
-    model = replace(
-        prepared_run.config.model, node_vectors="codes", item_dropout=0.5, anchors=anchors, dropout=0.0, **more
-    )
-    training = replace(prepared_run.config.training, negatives=20, generate_weight=1.0, distill_weight=0.0)
+    model = replace(prepared_run.config.model, item_dropout=0.5, anchors=anchors, dropout=0.0, **more)
+    training = replace(prepared_run.config.training, negatives=20)
     config, data = replace(prepared_run.config, model=model, training=training), prepared_run.dataset
     windows = make_windows(data.offsets, data.known_lengths(0), 10, 5)
     features = QueryFeatures.build(data.query_texts, prepared_run.ids.encoder)

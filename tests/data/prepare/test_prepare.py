@@ -15,7 +15,8 @@ from genrec.data.prepare.pipeline import prepare
 from genrec.data.queries import STOP_WORDS
 from genrec.data.sequences import make_windows
 from genrec.errors import UserError
-from genrec.model.collate import Collator, QueryFeatures
+from genrec.model.collate import Collator
+from genrec.model.query_features import QueryFeatures
 from genrec.training.batches import request_counts
 
 WORD = re.compile(r"[^\W_]+")

@@ -13,8 +13,9 @@ from genrec.data.dataset import TRAIN
 from genrec.data.histories import Histories
 from genrec.data.sequences import make_windows
 from genrec.model.anchors import Anchors
-from genrec.model.candidate_evidence import SCALE, n_pair_features, pair_features
-from genrec.model.collate import Collator, QueryFeatures
+from genrec.model.collate import Collator
+from genrec.model.pair_features import SCALE, n_pair_features, pair_features
+from genrec.model.query_features import QueryFeatures
 from genrec.objectives.ranking import pairwise, pointwise
 from genrec.retrieval.neighbours import cooccurrence_neighbours
 from genrec.training.extra_losses import drawn_candidates, ranking_loss
@@ -89,16 +90,6 @@ def test_ranking_starts_from_what_retrieval_knows(world):
     )
 
 
-@pytest.mark.parametrize("stages", [[], ["click"]])
-def test_candidates_carry_nothing_where_that_is_wanted(prepared_run, stages):
-    config = replace(
-        prepared_run.config,
-        model=replace(prepared_run.config.model, ranking=True, stages=stages, candidate_evidence=False),
-    )
-    head = new_network(config, prepared_run.dataset, prepared_run.ids, generate=False).ranking
-    assert head.direct is None and head.evidence is None
-
-
 def test_the_ranking_loss_does_not_move_the_retrieval_head_through_it(world):
     network, batch = world[0], world[1](np.arange(24))
     encoded, row, lane, candidates = asked(network, batch, True)
@@ -119,8 +110,8 @@ def test_no_candidate_tells_that_its_own_person_took_it(world, prepared_run):
     )  # one window, nothing twice
     batch = make(np.flatnonzero(windows.start == data.offsets[person]))
     encoded, row, lane, candidates = asked(network, batch, True)
-    mine = network._pair_evidence(encoded, row, lane, candidates)
-    told = network._pair_evidence(asked(network, batch, False)[0], row, lane, candidates)
+    mine = network._pair_features(encoded, row, lane, candidates)
+    told = network._pair_features(asked(network, batch, False)[0], row, lane, candidates)
     before = {name: getattr(tables, name).clone() for name in ("neighbours", "counts", "users")}
     others = cooccurrence_neighbours(
         Histories.from_lists(people[:person] + people[person + 1 :]),
@@ -129,7 +120,7 @@ def test_no_candidate_tells_that_its_own_person_took_it(world, prepared_run):
     )
     for name, values in (("neighbours", others.ids), ("counts", others.counts), ("users", others.users)):
         getattr(tables, name).copy_(torch.as_tensor(values))
-    without = network._pair_evidence(asked(network, batch, False)[0], row, lane, candidates)
+    without = network._pair_features(asked(network, batch, False)[0], row, lane, candidates)
     for name, values in before.items():
         getattr(tables, name).copy_(values)
     assert len(row) >= 4 and (told[:, 0] - without[:, 0]).abs().max() > 0.1  # who counts the answer sees it look better

@@ -1,0 +1,57 @@
+"""Features of queries: text vectors, hashed words and character n-grams, and the codes of their semantic IDs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from genrec.model.embeddings import CODE_SPAN
+from genrec.semantic_ids.query_codes import QueryCoder
+from genrec.text.encoder import TextEncoder
+from genrec.text.query_tokens import HASHED, hashed_tokens, readable
+
+
+@dataclass(frozen=True)
+class QueryFeatures:
+    """Features of a table of query texts: ``text`` (Q, text_dim) and tokens ``words[offsets[q]:offsets[q + 1]]``.
+
+    Tokens below ``WORD_BUCKETS`` are hashed words, those below ``HASHED`` hashed character n-grams, the rest codes of the query's semantic ID.
+    """
+
+    text: np.ndarray
+    words: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def build(cls, texts: Sequence[str], encoder: TextEncoder) -> QueryFeatures:
+        """Features of the first 256 characters of each query. An encoder without codebooks gives no code tokens.
+
+        A query without known words, or without any letter, has a zero text vector and is still a query.
+        """
+        texts = readable(texts)
+        rows, tokens = hashed_tokens(texts)
+        if isinstance(encoder, QueryCoder):
+            text, codes = encoder.encode_queries(texts)
+            row, level = np.nonzero(codes >= 0)
+            rows = np.concatenate([rows, row])
+            tokens = np.concatenate([tokens, HASHED + level * CODE_SPAN + codes[row, level]])
+        else:
+            text = encoder.encode(texts)
+        order = np.argsort(rows, kind="stable")
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(texts)))]).astype(np.int64)
+        return cls(text, tokens[order].astype(np.int64), offsets)
+
+    def joined(self, other: QueryFeatures) -> QueryFeatures:
+        """One table of both, this one's rows first."""
+        offsets = np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]])
+        words = np.concatenate([self.words, other.words])
+        return QueryFeatures(np.concatenate([self.text, other.text]), words, offsets)
+
+    def take(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Text vectors, words and start offsets of some queries."""
+        lengths = np.diff(self.offsets)[ids]
+        starts = np.cumsum(lengths) - lengths
+        rows = np.repeat(self.offsets[ids] - starts, lengths) + np.arange(lengths.sum())
+        return self.text[ids], self.words[rows], starts
