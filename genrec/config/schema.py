@@ -80,7 +80,6 @@ class TextConfig:
         choices=("tfidf", "hf", "minilm"),
     )
     dim: int = setting(256, "Width of TF-IDF vectors.", ge=1)
-    max_features: int = setting(50_000, "Maximum vocabulary of words, and of character n-grams (TF-IDF).", ge=1)
     min_df: int = setting(2, "Minimum number of texts that contain a term (TF-IDF).", ge=1)
     character_share: float = setting(
         0.5, "Weight of character n-grams against words, for typos and model numbers (TF-IDF).", ge=0, le=1
@@ -89,7 +88,6 @@ class TextConfig:
     query_prefix: str = setting("", "Text that the model expects before a query.")
     item_prefix: str = setting("", "Text that the model expects before an item's text.")
     max_tokens: int = setting(128, "Maximum tokens of a text; the rest is cut off (hf, minilm).", ge=1)
-    batch_size: int = setting(64, "Texts per forward pass (hf, minilm).", ge=1)
     cache: str | None = setting(None, "Folder of cached vectors (hf, minilm); null is OUTPUT/text-cache.")
     finetune: bool = setting(False, "Train a projection on query-item and item-item pairs of the training events.")
 
@@ -111,15 +109,7 @@ class SemanticIdConfig:
         "Where the last residual level of rq-opq is balanced: nowhere, over all items, per code, or below each prefix.",
         choices=("none", "last", "last-per-code", "last-per-parent"),
     )
-    normalise_residuals: bool = setting(True, "Scale residuals to length 1 before each further level of rq-opq.")
-    iterations: int = setting(25, "Maximum rounds of k-means.", ge=1)
     fit_queries: bool = setting(False, "Fit codebooks on training queries as well as items, as OneSearch does.")
-    fit_sample: int = setting(1_000_000, "Maximum number of vectors that codebooks are fitted on.", ge=1)
-    vae_dim: int = setting(32, "Latent width of rq-vae.", ge=1)
-    vae_epochs: int = setting(100, "Epochs of rq-vae.", ge=1)
-    resolve_collisions: bool = setting(
-        True, "Move items that share a code to the nearest free code of the last two levels."
-    )
     behaviour_share: float = setting(
         0.5, "Weight of co-consumption vectors against text vectors; 0 is text alone.", ge=0, le=1
     )

@@ -15,7 +15,7 @@ from genrec.config.load import to_dict
 from genrec.config.schema import Config
 from genrec.data.dataset import TRAIN, Dataset
 from genrec.errors import UserError
-from genrec.semantic_ids.collisions import CollisionReport, resolve_collisions
+from genrec.semantic_ids.collisions import resolve_collisions
 from genrec.semantic_ids.drift import drift_baseline
 from genrec.semantic_ids.prefixes import prefix_ids
 from genrec.semantic_ids.quantizers import Codebooks, Quantized, encode, fit_quantizer
@@ -58,7 +58,7 @@ def tokenize(config: Config, dataset: Dataset, target: Path, words: TextSpace | 
     beside = space.vectors(words.query_vectors(_training_queries(dataset))[1]) if settings.fit_queries else None
     quantized = fit_quantizer(vectors, settings, config.seed, beside)
     popularity = dataset.item_counts(TRAIN)
-    codes, resolution = _resolved(quantized, vectors, popularity, settings.resolve_collisions)
+    codes, resolution = _resolved(quantized, vectors, popularity)
     codebooks = quantized.codebooks
     report = quality_report(codes, vectors, codebooks, popularity) | {
         "quantizer": quantized.notes,
@@ -105,17 +105,12 @@ def _without_vector(vectors: np.ndarray) -> int:
     return without
 
 
-def _resolved(
-    quantized: Quantized, vectors: np.ndarray, popularity: np.ndarray, resolve: bool
-) -> tuple[np.ndarray, dict[str, Any]]:
+def _resolved(quantized: Quantized, vectors: np.ndarray, popularity: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
     """Codes after collisions, and what that did, with the independent coding rate before."""
     leaf = prefix_ids(quantized.codes)[1][:, -1]
     before = {"independent_coding_rate_before": float((np.bincount(leaf)[leaf] == 1).mean())}
-    if resolve:
-        codes, report = resolve_collisions(quantized.codes, vectors, quantized.codebooks, popularity)
-        return codes, asdict(report) | before
-    collisions = len(leaf) - int(leaf.max()) - 1
-    return quantized.codes, asdict(CollisionReport(len(leaf), collisions, collisions, 0, 0.0)) | before
+    codes, report = resolve_collisions(quantized.codes, vectors, quantized.codebooks, popularity)
+    return codes, asdict(report) | before
 
 
 def _training_queries(dataset: Dataset) -> list[str]:

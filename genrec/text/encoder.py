@@ -45,9 +45,9 @@ class TextEncoder(ABC):
 
 
 def encoder_key(config: TextConfig) -> str:
-    """A fingerprint of the settings that change vectors: not the cache's place nor the batch size."""
+    """A fingerprint of the settings that change vectors: not the folder of the cache."""
     settings = to_dict(config)
-    return fingerprint({name: value for name, value in settings.items() if name not in ("cache", "batch_size")})
+    return fingerprint({name: value for name, value in settings.items() if name != "cache"})
 
 
 def item_texts(items: pl.DataFrame) -> list[str]:

@@ -20,7 +20,7 @@ def fit_encoder(config: TextConfig, texts: Sequence[str], seed: int, cache: Path
     if config.encoder == "tfidf":
         from genrec.text.tfidf import TfidfEncoder
 
-        return TfidfEncoder.fit(texts, config.dim, config.max_features, config.min_df, seed, config.character_share)
+        return TfidfEncoder.fit(texts, config.dim, config.min_df, seed, config.character_share)
     from genrec.text.transformer import TransformerEncoder
 
     return TransformerEncoder.open(config, cache)

@@ -20,6 +20,7 @@ from genrec.text.encoder import TOKEN_PATTERN, TextEncoder, unit
 
 FIT_TEXTS = 200_000  # words and directions are learnt from at most so many texts, drawn by seed
 BLOCK = 20_000  # texts counted at a time
+MAX_TERMS = 50_000  # of words, and of character n-grams: the most frequent
 CHARACTERS_READ = 400  # of each text for character n-grams: title, brand and category come first in an item's text
 
 
@@ -32,9 +33,9 @@ class Terms:
     idf: np.ndarray
 
     @classmethod
-    def fit(cls, kind: str, texts: Sequence[str], max_features: int, min_df: int) -> Terms | None:
+    def fit(cls, kind: str, texts: Sequence[str], min_df: int, max_terms: int) -> Terms | None:
         """None where the texts hold no term at all."""
-        counter = _counter(kind, max_features=max_features, min_df=min(min_df, max(1, len(texts) // 2)))
+        counter = _counter(kind, max_features=max_terms, min_df=min(min_df, max(1, len(texts) // 2)))
         try:
             counts = counter.fit_transform(_read(kind, texts))
         except ValueError:
@@ -83,16 +84,22 @@ class TfidfEncoder(TextEncoder):
 
     @classmethod
     def fit(
-        cls, texts: Sequence[str], dim: int, max_features: int, min_df: int, seed: int, character_share: float = 0.0
+        cls,
+        texts: Sequence[str],
+        dim: int,
+        min_df: int,
+        seed: int,
+        character_share: float = 0.0,
+        max_terms: int = MAX_TERMS,
     ) -> TfidfEncoder:
         """Fit on item texts. ``dim`` shrinks to what the texts can carry; texts without words give one constant dimension."""
         if len(texts) > FIT_TEXTS:
             chosen = np.sort(np.random.default_rng(seed).choice(len(texts), FIT_TEXTS, replace=False))
             texts = [texts[index] for index in chosen]
-        words = Terms.fit("words", texts, max_features, min_df)
+        words = Terms.fit("words", texts, min_df, max_terms)
         if words is None:  # a catalogue of bare ids
             return cls(Terms("words", ["\0"], np.ones(1, np.float32)), None, np.zeros((1, 1)), 0.0)
-        characters = Terms.fit("characters", texts, max_features, min_df) if character_share > 0 else None
+        characters = Terms.fit("characters", texts, min_df, max_terms) if character_share > 0 else None
         encoder = cls(words, characters, np.zeros((1, 1)), character_share if characters else 0.0)
         weighted = encoder._weigh(texts)
         rank = min(dim, min(weighted.shape) - 1)

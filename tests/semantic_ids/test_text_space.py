@@ -59,9 +59,7 @@ def test_without_keywords_or_their_share_the_vectors_are_plain(prepared_run, tin
     np.testing.assert_allclose(enhanced, plain, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "override", ["text.finetune=true", "text.character_share=0", "text.max_features=30", "text.min_df=5", "text.dim=8"]
-)
+@pytest.mark.parametrize("override", ["text.finetune=true", "text.character_share=0", "text.min_df=5", "text.dim=8"])
 def test_keys_change_vectors_and_the_fingerprint(prepared_run, tiny_overrides, space, override):
     config, data = changed(prepared_run, tiny_overrides, override).config, prepared_run.dataset
     assert tokenize_key(config, data) != tokenize_key(prepared_run.config, data)

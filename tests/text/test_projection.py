@@ -61,7 +61,7 @@ def test_pairs_that_teach_nothing_leave_the_space_alone(world):
 
 
 def test_round_trip_and_zero_stays_zero(tmp_path):
-    base = TfidfEncoder.fit(TEXTS, 5, 100, 1, 0)
+    base = TfidfEncoder.fit(TEXTS, 5, 1, 0)
     encoder = ProjectedEncoder(base, np.random.default_rng(0).normal(size=(5, 5)))
     encoder.save(tmp_path)
     again = load_encoder(tmp_path)
@@ -74,7 +74,7 @@ def test_round_trip_and_zero_stays_zero(tmp_path):
 
 def test_a_projection_of_another_width():
     with pytest.raises(UserError, match=r"its shape is \(3, 3\), the text encoder needs \(5, 5\)"):
-        ProjectedEncoder(TfidfEncoder.fit(TEXTS, 5, 100, 1, 0), np.zeros((3, 3)))
+        ProjectedEncoder(TfidfEncoder.fit(TEXTS, 5, 1, 0), np.zeros((3, 3)))
 
 
 def test_pairs_come_from_training_events_only(prepared_run):

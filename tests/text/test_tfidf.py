@@ -28,7 +28,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def encoder():
-    return TfidfEncoder.fit(TEXTS, dim=5, max_features=1000, min_df=1, seed=0)
+    return TfidfEncoder.fit(TEXTS, dim=5, min_df=1, seed=0)
 
 
 def test_vectors_are_unit_and_near_for_like_texts(encoder):
@@ -48,7 +48,7 @@ def test_round_trip(encoder, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_encoder(encoder):
-    again = TfidfEncoder.fit(TEXTS, dim=5, max_features=1000, min_df=1, seed=0)
+    again = TfidfEncoder.fit(TEXTS, dim=5, min_df=1, seed=0)
     assert np.array_equal(again.components, encoder.components) and again.vocabulary == encoder.vocabulary
 
 
@@ -69,7 +69,7 @@ def test_case_and_order_of_texts(encoder):
 
 def test_chinese(tmp_path):
     texts = ["红色跑步鞋", "蓝色跑步鞋", "红色皮包", "绿茶", "红茶", "运动手表 Pro"]
-    encoder = TfidfEncoder.fit(texts, dim=4, max_features=1000, min_df=1, seed=0)
+    encoder = TfidfEncoder.fit(texts, dim=4, min_df=1, seed=0)
     assert "跑 步" in encoder.vocabulary and "pro" in encoder.vocabulary and "跑步" not in " ".join(encoder.vocabulary)
     found = encoder.encode(["跑步鞋"]) @ encoder.encode(texts).T
     assert set(np.argsort(-found[0])[:2]) == {0, 1} and np.linalg.norm(found) > 0.5
@@ -79,7 +79,7 @@ def test_chinese(tmp_path):
 
 @pytest.mark.parametrize("texts", [["", "", ""], ["", "!!", "  "], [""]])
 def test_a_catalogue_without_words(texts, tmp_path):
-    encoder = TfidfEncoder.fit(texts, dim=8, max_features=10, min_df=2, seed=0)
+    encoder = TfidfEncoder.fit(texts, dim=8, min_df=2, seed=0, max_terms=10)
     assert (encoder.encode(texts) == 0).all() and (encoder.encode(["red shoes"]) == 0).all() and encoder.dim == 1
     encoder.save(tmp_path)
     assert (load_encoder(tmp_path).encode(["red shoes"]) == 0).all()
@@ -87,13 +87,13 @@ def test_a_catalogue_without_words(texts, tmp_path):
 
 @pytest.mark.parametrize("texts", [["tea"], ["tea", "tea"], ["tea", ""], ["green tea", "black tea"]])
 def test_tiny_catalogues(texts):
-    encoder = TfidfEncoder.fit(texts, dim=8, max_features=10, min_df=2, seed=0)
+    encoder = TfidfEncoder.fit(texts, dim=8, min_df=2, seed=0, max_terms=10)
     vectors = encoder.encode(texts)
     assert np.isfinite(vectors).all() and np.linalg.norm(vectors[0]) == pytest.approx(1, abs=1e-5)
 
 
 def test_dim_shrinks_to_what_the_texts_carry():
-    assert TfidfEncoder.fit(TEXTS, dim=300, max_features=1000, min_df=1, seed=0).dim == len(TEXTS) - 1
+    assert TfidfEncoder.fit(TEXTS, dim=300, min_df=1, seed=0).dim == len(TEXTS) - 1
 
 
 def test_item_texts_join_what_there_is():
@@ -108,10 +108,10 @@ def test_item_texts_join_what_there_is():
 
 
 def test_characters_bring_typos_near_and_survive_a_save(tmp_path):
-    encoder = TfidfEncoder.fit(TEXTS, dim=6, max_features=1000, min_df=1, seed=0, character_share=0.5)
+    encoder = TfidfEncoder.fit(TEXTS, dim=6, min_df=1, seed=0, character_share=0.5)
     found = encoder.encode(["lether bags", "runing shos"]) @ encoder.encode(TEXTS).T
     assert set(np.argsort(-found[0])[:2]) == {2, 3} and set(np.argsort(-found[1])[:2]) == {0, 1}
-    assert (TfidfEncoder.fit(TEXTS, 6, 1000, 1, 0).encode(["lether bags"]) == 0).all()
+    assert (TfidfEncoder.fit(TEXTS, 6, 1, 0).encode(["lether bags"]) == 0).all()
     encoder.save(tmp_path)
     assert np.array_equal(load_encoder(tmp_path).encode([*TEXTS, "lether"]), encoder.encode([*TEXTS, "lether"]))
 
@@ -119,7 +119,7 @@ def test_characters_bring_typos_near_and_survive_a_save(tmp_path):
 def test_a_large_catalogue_is_sampled_and_encoded_in_blocks(monkeypatch):
     monkeypatch.setattr(tfidf, "FIT_TEXTS", 5)
     monkeypatch.setattr(tfidf, "BLOCK", 2)
-    encoder = TfidfEncoder.fit(TEXTS, 3, 1000, 1, 0)
+    encoder = TfidfEncoder.fit(TEXTS, 3, 1, 0)
     vectors = encoder.encode(TEXTS)
     assert vectors.shape == (7, 3) and encoder.dim == 3
     for text, vector in zip(TEXTS, vectors, strict=True):

@@ -58,7 +58,7 @@ def test_padding_does_not_count():
 
 
 def test_vectors_are_unit_in_order_and_free_of_their_neighbours(model):
-    encoder = fit_encoder(config_of(model, batch_size=2), [], 0)
+    encoder = fit_encoder(config_of(model), [], 0)
     vectors = encoder.encode([*TEXTS, "", "  "])
     assert vectors.shape == (7, 16) == (7, encoder.dim) and vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors[:5], axis=1), 1, atol=1e-5)
@@ -145,7 +145,7 @@ def test_an_unknown_encoder_in_a_folder(tmp_path):
 
 def test_the_key_ignores_what_changes_no_vector():
     plain = encoder_key(TextConfig())
-    assert encoder_key(TextConfig(cache="elsewhere", batch_size=3)) == plain != encoder_key(TextConfig(finetune=True))
+    assert encoder_key(TextConfig(cache="elsewhere")) == plain != encoder_key(TextConfig(finetune=True))
 
 
 @pytest.mark.skipif(importlib.util.find_spec(MINILM_MODULE) is None, reason="genrec[minilm] is not installed")
@@ -166,8 +166,8 @@ def test_minilm_without_its_package(monkeypatch):
     [
         ("text.encoder=bert", "text.encoder: 'bert' is not one of tfidf, hf, minilm"),
         ("text.encoder=hf", "text.model: is None; text.encoder=hf needs"),
-        ("text.model=some/model", "text.model: is some/model; .* the others need null"),
-        ("text.max_tokens=0", "text.max_tokens: must be above 0"),
+        ("text.model=some/model", "text.model: is some/model; .* others need null"),
+        ("text.max_tokens=0", "text.max_tokens: must be at least 1"),
         ("text.character_share=2", "text.character_share: must lie between 0 and 1"),
         ("semantic_ids.keyword_share=-1", "semantic_ids.keyword_share: must lie between 0 and 1"),
     ],

@@ -58,11 +58,9 @@ def fit_quantizer(
     if beside is not None and len(beside):
         vectors = np.concatenate([vectors, beside])
     if settings.quantizer == "rq-vae":
-        quantized = Quantized(
-            *fit_rq_vae(vectors, flat, seed, settings.vae_dim, settings.vae_epochs, settings.fit_sample)
-        )
+        quantized = Quantized(*fit_rq_vae(vectors, flat, seed))
     elif settings.quantizer == "random":
-        quantized = Quantized(*fit_random(vectors, flat, seed, settings.fit_sample))
+        quantized = Quantized(*fit_random(vectors, flat, seed))
     else:
         if settings.quantizer == "rq-kmeans":
             levels, n_sub, sub_size = flat, 0, 0
@@ -72,10 +70,15 @@ def fit_quantizer(
         is_paper = settings.quantizer == "rq-opq"
         quantized = Quantized(
             *fit_codebooks(
-                vectors, levels, n_sub, sub_size, seed, settings.iterations, settings.balance if is_paper else "none",
-                settings.normalise_residuals and is_paper, settings.fit_sample,
+                vectors,
+                levels,
+                n_sub,
+                sub_size,
+                seed,
+                balance=settings.balance if is_paper else "none",
+                normalise=is_paper,
             )
-        )  # fmt: skip
+        )
     if vectors is not items:
         quantized.codes = encode_balanced(
             quantized.codebooks, items, settings.balance if settings.quantizer == "rq-opq" else "none"

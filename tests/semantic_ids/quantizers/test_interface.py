@@ -17,9 +17,6 @@ SETTINGS = {
     "level_sizes": [16, 8, 4],
     "opq_subcodebooks": 2,
     "opq_size": 4,
-    "vae_dim": 8,
-    "vae_epochs": 20,
-    "iterations": 8,
 }
 
 
