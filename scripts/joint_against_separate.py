@@ -2,8 +2,7 @@
 
     python scripts/joint_against_separate.py CONFIG [--arms joint search recommendation] [--seeds 2] [--split valid] [key=value ...]
 
-Arms: joint (both tasks), search and recommendation (that task alone), staged (align, co-occur, personalise), category (query -> category),
-distilled (keyword self-distillation). Every arm has as many epochs over the same
+Arms: joint (both tasks), search and recommendation (that task alone), staged (align, co-occur, personalise), aligned (align alone first). Every arm has as many epochs over the same
 events; differences are to the first arm named, paired over requests, over the mean of all seeds. Tables: OUTPUT/NAME-arms.md and .json.
 """
 
@@ -32,8 +31,6 @@ ARMS = {
     "recommendation": ["training.tasks=[recommendation]"],
     "staged": ["training.align_epochs=1", "training.cooccur_epochs=1"],
     "aligned": ["training.align_epochs=1"],
-    "category": ["training.category_weight=0.2"],
-    "distilled": ["training.keyword_distill_weight=0.1"],
 }
 METRICS = ("recall@10", "ndcg@10")
 Values = dict[tuple[str, str], dict[str, np.ndarray]]

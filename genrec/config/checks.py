@@ -86,10 +86,6 @@ def _check_ranking(model: ModelConfig, training: TrainingConfig) -> None:
         )
     if training.infonce_easy < 1 and not training.hard_negatives:
         raise UserError("training.infonce_easy: below 1 it needs training.hard_negatives above 0")
-    if model.stages and model.ranking and training.shuffle_whole:
-        raise UserError(
-            "training.shuffle_whole: must be 0 with model.stages; a shuffled history would hold future outcomes"
-        )
 
 
 def _check_training(config: Config) -> None:
@@ -100,16 +96,10 @@ def _check_training(config: Config) -> None:
         raise UserError(
             f"training.epochs: {training.epochs} leaves none after align_epochs + cooccur_epochs = {before}; give more"
         )
-    if training.ema and training.strategy == "fsdp":
-        raise UserError("training.ema: must be 0 with training.strategy=fsdp (a shard has no average)")
-    if not training.same_time and (training.shuffle_ties or training.shuffle_whole):
-        raise UserError("training.same_time: false needs events in order; set shuffle_ties and shuffle_whole to 0")
     if config.split.cold_share and training.refit:
         raise UserError(
             "split.cold_share: a refit learns from validation events, which hold cold items; set training.refit=false"
         )
-    if training.keyword_distill_weight and not config.semantic_ids.keywords:
-        raise UserError("training.keyword_distill_weight: the teacher reads keywords; set semantic_ids.keywords=true")
 
 
 def _check_decoding(decoding: DecodingConfig) -> None:

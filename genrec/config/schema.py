@@ -191,13 +191,6 @@ class TrainingConfig:
     )
     learning_rate: float = setting(1e-3, "Learning rate of AdamW.", gt=0)
     weight_decay: float = setting(0.01, "Weight decay of AdamW.", ge=0)
-    warmup_steps: int = setting(100, "Steps of linear warm-up.", ge=0)
-    ema: float = setting(0.0, "Decay of averaged weights, which are then validated and saved; 0 is off.", ge=0, lt=1)
-    label_smoothing: float = setting(0.0, "Label smoothing of the retrieval loss.", ge=0, le=1)
-    category_weight: float = setting(0.0, "Weight of the loss from a query to its item's category.", ge=0)
-    keyword_distill_weight: float = setting(
-        0.0, "Weight of the distance to answers for the query with the item's keywords (OneSearch-V2: 0.1).", ge=0
-    )
     retrieve_weight: float = setting(1.0, "Weight of the retrieval loss.", ge=0)
     generate_weight: float = setting(1.0, "Weight of the generation loss.", ge=0)
     decoder_epochs: int | None = setting(
@@ -207,35 +200,25 @@ class TrainingConfig:
     distill_weight: float = setting(
         1.0, "Weight of distillation from retrieval head to code decoder, up to 65,536 items.", ge=0
     )
-    distill_temperature: float = setting(1.0, "Temperature of the distillation teacher.", gt=0)
     progressive: str = setting(
         "none",
         "What reasoning step k learns: nothing of its own, the first k codes, or the k-th stage of `model.stages`.",
         choices=("none", "codes", "actions"),
     )
-    progressive_weight: float = setting(0.3, "Weight of the mean loss of reasoning steps.", ge=0)
     infonce_easy: float = setting(
         1.0, "Weight of InfoNCE against random items; the rest is against hard negatives.", ge=0, le=1
     )
     hard_negatives: int = setting(20, "Hard negatives of a request: ignored impressions, else mined items.", ge=0)
     rank_weight: float = setting(1.0, "Weight of the ranking loss.", ge=0)
     rank_pair_weight: float = setting(1.0, "Weight of its pairwise term.", ge=0)
-    rank_list_weight: float = setting(0.0, "Weight of its list-wise term.", ge=0)
     rank_share: float = setting(
         0.25, "Fraction of requests that rank in a step, in logs without impressions.", ge=0, le=1
     )
     rank_negatives: int = setting(20, "Random candidates of such a request.", ge=0)
     generate_share: float = setting(0.5, "Fraction of requests whose codes are learnt in a step.", ge=0, le=1)
     same_time: bool = setting(True, "A request may see other events of its own second.")
-    shuffle_ties: float = setting(
-        0.0, "Fraction of sequences whose simultaneous events are shuffled in each epoch.", ge=0, le=1
-    )
-    shuffle_whole: float = setting(0.0, "Fraction of sequences shuffled completely.", ge=0, le=1)
     negatives: int | None = setting(
         None, "Negatives drawn per step; 0: the whole catalogue; null: all up to 4096 items, else 2048.", ge=0
-    )
-    cold_negatives: bool = setting(
-        False, "Use items without training events as negatives; true means that they are never recommended."
     )
     stride: int = setting(25, "New events per window of a long sequence.", ge=1)
     valid_requests: int = setting(4000, "Validation requests scored after each epoch.", ge=0)
@@ -243,7 +226,6 @@ class TrainingConfig:
     compile: bool = setting(False, "Compile the backbone layers with torch.compile.")
     threads: int = setting(0, "CPU threads; 0 leaves the choice to torch.", ge=0)
     accelerator: str = setting("auto", "Device: auto, cpu or gpu.")
-    devices: int = setting(0, "Processes started by torchrun; 0 accepts any number.", ge=0)
     strategy: str = setting(
         "auto", "A copy of the network per process, or a sharded network (fsdp).", choices=("auto", "ddp", "fsdp")
     )

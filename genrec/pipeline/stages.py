@@ -156,10 +156,10 @@ def sasrec_config(config: Config, n_items: int) -> Config:
     fixed = {
         "model": {"dim": 64, "layers": 2, "heads": 1, "dropout": 0.5, "anchors": 0, "query_anchors": False, "summary_tokens": 0, "user_tokens": False,
                   "reasoning_steps": 0, "stages": [], "ranking": False},
-        "training": {"epochs": None, "patience": 5, "weight_decay": 0.0, "learning_rate": 1e-3, "ema": 0.0, "label_smoothing": 0.0,
-                     "negatives": 0 if n_items <= WHOLE_SOFTMAX else None, "shuffle_ties": 0.0, "shuffle_whole": 0.0, "progressive": "none",
-                     "infonce_easy": 1.0, "align_epochs": 0, "cooccur_epochs": 0, "category_weight": 0.0, "keyword_distill_weight": 0.0,
-                     "compile": False, "cold_negatives": True},
+        "training": {"epochs": None, "patience": 5, "weight_decay": 0.0, "learning_rate": 1e-3,
+                     "negatives": 0 if n_items <= WHOLE_SOFTMAX else None, "progressive": "none",
+                     "infonce_easy": 1.0, "align_epochs": 0, "cooccur_epochs": 0,
+                     "compile": False},
     }  # fmt: skip
     tree = OmegaConf.merge(OmegaConf.structured(config), fixed, OmegaConf.create(config.evaluation.sasrec))
     return OmegaConf.to_object(tree)

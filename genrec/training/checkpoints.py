@@ -1,7 +1,8 @@
-"""Checkpoints of a training: each an artefact folder (whole or not there, with checksums), the newest two kept, the best weights beside.
+"""Checkpoints of a training, each an artefact folder: whole or not there, with checksums.
 
-``step-000001200/`` is the whole state after 1200 optimiser steps; its manifest names the ``best-*`` folder it relies on, which stays as
-long as it does. ``best-000001000/`` holds the weights that validation liked best (for a fixed number of epochs: the last ones).
+``step-000001200/`` is the whole state after 1200 optimiser steps; the newest two are kept. Its manifest names the
+``best-*`` folder it relies on, which stays as long as it does. ``best-000001000/`` holds the weights that validation
+liked best (for a fixed number of epochs: the last ones).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import math
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +87,8 @@ def newest(work: Path) -> Path | None:
 class Checkpoints(Checkpoint):
     """Saves by the clock, by steps and at the end of each epoch; keeps the best weights, and the curves.
 
-    ``choosing``: by ``val/quality``; else the last epoch's weights are the best. The curves (a row each ``log_every`` steps and one for
-    each validation) are part of the state, so that a resumed training's equal an uninterrupted one's.
+    ``choosing``: the best by ``val/quality``; else the last epoch's weights. The curves (a row each ``log_every`` steps
+    and one for each validation) are part of the state, so that a resumed training has those of an uninterrupted one.
     """
 
     def __init__(self, work: Path, settings: TrainingConfig, choosing: bool, log_every: int):
@@ -167,14 +169,14 @@ class Checkpoints(Checkpoint):
         state = trainer.strategy.lightning_module_state_dict()
         if trainer.is_global_zero:
             weights = {name.removeprefix("network."): value.cpu().contiguous() for name, value in state.items()}
-            average = trainer.lightning_module.average
-            if average is not None:
-                weights |= {name: value.cpu().contiguous() for name, value in average.values.items()}
             with atomic_folder(self.work / self.best, BEST_KIND, "", {"epoch": trainer.current_epoch}) as folder:
                 save_file(weights, folder / WEIGHTS)
 
     def save(self, trainer: L.Trainer) -> None:
-        """Write the whole state; then drop what is older than the one before it, and best weights that nothing relies on."""
+        """Write the whole state.
+
+        Then remove all but the newest two states, and best weights that neither relies on.
+        """
         self.clock = time.monotonic()
         trainer.save_checkpoint(self.work / f"step-{trainer.global_step:09d}" / STATE, weights_only=False)
         if trainer.is_global_zero:
@@ -186,10 +188,8 @@ class Checkpoints(Checkpoint):
             shutil.rmtree(folder, ignore_errors=True)
         needed = {self.best}
         for folder in found[:KEPT]:
-            try:
+            with suppress(UserError):
                 needed.add(open_artifact(folder, KIND)["info"]["best"])
-            except UserError:
-                pass
         for folder in self.work.glob("best-*"):
             if folder.name not in needed:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -39,7 +39,7 @@ from genrec.model.network import GenerativeRecommender
 from genrec.model.query_features import QueryFeatures
 from genrec.objectives.generation import walked_nodes
 from genrec.semantic_ids.quantizers import default_sizes
-from genrec.training.batches import EpochLoader, request_counts
+from genrec.training.batches import WindowBatches, request_counts
 from genrec.training.fit import CPU_PARTS
 from genrec.training.module import TrainingModule
 
@@ -88,18 +88,18 @@ class Step:
         self.collator = Collator(config.model, features)
         windows = make_windows(data.offsets, data.lengths, config.model.max_length, config.training.stride)
         counts = request_counts(data, windows, True, False)  # recommendations alone, as the padded one has
-        self.loader = EpochLoader(data, windows, counts, self.collator, config.training, 1, 0, False)
+        self.loader = WindowBatches(data, windows, counts, self.collator, config.training, 1, 0, False)
         parts = replace(
             config.training, accumulate=1 if isinstance(self, Padded) or device != "cpu" else CPU_PARTS
         )  # as a run has it
-        self.in_parts = EpochLoader(data, windows, counts, self.collator, parts, 1, 0, False)
+        self.in_parts = WindowBatches(data, windows, counts, self.collator, parts, 1, 0, False)
         config.training.epochs = config.training.epochs or 1  # of the learning rate's schedule
         self.module = TrainingModule(self.network, config, len(self.loader))
         self.module.log = lambda *_, **__: None
         self.optimizer = self.module.configure_optimizers()["optimizer"]
 
     def batch(self, place: int) -> Batch:
-        return self.loader.part(place).batch.to(self.device)
+        return self.loader[place].batch.to(self.device)
 
     def context(self, place: int) -> int:
         """Real context events of a batch."""
@@ -114,11 +114,11 @@ class Step:
         parts = self.in_parts.parts
         self.optimizer.zero_grad()
         for index in range(place * parts, (place + 1) * parts):
-            part = self.in_parts.part(index)
+            part = self.in_parts[index]
             batch = self.batch(place) if parts == 1 else part.batch.to(self.device)
             with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
                 loss = self.loss(batch, index)
-            (loss * part.share / parts).backward()
+            (loss * part.weight / parts).backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         windows = self.loader.windows

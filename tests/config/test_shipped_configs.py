@@ -55,7 +55,7 @@ def test_config(path, tmp_path, tiny_overrides):
         ["data.options.search_share=0", "queries.synthetic=[category,title]", "split.kind=global-time"],
         ["model.request_time=true", "model.time_share=1", "training.negatives=20", "training.refit=false"],
         ["data.options.search_share=0", "model.use_ids=false", "semantic_ids.behaviour_share=0", "training.generate_weight=0", "decoding.cooccurrence=0"],
-        ["model.use_text=false", "model.use_codes=false", "training.retrieve_weight=0", "training.generate_share=1", "training.label_smoothing=0.1",
+        ["model.use_text=false", "model.use_codes=false", "training.retrieve_weight=0", "training.generate_share=1", 
          "data.keep_unseen_items=true", "training.refit=false"],
     ],
     ids=["synthetic-by-time", "request-time-sampled", "no-queries-cold-items", "generation-alone"],

@@ -18,7 +18,7 @@ from genrec.model.pair_features import SCALE, n_pair_features, pair_features
 from genrec.model.query_features import QueryFeatures
 from genrec.objectives.ranking import pairwise, pointwise
 from genrec.retrieval.neighbours import cooccurrence_neighbours
-from genrec.training.extra_losses import drawn_candidates, ranking_loss
+from genrec.training.auxiliary_losses import drawn_candidates, ranking_loss
 from genrec.training.fit import fill_anchors, new_network
 
 

@@ -23,6 +23,7 @@ from genrec.objectives.distillation import TeacherMass
 from genrec.objectives.generation import path_log_probabilities, path_losses
 from genrec.preference.policy import Policy
 from genrec.training.fit import new_network
+from genrec.training.generation_losses import dense_teacher
 from genrec.training.module import TrainingModule
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -196,7 +197,7 @@ def test_the_teacher_of_a_pointer_is_the_heads_distribution_with_what_anchors_we
     encoded = pointing.encode(batch)
     row, lane = (batch.targets >= 0).nonzero(as_tuple=True)
     targets = batch.targets[row, lane]
-    mass, loss = TrainingModule(pointing, config, 1).dense_teacher(encoded, row, lane, targets)
+    mass, loss = dense_teacher(pointing, encoded, row, lane, targets)
     with torch.no_grad():
         logits = pointing.retrieval_vectors(encoded.requests[row, lane]) @ pointing.item_index(encoded.items).T
         anchors, state = encoded.anchors.take(row, lane), encoded.requests[row, lane][:, None]

@@ -27,7 +27,7 @@ LEAN = [
 def drawn(tmp_path_factory, tiny_overrides) -> Run:
     """No feedback is read: the target among random and mined items, steps by codes, a share of hard InfoNCE."""
     more = ["name=drawn", "model.ranking=true", "model.reasoning_steps=2", "training.progressive=codes",
-            "training.infonce_easy=0.6", "training.hard_negatives=4", "training.rank_negatives=5", "training.rank_list_weight=0.5"]  # fmt: skip
+            "training.infonce_easy=0.6", "training.hard_negatives=4", "training.rank_negatives=5"]  # fmt: skip
     run = Run.create(None, tiny_overrides(tmp_path_factory.mktemp("runs"), *LEAN, *more))
     stage_train(run)
     return run
@@ -107,7 +107,6 @@ def test_the_protocol_needs_a_head_with_stages(drawn, trained_run):
         (["model.stages=[click]"], "nothing learns them"),
         (["model.ranking=true", "training.rank_negatives=0", "training.hard_negatives=0"], "above 0"),
         (["training.infonce_easy=0.5", "training.hard_negatives=0"], "hard_negatives above 0"),
-        (["model.ranking=true", "model.stages=[click]", "training.shuffle_whole=0.5"], "must be 0 with model.stages"),
         (["model.ranking=true", "model.stages=[click,love]"], "no action 'love'; it has"),
     ],
 )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
 
 from genrec.artifacts.folders import open_artifact, read_json
 from genrec.config.load import to_dict
@@ -21,8 +22,9 @@ from genrec.data.sequences import make_windows
 from genrec.errors import UserError
 from genrec.model.collate import Collator
 from genrec.model.query_features import QueryFeatures
-from genrec.training.batches import EpochLoader, request_counts
-from genrec.training.fit import FitPlan, check_launch, fit
+from genrec.training.batches import EpochLoader, WindowBatches, request_counts
+from genrec.training.fit import FitPlan, fit
+from genrec.training.trainer import check_launch
 
 WORKER = """
 import json, sys
@@ -92,7 +94,6 @@ def test_two_processes_equal_one(job, tmp_path):
     config, run = copy.deepcopy(job[0]), job[1]
     config.training.negatives, config.training.accumulate, config.training.checkpoint_steps = 20, 2, 2
     one = train(config, run, tmp_path / "one")
-    config.training.devices = 2
     together(config, run, tmp_path / "two", 2)
     assert_alike(one, tmp_path / "two")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "tensorboard", "two"]
@@ -102,7 +103,7 @@ def test_two_shards_equal_one_process(job, tmp_path):
     config, run = copy.deepcopy(job[0]), job[1]
     config.training.accelerator, config.training.checkpoint_steps, config.training.epochs = "cpu", 4, 1
     one = train(config, run, tmp_path / "one")
-    config.training.devices, config.training.strategy = 2, "fsdp"
+    config.training.strategy = "fsdp"
     together(config, run, tmp_path / "two", 2)
     assert_alike(one, tmp_path / "two")
 
@@ -142,7 +143,7 @@ def loader(request, prepared_run, synthetic_run):
         config.training.accumulate, config.training.batch_size = parts, batch_size
         recommends = bool(data.info["synthetic_queries"]) or not searches
         counts = request_counts(data, windows, recommends, searches)
-        return EpochLoader(data, windows, counts, collator, config.training, 3, epoch, searches, rank, world)
+        return WindowBatches(data, windows, counts, collator, config.training, 3, epoch, searches, rank, world)
 
     return make
 
@@ -163,37 +164,53 @@ def test_parts_and_processes_divide_each_step(loader, world, parts):
     pieces = [loader(rank=rank, world=world, parts=parts) for rank in range(world)]
     assert {len(one) for one in pieces} == {len(whole) * parts}
     for step in range(3):
-        targets = whole.part(step).batch.targets
+        targets = whole[step].batch.targets
         wanted = sorted(targets[targets >= 0].tolist())
         found, mean = [], 0.0
         for one in pieces:
             for part in range(parts):
-                piece = one.part(step * parts + part)
+                piece = one[step * parts + part]
                 own = piece.batch.targets[piece.batch.targets >= 0]
                 assert len(own), "a piece without a request has no loss"
-                mean += piece.share * float(own.double().mean()) / (world * parts)
-                found += own.tolist() if piece.share else []
+                mean += piece.weight * float(own.double().mean()) / (world * parts)
+                found += own.tolist() if piece.weight else []
         assert sorted(found) == wanted and mean == pytest.approx(np.mean(wanted))
 
 
 def test_a_loader_goes_on_where_its_state_says(loader):
-    whole = [part.batch.targets for part in loader(parts=2)]
-    first = loader(parts=2)
+    whole = [part.batch.targets for part in EpochLoader(loader(parts=2))]
+    first = EpochLoader(loader(parts=2))
     steps = iter(first)
     for _ in range(5):
         next(steps)
-    state, again = first.state_dict(), loader(parts=2)
+    state, batches = first.state_dict(), loader(parts=2)
     built = []
-    again.collator, collator = copy.copy(again.collator), again.collator
-    again.collator.windows = lambda *args: built.append(1) or collator.windows(*args)
+    batches.collator, collator = copy.copy(batches.collator), batches.collator
+    batches.collator.windows = lambda *args, **more: built.append(1) or collator.windows(*args, **more)
+    again = EpochLoader(batches)
     again.load_state_dict(state)
     rest = [part.batch.targets for part in again]
-    assert len(rest) == len(built) == len(whole) - 5 and all(
-        torch.equal(a, b) for a, b in zip(rest, whole[5:], strict=True)
-    )
-    later = loader(parts=2, epoch=1)
+    assert len(rest) == len(built) == len(whole) - 5 and len(again) == len(whole)
+    assert all(torch.equal(a, b) for a, b in zip(rest, whole[5:], strict=True))
+    later = EpochLoader(loader(parts=2, epoch=1))
     later.load_state_dict(state)  # of the epoch before
     assert len(list(later)) == len(later)
+
+
+def test_worker_processes_give_the_same_batches_and_go_on(loader, monkeypatch):
+    """As for a GPU, without the page-locked memory that needs one."""
+    whole, init = [part.batch.targets for part in EpochLoader(loader())], DataLoader.__init__
+    monkeypatch.setattr(
+        DataLoader, "__init__", lambda self, *args, **more: init(self, *args, **more | {"pin_memory": False})
+    )
+    workers = EpochLoader(loader(), on_gpu=True)
+    steps = iter(workers)
+    first = [next(steps).batch.targets for _ in range(3)]
+    again = EpochLoader(loader(), on_gpu=True)
+    again.load_state_dict(workers.state_dict())
+    assert workers.num_workers > 0 and workers.state_dict()["given"] == 3
+    for one, other in zip([*first, *(part.batch.targets for part in again)], whole, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_every_window_with_a_request_is_in_the_epoch_once(loader):
@@ -203,9 +220,6 @@ def test_every_window_with_a_request_is_in_the_epoch_once(loader):
 
 def test_a_wrong_launch_is_said(job):
     settings = copy.deepcopy(job[0].training)
-    settings.devices = 2
-    with pytest.raises(UserError, match="1 process runs; start with: torchrun"):
-        check_launch(settings)
-    settings.devices, settings.strategy = 1, "fsdp"
+    settings.strategy = "fsdp"
     with pytest.raises(UserError, match="training.strategy=ddp"):
         check_launch(settings)

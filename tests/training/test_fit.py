@@ -21,6 +21,7 @@ from genrec.model.query_features import QueryFeatures
 from genrec.model.saved import load_network
 from genrec.training import fit as fit_module
 from genrec.training.batches import epoch_batches, even_cuts
+from genrec.training.data_module import ValidationBatch
 from genrec.training.fit import FitPlan, fit, model_key, new_network, with_query_anchors
 from genrec.training.module import TrainingModule
 
@@ -269,11 +270,12 @@ def test_a_network_of_nan_is_not_the_best(job):
     module = TrainingModule(network, config, 1)
     collator = Collator(config.model, QueryFeatures.build(dataset.query_texts, ids.encoder))
     requests = dataset.requests("valid")
-    _, chunk, batch = next(request_batches(requests, collator, 30))
+    _, _, batch = next(request_batches(requests, collator, 30))
+    nothing = torch.zeros(0, dtype=torch.long)
     with torch.no_grad():
         network.retrieval.weight.fill_(float("nan"))
-        module.validation_step((batch, torch.zeros(len(chunk), dataset.n_items, dtype=torch.bool)), 0)
-    assert (torch.cat(module.ranks["retrieve"]) >= 10).all()
+        module.validation_step(ValidationBatch(batch, nothing, nothing), 0)
+    assert (torch.cat(module.validation.ranks["retrieve"]) >= 10).all()
 
 
 def test_the_order_of_batches_depends_on_seed_and_epoch(job):
@@ -355,7 +357,7 @@ def test_settings_of_the_decoder_leave_the_trunk_as_it_is(job, tmp_path):
     other = copy.deepcopy(config)
     other.model.pointer, other.model.decoder_layers = False, 2
     other.training.decoder_epochs, other.training.decoder_learning_rate = 3, 1e-4
-    other.training.distill_weight, other.training.distill_temperature = 0.0, 2.0
+    other.training.distill_weight = 0.0
     other.training.generate_weight, other.training.generate_share = 0.5, 0.1
     assert model_key(config, ids.key, backbone_folder) == model_key(other, ids.key, backbone_folder)
     assert model_key(config, ids.key, whole) != model_key(other, ids.key, whole)

@@ -81,7 +81,7 @@ def test_negatives_are_drawn_from_known_items():
 def test_the_protocol_asks_for_them(tmp_path, tiny_overrides):
     more = (
         "name=cold", "data.options.search_share=0", "queries.synthetic=[category]", "split.cold_share=0.2", "training.refit=false",
-        "training.cold_negatives=false", "evaluation.baselines=[]", "training.epochs=1", "training.decoder_epochs=1",
+        "evaluation.baselines=[]", "training.epochs=1", "training.decoder_epochs=1",
         "data.options.n_events=1500", "data.min_user_events=6",
     )  # fmt: skip
     run = Run.create(None, tiny_overrides(tmp_path, *more))

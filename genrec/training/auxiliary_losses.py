@@ -1,0 +1,181 @@
+"""Auxiliary losses of a training step: hard negatives, reasoning steps, ranking.
+
+Each is switched by config.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genrec.config.schema import TrainingConfig
+from genrec.model.batch import Batch
+from genrec.model.code_decoder import node_means
+from genrec.model.network import Encoded, GenerativeRecommender
+from genrec.objectives.hard_negatives import contrast, ignored_impressions, mined
+from genrec.objectives.progressive import multi_label_loss, prefix_loss, step_levels, step_stages
+from genrec.objectives.ranking import pairwise, pointwise
+from genrec.objectives.retrieval import full_softmax
+
+ROUNDING = 1e-4  # of a score that was summed in another order
+
+
+def hard_contrast(
+    network: GenerativeRecommender,
+    batch: Batch,
+    encoded: Encoded,
+    live: Tensor,
+    requests: Tensor,
+    count: int,
+    among: Tensor | None = None,
+) -> Tensor:
+    """InfoNCE of the targets of ``live`` (B, R) against ``count`` hard negatives each.
+
+    ``requests`` (N, dim) are their unit vectors. Hard negatives are impressions without a reaction where the log has
+    impressions, else mined among the items ``among`` (n,), None for all.
+    """
+    row, column = live.nonzero(as_tuple=True)
+    if batch.impressions is not None:
+        hard = ignored_impressions(batch.impressions, row, count, len(batch.items), len(encoded.items))
+    else:
+        hard, _, _ = _mined(network, batch, encoded, row, column, requests, count, among)
+    return contrast(requests, network.item_index(encoded.items), batch.targets[live], hard)
+
+
+def _mined(
+    network: GenerativeRecommender,
+    batch: Batch,
+    encoded: Encoded,
+    row: Tensor,
+    column: Tensor,
+    requests: Tensor,
+    count: int,
+    among: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    # Padding and events that are not visible yet become the target, which mining leaves out anyway.
+    targets = batch.targets[row, column]
+    history = torch.where(encoded.visible[row, column], batch.items[row], targets[:, None])
+    return mined(requests.detach(), network.item_index(encoded.items).detach(), targets, history, count, among)
+
+
+def progressive_loss(
+    network: GenerativeRecommender, batch: Batch, encoded: Encoded, live: Tensor, settings: TrainingConfig
+) -> Tensor:
+    """The mean over reasoning steps of what each has to learn; see ``genrec/objectives/progressive.py``."""
+    if settings.progressive == "codes":
+        return _by_codes(network, batch, encoded, live)
+    steps, stages = encoded.blocks[1:], len(network.config.stages)
+    total = encoded.requests.sum() * 0
+    for step, (block, stage) in enumerate(zip(steps, step_stages(len(steps), stages), strict=True)):
+        states = block.mean(2)
+        if batch.impressions is not None:
+            impressions = batch.impressions
+            exists = impressions.items >= 0
+            vectors = network.retrieval_vectors(states[impressions.row, impressions.column])[:, None].expand(
+                -1, exists.shape[1], -1
+            )
+            scale, bias = network.reasoning.calibration[step]
+            items, labels = encoded.items[impressions.items[exists]], impressions.reached[..., stage][exists]
+            total = total + multi_label_loss(vectors[exists], items, labels, bias, scale)
+        else:  # without impressions, step k learns to find the items that reached stage k
+            assert batch.reached is not None
+            positive = live & batch.reached[..., stage]
+            if positive.any():
+                vectors = network.retrieval_vectors(states[positive])
+                total = total + full_softmax(vectors, network.item_index(encoded.items), batch.targets[positive])
+    return total / len(steps)
+
+
+def _by_codes(network: GenerativeRecommender, batch: Batch, encoded: Encoded, live: Tensor) -> Tensor:
+    steps = encoded.blocks[1:]
+    total = encoded.requests.sum() * 0
+    targets = batch.targets[live]
+    if not len(targets):
+        return total
+    trie = network.catalogue.trie
+    means = node_means(trie, encoded.items)
+    for block, level in zip(steps, step_levels(len(steps), trie.depth), strict=True):
+        states = network.retrieval_vectors(block.mean(2)[live])
+        total = total + prefix_loss(states, means, trie, targets, level, network.config.temperature)
+    return total / len(steps)
+
+
+def ranking_loss(
+    network: GenerativeRecommender,
+    batch: Batch,
+    encoded: Encoded,
+    live: Tensor,
+    settings: TrainingConfig,
+    among: Tensor | None = None,
+) -> Tensor:
+    """Pointwise and pairwise loss of the ranking head.
+
+    Over impressions where the log has them; else over each target among random and mined items.
+    """
+    if network.config.stages:
+        impressions = batch.impressions
+        if impressions is None:
+            return encoded.requests.sum() * 0
+        candidates, reached = impressions.items, impressions.reached
+        logits = network.rank(encoded, impressions.row, impressions.column, candidates, impressions.features)
+    else:
+        row, column = live.nonzero(as_tuple=True)
+        drawn = torch.rand(len(row), device=row.device) < settings.rank_share
+        if not drawn.any():
+            return encoded.requests.sum() * 0
+        row, column = row[drawn], column[drawn]
+        candidates, chance = drawn_candidates(network, batch, encoded, row, column, settings, among)
+        reached = torch.zeros(*candidates.shape, 1, dtype=torch.bool, device=row.device)
+        reached[:, 0] = True
+        # Hard negatives are drawn a thousand times as often as others: uncorrected, a high score would come to mean
+        # "wrong".
+        logits = network.rank(encoded, row, column, candidates) - chance.log()[..., None]
+    exists = candidates >= 0
+    # Compare within a request only: across two requests of one user, the one that saw the other's outcome would learn
+    # the opposite.
+    group = torch.arange(len(candidates), device=exists.device)[:, None].expand_as(candidates)[exists]
+    total = logits.sum() * 0
+    for stage in range(logits.shape[-1]):
+        values, labels = logits[..., stage][exists], reached[..., stage][exists]
+        total = total + pointwise(values, labels)
+        if settings.rank_pair_weight:
+            total = total + settings.rank_pair_weight * pairwise(values, labels, group)
+    return total / logits.shape[-1]
+
+
+def drawn_candidates(
+    network: GenerativeRecommender,
+    batch: Batch,
+    encoded: Encoded,
+    row: Tensor,
+    column: Tensor,
+    settings: TrainingConfig,
+    among: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Candidates (N, 1 + random + hard) of each request: the target first, -1 where a random item is the target.
+
+    All but the first are of ``among`` (None: all). The second result, (N, same), is how often each is drawn as a
+    negative of its request on average: logits learnt from such draws are corrected by it (logQ correction; Bengio and
+    Senecal, IEEE TNN 2008).
+    """
+    targets = batch.targets[row, column]
+    count = len(encoded.items) if among is None else len(among)
+    columns = [targets[:, None]]
+    if settings.rank_negatives:
+        drawn = torch.randint(count, (len(row), settings.rank_negatives), device=row.device)
+        columns.append(drawn if among is None else among.to(row.device)[drawn])
+    chance = settings.rank_negatives / count
+    if settings.hard_negatives:
+        vectors = network.retrieval_vectors(encoded.requests[row, column])
+        hard, lowest, share = _mined(network, batch, encoded, row, column, vectors, settings.hard_negatives, among)
+        columns.append(hard)
+    candidates = torch.cat(columns, dim=1)
+    chances = torch.full(candidates.shape, chance, device=row.device)
+    if settings.hard_negatives:
+        with torch.no_grad():
+            scores = network.relevance(encoded.requests[row, column], candidates.clamp(min=0), encoded.items)
+        chances = chances + share[:, None] * (scores >= lowest[:, None] - ROUNDING)
+    again = candidates == targets[:, None]
+    again[:, 0] = False
+    # Without random negatives, items below the hard ones are never drawn; count them as drawn like one item.
+    return candidates.masked_fill(again, -1), chances.clamp(min=1 / count)

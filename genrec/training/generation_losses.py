@@ -1,0 +1,89 @@
+"""What the code decoder learns in a step: the targets' semantic IDs and the retrieval head's distribution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from genrec.config.schema import TrainingConfig
+from genrec.model.network import Encoded, GenerativeRecommender
+from genrec.objectives.distillation import TeacherMass
+from genrec.objectives.generation import path_log_probabilities, path_losses, walked_nodes
+
+# A larger catalogue has no teacher: a row of all items for each request would cost more than it teaches.
+TAUGHT_CATALOGUE = 1 << 16
+
+
+def generation_loss(
+    network: GenerativeRecommender,
+    encoded: Encoded,
+    live: Tensor,
+    targets: Tensor,
+    settings: TrainingConfig,
+    means: Tensor | None = None,
+    ignored: Tensor | None = None,
+) -> Tensor:
+    """Mean negative log-probability of the targets' semantic IDs, plus the distillation from the retrieval head.
+
+    ``live`` and ``targets`` (B, R). ``means`` (n_nodes, dim) of the item vectors below each node, where the caller has
+    kept them. ``ignored`` (n_nodes,) bool: nodes that are no wrong answers.
+    """
+    decoder, trie = network.decoder, network.catalogue.trie
+    assert decoder is not None
+    row, column = live.nonzero(as_tuple=True)
+    if settings.generate_share < 1:
+        drawn = torch.rand(len(row), device=row.device) < settings.generate_share
+        drawn[:1] = True
+        row, column = row[drawn], column[drawn]
+    targets = targets[row, column]
+    paths = trie.item_path[targets][None]  # (walks, N, levels): the observed walk of each request
+    teacher, teacher_loss = None, torch.zeros((), device=row.device)
+    if settings.distill_weight and settings.retrieve_weight and trie.n_items <= TAUGHT_CATALOGUE:
+        teacher, teacher_loss = dense_teacher(network, encoded, row, column, targets)
+        paths = torch.stack([paths[0], trie.item_path[teacher.draw()]])  # and a walk that the teacher drew
+    entered = torch.cat([torch.zeros_like(paths[..., :1]), paths[..., :-1]], dim=-1)
+    nodes, index = walked_nodes(trie, paths.flatten(0, 1))
+    vectors = decoder.node_vectors(trie, encoded.items, nodes, means)
+    memory = network.decoder_memory(encoded, row, column)
+    states, _ = decoder.hidden(memory, vectors, index[entered].transpose(0, 1))
+    states, scale, count = states.transpose(0, 1).flatten(0, 1), decoder.log_scale.exp(), len(row)
+    request = torch.arange(count, device=row.device).repeat(len(paths))  # of each walk
+    paths, copy_bias = paths.flatten(0, 1), None if memory.copy_bias is None else memory.copy_bias.take(request)
+    if teacher is None:
+        return -path_log_probabilities(states, scale, vectors, trie, paths, index, copy_bias, ignored).sum(-1).mean()
+    steps, divergence = path_losses(states, scale, vectors, paths, teacher, index, request, copy_bias, ignored)
+    distance = settings.distill_weight * divergence[count:].sum(-1).mean()
+    return -steps[:count].sum(-1).mean() + distance + teacher_loss
+
+
+def dense_teacher(
+    network: GenerativeRecommender, encoded: Encoded, row: Tensor, column: Tensor, targets: Tensor
+) -> tuple[TeacherMass, Tensor]:
+    """The retrieval head's distribution over the catalogue for N requests, and a loss of the teacher's own.
+
+    The requests stand at ``row``, ``column`` (N,). With a pointer the head's logits gain the pointer's bonus for the
+    anchors, which learns from the observed ``targets`` (N,) by cross-entropy.
+    """
+    decoder, trie = network.decoder, network.catalogue.trie
+    assert decoder is not None
+    state = encoded.requests[row, column]
+    with torch.no_grad():
+        index = network.item_index(encoded.items[trie.leaf_items])
+        logs = (network.retrieval_vectors(state) @ index.T).float().log_softmax(-1)
+    if decoder.pointer is None:
+        return TeacherMass.in_leaf_order(trie, logs), logs.new_zeros(())
+    assert encoded.anchors is not None
+    anchors, state = encoded.anchors.take(row, column), state[:, None].detach()
+    with torch.no_grad():
+        relevance = network.relevance(state, anchors.ids, encoded.items)
+    copy_bias = decoder.pointer.items(state, anchors, relevance, trie.n_items)
+    ids, bonus = copy_bias.nodes[:, 0], copy_bias.bonus[:, 0]
+    exists, first = ids < trie.n_items, F.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)
+    leaf = trie.item_place[ids.clamp(max=trie.n_items - 1)]
+    gained = torch.where(exists & first, logs.gather(1, leaf).exp() * bonus.expm1(), 0.0).sum(1).log1p()
+    rows = torch.arange(len(ids), device=ids.device)
+    chosen = logs.gather(1, trie.item_place[targets][:, None])[:, 0] + copy_bias.for_pairs(rows, targets)
+    rows, columns = exists.nonzero(as_tuple=True)
+    logs[rows, leaf[rows, columns]] = (logs.gather(1, leaf) + bonus.detach())[rows, columns]
+    return TeacherMass.in_leaf_order(trie, logs - gained.detach()[:, None]), (gained - chosen).mean()

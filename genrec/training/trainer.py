@@ -1,0 +1,132 @@
+"""Lightning's trainer as a fit uses it: devices, precision, callbacks and progress lines."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+
+from genrec.config.schema import Config, TrainingConfig
+from genrec.errors import UserError
+from genrec.training.checkpoints import Checkpoints, FolderIO
+from genrec.training.data_module import FitPlan
+from genrec.training.distributed import launched, on_gpu
+
+log = logging.getLogger(__name__)
+SECONDS_BETWEEN_LINES = 60
+
+
+def check_launch(settings: TrainingConfig) -> None:
+    """Raise ``UserError`` where ``strategy`` does not fit the number of processes."""
+    if settings.strategy == "fsdp" and launched() == 1:
+        raise UserError(
+            "training.strategy=fsdp shards over processes and there is one; start more with: torchrun --standalone "
+            "--nproc-per-node N -m genrec.cli train CONFIG, or use training.strategy=ddp"
+        )
+
+
+def precision(settings: TrainingConfig) -> str:
+    """Lightning's name of ``training.precision``; ``auto`` is bf16 on a GPU that has it, else 32."""
+    chosen = settings.precision
+    if chosen == "auto":
+        has_bf16 = on_gpu(settings.accelerator) and torch.cuda.is_bf16_supported(including_emulation=False)
+        chosen = "bf16" if has_bf16 else "32"
+    return {"bf16": "bf16-mixed", "32": "32-true"}[chosen]
+
+
+def _strategy(settings: TrainingConfig) -> str | Strategy:
+    if settings.strategy == "fsdp":
+        return ModelParallelStrategy(launched(), 1, save_distributed_checkpoint=False)
+    # Which answers a batch trains can differ between processes (a batch without a query, say).
+    return DDPStrategy(find_unused_parameters=True) if launched() > 1 else "auto"
+
+
+def make_trainer(config: Config, plan: FitPlan, work: Path, keeper: Checkpoints, log_every: int) -> L.Trainer:
+    """A trainer for ``plan`` that keeps its checkpoints in ``work``."""
+    choosing, settings = plan.epochs is None, config.training
+    callbacks: list[Callback] = [keeper, ProgressLines(plan.label, keeper)]
+    if choosing:
+        patience = settings.patience + settings.align_epochs + settings.cooccur_epochs
+        callbacks.append(EarlyStopping("val/quality", mode="max", patience=patience, check_on_train_epoch_end=False))
+    terminal = sys.stderr.isatty()
+    if terminal:
+        callbacks.append(TQDMProgressBar(refresh_rate=10))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() > 1 else 1
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices found, tips
+    warnings.filterwarnings("ignore", module="lightning")  # advice on loggers and numbers of workers
+    return L.Trainer(
+        accelerator=settings.accelerator,
+        devices=local,
+        num_nodes=launched() // local,
+        strategy=_strategy(settings),
+        precision=precision(settings),
+        accumulate_grad_batches=settings.accumulate,
+        plugins=[FolderIO()],
+        max_epochs=plan.epochs or settings.epochs,
+        callbacks=callbacks,
+        use_distributed_sampler=False,
+        logger=TensorBoardLogger(work.parent / "tensorboard", work.name.lstrip("."), version=""),
+        gradient_clip_val=1.0,
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        enable_progress_bar=terminal,
+        enable_model_summary=False,
+        limit_val_batches=1.0 if choosing else 0,
+        log_every_n_steps=log_every,
+    )
+
+
+class ProgressLines(Callback):
+    """Progress lines: what is fitted, how far it is, how good it is, how long it may take.
+
+    One line per epoch, and one a minute inside a long epoch.
+    """
+
+    def __init__(self, label: str, keeper: Checkpoints):
+        self.label, self.keeper = label, keeper
+        self.start = self.last = time.monotonic()
+        self.before = 0.0  # epochs that were done when this process began
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember where this process began."""
+        self.start = self.last = time.monotonic()
+        self.before = self._done(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A line a minute inside a long epoch."""
+        if time.monotonic() - self.last < SECONDS_BETWEEN_LINES or batch_idx + 1 >= trainer.num_training_batches:
+            return
+        share = (batch_idx + 1) / trainer.num_training_batches
+        self._line(trainer, f"{share:.0%} of epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The line of an epoch; its loss is that of the last step that was logged."""
+        losses = [row["train/loss"] for row in self.keeper.rows if row.get("train/loss") is not None]
+        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
+        parts += [f"loss {losses[-1]:.3f}"] if losses else []
+        if "val/quality" in trainer.callback_metrics:
+            parts.append(f"validation quality {float(trainer.callback_metrics['val/quality']):.4f}")
+        self._line(trainer, ", ".join(parts), finished=1)
+
+    def _done(self, trainer: L.Trainer) -> float:
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return trainer.current_epoch + batches / max(trainer.num_training_batches, 1)
+
+    def _line(self, trainer: L.Trainer, text: str, finished: int = 0) -> None:
+        self.last = time.monotonic()
+        done = trainer.current_epoch + 1 if finished else self._done(trainer)
+        rest = (self.last - self.start) / max(done - self.before, 1e-9) * ((trainer.max_epochs or 0) - done)
+        left = f"; at most {max(rest / 60, 0.1):.1f} min left" if rest > 1 else ""
+        log.info("%s: %s%s", self.label, text, left)
