@@ -22,7 +22,7 @@ from genrec.console import log_handler
 from genrec.errors import UserError
 from genrec.evaluation.metrics import bootstrap_interval, paired_test, per_request_metrics
 from genrec.generation.options import SearchOptions
-from genrec.pipeline.stages import fit_and_fuse, stage_tokenize
+from genrec.pipeline.stages import fit_model_and_reranker, stage_tokenize
 from genrec.runs.run import Run
 
 ARMS = {
@@ -53,7 +53,7 @@ def answers(run: Run, split: str) -> Values:
     return found
 
 
-def train(config: str, overrides: list[str], arm: str, seed: int, first: Path | None, generate: bool) -> Run:
+def train(config: str, overrides: list[str], arm: str, seed: int, first: Path | None) -> Run:
     """The run of an arm; what comes before training is taken over from ``first``, the run of another arm with this seed."""
     plain = Run.create(config, overrides)
     run = Run.create(config, [*overrides, *ARMS[arm], f"seed={seed}", f"name={plain.folder.name}-{arm}-{seed}"])
@@ -63,7 +63,7 @@ def train(config: str, overrides: list[str], arm: str, seed: int, first: Path | 
         if not (run.folder / stage).is_dir():
             shutil.copytree(first / stage, run.folder / stage, copy_function=os.link)
     stage_tokenize(run)
-    fit_and_fuse(run, generate)
+    fit_model_and_reranker(run)
     return run
 
 
@@ -101,11 +101,6 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=["joint", "search", "recommendation"], choices=list(ARMS))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--split", choices=["valid", "test"], default="valid")
-    parser.add_argument(
-        "--without-decoder",
-        action="store_true",
-        help="the network's retrieval and the fusion alone, in a fraction of the time",
-    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     options = parser.parse_intermixed_args()
     overrides = [*options.overrides, "training.refit=false"]
@@ -115,7 +110,7 @@ def main() -> None:
     for arm in dict.fromkeys(options.arms):
         found, began = [], time.process_time()
         for seed in range(42, 42 + options.seeds):
-            run = train(options.config, overrides, arm, seed, first.get(seed), not options.without_decoder)
+            run = train(options.config, overrides, arm, seed, first.get(seed))
             first.setdefault(seed, run.folder)
             found.append(answers(run, options.split))
         values[arm] = {

@@ -25,7 +25,7 @@ from typing import Any
 from genrec.errors import UserError
 
 log = logging.getLogger(__name__)
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 
 
@@ -36,11 +36,8 @@ def fingerprint(*parts: Any) -> str:
 
 
 def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager
@@ -161,9 +158,9 @@ def manifest_digest(manifest: dict) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON through a temporary file, so that a stop never leaves half a file."""
+    """Write JSON through a temporary file of its own, so that neither a stop nor another process leaves half a file."""
     text = json.dumps(value, indent=1, default=str) + "\n"
-    temporary = path.with_name(path.name + ".partial")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         temporary.write_text(text)
         _sync(temporary)
@@ -196,12 +193,8 @@ def open_artifact(folder: Path, kind: str, verify: bool = False) -> dict:
         raise UserError(
             f"{folder} has no {MANIFEST}: it is half-written or not a genrec folder; delete it and run again"
         )
+    check_version(folder)
     manifest = read_json(folder / MANIFEST)
-    version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{folder} has format version {version}, this genrec reads {FORMAT_VERSION}; make it again with this version"
-        )
     if manifest.get("kind") != kind:
         raise UserError(f"{folder} holds a {manifest.get('kind')}, not a {kind}")
     if verify and "digest" in manifest and manifest["digest"] != manifest_digest(manifest):
@@ -215,6 +208,18 @@ def open_artifact(folder: Path, kind: str, verify: bool = False) -> dict:
         if path.stat().st_size != expected["bytes"] or (verify and _checksum(path) != expected["sha256"]):
             raise UserError(f"{path} is not what was written (size or checksum differ); delete {folder} and run again")
     return manifest
+
+
+def check_version(folder: Path) -> None:
+    """Raise ``UserError`` if a folder was written in another format than this version of genrec reads."""
+    if not (folder / MANIFEST).is_file():
+        return
+    version = read_json(folder / MANIFEST).get("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{folder} has format version {version}, this genrec reads {FORMAT_VERSION}; "
+            "make it again with this version: genrec run CONFIG"
+        )
 
 
 def is_current(folder: Path, kind: str, key: str) -> bool:

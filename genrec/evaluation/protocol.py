@@ -129,8 +129,7 @@ class Evaluation:
                 if key in names:
                     model = kind().fit(train, data.n_items)
                     yield label, "ids", lambda chunk, model=model: model.score(chunk.histories)
-            folder = self.run.folder / ("sasrec" if fitted == "train" else "sasrec_refit")
-            if "sasrec" in names and folder.is_dir():
+            if "sasrec" in names:
                 yield "SASRec, cross-entropy", "ids", self.run.sasrec_scorer(fitted)
             return
         if "bm25" in names:

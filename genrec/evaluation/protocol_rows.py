@@ -289,7 +289,7 @@ class Protocols:
             scorers = {"BM25": lambda chunk: self.lexical.score(query_texts(chunk))}
             if kind is None:
                 scorers = {"text of the last event": lambda chunk: protocols.last_text(chunk, text)}
-                if (self.run.folder / "sasrec").is_dir():
+                if "sasrec" in self.run.config.evaluation.baselines:
                     scorers["SASRec, cross-entropy"] = self.run.sasrec_scorer(self.fitted)
             rows |= {
                 name: top_k(np.asarray(scorer(requests), np.float64), 20, requests.histories)[0]

@@ -24,6 +24,7 @@ import polars as pl
 from safetensors.torch import load_file, save_file
 
 from genrec.artifacts.folders import MANIFEST, atomic_folder, fingerprint, open_artifact, read_json, write_json
+from genrec.artifacts.stages import Stage, StageGraph
 from genrec.catalogue.catalogue import Catalogue
 from genrec.catalogue.semantic_ids import SemanticIds
 from genrec.catalogue.trie import CatalogueTrie
@@ -34,7 +35,9 @@ from genrec.data.dataset import KIND as DATASET_KIND
 from genrec.errors import UserError
 from genrec.inference.card import card_text, model_card
 from genrec.model.saved import KIND as MODEL_KIND
-from genrec.runs.run import FEATURES_KIND, FITTED, RERANKER_KIND, Run
+from genrec.model.saved import RESOLVED
+from genrec.runs.run import FITTED, Run
+from genrec.runs.stages import FEATURES_KIND, RERANKER_KIND
 from genrec.semantic_ids.tokenize import KIND as IDS_KIND
 from genrec.text.transformer import model_name
 
@@ -49,6 +52,12 @@ class BundleRun(Run):
     def __init__(self, folder: Path, config: Config, manifest: dict):
         super().__init__(folder, config)
         self.manifest = manifest
+
+    @property
+    def stages(self) -> StageGraph:
+        """The parts of the bundle; its checksums hold them together, so any key is accepted."""
+        manifests = [(path.parent.name, read_json(path)["kind"]) for path in self.folder.glob(f"*/{MANIFEST}")]
+        return StageGraph(self.folder, [Stage(name, kind, lambda: None) for name, kind in manifests])
 
     @cached_property
     def ids(self) -> SemanticIds:
@@ -115,9 +124,7 @@ def export(
     if is_bundle(run_folder):
         raise UserError(f"{run_folder} is a bundle already; export takes a run folder")
     run = Run.open(run_folder)
-    if not run.fitted:
-        raise UserError(f"{run.folder} holds no trained model; run: genrec train CONFIG")
-    fitted_on = fitted_on or run.fitted[-1]
+    fitted_on = fitted_on or run.default_fit()
     if fitted_on not in run.fitted:
         raise UserError(f"--fitted-on: '{fitted_on}' is not one of {', '.join(run.fitted)}, the fits of {run.folder}")
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]) and not is_bundle(output):
@@ -130,6 +137,9 @@ def export(
         "candidate_features": FEATURES_KIND,
         "reranker": RERANKER_KIND,
     }
+    stages = run.stages
+    for name in parts:
+        stages.require(name)
     sources = {name: open_artifact(run.folder / name, kind, verify=True)["key"] for name, kind in parts.items()}
     config = _without_paths(run.config)
     info = {"bundle_format": BUNDLE_FORMAT, "fitted_on": fitted_on, "users": users}
@@ -189,8 +199,9 @@ def _pack(
         if more is not None:
             more(part)
         if rewrite_config:
-            fitted = config_from_dict(read_json(source / "config.json"), str(source / "config.json"))
-            write_json(part / "config.json", to_dict(_without_paths(fitted)))
+            for path in (part / "config.json", part / RESOLVED):
+                written = config_from_dict(read_json(path), str(path))
+                write_json(path, to_dict(_without_paths(written)))
 
 
 def _pack_dataset(run: Run, folder: Path, users: bool) -> None:

@@ -58,7 +58,7 @@ class Recommender:
 
     def __init__(self, run: Run, fitted_on: str | None = None, store: EventSource | None = None):
         self.run, self.store = run, store
-        self.fitted_on = fitted_on or (run.fitted[-1] if run.fitted else _no_model(run))
+        self.fitted_on = fitted_on or run.default_fit()
         self.dataset = run.dataset
         ranker = run.ranker(self.fitted_on)
         self._snapshot = CatalogueSnapshot(
@@ -394,10 +394,6 @@ def _diversified(codes: torch.Tensor, diversity: Diversity) -> np.ndarray:
     rank = np.empty(len(prefix), np.int64)
     rank[by_prefix] = np.arange(len(prefix)) - np.searchsorted(prefix[by_prefix], prefix[by_prefix])
     return np.argsort(rank // diversity.at_most, kind="stable")
-
-
-def _no_model(run: Run) -> str:
-    raise UserError(f"{run.folder} holds no trained model; run: genrec train CONFIG")
 
 
 __all__ = ["Answer", "Diversity", "Filters", "RecommendationRequest", "Recommender"]

@@ -16,6 +16,7 @@ from genrec.model.network import GenerativeRecommender
 from genrec.model.sasrec import SASRec
 
 KIND = "model"
+RESOLVED = "resolved.json"  # the config with all values chosen by rule; config.json holds what the user wrote
 
 
 def build_network(
@@ -30,11 +31,11 @@ def build_network(
 def load_network(folder: Path, dataset_actions: int, ids: SemanticIds) -> tuple[GenerativeRecommender | SASRec, Config]:
     """The network of a model folder, in evaluation mode, with the config it was fitted with."""
     manifest = open_artifact(folder, KIND)
-    config = config_from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+    config = config_from_dict(read_json(folder / RESOLVED), str(folder / RESOLVED))
     info = manifest["info"]
-    # Folders of before SASRec had a network of its own do not say which it is.
-    kind = info.get("network", "genrec")
-    network = build_network(kind, config, ids.catalogue, dataset_actions, info["time_base"], info["generate"])
+    network = build_network(
+        info["network"], config, ids.catalogue, dataset_actions, info["time_base"], info["generate"]
+    )
     try:
         network.load_state_dict(load_file(folder / "model.safetensors"))
     except RuntimeError as error:  # a folder of a version whose network had other parts

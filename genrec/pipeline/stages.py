@@ -1,52 +1,51 @@
-"""The road from a config to a run folder: prepare, tokenize, train, fuse. Each stage is skipped while it is up to date.
+"""From a config to a run folder: prepare, tokenize, train, evaluate. A stage that is current is skipped.
 
-``RUN/config.json``, ``dataset/``, ``semantic_ids/``, ``model/`` and ``model_refit/`` (fitted on train, and on train + validation),
-``sasrec/`` and ``sasrec_refit/`` (the baseline), ``reranker/``, ``results/``.
+``RUN/config.json``, ``dataset/``, ``semantic_ids/``, ``model/`` (fitted on train) and ``model_refit/`` (on train and
+validation), ``sasrec/`` and ``sasrec_refit/`` (the baseline), ``candidate_features/``, ``reranker/``, ``results/``.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from genrec.artifacts.folders import atomic_folder, fingerprint, is_current, open_artifact, write_json
-from genrec.config.load import check_keys, to_dict
+from genrec.artifacts.folders import atomic_folder, is_current, open_artifact, write_json
+from genrec.config.load import to_dict
 from genrec.config.schema import Config
-from genrec.data.dataset import VALID
 from genrec.data.prepare.pipeline import prepare
 from genrec.data.registry import DatasetUnavailableError, fetch
 from genrec.errors import UserError
 from genrec.generation.options import SearchOptions
 from genrec.ranking.features import CandidateFeatures
 from genrec.ranking.reranker import Reranker
-from genrec.runs.run import FEATURES_KIND, FITTED, RERANKER_KIND, TASKS, Run
+from genrec.runs.run import FITTED, TASKS, Run
+from genrec.runs.stages import (
+    FEATURES_KIND,
+    RERANKER_KIND,
+    Fit,
+    features_key,
+    model_fits,
+    reranker_key,
+    sasrec_fits,
+)
 from genrec.semantic_ids.tokenize import tokenize
 from genrec.training.distributed import leader_first
 
 if TYPE_CHECKING:  # slow to import (Lightning, matplotlib); who only opens a run does not need them
     from genrec.evaluation.protocol import Evaluation
-    from genrec.training.fit import FitPlan
 
 log = logging.getLogger(__name__)
-
-
-WHOLE_SOFTMAX = 1 << 15
-RERANKER_VERSION = 6
-
-
 MAX_RERANKER_REQUESTS = {"recommendation": 25_000, "search": 10_000}
 
 
 def locate_data(config: Config) -> Config:
-    """Fetch the configured data set when no path is given; without a network the simulator stands in, and the log says so."""
+    """Fetch the configured data set if no path is given. Without a network the simulator stands in; the log says so."""
     if config.data.path or not config.data.fetch:
         return config
     config = copy.deepcopy(config)
@@ -65,116 +64,63 @@ def locate_data(config: Config) -> Config:
 
 
 def stage_prepare(run: Run) -> None:
+    """Bring the prepared dataset up to date and save the config."""
     with leader_first():
         run.config = locate_data(run.config)
         prepare(run.config, run.folder / "dataset")
-        write_json(run.folder / "config.json", to_dict(run.config))
+        run.save()
 
 
 def stage_tokenize(run: Run) -> None:
+    """Bring dataset and semantic IDs up to date."""
     stage_prepare(run)
     with leader_first():
         tokenize(run.config, run.dataset, run.folder / "semantic_ids")
 
 
 def fit_network(run: Run) -> None:
-    """Fit the network and count the evidence: all that answers before the fusion is fitted."""
-    from genrec.training.fit import FitPlan
-
+    """Fit our network, the counts behind candidate features, and the SASRec baseline: all but the re-ranker."""
     if not run.dataset.info["events"]:
-        raise UserError(
-            f"{run.folder / 'dataset'} has no events, only a catalogue: there is nothing to train on; give a log with events"
-        )
+        raise UserError(f"{run.folder / 'dataset'} has no events, only a catalogue; give a log with events")
     _fit_model(run)
-    if "sasrec" in run.config.evaluation.baselines:
-        _fit_pair(
-            run,
-            sasrec_config(run.config, run.dataset.n_items),
-            "sasrec",
-            FitPlan(generate=False, searches=False, network="sasrec"),
-        )
+    _fit(run, sasrec_fits(run.config, run.dataset.n_items))
 
 
-def fit_and_fuse(run: Run, generate: bool = True) -> None:
-    """Our network, the evidence, and the ranking over both; ``generate`` false leaves the code decoder out. The run must be tokenized."""
-    _fit_model(run, generate)
+def fit_model_and_reranker(run: Run) -> None:
+    """Fit our network, the counts and the re-ranker, without the baseline. The run must be tokenized."""
+    _fit_model(run)
     with leader_first():
-        _fuse(run)
-
-
-def _fit_model(run: Run, generate: bool = True) -> None:
-    from genrec.training.fit import FitPlan
-
-    tasks = run.config.training.tasks
-    if "recommendation" not in tasks and not run.dataset.query_kinds:
-        raise UserError(
-            "training.tasks: [search] needs queries and the data have none; give a log with searches, or queries.synthetic"
-        )
-    _fit_pair(
-        run,
-        run.config,
-        "model",
-        FitPlan(generate=generate, searches="search" in tasks, recommends="recommendation" in tasks),
-    )
-    with leader_first():
-        _evidence(run)
+        fit_reranker(run)
 
 
 def stage_train(run: Run) -> None:
-    """Fit on train, weigh the evidence on validation, and refit on train + validation with everything chosen before."""
+    """Fit on train, fit the re-ranker on validation, and refit on both with everything chosen before."""
     stage_tokenize(run)
     fit_network(run)
     with leader_first():
-        _fuse(run)
+        fit_reranker(run)
 
 
-def _fit_pair(run: Run, config: Config, name: str, plan: FitPlan) -> None:
-    """Fit on train, and again on train + validation for as many epochs as the first fit chose. The decoder follows where it learns alone."""
+def _fit_model(run: Run) -> None:
+    if "recommendation" not in run.config.training.tasks and not run.dataset.query_kinds:
+        raise UserError(
+            "training.tasks: [search] needs queries and the data have none; give a log with searches, or queries.synthetic"
+        )
+    _fit(run, model_fits(run.config))
+    with leader_first():
+        count_candidate_features(run)
+
+
+def _fit(run: Run, fits: list[Fit]) -> None:
     from genrec.training.fit import fit
 
-    apart = plan.generate and config.training.decoder_epochs != 0 and config.training.generate_weight > 0
-    plans = [(f"{name}_backbone", replace(plan, generate=False)), (name, plan)] if apart else [(name, plan)]
-    for suffix, last in (("", plan.last), ("_refit", VALID))[: 1 + config.training.refit]:
-        for stage, wanted in plans:
-            chosen = open_artifact(run.folder / stage, "model")["info"]["epochs"] if suffix else plan.epochs
-            backbone_folder = run.folder / f"{name}_backbone{suffix}" if apart and stage == name else None
-            fit(
-                config,
-                run.dataset,
-                run.ids,
-                run.folder / f"{stage}{suffix}",
-                replace(wanted, last=last, epochs=chosen, backbone_folder=backbone_folder),
-            )
+    for one in fits:
+        fit(one.config, run.dataset, run.ids, run.folder / one.name, one.resolved(run.folder))
 
 
-def sasrec_config(config: Config, n_items: int) -> Config:
-    """What the SASRec row is trained with: the settings its authors and later re-runs found best, not ours, then ``evaluation.sasrec``.
-
-    Up to ``WHOLE_SOFTMAX`` items the softmax runs over all of them, which is what makes the row strong.
-    """
-    check_keys(list(_dotted(config.evaluation.sasrec)), "evaluation.sasrec")
-    fixed = {
-        "model": {"dim": 64, "layers": 2, "heads": 1, "dropout": 0.5, "anchors": 0, "query_anchors": False, "summary_tokens": 0, "user_tokens": False,
-                  "reasoning_steps": 0, "stages": [], "ranking": False},
-        "training": {"epochs": None, "patience": 5, "weight_decay": 0.0, "learning_rate": 1e-3,
-                     "negatives": 0 if n_items <= WHOLE_SOFTMAX else None, "progressive": "none",
-                     "infonce_easy": 1.0, "align_epochs": 0, "cooccur_epochs": 0,
-                     "compile": False},
-    }  # fmt: skip
-    tree = OmegaConf.merge(OmegaConf.structured(config), fixed, OmegaConf.create(config.evaluation.sasrec))
-    return OmegaConf.to_object(tree)
-
-
-def _dotted(tree: dict, prefix: str = ""):
-    for key, value in tree.items():
-        yield prefix + key
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
-
-
-def _evidence(run: Run) -> None:
-    """Count what goes with what, up to each fit's split."""
-    target, key = run.folder / "candidate_features", fingerprint(2, run.dataset.manifest["key"])
+def count_candidate_features(run: Run) -> None:
+    """Count co-occurrence, popularity and query hits up to each fit's split."""
+    target, key = run.folder / "candidate_features", features_key(run.dataset.manifest["key"])
     if is_current(target, FEATURES_KIND, key):
         return
     with atomic_folder(target, FEATURES_KIND, key) as folder:
@@ -184,11 +130,11 @@ def _evidence(run: Run) -> None:
             )
 
 
-def _fuse(run: Run) -> None:
+def fit_reranker(run: Run) -> None:
     """Fit one ranking function for recommendations and one for searches, on validation requests."""
     target = run.folder / "reranker"
     model_manifest = open_artifact(run.folder / "model", "model")
-    key = fingerprint(RERANKER_VERSION, model_manifest["key"], to_dict(run.config.decoding))
+    key = reranker_key(run.config, model_manifest["key"])
     if is_current(target, RERANKER_KIND, key):
         return
     ranker = run.ranker("train", fused=False)

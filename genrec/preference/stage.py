@@ -18,7 +18,7 @@ import polars as pl
 import torch
 from safetensors.torch import save_file
 
-from genrec.artifacts.folders import atomic_folder, fingerprint, is_current, open_artifact, read_json, write_json
+from genrec.artifacts.folders import atomic_folder, is_current, open_artifact, read_json, write_json
 from genrec.config.checks import seconds_of
 from genrec.config.load import to_dict
 from genrec.config.schema import PreferenceConfig
@@ -31,7 +31,7 @@ from genrec.generation.options import SearchOptions
 from genrec.model.collate import Collator
 from genrec.model.query_features import QueryFeatures
 from genrec.model.saved import KIND as MODEL_KIND
-from genrec.model.saved import load_network
+from genrec.model.saved import RESOLVED, load_network
 from genrec.preference.acceptance import GateDecision, Measured, decide, markdown, measure
 from genrec.preference.feedback import Feedback, collect
 from genrec.preference.levels import Levels, Rates
@@ -55,9 +55,9 @@ from genrec.training.distributed import on_gpu
 
 if TYPE_CHECKING:
     from genrec.runs.run import Run
+from genrec.runs.stages import PREFERENCE_KIND, preference_base, preference_key
 
 log = logging.getLogger(__name__)
-KIND, VERSION = "preference", 1
 TARGET, MODEL = "preference", "model_preferred"
 _CHUNK, _INVENTED, _TAUGHT = (
     256,
@@ -81,17 +81,13 @@ def stage_prefer(run: Run) -> GateDecision:
     """Bring the preference stage of a run up to date; returns the guard's verdict. ``UserError`` without a fitted decoder."""
     settings, target = run.config.preference, run.folder / TARGET
     check_rewards(settings.rewards)
-    base = Path(settings.checkpoint) if settings.checkpoint else run.folder / "model"
-    manifest = open_artifact(base, MODEL_KIND)
+    base = preference_base(run.folder, settings)
+    manifest = open_artifact(base, MODEL_KIND) if settings.checkpoint else run.stages.require("model")
     if not manifest["info"]["generate"]:
         raise UserError(f"{base} has no code decoder (training.generate_weight=0): there is no policy to train")
-    known = {
-        name: value
-        for name, value in to_dict(settings).items()
-        if name not in ("in_run", "checkpoint", "checkpoint_steps")
-    }
-    key = fingerprint(VERSION, manifest["key"], run.dataset.manifest["key"], run.ids.key, run.config.seed, known)
-    if is_current(target, KIND, key):
+    key = preference_key(run.folder, run.config)
+    run.save()  # its preference settings are those of the stage from now on
+    if is_current(target, PREFERENCE_KIND, key):
         log.info("prefer: up to date (%s)", target)
         return read_verdict(target)
     if manifest["info"].get("ids", run.ids.key) != run.ids.key:
@@ -167,7 +163,7 @@ class Stage:
         if verdict.kept:
             self._keep()
         log.info("prefer: %s: %s", "kept" if verdict.kept else "REFUSED", "; ".join(verdict.reasons))
-        with atomic_folder(job.folder / TARGET, KIND, self.key, {"kept": verdict.kept}) as folder:
+        with atomic_folder(job.folder / TARGET, PREFERENCE_KIND, self.key, {"kept": verdict.kept}) as folder:
             save_file(
                 {name: value.contiguous().cpu() for name, value in model.state_dict().items()},
                 folder / "reward_model.safetensors",
@@ -270,7 +266,8 @@ class Stage:
                 {name: value.contiguous().cpu() for name, value in network.state_dict().items()},
                 folder / "model.safetensors",
             )
-            write_json(folder / "config.json", to_dict(self.fitted))
+            for name, config in (("config.json", self.job.config), (RESOLVED, self.fitted)):
+                write_json(folder / name, to_dict(config))
 
     def _page(self, verdict: GateDecision, quality: dict) -> str:
         lines = [

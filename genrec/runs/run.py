@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +11,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from genrec.artifacts.folders import open_artifact, read_json
+from genrec.artifacts.folders import MANIFEST, check_version, read_json, write_json
+from genrec.artifacts.stages import StageGraph
 from genrec.catalogue.semantic_ids import SemanticIds
-from genrec.config.load import config_from_dict, load_config, with_overrides
+from genrec.config.load import config_from_dict, load_config, to_dict, with_overrides
 from genrec.config.schema import Config
 from genrec.data.dataset import TRAIN, VALID, Dataset, Requests
 from genrec.errors import UserError
@@ -24,15 +26,13 @@ from genrec.ranking.features import CandidateFeatures, ItemFacts
 from genrec.ranking.ranker import Ranker
 from genrec.ranking.reranker import Reranker
 from genrec.retrieval.bm25 import BM25
+from genrec.runs.stages import run_stages
 from genrec.semantic_ids.text_space import text_cache
 from genrec.training.distributed import on_gpu
 
-RERANKER_KIND = "reranker"
+log = logging.getLogger(__name__)
 
-
-FEATURES_KIND = "candidate_features"
-
-
+# Name of a fit -> its model folder, its table of counts, the last split it has seen.
 FITTED = {
     "train": ("model", "features", TRAIN),
     "preferred": ("model_preferred", "features", TRAIN),
@@ -41,6 +41,7 @@ FITTED = {
 
 
 TASKS = ("recommendation", "search")
+CONFIG = "config.json"
 
 
 class Run:
@@ -50,7 +51,7 @@ class Run:
         self.folder, self.config = folder, config
 
     @classmethod
-    def create(cls, config_path: str, overrides: list[str]) -> Run:
+    def create(cls, config_path: str | None, overrides: list[str]) -> Run:
         """The run of a config; ``config.json`` in its folder is what later commands read."""
         config = load_config(config_path, overrides)
         folder = Path(config.output) / config.name
@@ -59,46 +60,82 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path, overrides: list[str] | None = None) -> Run:
-        """A run folder made earlier; ``overrides`` change its config for this once. ``UserError`` when it is none or is not whole."""
+        """A run folder made earlier, with overrides of its config.
+
+        Raises ``UserError`` if it is no run folder, was made by another version, or has a broken config.
+        """
         folder = Path(folder)
         if not folder.is_dir():
             raise UserError(f"{folder} does not exist; make it with: genrec run CONFIG")
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{folder} is not a run folder (no config.json); make one with: genrec run CONFIG")
-        config = config_from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+        if not (folder / CONFIG).is_file():
+            raise UserError(f"{folder} is not a run folder (no {CONFIG}); make one with: genrec run CONFIG")
+        check_version(folder / "dataset")
+        config = config_from_dict(read_json(folder / CONFIG), str(folder / CONFIG))
         return cls(folder, with_overrides(config, overrides) if overrides else config)
+
+    def save(self) -> None:
+        """Write the config; it is what later commands take as the present one."""
+        write_json(self.folder / CONFIG, to_dict(self.config))
+
+    @property
+    def stages(self) -> StageGraph:
+        """The artefacts that the present config asks for, with their keys."""
+        return run_stages(self.folder, self.config)
 
     @cached_property
     def dataset(self) -> Dataset:
+        """The prepared dataset."""
         return Dataset(self.folder / "dataset")
 
     @cached_property
     def ids(self) -> SemanticIds:
+        """The semantic IDs with their text encoder."""
         return SemanticIds.load(self.folder / "semantic_ids", text_cache(self.config))
 
     @cached_property
     def lexical(self) -> BM25:
+        """BM25 over the catalogue."""
         return BM25().fit(self.dataset.item_table)
 
     @property
     def fitted(self) -> list[str]:
-        """Which fits are there: ``train``, ``preferred`` where the preference stage kept its decoder, ``train+valid`` after a refit."""
-        return [name for name, (model, _, _) in FITTED.items() if (self.folder / model / "manifest.json").is_file()]
+        """The current fits: ``train``, ``preferred`` if the acceptance gate kept it, ``train+valid`` after a refit.
+
+        A model on disk that does not belong to the present config is named in the log and left aside.
+        """
+        stages, found = self.stages, []
+        for name, (model, _, _) in FITTED.items():
+            fault = stages.fault(model)
+            if fault is None:
+                found.append(name)
+            elif (self.folder / model).is_dir():
+                log.warning("%s", fault)
+        return found
+
+    def default_fit(self) -> str:
+        """The refit if there is a current one, else what comes before it. ``UserError`` if there is none."""
+        fitted = self.fitted
+        if fitted:
+            return fitted[-1]
+        if (self.folder / "model" / MANIFEST).is_file():
+            self.stages.require("model")
+        raise UserError(f"{self.folder} holds no trained model; run: genrec train CONFIG")
 
     def ranker(self, fitted_on: str = "train", fused: bool = True) -> Ranker:
-        """Everything needed to answer requests with one of the fits."""
+        """Everything needed to answer requests with one of the fits. Raises ``UserError`` if a part of it is not current."""
         if fitted_on not in FITTED:
             raise UserError(f"--fitted-on: '{fitted_on}' is not one of {', '.join(FITTED)}")
         model, table, _ = FITTED[fitted_on]
+        stages = self.stages
+        for name in ("dataset", "semantic_ids", model, "candidate_features", *(["reranker"] if fused else [])):
+            stages.require(name)
         network, fitted_config = load_network(self.folder / model, len(self.dataset.actions_chain), self.ids)
         network = network.to("cuda" if on_gpu(self.config.training.accelerator) else "cpu")
         facts = ItemFacts.from_table(self.dataset.item_table, self.ids.catalogue.text.cpu().numpy())
-        open_artifact(self.folder / "candidate_features", FEATURES_KIND)
         evidence = CandidateFeatures.load(self.folder / "candidate_features" / f"{table}.npz", facts)
         generator = CandidateGenerator(network, evidence, self.config.decoding, self.lexical)
         rerankers = None
         if fused:
-            open_artifact(self.folder / "reranker", RERANKER_KIND)
             rerankers = {
                 task: Reranker.from_state(load_file(self.folder / "reranker" / f"{task}.safetensors")) for task in TASKS
             }
@@ -106,6 +143,7 @@ class Run:
 
     def sasrec_scorer(self, fitted_on: str) -> Callable[[Requests], np.ndarray]:
         """Scores of the SASRec baseline over the catalogue: requests -> (N, n_items)."""
+        self.stages.require("sasrec" if fitted_on == "train" else "sasrec_refit")
         network, config = load_network(
             self.folder / ("sasrec" if fitted_on == "train" else "sasrec_refit"),
             len(self.dataset.actions_chain),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from genrec.catalogue.semantic_ids import SemanticIds
 from genrec.config.schema import Config
-from genrec.data.dataset import TRAIN, VALID, Dataset, Requests
+from genrec.data.dataset import VALID, Dataset, Requests
 from genrec.data.impressions import ImpressionLog, load_impressions, stage_indices
 from genrec.errors import UserError
 from genrec.model.batch import Batch
@@ -26,35 +25,10 @@ from genrec.text.encoder import item_texts
 from genrec.training.batches import EpochLoader, pinned
 from genrec.training.curriculum import Curriculum
 from genrec.training.distributed import on_gpu, rank_and_world
+from genrec.training.plan import FitPlan
 
 log = logging.getLogger(__name__)
 REQUESTS, IMPRESSION_REQUESTS = 64, 256  # of a validation batch
-
-
-@dataclass
-class FitPlan:
-    """What to fit: on train or train + validation (``last``), for how long, with which of the network's answers."""
-
-    last: int = TRAIN
-    epochs: int | None = None  # None: choose on validation
-    generate: bool = True
-    searches: bool = True
-    recommends: bool = True
-    network: str = "genrec"  # or sasrec, the baseline
-    backbone_folder: Path | None = None  # a fitted model without a decoder: only the decoder is fitted, on top of it
-
-    @property
-    def label(self) -> str:
-        """What progress lines call this fit."""
-        if self.network != "genrec":
-            name = "SASRec baseline"
-        elif self.backbone_folder is not None:
-            name = "code decoder"
-        else:
-            tasks = {"recommendations": self.recommends, "search": self.searches}
-            name = "backbone" + (" and code decoder" if self.generate else "")
-            name += ", " + " + ".join(task for task, learnt in tasks.items() if learnt)
-        return name if self.last == TRAIN else f"{name}, on train + validation"
 
 
 @dataclass

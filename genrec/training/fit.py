@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from genrec.artifacts.folders import atomic_folder, fingerprint, is_current, open_artifact, write_json
+from genrec.artifacts.folders import atomic_folder, is_current, open_artifact, write_json
 from genrec.catalogue.semantic_ids import SemanticIds
 from genrec.config.load import to_dict
 from genrec.config.schema import Config, TrainingConfig
@@ -21,7 +21,7 @@ from genrec.errors import UserError
 from genrec.model.anchors import SPARE, AnchorTables
 from genrec.model.network import GenerativeRecommender
 from genrec.model.sasrec import SASRec
-from genrec.model.saved import KIND, build_network
+from genrec.model.saved import KIND, RESOLVED, build_network
 from genrec.model.size import step_flops
 from genrec.retrieval.neighbours import cooccurrence_neighbours, items_after_words, top_of_category_and_brand
 from genrec.text.query_tokens import WORD_BUCKETS, hashed_tokens, readable
@@ -29,49 +29,17 @@ from genrec.training import checkpoints
 from genrec.training.checkpoints import Checkpoints
 from genrec.training.curriculum import BACKBONE_EPOCHS, DECODER_EPOCHS, SASREC_EPOCHS, epochs_by_size
 from genrec.training.curves import plot_curves
-from genrec.training.data_module import FitPlan, TrainingData
+from genrec.training.data_module import TrainingData
 from genrec.training.distributed import join, leader_first, on_gpu, rank_and_world
 from genrec.training.module import TrainingModule
+from genrec.training.plan import FitPlan, model_key
 from genrec.training.trainer import check_launch, make_trainer
 
 __all__ = ["FitPlan", "fit", "model_key", "new_network"]
 
 log = logging.getLogger(__name__)
-TRAIN_VERSION = 7
 EPOCHS = {"genrec": BACKBONE_EPOCHS, "sasrec": SASREC_EPOCHS}
 CPU_PARTS = 4  # micro-batches of a step, by rule: on a CPU padding costs as much as content
-# Settings that do not change the result: a run stopped on one machine may go on on another.
-NON_RESULT_SETTINGS = (
-    "refit",
-    "compile",
-    "threads",
-    "accelerator",
-    "strategy",
-    "checkpoint_minutes",
-    "checkpoint_steps",
-)
-# Settings of the code decoder: a network without one does not depend on them, so another decoder can use the same
-# backbone.
-DECODER_SETTINGS = (
-    "pointer",
-    "decoder_layers",
-    "decoder_epochs",
-    "decoder_learning_rate",
-    "distill_weight",
-    "generate_weight",
-    "generate_share",
-)
-
-
-def model_key(config: Config, ids_key: str, plan: FitPlan) -> str:
-    """The fingerprint of everything a fitted network depends on."""
-    unread = () if plan.generate else DECODER_SETTINGS
-    model = {name: value for name, value in to_dict(config.model).items() if name not in unread}
-    skipped = (*NON_RESULT_SETTINGS, *unread)
-    training = {name: value for name, value in to_dict(config.training).items() if name not in skipped}
-    what = {name: value for name, value in plan.__dict__.items() if name != "backbone_folder"}
-    backbone = open_artifact(plan.backbone_folder, KIND)["key"] if plan.backbone_folder else None
-    return fingerprint(TRAIN_VERSION, ids_key, model, training, config.seed, what, backbone)
 
 
 def new_network(
@@ -101,7 +69,7 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
         torch.set_num_threads(config.training.threads)
     check_launch(config.training)
     join()
-    config = with_query_anchors(copy.deepcopy(config), dataset)
+    given, config = config, with_query_anchors(copy.deepcopy(config), dataset)
     _settle(config.training, dataset, plan)
     network = new_network(config, dataset, ids, plan.generate, plan.network)
     if plan.backbone_folder:
@@ -118,7 +86,7 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
     keeper = _train(config, plan, work, module, data)
     with leader_first():
         if not is_current(target, KIND, key):
-            _write(target, key, config, plan, module, work / str(keeper.best), keeper.rows)
+            _write(target, key, (given, config), plan, module, work / str(keeper.best), keeper.rows)
         elif not rank_and_world()[0]:
             log.info("train: %s was made by another process", target)
     shutil.rmtree(work, ignore_errors=True)
@@ -222,9 +190,15 @@ def _train(config: Config, plan: FitPlan, work: Path, module: TrainingModule, da
 
 
 def _write(
-    target: Path, key: str, config: Config, plan: FitPlan, module: TrainingModule, best: Path, curves: list[dict]
+    target: Path,
+    key: str,
+    configs: tuple[Config, Config],
+    plan: FitPlan,
+    module: TrainingModule,
+    best: Path,
+    curves: list[dict],
 ) -> None:
-    """Write the model folder from the best weights."""
+    """Write the model folder from the best weights, with the config as given and as resolved by rule."""
     epoch = open_artifact(best, checkpoints.BEST_KIND, verify=True)["info"]["epoch"]
     network, trained = module.network, module.trained_items
     weights = load_file(best / checkpoints.WEIGHTS)
@@ -243,6 +217,7 @@ def _write(
     curves = [{name: row.get(name) for name in names} for row in curves]
     with atomic_folder(target, KIND, key, info) as folder:
         save_file(weights, folder / "model.safetensors")
-        write_json(folder / "config.json", to_dict(config))
+        for name, config in zip(("config.json", RESOLVED), configs, strict=True):
+            write_json(folder / name, to_dict(config))
         write_json(folder / "curves.json", curves)
         plot_curves(curves, folder / "curves.png")

@@ -159,7 +159,7 @@ def test_fingerprints():
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from genrec import artifacts
+from genrec.artifacts import folders as artifacts
 target, moment = Path(sys.argv[1]), sys.argv[2]
 rename = Path.rename
 def stop(self, other):

@@ -14,7 +14,7 @@ from genrec.model.collate import Collator
 from genrec.model.query_features import QueryFeatures
 from genrec.model.sasrec import SASRec
 from genrec.model.saved import load_network
-from genrec.pipeline.stages import sasrec_config
+from genrec.runs.stages import sasrec_config
 from genrec.training.fit import FitPlan, fit, new_network
 
 EXACT = {"rtol": 0, "atol": 1e-5}

@@ -12,6 +12,7 @@ from genrec.data.dataset import TRAIN
 from genrec.errors import UserError
 from genrec.generation.exact import exact_scores
 from genrec.model.ranking import RankingHead
+from genrec.model.saved import RESOLVED
 from genrec.pipeline.stages import stage_evaluate
 from genrec.preference import rewards
 from genrec.preference.acceptance import Measured, decide
@@ -46,15 +47,17 @@ def school_of(run: Run) -> tuple[Stage, School]:
 
 def damage(run: Run) -> None:
     """Noise on the decoder's weights, as a model folder of its own: there is something to win back."""
-    folder, info = run.folder / "model", open_artifact(run.folder / "model", "model")["info"]
-    weights, config = load_file(folder / "model.safetensors"), (folder / "config.json").read_text()
+    folder, manifest = run.folder / "model", open_artifact(run.folder / "model", "model")
+    weights = load_file(folder / "model.safetensors")
+    configs = {name: (folder / name).read_text() for name in ("config.json", RESOLVED)}
     generator = torch.Generator().manual_seed(1)
     for name, value in weights.items():
         if name.startswith("decoder.") and value.ndim > 1:
             weights[name] = value + torch.randn(value.shape, generator=generator) * value.std()
-    with atomic_folder(folder, "model", "damaged", info) as target:
+    with atomic_folder(folder, "model", manifest["key"], manifest["info"]) as target:
         save_file(weights, target / "model.safetensors")
-        (target / "config.json").write_text(config)
+        for name, text in configs.items():
+            (target / name).write_text(text)
 
 
 def test_the_command_keeps_a_better_decoder_and_the_run_knows_it(copied_run, genrec):

@@ -67,7 +67,7 @@ def test_epochs_not_given_are_set_by_the_training_split_for_both_fits(job, tmp_p
         ("model_refit", FitPlan(last=VALID, generate=False, epochs=1)),
     ):
         folder = fit(config, job[1], job[2], tmp_path / name, plan)
-        assert read_json(folder / "config.json")["training"]["epochs"] == 20
+        assert read_json(folder / "resolved.json")["training"]["epochs"] == 20
     config.training.align_epochs = 20
     with pytest.raises(UserError, match=r"training\.epochs"):
         fit(config, job[1], job[2], tmp_path / "other", FitPlan(generate=False, epochs=1))

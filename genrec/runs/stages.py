@@ -1,0 +1,192 @@
+"""The stages of a run: the networks that are fitted, what every artefact is made from, and which of them are current."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from genrec.artifacts.folders import fingerprint, open_artifact, read_json
+from genrec.artifacts.stages import Stage, StageGraph
+from genrec.config.load import check_keys, to_dict
+from genrec.config.schema import Config, PreferenceConfig
+from genrec.data.dataset import KIND as DATASET_KIND
+from genrec.data.dataset import VALID, Dataset
+from genrec.data.prepare.pipeline import checksum_index, prepare_key
+from genrec.errors import UserError
+from genrec.model.saved import KIND as MODEL_KIND
+from genrec.semantic_ids.tokenize import KIND as IDS_KIND
+from genrec.semantic_ids.tokenize import tokenize_key
+from genrec.training.plan import FitPlan, model_key
+
+RERANKER_KIND, RERANKER_VERSION = "reranker", 6
+FEATURES_KIND, FEATURES_VERSION = "candidate_features", 2
+PREFERENCE_KIND, PREFERENCE_VERSION = "preference", 1
+WHOLE_SOFTMAX = 1 << 15  # up to so many items the SASRec row is trained with a softmax over all of them
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One network that is fitted: its folder in the run, its settings, and the fits that come before it.
+
+    ``backbone`` is the fit whose frozen network the code decoder is trained on, ``first`` the fit on train that chose the epochs
+    of this refit.
+    """
+
+    name: str
+    config: Config
+    plan: FitPlan
+    backbone: str | None = None
+    first: str | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the stages that this fit is made from."""
+        return "semantic_ids", *(name for name in (self.backbone, self.first) if name)
+
+    def resolved(self, folder: Path) -> FitPlan:
+        """The plan with what the earlier fits of a run folder decided."""
+        plan = self.plan
+        if self.first:
+            plan = replace(plan, epochs=open_artifact(folder / self.first, MODEL_KIND)["info"]["epochs"])
+        return replace(plan, backbone_folder=folder / self.backbone if self.backbone else None)
+
+
+def model_fits(config: Config) -> list[Fit]:
+    """The fits of our network, in order."""
+    tasks = config.training.tasks
+    return _fits("model", config, FitPlan(searches="search" in tasks, recommends="recommendation" in tasks))
+
+
+def sasrec_fits(config: Config, n_items: int) -> list[Fit]:
+    """The fits of the SASRec baseline; none without that row."""
+    if "sasrec" not in config.evaluation.baselines:
+        return []
+    plan = FitPlan(generate=False, searches=False, network="sasrec")
+    return _fits("sasrec", sasrec_config(config, n_items), plan)
+
+
+def _fits(name: str, config: Config, plan: FitPlan) -> list[Fit]:
+    """Fit on train, then on train and validation. The code decoder follows its backbone where it has a stage of its own."""
+    staged = plan.generate and config.training.decoder_epochs != 0 and config.training.generate_weight > 0
+    fits = []
+    for suffix, last in (("", plan.last), ("_refit", VALID))[: 1 + config.training.refit]:
+        backbone = f"{name}_backbone{suffix}" if staged else None
+        whole = Fit(f"{name}{suffix}", config, replace(plan, last=last), backbone, name if suffix else None)
+        if backbone:
+            first = f"{name}_backbone" if suffix else None
+            fits.append(Fit(backbone, config, replace(whole.plan, generate=False), None, first))
+        fits.append(whole)
+    return fits
+
+
+def sasrec_config(config: Config, n_items: int) -> Config:
+    """The settings of the SASRec row: what its authors and later studies found best, then ``evaluation.sasrec``.
+
+    Up to ``WHOLE_SOFTMAX`` items the softmax runs over all of them, which is what makes the row strong.
+    """
+    check_keys(list(_dotted(config.evaluation.sasrec)), "evaluation.sasrec")
+    off = Config()
+    fixed = {
+        "model": {
+            "dim": 64,
+            "layers": 2,
+            "heads": 1,
+            "dropout": 0.5,
+            "anchors": 0,
+            "query_anchors": False,
+            **{name: getattr(off.model, name) for name in SASREC_OFF_MODEL},
+        },
+        "training": {
+            "epochs": None,
+            "patience": 5,
+            "weight_decay": 0.0,
+            "learning_rate": 1e-3,
+            "negatives": 0 if n_items <= WHOLE_SOFTMAX else None,
+            "compile": False,
+            **{name: getattr(off.training, name) for name in SASREC_OFF_TRAINING},
+        },
+    }
+    tree = OmegaConf.merge(OmegaConf.structured(config), fixed, OmegaConf.create(config.evaluation.sasrec))
+    result = OmegaConf.to_object(tree)
+    assert isinstance(result, Config)
+    return result
+
+
+# Parts of our network that SASRec does not have; their defaults are "off".
+SASREC_OFF_MODEL = ("summary_tokens", "user_tokens", "reasoning_steps", "stages", "ranking")
+SASREC_OFF_TRAINING = ("progressive", "infonce_easy", "align_epochs", "cooccur_epochs")
+
+
+def _dotted(tree: dict, prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+def run_stages(folder: Path, config: Config) -> StageGraph:
+    """All artefacts that the config asks for, each with the key that it must have."""
+
+    def key(name: str) -> str:
+        return read_json(folder / name / "manifest.json")["key"]
+
+    def dataset_key() -> str | None:
+        path = config.data.path  # the log may be gone, or lie elsewhere on this machine
+        if path and not Path(path).exists():
+            return None
+        return prepare_key(config, checksum_index(folder / "dataset"))
+
+    preferred_from = ("semantic_ids",) if config.preference.checkpoint else ("model",)
+    stages = [
+        Stage("dataset", DATASET_KIND, dataset_key),
+        Stage("semantic_ids", IDS_KIND, lambda: tokenize_key(config, Dataset(folder / "dataset")), ("dataset",)),
+        Stage("candidate_features", FEATURES_KIND, lambda: features_key(key("dataset")), ("dataset",)),
+        Stage("reranker", RERANKER_KIND, lambda: reranker_key(config, key("model")), ("model",)),
+        Stage("preference", PREFERENCE_KIND, lambda: preference_key(folder, config), preferred_from),
+        Stage("model_preferred", MODEL_KIND, lambda: key("preference"), ("preference",), lambda: _kept(folder)),
+    ]
+    fits = model_fits(config)
+    if (folder / "dataset" / "manifest.json").is_file():
+        fits += sasrec_fits(config, read_json(folder / "dataset" / "manifest.json")["info"]["items"])
+    for fit in fits:
+        stages.append(Stage(fit.name, MODEL_KIND, _fit_key(folder, fit, key), fit.inputs))
+    return StageGraph(folder, stages)
+
+
+def _fit_key(folder: Path, fit: Fit, key: Callable[[str], str]) -> Callable[[], str]:
+    return lambda: model_key(fit.config, key("semantic_ids"), fit.resolved(folder))
+
+
+def features_key(dataset_key: str) -> str:
+    """The key of the counts behind candidate features."""
+    return fingerprint(FEATURES_VERSION, dataset_key)
+
+
+def reranker_key(config: Config, model_key: str) -> str:
+    """The key of the re-ranker."""
+    return fingerprint(RERANKER_VERSION, model_key, to_dict(config.decoding))
+
+
+def preference_base(folder: Path, settings: PreferenceConfig) -> Path:
+    """The model folder that the preference stage starts from."""
+    return Path(settings.checkpoint) if settings.checkpoint else folder / "model"
+
+
+def preference_key(folder: Path, config: Config) -> str:
+    """The key of the preference stage, kept or refused."""
+    unread = ("in_run", "checkpoint", "checkpoint_steps")
+    settings = {name: value for name, value in to_dict(config.preference).items() if name not in unread}
+    made_from = (
+        open_artifact(preference_base(folder, config.preference), MODEL_KIND)["key"],
+        open_artifact(folder / "dataset", DATASET_KIND)["key"],
+        open_artifact(folder / "semantic_ids", IDS_KIND)["key"],
+    )
+    return fingerprint(PREFERENCE_VERSION, *made_from, config.seed, settings)
+
+
+def _kept(folder: Path) -> None:
+    if not read_json(folder / "preference" / "manifest.json")["info"]["kept"]:
+        raise UserError(f"{folder / 'model_preferred'} was refused by the acceptance gate; it is left aside")

@@ -1,0 +1,72 @@
+"""What to fit, and the key of the result. Importing it does not import Lightning, so that opening a run stays quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from genrec.artifacts.folders import fingerprint, open_artifact
+from genrec.config.load import to_dict
+from genrec.config.schema import Config
+from genrec.data.dataset import TRAIN
+from genrec.model.saved import KIND
+
+TRAIN_VERSION = 7
+# Settings that do not change the result: a run stopped on one machine may go on on another.
+NON_RESULT_SETTINGS = (
+    "refit",
+    "compile",
+    "threads",
+    "accelerator",
+    "strategy",
+    "checkpoint_minutes",
+    "checkpoint_steps",
+)
+# Settings of the code decoder: a network without one does not depend on them, so another decoder can use the same
+# backbone.
+DECODER_SETTINGS = (
+    "pointer",
+    "decoder_layers",
+    "decoder_epochs",
+    "decoder_learning_rate",
+    "distill_weight",
+    "generate_weight",
+    "generate_share",
+)
+
+
+@dataclass
+class FitPlan:
+    """What to fit: on train or train + validation (``last``), for how long, with which of the network's answers."""
+
+    last: int = TRAIN
+    epochs: int | None = None  # None: choose on validation
+    generate: bool = True
+    searches: bool = True
+    recommends: bool = True
+    network: str = "genrec"  # or sasrec, the baseline
+    backbone_folder: Path | None = None  # a fitted model without a decoder: only the decoder is fitted, on top of it
+
+    @property
+    def label(self) -> str:
+        """What progress lines call this fit."""
+        if self.network != "genrec":
+            name = "SASRec baseline"
+        elif self.backbone_folder is not None:
+            name = "code decoder"
+        else:
+            tasks = {"recommendations": self.recommends, "search": self.searches}
+            name = "backbone" + (" and code decoder" if self.generate else "")
+            name += ", " + " + ".join(task for task, learnt in tasks.items() if learnt)
+        return name if self.last == TRAIN else f"{name}, on train + validation"
+
+
+def model_key(config: Config, ids_key: str, plan: FitPlan) -> str:
+    """The fingerprint of everything a fitted network depends on."""
+    unread = () if plan.generate else DECODER_SETTINGS
+    model = {name: value for name, value in to_dict(config.model).items() if name not in unread}
+    skipped = (*NON_RESULT_SETTINGS, *unread)
+    training = {name: value for name, value in to_dict(config.training).items() if name not in skipped}
+    what = {name: value for name, value in plan.__dict__.items() if name != "backbone_folder"}
+    backbone = open_artifact(plan.backbone_folder, KIND)["key"] if plan.backbone_folder else None
+    return fingerprint(TRAIN_VERSION, ids_key, model, training, config.seed, what, backbone)
