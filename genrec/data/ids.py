@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from genrec.errors import UserError
+
 
 class IdMap:
     """Codes 0, 1, 2 ... for strings in order of first appearance; memory grows with the distinct strings."""
@@ -62,3 +64,40 @@ def first_order(codes: np.ndarray, order: np.ndarray) -> int:
     new, first = np.unique(fresh, return_index=True)
     order[new[np.argsort(first)]] = np.arange(known, known + len(new))
     return known + len(new)
+
+
+_NULL_WORDS = r"NULL null Null NA N/A n/a #N/A NaN nan None none \N (null) (none) undefined <null> <NA>"
+NULL_WORDS = (*_NULL_WORDS.split(), "(not set)")
+"""Texts that stand for a missing id in exports of databases, spreadsheets and analytics tools."""
+LARGEST_EXACT = 1 << 53  # whole numbers above it are not exact as 64-bit floats
+
+
+def id_text(column: pl.Series, source: str) -> pl.Series:
+    """Ids as the text a person would write: without outer spaces, whole numbers without ".0"; null for NaN and
+    infinite.
+
+    Raises ``UserError`` where digits are lost already: floats above 2^53, and numbers that a spreadsheet wrote as
+    "1.23E+12".
+    """
+    name, dtype = column.name, column.dtype
+    if dtype.is_float():
+        if (column.is_finite() & (column.abs() > LARGEST_EXACT)).any():
+            value = column.filter(column.is_finite() & (column.abs() > LARGEST_EXACT))[0]
+            raise UserError(
+                f"{source}: {name} holds floats above 2^53 such as {value:.0f}, whose last digits are lost; "
+                "export ids as text"
+            )
+        real = pl.when(pl.col(name).is_finite()).then(pl.col(name))
+        whole = real.cast(pl.Int64, strict=False)
+        written = pl.when(whole == real).then(whole.cast(pl.String)).otherwise(real.cast(pl.String))
+        return column.to_frame().select(written.alias(name))[name]
+    text = column.cast(pl.String, strict=False).str.strip_chars()
+    if dtype.is_integer():
+        return text
+    if text.str.contains(r".0", literal=True).any():
+        text = text.str.replace(r"^(-?\d+)\.0+$", "$1")
+    if text.str.contains("E+", literal=True).any() or text.str.contains("e+", literal=True).any():
+        lost = text.filter(text.str.contains(r"^\d(?:[.,]\d+)?[eE]\+\d+$"))
+        if len(lost):
+            raise UserError(f"{source}: {name} holds {lost[0]!r}, whose last digits are lost; export ids as text")
+    return text

@@ -13,7 +13,7 @@ from genrec.config.load import load_config
 from genrec.data.dataset import Dataset
 from genrec.data.ids import IdMap, first_order
 from genrec.data.prepare.pipeline import prepare
-from genrec.data.readers import table
+from genrec.data.readers.table import read as table
 
 ARRAYS = ("offsets", "items", "timestamps", "actions", "queries", "split")
 

@@ -15,6 +15,8 @@ from genrec.data.readers.toolkit.options import nearest
 from genrec.data.schema import QUARANTINE_SCHEMA
 from genrec.errors import UserError
 
+_ESCAPED = r'[^\\]\\"[^;,\t|"]'  # a quote inside a field, escaped as databases and programs do
+_ESCAPE = r'([^\\]|^)\\"'
 _HIDDEN = "\x1f"  # stands for a separator inside quotes; a line that holds one takes the slow path
 csv.field_size_limit(1 << 30)  # the default of 131,072 characters refuses long descriptions
 
@@ -53,8 +55,17 @@ def delimited_batches(
     header: list[str] | None = None
     early: list[pl.DataFrame] = []  # undecodable lines before the header
     guess = quoted is not False and separator != "\t"
+    escaped: bool | None = None
     for lines, wrong in line_batches(file, encoding, quoted=guess):
+        if escaped is None and guess:
+            escaped = lines[RAW].str.contains(_ESCAPED).any()
+        if escaped:
+            lines = lines.with_columns(
+                pl.col(RAW).str.replace_all(_ESCAPE, '$1""').str.replace_all("\\\\", "\\", literal=True)
+            )
         if header is None:
+            if not lines.is_empty() and lines[LINE][0] == 1 and lines[RAW][0].lower().startswith("sep="):
+                lines = lines.slice(1)  # a spreadsheet's own note of its separator
             if lines.is_empty():
                 early.append(wrong)
                 continue

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from genrec.errors import UserError
 
-COMPRESSED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip")
 
 
 def is_glob(path: str | Path) -> bool:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import codecs
 import gzip
+import lzma
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,7 +49,10 @@ def line_batches(
     """
     size = BATCH_BYTES if batch_bytes is None else batch_bytes
     first, rest = 1, b""
-    for block in _blocks(path, size):
+    blocks = _blocks(path, size)
+    if encoding.lower().startswith(("utf-16", "utf-32")):  # a line end is no single byte there
+        blocks, encoding = _as_utf8(blocks, encoding, path), "utf-8"
+    for block in blocks:
         block = rest + block
         cut = block.rfind(b"\n") + 1 if size > 0 else len(block)
         if quoted and cut and block.count(b'"', 0, cut) % 2 and len(rest) < size:
@@ -73,12 +80,38 @@ def skipped_files(files: Sequence[Path], rule: str, header: bool = True) -> Iter
 
 
 def open_stream(path: Path) -> BinaryIO:
-    """The unpacked bytes of a file, plain, ``.gz`` or ``.zst``."""
+    """The unpacked bytes of a file: plain, ``.gz``, ``.zst``, ``.bz2``, ``.xz`` or ``.zip`` with one file in it."""
     if path.suffix == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]  # GzipFile is a binary stream without saying so
     if path.suffix == ".zst":
         return zstandard.open(path, "rb")
+    if path.suffix == ".bz2":
+        return bz2.open(path, "rb")  # type: ignore[return-value]
+    if path.suffix == ".xz":
+        return lzma.open(path, "rb")  # type: ignore[return-value]
+    if path.suffix == ".zip":
+        return _open_member(path)
     return path.open("rb")
+
+
+def _open_member(path: Path) -> BinaryIO:
+    """The one file of a zip archive."""
+    archive = zipfile.ZipFile(path)
+    names = [name for name in archive.namelist() if not name.endswith("/") and not Path(name).name.startswith(".")]
+    names = [name for name in names if not name.startswith("__MACOSX")]
+    if len(names) != 1:
+        raise UserError(f"{path}: holds {len(names)} files ({', '.join(names[:5])}); unpack it and give the folder")
+    return archive.open(names[0])  # type: ignore[return-value]  # a binary stream without saying so
+
+
+def _as_utf8(blocks: Iterator[bytes], encoding: str, path: Path) -> Iterator[bytes]:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    try:
+        for block in blocks:
+            yield decoder.decode(block).encode()
+        yield decoder.decode(b"", final=True).encode()
+    except UnicodeError as error:
+        raise UserError(f"{path}: {WRONG_ENCODING.format(encoding=encoding)} ({error})") from error
 
 
 def _blocks(path: Path, size: int) -> Iterator[bytes]:
@@ -86,7 +119,7 @@ def _blocks(path: Path, size: int) -> Iterator[bytes]:
         with open_stream(path) as file:
             while block := file.read(size):
                 yield block
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read ({error}); it may be cut off, fetch or copy it again") from error
 
 

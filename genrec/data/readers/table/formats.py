@@ -1,0 +1,267 @@
+"""From a path to batches of rows, whatever the format: found by name and content."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from genrec.data.readers.toolkit import (
+    LINE,
+    RAW,
+    Batch,
+    delimited_batches,
+    files_at,
+    is_glob,
+    parquet_batches,
+    plain_name,
+)
+from genrec.data.readers.toolkit.files import COMPRESSED
+from genrec.data.readers.toolkit.json_lines import parse_json, parse_json_lines
+from genrec.data.readers.toolkit.lines import line_batches, open_stream
+from genrec.errors import UserError
+
+ENDINGS = {
+    ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "json", ".ndjson": "json",
+    ".json": "json", ".xlsx": "excel", ".xls": "excel",
+}  # fmt: skip
+PASSED_OVER = (".crc", ".md", ".pdf", ".sh", ".py", ".yaml", ".yml", ".html", ".log.bak", ".sql")
+SEPARATORS = ("\t", ";", ",", "|", "::")
+SAMPLE_BYTES = 1 << 20
+SAMPLE_LINES = 200
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one file is laid out. ``kind`` is parquet, excel, json, array or text; the others only count for text."""
+
+    kind: str
+    separator: str = ","
+    quoted: bool = True
+    encoding: str = "utf-8"
+
+
+def table_files(path: Path) -> list[Path]:
+    """The files of a table at a path (file, folder with its subfolders, or pattern), sorted by name; ``UserError`` when none is there."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path)))
+    elif path.exists() or is_glob(path):
+        files = files_at(path)
+    else:
+        raise UserError(f"{path}: no such file or folder for reader 'table'; check the path")
+    files = [file for file in files if path == file or not file.name.endswith(PASSED_OVER)]
+    if not files:
+        raise UserError(
+            f"{path}: no table to read; the folder holds no file, or only files whose names start with '_' or '.'"
+        )
+    return files
+
+
+def _hidden(relative: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in relative.parts)
+
+
+def partition_values(file: Path) -> dict[str, str]:
+    """The values that folders written as ``day=2024-05-01`` give to all rows of a file."""
+    return dict(part.split("=", 1) for part in file.parent.parts if part.count("=") == 1 and not part.startswith("="))
+
+
+def layout_of(file: Path, format: str | None = None, separator: str | None = None, quoted: bool | None = None,
+              encoding: str | None = None) -> Layout:  # fmt: skip
+    """How a file is laid out: what is stated, the rest by its name and first megabyte."""
+    ending = ENDINGS.get(Path(plain_name(file)).suffix.lower())
+    kind = {"jsonl": "json", "json": "json"}.get(format or "", format) or ending
+    head = _head(file)
+    if kind == "parquet" or (kind is None and head.startswith(b"PAR1")):
+        if file.suffix in COMPRESSED:
+            raise UserError(f"{file}: Parquet files are compressed inside; unpack it")
+        return Layout("parquet")
+    if kind == "excel":
+        return Layout("excel")
+    encoding = encoding or guess_encoding(head)
+    text = head.decode(encoding, errors="replace").removeprefix("\ufeff")
+    if kind not in ("csv", "tsv", "text") and (kind == "json" or text.lstrip()[:1] in ("{", "[")):
+        first = text.lstrip()
+        lines = first.splitlines()
+        whole = first.startswith("[") or (
+            first.startswith("{") and len(lines) > 1 and not isinstance(parse_json(lines[0]), dict)
+        )
+        if whole and first.startswith("{") and any(isinstance(parse_json(line), dict) for line in lines[:50]):
+            whole = False  # lines of objects, the first of which is broken
+        return Layout("array" if whole else "json", encoding=encoding)
+    lines = [line for line in text.splitlines() if line.strip()]
+    lines = lines[:SAMPLE_LINES] if len(lines) <= SAMPLE_LINES else lines[:SAMPLE_LINES]
+    chosen = separator or guess_separator(lines, "\t" if kind == "tsv" else "," if kind == "csv" else None)
+    if quoted is None:
+        quoted = chosen != "\t" or (
+            bool(lines) and all(len(name) > 1 and name[0] == name[-1] == '"' for name in lines[0].split("\t"))
+        )
+    return Layout("text", chosen, quoted, encoding)
+
+
+def _head(file: Path) -> bytes:
+    try:
+        with open_stream(file) as stream:
+            return stream.read(SAMPLE_BYTES)
+    except UserError:
+        raise
+    except Exception:  # a broken file: the reader that takes it names what is wrong
+        return b""
+
+
+def guess_encoding(head: bytes) -> str:
+    """The encoding of a text file by its first bytes: by its mark, else UTF-8, else Windows-1252 where nothing speaks for UTF-8."""
+    for mark, name in ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8")):
+        if head.startswith(mark) and (name == "utf-8" or b"\x00" in head[:400]):
+            return name
+    if head[:400].count(b"\x00") > len(head[:400]) // 4:
+        return "utf-16-le" if head[1:2] == b"\x00" else "utf-16-be"
+    lines = head.split(b"\n")[: -1 if len(head) == SAMPLE_BYTES else None]
+    odd = [index for index, line in enumerate(lines) if not _is_utf8(line)]
+    if not odd or (len(odd) < 2 and odd[0] > 0):  # one bad line is damage, not an encoding
+        return "utf-8"
+    multibyte = any(not line.isascii() and _is_utf8(line) for line in lines)
+    if multibyte or not all(_in_words(lines[index]) for index in odd):
+        return "utf-8"
+    return "cp1252" if _decodes(head, "cp1252") else "latin-1"
+
+
+def _in_words(line: bytes) -> bool:
+    """Whether the bytes above ASCII of a line stand next to letters, as accents do, or are a currency or degree sign."""
+    found = re.findall(rb"(?i)(?:[a-z][\xc0-\xff]{1,3}|[\xc0-\xff]{1,3}[a-z]|[\x80\xa3\xa7\xb0])", line)
+    return bool(found) and sum(byte > 0x7F for part in found for byte in part) == sum(byte > 0x7F for byte in line)
+
+
+def _is_utf8(line: bytes) -> bool:
+    return _decodes(line, "utf-8")
+
+
+def _decodes(content: bytes, encoding: str) -> bool:
+    try:
+        content.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def guess_separator(lines: Sequence[str], default: str | None) -> str:
+    """The separator whose number in the lines agrees best, outside quotes; ``default`` where it is in the first line."""
+    if lines and lines[0].lower().startswith("sep=") and len(lines[0]) > 4:
+        return lines[0][4:].strip("\r\n") or "\t"
+    if not lines or (
+        default
+        and default in lines[0]
+        and not any(lines[0].count(other) > lines[0].count(default) for other in SEPARATORS)
+    ):
+        return default or ","
+    best, agreeing = default or ",", 0.0
+    for separator in SEPARATORS:
+        counts = Counter(_outside_quotes(line, separator) for line in lines[:50])
+        counts.pop(0, None)
+        if counts:
+            number, lines_with = counts.most_common(1)[0]
+            score = lines_with + min(number, 20) / 100
+            if score > agreeing and lines_with >= 0.5 * min(len(lines), 50):
+                best, agreeing = separator, score
+    return best
+
+
+def _outside_quotes(line: str, separator: str) -> int:
+    parts = line.split('"')
+    return sum(part.count(separator) for part in (parts[::2] if len(parts) % 2 else parts))
+
+
+def table_batches(file: Path, layout: Layout, names: Sequence[str] | None, columns: set[str] | None) -> Iterator[Batch]:
+    """One file in batches, at least one, so that its columns are checked.
+
+    ``names`` are the columns of a file without a header line. Columns that are not in ``columns`` (None: all are) are
+    left out where that saves reading them. Folders written as ``day=2024-05-01`` give a column each.
+    """
+    constants = {name: value for name, value in partition_values(file).items() if columns is None or name in columns}
+    for batch in _raw_batches(file, layout, names, columns):
+        added = [pl.lit(value).alias(name) for name, value in constants.items() if name not in batch.table.columns]
+        batch.table = batch.table.with_columns(added) if added else batch.table
+        yield batch
+
+
+def _raw_batches(file: Path, layout: Layout, names: Sequence[str] | None, columns: set[str] | None) -> Iterator[Batch]:
+    if layout.kind == "parquet":
+        yield from parquet_batches(file, columns)
+    elif layout.kind == "excel":
+        yield _excel(file)
+    elif layout.kind == "array":
+        yield _array(file, layout.encoding)
+    elif layout.kind == "json":
+        for lines, wrong in line_batches(file, layout.encoding):
+            table, broken = parse_json_lines(lines, file.name, None)
+            yield Batch(table, lines.height + wrong.height, file.name, [wrong, broken])
+    elif names is not None:
+        yield from delimited_batches(
+            file,
+            layout.separator,
+            quoted=layout.quoted,
+            columns=names,
+            encoding=layout.encoding,
+            is_header=lambda first: first == list(names),
+        )
+    else:
+        for number, batch in enumerate(
+            delimited_batches(file, layout.separator, quoted=layout.quoted, encoding=layout.encoding)
+        ):
+            if number == 0:
+                _check_header(file, [name for name in batch.table.columns if name != LINE])
+            yield batch
+
+
+def _check_header(file: Path, header: list[str]) -> None:
+    """Refuse a first line that is data: all its fields are numbers or empty, or several are equal to a value that is no name."""
+    values = [name for name in header if name]
+    if values and all(_is_value(name) for name in values):
+        raise UserError(
+            f"{file}: the first line looks like data ({','.join(header)[:80]}), not like a header; set names: [user_id, item_id, ...]"
+        )
+
+
+def _is_value(text: str) -> bool:
+    return text.replace(".", "").replace("-", "").replace(":", "").replace(" ", "").isdigit()
+
+
+def _excel(file: Path) -> Batch:
+    try:
+        table = pl.read_excel(file, infer_schema_length=None)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{file}: reading Excel files needs the extra: pip install 'genrec[excel]', or save it as CSV"
+        ) from error
+    except Exception as error:  # the library names no exception of its own
+        raise UserError(f"{file}: not readable as an Excel file ({str(error).splitlines()[0]})") from error
+    return Batch(
+        table.with_row_index(LINE, offset=2).with_columns(pl.col(LINE).cast(pl.Int64)), table.height, file.name
+    )
+
+
+def _array(file: Path, encoding: str) -> Batch:
+    """A whole JSON document: a list of objects, or an object that holds one; a row's line is its number in the list."""
+    try:
+        with open_stream(file) as stream:
+            document = json.loads(stream.read().decode(encoding).removeprefix("\ufeff"))
+    except (ValueError, OSError, EOFError, RecursionError) as error:
+        raise UserError(
+            f"{file}: not readable as JSON ({str(error)[:80]}); one object a line would be read row by row"
+        ) from error
+    if isinstance(document, dict):
+        lists = [
+            value for value in document.values() if isinstance(value, list) and value and isinstance(value[0], dict)
+        ]
+        document = lists[0] if len(lists) == 1 else [document]
+    texts = [json.dumps(row, ensure_ascii=False) for row in document]
+    lines = pl.DataFrame(
+        {LINE: pl.int_range(1, len(texts) + 1, eager=True, dtype=pl.Int64), RAW: pl.Series(texts, dtype=pl.String)}
+    )
+    table, broken = parse_json_lines(lines, file.name, None)
+    return Batch(table, lines.height, file.name, [broken])
