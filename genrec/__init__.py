@@ -4,9 +4,13 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    """Import the heavy public class only when it is asked for, so that ``import genrec`` stays instant."""
+    """Import the public names only when they are used, so that ``import genrec`` stays instant."""
     if name == "Recommender":
         from genrec.inference.recommender import Recommender
 
         return Recommender
+    if name == "sample":
+        from genrec.data.simulator.sample import sample
+
+        return sample
     raise AttributeError(f"module 'genrec' has no attribute {name!r}")

@@ -1,9 +1,12 @@
 """Trains the same network several ways, with the same budget, and compares the answers person by person.
 
-    python scripts/joint_against_separate.py CONFIG [--arms joint search recommendation] [--seeds 2] [--split valid] [key=value ...]
+    python scripts/joint_against_separate.py CONFIG [--arms joint search recommendation] [--seeds 2] [--split valid]
+    [key=value ...]
 
-Arms: joint (both tasks), search and recommendation (that task alone), staged (align, co-occur, personalise), aligned (align alone first). Every arm has as many epochs over the same
-events; differences are to the first arm named, paired over requests, over the mean of all seeds. Tables: OUTPUT/NAME-arms.md and .json.
+Arms: joint (both tasks), search and recommendation (that task alone), staged (align, co-occur, personalise), aligned
+(align alone first). Every arm has as many epochs over the same
+events; differences are to the first arm named, paired over requests, over the mean of all seeds. Tables:
+OUTPUT/NAME-arms.md and .json.
 """
 
 from __future__ import annotations
@@ -54,7 +57,8 @@ def answers(run: Run, split: str) -> Values:
 
 
 def train(config: str, overrides: list[str], arm: str, seed: int, first: Path | None) -> Run:
-    """The run of an arm; what comes before training is taken over from ``first``, the run of another arm with this seed."""
+    """The run of an arm; what comes before training is taken over from ``first``, the run of another arm with this
+    seed."""
     plain = Run.create(config, overrides)
     run = Run.create(config, [*overrides, *ARMS[arm], f"seed={seed}", f"name={plain.folder.name}-{arm}-{seed}"])
     if not any(plain.folder.iterdir()):

@@ -1,4 +1,5 @@
-"""Text relevance (nDCG) on judged queries, with the text side alone: BM25, a text encoder, and both. No training on queries.
+"""Text relevance (nDCG) on judged queries, with the text side alone: BM25, a text encoder, and both. No training on
+queries.
 
     python scripts/text_relevance.py FOLDER [--reader esci] [text.encoder=tfidf ...]
 

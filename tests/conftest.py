@@ -1,4 +1,5 @@
-"""Shared fixtures: one tiny trained run, prepared datasets and untrained networks. Everything comes from the simulator."""
+"""Shared fixtures: one tiny trained run, prepared datasets and untrained networks. Everything comes from the
+simulator."""
 
 from __future__ import annotations
 
@@ -22,13 +23,30 @@ from genrec.training.fit import new_network
 
 SIMULATOR = {"n_users": 150, "n_items": 80, "n_events": 3000, "n_categories": 8, "n_brands": 6, "seed": 1}
 TINY = [
-    "data.reader=simulator", "data.fetch=null", "data.path=null", "data.min_user_events=1", "data.min_item_events=1",
-    "text.dim=16", "model.dim=16", "model.heads=2", "model.layers=1", "model.max_length=10", "training.epochs=2", "training.stride=5",
-    "training.batch_size=64", "training.accelerator=cpu", "training.threads=1", "evaluation.ks=[5,10,20]", "evaluation.bootstrap=50",
-    "decoding.beam=30", "decoding.dense=40", "decoding.cooccurrence=20",
+    "data.reader=simulator",
+    "data.fetch=null",
+    "data.path=null",
+    "data.min_user_events=1",
+    "data.min_item_events=1",
+    "text.dim=16",
+    "model.dim=16",
+    "model.heads=2",
+    "model.layers=1",
+    "model.max_length=10",
+    "training.epochs=2",
+    "training.stride=5",
+    "training.batch_size=64",
+    "training.accelerator=cpu",
+    "training.threads=1",
+    "evaluation.ks=[5,10,20]",
+    "evaluation.bootstrap=50",
+    "decoding.beam=30",
+    "decoding.dense=40",
+    "decoding.cooccurrence=20",
     *(f"data.options.{name}={value}" for name, value in SIMULATOR.items()),
-]  # fmt: skip
-# One training step then equals the same step with an own random state, and the CPU stays cool: the tests share two cores with others.
+]
+# One training step then equals the same step with an own random state, and the CPU stays cool: the tests share two
+# cores with others.
 torch.set_num_threads(1)
 
 
@@ -88,7 +106,8 @@ def network(prepared_run):
 
 @pytest.fixture
 def prepare_table(tmp_path):
-    """``prepare_table(events, items, *overrides)``: a hand-made log (rows of dicts) prepared through the ``table`` reader."""
+    """``prepare_table(events, items, *overrides)``: a hand-made log (rows of dicts) prepared through the ``table``
+    reader."""
     made = iter(range(100))
 
     def make(events: list[dict], items: list[dict] | None = None, *overrides: str) -> Dataset:

@@ -11,11 +11,32 @@ import genrec
 ROOT = Path(genrec.__file__).parent
 # From top to bottom. A room may import from itself and from the rooms before it.
 ROOMS = (
-    "errors", "progress", "processor", "console", "config", "artifacts", "data", "text", "semantic_ids", "catalogue", "retrieval",
-    "model", "generation", "objectives", "ranking", "training", "runs", "evaluation", "preference", "pipeline", "inference", "serving",
+    "errors",
+    "progress",
+    "processor",
+    "console",
+    "config",
+    "artifacts",
+    "data",
+    "text",
+    "semantic_ids",
+    "catalogue",
+    "retrieval",
+    "model",
+    "generation",
+    "objectives",
+    "ranking",
+    "training",
+    "runs",
+    "evaluation",
+    "preference",
+    "pipeline",
+    "inference",
+    "serving",
     "cli",
-)  # fmt: skip
-# Where a package names what its modules do: the lazy attribute of the public class, and the fit functions of `text` (one per encoder).
+)
+# Where a package names what its modules do: the lazy attribute of the public class, and the fit functions of `text`
+# (one per encoder).
 FRONT_DOORS = {"genrec"}
 
 

@@ -1,11 +1,15 @@
-"""FlexAttention with a block mask against scaled_dot_product_attention with an explicit mask, on the network's own masks.
+"""FlexAttention with a block mask against scaled_dot_product_attention with an explicit mask, on the network's own
+masks.
 
     python scripts/bench/attention.py
     python scripts/bench/attention.py --device cuda     # also forward + backward
 
-*answering*: one request at the end of each history; *training*: a request at every event. Both take the mask as they need it: the explicit one is
-made of comparisons for every batch, the block mask besides from it. Rounds alternate in one process, the fastest of each counts. FlexAttention
-is compiled; on a CPU torch has no backward for it (it raises ``NotImplementedError``), so only the forward is timed there.
+*answering*: one request at the end of each history; *training*: a request at every event. Both take the mask as they
+need it: the explicit one is
+made of comparisons for every batch, the block mask besides from it. Rounds alternate in one process, the fastest of
+each counts. FlexAttention
+is compiled; on a CPU torch has no backward for it (it raises ``NotImplementedError``), so only the forward is timed
+there.
 """
 
 from __future__ import annotations
@@ -60,11 +64,15 @@ def row(name: str, batch: int, length: int, requests: int, options: argparse.Nam
     learns = options.device != "cpu"
     if learns:
         q, k, v = (one.requires_grad_() for one in (q, k, v))
-    explicit = lambda: sequence_mask(length, positions)
+
+    def explicit() -> Tensor:
+        return sequence_mask(length, positions)
+
     mask = explicit()
-    blocked = lambda: create_block_mask(
-        lambda b, h, i, j: mask[b, i, j], batch, None, size, size, device=options.device
-    )
+
+    def blocked():
+        return create_block_mask(lambda b, h, i, j: mask[b, i, j], batch, None, size, size, device=options.device)
+
     block = blocked()
 
     def step(attend) -> Tensor:
@@ -74,8 +82,12 @@ def row(name: str, batch: int, length: int, requests: int, options: argparse.Nam
             found.sum().backward()
         return found.detach()
 
-    sdpa = lambda: step(lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None]))
-    flex = lambda: step(lambda: compiled(q, k, v, block_mask=block))
+    def sdpa() -> Tensor:
+        return step(lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None]))
+
+    def flex() -> Tensor:
+        return step(lambda: compiled(q, k, v, block_mask=block))
+
     apart = float((sdpa() - flex()).abs().max())
     best = [float("inf")] * 4
     for _ in range(options.rounds):

@@ -1,8 +1,10 @@
-"""Does a bundle answer as its run does? The same requests to both: the run here, a copy of the bundle in a process with an empty environment.
+"""Does a bundle answer as its run does? The same requests to both: the run here, a copy of the bundle in a process with
+an empty environment.
 
     python scripts/bench/bundle.py RUN BUNDLE --requests 500
 
-Prints how many lists are the same to the last id, and the greatest difference of a score; ends with code 1 where a list differs.
+Prints how many lists are the same to the last id, and the greatest difference of a score; ends with code 1 where a list
+differs.
 """
 
 from __future__ import annotations

@@ -2,9 +2,12 @@
 
     python scripts/bench/certificate.py runs/amazon-beauty --output results
 
-For each batch the prompt runs once; then come the beam, the exact search and, for ``--full`` requests over all, the score of every leaf.
-What a person already had is left out, as a server does. Agreement: the same first ten leaves in the same order as full scoring.
-Times are processor seconds of this process, beam and exact in turn on the same batch. Beside it the same one request at a time.
+For each batch the prompt runs once; then come the beam, the exact search and, for ``--full`` requests over all, the
+score of every leaf.
+What a person already had is left out, as a server does. Agreement: the same first ten leaves in the same order as full
+scoring.
+Times are processor seconds of this process, beam and exact in turn on the same batch. Beside it the same one request at
+a time.
 """
 
 from __future__ import annotations

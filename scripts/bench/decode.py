@@ -1,9 +1,11 @@
-"""Measure decoding: our engine, Hugging Face ``generate``, other tries, the dense indexes, and the floor, all in one run.
+"""Measure decoding: our engine, Hugging Face ``generate``, other tries, the dense indexes, and the floor, all in one
+run.
 
     python scripts/bench/decode.py                              # small sizes, minutes
     python scripts/bench/decode.py --items 100000 --dim 256 --layers 6 --histories 27 60 150 600 --beams 50 256
 
-Every table is printed and, with --output, written as JSON. Times are milliseconds on the threads that torch was given: wall time, or with
+Every table is printed and, with --output, written as JSON. Times are milliseconds on the threads that torch was given:
+wall time, or with
 --clock cpu the processor time of this process, which a busy machine disturbs less (meant for one thread).
 """
 
@@ -98,7 +100,8 @@ def bench_trie(sizes: list[int]) -> dict:
 
 
 def bench_mask(sizes: list[int], width: int, repeats: int) -> dict:
-    """One step's mask and state, no network: legal children of ``width`` random prefixes of two codes, then the top ``width``."""
+    """One step's mask and state, no network: legal children of ``width`` random prefixes of two codes, then the top
+    ``width``."""
     return table(f"Legal children of {width} prefixes", [mask_row(items, width, repeats) for items in sizes])
 
 
@@ -127,7 +130,8 @@ def mask_row(items: int, width: int, repeats: int) -> dict:
 
 
 def other_tries(paths: torch.Tensor, prefixes: list[tuple[int, ...]], repeats: int) -> dict[str, float]:
-    """The same children from a Python dict, from marisa-trie where it is installed, and by binary search over sorted codes."""
+    """The same children from a Python dict, from marisa-trie where it is installed, and by binary search over sorted
+    codes."""
     listed = paths.tolist()
     nested, ordered = dict_trie(listed), sorted(map(tuple, listed))
 
@@ -178,7 +182,8 @@ def bench_llama(args: argparse.Namespace) -> dict:
 
 
 def llama_operations(dim: int, layers: int, history: int, steps: list[int], children: int) -> int:
-    """Multiplications and additions that nobody can leave out: weights, attention, and the products of ``children`` and the root's codes.
+    """Multiplications and additions that nobody can leave out: weights, attention, and the products of ``children`` and
+    the root's codes.
 
     Of the last layer the prompt needs keys and values, and all of it for one position only.
     """
@@ -199,7 +204,8 @@ def llama_row(
     table_of_tokens: dict,
     beams: int,
 ) -> dict:
-    """One row of the table. In every round theirs runs once, then ours, the rate of a square product and our products alone five times."""
+    """One row of the table. In every round theirs runs once, then ours, the rate of a square product and our products
+    alone five times."""
     tokens, rows, history = network.tokens, beams * (trie.depth - 1), prompt.shape[1]
     counted = CountedLlama(network, prompt, rows)
     found = beam_search(trie, counted, 1, beams)
@@ -257,7 +263,8 @@ class CountedLlama(LlamaScorer):
 def in_turn(
     calls: dict[str, Callable[[], object]], rounds: int, often: dict[str, int], usual: int
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call, made in turn so that all see the same machine: ``often`` (else ``usual``) times in every round."""
+    """Milliseconds of each call, made in turn so that all see the same machine: ``often`` (else ``usual``) times in
+    every round."""
     for call in calls.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}

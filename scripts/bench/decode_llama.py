@@ -36,10 +36,12 @@ def node_tokens(trie: CatalogueTrie) -> Tensor:
 
 
 class PackedLlama:
-    """The weights of a Llama network as few large products: query, key and value in one, the norms' gains folded into what follows them,
+    """The weights of a Llama network as few large products: query, key and value in one, the norms' gains folded into
+    what follows them,
     the two halves of each rotary pair side by side so that turning them is one complex product.
 
-    Only differences of positions count, so they are counted from the first code on: beams at that position need no turning at all.
+    Only differences of positions count, so they are counted from the first code on: beams at that position need no
+    turning at all.
     """
 
     def __init__(self, model: LlamaForCausalLM, tokens: Tensor, trie: CatalogueTrie):
@@ -77,7 +79,8 @@ class PackedLlama:
         self.smallest = torch.full((1,), self.eps)
 
     def project(self, x: Tensor, weight: Tensor, turn: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of x (B, M, dim), each (B, heads, M, width); ``turn`` None at the position that counts as 0."""
+        """Queries, keys and values of x (B, M, dim), each (B, heads, M, width); ``turn`` None at the position that
+        counts as 0."""
         mixed = _linear(self.norm(x), weight, None, "none", [], "").view(*x.shape[:2], 3, self.heads, -1)
         if turn is None:
             return tuple(part.transpose(1, 2) for part in mixed.unbind(2))
@@ -110,7 +113,8 @@ class PackedLlama:
 
 
 class LlamaScorer:
-    """The prompt runs once per request; beams share its keys and values. Every row that ran stays where it is, behind the prompt, and a
+    """The prompt runs once per request; beams share its keys and values. Every row that ran stays where it is, behind
+    the prompt, and a
     row attends to the prompt and, by a mask, to its own line of ancestors: nothing is copied or reordered."""
 
     def __init__(self, network: PackedLlama, prompt: Tensor, rows: int):

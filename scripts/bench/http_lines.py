@@ -1,4 +1,5 @@
-"""A client that costs next to nothing: keep-alive connections on asyncio streams, so that a bench on the server's own cores shows the server."""
+"""A client that costs next to nothing: keep-alive connections on asyncio streams, so that a bench on the server's own
+cores shows the server."""
 
 from __future__ import annotations
 

@@ -1,13 +1,19 @@
-"""Kill ``genrec train`` at random moments of prepare, tokenize and train, run the same command again, and compare with an undisturbed run.
+"""Kill ``genrec train`` at random moments of prepare, tokenize and train, run the same command again, and compare with
+an undisturbed run.
 
     python scripts/bench/kill.py --kills 200 --seed 1
 
-A run is killed (SIGKILL) up to ``--per-run`` times and each time started again with the same command, then left to end. Its dataset,
-semantic IDs, co-occurrence tables, weights, fusion and curves must equal, byte for byte, those of a run that nobody killed, and nothing may be left
-beside them. A third of the kills is meant for each stage, uniformly over the seconds it takes; the table says where they really fell.
-Ends with code 1 when a run differs. Everything is simulated; no file outside ``--keep`` (a temporary folder) is touched.
+A run is killed (SIGKILL) up to ``--per-run`` times and each time started again with the same command, then left to end.
+Its dataset,
+semantic IDs, co-occurrence tables, weights, fusion and curves must equal, byte for byte, those of a run that nobody
+killed, and nothing may be left
+beside them. A third of the kills is meant for each stage, uniformly over the seconds it takes; the table says where
+they really fell.
+Ends with code 1 when a run differs. Everything is simulated; no file outside ``--keep`` (a temporary folder) is
+touched.
 
-The undisturbed run is the plain command. The others are children forked from a process that has imported the program: importing takes
+The undisturbed run is the plain command. The others are children forked from a process that has imported the program:
+importing takes
 longer than the whole run, and nothing is at stake while it lasts.
 """
 
@@ -72,7 +78,8 @@ class Job:
     def go(self, kill: tuple[str, float] | None = None, plain: bool = False) -> tuple[int, list[float], str]:
         """Run the command to its end, or until a stage has run for so many seconds.
 
-        Returns the exit code (-9: killed), when each stage began in seconds since the start, and where it was when it ended.
+        Returns the exit code (-9: killed), when each stage began in seconds since the start, and where it was when it
+        ended.
         """
         begin, process = time.monotonic(), self.command() if plain else Forked(self)
         marks = [0.0]
@@ -100,7 +107,8 @@ class Job:
         )
 
     def contents(self) -> dict[str, str]:
-        """A digest of every file that the run made, less what holds a time, a path or a picture; and what is left beside them."""
+        """A digest of every file that the run made, less what holds a time, a path or a picture; and what is left
+        beside them."""
         found = {}
         for name in COMPARED:
             for path in sorted((self.run / name).rglob("*")):
@@ -148,7 +156,8 @@ class Forked:
 def disturb(
     job: Job, plan: list[str], lasts: dict[str, tuple[float, float]], draw: random.Random, fell: Counter
 ) -> tuple[list[str], str | None]:
-    """Kill a job at each planned stage in turn. Returns what could not be done (it ended before), and what went wrong."""
+    """Kill a job at each planned stage in turn. Returns what could not be done (it ended before), and what went
+    wrong."""
     todo = sorted(plan, key=STAGES.index)
     while todo:
         stage = todo[0]

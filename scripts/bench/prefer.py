@@ -1,9 +1,13 @@
-"""What each phase of the preference stage is worth: one trained run, one reward model, the same decoder before every row.
+"""What each phase of the preference stage is worth: one trained run, one reward model, the same decoder before every
+row.
 
-    python scripts/bench/prefer.py RUN [--rows 'rerank|distil|grpo|...'] [--seeds 2] [--output rows.json] [preference.key=value ...]
+    python scripts/bench/prefer.py RUN [--rows 'rerank|distil|grpo|...'] [--seeds 2] [--output rows.json]
+    [preference.key=value ...]
 
-Rows are separated by |; ``none``, the decoder as it was, always comes first. A row is one or more phases joined by +, with settings in brackets: ``grpo[epochs=2;learning_rate=0.001]``. ``rerank`` only lets the reward model
-order the decoder's own beam. Every row shows validation (what choices may look at) and, with ``--test``, test; on a run of the simulator also the
+Rows are separated by |; ``none``, the decoder as it was, always comes first. A row is one or more phases joined by +,
+with settings in brackets: ``grpo[epochs=2;learning_rate=0.001]``. ``rerank`` only lets the reward model
+order the decoder's own beam. Every row shows validation (what choices may look at) and, with ``--test``, test; on a run
+of the simulator also the
 true expected clicks and purchases per list, which nobody but the simulator knows.
 """
 

@@ -2,10 +2,13 @@
 
     python scripts/bench/prepare.py --sizes 1000000 10000000 100000000 --pandas 10000000
 
-The log is made once per size: one Parquet file a day, each in order of time, as a shop's log would lie. Every measurement is a process of
+The log is made once per size: one Parquet file a day, each in order of time, as a shop's log would lie. Every
+measurement is a process of
 its own with two threads, so its peak memory is its own. Two tables are printed: ours by size, and ours against pandas
-(``pip install pandas pyarrow``) doing the same on the same files: read, sort, drop duplicates, 5-core, dense ids, leave-last-out split,
-sequences, save. Ours also keeps queries and writes checksums, the leakage report and the manifest. CPU time is user + system: it hardly
+(``pip install pandas pyarrow``) doing the same on the same files: read, sort, drop duplicates, 5-core, dense ids,
+leave-last-out split,
+sequences, save. Ours also keeps queries and writes checksums, the leakage report and the manifest. CPU time is user +
+system: it hardly
 depends on what else the machine does.
 """
 
@@ -128,7 +131,8 @@ def work(name: str, path: Path, target: Path) -> None:
 
 
 def peak_bytes() -> int:
-    """The most memory this process ever had. Linux's ``ru_maxrss`` also knows the parent's size at the fork, so it is the second choice."""
+    """The most memory this process ever had. Linux's ``ru_maxrss`` also knows the parent's size at the fork, so it is
+    the second choice."""
     try:
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024

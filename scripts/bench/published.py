@@ -1,9 +1,12 @@
-"""Every public data set of a folder read whole by its reader: rows accounted for, and the counts beside the published ones.
+"""Every public data set of a folder read whole by its reader: rows accounted for, and the counts beside the published
+ones.
 
     python scripts/bench/published.py FOLDER
 
-FOLDER holds the data sets in their original files, one folder each (``amazon-beauty``, ``kuairand-pure``, ...); missing ones are passed over.
-A row read is kept (event, item, user, judgment, impression row) or left out by a named rule or quarantined. Ends with code 1 when a count
+FOLDER holds the data sets in their original files, one folder each (``amazon-beauty``, ``kuairand-pure``, ...); missing
+ones are passed over.
+A row read is kept (event, item, user, judgment, impression row) or left out by a named rule or quarantined. Ends with
+code 1 when a count
 differs from the published one.
 """
 
@@ -18,7 +21,8 @@ from genrec.data.readers import read_log
 
 
 def counts(reader: str, path: Path) -> Counter:
-    """What the parts of a log hold, added up; distinct ids of its events (``active_users``, ``seen_items``) and actions by name."""
+    """What the parts of a log hold, added up; distinct ids of its events (``active_users``, ``seen_items``) and actions
+    by name."""
     total, users, items = Counter(), set(), set()
     for part in read_log(reader, path):
         total["rows"] += part.rows_read

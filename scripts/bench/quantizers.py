@@ -2,10 +2,14 @@
 
     python scripts/bench/quantizers.py --n 100000 --dim 256 --sizes 4096-1024-512 --opq 2x256 --threads 1
 
-Every contender runs in a process of its own, fits on the same sample, encodes all vectors block by block, and has its reconstruction
-error measured over all of them. `genrec rq-kmeans` is the same algorithm as `faiss.Kmeans`, level by level, so that time and error compare
-like with like; `genrec rq-opq` is the default quantizer (normalised residuals, balanced level, OPQ). The rivals code the OPQ part as
-further residual levels of the same size. CPU seconds count all threads, so on a busy machine their ratios are the ones to trust.
+Every contender runs in a process of its own, fits on the same sample, encodes all vectors block by block, and has its
+reconstruction
+error measured over all of them. `genrec rq-kmeans` is the same algorithm as `faiss.Kmeans`, level by level, so that
+time and error compare
+like with like; `genrec rq-opq` is the default quantizer (normalised residuals, balanced level, OPQ). The rivals code
+the OPQ part as
+further residual levels of the same size. CPU seconds count all threads, so on a busy machine their ratios are the ones
+to trust.
 The vectors are made up (--vectors FILE.npy takes real ones) and lie in a temporary file that is read as a memory map.
 """
 
@@ -30,7 +34,8 @@ Encoder = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # a block to it
 
 
 def write_vectors(path: Path, n: int, dim: int, seed: int = 0) -> None:
-    """Unit vectors with the shape of text vectors: Zipf-sized topics, a low-dimensional spread within each, a little noise."""
+    """Unit vectors with the shape of text vectors: Zipf-sized topics, a low-dimensional spread within each, a little
+    noise."""
     rng = np.random.default_rng(seed)
     topics = rng.normal(size=(2000, dim)).astype(np.float32)
     share = 1 / np.arange(1, 2001)
@@ -124,7 +129,8 @@ def faiss_residual(sample: np.ndarray, job: argparse.Namespace) -> Encoder:
 
 
 class PeakMemory(threading.Thread):
-    """The most memory this process itself held (GiB), without the mapped pages of files, looked at twenty times a second. Linux only."""
+    """The most memory this process itself held (GiB), without the mapped pages of files, looked at twenty times a
+    second. Linux only."""
 
     def __init__(self):
         super().__init__(daemon=True)

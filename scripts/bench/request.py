@@ -1,9 +1,12 @@
-"""Time of one whole request, from item ids to titles: prompt, reasoning, beam 50, top 10, for a run's network or an untrained one of another size.
+"""Time of one whole request, from item ids to titles: prompt, reasoning, beam 50, top 10, for a run's network or an
+untrained one of another size.
 
     python scripts/bench/request.py runs/amazon-beauty                                      # the run's own network
-    python scripts/bench/request.py runs/amazon-beauty model.preset=base model.max_length=60      # an untrained one over the run's catalogue
+    python scripts/bench/request.py runs/amazon-beauty model.preset=base model.max_length=60      # an untrained one
+    over the run's catalogue
 
-Histories are drawn items. Wall and processor milliseconds of one thread, after ten requests to warm up; the tasks take turns.
+Histories are drawn items. Wall and processor milliseconds of one thread, after ten requests to warm up; the tasks take
+turns.
 """
 
 from __future__ import annotations

@@ -1,13 +1,21 @@
-"""Which semantic IDs does generation learn best? Every quantizer, and KHQE with each part on and off, on one trunk and one budget.
+"""Which semantic IDs does generation learn best? Every quantizer, and KHQE with each part on and off, on one trunk and
+one budget.
 
-    python scripts/bench/semantic_ids.py configs/amazon-beauty.yaml --output runs/semantic-ids data.path=/path/to/amazon-beauty
+    python scripts/bench/semantic_ids.py configs/amazon-beauty.yaml --output runs/semantic-ids
+    data.path=/path/to/amazon-beauty
 
-The trunk (item, query and context encoder with the retrieval head) is fitted once, without codes in its item vectors, so that it knows
-nothing of any row. Each row then tokenizes with its own settings and fits only a code decoder on that fixed trunk, for exactly
---epochs epochs of the training split (no choice on validation), and ranks by generation alone over the split's requests. Texts that the
-trunk reads are those of the config in every row; what it makes of a batch is kept in memory for the rows that follow (1 to 2 GB). With --epochs 0 nothing is fitted: the walk takes each node's exact share of the trunk's
-dense distribution, as a decoder would that had learnt it perfectly, and only the tree and the beam decide what is lost. All rows share seed, batches and requests, so Recall@10 is compared in pairs over users.
-A row is written to OUTPUT/rows/NAME.json as soon as it is done; run the same command again and what is done is kept, a stopped training
+The trunk (item, query and context encoder with the retrieval head) is fitted once, without codes in its item vectors,
+so that it knows
+nothing of any row. Each row then tokenizes with its own settings and fits only a code decoder on that fixed trunk, for
+exactly
+--epochs epochs of the training split (no choice on validation), and ranks by generation alone over the split's
+requests. Texts that the
+trunk reads are those of the config in every row; what it makes of a batch is kept in memory for the rows that follow (1
+to 2 GB). With --epochs 0 nothing is fitted: the walk takes each node's exact share of the trunk's
+dense distribution, as a decoder would that had learnt it perfectly, and only the tree and the beam decide what is lost.
+All rows share seed, batches and requests, so Recall@10 is compared in pairs over users.
+A row is written to OUTPUT/rows/NAME.json as soon as it is done; run the same command again and what is done is kept, a
+stopped training
 resumes. OUTPUT/table.md and table.json hold the table.
 """
 
@@ -78,7 +86,8 @@ def shared_trunk(base: Run, job: argparse.Namespace) -> Path:
 
 
 def remember_trunk() -> None:
-    """From here on the network's ``encode`` gives equal batches what it gave the first; right while all networks have the same trunk."""
+    """From here on the network's ``encode`` gives equal batches what it gave the first; right while all networks have
+    the same trunk."""
     made: dict[str, Encoded] = {}
     encode = GenerativeRecommender.encode
 
@@ -106,7 +115,8 @@ def remember_trunk() -> None:
 
 
 def measure(base: Run, backbone_folder: Path, name: str, overrides: list[str], job: argparse.Namespace) -> dict:
-    """Fit and score one row; kept in OUTPUT/rows. Raises ``UserError`` where this version does not know one of the row's keys."""
+    """Fit and score one row; kept in OUTPUT/rows. Raises ``UserError`` where this version does not know one of the
+    row's keys."""
     config = load_config(job.config, [*job.overrides, *overrides])
     config.data, config.model.use_codes, config.training.decoder_epochs = (
         copy.deepcopy(base.config.data),
@@ -184,7 +194,8 @@ def generated(network: GenerativeRecommender, collator: Collator, requests: Requ
 
 
 def ideal_walk(trie: CatalogueTrie, dense: Tensor, beam: int) -> tuple[Tensor, Tensor]:
-    """Leaves (B, beam) and log-probabilities of a beam search in which a node's probability is that of the items below it in ``dense``."""
+    """Leaves (B, beam) and log-probabilities of a beam search in which a node's probability is that of the items below
+    it in ``dense``."""
     share, bounds = dense.softmax(1), trie.level_bounds
     kept = torch.ones(len(dense), 1, dtype=torch.bool)
     for level in range(1, trie.depth + 1):

@@ -1,9 +1,11 @@
 """Measure a server on loopback: load, a long soak, SIGKILLs, hot reloads, and adding items.
 
-    python scripts/bench/serve.py BUNDLE --output results                                  # load at 1, 8 and 64 clients, batching on and off
+    python scripts/bench/serve.py BUNDLE --output results                                  # load at 1, 8 and 64
+    clients, batching on and off
     python scripts/bench/serve.py BUNDLE --output results --minutes 10 --kills 50 --reloads 100 --add 10000
 
-The client (``http_lines.py``) runs on the same machine and takes a tenth of a millisecond of processor time a request. Each part's numbers are written to ``serve_<part>.json`` as soon as it ends.
+The client (``http_lines.py``) runs on the same machine and takes a tenth of a millisecond of processor time a request.
+Each part's numbers are written to ``serve_<part>.json`` as soon as it ends.
 """
 
 from __future__ import annotations
@@ -156,7 +158,8 @@ def load(bundle: Path, work: Path, clients: list[int], duration: float) -> list[
 
 
 def soak(bundle: Path, work: Path, minutes: float, top: float) -> dict:
-    """``minutes`` at 70 % of the top rate, requests starting on a clock: errors, and memory of the first and last minute."""
+    """``minutes`` at 70 % of the top rate, requests starting on a clock: errors, and memory of the first and last
+    minute."""
     server = Server(bundle, work / "soak")
     traffic, rate = Traffic(bundle), 0.7 * top
     memory: list[tuple[float, float]] = []
@@ -278,7 +281,8 @@ def reloads(bundle: Path, work: Path, times: int) -> dict:
 
 
 def add_items(bundle: Path, work: Path, count: int, sample: int = 300) -> dict:
-    """Add items named by words of the catalogue's titles and a number of their own: the time, and how often a search for one's title finds it."""
+    """Add items named by words of the catalogue's titles and a number of their own: the time, and how often a search
+    for one's title finds it."""
     server, traffic = Server(bundle, work / "add", "--time-budget-ms", "20000"), Traffic(bundle, 1)
     words = sorted({word for title in traffic.titles for word in title.split()}) or ["thing"]
     names = {f"added-{n}": " ".join(traffic.random.choices(words, k=5)) + f" {n}" for n in range(count)}

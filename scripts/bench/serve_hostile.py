@@ -1,8 +1,10 @@
-"""What a server does with hostile traffic: schemathesis over its OpenAPI document, then oversized, malformed and unicode-hostile requests at once.
+"""What a server does with hostile traffic: schemathesis over its OpenAPI document, then oversized, malformed and
+unicode-hostile requests at once.
 
     python scripts/bench/serve_hostile.py BUNDLE --output results --examples 100
 
-No answer may be a 5xx and none may take longer than its budget. The numbers go to ``serve_hostile.json``, schemathesis' own report beside it.
+No answer may be a 5xx and none may take longer than its budget. The numbers go to ``serve_hostile.json``, schemathesis'
+own report beside it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,14 @@
-"""Text encoders compared: relevance of real queries, agreement of first codes, transitions and searches of a dataset, speed, memory.
+"""Text encoders compared: relevance of real queries, agreement of first codes, transitions and searches of a dataset,
+speed, memory.
 
-    python scripts/bench/text.py --esci FOLDER                  # products.ndjson.gz and judgments.tsv.gz of the ESCI sample
-    python scripts/bench/text.py --dataset RUN/dataset          # with and without the projection trained on its training events
+    python scripts/bench/text.py --esci FOLDER                  # products.ndjson.gz and judgments.tsv.gz of the ESCI
+    sample
+    python scripts/bench/text.py --dataset RUN/dataset          # with and without the projection trained on its
+    training events
     python scripts/bench/text.py --esci FOLDER --encoders tfidf minilm --cache FOLDER --output FOLDER
 
-Every row runs in a process of its own, so that its memory is its own, and is written to ``--output`` as it comes. Nothing is trained on
+Every row runs in a process of its own, so that its memory is its own, and is written to ``--output`` as it comes.
+Nothing is trained on
 judged queries.
 """
 
@@ -77,7 +81,8 @@ def ndcg(scores: np.ndarray, query: np.ndarray, gain: np.ndarray, k: int = 10) -
 def first_code_agreement(
     items: np.ndarray, queries: np.ndarray, judged_item: np.ndarray, judged_query: np.ndarray, seed: int
 ) -> dict[str, float]:
-    """Share of the given pairs with one first code, against all query-item pairs; the default quantizer fitted on items and queries."""
+    """Share of the given pairs with one first code, against all query-item pairs; the default quantizer fitted on items
+    and queries."""
     both = np.concatenate([items, queries])
     sizes, sub_codebooks, sub_size = default_sizes(len(both))
     first = fit_codebooks(both, sizes, sub_codebooks, sub_size, seed)[1][:, 0]
@@ -142,7 +147,8 @@ def esci_rows(name: str, args: argparse.Namespace) -> list[dict]:
 
 
 def dataset_rows(name: str, args: argparse.Namespace) -> list[dict]:
-    """Rows of one encoder, projection off and on, keywords off and on. Queries of a log without searches are synthetic."""
+    """Rows of one encoder, projection off and on, keywords off and on. Queries of a log without searches are
+    synthetic."""
     dataset = Dataset(args.dataset)
     items, texts = dataset.item_table, item_texts(dataset.item_table)
     requests = dataset.requests(args.split)

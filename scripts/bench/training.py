@@ -1,17 +1,23 @@
-"""Training throughput: real events per second against the same network padded to the maximum, and the share of the products' own rate.
+"""Training throughput: real events per second against the same network padded to the maximum, and the share of the
+products' own rate.
 
     python scripts/bench/training.py --dataset runs/amazon-beauty/dataset
     python scripts/bench/training.py                        # simulated lengths, 6.7 events on average
     python scripts/bench/training.py --device cuda --dim 1024 --layers 12 --heads 16 --batch 512
 
-*ours*: a step in parts of similar lengths, a request only where an event is predicted; the whole training step (collation, forward, backward,
-clipping, AdamW). *padded*: the same network and optimiser, every sequence padded to ``--length`` events, with a request and a softmax over all items at
-every position, as most open code trains. Both in turn in one process, on batches that stand for an epoch; the settings are those of
-``configs/amazon-beauty.yaml`` but for anchors and distillation. Codes are learnt as a run learns them, by the code decoder alone on the fixed
+*ours*: a step in parts of similar lengths, a request only where an event is predicted; the whole training step
+(collation, forward, backward,
+clipping, AdamW). *padded*: the same network and optimiser, every sequence padded to ``--length`` events, with a request
+and a softmax over all items at
+every position, as most open code trains. Both in turn in one process, on batches that stand for an epoch; the settings
+are those of
+``configs/amazon-beauty.yaml`` but for anchors and distillation. Codes are learnt as a run learns them, by the code
+decoder alone on the fixed
 rest; "retrieval, then codes" is what an event costs in the two trainings together.
 "Products" are the matrix products that the real tokens need (forward and backward), timed alone in the same
 rounds; their share of the step is how close it comes to doing nothing else.
-Each step and each product is run three times and the fastest counts. With one thread the clock is the process's CPU time, so that other
+Each step and each product is run three times and the fastest counts. With one thread the clock is the process's CPU
+time, so that other
 work on the machine matters less.
 """
 
@@ -45,7 +51,8 @@ from genrec.training.module import TrainingModule
 
 
 def simulated(options: argparse.Namespace):
-    """A log of random items whose users have 6.7 events on average, at least 3, with Beauty's long tail; random semantic IDs."""
+    """A log of random items whose users have 6.7 events on average, at least 3, with Beauty's long tail; random
+    semantic IDs."""
     rng = np.random.default_rng(0)
     lengths = np.minimum(3 + rng.pareto(1.9, options.users) * 3.3, 200).astype(np.int64)
     total = int(lengths.sum())
@@ -162,9 +169,11 @@ class Padded(Step):
 
 
 def products(step: Step, place: int) -> list[tuple[int, int, int, int]]:
-    """The matrix products (m, k, n, times: 3 forward and backward, 2 without a gradient of the input, 1 forward alone) that a batch's real tokens need.
+    """The matrix products (m, k, n, times: 3 forward and backward, 2 without a gradient of the input, 1 forward alone)
+    that a batch's real tokens need.
 
-    No token, item or candidate counts that the step could do without: context states behind the last layer's keys and values only where a
+    No token, item or candidate counts that the step could do without: context states behind the last layer's keys and
+    values only where a
     code decoder reads them, and the vectors of those items alone that the batch names or the softmax runs over.
     """
     network, batch = step.network, step.batch(place)
@@ -322,7 +331,8 @@ def main() -> None:
 
 
 def show(rates: dict[str, float], shares: dict[str, float], speeds: dict[str, float]) -> None:
-    """The table; ``rates`` in events a second, ``shares`` of the products in the step (0: not known), ``speeds`` in GFLOP/s."""
+    """The table; ``rates`` in events a second, ``shares`` of the products in the step (0: not known), ``speeds`` in
+    GFLOP/s."""
     rates["ours, retrieval, then codes"] = 1 / (1 / rates["ours, retrieval"] + 1 / rates["ours, codes"])
     print(f"\n{'step':<36}{'real events/s':>14}{'x padded':>10}{'products':>10}{'GFLOP/s':>10}")
     for name, rate in rates.items():
