@@ -1,39 +1,48 @@
-"""Recency-weighted co-occurrence and transitions: two sparse products that pass most published models on the Amazon sets."""
+"""Recency-weighted co-occurrence and transitions: a baseline of two sparse products, and candidate features."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from genrec.data.histories import Histories
 from genrec.errors import UserError
+from genrec.retrieval.neighbours import cooccurring_items, row_of, strongest, users_by_items
 
 FORMAT_VERSION = 1
 TRANSITION_WEIGHTS = ("count", "log")
+MAX_PAIRS = 1 << 27  # pairs of a table: 8 bytes each
+MIN_NEIGHBOURS = 64
 
 
 class CooccurrenceTransition:
-    """``score = h S`` with ``S = D^-1/2 C D^-1/2 + 1/2 (T + 1/2 T^T)``, where history h weighs its events ``decay ** age``.
+    """Score items by ``h S`` with ``S = D^-1/2 C D^-1/2 + 1/2 (T + 1/2 T^T)``; h weighs an event by ``decay ** age``.
 
-    C (n_items, n_items) counts the users who had both items, zero diagonal; D is diagonal, one plus the number of users who had
-    the item: the one damps cosines that rest on a single user and keeps unseen items finite. T[i, j] is the plain number of times
-    j came right after i, i and j different. T is not normalised: a frequent transition *is* strong evidence, and the symmetric or
-    row-wise forms cost accuracy on Amazon Beauty. ``transitions="log"`` takes log(1 + count) instead: better there on validation too.
+    C (n_items, n_items) counts the users who had both items, zero diagonal; D is diagonal, one plus the number of users
+    who had the item: the one damps cosines that rest on a single user and keeps unseen items finite. T[i, j] is the
+    plain number of times j came right after i, i and j different. T is not normalised: a frequent transition *is*
+    strong evidence, and the symmetric or row-wise forms cost accuracy on Amazon Beauty. ``transitions="log"`` takes
+    log(1 + count) instead: better there on validation too.
 
-    ``max_history``: only that many newest events of a user are counted, as co-occurrence costs their square.
+    ``max_history``: only that many newest events of a user are counted, as co-occurrence costs their square. Of each
+    item the strongest ``MAX_PAIRS / n_items`` neighbours are kept (at least ``MIN_NEIGHBOURS``), so that a table stays
+    near a gigabyte: a catalogue of 10^4 items keeps all of them, one of 10^6 134 each.
     """
 
     def __init__(self, decay: float = 0.6, transitions: str = "count", max_history: int = 500):
         if not 0 < decay <= 1 or max_history < 1:
             raise UserError(
-                f"CooccurrenceTransition got decay={decay}, max_history={max_history}; expected 0 < decay <= 1 and 1 or more"
+                f"CooccurrenceTransition got decay={decay} and max_history={max_history}; "
+                "expected 0 < decay <= 1 and max_history >= 1"
             )
         if transitions not in TRANSITION_WEIGHTS:
             raise UserError(
-                f"CooccurrenceTransition got transitions={transitions!r}; expected one of {', '.join(TRANSITION_WEIGHTS)}"
+                f"CooccurrenceTransition got transitions={transitions!r}; "
+                f"expected one of {', '.join(TRANSITION_WEIGHTS)}"
             )
         self.decay, self.transitions, self.max_history = decay, transitions, max_history
         self.similar: sp.csr_matrix | None = None  # D^-1/2 C D^-1/2
@@ -42,11 +51,12 @@ class CooccurrenceTransition:
     def fit(self, train: Histories, n_items: int) -> CooccurrenceTransition:
         """Count ``train`` (one history per user, all of it used); item ids are in [0, n_items)."""
         train = train.last_n(self.max_history)
-        self.similar = _similar(train, n_items)
+        width = max(MAX_PAIRS // max(n_items, 1), MIN_NEIGHBOURS)
+        self.similar = _similar(train, n_items, width)
         moves = train.transitions(n_items)
         if self.transitions == "log":
             moves.data = np.log1p(moves.data)
-        self.following = (0.5 * moves + 0.25 * moves.T).tocsr().astype(np.float32)
+        self.following = _cut_both_ways((0.5 * moves + 0.25 * moves.T).tocsr().astype(np.float32), width)
         return self
 
     def score(self, histories: Histories) -> np.ndarray:
@@ -56,7 +66,7 @@ class CooccurrenceTransition:
         return similar
 
     def score_parts(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
-        """The co-occurrence and the transition part of the score, each (B, n_items) float32, for use as separate evidence."""
+        """The co-occurrence and the transition part of the score, each (B, n_items) float32."""
         if self.similar is None or self.following is None:
             raise UserError("CooccurrenceTransition has not been fitted; call fit(train, n_items) first")
         weighted = histories.to_csr(self.similar.shape[0], weights=lambda ages: self.decay ** ages.astype(np.float64))
@@ -66,7 +76,7 @@ class CooccurrenceTransition:
         """Everything fitted, as plain arrays that ``from_state`` takes back."""
         if self.similar is None or self.following is None:
             raise UserError("CooccurrenceTransition has not been fitted; there is nothing to save")
-        arrays = {
+        arrays: dict[str, Any] = {
             "format_version": np.int64(FORMAT_VERSION),
             "n_items": np.int64(self.similar.shape[0]),
             "decay": np.float64(self.decay),
@@ -93,7 +103,7 @@ class CooccurrenceTransition:
     def save(self, path: Path) -> None:
         """Write ``state()`` as an npz file at exactly ``path``."""
         with open(path, "wb") as file:
-            np.savez(file, **self.state())
+            np.savez(file, **self.state())  # type: ignore[arg-type]  # numpy's stub takes the names for its options
 
     @classmethod
     def load(cls, path: Path) -> CooccurrenceTransition:
@@ -105,12 +115,36 @@ class CooccurrenceTransition:
             raise UserError(f"{path}: not a saved co-occurrence model ({error}); fit and save it again") from error
 
 
-def _similar(train: Histories, n_items: int) -> sp.csr_matrix:
-    """D^-1/2 C D^-1/2, (n_items, n_items) float32."""
-    had = train.to_csr(n_items)
-    had.data[:] = 1  # users are counted, not repeats
-    together = (had.T @ had).tocsr()
-    together.setdiag(0)
-    together.eliminate_zeros()
-    scale = sp.diags(1 / np.sqrt(np.asarray(had.sum(axis=0), np.float64).ravel() + 1))
-    return (scale @ together @ scale).tocsr().astype(np.float32)
+def _similar(train: Histories, n_items: int, width: int) -> sp.csr_matrix:
+    """D^-1/2 C D^-1/2, of each row the ``width`` highest values: (n_items, n_items) float32."""
+    had = users_by_items(train, n_items)
+    scale = 1 / np.sqrt(np.asarray(had.sum(axis=0), np.float64).ravel() + 1)
+    blocks = []
+    for begin, together in cooccurring_items(had):
+        rows = slice(begin, begin + together.shape[0])
+        scaled = (sp.diags(scale[rows]) @ together @ sp.diags(scale)).tocsr().astype(np.float32)
+        blocks.append(_cut(scaled, width))
+    return sp.vstack(blocks, format="csr")
+
+
+def _cut(matrix: sp.csr_matrix, width: int) -> sp.csr_matrix:
+    """The ``width`` highest values of each row, of equal ones those of the lowest columns."""
+    if not (np.diff(matrix.indptr) > width).any():
+        return matrix
+    matrix.sort_indices()
+    kept = strongest(matrix.data, matrix.indptr, width)
+    row = row_of(matrix)[kept]
+    order = np.lexsort((matrix.indices[kept], -matrix.data[kept], row))
+    rank = np.arange(len(order)) - np.searchsorted(row, row)
+    kept = np.sort(kept[order[rank < width]])
+    offsets = np.searchsorted(kept, matrix.indptr)
+    return sp.csr_matrix((matrix.data[kept], matrix.indices[kept], offsets), shape=matrix.shape)
+
+
+def _cut_both_ways(matrix: sp.csr_matrix, width: int) -> sp.csr_matrix:
+    """The values that are among the ``width`` highest of their row or of their column, with their mirror images."""
+    if not (np.diff(matrix.indptr) > width).any():
+        return matrix
+    kept = _cut(matrix, width)
+    kept.data = np.ones_like(kept.data)
+    return matrix.multiply(kept.maximum(kept.T)).tocsr()

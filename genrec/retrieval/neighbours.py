@@ -1,30 +1,39 @@
-"""Preference anchors: what usually goes with an item, counted from training events (OnePiece, arXiv 2509.18091, section 3.1).
+"""Preference anchors: items that usually go with an item, counted from training events.
 
-A request shows the network the strongest neighbours of the person's last events. Two groups: *company*, items that the same people had
-(co-occurrence and transitions, DESIGN.md section 9), and *shelf*, the most frequent items of the same category and brand. Beside the ids
-stand plain counts, so that a training request can take its own person's part out of them again: a count that a request's own answer went
-into would tell the answer.
+Source: OnePiece (arXiv 2509.18091, section 3.1).
+
+A request shows the network the strongest neighbours of the user's last events, in two groups: *co-occurrence
+neighbours*, items that the same users had (co-occurrence and transitions), and the *top of category and brand*, the
+most frequent items of the same category and brand. The tables hold plain counts beside the ids, so that a training
+request can subtract its own user's events: a count that the request's own target went into would reveal the target.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
 import scipy.sparse as sp
+import torch
+from torch import Tensor
 
 from genrec.data.histories import Histories
 
 MAX_HISTORY = 500  # newest events of a user that are counted, as co-occurrence costs their square
-BLOCK = 1 << 12  # items whose neighbours are ranked at a time
+PAIRS = 1 << 24  # pairs of items that are counted at a time: 200 MB
 COUNTS = ("together", "after", "before")  # what is counted of a pair (item, neighbour)
 
 
 @dataclass(frozen=True)
 class AnchorTable:
-    """``ids`` (n_items, width) int32 neighbours, the strongest first, -1 where there are fewer; ``counts`` (n_items, width, 3) float32: users
-    who had both, how often the neighbour came right after the item, and right before it; ``users`` (n_items,) float32 users who had the item.
+    """Neighbours of every item, strongest first.
+
+    ``ids`` (n_items, width) int32, -1 where there are fewer; ``counts`` (n_items, width, 3) float32: users who had both
+    items, how often the neighbour came right after the item, and right before it; ``users`` (n_items,) float32: users
+    who had the item.
     """
 
     ids: np.ndarray
@@ -32,46 +41,94 @@ class AnchorTable:
     users: np.ndarray
 
 
-def strength(together: np.ndarray, after: np.ndarray, before: np.ndarray, scale: np.ndarray):
-    """The co-occurrence and transition score of DESIGN.md section 9, of arrays or tensors; ``scale`` is ``((1 + d_i) (1 + d_j)) ** -1/2``."""
-    return together * scale + 0.5 * _log1p(after) + 0.25 * _log1p(before)
+Values = TypeVar("Values", np.ndarray, Tensor)
 
 
-def _log1p(values):
-    return np.log1p(values) if isinstance(values, np.ndarray) else values.log1p()
+def strength(together: Values, after: Values, before: Values, scale: Values) -> Values:
+    """Score of neighbours from their counts.
+
+    ``scale`` is ``((1 + d_i) (1 + d_j)) ** -1/2``, where d counts the users of an item.
+    """
+    log1p = np.log1p if isinstance(after, np.ndarray) else torch.log1p
+    return together * scale + 0.5 * log1p(after) + 0.25 * log1p(before)
 
 
 def cooccurrence_neighbours(train: Histories, n_items: int, width: int) -> AnchorTable:
-    """The ``width`` strongest neighbours of each item over histories that may all be used."""
+    """The ``width`` strongest neighbours of each item, counted over all of ``train``."""
     train = train.last_n(MAX_HISTORY)
-    had = train.to_csr(n_items)
-    had.data[:] = 1  # users are counted, not repeats
-    users = np.asarray(had.sum(axis=0), np.float32).ravel()
     moves = train.transitions(n_items)
     back = moves.T.tocsr()
-    scale = 1 / np.sqrt(users + 1)
-    turned = had.T.tocsr()
     ids, counts = np.full((n_items, width), -1, np.int32), np.zeros((n_items, width, len(COUNTS)), np.float32)
-    for begin in range(0, n_items, BLOCK):
-        rows = slice(begin, min(begin + BLOCK, n_items))
-        together = (turned[rows] @ had).tocoo()
-        keep = together.row + begin != together.col
-        parts = [
-            sp.csr_matrix((together.data[keep], (together.row[keep], together.col[keep])), shape=together.shape),
-            moves[rows].astype(np.float32), back[rows].astype(np.float32),
-        ]  # fmt: skip
-        row, neighbour, values = _aligned(parts)
-        score = strength(*values.T, scale[row + begin] * scale[neighbour])
-        place, order = _best(row, neighbour, score, width)
-        ids[row[order] + begin, place] = neighbour[order]
-        counts[row[order] + begin, place] = values[order]
+    had = users_by_items(train, n_items)
+    users = np.asarray(had.sum(axis=0), np.float32).ravel()
+    scale = 1 / np.sqrt(users + 1)
+    for begin, together in cooccurring_items(had):
+        rows = slice(begin, begin + together.shape[0])
+        row = row_of(together)
+        # Two items that follow each other were had together, so the pairs of the moves are among those of the product.
+        after, before = (_aligned(part[rows], together) for part in (moves, back))
+        values = np.stack([together.data, after, before], axis=1)
+        score = strength(together.data, after, before, scale[row + begin] * scale[together.indices])
+        chosen = strongest(score, together.indptr, width)
+        rank, order = _best(row[chosen], together.indices[chosen], score[chosen], width)
+        order = chosen[order]
+        ids[row[order] + begin, rank] = together.indices[order]
+        counts[row[order] + begin, rank] = values[order]
     return AnchorTable(ids, counts, users)
 
 
-def top_of_category_and_brand(items: pl.DataFrame, users: np.ndarray, width: int) -> np.ndarray:
-    """The items of the same category and brand that most people had: ids (n_items, width) int32, half of the width each, -1 where fewer.
+def users_by_items(histories: Histories, n_items: int) -> sp.csr_matrix:
+    """(users, n_items) float32: 1 where the user had the item, however often."""
+    had = histories.to_csr(n_items)
+    had.data[:] = 1
+    return had
 
-    Category is the last level of the path. An item is no anchor of itself, and an item nobody had is none.
+
+def cooccurring_items(had: sp.csr_matrix) -> Iterator[tuple[int, sp.csr_matrix]]:
+    """Count the users who had both of two different items, in blocks of rows.
+
+    Yields the first row and the counts (rows, n_items) float32, with sorted columns.
+
+    ``had`` is that of ``users_by_items``. A block holds at most ``PAIRS`` pairs, or one row, whatever the size of the
+    catalogue.
+    """
+    turned, n_items = had.T.tocsr(), had.shape[1]
+    work = np.cumsum(turned @ np.diff(had.indptr).astype(np.int64))  # at least the pairs of each item
+    begin = 0
+    while begin < n_items:
+        done = work[begin - 1] if begin else 0
+        end = max(begin + 1, int(np.searchsorted(work, done + PAIRS, side="right")))
+        together = (turned[begin:end] @ had).tocsr()
+        own = together.indices == row_of(together) + begin
+        together.data[own] = 0
+        together.eliminate_zeros()
+        together.sort_indices()
+        yield begin, together
+        begin = end
+
+
+def row_of(matrix: sp.csr_matrix) -> np.ndarray:
+    """The row of each stored value: (nnz,) int64."""
+    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+
+
+def strongest(score: np.ndarray, indptr: np.ndarray, width: int) -> np.ndarray:
+    """Indices of the scores (nnz,) that are at least the ``width``-th highest of their row: rising, ties included."""
+    if width < 1:
+        return np.zeros(0, np.int64)
+    least = np.full(len(indptr) - 1, -np.inf, score.dtype)
+    for row in np.flatnonzero(np.diff(indptr) > width):
+        values = score[indptr[row] : indptr[row + 1]]
+        least[row] = np.partition(values, len(values) - width)[len(values) - width]
+    return np.flatnonzero(score >= np.repeat(least, np.diff(indptr)))
+
+
+def top_of_category_and_brand(items: pl.DataFrame, users: np.ndarray, width: int) -> np.ndarray:
+    """The most frequent items of the same category and of the same brand, half of the width each.
+
+    Returns ids (n_items, width) int32, -1 where there are fewer.
+
+    The category is the last level of the path. An item is no anchor of itself, and an item without users is no anchor.
     """
     half = width // 2
     levels = (
@@ -85,8 +142,10 @@ def top_of_category_and_brand(items: pl.DataFrame, users: np.ndarray, width: int
 
 @dataclass(frozen=True)
 class WordTable:
-    """``items`` (n_words, width) int32 taken after a word, the most often taken first, -1 where there are fewer; ``counts`` (n_words, width)
-    float32 searches; ``weight`` (n_words,) float32 of a word, ``log(1 + searches / searches with it)``.
+    """Items taken after each word of a query, most frequent first.
+
+    ``items`` (n_words, width) int32, -1 where there are fewer; ``counts`` (n_words, width) float32 searches; ``weight``
+    (n_words,) float32: ``log(1 + searches / searches with the word)``.
     """
 
     items: np.ndarray
@@ -103,21 +162,21 @@ def items_after_words(
     n_items: int,
     width: int,
 ) -> WordTable:
-    """What was taken after each word, of events with ``queries`` and ``items`` (n,); query q has ``words[offsets[q]:offsets[q + 1]]``.
+    """Count the items taken after each word, over events with ``queries`` and ``items`` (n,).
 
-    Words from ``n_words`` on are no words; one that a query repeats counts once.
+    Query q has the words ``words[offsets[q]:offsets[q + 1]]``. Numbers from ``n_words`` on are no words; a word that a
+    query repeats counts once.
     """
     length = np.diff(offsets)[queries]
     event = np.repeat(np.arange(len(queries)), length)
-    place = np.repeat(offsets[queries] - (np.cumsum(length) - length), length) + np.arange(len(event))
-    word = words[place]
+    word = words[np.repeat(offsets[queries] - (np.cumsum(length) - length), length) + np.arange(len(event))]
     keys = np.unique(event[word < n_words] * n_words + word[word < n_words])
     event, word = keys // n_words, keys % n_words
     pairs, counts = np.unique(word * n_items + items[event].astype(np.int64), return_counts=True)
     word_of, item = pairs // n_items, pairs % n_items
-    lane, order = _best(word_of, item, counts, width)
+    rank, order = _best(word_of, item, counts, width)
     ids, number = np.full((n_words, width), -1, np.int32), np.zeros((n_words, width), np.float32)
-    ids[word_of[order], lane], number[word_of[order], lane] = item[order], counts[order]
+    ids[word_of[order], rank], number[word_of[order], rank] = item[order], counts[order]
     searches = np.bincount(word, minlength=n_words)
     return WordTable(ids, number, np.log1p(len(queries) / np.maximum(searches, 1)).astype(np.float32))
 
@@ -129,9 +188,9 @@ def _most_had(values: pl.Series, users: np.ndarray, width: int) -> np.ndarray:
     rows = np.flatnonzero((code >= 0) & (users > 0))
     if not len(rows) or not width:
         return result
-    place, order = _best(code[rows], rows, users[rows], width + 1)  # one more: an item leaves itself out
+    rank, order = _best(code[rows], rows, users[rows], width + 1)  # one more: an item leaves itself out
     table = np.full((int(code.max()) + 1, width + 1), -1, np.int32)
-    table[code[rows][order], place] = rows[order]
+    table[code[rows][order], rank] = rows[order]
     own = table[np.maximum(code, 0)]
     own[code < 0] = -1
     own[own == np.arange(len(code))[:, None]] = -1
@@ -139,21 +198,17 @@ def _most_had(values: pl.Series, users: np.ndarray, width: int) -> np.ndarray:
     return np.take_along_axis(own, front, 1)
 
 
-def _aligned(parts: list[sp.csr_matrix]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows (P,), columns (P,) and values (P, parts) of every pair that any of the matrices holds."""
-    coo = [part.tocoo() for part in parts]
-    n = parts[0].shape[1]
-    keys = np.unique(np.concatenate([part.row.astype(np.int64) * n + part.col for part in coo]))
-    values = np.zeros((len(keys), len(parts)), np.float32)
-    for column, part in enumerate(coo):
-        values[np.searchsorted(keys, part.row.astype(np.int64) * n + part.col), column] = part.data
-    return keys // n, keys % n, values
+def _aligned(part: sp.csr_matrix, product: sp.csr_matrix) -> np.ndarray:
+    """The values of ``part`` at each pair that ``product`` stores, which has all pairs of ``part``: (nnz,) float32."""
+    values = np.zeros(product.nnz, np.float32)
+    keys, wanted = (row_of(one) * one.shape[1] + one.indices for one in (product, part))
+    values[np.searchsorted(keys, wanted)] = part.data
+    return values
 
 
 def _best(group: np.ndarray, item: np.ndarray, score: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ``width`` highest scores of each group: their places in it (n,) and their indices (n,). Ties: the lower item first."""
+    """Ranks (n,) and indices (n,) of the ``width`` highest scores of each group; ties: lower item first."""
     order = np.lexsort((item, -score, group))
-    start = np.searchsorted(group[order], group[order])
-    place = np.arange(len(order)) - start
-    kept = place < width
-    return place[kept], order[kept]
+    rank = np.arange(len(order)) - np.searchsorted(group[order], group[order])
+    kept = rank < width
+    return rank[kept], order[kept]

@@ -1,4 +1,4 @@
-"""What people took who asked the same: events of a log by query text and item. The memory that product search lives on (HEM's user-query-item triples)."""
+"""Query-item counts: how often each item was taken after a query text."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from genrec.data.dataset import Dataset
 
 
 class QueryItemCounts:
-    """``keys`` (Q,) uint64 hashes of query texts, rising; ``counts`` (Q, n_items) events. Texts are compared in lower case, blanks evened out."""
+    """Events of a log by query text and item. Texts are compared in lower case and with single blanks.
+
+    ``keys`` (Q,) uint64 hashes of query texts, rising; ``counts`` (Q, n_items) events.
+    """
 
     def __init__(self, keys: np.ndarray, counts: sp.csr_matrix):
         self.keys, self.counts = keys, counts
         self.totals = np.maximum(np.asarray(counts.sum(axis=1), np.float32).ravel(), 1)
-        self._known: tuple[Sequence[str], np.ndarray] | None = None
 
     @classmethod
     def build(cls, dataset: Dataset, last: int) -> QueryItemCounts:
@@ -36,16 +38,15 @@ class QueryItemCounts:
         return cls(keys, counts.tocsr())
 
     def score(self, texts: Sequence[str], queries: np.ndarray) -> np.ndarray:
-        """Share of each item in what was taken after the query: (N, n_items) float32, rows sum to 1, or to 0 for an unknown query.
+        """Fraction of the events after each query that took each item: (N, n_items) float32.
 
-        ``queries`` (N,) index ``texts``, -1 for no query.
+        Rows add up to 1, or to 0 for an unknown query. ``queries`` (N,) index ``texts``, -1 for no query.
         """
-        if self._known is None or self._known[0] is not texts:
-            keys = text_keys(texts)
-            place = np.minimum(np.searchsorted(self.keys, keys), max(len(self.keys) - 1, 0))
-            found = self.keys[place] == keys if len(self.keys) else np.zeros(len(keys), bool)
-            self._known = texts, np.append(np.where(found, place, -1), -1)
-        rows = self._known[1][queries.astype(np.int64)]
+        used, position = np.unique(np.asarray(queries, np.int64), return_inverse=True)
+        keys = text_keys([texts[query] for query in used[used >= 0]])
+        row = np.searchsorted(self.keys, keys)
+        found = self.keys[np.minimum(row, len(self.keys) - 1)] == keys if len(self.keys) else np.zeros(len(keys), bool)
+        rows = np.concatenate([np.full(int((used < 0).sum()), -1), np.where(found, row, -1)])[position]
         result = np.zeros((len(rows), self.counts.shape[1]), np.float32)
         known = np.flatnonzero(rows >= 0)
         if len(known):
@@ -60,6 +61,7 @@ class QueryItemCounts:
         )
 
     def state(self) -> dict[str, np.ndarray]:
+        """Plain arrays that ``from_state`` takes back."""
         counts = self.counts
         return {
             "asked_keys": self.keys,
@@ -70,6 +72,7 @@ class QueryItemCounts:
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray], n_items: int) -> QueryItemCounts:
+        """Inverse of ``state``."""
         keys = state["asked_keys"]
         parts = state["asked_data"], state["asked_indices"], state["asked_indptr"]
         return cls(keys, sp.csr_matrix(parts, shape=(len(keys), n_items)))

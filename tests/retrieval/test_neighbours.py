@@ -7,7 +7,15 @@ import polars as pl
 import pytest
 
 from genrec.data.histories import Histories
-from genrec.retrieval.neighbours import cooccurrence_neighbours, strength, top_of_category_and_brand
+from genrec.retrieval import neighbours
+from genrec.retrieval.neighbours import (
+    cooccurrence_neighbours,
+    cooccurring_items,
+    strength,
+    strongest,
+    top_of_category_and_brand,
+    users_by_items,
+)
 
 
 @pytest.fixture
@@ -16,7 +24,7 @@ def histories():
     return Histories.from_lists([rng.integers(0, 12, rng.integers(1, 9)) for _ in range(40)])
 
 
-def test_company_counts_what_a_loop_counts(histories):
+def test_neighbours_count_what_a_loop_counts(histories):
     n = 12
     together, after, users = np.zeros((n, n)), np.zeros((n, n)), np.zeros(n)
     for row in range(len(histories)):
@@ -45,7 +53,7 @@ def test_a_narrow_table_is_the_head_of_a_wide_one(histories):
     np.testing.assert_array_equal(narrow.counts, wide.counts[:, :3])
 
 
-def test_shelf_holds_the_most_had_items_of_category_and_brand():
+def test_top_of_category_and_brand_holds_the_most_frequent_items():
     items = pl.DataFrame(
         {
             "category": [["a", "x"], ["a", "x"], ["a", "x"], ["a", "y"], None, ["a", "x"]],
@@ -58,3 +66,19 @@ def test_shelf_holds_the_most_had_items_of_category_and_brand():
     assert found[0].tolist() == [5, 2, 3, -1]  # brand p: item 3; item 4 was had by nobody
     assert found[4].tolist() == [-1, -1, 0, 3]
     assert found[5].tolist() == [0, 2, -1, -1]
+
+
+def test_neighbours_do_not_depend_on_the_blocks(histories, monkeypatch):
+    whole = cooccurrence_neighbours(histories, 12, 5)
+    monkeypatch.setattr(neighbours, "PAIRS", 40)
+    assert len(list(cooccurring_items(users_by_items(histories, 12)))) > 3
+    blocks = cooccurrence_neighbours(histories, 12, 5)
+    np.testing.assert_array_equal(blocks.ids, whole.ids)
+    np.testing.assert_array_equal(blocks.counts, whole.counts)
+
+
+def test_strongest_of_each_row():
+    scores, indptr = np.array([3, 1, 2, 5, 5, 4, 9.0]), np.array([0, 3, 3, 6, 7])
+    assert strongest(scores, indptr, 1).tolist() == [0, 3, 4, 6]  # ties stay
+    assert strongest(scores, indptr, 2).tolist() == [0, 2, 3, 4, 6]
+    assert strongest(scores, indptr, 0).tolist() == []
