@@ -27,9 +27,7 @@ def test_a_table_keeps_the_strongest_neighbours_of_each_item(histories, monkeypa
         np.testing.assert_array_equal(np.flatnonzero(cut[row]), np.sort(best[full[row, best] > 0]))
     np.testing.assert_array_equal(cut[cut > 0], full[cut > 0])
     full, cut = whole.following.toarray(), table.following.toarray()
-    assert (
-        (cut > 0) == (cut > 0).T
-    ).all()  # forward moves are told from backward ones
+    assert ((cut > 0) == (cut > 0).T).all()  # forward moves are told from backward ones
     np.testing.assert_array_equal(cut[cut > 0], full[cut > 0])
     for row in range(40):
         best = np.argsort(-full[row], kind="stable")[:3]
