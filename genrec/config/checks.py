@@ -18,8 +18,6 @@ def validate(config: Config) -> None:
     _check_ranking(config.model, config.training)
     _check_training(config)
     _check_decoding(config.decoding)
-    if config.preference.evidence_share + config.preference.reward_share >= 1:
-        raise UserError("preference.evidence_share: together with reward_share it must be below 1, to leave requests")
     seconds_of(config.preference.since, "preference.since")
 
 

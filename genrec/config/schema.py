@@ -295,16 +295,6 @@ class PreferenceConfig:
     )
     click: str | None = setting(None, "Stage that counts as a click; null: the first after an impression.")
     order: str | None = setting(None, "Stage that counts as an order; null: the deepest.")
-    smoothing: float = setting(10.0, "Count added before an item's rates are computed.", gt=1)
-    evidence_share: float = setting(
-        0.4, "Fraction of training requests, oldest first, that are only counted for item rates.", gt=0, lt=1
-    )
-    reward_share: float = setting(
-        0.3, "Fraction of the following requests that fit the reward model; the rest train the policy.", gt=0, lt=1
-    )
-    request_state: bool = setting(
-        True, "The reward model reads the backbone's request state instead of the mean item vector of the history."
-    )
     reward: dict[str, float] = setting(
         {"click": 1.0, "next": 0.0, "both": 0.0, "relevance": 0.1},
         "Weights of the reward model's towers.",
@@ -317,31 +307,18 @@ class PreferenceConfig:
     epochs: int = setting(1, "Epochs of each phase.", ge=1)
     batch_size: int = setting(64, "Requests per step.", ge=1)
     learning_rate: float = setting(2e-4, "Learning rate.", gt=0)
-    beta: float = setting(0.1, "Scale of the implicit reward (dpo).", gt=0)
-    margin: float = setting(0.0, "Margin between the better and the worse item (dpo).", ge=0)
     anchor: float = setting(0.5, "Weight of supervised learning on the chosen item.", ge=0)
-    negatives: int = setting(12, "Worse items in a list: from the beam, ignored impressions, lower stages (dpo).", ge=1)
-    weight_limit: float = setting(3.0, "Pair weights lie between 1 / this and this (dpo).", ge=1)
     beam: int = setting(20, "Candidates from the model's own beam.", ge=1)
     samples: int = setting(8, "Samples per request: items (grpo) or lists (plackett-luce).", ge=2)
-    list_length: int = setting(10, "Items of a list (plackett-luce).", ge=1)
-    position_weights: list[float] = setting(
-        [2.0, 2.0, 1.0], "Weights of code positions; the last holds for all further ones (grpo).", ge=0, nonempty=True
-    )
-    prefix_gate: bool = setting(True, "A matching code position counts only if all before it match (grpo).")
     kl: float = setting(0.05, "Weight of the divergence from the reference (grpo).", ge=0)
     teacher: str = setting(
         "dense",
         "Teacher over the beam: retrieval head, re-ranker, ranking head or reward model (distil).",
         choices=("dense", "fused", "ranking", "reward"),
     )
-    soft: float = setting(0.5, "Weight of the teacher's targets against the observed item (distil).", ge=0, le=1)
     since: str | None = setting(None, "Use only requests from this time on: ISO (UTC) or Unix seconds.")
     checkpoint: str | None = setting(None, "Model folder to start from instead of the run's model.")
     tolerance: float = setting(0.02, "Acceptance gate: maximum relative loss of Recall and nDCG.", ge=0)
-    auc_tolerance: float = setting(0.005, "Acceptance gate: maximum loss of AUC, GAUC and reward nDCG.", ge=0)
-    breadth_tolerance: float = setting(0.1, "Acceptance gate: maximum relative loss of coverage and diversity.", ge=0)
-    checkpoint_steps: int = setting(100, "Steps between checkpoints.", ge=1)
     in_run: bool = setting(False, "`genrec run` includes this stage.")
 
 

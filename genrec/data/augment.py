@@ -1,7 +1,8 @@
 """Augmentation: the order of past events is partly an accident of the log, so a model may see others.
 
-Events with equal times have no order but the file's; and what a person bought within a season often has none that matters (MARIUS reports
-Recall@10 on Amazon Beauty from .087 to .097 for a SASRec trained on cropped and shuffled sequences).
+Events with equal times have no order but the file's; and what a person bought within a season often has none that
+matters (MARIUS reports Recall@10 on Amazon Beauty from .087 to .097 for a SASRec trained on cropped and shuffled
+sequences).
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from genrec.data.queries import mix
 
 @dataclass(frozen=True)
 class Shuffle:
-    """``ties``: share of sequences whose events of equal time are permuted; ``whole``: share whose events all are. ``draw`` tells epochs apart."""
+    """``ties``: share of sequences whose events of equal time are permuted.
+
+    ``whole``: share whose events all are. ``draw`` tells epochs apart.
+    """
 
     ties: float
     whole: float
@@ -33,10 +37,11 @@ class Events:
 
 
 def shuffled(data, start: np.ndarray, stop: np.ndarray, shuffle: Shuffle) -> tuple[Events, np.ndarray]:
-    """Windows ``start`` to ``stop`` - 1 (W,) of the dataset's events with items, actions and queries permuted; times keep their places.
+    """Windows ``start`` to ``stop`` - 1 (W,) of the dataset's events with items, actions and queries permuted; times keep
+    their places.
 
-    Returns the events and the place where each window begins in them. The permutation depends on the event and the draw alone, never
-    on which windows share a batch.
+    Returns the events and the place where each window begins in them. The permutation depends on the event and the draw
+    alone, never on which windows share a batch.
     """
     length = stop - start
     begin = np.cumsum(length) - length

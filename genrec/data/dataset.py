@@ -23,9 +23,9 @@ SPLITS = {"train": TRAIN, "valid": VALID, "test": TEST}
 class Requests:
     """N requests to a model: a history each (oldest event first), a time, and for searches a query.
 
-    ``offsets`` (N + 1,) delimits the ragged history arrays ``items``, ``timestamps``, ``actions`` and ``queries`` (n_events,).
-    ``times`` (N,) seconds of the request; ``request_queries`` (N,) and ``queries`` index ``query_texts``, -1 for none; ``targets`` (N,)
-    the item that followed, -1 when unknown.
+    ``offsets`` (N + 1,) delimits the ragged history arrays ``items``, ``timestamps``, ``actions`` and ``queries``
+    (n_events,). ``times`` (N,) seconds of the request; ``request_queries`` (N,) and ``queries`` index ``query_texts``,
+    -1 for none; ``targets`` (N,) the item that followed, -1 when unknown.
     """
 
     offsets: np.ndarray
@@ -47,7 +47,8 @@ class Requests:
         return Histories(self.offsets, self.items)
 
     def reference_times(self, own: bool) -> np.ndarray:
-        """Seconds since the epoch up to which a model may look, (N,): the request's own time, or that of the history's last event.
+        """Seconds since the epoch up to which a model may look, (N,): the request's own time, or that of the history's last
+        event.
 
         A request without history only has its own.
         """
@@ -65,7 +66,10 @@ class Requests:
 
 
 class Dataset:
-    """A prepared dataset folder, opened read-only. Events of a user follow each other in time; users are in order of their ids."""
+    """A prepared dataset folder, opened read-only.
+
+    Events of a user follow each other in time; users are in order of their ids.
+    """
 
     offsets: np.ndarray  # (n_users + 1,) int64: events of user u are offsets[u] to offsets[u + 1] - 1
     items: np.ndarray  # (n_events,) int32
@@ -143,7 +147,10 @@ class Dataset:
         return Histories(offsets, np.asarray(self.items[rows]))
 
     def heldout_events(self, split: str) -> np.ndarray:
-        """One event per user: the first of the split that may be a target. Its history is everything the user did before it."""
+        """One event per user: the first of the split that may be a target.
+
+        Its history is everything the user did before it.
+        """
         if split not in ("valid", "test"):
             raise UserError(f"--split: '{split}' is not one of valid, test")
         rows = np.flatnonzero(self.split == SPLITS[split])
@@ -187,7 +194,10 @@ class Dataset:
 
     @cached_property
     def impressions(self) -> pl.DataFrame | None:
-        """Impressions by user, time and request: dense ``user`` and ``item``, then the reader's columns; None for a log without."""
+        """Impressions by user, time and request: dense ``user`` and ``item``, then the reader's columns.
+
+        None for a log without.
+        """
         return self._optional_table("impressions")
 
     @cached_property

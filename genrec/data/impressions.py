@@ -1,7 +1,7 @@
 """Impressions: the items that a log showed, slate by slate, and what the users did with them.
 
-A slate is what one request showed. Every consumer (ranking head, preference stage, session search) takes a slate's split from
-``split_slates``, so no impression is training data for one of them and held out for another.
+A slate is what one request showed. Every consumer (ranking head, preference stage, session search) takes a slate's
+split from ``split_slates``, so no impression is training data for one of them and held out for another.
 
 The split rule:
 
@@ -40,9 +40,9 @@ Log = TypeVar("Log", bound="SlateLog")
 class SlateLog:
     """N slates of a dataset and their n_rows impressions.
 
-    ``users``, ``times`` (seconds), ``split`` and ``queries`` (indices into ``texts``, -1 for none) are (N,). A slate's request sees its
-    user's events up to, but without, index ``before`` (N,) of the log: those strictly earlier than its time. The impressions of slate n
-    are rows ``offsets[n]`` to ``offsets[n + 1] - 1`` of ``items``.
+    ``users``, ``times`` (seconds), ``split`` and ``queries`` (indices into ``texts``, -1 for none) are (N,). A slate's
+    request sees its user's events up to, but without, index ``before`` (N,) of the log: those strictly earlier than its
+    time. The impressions of slate n are rows ``offsets[n]`` to ``offsets[n + 1] - 1`` of ``items``.
     """
 
     data: Dataset
@@ -98,7 +98,8 @@ class SlateLog:
 class ImpressionLog(SlateLog):
     """Slates in order of user and time, with the stages of the feedback chain that each impression reached.
 
-    ``reached`` (n_rows, stages) bool, ``surfaces`` (n_rows,) codes, ``rates`` the feedback rates of the splits that may be counted.
+    ``reached`` (n_rows, stages) bool, ``surfaces`` (n_rows,) codes, ``rates`` the feedback rates of the splits that may
+    be counted.
     """
 
     reached: np.ndarray
@@ -120,7 +121,8 @@ def feedback_chain(data: Dataset) -> list[str]:
 
 
 def split_slates(data: Dataset) -> pl.DataFrame | None:
-    """The dataset's impressions with ``stage`` (index in ``feedback_chain``), ``slate`` (rising numbers) and ``split``; see the module.
+    """The dataset's impressions with ``stage`` (index in ``feedback_chain``), ``slate`` (rising numbers) and ``split``; see
+    the module.
 
     None for a log without impressions. Rows keep their order: user, time, request.
     """
@@ -139,8 +141,8 @@ def split_slates(data: Dataset) -> pl.DataFrame | None:
 def load_impressions(data: Dataset, actions: list[str], last: int = TRAIN) -> ImpressionLog | None:
     """The impressions with the stages ``actions`` of the chain that each reached; None for a log without impressions.
 
-    Rates count impressions of splits up to ``last``. Impressions without known feedback (null in a column of the first stage's name) are
-    left out. Impressions of one user, time and ``request_id`` are one request.
+    Rates count impressions of splits up to ``last``. Impressions without known feedback (null in a column of the first
+    stage's name) are left out. Impressions of one user, time and ``request_id`` are one request.
     """
     table = split_slates(data)
     if table is None or not actions:
@@ -277,7 +279,10 @@ def _stage_of(actions: pl.Series, chain: list[str], default: int) -> np.ndarray:
 
 
 def _reached(table: pl.DataFrame, chain: list[str], actions: list[str]) -> np.ndarray:
-    """(n, stages) bool. A true/false column of a stage's name decides; without one, the deepest stage reached (``action``) does."""
+    """(n, stages) bool.
+
+    A true/false column of a stage's name decides; without one, the deepest stage reached (``action``) does.
+    """
     level = _stage_of(table["action"], chain, default=-1)
     columns = []
     for name in actions:

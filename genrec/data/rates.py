@@ -1,7 +1,8 @@
-"""How often shown items were clicked (or more), by item, person and situation, strictly before a time: evidence for a ranking head.
+"""How often shown items were clicked (or more), by item, person and situation, strictly before a time: evidence for a
+ranking head.
 
-Counts come from the impressions of a fit's split alone, and of these from the ones strictly earlier than the request: no row knows its own
-outcome, in training as in use. Rates are shrunk towards the log's mean.
+Counts come from the impressions of a fit's split alone, and of these from the ones strictly earlier than the request:
+no row knows its own outcome, in training as in use. Rates are shrunk towards the log's mean.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ def n_features(stages: int) -> int:
 
 
 def starting_weights(stages: int) -> np.ndarray:
-    """(stages, n_features) weights that a model may start from: half the sum of a stage's own log-odds over all keys, as naive Bayes would
-    add them up, halved because they overlap.
+    """(stages, n_features) weights that a model may start from: half the sum of a stage's own log-odds over all keys, as
+    naive Bayes would add them up, halved because they overlap.
     """
     weights = np.zeros((stages, len(KEYS), stages + 1), np.float32)
     weights[np.arange(stages), :, np.arange(stages)] = 0.5
@@ -43,7 +44,9 @@ class FeedbackRates:
     def __init__(
         self, shown: pl.DataFrame, brands: np.ndarray, categories: np.ndarray, reached: np.ndarray, until: int
     ):
-        """``shown`` (n rows): dense ``user`` and ``item``, ``timestamp`` and perhaps ``surface``; ``reached`` (n, stages) bool.
+        """``shown`` (n rows): dense ``user`` and ``item``, ``timestamp`` and perhaps ``surface``.
+
+        ``reached`` (n, stages) bool.
 
         ``brands``, ``categories`` (n_items,) int64 codes, -1 unknown. Rows from ``until`` (seconds) on are not counted.
         """
@@ -92,7 +95,9 @@ class FeedbackRates:
         return _Counter(values[order], sums)
 
     def features(self, users: np.ndarray, items: np.ndarray, surfaces: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """(n, n_features) float32 for items shown to ``users`` (-1: nobody known) on ``surfaces`` (codes, -1 unknown) at ``times``."""
+        """(n, n_features) float32 for items shown to ``users`` (-1: nobody known) on ``surfaces`` (codes, -1 unknown) at
+        ``times``.
+        """
         when = np.clip(times - self.origin, 0, self.span - 1)
         columns = []
         for key, counter in zip(self.keys(users, items, surfaces), self.counters, strict=True):

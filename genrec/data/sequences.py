@@ -20,7 +20,8 @@ class Windows:
 
 
 def make_windows(offsets: np.ndarray, lengths: np.ndarray, max_length: int, stride: int) -> Windows:
-    """Cover each user's first ``lengths`` events: the first window predicts up to ``max_length`` events, each later one ``stride`` new ones.
+    """Cover each user's first ``lengths`` events: the first window predicts up to ``max_length`` events, each later one
+    ``stride`` new ones.
 
     No event is predicted twice, and every context fits into ``max_length``.
     """

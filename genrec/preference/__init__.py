@@ -1,1 +1,1 @@
-"""Preference alignment (PARS): from what was clicked to what should be shown. Stands behind evaluation, whose metrics decide what is kept."""
+"""Preference alignment (PARS): the code decoder learns from feedback, and evaluation decides whether it is kept."""

@@ -1,6 +1,7 @@
-"""Requests with what people did with the items they saw: from the log's impressions, or, where it has none, from its events.
+"""Feedback of the users on the items they saw: from the log's impressions, or, where it has none, from its events.
 
-The split of a slate is that of ``genrec.data.impressions``: nothing here that is called training has seen a validation or test event.
+The split of a slate is that of ``genrec.data.impressions``: no training slate is at or after a held-out event of its
+user.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from genrec.preference.levels import Levels
 
 @dataclass(frozen=True)
 class Feedback(SlateLog):
-    """Slates in order of time. ``stages`` (n_rows,) index the feedback chain; ``targets`` (N,) the deepest-going item, -1 without a click.
+    """Slates in order of time.
+
+    ``stages`` (n_rows,) index the feedback chain; ``targets`` (N,) the deepest-going item, -1 without a click.
 
     ``observed`` is false for a log without impressions: each slate is then one event.
     """
@@ -52,7 +55,10 @@ def collect(data: Dataset, levels: Levels) -> Feedback:
 
 
 def _of_events(data: Dataset) -> Feedback:
-    """Every event with a history is a slate of one row, itself. Synthetic queries are left out: the users did not type them."""
+    """Every event with a history is a slate of one row, itself.
+
+    Synthetic queries are left out: the users did not type them.
+    """
     owner = data.event_users
     events = np.flatnonzero(np.arange(len(owner)) > np.asarray(data.offsets)[owner])
     events = events[np.argsort(np.asarray(data.timestamps)[events], kind="stable")]

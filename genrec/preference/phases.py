@@ -1,18 +1,18 @@
 """The phases of the stage: what one step of each learns from a batch of requests.
 
-``distil``       soft targets of a teacher at every code level, beside the item that was chosen.
-``guided-dpo``   list-wise DPO where the reward model would change the order of the decoder's own beam.
-``grpo``         items drawn from the decoder, judged by the rewards, code position by code position.
-``plackett-luce`` whole lists drawn from the beam, judged by their discounted reward and diversity.
-``dpo``          list-wise DPO on real interactions: what was chosen against what was shown and ignored, lower levels, the beam's wrong items.
+``distil``: soft targets of a teacher at every code level, with the chosen item as a hard target. ``guided-dpo``:
+list-wise DPO where the reward model would reorder the decoder's own beam. ``grpo``: items drawn from the decoder and
+valued by the rewards, with an advantage per code position. ``plackett-luce``: whole lists drawn from the beam and
+valued by their discounted reward and diversity. ``dpo``: list-wise DPO on the log: the chosen item against ignored
+impressions, lower stages and wrong items of the beam.
 
-A reference stands still during a phase: the decoder as it was when the phase began. Its beam gives the candidates.
+The reference of a phase is the decoder as it was when the phase began. Its beam gives the candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,16 +33,25 @@ from genrec.preference.rewards import Sampled, total_reward
 from genrec.ranking.ranker import seen_mask
 
 Outcome = tuple[Tensor, dict[str, float]]
+# What no run has had a reason to tune. The values are the papers' or those of the first sweep on Beauty and KuaiRand.
+BETA = 0.1  # dpo: scale of the implicit reward, as in the DPO paper
+NEGATIVES = 12  # dpo: worse items of a list
+WEIGHT_LIMIT = 3.0  # dpo: pair weights lie between 1 / this and this
+LIST_LENGTH = 10  # plackett-luce: items of a list, as many as the metrics read
+POSITION_WEIGHTS = (2.0, 2.0, 1.0)  # grpo: of code positions, the last for all further ones; early codes decide most
+SOFT_WEIGHT = 0.5  # distil: of the teacher's targets; the rest is the chosen item's
+_LIST_DIVERSITY = 0.1  # plackett-luce: weight of a list's diversity against its gain
+_MARGIN_WEIGHT = 0.05  # distil over candidates: weight of the score margins against the divergence
+_NO_CANDIDATE = -60.0  # log-probability of an empty column
 _BEAM_CHUNK = 128
-_LISTS_DIVERSITY = 0.1  # plackett-luce: weight of a list's diversity beside its gain
 
 
 @dataclass
-class School:
-    """All that the phases learn from: the policy's training feedback (N requests) and the judges.
+class PhaseTrainer:
+    """Everything the phases learn from: the policy's training feedback (N requests), the rewards and the reward model.
 
-    ``category`` (n_items,) codes, -1 unknown; ``popularity`` (n_items,); ``fused_teacher``: candidates and scores of the fused ranking for a
-    batch's requests, where ``preference.teacher`` is ``fused``.
+    ``category`` (n_items,) codes, -1 unknown; ``popularity`` (n_items,). ``reranker_teacher`` returns candidates and
+    scores of the re-ranker for some requests, where ``preference.teacher`` is ``fused``.
     """
 
     policy: Policy
@@ -55,250 +64,251 @@ class School:
     settings: PreferenceConfig
     category: np.ndarray
     popularity: np.ndarray
-    fused_teacher: Callable[[np.ndarray], tuple[Tensor, Tensor]] | None = None
-    beams: Tensor | None = None
-    values: Tensor | None = None
+    reranker_teacher: Callable[[np.ndarray], tuple[Tensor, Tensor]] | None = None
+    beams: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))  # (N, W) items, -1 empty
+    values: Tensor = field(default_factory=lambda: torch.zeros(0, 0))  # (N, W) of the beam's items
 
     def __post_init__(self) -> None:
         items, stages = self.feedback.padded()
         weights = np.where(stages >= 0, self.levels.weights[np.maximum(stages, 0)], 0.0)
-        self.shown, self.stages = items, stages
-        self.shown_rewards = np.where(items >= 0, self.rates.reward(np.maximum(items, 0), weights), 0.0)
+        self.impressions, self.stages = items, stages  # (N, K), -1 empty
+        self.impression_rewards = np.where(items >= 0, self.rates.reward(np.maximum(items, 0), weights), 0.0)
         self.targets = self.feedback.targets
 
-    # --- what a phase needs before its first step ------------------------------------------------------------------------
-
     def prepare(self, phase: str) -> np.ndarray:
-        """Beams and their values under the decoder as it is now; returns the requests (n,) that the phase has something to learn from."""
+        """Set the reference and search the beams that the phase needs; returns the requests (n,) it learns from."""
         self.policy.set_reference()
-        self.beams = self.values = None
-        rows = np.arange(len(self.feedback))
-        candidates = phase == "distil" and self.settings.teacher in ("reward", "ranking")
-        if phase in ("dpo", "guided-dpo", "plackett-luce") or candidates:
-            by_ranking = candidates and self.settings.teacher == "ranking"
-            self._draw_beams(
-                None
-                if phase == "dpo"
-                else self._ranking
-                if by_ranking
-                else lambda asked, ids: self.judge(asked, ids)[0]
-            )
+        rows, teacher = np.arange(len(self.feedback)), self.settings.teacher
+        over_beam = phase == "distil" and teacher in ("reward", "ranking")
         if phase == "dpo":
-            rows = rows[self.targets >= 0]
-        elif phase == "guided-dpo":
-            rows = rows[self._changed().any(1).numpy()]
-        elif candidates or phase == "plackett-luce":
-            rows = rows[((self.beams >= 0).sum(1) > 1).numpy()]
+            self._search_beams(None)
+            return rows[self.targets >= 0]
+        if over_beam and teacher == "ranking":
+            self._search_beams(self._ranking_chances)
+        elif over_beam or phase in ("guided-dpo", "plackett-luce"):
+            self._search_beams(lambda inputs, ids: self.predict(inputs, ids)[0])
+        if phase == "guided-dpo":
+            return rows[self._reordered().any(1).numpy()]
+        if over_beam or phase == "plackett-luce":
+            return rows[((self.beams >= 0).sum(1) > 1).numpy()]
         return rows
 
-    def _draw_beams(self, value: Callable[[PolicyRequests, Tensor], Tensor] | None) -> None:
+    def _search_beams(self, value: Callable[[PolicyRequests, Tensor], Tensor] | None) -> None:
         """Every request's beam, and ``value`` of its items."""
         width = self.settings.beam
         self.beams = torch.full((len(self.feedback), width), -1, dtype=torch.long)
-        self.values = torch.zeros(len(self.feedback), width) if value else None
-        for rows, asked in chunks(
+        self.values = torch.zeros(len(self.feedback), width)
+        for rows, inputs in chunks(
             self.policy, self.collator, self.feedback.requests, _BEAM_CHUNK, self.feedback.users, counted=True
         ):
-            ids, _ = self.policy.beam(asked, width)
-            ids = ids[:, :width]
-            place = torch.from_numpy(rows)
-            self.beams[place, : ids.shape[1]] = ids.cpu()
+            ids = self.policy.beam(inputs, width)[0][:, :width]
+            index = torch.from_numpy(rows)
+            self.beams[index, : ids.shape[1]] = ids.cpu()
             if value:
-                self.values[place, : ids.shape[1]] = value(asked, ids).cpu()
+                self.values[index, : ids.shape[1]] = value(inputs, ids).cpu()
 
-    def judge(self, asked: PolicyRequests, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, inputs: PolicyRequests, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The reward model's value of items (B, K), and their text relevance."""
-        judged = self.model.judge(self.features(asked.requests, asked.users, asked.batch, ids, asked.state))
-        return self.model.reward(judged, self.settings.reward), judged.relevance
+        predicted = self.model.predict(self.features(inputs.requests, inputs.users, inputs.batch, ids, inputs.state))
+        return self.model.reward(predicted, self.settings.reward), predicted.relevance
 
     @torch.no_grad()
-    def _ranking(self, asked: PolicyRequests, ids: Tensor) -> Tensor:
-        """The chance that the network's own ranking head gives items (B, K) to reach its deepest stage. ``UserError`` without such a head."""
+    def _ranking_chances(self, inputs: PolicyRequests, ids: Tensor) -> Tensor:
+        """The chance of items (B, K) to reach the deepest stage, by the network's ranking head.
+
+        ``UserError`` for a network without one.
+        """
         network, rates = self.policy.network, self.features.rates
         if network.ranking is None:
             raise UserError(
-                "preference.teacher=ranking: the model has no ranking head; train it with model.ranking=true, or take another teacher"
+                "preference.teacher=ranking: the model has no ranking head; train it with model.ranking=true, or take "
+                "another teacher"
             )
-        evidence = None
+        rates_before = None
         if rates is not None and network.config.stages and rates.stages == len(network.config.stages):
-            evidence = self.features.impressions_before(asked.requests, asked.users, ids)
+            rates_before = self.features.impressions_before(inputs.requests, inputs.users, ids)
         rows = torch.arange(len(ids), device=ids.device)
-        return network.rank(asked.encoded, rows, torch.zeros_like(rows), ids, evidence)[..., -1].sigmoid()
+        return network.rank(inputs.encoded, rows, torch.zeros_like(rows), ids, rates_before)[..., -1].sigmoid()
 
-    def _changed(self) -> Tensor:
-        """(N, W): items of the beam that stand before the one the reward model likes best."""
+    def _reordered(self) -> Tensor:
+        """(N, W): items of the beam that precede the one with the highest value."""
         live = self.beams >= 0
         best = self.values.masked_fill(~live, -torch.inf).argmax(1, keepdim=True)
         return live & (torch.arange(self.beams.shape[1]) < best)
 
-    # --- one step of each phase -------------------------------------------------------------------------------------------
-
     def step(self, phase: str, rows: np.ndarray, generator: torch.Generator) -> Outcome:
         """Loss of a batch of requests, and what to log of it."""
-        asked = self.policy.ask(
+        inputs = self.policy.encode(
             self.collator, self.feedback.requests.take(rows), self.feedback.users[rows], counted=True
         )
-        return getattr(self, "_" + phase.replace("-", "_"))(asked, rows, generator)
+        return getattr(self, "_" + phase.replace("-", "_"))(inputs, rows, generator)
 
     def _paths(self, items: Tensor) -> Tensor:
         return self.policy.trie.item_path[items.clamp(min=0)]
 
-    def _chosen(self, asked: PolicyRequests, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _chosen(self, inputs: PolicyRequests, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Targets (B,) and whether there is one."""
-        targets = torch.from_numpy(self.targets[rows]).to(asked.device)
+        targets = torch.from_numpy(self.targets[rows]).to(inputs.device)
         return targets, targets >= 0
 
     def _anchor(self, own: Tensor, known: Tensor) -> Tensor:
         """Mean negative log-probability of the chosen items: log-probabilities (B,) where ``known``."""
         return -torch.where(known, own, 0).sum() / known.sum().clamp(min=1)
 
-    def _distil(self, asked: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
-        targets, known = self._chosen(asked, rows)
-        soft = self.settings.soft
+    def _distil(self, inputs: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
+        targets, known = self._chosen(inputs, rows)
         if self.settings.teacher == "dense":
-            drawn = draw_items(asked.dense, generator)
+            drawn = draw_items(inputs.dense, generator)
             paths = self._paths(torch.stack([torch.where(known, targets, drawn), drawn], dim=1))
-            steps, divergence = self.policy.distilled(asked, paths, TeacherMass.of_items(self.policy.trie, asked.dense))
+            steps, divergence = self.policy.distilled(
+                inputs, paths, TeacherMass.of_items(self.policy.trie, inputs.dense)
+            )
             hard, taught = self._anchor(steps[:, 0].sum(-1), known), divergence.sum(-1).mean()
         else:
-            ids, teacher = self._candidate_teacher(asked, rows)
+            ids, teacher = self._candidate_teacher(inputs, rows)
             live = ids >= 0
-            every = self.policy.steps(asked, self._paths(torch.cat([ids, targets[:, None]], dim=1))).sum(-1)
+            every = self.policy.steps(inputs, self._paths(torch.cat([ids, targets[:, None]], dim=1))).sum(-1)
             student, hard = every[:, :-1], self._anchor(every[:, -1], known)
-            taught = candidate_kl(student, teacher, live) + 0.05 * margin_mse(student, teacher, live)
-        loss = (1 - soft) * hard + soft * taught
+            taught = candidate_kl(student, teacher, live) + _MARGIN_WEIGHT * margin_mse(student, teacher, live)
+        loss = (1 - SOFT_WEIGHT) * hard + SOFT_WEIGHT * taught
         return loss, {"hard": float(hard.detach()), "taught": float(taught.detach())}
 
-    def _candidate_teacher(self, asked: PolicyRequests, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Candidates (B, W), the teacher's best first, and its scores: log rewards (chances in proportion to the reward), or fused scores."""
-        if self.settings.teacher == "fused":
-            return self.fused_teacher(rows)
+    def _candidate_teacher(self, inputs: PolicyRequests, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Candidates (B, W), the teacher's best first, and its scores: the re-ranker's, or logarithms of its values."""
+        if self.reranker_teacher is not None and self.settings.teacher == "fused":
+            return self.reranker_teacher(rows)
         ids, values = self.beams[rows], self.values[rows]
         scores = values.clamp(min=1e-4).log().masked_fill(ids < 0, -torch.inf)
         scores, order = scores.sort(dim=1, descending=True)
         ids = ids.gather(1, order)
-        return ids.to(asked.device), scores.masked_fill(ids < 0, -30.0).to(asked.device)
+        return ids.to(inputs.device), scores.masked_fill(ids < 0, -30.0).to(inputs.device)
 
-    def _grpo(self, asked: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
+    def _grpo(self, inputs: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
         settings, trie = self.settings, self.policy.trie
-        targets, known = self._chosen(asked, rows)
-        drawn = self.policy.sample(asked, settings.samples, generator)
-        live = ~seen_mask(asked.requests, trie.n_items).to(asked.device).gather(
-            1, drawn.items
-        )  # what the person has is not shown
-        judged, relevance = self.judge(asked, drawn.items)
-        shown = torch.from_numpy(self.shown[rows]).to(asked.device)
-        shown_rewards = torch.from_numpy(self.shown_rewards[rows]).to(judged)
-        popularity = torch.from_numpy(self.popularity).to(judged)
+        targets, known = self._chosen(inputs, rows)
+        drawn = self.policy.sample(inputs, settings.samples, generator)
+        # Items of the history are not recommended, so they do not count.
+        live = ~seen_mask(inputs.requests, trie.n_items).to(inputs.device).gather(1, drawn.items)
+        predicted, relevance = self.predict(inputs, drawn.items)
+        impressions = torch.from_numpy(self.impressions[rows]).to(inputs.device)
+        impression_rewards = torch.from_numpy(self.impression_rewards[rows]).to(predicted)
+        popularity = torch.from_numpy(self.popularity).to(predicted)
         rewards, means = total_reward(
-            Sampled(drawn.items, live, judged, relevance, shown, shown_rewards, popularity, trie), settings.rewards
+            Sampled(drawn.items, live, predicted, relevance, impressions, impression_rewards, popularity, trie),
+            settings.rewards,
         )
         target_paths = torch.where(known[:, None], self._paths(targets), -1)
-        matches = prefix_matches(drawn.paths, target_paths) if settings.prefix_gate else None
-        given = settings.position_weights
-        weights = torch.tensor([given[min(level, len(given) - 1)] for level in range(trie.depth)], device=asked.device)
+        matches = prefix_matches(drawn.paths, target_paths)
+        levels = [min(level, len(POSITION_WEIGHTS) - 1) for level in range(trie.depth)]
+        weights = torch.tensor([POSITION_WEIGHTS[level] for level in levels], device=inputs.device)
         advantages = position_advantages(rewards, live, matches, weights)
         paths = torch.cat([drawn.paths, self._paths(targets)[:, None]], dim=1)
-        steps = self.policy.steps(asked, paths)
-        found = policy_loss(
-            steps[:, :-1], self.policy.reference_steps(asked, drawn.paths), advantages, live, settings.kl
+        steps = self.policy.steps(inputs, paths)
+        outcome = policy_loss(
+            steps[:, :-1], self.policy.reference_steps(inputs, drawn.paths), advantages, live, settings.kl
         )
-        loss = found.loss + settings.anchor * self._anchor(steps[:, -1].sum(-1), known)
+        loss = outcome.loss + settings.anchor * self._anchor(steps[:, -1].sum(-1), known)
         return loss, {
-            "kl": float(found.kl),
-            "entropy": float(found.entropy),
+            "kl": float(outcome.kl),
+            "entropy": float(outcome.entropy),
             "live": float(live.float().mean()),
             **{f"reward_{k}": v for k, v in means.items()},
         }
 
-    def _plackett_luce(self, asked: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
+    def _plackett_luce(self, inputs: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
         settings = self.settings
-        ids = self.beams[rows].to(asked.device)
-        targets, known = self._chosen(asked, rows)
+        ids = self.beams[rows].to(inputs.device)
+        targets, known = self._chosen(inputs, rows)
         live = ids >= 0
-        every = self.policy.steps(asked, self._paths(torch.cat([ids, targets[:, None]], dim=1))).sum(-1)
-        scores = every[:, :-1].masked_fill(~live, -60.0)
-        k = min(settings.list_length, ids.shape[1])
+        every = self.policy.steps(inputs, self._paths(torch.cat([ids, targets[:, None]], dim=1))).sum(-1)
+        scores = every[:, :-1].masked_fill(~live, _NO_CANDIDATE)
+        k = min(LIST_LENGTH, ids.shape[1])
         drawn = sample_lists(scores, settings.samples, k, generator)
         values = torch.where(live, self.values[rows].to(scores), 0)
         listed = values[:, None].expand(-1, settings.samples, -1).gather(2, drawn)
         first = self._paths(ids)[..., 0][:, None].expand(-1, settings.samples, -1).gather(2, drawn)
         spread = (first[..., :, None] != first[..., None, :]).float().mean((-1, -2))
         gain = discounted_gain(listed)
-        utility = gain / gain.mean().abs().clamp(min=1e-6) + _LISTS_DIVERSITY * spread
+        utility = gain / gain.mean().abs().clamp(min=1e-6) + _LIST_DIVERSITY * spread
         spread_of = utility.std(1, keepdim=True).clamp(min=1e-3)
         loss = list_policy_loss(scores, drawn, utility / spread_of) + settings.anchor * self._anchor(
             every[:, -1], known
         )
         return loss, {"gain": float(gain.mean()), "list_diversity": float(spread.mean())}
 
-    def _guided_dpo(self, asked: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
-        """Winner: what the reward model likes best of the beam; losers: what the decoder ranks above it."""
+    def _guided_dpo(self, inputs: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
+        """The beam's item of highest reward is the better one; those the decoder ranks before it are the worse ones."""
         ids, values = self.beams[rows], self.values[rows].numpy()
-        before = self._changed()[rows]
+        before = self._reordered()[rows]
         best = np.where(ids.numpy() >= 0, values, -np.inf).argmax(1)
         own = np.arange(len(rows))
-        weights = adaptive_margins(
-            values[own, best][:, None], np.where(before.numpy(), values, np.nan), self.settings.weight_limit
-        )
+        weights = adaptive_margins(values[own, best][:, None], np.where(before.numpy(), values, np.nan), WEIGHT_LIMIT)
         columns = torch.cat([ids[own, best][:, None], ids], dim=1)
         live = torch.cat([torch.ones(len(rows), 1, dtype=torch.bool), before], dim=1)
-        return self._dpo_loss(asked, rows, columns, live, np.concatenate([np.ones((len(rows), 1)), weights], axis=1))
+        return self._dpo_loss(inputs, rows, columns, live, np.concatenate([np.ones((len(rows), 1)), weights], axis=1))
 
-    def _dpo(self, asked: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
+    def _dpo(self, inputs: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
         columns, live, weights = self.interaction_lists(rows, generator)
-        return self._dpo_loss(asked, rows, columns, live, weights)
+        return self._dpo_loss(inputs, rows, columns, live, weights)
 
     def interaction_lists(self, rows: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor, np.ndarray]:
-        """Lists (B, 1 + negatives) from the log: what was chosen; then lower levels and what was shown and ignored, wrong items of the
-        beam, and any others, with pair weights from the calibrated rewards. A loser must be worth less and be no item the person chose.
+        """Lists (B, 1 + NEGATIVES) of items, whether each counts, and pair weights from the calibrated rewards.
+
+        Column 0 is the chosen item. The others are worth less: ignored impressions and lower stages, wrong items of the
+        beam, and random items. None of them was chosen by the user.
         """
         chosen = self.targets[rows][:, None]
         best = (self.stages[rows].max(1, keepdims=True)).clip(min=self.levels.click)
-        count = self.settings.negatives
-        shown, stages, beam = self.shown[rows], self.stages[rows], self.beams[rows].numpy()
+        impressions, stages, beam = self.impressions[rows], self.stages[rows], self.beams[rows].numpy()
         n_items = self.policy.trie.n_items
-        anything = torch.randint(n_items, (len(rows), count), generator=generator).numpy()
-        pool = np.concatenate([shown, beam, anything], axis=1)
-        clicked = np.where(stages >= self.levels.click, shown, -2)
+        random = torch.randint(n_items, (len(rows), NEGATIVES), generator=generator).numpy()
+        pool = np.concatenate([impressions, beam, random], axis=1)
+        clicked = np.where(stages >= self.levels.click, impressions, -2)
         similar = (self.category[pool] == self.category[np.maximum(chosen, 0)]) & (self.category[pool] >= 0)
         weight = np.where(similar, self.levels.similar, self.levels.unrelated)
-        weight[:, : shown.shape[1]] = np.where(stages >= 0, self.levels.weights[np.maximum(stages, 0)], 0.0)
+        weight[:, : impressions.shape[1]] = np.where(stages >= 0, self.levels.weights[np.maximum(stages, 0)], 0.0)
         reward = self.rates.reward(np.maximum(pool, 0), weight)
         better = self.rates.reward(np.maximum(chosen, 0), self.levels.weights[best])
         wrong = (pool[:, :, None] == clicked[:, None, :]).any(2)
-        wrong[:, : shown.shape[1]] = stages == best  # a lower level that was clicked may lose
+        wrong[:, : impressions.shape[1]] = stages == best  # a clicked item of a lower stage may be the worse one
         live = (pool >= 0) & (pool != chosen) & ~wrong & (reward < better)
         live &= ~_repeated(pool)
-        # Half of the losers from what was shown, the rest from the beam, what is left anything.
-        kind = np.concatenate([np.zeros(shown.shape[1]), np.ones(beam.shape[1]), np.full(count, 3)])
-        place = np.where(live, kind, 9) + torch.rand(pool.shape, generator=generator).numpy()
-        late = (np.cumsum(live[:, : shown.shape[1]], axis=1) > max(1, count // 2)) & live[:, : shown.shape[1]]
-        place[:, : shown.shape[1]] += 2.0 * late
-        order = np.argsort(place, axis=1, kind="stable")[:, :count]
-        take = lambda array: np.take_along_axis(array, order, 1)
-        weights = adaptive_margins(better, np.where(take(live), take(reward), np.nan), self.settings.weight_limit)
-        columns = torch.from_numpy(np.concatenate([chosen, take(pool)], axis=1))
-        alive = torch.from_numpy(np.concatenate([chosen >= 0, take(live)], axis=1))
+        # Half of the worse items are impressions, the rest come from the beam, and then at random.
+        kind = np.concatenate([np.zeros(impressions.shape[1]), np.ones(beam.shape[1]), np.full(NEGATIVES, 3)])
+        priority = np.where(live, kind, 9) + torch.rand(pool.shape, generator=generator).numpy()
+        observed = live[:, : impressions.shape[1]]
+        beyond_half = (np.cumsum(observed, axis=1) > max(1, NEGATIVES // 2)) & observed
+        priority[:, : impressions.shape[1]] += 2.0 * beyond_half
+        order = np.argsort(priority, axis=1, kind="stable")[:, :NEGATIVES]
+        chosen_live = np.take_along_axis(live, order, 1)
+        weights = adaptive_margins(
+            better, np.where(chosen_live, np.take_along_axis(reward, order, 1), np.nan), WEIGHT_LIMIT
+        )
+        columns = torch.from_numpy(np.concatenate([chosen, np.take_along_axis(pool, order, 1)], axis=1))
+        alive = torch.from_numpy(np.concatenate([chosen >= 0, chosen_live], axis=1))
         return columns, alive, np.concatenate([np.ones_like(chosen, np.float64), weights], axis=1)
 
     def _dpo_loss(
-        self, asked: PolicyRequests, rows: np.ndarray, columns: Tensor, live: Tensor, weights: np.ndarray
+        self, inputs: PolicyRequests, rows: np.ndarray, columns: Tensor, live: Tensor, weights: np.ndarray
     ) -> Outcome:
         settings = self.settings
-        columns, live = columns.to(asked.device), live.to(asked.device)
-        targets, known = self._chosen(asked, rows)
+        columns, live = columns.to(inputs.device), live.to(inputs.device)
+        targets, known = self._chosen(inputs, rows)
         paths = self._paths(torch.cat([columns, targets[:, None]], dim=1))
-        every = self.policy.steps(asked, paths).sum(-1)
-        reference = self.policy.reference_steps(asked, paths[:, :-1]).sum(-1)
+        every = self.policy.steps(inputs, paths).sum(-1)
+        reference = self.policy.reference_steps(inputs, paths[:, :-1]).sum(-1)
         pairs = torch.from_numpy(weights).to(every)
-        found = listwise_dpo(every[:, :-1], reference, live, settings.beta, pairs, settings.margin)
-        loss = found.loss + settings.anchor * self._anchor(every[:, -1], known)
-        return loss, {"preference": float(found.preference), "accuracy": float(found.accuracy), "gap": float(found.gap)}
+        outcome = listwise_dpo(every[:, :-1], reference, live, BETA, pairs)
+        loss = outcome.loss + settings.anchor * self._anchor(every[:, -1], known)
+        return loss, {
+            "preference": float(outcome.preference),
+            "accuracy": float(outcome.accuracy),
+            "gap": float(outcome.gap),
+        }
 
 
 def _repeated(pool: np.ndarray) -> np.ndarray:
-    """Places (B, K) whose value stood earlier in the row."""
+    """Columns (B, K) whose value occurs earlier in the row."""
     order = np.argsort(pool, axis=1, kind="stable")
     ranked = np.take_along_axis(pool, order, 1)
     same = np.zeros(pool.shape, bool)

@@ -1,4 +1,4 @@
-"""The policy: a code decoder that learns on top of a frozen network, beside a frozen copy of what it was before."""
+"""The policy: a code decoder that learns on top of a frozen network, with a frozen copy of itself as reference."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from genrec.ranking.ranker import seen_mask
 
 @dataclass
 class PolicyRequests:
-    """A batch of B requests of ``users`` (B,) through the frozen network: ``state`` (B, dim), and what its retrieval head thinks
-    (B, n_items), normalised.
+    """A batch of B requests of ``users`` (B,) after the frozen network.
+
+    ``dense`` (B, n_items) log-probabilities of the retrieval head.
     """
 
     requests: Requests
@@ -37,15 +38,20 @@ class PolicyRequests:
 
     @property
     def state(self) -> Tensor:
+        """Request states (B, dim)."""
         return self.encoded.requests[:, 0]
 
     @property
     def device(self) -> torch.device:
+        """Where the batch lies."""
         return self.dense.device
 
 
 class Policy:
-    """``network.decoder`` learns, ``reference`` does not; trunk, item vectors and their means per node are computed once."""
+    """A network of which only ``decoder`` learns; ``reference`` is the decoder that it is compared with.
+
+    Item vectors and their means per trie node are computed once, because the backbone is frozen.
+    """
 
     def __init__(self, network: GenerativeRecommender):
         self.network = network.eval()
@@ -59,25 +65,27 @@ class Policy:
         self._vectors: tuple[int, Tensor] | None = None
         self.version = 0  # rises with every change of the decoder
         self.set_reference()
-        for parameter in network.decoder.parameters():
-            parameter.requires_grad_(True)
+        self.decoder.requires_grad_(True)
 
     def set_reference(self) -> None:
-        """The decoder as it is now is what the policy is compared with from here on."""
+        """Take the decoder as it is now as the reference."""
         self.reference = copy.deepcopy(self.decoder).requires_grad_(False)
         with torch.no_grad():
             self.reference_vectors = self.reference.node_vectors(self.trie, self.items, means=self.means)
 
     @property
     def decoder(self) -> CodeDecoder:
+        """The decoder that learns."""
+        assert self.network.decoder is not None
         return self.network.decoder
 
     @torch.no_grad()
-    def ask(
+    def encode(
         self, collator: Collator, requests: Requests, users: np.ndarray | None = None, counted: bool = False
     ) -> PolicyRequests:
-        """``users`` (B,), -1 unknown. ``counted``: requests of the training log, whose own events are in the network's counts and must be
-        taken out.
+        """Requests of ``users`` (B,), -1 unknown, through the frozen network.
+
+        ``counted``: the requests are training requests, whose own events are in the network's counts and are taken out.
         """
         batch = collator.requests(requests).to(self.items.device)
         encoded = self.network.encode(batch, self.items, self.network.choose_anchors(batch, leave_out=counted))
@@ -85,8 +93,9 @@ class Policy:
         users = np.full(len(requests), -1) if users is None else users
         return PolicyRequests(requests, users, batch, encoded, (vectors @ self.index.T).log_softmax(-1))
 
-    def memory(self, asked: PolicyRequests, decoder: CodeDecoder | None = None) -> Memory:
-        return self.network.decoder_memory(asked.encoded, decoder=decoder)
+    def memory(self, inputs: PolicyRequests, decoder: CodeDecoder | None = None) -> Memory:
+        """What a decoder reads of the requests."""
+        return self.network.decoder_memory(inputs.encoded, decoder=decoder)
 
     def vectors(self) -> Tensor:
         """All node vectors of the policy as it is now, without a gradient."""
@@ -95,53 +104,58 @@ class Policy:
                 self._vectors = self.version, self.decoder.node_vectors(self.trie, self.items, means=self.means)
         return self._vectors[1]
 
-    def steps(self, asked: PolicyRequests, paths: Tensor) -> Tensor:
+    def steps(self, inputs: PolicyRequests, paths: Tensor) -> Tensor:
         """Log-probability of each step of walks (B, K, L) under the policy, with gradients: (B, K, L)."""
-        nodes, place = walked_nodes(self.trie, paths.flatten(0, 1))
+        nodes, columns = walked_nodes(self.trie, paths.flatten(0, 1))
         vectors = self.decoder.node_vectors(self.trie, self.items, nodes, self.means)
-        return _steps(self.decoder, self.memory(asked), vectors, self.trie, paths, place)
+        return _steps(self.decoder, self.memory(inputs), vectors, self.trie, paths, columns)
 
     @torch.no_grad()
-    def reference_steps(self, asked: PolicyRequests, paths: Tensor) -> Tensor:
+    def reference_steps(self, inputs: PolicyRequests, paths: Tensor) -> Tensor:
+        """The same of the reference, without a gradient."""
         return _steps(
-            self.reference, self.memory(asked, self.reference), self.reference_vectors, self.trie, paths, None
+            self.reference, self.memory(inputs, self.reference), self.reference_vectors, self.trie, paths, None
         )
 
-    def distilled(self, asked: PolicyRequests, paths: Tensor, teacher: TeacherMass) -> tuple[Tensor, Tensor]:
-        """``path_losses`` of walks (B, K, L): log-probabilities and KLs from the teacher's conditionals, (B, K, L) each."""
+    def distilled(self, inputs: PolicyRequests, paths: Tensor, teacher: TeacherMass) -> tuple[Tensor, Tensor]:
+        """``path_losses`` of walks (B, K, L): log-probabilities and KLs from the teacher, (B, K, L) each."""
         batch, walks, levels = paths.shape
         flat = paths.flatten(0, 1)
-        nodes, place = walked_nodes(self.trie, flat)
+        nodes, columns = walked_nodes(self.trie, flat)
         vectors = self.decoder.node_vectors(self.trie, self.items, nodes, self.means)
-        memory = self.memory(asked)
-        states, _ = self.decoder.hidden(memory, vectors, place[_entered(paths)])
+        memory = self.memory(inputs)
+        states, _ = self.decoder.hidden(memory, vectors, columns[_entered(paths)])
         rows = torch.arange(batch, device=paths.device).repeat_interleave(walks)
         copy_bias = None if memory.copy_bias is None else memory.copy_bias.take(rows)
-        found = path_losses(
-            states.flatten(0, 1), self.decoder.log_scale.exp(), vectors, flat, teacher, place, rows, copy_bias
+        losses = path_losses(
+            states.flatten(0, 1), self.decoder.log_scale.exp(), vectors, flat, teacher, columns, rows, copy_bias
         )
-        return found[0].view(batch, walks, levels), found[1].view(batch, walks, levels)
+        return losses[0].view(batch, walks, levels), losses[1].view(batch, walks, levels)
 
     @torch.no_grad()
-    def item_log_probabilities(self, asked: PolicyRequests, ids: Tensor) -> Tensor:
-        """Log-probabilities of items (B, K), -1 anywhere, a leaf shared evenly: (B, K), -inf for -1."""
+    def item_log_probabilities(self, inputs: PolicyRequests, ids: Tensor) -> Tensor:
+        """Log-probabilities of items (B, K), -inf for -1; items of one leaf share its probability evenly."""
         live, paths = ids >= 0, self.trie.item_path[ids.clamp(min=0)]
-        steps = _steps(self.decoder, self.memory(asked), self.vectors(), self.trie, paths, None)
-        mates = self.trie.node_item_count[paths[..., -1]].float().log()
-        return (steps.sum(-1) - mates).masked_fill(~live, -torch.inf)
+        steps = _steps(self.decoder, self.memory(inputs), self.vectors(), self.trie, paths, None)
+        same_leaf = self.trie.node_item_count[paths[..., -1]].float().log()
+        return (steps.sum(-1) - same_leaf).masked_fill(~live, -torch.inf)
 
     @torch.no_grad()
-    def sample(self, asked: PolicyRequests, samples: int, generator: torch.Generator) -> Samples:
-        scorer = CachedScorer(self.decoder, self.memory(asked), self.vectors(), 1 + samples * (self.trie.depth - 1))
-        return sample_items(self.trie, scorer, len(asked.requests), samples, generator)
+    def sample(self, inputs: PolicyRequests, samples: int, generator: torch.Generator) -> Samples:
+        """Draw ``samples`` items per request from the policy."""
+        scorer = CachedScorer(self.decoder, self.memory(inputs), self.vectors(), 1 + samples * (self.trie.depth - 1))
+        return sample_items(self.trie, scorer, len(inputs.requests), samples, generator)
 
     @torch.no_grad()
-    def beam(self, asked: PolicyRequests, width: int, hide_seen: bool = True) -> tuple[Tensor, Tensor]:
-        """Items (B, W) of a beam search, best first, and log-probabilities; what the history holds is -1 and -inf."""
-        leaves, scores = generate(self.decoder, self.memory(asked), self.vectors(), self.trie, width)
-        ids, scores = leaf_items(self.trie, leaves, scores, asked.dense)
+    def beam(self, inputs: PolicyRequests, width: int, hide_seen: bool = True) -> tuple[Tensor, Tensor]:
+        """Items (B, W) of a beam search, best first, and their log-probabilities.
+
+        ``hide_seen``: items of the history become -1 and -inf.
+        """
+        leaves, scores = generate(self.decoder, self.memory(inputs), self.vectors(), self.trie, width)
+        ids, scores = leaf_items(self.trie, leaves, scores, inputs.dense)
         if hide_seen:
-            seen = seen_mask(asked.requests, self.trie.n_items).to(ids.device)
+            seen = seen_mask(inputs.requests, self.trie.n_items).to(ids.device)
             scores = scores.masked_fill((ids < 0) | seen.gather(1, ids.clamp(min=0)), -torch.inf)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         return ids.gather(1, order).masked_fill(scores.isneginf(), -1), scores
@@ -152,13 +166,15 @@ def _entered(paths: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(paths[..., :1]), paths[..., :-1]], dim=-1)
 
 
-def _steps(decoder: CodeDecoder, memory: Memory, vectors: Tensor, trie, paths: Tensor, place: Tensor | None) -> Tensor:
+def _steps(
+    decoder: CodeDecoder, memory: Memory, vectors: Tensor, trie, paths: Tensor, columns: Tensor | None
+) -> Tensor:
     entered = _entered(paths)
-    states, _ = decoder.hidden(memory, vectors, entered if place is None else place[entered])
+    states, _ = decoder.hidden(memory, vectors, entered if columns is None else columns[entered])
     rows = torch.arange(len(paths), device=paths.device).repeat_interleave(paths.shape[1])
     copy_bias = None if memory.copy_bias is None else memory.copy_bias.take(rows)
     steps = path_log_probabilities(
-        states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, paths.flatten(0, 1), place, copy_bias
+        states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, paths.flatten(0, 1), columns, copy_bias
     )
     return steps.view(paths.shape)
 
@@ -171,8 +187,11 @@ def chunks(
     users: np.ndarray | None = None,
     counted: bool = False,
 ) -> Iterator[tuple[np.ndarray, PolicyRequests]]:
-    """Requests in chunks of similar history length: their places, and what the frozen network makes of them; the rest as ``ask`` has it."""
+    """Requests through the frozen network in chunks of similar history length, with their indices.
+
+    ``users`` and ``counted`` as in ``Policy.encode``.
+    """
     order = np.argsort(np.minimum(np.diff(requests.offsets), collator.model.max_length), kind="stable")
     for begin in range(0, len(order), size):
         rows = order[begin : begin + size]
-        yield rows, policy.ask(collator, requests.take(rows), None if users is None else users[rows], counted)
+        yield rows, policy.encode(collator, requests.take(rows), None if users is None else users[rows], counted)

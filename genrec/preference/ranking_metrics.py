@@ -1,4 +1,4 @@
-"""How well scores order what was shown, where it matters how good each item was. Arrays in, arrays out."""
+"""nDCG of scores where each impression has a gain of its own. Arrays in, arrays out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import numpy as np
 
 
 def graded_ndcg(scores: np.ndarray, gains: np.ndarray, groups: np.ndarray, k: int) -> np.ndarray:
-    """nDCG@k of each group (0, 1, ... G - 1; rows of a group in any order) with ``gains`` (M,) >= 0: (G,); NaN where nothing is gained."""
+    """nDCG@k of each group (0, 1, ...
+
+    G - 1; rows of a group in any order) with ``gains`` (M,) >= 0: (G,); NaN where nothing is gained.
+    """
     n = int(groups.max(initial=-1)) + 1
 
     def gain(by: np.ndarray) -> np.ndarray:

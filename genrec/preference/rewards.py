@@ -1,6 +1,6 @@
-"""Rewards of sampled items, each a function of what is known about the samples of one batch; ``preference.rewards`` weighs them by name.
+"""Rewards of sampled items. ``preference.rewards`` weights them by name.
 
-To add one, put a function into ``REWARDS``: it takes a ``Sampled`` and returns (B, G), higher is better.
+To add a reward, put a function into ``REWARDS``: it takes a ``Sampled`` and returns (B, G), higher is better.
 """
 
 from __future__ import annotations
@@ -17,39 +17,42 @@ from genrec.errors import UserError
 
 @dataclass
 class Sampled:
-    """``items`` (B, G) drawn for B requests, ``live`` (B, G) those that count; the reward model's value ``judged`` (B, G) and text
-    ``relevance`` (B, G); what the log says: ``shown`` (B, K) items with calibrated rewards ``shown_rewards`` (B, K), -1 where empty;
-    ``popularity`` (n_items,) log counts of training events.
+    """What is known of the samples of a batch of B requests.
+
+    ``items`` (B, G) sampled, ``live`` (B, G) those that count, ``predicted`` (B, G) the reward model's value,
+    ``relevance`` (B, G) of the item's text for the query, ``impressions`` (B, K) items of the request's slate with
+    calibrated ``impression_rewards`` (B, K), -1 where empty, and ``popularity`` (n_items,) log counts of training
+    events.
     """
 
     items: Tensor
     live: Tensor
-    judged: Tensor
+    predicted: Tensor
     relevance: Tensor
-    shown: Tensor
-    shown_rewards: Tensor
+    impressions: Tensor
+    impression_rewards: Tensor
     popularity: Tensor
     trie: CatalogueTrie
 
 
 def model(sampled: Sampled) -> Tensor:
-    """What the reward model expects of showing the item."""
-    return sampled.judged
+    """The reward model's value of showing the item."""
+    return sampled.predicted
 
 
 def behaviour(sampled: Sampled) -> Tensor:
-    """The calibrated reward of what the person did with the item in this very request; 0 for what was not shown."""
-    same = (sampled.items[:, :, None] == sampled.shown[:, None, :]) & (sampled.shown >= 0)[:, None, :]
-    return torch.where(same, sampled.shown_rewards[:, None, :], 0).amax(-1)
+    """The calibrated reward of the user's feedback on the item in this very request; 0 without an impression."""
+    same = (sampled.items[:, :, None] == sampled.impressions[:, None, :]) & (sampled.impressions >= 0)[:, None, :]
+    return torch.where(same, sampled.impression_rewards[:, None, :], 0).amax(-1)
 
 
 def relevance(sampled: Sampled) -> Tensor:
-    """How well the item's text answers the query; 0 without one."""
+    """Similarity of the item's text and the query; 0 without a query."""
     return sampled.relevance
 
 
 def diversity(sampled: Sampled) -> Tensor:
-    """The share of the request's other samples that have another first code."""
+    """The fraction of the request's other samples that have another first code."""
     first = sampled.trie.item_path[sampled.items][..., 0]
     both = sampled.live[:, :, None] & sampled.live[:, None, :]
     other = (first[:, :, None] != first[:, None, :]) & both
@@ -65,7 +68,7 @@ REWARDS: dict[str, Callable[[Sampled], Tensor]] = {
 
 
 def check_rewards(weights: Mapping[str, float]) -> None:
-    """``UserError`` for a reward that does not exist, or where none is asked for."""
+    """``UserError`` for a reward that does not exist, or where no reward has a weight."""
     unknown = [name for name in weights if name not in REWARDS]
     if unknown:
         raise UserError(f"preference.rewards: '{unknown[0]}' is not one of {', '.join(REWARDS)}")
@@ -74,16 +77,17 @@ def check_rewards(weights: Mapping[str, float]) -> None:
 
 
 def total_reward(sampled: Sampled, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, float]]:
-    """The weighed sum (B, G), and each reward's mean over the live samples.
+    """The weighted sum (B, G), and each reward's mean over the live samples.
 
-    Each part is first put on one scale within the batch (mean 0, deviation 1 over live samples), so that weights mean what they say.
+    Each reward is first standardised over the live samples of the batch (mean 0, deviation 1), so that weights are
+    comparable.
     """
-    total, means = torch.zeros_like(sampled.judged), {}
+    total, means = torch.zeros_like(sampled.predicted), {}
     for name, weight in weights.items():
         if weight:
             value = REWARDS[name](sampled).float()
-            seen = value[sampled.live]
-            means[name] = float(seen.mean()) if len(seen) else 0.0
-            spread = float(seen.std()) if len(seen) > 1 else 0.0
+            live = value[sampled.live]
+            means[name] = float(live.mean()) if len(live) else 0.0
+            spread = float(live.std()) if len(live) > 1 else 0.0
             total = total + weight * (value - means[name]) / spread if spread > 1e-6 else total
     return total, means

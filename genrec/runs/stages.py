@@ -23,7 +23,7 @@ from genrec.training.plan import FitPlan, model_key
 
 RERANKER_KIND, RERANKER_VERSION = "reranker", 6
 FEATURES_KIND, FEATURES_VERSION = "candidate_features", 2
-PREFERENCE_KIND, PREFERENCE_VERSION = "preference", 1
+PREFERENCE_KIND, PREFERENCE_VERSION = "preference", 2
 WHOLE_SOFTMAX = 1 << 15  # up to so many items the SASRec row is trained with a softmax over all of them
 
 
@@ -177,7 +177,7 @@ def preference_base(folder: Path, settings: PreferenceConfig) -> Path:
 
 def preference_key(folder: Path, config: Config) -> str:
     """The key of the preference stage, kept or refused."""
-    unread = ("in_run", "checkpoint", "checkpoint_steps")
+    unread = ("in_run", "checkpoint")
     settings = {name: value for name, value in to_dict(config.preference).items() if name not in unread}
     made_from = (
         open_artifact(preference_base(folder, config.preference), MODEL_KIND)["key"],

@@ -32,10 +32,10 @@ from genrec.data.simulator.value import list_value
 from genrec.data.simulator.world import SimulatorConfig, numbers_of
 from genrec.evaluation.metrics import coverage, paired_test, per_request_metrics
 from genrec.preference.acceptance import Measured, decide
-from genrec.preference.phases import School
+from genrec.preference.parts import draw_requests
 from genrec.preference.policy import chunks
 from genrec.preference.reward_model import fit_reward_model
-from genrec.preference.stage import Stage, some
+from genrec.preference.stage import Stage
 from genrec.preference.training import learn
 from genrec.runs.run import Run
 
@@ -62,7 +62,7 @@ class Bench:
             run.config.seed,
         )
         self.quality = {
-            name: self.stage.judge_quality(self.model, getattr(self.stage.parts, name)) for name in ("policy", "valid")
+            name: self.stage.reward_quality(self.model, getattr(self.stage.parts, name)) for name in ("policy", "valid")
         }
         for name, towers in self.quality.items():
             log.info(
@@ -96,12 +96,9 @@ class Bench:
             settings.phases = name.split("+")
             stage = self.stage
             stage.settings = settings
-            school = School(
-                stage.policy, stage.collator, stage.parts.policy, stage.levels, stage.rates, stage.features, self.model, settings,
-                stage.evidence.facts.category, np.log1p(stage.evidence.counts), stage.fused_teacher(),
-            )  # fmt: skip
+            trainer = stage.trainer(self.model)
             with tempfile.TemporaryDirectory() as work:  # a checkpoint of one row must not be another's beginning
-                learn(school, Path(work) / "preference", "bench", seed)
+                learn(trainer, Path(work) / "preference", "bench", seed)
         found = {split: self.rerank(split) if name == "rerank" else self.measure(split) for split in self.splits}
         if name == "none":
             self.before = found
@@ -117,8 +114,8 @@ class Bench:
                         paired[key] = [round(x, 5) for x in paired_test(values[both], old[both], 0)]
                 result[f"{split} minus none"] = paired
         if name not in ("none", "rerank"):
-            verdict = decide(self.before["valid"], found["valid"], settings, 0)
-            result["kept"], result["reasons"] = verdict.kept, verdict.reasons
+            decision = decide(self.before["valid"], found["valid"], settings.tolerance, 0)
+            result["kept"], result["reasons"] = decision.kept, decision.reasons
         self.rows.append(result)
         log.info("%s", json.dumps(result))
         if self.output:
@@ -133,9 +130,9 @@ class Bench:
         requests = self.requests(split)
         lists = np.full((len(requests), 10), -1, np.int64)
         policy, stage = self.stage.policy, self.stage
-        for rows, asked in chunks(policy, stage.collator, requests, 128, self.owners(split)):
-            ids, _ = policy.beam(asked, self.run.config.decoding.beam)
-            values = self.model.judge(stage.features(asked.requests, asked.users, asked.batch, ids, asked.state))
+        for rows, inputs in chunks(policy, stage.collator, requests, 128, self.owners(split)):
+            ids, _ = policy.beam(inputs, self.run.config.decoding.beam)
+            values = self.model.predict(stage.features(inputs.requests, inputs.users, inputs.batch, ids, inputs.state))
             worth = self.model.reward(values, stage.settings.reward).masked_fill(ids < 0, -torch.inf)
             best = ids.gather(1, worth.argsort(dim=1, descending=True, stable=True))[:, :10]
             lists[rows, : best.shape[1]] = best.cpu().numpy()
@@ -145,7 +142,9 @@ class Bench:
 
     def requests(self, split: str):
         """As ``Stage.measure`` takes them, texts of the feedback's queries."""
-        return some(self.run.dataset.requests(split), self.run.config.training.valid_requests, self.run.config.seed)
+        return draw_requests(
+            self.run.dataset.requests(split), self.run.config.training.valid_requests, self.run.config.seed
+        )
 
     def owners(self, split: str) -> np.ndarray:
         """The user of each of ``requests``."""

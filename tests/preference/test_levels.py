@@ -41,7 +41,7 @@ def test_wrong_levels_are_named(weights, click, order, wrong):
 
 def test_rates_and_reward_are_the_papers_formula():
     items, stages = np.array([0, 0, 0, 1, 1]), np.array([0, 1, 3, 0, 2])
-    rates = Rates.of_rows(items, stages, 3, Levels.build(CHAIN, {}), 10.0)
+    rates = Rates.of_rows(items, stages, 3, Levels.build(CHAIN, {}))
     shown, clicked, ordered = np.log([13, 12, 10]), np.log([12, 11, 10]), np.log([11, 10, 10])
     np.testing.assert_allclose(rates.ctr, clicked / (shown + clicked + ordered))
     np.testing.assert_allclose(rates.cvr, ordered / clicked)
@@ -106,14 +106,14 @@ def test_requests_see_what_was_before_and_training_nothing_held_out(feedback_run
 
 
 def test_rates_do_not_change_with_what_is_held_out(feedback_run):
-    """Another future: held-out events are of other items, and everything shown to anybody after their training ended is a purchase."""
+    """In another future, every impression after the end of its user's training is a purchase."""
     data = feedback_run.dataset
     levels = Levels.build(feedback_chain(data), {})
 
     def rates(dataset):
         feedback = collect(dataset, levels)
         train = feedback.take(np.flatnonzero(feedback.split == TRAIN))
-        return Rates.of_rows(train.items, train.stages, dataset.n_items, levels, 10.0)
+        return Rates.of_rows(train.items, train.stages, dataset.n_items, levels)
 
     before = rates(data)
     other = copy.copy(data)

@@ -45,7 +45,10 @@ def test_losses_equal_the_reference():
     stages = torch.randint(-1, 4, (50,), generator=generator)
     chance = logits.sigmoid()
     click, order = (stages >= 1).double(), (stages >= 3).double()
-    cross = lambda p, y: -(y * p.log() + (1 - y) * (1 - p).log())
+
+    def cross(p, y):
+        return -(y * p.log() + (1 - y) * (1 - p).log())
+
     slow = torch.stack(
         [
             cross(chance[:, 0], click).mean(),
@@ -85,7 +88,8 @@ def test_it_learns_what_is_there_and_is_calibrated():
 def test_rewards_by_hand():
     trie = build_trie(torch.tensor([[0, 0], [0, 1], [1, 0], [2, 0]]), (3, 2))
     sampled = Sampled(
-        torch.tensor([[0, 1, 2, 3]]), torch.tensor([[True, True, True, False]]), torch.tensor([[1.0, 2.0, 3.0, 9.0]]), torch.zeros(1, 4),
+        torch.tensor([[0, 1, 2, 3]]), torch.tensor([[True, True, True, False]]), torch.tensor([[1.0, 2.0, 3.0, 9.0]]),
+        torch.zeros(1, 4),
         torch.tensor([[2, 0, -1]]), torch.tensor([[0.7, 0.1, 0.0]]), torch.zeros(4), trie,
     )  # fmt: skip
     assert REWARDS["behaviour"](sampled)[0].tolist() == pytest.approx([0.1, 0.0, 0.7, 0.0])

@@ -44,10 +44,11 @@ class Arrays:
 def number_ids(
     ordered: OrderedLog, parsed: ParsedLog, config: Config, before: tuple[pl.Series, pl.Series] | None
 ) -> Numbering:
-    """Dense ids in order of first appearance among the events that are left; catalogue items that no event names behind, if kept.
+    """Dense ids in order of first appearance among the events that are left; catalogue items that no event names behind, if
+    kept.
 
-    ``before``: the users and items of the dataset that this one goes on from; they keep their ids, new ones come behind. A user or
-    item that is no longer there makes that impossible: ids are then given anew.
+    ``before``: the users and items of the dataset that this one goes on from; they keep their ids, new ones come
+    behind. A user or item that is no longer there makes that impossible: ids are then given anew.
     """
     users = _first_come(parsed.names("user"), ordered.first_user, ordered.user_counts).rename({"name": "user_id"})
     users = _keep_order(users, "user_id", before[0] if before else None)
@@ -96,7 +97,9 @@ def _index(codes: pl.Series, size: int) -> np.ndarray:
 
 
 def write_arrays(ordered: OrderedLog, numbering: Numbering, actions: np.ndarray, folder: Path, scratch: Path) -> Arrays:
-    """Put the events that are left behind each other by dense user id, in their order. ``actions``: code of an action -> dense id.
+    """Put the events that are left behind each other by dense user id, in their order.
+
+    ``actions``: code of an action -> dense id.
 
     ``queries`` still holds the codes of the parsed log.
     """

@@ -21,10 +21,11 @@ HELDOUT_SCHEMA = {"event": pl.Int64, "kind": pl.String, "query": pl.Int64}
 def attach_queries(
     arrays: Arrays, split: ArrayFile, users: pl.DataFrame, items: pl.DataFrame, names: pl.Series, config: Config
 ) -> tuple[pl.DataFrame, pl.DataFrame, bool]:
-    """Fill ``arrays.queries`` (-1 = none) and return the query table, the held-out events' queries by kind, and whether they are synthetic.
+    """Fill ``arrays.queries`` (-1 = none) and return the query table, the held-out events' queries by kind, and whether
+    they are synthetic.
 
-    ``names``: the logged queries behind the codes in ``arrays.queries``. Logged queries win: synthetic ones are only made for a log
-    that has none.
+    ``names``: the logged queries behind the codes in ``arrays.queries``. Logged queries win: synthetic ones are only
+    made for a log that has none.
     """
     logged = any((arrays.queries.read(piece.start, piece.stop) >= 0).any() for piece in pieces(arrays.offsets))
     if logged or not config.queries.synthetic:
@@ -57,7 +58,9 @@ def _held(piece: Piece, rows: np.ndarray, kind: str, queries: np.ndarray) -> pl.
 def _synthetic(
     arrays: Arrays, split: ArrayFile, users: pl.DataFrame, items: pl.DataFrame, config: Config
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Queries from the items' words; ids by first appearance among the events' queries, then among the held-out ones, kind by kind."""
+    """Queries from the items' words; ids by first appearance among the events' queries, then among the held-out ones, kind
+    by kind.
+    """
     ids = IdMap()
     texts: list[pl.Series] = []
     held: dict[str, list[pl.DataFrame]] = {

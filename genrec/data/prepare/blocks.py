@@ -56,7 +56,9 @@ class BlockFile:
 
 
 class ArrayFile:
-    """A one-dimensional ``.npy`` file read and written piece by piece with plain file access: mapped pages would count as memory."""
+    """A one-dimensional ``.npy`` file read and written piece by piece with plain file access: mapped pages would count as
+    memory.
+    """
 
     def __init__(self, path: Path, dtype: np.dtype, length: int):
         """Create the file; values not written are 0."""

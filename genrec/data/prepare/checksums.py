@@ -1,7 +1,7 @@
 """Content checksums of a log's files, computed once and remembered in an index beside the dataset.
 
-The identity of a log is the content of its files: a copy on another machine is the same log, an edit never is. The index only saves
-reading: no command and no process reads a file again whose size, times and inode are unchanged.
+The identity of a log is the content of its files: a copy on another machine is the same log, an edit never is. The
+index only saves reading: no command and no process reads a file again whose size, times and inode are unchanged.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Cold items: a share of the catalogue is held out of training entirely, to measure what a model does with an item nobody has had yet.
+"""Cold items: a share of the catalogue is held out of training entirely, to measure what a model does with an item
+nobody has had yet.
 
-Which items, a hash of their id and the seed decides. All their training events are taken out, from histories too; what stays are the
-held-out events that ask for them.
+Which items, a hash of their id and the seed decides. All their training events are taken out, from histories too; what
+stays are the held-out events that ask for them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def cold_items(names: pl.Series, share: float, seed: int) -> np.ndarray:
 def without_cold(
     arrays: Arrays, splitter: Splitter, cold: np.ndarray, folder: Path, scratch: Path
 ) -> tuple[Arrays, ArrayFile]:
-    """The arrays without training events of ``cold`` items, written to ``folder`` in place of the old ones, and the split of what is left.
+    """The arrays without training events of ``cold`` items, written to ``folder`` in place of the old ones, and the split
+    of what is left.
 
     Raises ``UserError`` where a user would be left without an event.
     """

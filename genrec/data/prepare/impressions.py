@@ -18,11 +18,13 @@ ORDER = ("user", "timestamp", "request_id")
 def write_impressions(
     parsed: ParsedLog, user_index: np.ndarray, item_index: np.ndarray, offsets: np.ndarray, folder: Path, scratch: Path
 ) -> dict[str, int]:
-    """Write ``impressions.parquet``: ``user``, ``item`` (dense ids) and the reader's columns; nothing for a log without impressions.
+    """Write ``impressions.parquet``.
+
+    ``user``, ``item`` (dense ids) and the reader's columns; nothing for a log without impressions.
 
     Rows of one request keep their order in the log. A row whose item is not in the dataset has no id and goes to
-    ``impressions_outside.parquet``, its ``item`` the number the parsed log gave it; one of an unknown user is left out. Returns the counts
-    of rows kept and left out.
+    ``impressions_outside.parquet``, its ``item`` the number the parsed log gave it; one of an unknown user is left out.
+    Returns the counts of rows kept and left out.
     """
     files, total = parsed.files("impressions"), parsed.total("impressions")
     if not files:

@@ -1,6 +1,8 @@
-"""What training saw of the held-out events: cold and warm users and items, repeats, and training events that happened later.
+"""What training saw of the held-out events: cold and warm users and items, repeats, and training events that happened
+later.
 
-A split is honest when its report is read: leave-last-out lets every model train on what others did after the test event.
+A split is honest when its report is read: leave-last-out lets every model train on what others did after the test
+event.
 """
 
 from __future__ import annotations
@@ -56,7 +58,10 @@ class LeakageReport:
     def targets(
         piece: Piece, items: np.ndarray, times: np.ndarray, split: np.ndarray, wanted: np.ndarray | None = None
     ) -> dict[str, dict[str, np.ndarray]]:  # fmt: skip
-        """The targets of a piece, by split, compared with their users' training events. ``wanted`` (n,) bool: which may be targets (None: all)."""
+        """The targets of a piece, by split, compared with their users' training events.
+
+        ``wanted`` (n,) bool: which may be targets (None: all).
+        """
         found = {}
         lengths, train = np.diff(piece.offsets), split == TRAIN
         warm = np.logical_or.reduceat(train, piece.offsets[:-1])

@@ -1,7 +1,8 @@
 """Cleaning and sorting a log of any size: events by user, then time, then their place in the log.
 
-Events are dealt into partitions, each a range of users that fits into memory; a partition is read, sorted, cleaned and written
-back. The rules, in this order: chosen actions and time window, duplicates, the newest events of each user, k-core.
+Events are dealt into partitions, each a range of users that fits into memory; a partition is read, sorted, cleaned and
+written back. The rules, in this order: chosen actions and time window, duplicates, the newest events of each user,
+k-core.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ DTYPES = {
 class OrderedLog:
     """The cleaned events in partitions of whole users, sorted; users and items are codes of the parsed log.
 
-    ``user_counts`` (n_user_codes,) and ``item_counts`` (n_item_codes,) count the events that are left; an event is left when both its
-    user and its item have a count above 0. ``first_user`` and ``first_item``: place in the log of the first event that is left.
+    ``user_counts`` (n_user_codes,) and ``item_counts`` (n_item_codes,) count the events that are left; an event is left
+    when both its user and its item have a count above 0. ``first_user`` and ``first_item``: place in the log of the
+    first event that is left.
     """
 
     files: list[BlockFile]
@@ -202,7 +204,9 @@ def note_first(ordered: OrderedLog, block: Columns) -> None:
 
 
 def clean(block: Columns, config: DataConfig, by_split: bool, removed: Counter) -> Columns:
-    """Sort the events of some users, all of them and in the order of the log, and apply the rules that look at one user at a time."""
+    """Sort the events of some users, all of them and in the order of the log, and apply the rules that look at one user at
+    a time.
+    """
     order = sort_order(block["user"], block["time"], block["given"] if by_split else None)
     block = {name: column[order] for name, column in block.items()} if order is not None else block
     if config.duplicates != "keep":
@@ -234,7 +238,8 @@ def sort_order(user: np.ndarray, time: np.ndarray, given: np.ndarray | None = No
     key = key * span + (time - low_time)
     if (key[1:] >= key[:-1]).all():
         return None
-    # The place in the low bits makes every key distinct: sorting the keys themselves is stable, and much faster than an argsort.
+    # The place in the low bits makes every key distinct: sorting the keys themselves is stable, and much faster than an
+    # argsort.
     key = (key << bits) | np.arange(len(key))
     key.sort()
     return key & ((1 << bits) - 1)

@@ -1,11 +1,13 @@
-"""The parsed log on disk: every part a reader yields, with ids as numbers, so that nothing is parsed twice and memory stays flat.
+"""The parsed log on disk: every part a reader yields, with ids as numbers, so that nothing is parsed twice and memory
+stays flat.
 
-One folder per source of the log (``readers.log_sources``), written whole or not at all. A source's key covers its files, the
-reader's options and every source before it, because ids are numbered by first appearance: as long as the sources before it are
-the same, a parsed source stays good. New files behind the old ones are therefore appended without reading the old ones; a changed
-or removed file is read again together with all that follow it.
+One folder per source of the log (``readers.log_sources``), written whole or not at all. A source's key covers its
+files, the reader's options and every source before it, because ids are numbered by first appearance: as long as the
+sources before it are the same, a parsed source stays good. New files behind the old ones are therefore appended without
+reading the old ones; a changed or removed file is read again together with all that follow it.
 
-Memory is bounded by one part of the reader and by the distinct ids (users, items, queries), whatever the number of events.
+Memory is bounded by one part of the reader and by the distinct ids (users, items, queries), whatever the number of
+events.
 """
 
 from __future__ import annotations
@@ -81,7 +83,9 @@ class ParsedLog:
         return [file for folder in self.folders for file in sorted(folder.glob(f"{kind}-*.parquet"))]
 
     def table(self, kind: str) -> pl.DataFrame | None:
-        """The rows of a kind from all sources in memory, or None where there are none: for tables that are small beside the events."""
+        """The rows of a kind from all sources in memory, or None where there are none: for tables that are small beside the
+        events.
+        """
         files = self.files(kind)
         return stack([pl.read_parquet(file) for file in files]) if files else None
 

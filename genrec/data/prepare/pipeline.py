@@ -1,9 +1,9 @@
 """From a raw log of any size to a prepared dataset: parse, order and clean, dense ids, split, queries, leakage report.
 
-Tie rule: events are ordered by user, then time, then their place in the log. Memory is bounded by a part of the reader, a partition of
-events and the distinct ids; events lie on disk between the steps. The parsed log stays in ``.<dataset>.parsed`` beside the dataset
-(``data.cache``): when new files are appended to the log only these are parsed, and everything behind parsing is done again from
-numbers. Users and items then keep their ids, and new ones come behind.
+Tie rule: events are ordered by user, then time, then their place in the log. Memory is bounded by a part of the reader,
+a partition of events and the distinct ids; events lie on disk between the steps. The parsed log stays in
+``.<dataset>.parsed`` beside the dataset (``data.cache``): when new files are appended to the log only these are parsed,
+and everything behind parsing is done again from numbers. Users and items then keep their ids, and new ones come behind.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def checksum_index(target: Path) -> ChecksumIndex:
 
 
 def prepare_key(config: Config, checksums: ChecksumIndex) -> str:
-    """The fingerprint of everything a prepared dataset depends on: what the files say, not where they are or when they were copied."""
+    """The fingerprint of everything a prepared dataset depends on: what the files say, not where they are or when they were
+    copied.
+    """
     files = [
         checksums.fingerprint(file)
         for file in log_files(config.data.reader, config.data.path, to_dict(config.data)["options"])
@@ -103,7 +105,9 @@ def prepare(config: Config, target: Path) -> Path:
 
 @contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
-    """A folder beside the target for what lies on disk between the steps, removed at the end; also those of jobs that were killed."""
+    """A folder beside the target for what lies on disk between the steps, removed at the end; also those of jobs that were
+    killed.
+    """
     for old in target.parent.glob(f".{target.name}.*.scratch"):
         if not _alive(int(old.name.split(".")[-2])):
             shutil.rmtree(old, ignore_errors=True)
@@ -147,7 +151,9 @@ def check_quarantine(parsed: ParsedLog, limit: float) -> None:
 
 
 def check_catalogue(parsed: ParsedLog, ordered: OrderedLog, config: Config) -> None:
-    """A dataset without events can only be a catalogue with its judgments, and only where that is asked for; else ``UserError``."""
+    """A dataset without events can only be a catalogue with its judgments, and only where that is asked for; else
+    ``UserError``.
+    """
     if parsed.total("events") or not parsed.total("items"):
         raise UserError(
             f"data.path {config.data.path}: no event is left after filtering ({_counted(row_counts(parsed, ordered))})"
@@ -162,8 +168,9 @@ def check_catalogue(parsed: ParsedLog, ordered: OrderedLog, config: Config) -> N
 def row_counts(parsed: ParsedLog, ordered: OrderedLog) -> dict:
     """Every row of the log, accounted for.
 
-    ``read`` rows are ``events + items + users + judgments + quarantined`` and the ``filtered`` ones, plus ``impressions`` in formats
-    where these are rows of their own; ``events`` are the ``kept`` ones and those that each rule removed.
+    ``read`` rows are ``events + items + users + judgments + quarantined`` and the ``filtered`` ones, plus
+    ``impressions`` in formats where these are rows of their own; ``events`` are the ``kept`` ones and those that each
+    rule removed.
     """
     rules = (
         "other_actions",
@@ -279,8 +286,8 @@ def first_target(config: Config, parsed: ParsedLog, actions: list[str]) -> int:
 def split_arrays(
     config: Config, arrays: Arrays, numbering: Numbering, folder: Path, scratch: Path, target_level: int = 0
 ) -> tuple[Arrays, ArrayFile, dict, dict]:
-    """Split the events: the arrays that are left, ``split.npy``, what the manifest says about it, and the leakage report on the events from
-    ``target_level`` on.
+    """Split the events: the arrays that are left, ``split.npy``, what the manifest says about it, and the leakage report on
+    the events from ``target_level`` on.
     """
     given_valid = config.split.kind == "given" and any(
         (arrays.extra.read(p.start, p.stop) == VALID).any() for p in pieces(arrays.offsets)

@@ -59,7 +59,10 @@ def pieces(offsets: np.ndarray) -> Iterator[Piece]:
 
 
 def quantile_higher(chunks: Callable[[], Iterator[np.ndarray]], shares: list[float]) -> list[int]:
-    """``np.quantile(all, share, method="higher")`` of whole numbers too many to hold: ``chunks()`` yields them, once per pass."""
+    """``np.quantile(all, share, method="higher")`` of whole numbers too many to hold.
+
+    ``chunks()`` yields them, once per pass.
+    """
     low, high, total = np.inf, -np.inf, 0
     for chunk in chunks():
         if len(chunk):
@@ -93,7 +96,10 @@ class Splitter:
             self.cuts = quantile_higher(lambda: (times.read(p.start, p.stop) for p in pieces(offsets)), shares)
 
     def __call__(self, piece: Piece, times: np.ndarray, extra: np.ndarray | None) -> np.ndarray:
-        """TRAIN, VALID or TEST (n,) uint8 of a piece; ``times`` (n,), ``extra`` (n,) the request or given split where the rule needs it."""
+        """TRAIN, VALID or TEST (n,) uint8 of a piece.
+
+        ``times`` (n,), ``extra`` (n,) the request or given split where the rule needs it.
+        """
         if self.config.kind == "global-time":
             split = np.zeros(len(times), np.uint8)
             split[times >= self.cuts[0]] = VALID
@@ -121,7 +127,8 @@ class Splitter:
             )
         split = given.astype(np.uint8)
         if not self.given_valid:
-            # A user's training events come first. Those of one time may be one act told several times (a purchase once for each of its
+            # A user's training events come first. Those of one time may be one act told several times (a purchase once
+            # for each of its
             # queries): either all of them are held out or none.
             known = np.add.reduceat((split == TRAIN).astype(np.int64), piece.offsets[:-1])
             begins, last = piece.offsets[:-1], np.maximum(piece.offsets[:-1] + known - 1, piece.offsets[:-1])
@@ -141,7 +148,10 @@ def _last_events(piece: Piece) -> np.ndarray:
 
 
 def _last_groups(piece: Piece, starts: np.ndarray) -> np.ndarray:
-    """Each user's last group of events is test, the one before valid, where there are three; ``starts`` (n,) marks first events."""
+    """Each user's last group of events is test, the one before valid, where there are three.
+
+    ``starts`` (n,) marks first events.
+    """
     group = np.cumsum(starts)
     ends, begins = group[piece.offsets[1:] - 1], group[piece.offsets[:-1]]
     from_end = np.repeat(ends, np.diff(piece.offsets)) - group

@@ -1,6 +1,7 @@
 """How simulated people spend a session: when it starts, what it is about, what is shown and what they do with it.
 
-All sessions of a chunk of users advance together, one request (a round) at a time. Arrays are (session,) or (session, slot).
+All sessions of a chunk of users advance together, one request (a round) at a time. Arrays are (session,) or (session,
+slot).
 """
 
 from __future__ import annotations

@@ -79,7 +79,8 @@ def simulate(config: SimulatorConfig, keep_impressions: bool = True) -> RawLog:
 def write(config: SimulatorConfig, folder: Path, keep_impressions: bool = True) -> SimulatedLog:
     """Stream the log into ``folder`` as Parquet: ``events/part-*``, ``impressions/part-*``, ``items``, ``users``.
 
-    ``keep_impressions=False`` leaves the impressions out (they are some five times the events). Memory stays flat. Parts hold whole users, ordered by user and time. The ``table`` reader reads the result back.
+    ``keep_impressions=False`` leaves the impressions out (they are some five times the events). Memory stays flat.
+    Parts hold whole users, ordered by user and time. The ``table`` reader reads the result back.
     """
     world = make_world(config)
     for name in ("events", "impressions"):

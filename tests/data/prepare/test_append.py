@@ -25,14 +25,18 @@ def day(folder: Path, number: int, users: int = 12, items: int = 15) -> None:
     pl.DataFrame({
         "user_id": [f"u{n}" for n in rng.integers(0, users + 4 * number, count)],
         "item_id": [f"i{n}" for n in rng.integers(0, items + 5 * number, count)],
-        "timestamp": rng.integers(0, 1000, count) + 700 * number,  # days overlap: some late events come with the next file
+        # days overlap: some late events come with the next file
+        "timestamp": rng.integers(0, 1000, count) + 700 * number,
         "query": [["lamp", "cup", None][n] for n in rng.integers(0, 3, count)],
     }).write_parquet(folder / f"day-{number}.parquet")  # fmt: skip
 
 
 @pytest.fixture
 def log(tmp_path, monkeypatch):
-    """``log(days)`` writes days, ``log.prepare(name, *overrides)`` prepares; ``log.read`` lists the event files that were parsed."""
+    """``log(days)`` writes days, ``log.prepare(name, *overrides)`` prepares.
+
+    ``log.read`` lists the event files that were parsed.
+    """
 
     class Log:
         folder, read = tmp_path / "log", []

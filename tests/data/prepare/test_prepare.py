@@ -1,4 +1,6 @@
-"""Preparing a log: splits that never leak, k-core, duplicates, order, fingerprints and synthetic queries, against brute force."""
+"""Preparing a log: splits that never leak, k-core, duplicates, order, fingerprints and synthetic queries, against brute
+force.
+"""
 
 from __future__ import annotations
 
@@ -198,7 +200,8 @@ def test_items_no_event_names(prepare_table):
     assert titles == {item["item_id"]: item["title"] for item in ITEMS}
 
 
-# --- fingerprints and being up to date ---------------------------------------------------------------------------------
+# --- fingerprints and being up to date
+# ---------------------------------------------------------------------------------
 
 
 def test_the_fingerprint_of_a_split(prepare_table):
@@ -249,7 +252,8 @@ def test_prepare_is_skipped_until_something_changes(tmp_path):
     assert made()[0] != before[0]
 
 
-# --- quarantine --------------------------------------------------------------------------------------------------------
+# --- quarantine
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_too_many_bad_rows_stop_the_job(prepare_table):
@@ -263,7 +267,8 @@ def test_too_many_bad_rows_stop_the_job(prepare_table):
     assert prepare_table(events + bad[:3]).info["rows"]["quarantined"] == 3
 
 
-# --- queries -----------------------------------------------------------------------------------------------------------
+# --- queries
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

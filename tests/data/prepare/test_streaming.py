@@ -1,4 +1,6 @@
-"""Preparation in pieces equals a slow reference in memory, whatever the sizes of the pieces; splits, windows, rules and counts."""
+"""Preparation in pieces equals a slow reference in memory, whatever the sizes of the pieces; splits, windows, rules and
+counts.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ ARRAYS = ("offsets", "items", "timestamps", "actions", "queries", "split")
 
 
 def random_log(seed: int, count: int = 150) -> list[dict]:
-    """A log in no order, with ties, exact duplicates, repeats, searches, sessions and a split column that does not follow time."""
+    """A log in no order, with ties, exact duplicates, repeats, searches, sessions and a split column that does not follow
+    time.
+    """
     rng = np.random.default_rng(seed)
     log = [
         {
@@ -262,13 +266,15 @@ def test_an_iso_window(prepare_table):
     assert data.item_table["item_id"].to_list() == ["i1", "i2"] and data.info["rows"]["outside_window"] == 3
 
 
-# --- leakage -----------------------------------------------------------------------------------------------------------
+# --- leakage
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_leakage_of_a_handmade_log(prepare_table):
     times = {
         "a": [("x", 10), ("y", 20), ("x", 30), ("x", 40)],  # test target x was in training
-        "b": [("y", 1), ("x", 2), ("z", 3), ("w", 5)],  # the whole training of the others is later; w is cold, z is cold
+        # the whole training of the others is later; w is cold, z is cold
+        "b": [("y", 1), ("x", 2), ("z", 3), ("w", 5)],
         "c": [("x", 50), ("y", 50), ("y", 60), ("y", 50)],  # ties: x, y (first), y (last) at 50, then 60
     }  # fmt: skip
     log = [
@@ -306,7 +312,8 @@ def test_global_time_reports_cold_and_warm_and_no_future(prepare_table):
     }  # fmt: skip
 
 
-# --- impressions and accounting ----------------------------------------------------------------------------------------
+# --- impressions and accounting
+# ----------------------------------------------------------------------------------------
 
 
 def test_impressions_are_kept_with_dense_ids(tmp_path, small_pieces, monkeypatch):

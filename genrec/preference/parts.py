@@ -1,0 +1,86 @@
+"""The feedback of a log divided into feature counts, reward model, policy and held-out parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from genrec.config.checks import seconds_of
+from genrec.config.schema import PreferenceConfig
+from genrec.data.dataset import TEST, TRAIN, VALID, Requests
+from genrec.data.rates import FeedbackRates
+from genrec.errors import UserError
+from genrec.preference.feedback import Feedback
+from genrec.preference.levels import Levels
+
+FEATURES_FRACTION = 0.4  # of the training requests, by time: the first are only counted ...
+REWARD_FRACTION = 0.3  # ... and the next fit the reward model; enough clicks for it, and the newest are the policy's
+_RANDOM_ITEMS = 20  # rows that go with an event of a log without impressions
+
+
+@dataclass(frozen=True)
+class FeedbackParts:
+    """Training feedback of the reward model and of the policy, and what is held out.
+
+    Features are counted on events before ``features_until`` (seconds).
+    """
+
+    reward: Feedback
+    policy: Feedback
+    valid: Feedback
+    test: Feedback
+    features_until: int
+
+
+def split_by_time(feedback: Feedback, settings: PreferenceConfig, seed: int, valid_limit: int) -> FeedbackParts:
+    """Training requests divided by time, and the held-out ones. ``UserError`` where a part would be empty."""
+    train = np.flatnonzero((feedback.split == TRAIN) & (feedback.history_lengths > 0))
+    times = feedback.times[train]
+    since = seconds_of(settings.since, "preference.since")
+    if since is None:
+        bounds = (np.array([FEATURES_FRACTION, FEATURES_FRACTION + REWARD_FRACTION]) * len(train)).astype(int)
+        cuts = [int(times[min(bound, len(times) - 1)]) for bound in bounds] if len(times) else [0, 0]
+    else:
+        earlier = times[times < since]
+        fraction = FEATURES_FRACTION / (FEATURES_FRACTION + REWARD_FRACTION)
+        cuts = [int(earlier[int(fraction * len(earlier))]) if len(earlier) else since, since]
+    reward, policy = train[(times >= cuts[0]) & (times < cuts[1])], train[times >= cuts[1]]
+    for name, part in (("the reward model", reward), ("the policy", policy)):
+        if not len(part):
+            raise UserError(f"preference: no training request is left for {name}; change preference.since or add days")
+    held = {}
+    for name, split in (("valid", VALID), ("test", TEST)):
+        rows = np.flatnonzero((feedback.split == split) & (feedback.history_lengths > 0))
+        if valid_limit and len(rows) > valid_limit:
+            rows = np.sort(np.random.default_rng(seed).permutation(rows)[:valid_limit])
+        held[name] = feedback.take(rows)
+    newest = -settings.max_requests
+    return FeedbackParts(feedback.take(reward[newest:]), feedback.take(policy[newest:]), features_until=cuts[0], **held)
+
+
+def draw_requests(requests: Requests, limit: int, seed: int) -> Requests:
+    """At most ``limit`` requests (0: all), the same ones for the same seed."""
+    if not limit or len(requests) <= limit:
+        return requests
+    return requests.take(np.sort(np.random.default_rng(seed).permutation(len(requests))[:limit]))
+
+
+def impression_rates(train: Feedback, levels: Levels, brands: np.ndarray, categories: np.ndarray) -> FeedbackRates:
+    """Feedback rates of the training impressions, for look-up at any time: only rows strictly before it count."""
+    rows = train.owner
+    table = pl.DataFrame({"user": train.users[rows], "item": train.items, "timestamp": train.times[rows]})
+    reached = np.stack([train.stages >= levels.click, train.stages >= levels.order], axis=1)
+    return FeedbackRates(table, brands, categories, reached, int(train.times.max(initial=0)) + 1)
+
+
+def with_random_items(part: Feedback, n_items: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Items and stages (N, K) of a part's rows; without impressions also random other items per request, stage -1."""
+    items, stages = part.padded()
+    if part.observed:
+        return items, stages
+    others = np.random.default_rng([seed, 7]).integers(0, n_items, (len(part), _RANDOM_ITEMS))
+    others = np.where((others[:, :, None] == items[:, None, :]).any(2), -1, others)
+    others = np.take_along_axis(others, np.argsort(others < 0, axis=1, kind="stable"), 1)
+    return np.concatenate([items, others], axis=1), np.concatenate([stages, np.full(others.shape, -1)], axis=1)
