@@ -49,7 +49,7 @@ def answers(run: Run, split: str) -> Values:
     for kind in kinds:
         requests = run.dataset.requests(split, kind)
         if len(requests):
-            for mode, (ranked, _) in ranker.rank(requests, SearchOptions(10, ranker.modes)).items():
+            for mode, (ranked, *_) in ranker.rank(requests, SearchOptions(10, ranker.modes)).items():
                 found[kind or "recommendation", mode] = {
                     name: per_request_metrics(ranked, requests.targets, [10])[name] for name in METRICS
                 }

@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from genrec import __version__
+from genrec.cli.serve import export_events, serve
 from genrec.cli.show import show_answers, show_ids, show_protocol, show_results, show_verdict
 from genrec.console import console, log_handler
 from genrec.errors import UserError, machine_limit
@@ -316,40 +317,8 @@ def export(
     console.print(f"bundle: {folder} ({size / 1e6:.1f} MB)", highlight=False)
 
 
-@app.command()
-def serve(
-    bundle: BundlePath,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="Keys, one per line; without it no key is asked for.")
-    ] = None,
-    events: Annotated[
-        str | None, typer.Option(help="Event store: a file or redis://...; default BUNDLE.events.sqlite.")
-    ] = None,
-    max_batch: Annotated[int, typer.Option(help="Requests answered in one pass; 1 switches batching off.")] = 64,
-    batch_wait_ms: Annotated[float, typer.Option(help="How long a batch waits for company.")] = 4.0,
-    queue: Annotated[int, typer.Option(help="Requests that may wait; one more gets 429.")] = 512,
-    time_budget_ms: Annotated[float, typer.Option(help="An answer that takes longer is a 504.")] = 2000.0,
-    max_body_bytes: Annotated[int, typer.Option(help="Largest body.")] = 4_194_304,
-    max_depth: Annotated[int, typer.Option(help="Deepest nesting of a body.")] = 16,
-    drain_s: Annotated[int, typer.Option(help="Seconds that taken requests have at a stop.")] = 20,
-    threads: Annotated[int, typer.Option(help="Threads of torch; 0: one fewer than there are cores.")] = 0,
-) -> None:
-    """Answer over HTTP: /v1/recommend, /v1/search, ... and a page to try it at /. SIGHUP reads the bundle again."""
-    try:
-        from genrec.serving.app import serve as answer
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"genrec serve needs the package '{error.name}'; install: pip install 'genrec[serve]'"
-        ) from error
-    from genrec.serving.settings import ServeSettings, read_keys
-
-    keys = read_keys(api_key_file) if api_key_file else ()
-    answer(ServeSettings(
-        bundle, host, port, keys, events, max_batch, batch_wait_ms, queue, time_budget_ms, max_body_bytes=max_body_bytes, max_depth=max_depth,
-        drain_s=drain_s, threads=threads,
-    ))  # fmt: skip
+app.command()(serve)
+app.command("export-events")(export_events)
 
 
 @datasets_app.command("list")

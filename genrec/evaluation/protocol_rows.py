@@ -284,7 +284,7 @@ class Protocols:
             result = self.result("cold-items", f"Cold items: {task}", (note,))
             rows = {
                 OUR_NAMES[mode]: ranked
-                for mode, (ranked, _) in self.ranker.rank(requests, SearchOptions(20, self.ranker.modes)).items()
+                for mode, (ranked, *_) in self.ranker.rank(requests, SearchOptions(20, self.ranker.modes)).items()
             }
             scorers = {"BM25": lambda chunk: self.lexical.score(query_texts(chunk))}
             if kind is None:

@@ -1,13 +1,15 @@
 """The bundle: a trained run cut down to what answering needs, in one self-contained folder.
 
-A bundle has the layout of a run folder (so the run's own code opens it) with one fit only, no logs, no test events, and besides
+A bundle has the layout of a run folder (so the run's own code opens it) with one fit only, no logs, no test events,
+and besides
 
 * ``trie.safetensors``       the catalogue trie;
 * ``programs/``              ``torch.export`` programs of prefill and decode step (``genrec/inference/programs.py``);
 * ``card.json``, ``README.md`` the model card: data, split, metrics, licence;
 * ``manifest.json``          size and SHA-256 of every file, and a digest of itself.
 
-Nothing in it is unpickled when it is opened: safetensors, JSON, Parquet, and ``.npy`` / ``.npz`` read with ``allow_pickle=False``.
+Nothing in it is unpickled when it is opened: safetensors, JSON, Parquet, and ``.npy`` / ``.npz`` read with
+``allow_pickle=False``.
 """
 
 from __future__ import annotations
@@ -61,6 +63,7 @@ class BundleRun(Run):
 
     @cached_property
     def ids(self) -> SemanticIds:
+        """The semantic IDs, with the saved trie."""
         ids = SemanticIds.load(self.folder / "semantic_ids")
         trie = CatalogueTrie.from_saved(load_file(self.folder / "trie.safetensors"))
         return dataclasses.replace(ids, catalogue=Catalogue(ids.catalogue.text, ids.catalogue.codes, trie))
@@ -70,7 +73,8 @@ class BundleRun(Run):
         held = self.manifest["info"]["fitted_on"]
         if fitted_on not in (None, held):
             raise UserError(
-                f"--fitted-on: {self.folder} is a bundle of the model fitted on {held}, not on {fitted_on}; export another one"
+                f"--fitted-on: {self.folder} is a bundle of the model fitted on {held}, not on {fitted_on}; "
+                "export another one"
             )
         return super().ranker(held, fused)
 
@@ -99,7 +103,8 @@ def open_run(folder: str | Path) -> Run:
     found = info.get("bundle_format")
     if not isinstance(found, int) or found > BUNDLE_FORMAT:
         raise UserError(
-            f"{folder} has bundle format {found}, this genrec reads up to {BUNDLE_FORMAT}; install a newer genrec, or export it again"
+            f"{folder} has bundle format {found}, this genrec reads up to {BUNDLE_FORMAT}; install a newer genrec, "
+            "or export it again"
         )
     manifest = open_artifact(folder, KIND, verify=True)
     return BundleRun(folder, Run.open(folder).config, manifest)
@@ -115,10 +120,11 @@ def export(
 ) -> Path:
     """Write the bundle of a run to ``output`` (an older one is replaced as a whole).
 
-    ``fitted_on``: ``train`` or ``train+valid``; by default the refit where there is one. ``users`` false leaves the people's histories
-    out: histories then come with the requests or from the event store, and of the log only counts and the times of each item's events
-    remain, without names. ``licence``: a line for the model card. ``programs`` false leaves the ``torch.export`` programs out (they take
-    most of the time). Raises ``UserError`` for an untrained run, another fit, or an output that is something else than a bundle.
+    ``fitted_on``: ``train`` or ``train+valid``; by default the refit where there is one. ``users`` false leaves the
+    people's histories out: histories then come with the requests or from the event store, and of the log only counts
+    and the times of each item's events remain, without names. ``licence``: a line for the model card. ``programs``
+    false leaves the ``torch.export`` programs out (they take most of the time). Raises ``UserError`` for an untrained
+    run, another fit, or an output that is something else than a bundle.
     """
     output = Path(output)
     if is_bundle(run_folder):
@@ -205,7 +211,10 @@ def _pack(
 
 
 def _pack_dataset(run: Run, folder: Path, users: bool) -> None:
-    """The catalogue and, with ``users``, every user's events before the test split. Query texts that none of these name are left out."""
+    """The catalogue and, with ``users``, every user's events before the test split.
+
+    Query texts that none of these name are left out.
+    """
     data = run.dataset
     keep = np.asarray(data.split) <= VALID if users else np.zeros(len(data.split), bool)
     offsets = (

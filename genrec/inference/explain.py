@@ -1,8 +1,9 @@
-"""Why an item: what in the history is near it, which words it shares with the query, what each source said, and its way through the code tree."""
+"""Why an item is recommended: related history items, shared words, features, and its path through the code tree."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +29,7 @@ INTERACTIONS = "interactions"
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A history item: cosine of its vector and the explained item's, and how strongly training users had both (0: never)."""
+    """A history item, its cosine to the explained item, and their co-occurrence weight in training (0: none)."""
 
     item_id: str
     title: str | None
@@ -38,7 +39,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Step:
-    """One step down the code tree: the code taken, its probability among the children that exist, how many these are, the items below."""
+    """One step down the code tree: the code, its probability among ``choices`` children, and the items below."""
 
     code: int
     probability: float | None
@@ -48,16 +49,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Keyword:
-    """A core keyword of the item, of one of 18 attribute types; the keywords shape its codes. ``asked``: the query has it too."""
+    """A core keyword of the item, of one of 18 attribute types; the keywords shape its codes.
+
+    ``in_query``: the query has it too.
+    """
 
     keyword: str
     type: str
-    asked: bool
+    in_query: bool
 
 
 @dataclass(frozen=True)
 class ScoreDetail:
-    """One source's value for the item, and what it added to the fused score."""
+    """The value of one candidate feature, and its contribution to the fused score."""
 
     value: float
     contribution: float
@@ -65,10 +69,11 @@ class ScoreDetail:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why an item would be shown.
+    """Why an item is recommended.
 
-    ``evidence`` by feature of ``genrec.ranking.features.FEATURES``, and "interactions": what the fusion's network sees in them together.
-    The contributions add up to ``score``. ``path`` probabilities are None for a model without generation.
+    ``features`` by name (``genrec.ranking.features.FEATURES``), and "interactions": what the re-ranker's network adds
+    for all of them together. The contributions add up to ``score``. ``path`` probabilities are None for a model
+    without generation.
     """
 
     item_id: str
@@ -77,98 +82,130 @@ class Explanation:
     words: list[str]
     keywords: list[Keyword]
     path: list[Step]
-    evidence: dict[str, ScoreDetail]
+    features: dict[str, ScoreDetail]
     score: float
 
 
 @dataclass(frozen=True)
 class WalkNode:
-    """A tree node the beam stood on: its id, its parent's, its code, and how many items are below it."""
+    """A tree node of the beam: its id, its parent's, its code, the number of items below, and keywords they share."""
 
     node: int
     parent: int
     code: int
     items: int
+    keywords: list[str]
+
+
+@dataclass(frozen=True)
+class WalkItem:
+    """An item of a leaf."""
+
+    item_id: str
+    title: str | None
+
+
+@dataclass(frozen=True)
+class WalkLeaf:
+    """A leaf that the beam ends at, its log-probability and its items."""
+
+    node: int
+    log_probability: float
+    items: list[WalkItem]
 
 
 @dataclass(frozen=True)
 class Walk:
-    """Levels of the beam from the tree's first to its leaves, best lanes first; ``leaves``: items of the last level with their log-probability."""
+    """Levels of the beam from the first below the root to the leaves, best nodes first, and the leaves."""
 
     levels: list[list[WalkNode]]
-    leaves: list[dict]
+    leaves: list[WalkLeaf]
 
 
 @torch.inference_mode()
 def explain(snapshot: CatalogueSnapshot, requests: Requests, item_id: str) -> Explanation:
     """Explain one item for one request. ``UserError`` for an unknown item."""
-    place = int(snapshot.places([item_id])[0])
-    score, evidence = _evidence(snapshot, requests, place)
+    item = int(snapshot.indices([item_id])[0])
+    score, features = _features(snapshot, requests, item)
     query = requests.query_texts[requests.request_queries[0]] if requests.request_queries[0] >= 0 else ""
     return Explanation(
-        item_id, snapshot.titles[place], _neighbours(snapshot, requests.items, place), _shared_words(snapshot, query, place),
-        _keywords(snapshot, query, place), _path(snapshot, requests, place), evidence, score,
-    )  # fmt: skip
+        item_id,
+        snapshot.titles[item],
+        _neighbours(snapshot, requests.items, item),
+        _shared_words(snapshot, query, item),
+        _keywords(snapshot, query, item),
+        _path(snapshot, requests, item),
+        features,
+        score,
+    )
 
 
-def _neighbours(snapshot: CatalogueSnapshot, history: np.ndarray, place: int) -> list[Neighbour]:
-    """The history items nearest to an item, strongest first: by cosine and co-occurrence, each scaled to its greatest."""
+def _neighbours(snapshot: CatalogueSnapshot, history: np.ndarray, item: int) -> list[Neighbour]:
+    """The history items related most to an item: by cosine and co-occurrence, each divided by its maximum."""
     generator = snapshot.ranker.generator
-    seen = np.unique(history[history != place])
+    seen = np.unique(history[history != item])
     if not len(seen):
         return []
     vectors = F.normalize(generator.items, dim=-1)
-    similarity = (vectors[torch.from_numpy(seen.astype(np.int64)).to(vectors.device)] @ vectors[place]).cpu().numpy()
+    similarity = (vectors[torch.from_numpy(seen.astype(np.int64)).to(vectors.device)] @ vectors[item]).cpu().numpy()
     table = generator.evidence.cooccurrence
-    together = np.asarray((table.similar[seen, place] + table.following[seen, place]).todense()).ravel()
-    order = np.argsort(
-        -(similarity / max(np.abs(similarity).max(), 1e-9) + together / max(together.max(), 1e-9)), kind="stable"
-    )[:NEIGHBOURS]
+    assert table.similar is not None and table.following is not None
+    together = np.asarray((table.similar[seen, item] + table.following[seen, item]).todense()).ravel()
+    relation = similarity / max(np.abs(similarity).max(), 1e-9) + together / max(together.max(), 1e-9)
+    order = np.argsort(-relation, kind="stable")[:NEIGHBOURS]
     return [
         Neighbour(snapshot.item_ids[seen[n]], snapshot.titles[seen[n]], float(similarity[n]), float(together[n]))
         for n in order
     ]
 
 
-def _shared_words(snapshot: CatalogueSnapshot, query: str, place: int) -> list[str]:
+def _shared_words(snapshot: CatalogueSnapshot, query: str, item: int) -> list[str]:
     """Words of the query that the item's own text has, in the query's order."""
-    own = set(re.findall(TOKEN_PATTERN, item_texts(snapshot.table[place])[0].lower()))
+    own = set(re.findall(TOKEN_PATTERN, item_texts(snapshot.table[item])[0].lower()))
     return [word for word in dict.fromkeys(re.findall(TOKEN_PATTERN, query.lower())) if word in own]
 
 
-def _keywords(snapshot: CatalogueSnapshot, query: str, place: int) -> list[Keyword]:
-    """The item's keywords, those that the query has too first. None where keywords are off."""
-    words, item_id = snapshot.ids.words, snapshot.item_ids[place]
-    if words.keywords is None:
+def _keywords(snapshot: CatalogueSnapshot, query: str, item: int) -> list[Keyword]:
+    """The item's keywords, those that the query has too first; none where keywords are off."""
+    finder = snapshot.ids.words.keywords
+    if finder is None:
         return []
-    own = snapshot.ids.keywords_of(item_id)
-    if not own:  # added after the semantic IDs were fitted, or without a keyword
-        row = snapshot.table[place]
-        own = list(
-            words.keywords.shown(words.keywords.of_items(row), row["item_id"]).select("keyword", "type").iter_rows()
-        )
-    asked = set(words.keywords.shown(words.keywords.of_texts([query]), pl.Series("query", [query]))["keyword"])
-    return sorted((Keyword(keyword, kind, keyword in asked) for keyword, kind in own), key=lambda one: not one.asked)
+    asked = set(finder.shown(finder.of_texts([query]), pl.Series("query", [query]))["keyword"])
+    keywords = [Keyword(keyword, kind, keyword in asked) for keyword, kind in _item_keywords(snapshot, item)]
+    return sorted(keywords, key=lambda keyword: not keyword.in_query)
 
 
-def _evidence(snapshot: CatalogueSnapshot, requests: Requests, place: int) -> tuple[float, dict[str, ScoreDetail]]:
-    """The item's fused score and what it is made of, among the candidates of the request's own list; alone where it was not proposed."""
+def _item_keywords(snapshot: CatalogueSnapshot, item: int) -> list[tuple[str, str]]:
+    """(keyword, type) of an item."""
+    finder = snapshot.ids.words.keywords
+    if finder is None:
+        return []
+    known = snapshot.ids.keywords_of(snapshot.item_ids[item])
+    if known:
+        return known
+    row = snapshot.table[item]  # added after the semantic IDs were fitted, or without a keyword
+    return list(finder.shown(finder.of_items(row), row["item_id"]).select("keyword", "type").iter_rows())
+
+
+def _features(snapshot: CatalogueSnapshot, requests: Requests, item: int) -> tuple[float, dict[str, ScoreDetail]]:
+    """The item's fused score and its parts, among the request's own candidates; alone where it was none."""
     search = bool(requests.request_queries[0] >= 0)
     reranker = snapshot.ranker.rerankers["search" if search else "recommendation"]
     options = SearchOptions(exclude_seen=not search, allowed=AllowedItems(mask=torch.from_numpy(~snapshot.removed)))
-    _, _, found = next(snapshot.ranker.candidates(requests, options))
-    if not bool((found.ids == place).any()):
-        alone = SearchOptions(exclude_seen=False, allowed=AllowedItems(only=torch.tensor([[place]])))
-        _, _, found = next(snapshot.ranker.candidates(requests, alone))
-    evidence = found.evidence[0, found.ids[0] == place][0]
-    parts, together = reranker.contributions(evidence)
-    result = {
+    _, _, candidates = next(snapshot.ranker.candidates(requests, options))
+    if candidates.ids is None or item not in candidates.ids[0].tolist():
+        alone = SearchOptions(exclude_seen=False, allowed=AllowedItems(only=torch.tensor([[item]])))
+        _, _, candidates = next(snapshot.ranker.candidates(requests, alone))
+    assert candidates.ids is not None and candidates.evidence is not None
+    values = candidates.evidence[0][candidates.ids[0] == item][0]
+    contributions, together = reranker.contributions(values)
+    details = {
         name: ScoreDetail(value, part)
-        for name, value, part in zip(FEATURES, evidence.tolist(), parts.tolist(), strict=True)
+        for name, value, part in zip(FEATURES, values.tolist(), contributions.tolist(), strict=True)
     }
     if together is not None:
-        result[INTERACTIONS] = ScoreDetail(float(together), float(together))
-    return float(reranker.scores(evidence)), result
+        details[INTERACTIONS] = ScoreDetail(float(together), float(together))
+    return float(reranker.scores(values)), details
 
 
 def _memory(snapshot: CatalogueSnapshot, requests: Requests) -> Memory:
@@ -177,24 +214,24 @@ def _memory(snapshot: CatalogueSnapshot, requests: Requests) -> Memory:
     return generator.network.decoder_memory(generator.network.encode(batch, generator.items))
 
 
-def _path(snapshot: CatalogueSnapshot, requests: Requests, place: int) -> list[Step]:
+def _path(snapshot: CatalogueSnapshot, requests: Requests, item: int) -> list[Step]:
     generator = snapshot.ranker.generator
     trie, decoder = snapshot.catalogue.trie, generator.network.decoder
-    nodes = trie.item_path[place]
+    nodes = trie.item_path[item]
     parents = torch.cat([nodes.new_zeros(1), nodes[:-1]])
-    chances: list[float | None] = [None] * trie.depth
-    if decoder is not None:
+    probabilities: list[float | None] = [None] * trie.depth
+    if decoder is not None and generator.nodes is not None:
         memory = _memory(snapshot, requests)
         states, _ = decoder.hidden(memory, generator.nodes, parents[None, None])
         scale = decoder.log_scale.exp()
         steps = path_log_probabilities(
             states.flatten(0, 1), scale, generator.nodes, trie, nodes[None], copy_bias=memory.copy_bias
         )
-        chances = steps[0].exp().tolist()
+        probabilities = list(steps[0].exp().tolist())
     columns = (trie.node_code[nodes], trie.child_count[parents], trie.node_item_count[nodes])
     return [
-        Step(code, chance, choices, items)
-        for chance, code, choices, items in zip(chances, *(column.tolist() for column in columns), strict=True)
+        Step(code, probability, choices, items)
+        for probability, code, choices, items in zip(probabilities, *(one.tolist() for one in columns), strict=True)
     ]
 
 
@@ -202,48 +239,53 @@ def _path(snapshot: CatalogueSnapshot, requests: Requests, place: int) -> list[S
 def walk(snapshot: CatalogueSnapshot, requests: Requests, width: int) -> Walk:
     """The beam search of one request: the leaves it ends at and the nodes on the way to them, level by level.
 
-    Removed items are not walked to. Empty for a model without generation.
+    Removed items are not reached. Empty for a model without generation.
     """
     generator = snapshot.ranker.generator
-    if generator.nodes is None:
+    if generator.nodes is None or generator.network.decoder is None:
         return Walk([], [])
     trie = snapshot.catalogue.trie
     scorer = CachedScorer(generator.network.decoder, _memory(snapshot, requests), generator.nodes)
-    allowed = (
-        trie.restrict(~torch.from_numpy(snapshot.removed).to(trie.node_code.device)) if snapshot.removed.any() else None
-    )
-    found = beam_search(trie, scorer, 1, width, allowed)
-    leaves, scores = found.leaves, found.scores
-    live = leaves[0] >= 0
-    on_the_way = [leaves[0][live]]
+    available = snapshot.available
+    allowed = None if available is None else trie.restrict(available.to(trie.node_code.device))
+    search = beam_search(trie, scorer, 1, width, allowed)
+    live = search.leaves[0] >= 0
+    levels = [search.leaves[0][live]]
     for _ in range(trie.depth - 1):
-        on_the_way.append(trie.node_parent[on_the_way[-1]])
-    levels = [_nodes(snapshot, _distinct(level)) for level in on_the_way[::-1]]
-    found = []
-    for leaf, score in zip(leaves[0][live].tolist(), scores[0][live].tolist(), strict=True):
-        start = int(trie.node_item_start[leaf])
-        items = [
-            item
-            for item in trie.leaf_items[start : start + int(trie.node_item_count[leaf])].tolist()
-            if not snapshot.removed[item]
-        ]
-        found.append(
-            {
-                "node": leaf,
-                "log_probability": score,
-                "items": [{"item_id": snapshot.item_ids[n], "title": snapshot.titles[n]} for n in items],
-            }
-        )
-    return Walk(levels, found)
+        levels.append(trie.node_parent[levels[-1]])
+    nodes = [_nodes(snapshot, level) for level in levels[::-1]]
+    leaves = zip(search.leaves[0][live].tolist(), search.scores[0][live].tolist(), strict=True)
+    return Walk(nodes, [WalkLeaf(leaf, score, _leaf_items(snapshot, leaf)) for leaf, score in leaves])
 
 
-def _distinct(nodes: Tensor) -> Tensor:
-    """Each node once, in order of its best leaf."""
-    return torch.tensor(list(dict.fromkeys(nodes.tolist())), dtype=torch.long)
+def _leaf_items(snapshot: CatalogueSnapshot, leaf: int) -> list[WalkItem]:
+    return [
+        WalkItem(snapshot.item_ids[item], snapshot.titles[item])
+        for item in _items_below(snapshot, leaf)
+        if not snapshot.removed[item]
+    ]
+
+
+def _items_below(snapshot: CatalogueSnapshot, node: int, limit: int | None = None) -> list[int]:
+    trie = snapshot.catalogue.trie
+    start, count = int(trie.node_item_start[node]), int(trie.node_item_count[node])
+    return trie.leaf_items[start : start + (count if limit is None else min(count, limit))].tolist()
 
 
 def _nodes(snapshot: CatalogueSnapshot, nodes: Tensor) -> list[WalkNode]:
+    """Each node once, in order of its best leaf."""
     trie = snapshot.catalogue.trie
-    nodes = nodes[nodes >= 0]
-    columns = (nodes, trie.node_parent[nodes], trie.node_code[nodes], trie.node_item_count[nodes])
-    return [WalkNode(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    distinct = torch.tensor([node for node in dict.fromkeys(nodes.tolist()) if node >= 0], dtype=torch.long)
+    columns = (distinct, trie.node_parent[distinct], trie.node_code[distinct], trie.node_item_count[distinct])
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [WalkNode(node, parent, code, items, _node_keywords(snapshot, node)) for node, parent, code, items in rows]
+
+
+def _node_keywords(snapshot: CatalogueSnapshot, node: int, items: int = 40, most: int = 3) -> list[str]:
+    """The keywords that most of the first items below a node have; at least two items must share one."""
+    below = _items_below(snapshot, node, items)
+    counts = Counter(
+        keyword for item in below for keyword in {word for word, _ in snapshot.ids.keywords_of(snapshot.item_ids[item])}
+    )
+    needed = 1 if len(below) == 1 else 2
+    return [keyword for keyword, count in counts.most_common(most) if count >= needed]

@@ -46,7 +46,10 @@ def request_table(table: pl.DataFrame, path: str) -> tuple[pl.DataFrame, pl.Seri
 def predict_file(
     run: Path, requests: Path, output: Path, k: int, mode: str, fitted_on: str | None, exclude_seen: bool
 ) -> int:
-    """Answer a request file; returns the number of rows written. The default model is the one fitted on train, or a bundle's only one."""
+    """Answer a request file; returns the number of rows written.
+
+    The default model is the one fitted on train, or a bundle's only one.
+    """
     table, histories = read_requests(requests)
     model = Recommender.load(run, fitted_on or (None if is_bundle(run) else "train"))
     answers = model.predictions(table, model.requests(table, histories), k, mode, exclude_seen)
@@ -60,12 +63,14 @@ def write_requests(run: Path, output: Path, split: str, query_kind: str | None) 
     data = Run.open(run).dataset
     if query_kind is not None and query_kind not in data.query_kinds:
         raise UserError(
-            f"--query-kind: '{query_kind}' is not one of {', '.join(data.query_kinds) or 'none: the data has no queries'}"
+            f"--query-kind: '{query_kind}' is not one of "
+            f"{', '.join(data.query_kinds) or 'none: the data has no queries'}"
         )
     requests = data.requests(split, query_kind)
     names = data.item_table["item_id"]
     events = pl.DataFrame({
-        "row": requests.histories.rows, "item_id": names[requests.items.astype(np.int64)], "timestamp": requests.timestamps,
+        "row": requests.histories.rows, "item_id": names[requests.items.astype(np.int64)],
+        "timestamp": requests.timestamps,
         "action": pl.Series(data.actions_chain, dtype=pl.String)[requests.actions.astype(np.int64)],
         "query": data.texts_of(requests.queries),
     })  # fmt: skip

@@ -1,8 +1,9 @@
-"""``torch.export`` programs of the two halves of an answer: prefill (one pass of the backbone) and one decode step per code level.
+"""``torch.export`` programs of an answer: prefill (one pass of the backbone) and one decode step per code level.
 
-The programs hold no weights: these are their first input (the tensors of ``model.safetensors``, by name), so a program is small and
-one set of weights serves all. Shapes are dynamic. A beam search in any runtime that reads exported programs needs nothing else than
-these, the trie and the two tables of vectors (items and trie nodes) that ``CandidateGenerator`` computes once at load.
+The programs hold no weights: these are their first input (the tensors of ``model.safetensors``, by name), so a
+program is small and one set of weights serves all. Shapes are dynamic. A beam search in any runtime that reads
+exported programs needs nothing else than these, the trie and the two tables of vectors (items and trie nodes) that
+``CandidateGenerator`` computes once at load.
 
 ``Recommender`` does not read them: they stand beside the bundle for other runtimes.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +29,15 @@ TOLERANCE = 1e-5
 
 
 class Prefill(nn.Module):
-    """Batch tensors (in the order of ``batch_fields``) and item vectors -> retrieval vectors (B, dim) and the decoder's memory."""
+    """Batch tensors (see ``batch_fields``) and item vectors -> retrieval vectors (B, dim) and decoder memory."""
 
     def __init__(self, network: GenerativeRecommender):
         super().__init__()
         self.network = network
 
     def forward(self, batch: list[Tensor], items: Tensor) -> tuple[Tensor, list[Tensor]]:
-        encoded = self.network.encode(Batch(**dict(zip(batch_fields(self.network), batch, strict=True))), items)
+        """See the class."""
+        encoded = self.network.encode(_batch(self.network, batch), items)
         vectors = self.network.retrieval_vectors(encoded.requests[:, 0])
         if self.network.decoder is None:
             return vectors, []
@@ -44,10 +47,11 @@ class Prefill(nn.Module):
 
 
 class DecodeStep(nn.Module):
-    """One level of the beam: memory, node vectors, nodes (B, W) and the earlier levels' cache -> states (B, W, dim) and the new cache.
+    """One level of the beam: memory, node vectors, nodes (B, W) and the cache -> states (B, W, dim) and the new cache.
 
-    The logit of a child is its node vector times the state, times ``decoder.log_scale[level].exp()`` (already in the state); with
-    ``model.pointer`` a child that the memory's last but one tensor lists for its request gains the number beside it in the last.
+    The logit of a child is its node vector times the state, times ``decoder.log_scale[level].exp()`` (already in the
+    state); with ``model.pointer`` a child that the memory's last but one tensor lists for its request gains the
+    number beside it in the last.
     """
 
     def __init__(self, network: GenerativeRecommender, level: int):
@@ -57,7 +61,9 @@ class DecodeStep(nn.Module):
     def forward(
         self, memory: list[Tensor], vectors: Tensor, nodes: Tensor, cache: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
+        """See the class."""
         decoder = self.network.decoder
+        assert decoder is not None
         layers = len(decoder.layers)
         shared = Memory(memory[0], memory[2 : 2 + layers], memory[2 + layers : 2 + 2 * layers], memory[1])
         past = list(zip(cache[::2], cache[1::2], strict=True)) or None
@@ -66,13 +72,17 @@ class DecodeStep(nn.Module):
 
 
 class Weightless(nn.Module):
-    """A module whose parameters are an input. The module is kept in a list, so that none of its weights lands in the program."""
+    """A module whose parameters are an input.
+
+    The module is kept in a list, so that none of its weights lands in the program.
+    """
 
     def __init__(self, module: nn.Module):
         super().__init__()
         self.held = [module]
 
-    def forward(self, weights: dict[str, Tensor], arguments: list):
+    def forward(self, weights: dict[str, Tensor], arguments: list) -> object:
+        """The module's result with these weights."""
         named = {f"network.{name}": value for name, value in weights.items()}
         return functional_call(self.held[0], named, tuple(arguments))
 
@@ -81,6 +91,11 @@ def batch_fields(network: GenerativeRecommender) -> list[str]:
     """The fields of ``Batch`` that answers need."""
     older = [field.name for field in fields(Batch) if field.name.startswith("older") and network.config.summary_tokens]
     return [field.name for field in fields(Batch) if field.default is MISSING] + older
+
+
+def _batch(network: GenerativeRecommender, tensors: list[Tensor]) -> Batch:
+    values: dict[str, Any] = dict(zip(batch_fields(network), tensors, strict=True))
+    return Batch(**values)
 
 
 def example_batch(
@@ -93,14 +108,23 @@ def example_batch(
     def draw(high: int, *shape: int) -> Tensor:
         return torch.randint(0, high, shape, generator=made)
 
+    ones = torch.ones(batch, 1, dtype=torch.long)
     known = {
-        "items": draw(n_items, batch, length), "actions": draw(n_actions, batch, length), "queries": draw(n_queries, batch, length),
-        "times": torch.rand(batch, length, generator=made).cumsum(1).double(), "positions": torch.full((batch, 1), length),
-        "request_times": torch.full((batch, 1), float(length), dtype=torch.float64), "request_queries": draw(n_queries, batch, 1), "targets": torch.full((batch, 1), -1),
-        "query_text": torch.rand(n_queries, text_dim, generator=made), "query_words": draw(1000, 3 * n_queries),
-        "query_offsets": torch.arange(0, 3 * n_queries, 3), "older_items": draw(n_items, 2 * batch),
-        "older_actions": draw(n_actions, 2 * batch), "older_offsets": torch.arange(0, 2 * batch, 2),
-    }  # fmt: skip
+        "items": draw(n_items, batch, length),
+        "actions": draw(n_actions, batch, length),
+        "queries": draw(n_queries, batch, length),
+        "times": torch.rand(batch, length, generator=made).cumsum(1).double(),
+        "positions": ones * length,
+        "request_times": ones.double() * length,
+        "request_queries": draw(n_queries, batch, 1),
+        "targets": -ones,
+        "query_text": torch.rand(n_queries, text_dim, generator=made),
+        "query_words": draw(1000, 3 * n_queries),
+        "query_offsets": torch.arange(0, 3 * n_queries, 3),
+        "older_items": draw(n_items, 2 * batch),
+        "older_actions": draw(n_actions, 2 * batch),
+        "older_offsets": torch.arange(0, 2 * batch, 2),
+    }
     return [known[name] for name in batch_fields(network)]
 
 
@@ -109,7 +133,8 @@ def example_batch(
 def export_programs(generator: CandidateGenerator, folder: Path) -> dict:
     """Write ``prefill.pt2`` and ``step_<level>.pt2`` and compare them with the eager network on inputs of another size.
 
-    Returns the greatest absolute difference per program. Raises ``RuntimeError`` where it is above 1e-5: such a program must not ship.
+    Returns the greatest absolute difference per program. Raises ``RuntimeError`` where it is above 1e-5: such a
+    program must not ship.
     """
     folder.mkdir()
     network = generator.network.cpu().eval()
@@ -119,7 +144,7 @@ def export_programs(generator: CandidateGenerator, folder: Path) -> dict:
     differences = {
         "prefill": _export(Prefill(network), weights, [small, items], [large, items], folder / "prefill.pt2")
     }
-    if network.decoder is not None:
+    if network.decoder is not None and generator.nodes is not None:
         nodes = generator.nodes.cpu().clone()
         memories = [Prefill(network)(batch, items)[1] for batch in (small, large)]
         caches: list[list[Tensor]] = [[], []]
@@ -130,7 +155,7 @@ def export_programs(generator: CandidateGenerator, folder: Path) -> dict:
                 [memory, nodes, torch.arange(len(memory[0]) * width).view(-1, width) % len(nodes), cache]
                 for memory, cache in zip(memories, caches, strict=True)
             ]
-            differences[f"step_{level}"] = _export(step, weights, *inputs, folder / f"step_{level}.pt2")
+            differences[f"step_{level}"] = _export(step, weights, inputs[0], inputs[1], folder / f"step_{level}.pt2")
             caches = [step(*one)[1] for one in inputs]
             if level == 0:  # from here on every request has as many beams as lanes
                 caches = [[part.repeat_interleave(6, dim=0) for part in cache] for cache in caches]

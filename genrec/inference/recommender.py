@@ -1,10 +1,9 @@
-"""``Recommender``: a trained run or a bundle in Python. Ids are mapped here, never by the caller."""
+"""``Recommender``: the Python API of a trained run or a bundle. Ids are mapped here, never by the caller."""
 
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,36 +12,38 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from torch.nn import functional as F
 
 from genrec.data.dataset import TRAIN, VALID, Requests
 from genrec.errors import UserError
-from genrec.generation.options import MODES, SearchOptions
+from genrec.generation.options import SearchOptions
+from genrec.inference.answering import answer_all, lists
 from genrec.inference.bundle import open_run
 from genrec.inference.explain import Explanation, Walk, explain, walk
-from genrec.inference.filters import Categories
-from genrec.inference.requests import Diversity, EventSource, Filters, History, RecommendationRequest, build_requests
+from genrec.inference.filters import Category, Filters, facet
+from genrec.inference.histories import build_requests
+from genrec.inference.requests import (
+    Answer,
+    Diversity,
+    EventSource,
+    History,
+    RecommendationRequest,
+    Response,
+    StoredUsers,
+    query_words,
+)
 from genrec.inference.snapshot import AddedItemIds, CatalogueSnapshot
 from genrec.inference.suggestions import Suggester
 from genrec.ranking.ranker import Ranker
-from genrec.retrieval.allowed import AllowedItems, id_lists
+from genrec.retrieval.allowed import AllowedItems
 from genrec.runs.run import Run
-from genrec.text.query_tokens import readable
 
-_DIVERSE_POOL = 5  # a diversified list is chosen from this many times its length
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One recommended or found item."""
-
-    item_id: str
-    title: str | None
-    score: float
+Items = pl.DataFrame | Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """One query that may come next; ``count`` is how often it was asked before."""
+    """One query that may come next; ``count`` is how often it was logged."""
 
     query: str
     score: float
@@ -50,21 +51,21 @@ class Suggestion:
 
 
 class Recommender:
-    """Answers ``recommend``, ``search`` and ``rank`` from a run folder or a bundle; items may be added and removed while it does.
+    """Recommends, searches and ranks with a run folder or a bundle; items may be changed meanwhile.
 
-    ``fitted_on``: ``train`` or ``train+valid``; by default the refit where there is one. ``store``: where users' newer events are kept
-    (``genrec.serving.store``). All methods may be called from many threads: an answer sees one state of the catalogue from start to end.
+    ``fitted_on``: ``train`` or ``train+valid``; by default the refit where there is one. ``store``: where users'
+    newer events are kept (``genrec.serving.store``). All methods may be called from many threads: an answer sees one
+    state of the catalogue from start to end.
     """
 
     def __init__(self, run: Run, fitted_on: str | None = None, store: EventSource | None = None):
         self.run, self.store = run, store
         self.fitted_on = fitted_on or run.default_fit()
         self.dataset = run.dataset
-        ranker = run.ranker(self.fitted_on)
-        self._snapshot = CatalogueSnapshot(
-            self.dataset.item_table, run.ids, ranker, np.zeros(self.dataset.n_items, bool)
-        )
+        ranker, removed = run.ranker(self.fitted_on), np.zeros(self.dataset.n_items, bool)
+        self._snapshot = CatalogueSnapshot(self.dataset.item_table, run.ids, ranker, removed)
         self._changing = threading.Lock()
+        self._base = ranker  # reads the known queries for suggestions; a later snapshot would give them other vectors
 
     @classmethod
     def load(cls, folder: str | Path, fitted_on: str | None = None, store: EventSource | None = None) -> Recommender:
@@ -76,6 +77,7 @@ class Recommender:
 
     @property
     def ranker(self) -> Ranker:
+        """What ranks the present catalogue."""
         return self._snapshot.ranker
 
     @property
@@ -83,207 +85,220 @@ class Recommender:
         """The present state of the catalogue."""
         return self._snapshot
 
-    # --- questions -----------------------------------------------------------------------------------------------------
+    # --- lists ---
 
     def recommend(
-        self, user: str | None = None, history: History | None = None, k: int = 10, mode: str = "fused", exclude_seen: bool = True,
-        timestamp: int | None = None, filters: Filters | None = None, diversity: Diversity | None = None,
-        category: str | Sequence[str] | None = None,
-    ) -> list[Answer]:  # fmt: skip
-        """What a known ``user``, or somebody with this ``history`` (item ids, oldest first, or {item_id, timestamp, action, query}), wants next.
+        self,
+        user: str | None = None,
+        history: History | None = None,
+        k: int = 10,
+        mode: str = "fused",
+        exclude_seen: bool = True,
+        timestamp: int | None = None,
+        filters: Filters | None = None,
+        diversity: Diversity | None = None,
+        category: Category | None = None,
+    ) -> list[Answer]:
+        """The next items for a known ``user``, or for this ``history``.
 
-        ``category``: only items of this category, a name or a path (``Categories.mask``). Raises ``UserError`` for an unknown user or
-        category, k below 1 or an unknown mode. Nobody and no history gives the popular items.
+        A history is item ids, oldest first, or {item_id, timestamp, action, query}.
+        ``category``: only items of this category, a name or a path (``Categories.mask``). Raises ``UserError`` for an
+        unknown user or category, k below 1 or an unknown mode. Without user and history, the popular items.
         """
-        filters = self._within(category, filters)
-        return self.ask(
-            [RecommendationRequest(user, history, None, k, mode, exclude_seen, timestamp, filters, diversity)]
-        )[0]
+        filters = _with_category(filters, category)
+        request = RecommendationRequest(user, history, None, k, mode, exclude_seen, timestamp, filters, diversity)
+        return self.ask([request])[0].items
 
     def search(
-        self, query: str, user: str | None = None, history: History | None = None, k: int = 10, mode: str = "fused", exclude_seen: bool = False,
-        timestamp: int | None = None, filters: Filters | None = None, diversity: Diversity | None = None,
-        category: str | Sequence[str] | None = None,
-    ) -> list[Answer]:  # fmt: skip
-        """What ``query`` means to this user or history, or to nobody in particular; ``category`` as in ``recommend``.
+        self,
+        query: str,
+        user: str | None = None,
+        history: History | None = None,
+        k: int = 10,
+        mode: str = "fused",
+        exclude_seen: bool = False,
+        timestamp: int | None = None,
+        filters: Filters | None = None,
+        diversity: Diversity | None = None,
+        category: Category | None = None,
+    ) -> list[Answer]:
+        """The items that ``query`` means to this user or history; the other arguments as in ``recommend``.
 
         The first 256 characters of a query are read. Raises ``UserError`` for an empty query.
         """
-        filters = self._within(category, filters)
-        return self.ask(
-            [RecommendationRequest(user, history, _words(query), k, mode, exclude_seen, timestamp, filters, diversity)]
-        )[0]
+        filters, query = _with_category(filters, category), query_words(query)
+        request = RecommendationRequest(user, history, query, k, mode, exclude_seen, timestamp, filters, diversity)
+        return self.ask([request])[0].items
+
+    def rank(
+        self,
+        candidates: Sequence[str],
+        user: str | None = None,
+        history: History | None = None,
+        query: str | None = None,
+        mode: str = "fused",
+        timestamp: int | None = None,
+    ) -> list[Answer]:
+        """All ``candidates`` (item ids), best first, for this user or history and perhaps a query.
+
+        Raises ``UserError`` for an unknown candidate.
+        """
+        query, k = None if query is None else query_words(query), max(len(set(candidates)), 1)
+        chosen = tuple(candidates)
+        return self.ask([RecommendationRequest(user, history, query, k, mode, False, timestamp, candidates=chosen)])[
+            0
+        ].items
+
+    def similar(self, item_id: str, k: int = 10, filters: Filters | None = None) -> list[Answer]:
+        """The items nearest to one item, by the cosine of the network's item vectors.
+
+        ``UserError`` for an unknown item.
+        """
+        snapshot = self._snapshot
+        item = int(snapshot.indices([item_id])[0])
+        allowed = ~snapshot.removed
+        if filters is not None:
+            allowed &= filters.mask(snapshot.table, snapshot.categories)
+            allowed[snapshot.known_indices(filters.blocked or ())] = False
+        allowed[item] = False
+        vectors = snapshot.ranker.generator.items
+        scores = (
+            F.cosine_similarity(vectors, vectors[item][None]).cpu().masked_fill(~torch.from_numpy(allowed), -torch.inf)
+        )
+        best = scores.sort(descending=True, stable=True).indices[: min(k, int(allowed.sum()))].tolist()
+        return [Answer(snapshot.item_ids[n], snapshot.titles[n], float(scores[n])) for n in best]
 
     def suggest(
-        self, user: str | None = None, history: History | None = None, k: int = 10, exclude_asked: bool = False
-    ) -> list[Suggestion]:
-        """What people with this history search next: the known queries, best first; without a history the most asked.
+        self, user: str | None = None, history: History | None = None, k: int = 10, exclude_asked: bool = False,
+        prefix: str = "", strict: bool = True,
+    ) -> list[Suggestion]:  # fmt: skip
+        """The logged queries that people with this history search next; without a history the most frequent.
 
-        ``exclude_asked`` leaves out queries that the history already holds. Raises ``UserError`` where the data have no queries.
+        ``exclude_asked`` leaves out queries of the history; ``prefix`` keeps those that begin so, whatever the letter
+        case. Raises ``UserError`` where the data have no queries.
         """
         if k < 1:
             raise UserError(f"k must be at least 1, is {k}")
         snapshot, suggester = self._snapshot, self._suggester
         if not suggester.texts:
             raise UserError("the training events have no queries to suggest; use logged searches, or queries.synthetic")
-        requests = self._requests(snapshot, [RecommendationRequest(user, history)], True)
-        places, scores = suggester.suggest(requests, k, exclude_asked)
+        requests = self._requests(snapshot, [RecommendationRequest(user, history)], strict)
+        order, scores = suggester.suggest(snapshot.ranker, requests, k, exclude_asked, prefix)
         return [
-            Suggestion(suggester.texts[place], float(score), int(suggester.counts[place]))
-            for place, score in zip(places[0].tolist(), scores[0].tolist(), strict=True)
+            Suggestion(suggester.texts[query], float(score), int(suggester.counts[query]))
+            for query, score in zip(order[0].tolist(), scores[0].tolist(), strict=True)
             if np.isfinite(score)
         ]
 
     @cached_property
     def _suggester(self) -> Suggester:
-        return Suggester(self.ranker, self.dataset, VALID if self.fitted_on == "train+valid" else TRAIN)
-
-    def _within(self, category: str | Sequence[str] | None, filters: Filters | None) -> Filters | None:
-        """``filters`` that also keep to a category."""
-        if category is None:
-            return filters
-        filters, table = filters or Filters(), self._snapshot.table
-        inside = table["item_id"].filter(pl.Series(Categories(table).mask(category)))
-        wanted = inside if filters.in_stock is None else inside.filter(inside.is_in(list(filters.in_stock)))
-        return replace(filters, in_stock=wanted.to_list())
-
-    def rank(
-        self, candidates: Sequence[str], user: str | None = None, history: History | None = None, query: str | None = None,
-        mode: str = "fused", timestamp: int | None = None,
-    ) -> list[Answer]:  # fmt: skip
-        """All ``candidates`` (item ids), best first, for this user or history and perhaps a query. ``UserError`` for an unknown candidate."""
-        query = None if query is None else _words(query)
-        question = RecommendationRequest(
-            user, history, query, max(len(set(candidates)), 1), mode, False, timestamp, candidates=tuple(candidates)
-        )
-        return self.ask([question])[0]
+        return Suggester(self._base, self.dataset, VALID if self.fitted_on == "train+valid" else TRAIN)
 
     def recommend_many(
-        self, users: Iterable[str | None] | None = None, histories: Iterable[History | None] | None = None, **options
+        self,
+        users: Iterable[str | None] | None = None,
+        histories: Iterable[History | None] | None = None,
+        **options: Any,
     ) -> list[list[Answer]]:
         """``recommend`` for many users or histories at once; ``options`` as there, the same for all."""
-        return self.ask(
-            [RecommendationRequest(user, history, None, **options) for user, history in _pairs(users, histories)]
-        )
+        people = _pairs(users, histories)
+        requests = [RecommendationRequest(user, history, None, **options) for user, history in people]
+        return [response.items for response in self.ask(requests)]
 
     def search_many(
         self,
         queries: Sequence[str],
         users: Iterable[str | None] | None = None,
         histories: Iterable[History | None] | None = None,
-        **options,
+        **options: Any,
     ) -> list[list[Answer]]:
         """``search`` for many queries at once, each with its user or history."""
-        people = (
-            _pairs(users, histories) if users is not None or histories is not None else [(None, None)] * len(queries)
-        )
-        options = {"exclude_seen": False} | options
-        return self.ask(
-            [
-                RecommendationRequest(user, history, _words(query), **options)
-                for query, (user, history) in zip(queries, people, strict=True)
-            ]
-        )
+        people, options = _pairs(users, histories, len(queries)), {"exclude_seen": False} | options
+        pairs = zip(queries, people, strict=True)
+        requests = [RecommendationRequest(*person, query_words(query), **options) for query, person in pairs]
+        return [response.items for response in self.ask(requests)]
 
     def rank_many(
-        self, candidates: Sequence[Sequence[str]], users: Iterable[str | None] | None = None, histories: Iterable[History | None] | None = None,
-        **options,
-    ) -> list[list[Answer]]:  # fmt: skip
+        self,
+        candidates: Sequence[Sequence[str]],
+        users: Iterable[str | None] | None = None,
+        histories: Iterable[History | None] | None = None,
+        **options: Any,
+    ) -> list[list[Answer]]:
         """``rank`` for many lists of candidates at once, each with its user or history."""
-        people = (
-            _pairs(users, histories) if users is not None or histories is not None else [(None, None)] * len(candidates)
-        )
-        options = {"exclude_seen": False} | options
-        return self.ask([
-            RecommendationRequest(user, history, k=max(len(set(chosen)), 1), candidates=tuple(chosen), **options)
-            for chosen, (user, history) in zip(candidates, people, strict=True)
-        ])  # fmt: skip
+        people, options = _pairs(users, histories, len(candidates)), {"exclude_seen": False} | options
+        requests = [
+            RecommendationRequest(*person, k=max(len(set(chosen)), 1), candidates=tuple(chosen), **options)
+            for chosen, person in zip(candidates, people, strict=True)
+        ]
+        return [response.items for response in self.ask(requests)]
 
-    def ask(self, questions: Sequence[RecommendationRequest], strict: bool = True) -> list[list[Answer]]:
-        """Any questions, mixed, in one pass of the network per kind; what an answer holds does not depend on its neighbours.
+    def ask(self, requests: Sequence[RecommendationRequest], strict: bool = True) -> list[Response]:
+        """Any requests, mixed, in one pass of the network per kind; an answer does not depend on the others.
 
-        ``strict`` false answers an unknown user as somebody without history.
+        ``strict`` false answers an unknown user as somebody without history, a category that no item has with
+        nothing, and leaves unknown candidates out; ``notes`` of the response then names them.
         """
-        snapshot = self._snapshot
-        answers: list[list[Answer]] = [[] for _ in questions]
-        groups: dict[tuple, list[int]] = defaultdict(list)
-        for place, question in enumerate(questions):
-            subset = None if question.filters is None else question.filters.subset
-            groups[
-                question.mode, question.exclude_seen, _pool(snapshot, question), subset, question.candidates is None
-            ].append(place)
-        for (mode, exclude_seen, *_), places in groups.items():
-            group = [questions[place] for place in places]
-            requests = self._requests(snapshot, group, strict)
-            wanted = max(_length(question) for question in group)
-            options = SearchOptions(wanted, (mode,), exclude_seen, allowed=_allowed(snapshot, group))
-            ids, scores = self._rank(snapshot, requests, options)
-            for place, question, row, values in zip(places, group, ids, scores, strict=True):
-                answers[place] = _answers(snapshot, question, row, values)
-        return answers
+        stored = StoredUsers.read(self.store, [request.user for request in requests if request.reads_user])
+        return answer_all(self.dataset, self._snapshot, requests, stored, strict)
 
-    def answer(
-        self, requests: Requests, k: int, mode: str = "fused", exclude_seen: bool = True, progress=None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Item indices (N, k), -1 where empty, and scores (N, k)."""
-        snapshot = self._snapshot
-        options = SearchOptions(k, (mode,), exclude_seen, allowed=AllowedItems(_present(snapshot)))
-        return self._rank(snapshot, requests, options, progress)
-
-    @staticmethod
-    def _rank(
-        snapshot: CatalogueSnapshot, requests: Requests, options: SearchOptions, progress=None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        ranker, (mode,) = snapshot.ranker, options.modes
-        if options.k < 1:
-            raise UserError(f"k must be at least 1, is {options.k}")
-        if mode not in ranker.modes:
-            raise UserError(f"--mode: '{mode}' is not one of {', '.join(ranker.modes if mode in MODES else MODES)}")
-        return ranker.rank(requests, replace(options, k=min(options.k, snapshot.n_items)), progress)[mode]
+    # --- tables of requests ---
 
     def requests(self, table: pl.DataFrame, histories: pl.Series | None = None) -> Requests:
-        """Requests of a table with ``user_id`` or ``histories``, and nullable ``timestamp`` and ``query``; see ``build_requests``."""
+        """Requests of a table with ``user_id`` or ``histories``, and nullable ``timestamp`` and ``query``."""
         users = table["user_id"].to_list() if "user_id" in table.columns else [None] * len(table)
-        times = table["timestamp"].cast(pl.Float64).to_numpy()
-        return build_requests(
-            self.dataset, self._snapshot, users, times, table["query"].to_list(), histories, self.store
-        )
+        times, queries = table["timestamp"].cast(pl.Float64).to_numpy(), table["query"].to_list()
+        stored = StoredUsers.read(self.store, users)
+        return build_requests(self.dataset, self._snapshot, users, times, queries, histories, stored)
 
-    def _requests(
-        self, snapshot: CatalogueSnapshot, questions: Sequence[RecommendationRequest], strict: bool
-    ) -> Requests:
-        users, queries = [question.user for question in questions], [question.query for question in questions]
-        times = np.array(
-            [np.nan if question.timestamp is None else question.timestamp for question in questions], np.float64
-        )
-        histories = (
-            [question.history for question in questions]
-            if any(question.history is not None for question in questions)
-            else None
-        )
-        return build_requests(self.dataset, snapshot, users, times, queries, histories, self.store, strict)
+    def answer(
+        self,
+        requests: Requests,
+        k: int,
+        mode: str = "fused",
+        exclude_seen: bool = True,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Item indices (N, k), -1 where empty, and scores (N, k)."""
+        allowed = AllowedItems(self._snapshot.available)
+        return lists(self._snapshot, requests, SearchOptions(k, (mode,), exclude_seen, allowed=allowed), progress)[:2]
 
     def predictions(
-        self, table: pl.DataFrame, requests: Requests, k: int, mode: str, exclude_seen: bool, progress=None
+        self,
+        table: pl.DataFrame,
+        requests: Requests,
+        k: int,
+        mode: str,
+        exclude_seen: bool,
+        progress: Callable[[int], None] | None = None,
     ) -> pl.DataFrame:
         """The answer table: ``request_id``, ``rank`` (from 1), ``item_id``, ``score``."""
         ids, scores = self.answer(requests, k, mode, exclude_seen, progress)
-        place, rank = np.nonzero(ids >= 0)
-        return pl.DataFrame({
-            "request_id": table["request_id"][place], "rank": rank + 1,
-            "item_id": self._snapshot.table["item_id"][ids[place, rank]], "score": scores[place, rank],
-        })  # fmt: skip
+        row, rank = np.nonzero(ids >= 0)
+        return pl.DataFrame(
+            {
+                "request_id": table["request_id"][row],
+                "rank": rank + 1,
+                "item_id": self._snapshot.table["item_id"][ids[row, rank]],
+                "score": scores[row, rank],
+            }
+        )
 
-    # --- why -----------------------------------------------------------------------------------------------------------
+    # --- reasons ---
 
     def explain(
-        self, item_id: str, user: str | None = None, history: History | None = None, query: str | None = None, timestamp: int | None = None,
+        self,
+        item_id: str,
+        user: str | None = None,
+        history: History | None = None,
+        query: str | None = None,
+        timestamp: int | None = None,
         strict: bool = True,
-    ) -> Explanation:  # fmt: skip
-        """Why ``item_id`` would be shown: its nearest history items, shared words, evidence and the way through the code tree."""
-        snapshot = self._snapshot
-        question = RecommendationRequest(user, history, None if query is None else _words(query), timestamp=timestamp)
-        return explain(snapshot, self._requests(snapshot, [question], strict), item_id)
+    ) -> Explanation:
+        """Why ``item_id`` is recommended: nearest history items, shared words, features, and its path of codes."""
+        snapshot, query = self._snapshot, None if query is None else query_words(query)
+        request = RecommendationRequest(user, history, query, timestamp=timestamp)
+        return explain(snapshot, self._requests(snapshot, [request], strict), item_id)
 
     def walk(
         self,
@@ -293,107 +308,114 @@ class Recommender:
         width: int = 8,
         strict: bool = True,
     ) -> Walk:
-        """The beam's way down the code tree for one request, level by level: what the demo page draws."""
-        snapshot = self._snapshot
-        question = RecommendationRequest(user, history, None if query is None else _words(query))
-        return walk(snapshot, self._requests(snapshot, [question], strict), width)
+        """The beam search of one request down the code tree, level by level: what the demo page draws."""
+        snapshot, query = self._snapshot, None if query is None else query_words(query)
+        return walk(snapshot, self._requests(snapshot, [RecommendationRequest(user, history, query)], strict), width)
 
-    # --- the catalogue ---------------------------------------------------------------------------------------------------
+    def _requests(
+        self, snapshot: CatalogueSnapshot, requests: Sequence[RecommendationRequest], strict: bool
+    ) -> Requests:
+        stored = StoredUsers.read(self.store, [request.user for request in requests if request.reads_user])
+        times = np.array([np.nan if one.timestamp is None else one.timestamp for one in requests], np.float64)
+        users, queries = [one.user for one in requests], [one.query for one in requests]
+        histories = [one.history for one in requests]
+        return build_requests(self.dataset, snapshot, users, times, queries, histories, stored, strict)
 
-    def add_items(self, items: pl.DataFrame | Sequence[Mapping[str, Any]]) -> AddedItemIds:
-        """Add items (columns of ``genrec/data/schema.py``; ``item_id`` required): encoded with the fixed codebooks, nothing is trained.
+    # --- the catalogue ---
 
-        They can be recommended, found, ranked and read in histories as soon as this returns; a bundle on disk is not changed. An item that
-        is there already is left as it is; a removed one comes back. Raises ``UserError`` for a missing, empty or double id.
+    def add_items(self, items: Items, commit: Callable[[AddedItemIds], None] | None = None) -> AddedItemIds:
+        """Add items: encoded with the fixed codebooks, nothing is trained.
+
+        Columns are those of ``genrec/data/schema.py``; ``item_id`` is required.
+        They can be recommended, searched, ranked and read in histories as soon as this returns; a bundle on disk is
+        not changed. An item that exists already stays as it is; a removed one comes back with the columns given.
+        ``commit`` makes the change durable: it is called before anybody sees the change, and nothing changes where it
+        raises. Raises ``UserError`` for a missing, empty or double id.
         """
-        table = items if isinstance(items, pl.DataFrame) else pl.DataFrame(list(items), infer_schema_length=None)
         with self._changing:
-            self._snapshot, added = self._snapshot.add(table)
+            snapshot, added = self._snapshot.add(_table(items))
+            if commit is not None:
+                commit(added)
+            self._snapshot = snapshot
         return added
 
-    def remove_items(self, item_ids: Sequence[str]) -> None:
-        """Never show these again; they still count in histories. ``UserError`` for an unknown item."""
+    def update_items(self, items: Items, commit: Callable[[], None] | None = None) -> None:
+        """Replace the given columns of known items; ``commit`` as in ``add_items``. ``UserError`` for an unknown item.
+
+        A new title, text, brand or category gives the item a new text vector; its codes stay until the next ``genrec
+        tokenize``.
+        """
+        self._change(lambda snapshot: snapshot.update(_table(items)), commit)
+
+    def remove_items(self, item_ids: Sequence[str], commit: Callable[[], None] | None = None) -> None:
+        """Never recommend these again; they still count in histories.
+
+        ``commit`` as in ``add_items``. ``UserError`` for an unknown item.
+        """
+        self._change(lambda snapshot: snapshot.remove(list(item_ids)), commit)
+
+    def _change(
+        self, change: Callable[[CatalogueSnapshot], CatalogueSnapshot], commit: Callable[[], None] | None
+    ) -> None:
         with self._changing:
-            self._snapshot = self._snapshot.remove(list(item_ids))
+            snapshot = change(self._snapshot)
+            if commit is not None:
+                commit()
+            self._snapshot = snapshot
 
     def item(self, item_id: str) -> dict[str, Any]:
         """An item's columns and its ``codes``. ``UserError`` for an unknown or removed item."""
         snapshot = self._snapshot
-        place = int(snapshot.places([item_id])[0])
-        return snapshot.table.row(place, named=True) | {"codes": snapshot.catalogue.codes[place].tolist()}
+        index = int(snapshot.indices([item_id])[0])
+        return snapshot.table.row(index, named=True) | {"codes": snapshot.catalogue.codes[index].tolist()}
+
+    def columns(self, item_ids: Sequence[str], names: Sequence[str]) -> list[dict[str, Any]]:
+        """The named columns of items. ``UserError`` for an unknown column."""
+        snapshot = self._snapshot
+        for name in names:
+            if name not in snapshot.table.columns:
+                raise UserError(
+                    f"fields: the items have no column '{name}'; columns: {', '.join(snapshot.table.columns)}"
+                )
+        return snapshot.table[snapshot.known_indices(item_ids).tolist()].select(names).to_dicts()
+
+    def facets(
+        self, fields: Sequence[str], filters: Filters | None = None, limit: int = 20
+    ) -> dict[str, dict[str, Any]]:
+        """Counts or range of each of these item columns, among the items that ``filters`` leaves; see ``facet``."""
+        snapshot = self._snapshot
+        mask = ~snapshot.removed
+        if filters is not None:
+            mask &= filters.mask(snapshot.table, snapshot.categories)
+        return {name: facet(snapshot.table, mask, name, limit) for name in fields}
 
 
-def _words(query: str) -> str:
-    query = readable([query])[0].strip() if query else ""
-    if not query:
-        raise UserError("the query is empty; give at least one word, or use recommend")
-    return query
+def _table(items: Items) -> pl.DataFrame:
+    return items if isinstance(items, pl.DataFrame) else pl.DataFrame(list(items), infer_schema_length=None)
+
+
+def _with_category(filters: Filters | None, category: Category | None) -> Filters | None:
+    """``filters`` that also keep to one category."""
+    if category is None:
+        return filters
+    if filters is None or filters.category is None:
+        return replace(filters or Filters(), category=(category,))
+    raise UserError("give the category once: as 'category', or in the filters")
 
 
 def _pairs(
-    users: Iterable[str | None] | None, histories: Iterable[History | None] | None
+    users: Iterable[str | None] | None, histories: Iterable[History | None] | None, n: int | None = None
 ) -> list[tuple[str | None, History | None]]:
+    """(user, history) per request; ``n`` is how many requests there are where neither is given."""
     if users is None and histories is None:
-        raise UserError("give users or histories, one per request")
-    users = None if users is None else list(users)
-    histories = None if histories is None else list(histories)
-    return list(zip(users or [None] * len(histories), histories or [None] * len(users), strict=True))
+        if n is None:
+            raise UserError("give users or histories, one per request")
+        return [(None, None)] * n
+    if histories is None:
+        return [(user, None) for user in users or ()]
+    if users is None:
+        return [(None, history) for history in histories]
+    return list(zip(users, histories, strict=True))
 
 
-def _length(question: RecommendationRequest) -> int:
-    return question.k if question.diversity is None else question.k * _DIVERSE_POOL
-
-
-def _pool(snapshot: CatalogueSnapshot, question: RecommendationRequest) -> int:
-    """How many proposals a question needs: questions that need as many share a pass."""
-    options = SearchOptions(min(_length(question), snapshot.n_items), (question.mode,))
-    return options.widths(snapshot.ranker.settings)[0 if question.mode == "generate" else 1]
-
-
-def _present(snapshot: CatalogueSnapshot) -> torch.Tensor | None:
-    """Mask (n_items,) of the items that were not removed; None where none was."""
-    return torch.from_numpy(~snapshot.removed) if snapshot.removed.any() else None
-
-
-def _allowed(snapshot: CatalogueSnapshot, questions: Sequence[RecommendationRequest]) -> AllowedItems:
-    """What questions of one ``Filters.subset`` may be answered with."""
-    filters, mask, excluded, only = questions[0].filters, _present(snapshot), None, None
-    if filters is not None and (filters.category is not None or filters.in_stock is not None):
-        mask = torch.from_numpy(filters.mask(snapshot) & ~snapshot.removed)
-    if any(one.filters is not None and one.filters.blocked for one in questions):
-        excluded = id_lists(
-            [snapshot.known_places(one.filters.blocked or ()) if one.filters else () for one in questions]
-        )
-    if any(one.candidates is not None for one in questions):
-        only = id_lists([snapshot.places(list(one.candidates)) for one in questions])
-    return AllowedItems(mask, excluded, only)
-
-
-def _answers(
-    snapshot: CatalogueSnapshot, question: RecommendationRequest, row: np.ndarray, scores: np.ndarray
-) -> list[Answer]:
-    live = row >= 0
-    row, scores = row[live], scores[live]
-    if question.diversity is not None:
-        order = _diversified(snapshot.catalogue.codes[row], question.diversity)
-        row, scores = row[order], scores[order]
-    row, scores = row[: question.k], scores[: question.k]
-    return [
-        Answer(snapshot.item_ids[item], snapshot.titles[item], float(score))
-        for item, score in zip(row.tolist(), scores.tolist(), strict=True)
-    ]
-
-
-def _diversified(codes: torch.Tensor, diversity: Diversity) -> np.ndarray:
-    """A new order (n,) of a list with these codes (n, L): the first ``at_most`` of each prefix, then the second, and so on; else as it was."""
-    if not len(codes):
-        return np.zeros(0, np.int64)
-    _, prefix = np.unique(codes[:, : diversity.levels].numpy(), axis=0, return_inverse=True)
-    prefix = prefix.ravel()
-    by_prefix = np.argsort(prefix, kind="stable")
-    rank = np.empty(len(prefix), np.int64)
-    rank[by_prefix] = np.arange(len(prefix)) - np.searchsorted(prefix[by_prefix], prefix[by_prefix])
-    return np.argsort(rank // diversity.at_most, kind="stable")
-
-
-__all__ = ["Answer", "Diversity", "Filters", "RecommendationRequest", "Recommender"]
+__all__ = ["Answer", "Diversity", "Filters", "RecommendationRequest", "Recommender", "Response", "Suggestion"]

@@ -1,8 +1,8 @@
 """Query suggestions: what people with this history search next.
 
-The network reads a query alone, without anybody's history, and so gets a vector in the space in which it retrieves items; the same for
-a history alone. A known query is good where both want the same items and where it is often asked:
-``score = request . query / temperature + log(1 + times asked)``.
+The network reads a query alone, without a history, and so gets a vector in the space in which it retrieves items; the
+same for a history alone. A known query is good where both retrieve the same items and where it is frequent: ``score =
+request . query / temperature + log(1 + count)``.
 """
 
 from __future__ import annotations
@@ -19,61 +19,54 @@ from genrec.ranking.ranker import Ranker
 
 
 class Suggester:
-    """Scores the queries that were asked in events up to split ``last``; queries of later events are unknown to it."""
+    """Scores the queries of events up to split ``last``; queries of later events are unknown to it.
+
+    ``texts`` and ``counts`` (n_queries,); ``vectors`` (n_queries, dim) the queries' retrieval vectors, unit length.
+    """
 
     def __init__(self, ranker: Ranker, dataset: Dataset, last: int):
-        asked = np.asarray(dataset.queries)[np.asarray(dataset.split) <= last].astype(np.int64)
-        ids, counts = np.unique(asked[asked >= 0], return_counts=True)
+        logged = np.asarray(dataset.queries)[np.asarray(dataset.split) <= last].astype(np.int64)
+        ids, self.counts = np.unique(logged[logged >= 0], return_counts=True)
         self.texts = [dataset.query_texts[query] for query in ids]
-        self.ranker, self.counts = ranker, counts
-        self.prior = torch.from_numpy(np.log1p(counts).astype(np.float32))
-        self._vectors: Tensor | None = None
+        self.prior = torch.from_numpy(np.log1p(self.counts).astype(np.float32))
+        n, none = len(self.texts), np.zeros(0, np.int64)
+        offsets, targets = np.zeros(n + 1, np.int64), np.full(n, -1, np.int64)
+        times = np.zeros(n, np.int64)
+        alone = Requests(offsets, none, none, none, none, times, np.arange(n), targets, self.texts)
+        self.vectors = _encode(ranker, alone)
 
-    @property
-    def vectors(self) -> Tensor:
-        """Retrieval vectors of the known queries, asked by nobody in particular: (n_queries, dim), unit length."""
-        if self._vectors is None:
-            n, none = len(self.texts), np.zeros(0, np.int64)
-            alone = Requests(
-                np.zeros(n + 1, np.int64),
-                none,
-                none,
-                none,
-                none,
-                np.zeros(n, np.int64),
-                np.arange(n),
-                np.full(n, -1, np.int64),
-                self.texts,
-            )
-            self._vectors = self._encode(alone)
-        return self._vectors
+    def suggest(
+        self, ranker: Ranker, requests: Requests, k: int, exclude_asked: bool = False, prefix: str = ""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Indices into ``texts`` (N, min(k, n_queries)), best first, and scores; -inf for queries that are left out.
 
-    @torch.inference_mode()
-    def _encode(self, requests: Requests) -> Tensor:
-        generator = self.ranker.generator
-        found = torch.zeros(len(requests), generator.index.shape[1])
-        for rows, _, batch in request_batches(
-            requests, self.ranker.collator(requests.query_texts), self.ranker.settings.batch_size
-        ):
-            encoded = generator.network.encode(batch.to(generator.items.device), generator.items)
-            found[torch.from_numpy(rows)] = generator.network.retrieval_vectors(encoded.requests[:, 0]).float().cpu()
-        return found
-
-    def suggest(self, requests: Requests, k: int, exclude_asked: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Places in ``texts`` (N, min(k, n_queries)), best first, and scores.
-
-        Whoever has no history gets what is asked most. ``exclude_asked`` hides queries that the history holds (score -inf).
+        ``ranker`` knows the items of the histories. A request without history gets the most frequent queries.
+        ``exclude_asked`` leaves out queries of the history, ``prefix`` those that do not begin so.
         """
         plain = replace(requests, request_queries=np.full(len(requests), -1, np.int64))
-        fit = self._encode(plain) @ self.vectors.T / self.ranker.generator.network.config.temperature
+        fit = _encode(ranker, plain) @ self.vectors.T / ranker.generator.network.config.temperature
         known = torch.from_numpy(np.diff(requests.offsets) > 0)[:, None]
         scores = torch.where(known, fit, 0.0) + self.prior
+        if prefix.strip():
+            start = prefix.strip().lower()
+            scores[:, [not text.lower().startswith(start) for text in self.texts]] = -torch.inf
         if exclude_asked:
-            place = {text: index for index, text in enumerate(self.texts)}
-            mine = np.array([place.get(text, -1) for text in requests.query_texts] + [-1], np.int64)[
-                requests.queries.astype(np.int64)
-            ]
-            rows = requests.histories.rows[mine >= 0]
-            scores[torch.from_numpy(rows.astype(np.int64)), torch.from_numpy(mine[mine >= 0])] = -torch.inf
+            number = {text: index for index, text in enumerate(self.texts)}
+            found = np.array([number.get(text, -1) for text in requests.query_texts] + [-1], np.int64)
+            queries = found[requests.queries.astype(np.int64)]
+            rows = requests.histories.rows[queries >= 0].astype(np.int64)
+            scores[torch.from_numpy(rows), torch.from_numpy(queries[queries >= 0])] = -torch.inf
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         return order[:, :k].numpy(), scores[:, :k].numpy()
+
+
+@torch.inference_mode()
+def _encode(ranker: Ranker, requests: Requests) -> Tensor:
+    """Retrieval vectors of requests: (N, dim)."""
+    generator = ranker.generator
+    vectors = torch.zeros(len(requests), generator.index.shape[1])
+    collator = ranker.collator(requests.query_texts)
+    for rows, _, batch in request_batches(requests, collator, ranker.settings.batch_size):
+        encoded = generator.network.encode(batch.to(generator.items.device), generator.items)
+        vectors[torch.from_numpy(rows)] = generator.network.retrieval_vectors(encoded.requests[:, 0]).float().cpu()
+    return vectors

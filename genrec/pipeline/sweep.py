@@ -142,7 +142,7 @@ def _answers(run: Run, sweep: Sweep) -> dict[str, np.ndarray]:
         requests = _some(run.dataset.requests(sweep.split, kind), sweep.requests)
         if not len(requests):
             continue
-        for mode, (ranked, _) in ranker.rank(requests, SearchOptions(10, modes)).items():
+        for mode, (ranked, *_) in ranker.rank(requests, SearchOptions(10, modes)).items():
             values = per_request_metrics(ranked, requests.targets, [10])
             found |= {f"{kind or 'recommendation'}|{mode}|{name}": values[name] for name in METRICS}
     if (

@@ -236,7 +236,7 @@ class Stage:
         rerankers = run.ranker("train").rerankers
         generator = CandidateGenerator(self.policy.network, self.counted, run.config.decoding, run.lexical)
         ranker = Ranker(generator, self.fitted.model, run.ids.encoder, run.config.decoding, rerankers)
-        ids, scores = ranker.rank(requests, SearchOptions(_TEACHER_ITEMS))["fused"]
+        ids, scores, _ = ranker.rank(requests, SearchOptions(_TEACHER_ITEMS))["fused"]
         candidates = torch.from_numpy(ids)
         values = torch.from_numpy(np.where(ids == MISSING, _RERANKER_FLOOR, scores).astype(np.float32))
         device = self.policy.items.device

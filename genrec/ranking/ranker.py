@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +17,21 @@ from genrec.model.query_features import QueryFeatures
 from genrec.ranking.candidates import MISSING, CandidateGenerator, Candidates
 from genrec.ranking.reranker import Reranker
 from genrec.retrieval.allowed import AllowedItems, id_rows
+from genrec.retrieval.dense import ExactIndex
 from genrec.text.encoder import TextEncoder
 
 SCORES = 1 << 25  # most numbers in one row set of a chunk: requests x items
-Ranked = tuple[np.ndarray, np.ndarray]
+
+
+class Ranked(NamedTuple):
+    """Lists of N requests: item ``ids`` (N, k), -1 where empty, and ``scores`` (N, k), best first.
+
+    The first ``n_proven`` (N,) items are provably the best of the catalogue, in that order; 0 for an order without a certificate.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+    n_proven: np.ndarray
 
 
 class Ranker:
@@ -71,13 +83,16 @@ class Ranker:
     def rank(
         self, requests: Requests, options: SearchOptions, progress: Callable[[int], None] | None = None
     ) -> dict[str, Ranked]:
-        """Per mode of ``options``: item ids (N, k), -1 where empty, and scores (N, k), best first.
+        """The lists of each mode of ``options``.
 
         A request without history and query is answered by popularity: nothing is known that could personalise it.
         """
         k = options.k
+        n = len(requests)
         result = {
-            mode: (np.full((len(requests), k), MISSING, np.int64), np.full((len(requests), k), -np.inf, np.float32))
+            mode: Ranked(
+                np.full((n, k), MISSING, np.int64), np.full((n, k), -np.inf, np.float32), np.zeros(n, np.int64)
+            )
             for mode in options.modes
         }
         for rows, chunk, found in self.candidates(requests, options, progress):
@@ -87,8 +102,20 @@ class Ranker:
                 if blank.any():
                     popular = self._popular(k, options.allowed.take(rows[blank.numpy()]), int(blank.sum()))
                     ids[blank], scores[blank] = popular
-                result[mode][0][rows], result[mode][1][rows] = ids.cpu().numpy(), scores.cpu().numpy()
+                lists = result[mode]
+                lists.ids[rows], lists.scores[rows] = ids.cpu().numpy(), scores.cpu().numpy()
+                lists.n_proven[rows] = self._proven(mode, found, lists.ids[rows], blank.numpy())
         return result
+
+    def _proven(self, mode: str, found: Candidates, ids: np.ndarray, blank: np.ndarray) -> np.ndarray:
+        """How many first items of lists (B, k) carry a certificate: all of an exact dense index, the certified ones of the search."""
+        length = (ids != MISSING).sum(1)
+        if mode == "retrieve" and isinstance(self.generator.nearest, ExactIndex):
+            return length
+        certified = np.zeros_like(length)
+        if mode == "generate" and found.proven is not None:
+            certified = np.minimum(found.proven.cpu().numpy(), length)
+        return np.where(blank, 0, certified)
 
     def _popular(self, k: int, allowed: AllowedItems, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The most popular of what ``allowed`` leaves to n requests: ids and scores (n, k)."""

@@ -50,6 +50,10 @@ class BM25:
         self.vocabulary = {word: place for word, place in index.vocab_dict.items() if word and place < n_words}
         return self
 
+    def knows(self, query: str) -> bool:
+        """Whether a word of the query occurs in the items. A query of stop words alone has no word that could."""
+        return any(word in self.vocabulary for word in _tokens([query])[0])
+
     def score(self, queries: Sequence[str]) -> np.ndarray:
         """(B, n_items) float32: one sparse product for all queries. A query without known words scores 0 everywhere."""
         if self.weights is None:

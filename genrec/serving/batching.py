@@ -1,26 +1,59 @@
-"""Dynamic batching: single requests are gathered for a few milliseconds and answered in one pass by a worker thread."""
+"""Dynamic batching with admission control: single requests are gathered and answered in one pass by a worker thread.
+
+A request that would wait too long is refused at once, so that what was taken is answered in time: under overload the
+server goes on giving as many good answers as it can, and the others know immediately when to come back.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import queue
+import contextlib
+import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+_FORGET = 0.1  # weight of the newest batch in the cost estimate
+_MARGIN = 0.8  # fraction of the time left to a request that its batch may be expected to take
+_WAIT = 0.5  # fraction of a request's time budget that it may wait before its batch starts
 
-class QueueFull(Exception):
-    """The queue holds as many requests as it may; ``retry_after`` in whole seconds."""
+
+class QueueFullError(Exception):
+    """The request would wait too long; ``retry_after`` in whole seconds."""
 
     def __init__(self, retry_after: int):
         super().__init__("too many requests are waiting")
         self.retry_after = retry_after
 
 
-class TimeBudgetSpent(Exception):
+class TimeBudgetError(Exception):
     """No answer within the request's time budget."""
+
+
+class Cost:
+    """Seconds that a batch of n payloads takes, as ``fixed + each * n``: a running least-squares line."""
+
+    def __init__(self) -> None:
+        self._moments: list[float] | None = None  # means of n, t, n * n and n * t
+
+    def add(self, n: int, seconds: float) -> None:
+        """Learn from one batch."""
+        new = [float(n), seconds, float(n * n), n * seconds]
+        old = self._moments
+        self._moments = new if old is None else [a + _FORGET * (b - a) for a, b in zip(old, new, strict=True)]
+
+    def of(self, n: int) -> float:
+        """The expected seconds of a batch; 0 before the first one."""
+        if self._moments is None:
+            return 0.0
+        mean_n, mean_t, square, product = self._moments
+        spread = square - mean_n * mean_n
+        each = (product - mean_n * mean_t) / spread if spread > 1e-6 * square else mean_t / mean_n
+        each = min(max(each, 0.0), mean_t / mean_n)
+        return mean_t + each * (n - mean_n)
 
 
 @dataclass
@@ -36,20 +69,28 @@ class _Waiting:
 class Batcher:
     """Gathers payloads and hands them to ``work`` (list of payloads -> list of results or exceptions) on one thread.
 
-    A batch closes when it has ``max_batch`` payloads or ``max_wait`` seconds after its first one, and before that when more would, at
-    the pace of the last ones, take over half of what is left to the first one; while a batch is worked on, the next gathers by itself.
-    ``max_batch`` 1 switches batching off. At most ``max_queue`` payloads wait; one more is refused with ``QueueFull``. A payload whose
-    deadline passed while it waited is never worked on. ``close`` finishes what was taken.
+    A batch closes when it has ``max_batch`` payloads or ``max_wait`` seconds after its first one; while a batch is
+    worked on, the next gathers by itself, so batches grow under load. ``max_batch`` 1 switches batching off. A
+    payload is refused with ``QueueFullError`` where ``max_queue`` wait already, or where the expected wait is more
+    than half of its time budget. A payload whose deadline passed is dropped before the next batch is chosen.
+    ``close`` finishes what was taken.
     """
 
     def __init__(
-        self, work: Callable[[list], Sequence[Any]], max_batch: int, max_wait: float, max_queue: int, on_batch: Callable[[int], None] | None = None,
+        self,
+        work: Callable[[list], Sequence[Any]],
+        max_batch: int,
+        max_wait: float,
+        max_queue: int,
+        on_batch: Callable[[int, float], None] | None = None,
         name: str = "batcher",
-    ):  # fmt: skip
-        self.work, self.max_batch, self.max_wait, self.on_batch = work, max_batch, max_wait, on_batch
-        self._queue: queue.Queue[_Waiting | None] = queue.Queue(max_queue)
-        self._pace = 0.05  # seconds per batch, smoothed: what Retry-After is estimated from ...
-        self._each = 0.0  # ... and per payload: how many can be answered in time
+    ):
+        """``on_batch`` is called with each batch's size and the longest time that one of its requests waited."""
+        self.work, self.max_batch, self.max_wait, self.max_queue = work, max_batch, max_wait, max_queue
+        self.on_batch, self.cost = on_batch, Cost()
+        self._queue: deque[_Waiting] = deque()
+        self._changed = threading.Condition()
+        self._busy_until = 0.0
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -57,74 +98,79 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """Requests in the queue now."""
-        return self._queue.qsize()
+        return len(self._queue)
+
+    def expected_wait(self) -> float:
+        """Seconds until a request that comes now would start."""
+        full, rest = divmod(len(self._queue), self.max_batch)
+        running = max(0.0, self._busy_until - time.monotonic())
+        return running + full * self.cost.of(self.max_batch) + (self.cost.of(rest) if full and rest else 0.0)
 
     async def submit(self, payload: Any, budget: float) -> Any:
         """The result for one payload within ``budget`` seconds.
 
-        Raises ``QueueFull``, ``TimeBudgetSpent``, or what the work raised for this payload.
+        Raises ``QueueFullError``, ``TimeBudgetError``, or what the work raised for this payload.
         """
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(payload, time.monotonic() + budget, loop.create_future(), loop)
-        if self._closed:
-            raise QueueFull(1)
+        one = _Waiting(payload, time.monotonic() + budget, loop.create_future(), loop)
+        with self._changed:
+            wait = self.expected_wait()
+            if self._closed or len(self._queue) >= self.max_queue or wait > _WAIT * budget:
+                raise QueueFullError(max(1, math.ceil(wait - _WAIT * budget)))
+            self._queue.append(one)
+            self._changed.notify()
         try:
-            self._queue.put_nowait(waiting)
-        except queue.Full:
-            raise QueueFull(max(1, round(self._pace * self._queue.maxsize / self.max_batch))) from None
-        try:
-            return await asyncio.wait_for(waiting.future, budget)
+            return await asyncio.wait_for(one.future, budget)
         except TimeoutError:
-            raise TimeBudgetSpent from None
+            raise TimeBudgetError from None
 
     def close(self, timeout: float = 30.0) -> None:
         """Take nothing more, answer what waits, stop the thread."""
-        if not self._closed:
+        with self._changed:
             self._closed = True
-            self._queue.put(None)
+            self._changed.notify()
         self._thread.join(timeout)
 
-    def _gather(self) -> tuple[list[_Waiting], bool]:
-        """The next batch, and whether it is the last."""
-        first = self._queue.get()
-        if first is None:
-            return [], True
-        batch, until = [first], time.monotonic() + self.max_wait
-        most = self.max_batch
-        if self._each:  # of a batch that is too large for the budget nobody would get an answer
-            most = min(most, max(1, int((first.deadline - time.monotonic()) / 2 / self._each)))
-        while len(batch) < most:
-            try:  # what already waits is taken at once; for more there is a short wait
-                one = self._queue.get(timeout=max(0.0, until - time.monotonic()))
-            except queue.Empty:
-                break
-            if one is None:
-                return batch, True
-            batch.append(one)
-        return batch, False
+    def _gather(self) -> list[_Waiting]:
+        """The next batch, without what is too late; empty when the batcher was closed and all is done."""
+        with self._changed:
+            while True:
+                while not self._queue and not self._closed:
+                    self._changed.wait()
+                until = time.monotonic() + self.max_wait
+                while len(self._queue) < self.max_batch and not self._closed:
+                    if not self._changed.wait(max(0.0, until - time.monotonic())):
+                        break
+                now = time.monotonic()
+                live = [one for one in self._queue if one.deadline > now and not one.future.cancelled()]
+                batch = live[: self._size(live, now)]
+                self._queue = deque(live[len(batch) :])
+                if batch or self._closed:
+                    self._busy_until = now + self.cost.of(len(batch)) if batch else now
+                    return batch
+
+    def _size(self, live: list[_Waiting], now: float) -> int:
+        """As many as fit into a batch that ends before the first one's deadline."""
+        size = min(len(live), self.max_batch)
+        while size > 1 and self.cost.of(size) > _MARGIN * (live[0].deadline - now):
+            size -= 1
+        return size
 
     def _run(self) -> None:
-        last = False
-        while not last:
-            batch, last = self._gather()
-            now = time.monotonic()
-            live = [one for one in batch if one.deadline > now and not one.future.cancelled()]
-            if not live:
-                continue
-            if self.on_batch is not None:
-                self.on_batch(len(live))
+        while batch := self._gather():
+            began = time.monotonic()
             try:
-                results: Sequence[Any] = self.work([one.payload for one in live])
+                results: Sequence[Any] = self.work([one.payload for one in batch])
             except Exception as error:  # a failure of the whole batch is each request's failure; the thread lives on
-                results = [error] * len(live)
-            spent = time.monotonic() - now
-            self._pace += 0.2 * (spent - self._pace)
-            self._each += (0.2 if self._each else 1.0) * (spent / len(live) - self._each)
-            for one, result in zip(live, results, strict=True):
-                try:
+                results = [error] * len(batch)
+            spent = time.monotonic() - began
+            self.cost.add(len(batch), spent)
+            self._busy_until = 0.0
+            if self.on_batch is not None:
+                self.on_batch(len(batch), spent)
+            for one, result in zip(batch, results, strict=True):
+                with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits for this answer any more
                     one.loop.call_soon_threadsafe(_settle, one.future, result)
-                except RuntimeError:  # the loop is gone: nobody waits for this answer any more
-                    pass
 
 
 def _settle(future: asyncio.Future, result: Any) -> None:

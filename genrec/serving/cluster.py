@@ -1,7 +1,7 @@
-"""More than one machine, by Ray (extra ``genrec[ray]``): replicas of the server on Ray Serve, and batch inference over Parquet with Ray Data.
+"""More than one machine, by Ray (extra ``genrec[ray]``): replicas on Ray Serve, batch inference with Ray Data.
 
-Replicas share users' events through their store: a Redis server across machines, one SQLite file on one machine. Items added through one
-replica reach the others when these reload or start.
+Replicas share users' events through their store: a Redis server across machines, one SQLite file on one machine.
+Items added through one replica reach the others when these reload or start.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def application(settings: ServeSettings, replicas: int = 2, cpus: float = 1.0) -
     class Replica:
         """One server."""
 
-    return Replica.bind()
+    return Replica.bind()  # type: ignore[attr-defined]  # Ray's decorator adds it
 
 
 class _Predictor:
@@ -59,7 +59,7 @@ class _Predictor:
     def __call__(self, batch: Any) -> Any:
         from genrec.inference.predict import request_table
 
-        table, histories = request_table(pl.from_arrow(batch), "requests")
+        table, histories = request_table(pl.DataFrame(pl.from_arrow(batch)), "requests")
         return self.model.predictions(table, self.model.requests(table, histories), *self.options).to_arrow()
 
 
@@ -73,9 +73,10 @@ def predict_folder(
     workers: int = 2,
     batch_size: int = 2048,
 ) -> int:
-    """Answer every request of a folder of Parquet files (the columns of ``genrec predict``) into a folder of Parquet files; returns the rows written.
+    """Answer a folder of Parquet files (columns as for ``genrec predict``) into another one; returns the rows written.
 
-    Memory of a worker is bounded by ``batch_size`` requests, whatever the folder's size. Raises ``UserError`` when ``output`` is not empty.
+    Memory of a worker is bounded by ``batch_size`` requests, whatever the folder's size. Raises ``UserError`` when
+    ``output`` is not empty.
     """
     data = _ray().data
     if not any(requests.glob("*.parquet")):

@@ -1,173 +1,194 @@
-"""What stands before every route: API key, size and depth of bodies, request counts and times, one log line per request without personal data."""
+"""The request middleware: host, origin and key checks, limits of bodies, metrics, one log line per request."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
-import logging
 import re
-import sys
 import time
 import uuid
+from urllib.parse import urlsplit
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from genrec.serving.settings import ServeSettings
+from genrec.serving.logs import Metrics, log
+from genrec.serving.settings import ROLES, Keys, ServeSettings
 
-log = logging.getLogger("genrec.serve")
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
-OPEN_PATHS = ("/", "/healthz", "/readyz", "/metrics", "/openapi.json")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+OPEN_PATHS = ("/", "/docs", "/healthz", "/readyz", "/metrics", "/openapi.json")
+ASK_BYTES = 262_144  # bodies of questions
+EVENT_BYTES = 1_048_576  # bodies of events and impressions
+OFF_LOOP = 32_768  # larger bodies are read by a thread, so that other requests go on
+_KEYS_AT_ONCE = 64  # keys of one JSON object; no body of this API has more
 
 
-class Metrics:
-    """Prometheus metrics of one app, in a registry of its own."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        buckets = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
-        self.requests = Counter(
-            "genrec_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
-        )
-        self.seconds = Histogram(
-            "genrec_request_seconds", "Time to answer, by route.", ["route"], buckets=buckets, registry=self.registry
-        )
-        self.batch = Histogram(
-            "genrec_batch_size",
-            "Requests per pass of the network.",
-            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
-            registry=self.registry,
-        )
-        self.waiting = Gauge("genrec_queue", "Requests that wait for a pass.", registry=self.registry)
-        self.items = Gauge("genrec_items", "Items that can be shown.", registry=self.registry)
-        self.events = Counter("genrec_events", "Events kept.", registry=self.registry)
-        self.reloads = Counter("genrec_reloads", "Reloads by result.", ["result"], registry=self.registry)
+def body_limit(path: str, settings: ServeSettings) -> int:
+    """The largest body of a route."""
+    if path.startswith("/v1/items"):
+        return settings.max_body_bytes
+    return min(EVENT_BYTES if path in ("/v1/events", "/v1/impressions") else ASK_BYTES, settings.max_body_bytes)
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object per line; fields come with ``extra={"fields": ...}``."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": round(record.created, 3),
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-            **getattr(record, "fields", {}),
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-def json_logs() -> None:
-    """Send the server's log, and uvicorn's, to stderr as JSON lines."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    for logger in (log, logging.getLogger("uvicorn.error")):
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO)
+def role_of(method: str, path: str) -> str:
+    """The role that a route asks for."""
+    if path.startswith("/v1/admin"):
+        return "admin"
+    changes = path in ("/v1/events", "/v1/impressions") or path.startswith(("/v1/items", "/v1/users"))
+    return "write" if changes and method not in ("GET", "HEAD") else "read"
 
 
 def json_depth(body: bytes) -> int:
     """The greatest nesting of brackets outside strings; brackets need not match."""
     rest = np.frombuffer(_STRING.sub(b"", body), np.uint8)
-    steps = np.isin(rest, np.frombuffer(b"[{", np.uint8)).astype(np.int64) - np.isin(
-        rest, np.frombuffer(b"]}", np.uint8)
-    )
-    return int(steps.cumsum().max(initial=0))
+    opens, closes = np.isin(rest, np.frombuffer(b"[{", np.uint8)), np.isin(rest, np.frombuffer(b"]}", np.uint8))
+    return int((opens.astype(np.int64) - closes).cumsum().max(initial=0))
 
 
-class _Refused(Exception):
-    def __init__(self, status: int, error: str, message: str):
+class TooManyKeysError(ValueError):
+    """A JSON object has more keys than any body of this API."""
+
+
+def parse_json(body: bytes) -> object:
+    """The value of a JSON text. Objects with very many keys are refused before anything looks at the keys."""
+
+    def bounded(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len(pairs) > _KEYS_AT_ONCE:
+            raise TooManyKeysError
+        return dict(pairs)
+
+    return json.loads(body, object_pairs_hook=bounded)
+
+
+class RefusedError(Exception):
+    """A request that no route sees."""
+
+    def __init__(self, status: int, error: str, message: str, **headers: str):
         super().__init__(message)
-        self.status, self.error, self.message = status, error, message
+        self.status, self.error, self.message, self.headers = status, error, message, headers
 
 
 class RequestMiddleware:
-    """ASGI middleware; see the module's docstring. Bodies are read whole, at most ``max_body_bytes`` of them, before a route sees them."""
+    """ASGI middleware; see the module's docstring.
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics):
-        self.app, self.settings, self.metrics = app, settings, metrics
-        self.keys = [key.encode() for key in settings.api_keys]
+    A body is read whole, within its route's limit, before a route sees it.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics, bundle: object = None):
+        """``bundle`` has the attribute ``key``: the name of what answers now."""
+        self.app, self.settings, self.metrics, self.bundle = app, settings, metrics, bundle
+        self.keys = None if settings.key_file is None else Keys(settings.key_file)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, request_id = time.perf_counter(), uuid.uuid4().hex[:16]
-        status = 0
+        started, headers, method = time.perf_counter(), dict(scope["headers"]), scope["method"]
+        given = headers.get(b"x-request-id", b"")
+        request_id = given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex[:16]
+        status, scope["request_id"] = 0, request_id
+        if method == "HEAD":  # answered as GET, without the body
+            scope = {**scope, "method": "GET"}
 
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [
-                    *message.get("headers", []),
-                    (b"x-request-id", request_id.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                ]
+                more = ((b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff"))
+                message["headers"] = [*message.get("headers", []), *more]
+            elif method == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
         try:
-            self._check_key(scope)
-            body = await self._body(scope, receive)
+            self._check_sender(scope, headers)
+            self._check_key(scope, headers)
+            body = await self._body(scope, headers, receive)
             await self.app(scope, _replay(body, receive), answer)
-        except _Refused as refused:
-            await _problem(answer, refused.status, refused.error, refused.message)
+        except RefusedError as refused:
+            await _problem(answer, refused)
         except Exception:
             log.exception("failed", extra={"fields": {"request_id": request_id}})
             if not status:
-                await _problem(answer, 500, "internal", "this is our mistake; the log has more under the request's id")
+                text = "this is our mistake; the log has more under the request's id"
+                await _problem(answer, RefusedError(500, "internal", text))
         finally:
-            route = getattr(scope.get("route"), "path", "other")  # the template, never the path itself: paths hold ids
-            seconds = time.perf_counter() - started
-            self.metrics.requests.labels(route, str(status)).inc()
-            self.metrics.seconds.labels(route).observe(seconds)
-            fields = {
-                "request_id": request_id,
-                "method": scope["method"],
-                "route": route,
-                "status": status,
-                "ms": round(1000 * seconds, 2),
-            }
-            log.info("request", extra={"fields": fields})
+            self._record(scope, method, status, request_id, time.perf_counter() - started)
 
-    def _check_key(self, scope: Scope) -> None:
-        if not self.keys or scope["path"] in OPEN_PATHS:
+    def _record(self, scope: Scope, method: str, status: int, request_id: str, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")  # the template, never the path itself: paths hold ids
+        self.metrics.requests.labels(route, str(status), getattr(self.bundle, "key", "")).inc()
+        self.metrics.seconds.labels(route).observe(seconds)
+        fields = {"request_id": request_id, "method": method, "route": route, "status": status}
+        log.info("request", extra={"fields": fields | {"ms": round(1000 * seconds, 2)}})
+
+    def _check_sender(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        """Refuse requests that a foreign web page makes a browser send: by a name of its own, or across origins."""
+        host = _name(b"//" + headers.get(b"host", b""))
+        allowed = self.settings.allowed_hosts
+        if allowed and host not in allowed:
+            raise RefusedError(421, "wrong_host", f"this server does not answer for the host named; it is {allowed[0]}")
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return
-        headers = dict(scope["headers"])
-        given = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-        matches = [
-            hmac.compare_digest(given, key) for key in self.keys
-        ]  # all of them: the time says nothing about which key was near
-        if not any(matches):
-            raise _Refused(401, "unauthorized", "give a valid key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")
+        origin = headers.get(b"origin")
+        foreign = origin is not None and urlsplit(origin).netloc != headers.get(b"host", b"")
+        if foreign or headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site"):
+            raise RefusedError(403, "cross_site", "requests from other web sites are not answered")
+        media = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if scope["method"] in ("POST", "PUT", "PATCH") and media != b"application/json" and _has_body(headers):
+            raise RefusedError(415, "not_json", "send the body as 'Content-Type: application/json'")
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        limit = self.settings.max_body_bytes
-        length = dict(scope["headers"]).get(b"content-length", b"0")
+    def _check_key(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        path = scope["path"]
+        if self.keys is None or path in OPEN_PATHS:
+            return
+        given = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+        role = self.keys.role(given)
+        if role is None:
+            text = "give a valid key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
+            raise RefusedError(401, "unauthorized", text, **{"www-authenticate": "Bearer"})
+        needed = role_of(scope["method"], path)
+        if ROLES.index(role) < ROLES.index(needed):
+            raise RefusedError(403, "forbidden", f"this key has the role {role}; the route needs {needed}")
+
+    async def _body(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        limit = body_limit(scope["path"], self.settings)
+        length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > limit:
-            raise _Refused(413, "too_large", f"the body may have {limit} bytes")
-        parts, size, more = [], 0, True
+            raise RefusedError(413, "too_large", f"the body may have {limit} bytes")
+        chunks, size, more = [], 0, True
         try:
             async with asyncio.timeout(self.settings.body_timeout_ms / 1000):
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise _Refused(400, "incomplete", "the body ended early")
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
+                        raise RefusedError(400, "incomplete", "the body ended early")
+                    chunks.append(message.get("body", b""))
+                    size += len(chunks[-1])
                     if size > limit:
-                        raise _Refused(413, "too_large", f"the body may have {limit} bytes")
+                        raise RefusedError(413, "too_large", f"the body may have {limit} bytes")
                     more = message.get("more_body", False)
         except TimeoutError:
-            raise _Refused(408, "too_slow", "the body took too long to arrive") from None
-        body = b"".join(parts)
-        if json_depth(body) > self.settings.max_depth:
-            raise _Refused(422, "too_deep", f"the body may be nested {self.settings.max_depth} deep")
+            raise RefusedError(408, "too_slow", "the body took too long to arrive") from None
+        body = b"".join(chunks)
+        depth = json_depth(body) if size < OFF_LOOP else await asyncio.to_thread(json_depth, body)
+        if depth > self.settings.max_depth:
+            raise RefusedError(422, "too_deep", f"the body may be nested {self.settings.max_depth} deep")
         return body
+
+
+def _name(address: bytes) -> str:
+    """The host of an address, without its port; empty where it is none."""
+    try:
+        return urlsplit(address.decode("latin-1")).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _has_body(headers: dict[bytes, bytes]) -> bool:
+    return headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -184,8 +205,9 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-async def _problem(send: Send, status: int, error: str, message: str) -> None:
-    body = json.dumps({"error": error, "message": message}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+async def _problem(send: Send, refused: RefusedError) -> None:
+    body = json.dumps({"error": refused.error, "message": refused.message}).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **refused.headers}
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": refused.status, "headers": pairs})
     await send({"type": "http.response.body", "body": body})

@@ -1,23 +1,42 @@
-"""Bodies of requests and answers, with their limits and the examples of the OpenAPI document."""
+"""Bodies of requests, with their limits and the examples of the OpenAPI document."""
 
 from __future__ import annotations
 
 import time
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, StringConstraints
 
-from genrec.inference.requests import Diversity, Filters, RecommendationRequest
-from genrec.serving.store import StoredEvent
+from genrec.errors import UserError
+from genrec.inference.filters import Filters
+from genrec.inference.requests import Diversity, RecommendationRequest
+from genrec.serving.store import StoredEvent, StoredImpression
 
-MAX_HISTORY = 1000
+MAX_HISTORY = 1000  # newest events of a given history that are read
+MAX_EVENTS = 1000
 MAX_ITEMS = 10_000
 MAX_IDS = 100_000
+MAX_LIST = 1000  # offset + k
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"\S")]
 Short = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Count = Annotated[int, Field(strict=True)]
 Seconds = Annotated[int, Field(ge=0, le=253_402_300_799, strict=True, description="Seconds since 1970, UTC.")]
+Flag = Annotated[bool, Field(strict=True)]
 Mode = Literal["fused", "retrieve", "generate", "rank"]
+
+
+class _FirstError(FailFast):
+    """``FailFast`` that can stand in a union, which needs a hash."""
+
+    __hash__ = object.__hash__
+
+
+FIRST_ERROR = _FirstError()  # a long list with many mistakes is given up at the first one
+
+
+def _examples(*examples: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": list(examples)})
 
 
 class _Body(BaseModel):
@@ -25,7 +44,7 @@ class _Body(BaseModel):
 
 
 class HistoryEvent(_Body):
-    """One thing a person did."""
+    """One action of a person."""
 
     item_id: Id
     timestamp: Seconds | None = None
@@ -36,26 +55,46 @@ class HistoryEvent(_Body):
 class FilterBody(_Body):
     """What an answer may hold."""
 
-    category: list[Id] | None = Field(
-        None, max_length=100, description="Any of these, at any depth of an item's category path."
+    category: Annotated[list[Id], FIRST_ERROR] | None = Field(
+        None,
+        max_length=100,
+        description="Any of these: a name at any depth of an item's category path, or a path as 'Beauty > Hair Care'.",
     )
-    in_stock: list[Id] | None = Field(None, max_length=MAX_IDS, description="Only these items.")
-    blocked: list[Id] | None = Field(None, max_length=MAX_IDS, description="None of these items.")
+    in_stock: Annotated[list[Id], FIRST_ERROR] | None = Field(None, max_length=MAX_IDS, description="Only these items.")
+    blocked: Annotated[list[Id], FIRST_ERROR] | None = Field(
+        None, max_length=MAX_IDS, description="None of these items."
+    )
+    where: dict[str, Any] | None = Field(
+        None,
+        description=(
+            "A condition on item columns: {field, eq|in|gt|gte|lt|lte|exists}, or {all: [...]}, {any: [...]}, "
+            "{not: {...}}."
+        ),
+        examples=[{"all": [{"field": "price", "gte": 5, "lt": 20}, {"not": {"field": "brand", "eq": "Acme"}}]}],
+    )
+
+    def filters(self) -> Filters:
+        """The filters as the recommender takes them."""
+        return Filters(self.category, self.in_stock, self.blocked, self.where)
 
 
 class DiversityBody(_Body):
     """At most `at_most` items with the same first `levels` codes at the head of the list."""
 
-    levels: int = Field(1, ge=1, le=32)
-    at_most: int = Field(2, ge=1, le=1000)
+    levels: Count = Field(1, ge=1, le=32)
+    at_most: Count = Field(2, ge=1, le=1000)
+
+
+def _newest(history: Any) -> Any:
+    return history[-MAX_HISTORY:] if isinstance(history, list) else history
 
 
 class Person(_Body):
-    """Who asks: a stored user, a history sent along (it stands in place of the stored one), or nobody."""
+    """Who asks: a stored user, a history sent along (it replaces the stored one), or nobody."""
 
     user_id: Id | None = None
-    history: list[Id | HistoryEvent] | None = Field(
-        None, max_length=MAX_HISTORY, description="Item ids or events, oldest first."
+    history: Annotated[list[Id | HistoryEvent], FIRST_ERROR, BeforeValidator(_newest)] | None = Field(
+        None, description=f"Item ids or events, oldest first. The newest {MAX_HISTORY} are read."
     )
     timestamp: Seconds | None = None
 
@@ -67,153 +106,204 @@ class Person(_Body):
 
 
 class _Listing(Person):
-    k: int = Field(10, ge=1, le=1000)
+    k: Count = Field(10, ge=1, le=MAX_LIST)
+    offset: Count = Field(
+        0, ge=0, le=MAX_LIST, description="Results to leave out at the head: the next page's is `next_offset`."
+    )
     mode: Mode = "fused"
     filters: FilterBody | None = None
     diversity: DiversityBody | None = None
+    fields: list[Short] | None = Field(None, max_length=50, description="Item columns to return as `attributes`.")
+    facets: list[Short] | None = Field(
+        None, max_length=20, description="Item columns to count among all items that the filters leave."
+    )
 
-    def question(self, query: str | None, exclude_seen: bool) -> RecommendationRequest:
-        """The question behind the body."""
-        filters = None if self.filters is None else Filters(**self.filters.model_dump())
-        diversity = None if self.diversity is None else Diversity(**self.diversity.model_dump())
+    def request(self, query: str | None, exclude_seen: bool) -> RecommendationRequest:
+        """The request behind the body."""
+        if self.offset + self.k > MAX_LIST:
+            raise UserError(f"offset + k may be {MAX_LIST} at most, is {self.offset + self.k}")
+        diversity = None if self.diversity is None else Diversity(self.diversity.levels, self.diversity.at_most)
+        filters = None if self.filters is None else self.filters.filters()
         return RecommendationRequest(
-            self.user_id, self.events(), query, self.k, self.mode, exclude_seen, self.timestamp, filters, diversity
-        )
+            self.user_id, self.events(), query, self.k, self.mode, exclude_seen, self.timestamp, filters, diversity,
+            offset=self.offset,
+        )  # fmt: skip
 
 
 class RecommendBody(_Listing):
     """What does this person want next?"""
 
-    exclude_seen: bool = True
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"history": ["item-1", "item-2"], "k": 5}, {"user_id": "u1", "k": 10}]}
-    )
+    exclude_seen: Flag = True
+    model_config = _examples({"history": ["item-1", "item-2"], "k": 5}, {"user_id": "u1", "k": 10})
+
+    def asked(self) -> RecommendationRequest:
+        """The request behind the body."""
+        return self.request(None, self.exclude_seen)
 
 
 class SearchBody(_Listing):
     """What does this person mean by this query?"""
 
     query: Text
-    exclude_seen: bool = False
-    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "warm scarf", "user_id": "u1", "k": 5}]})
+    exclude_seen: Flag = False
+    model_config = _examples({"query": "warm scarf", "user_id": "u1", "k": 5})
+
+    def asked(self) -> RecommendationRequest:
+        """The request behind the body."""
+        return self.request(self.query.strip(), self.exclude_seen)
 
 
 class RankBody(Person):
-    """The best order of these candidates for this person (and query)."""
+    """The best order of these candidates for this person (and query).
 
-    candidates: list[Id] = Field(min_length=1, max_length=1000)
+    Unknown candidates are left out and named in `notes`.
+    """
+
+    candidates: Annotated[list[Id], FIRST_ERROR] = Field(min_length=1, max_length=1000)
     query: Text | None = None
     mode: Mode = "fused"
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"candidates": ["item-1", "item-2", "item-3"], "history": ["item-4"]}]}
-    )
+    fields: list[Short] | None = Field(None, max_length=50, description="Item columns to return as `attributes`.")
+    model_config = _examples({"candidates": ["item-1", "item-2", "item-3"], "history": ["item-4"]})
 
-    def question(self) -> RecommendationRequest:
-        """The question behind the body."""
+    def asked(self) -> RecommendationRequest:
+        """The request behind the body."""
         chosen = tuple(dict.fromkeys(self.candidates))
+        query = None if self.query is None else self.query.strip()
         return RecommendationRequest(
-            self.user_id, self.events(), self.query, len(chosen), self.mode, False, self.timestamp, candidates=chosen
+            self.user_id, self.events(), query, len(chosen), self.mode, False, self.timestamp, candidates=chosen
         )
 
 
+class RecommendQuestion(RecommendBody):
+    """A recommendation among several questions."""
+
+    kind: Literal["recommend"]
+
+
+class SearchQuestion(SearchBody):
+    """A search among several questions."""
+
+    kind: Literal["search"]
+
+
+class RankQuestion(RankBody):
+    """A ranking among several questions."""
+
+    kind: Literal["rank"]
+
+
+class QuestionsBody(_Body):
+    """Several questions, answered together."""
+
+    questions: Annotated[
+        list[Annotated[RecommendQuestion | SearchQuestion | RankQuestion, Field(discriminator="kind")]], FIRST_ERROR
+    ] = Field(min_length=1, max_length=32)
+    model_config = _examples(
+        {"questions": [{"kind": "recommend", "user_id": "u1"}, {"kind": "search", "query": "warm scarf"}]}
+    )
+
+
+class SimilarBody(_Body):
+    """The items nearest to one item."""
+
+    item_id: Id
+    k: Count = Field(10, ge=1, le=MAX_LIST)
+    filters: FilterBody | None = None
+    fields: list[Short] | None = Field(None, max_length=50)
+    model_config = _examples({"item_id": "item-1", "k": 5})
+
+
+class SuggestBody(Person):
+    """The logged queries that this person is likely to search next."""
+
+    prefix: str = Field("", max_length=256, description="Only queries that begin so.")
+    k: Count = Field(10, ge=1, le=100)
+    model_config = _examples({"history": ["item-1"], "prefix": "wa"})
+
+
 class ExplainBody(Person):
-    """Why would this person (with this query) be shown this item?"""
+    """Why is this item recommended to this person (with this query)?"""
 
     item_id: Id
     query: Text | None = None
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"item_id": "item-3", "history": ["item-1"], "query": "warm scarf"}]}
-    )
+    model_config = _examples({"item_id": "item-3", "history": ["item-1"], "query": "warm scarf"})
 
 
 class WalkBody(Person):
     """How does the beam walk down the code tree for this person (and query)?"""
 
     query: Text | None = None
-    width: int = Field(8, ge=1, le=50)
-    model_config = ConfigDict(json_schema_extra={"examples": [{"history": ["item-1"], "width": 8}]})
+    width: Count = Field(8, ge=1, le=50)
+    model_config = _examples({"history": ["item-1"], "width": 8})
 
 
 class EventBody(HistoryEvent):
-    """Something a user did. With an `event_id` it may be sent again safely."""
+    """An action of a user. With an `event_id` it may be sent again safely."""
 
     user_id: Id
     event_id: Id | None = None
+    surface: Short | None = None
+    recommendation_id: Short | None = Field(None, description="The answer that this action followed.")
 
     def stored(self) -> StoredEvent:
         """The event to keep; without a time it happened now."""
         when = int(time.time()) if self.timestamp is None else self.timestamp
-        return StoredEvent(self.user_id, self.item_id, when, self.action, self.query, self.event_id)
+        return StoredEvent(
+            self.user_id,
+            self.item_id,
+            when,
+            self.action,
+            self.query,
+            self.event_id,
+            self.surface,
+            self.recommendation_id,
+        )
 
 
 class EventsBody(_Body):
     """Events to remember; durable once acknowledged, and read by the very next answer."""
 
-    events: list[EventBody] = Field(min_length=1, max_length=MAX_HISTORY)
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"events": [{"user_id": "u1", "item_id": "item-1", "action": "click"}]}]}
-    )
+    events: Annotated[list[EventBody], FIRST_ERROR] = Field(min_length=1, max_length=MAX_EVENTS)
+    model_config = _examples({"events": [{"user_id": "u1", "item_id": "item-1", "action": "click"}]})
 
 
-class ItemBody(_Body):
-    """An item to add."""
+class ImpressionsBody(_Body):
+    """What a user was shown of an answer, best position first."""
 
-    item_id: Id
+    recommendation_id: Short
+    user_id: Id
+    items: Annotated[list[Id], FIRST_ERROR] = Field(min_length=1, max_length=1000)
+    timestamp: Seconds | None = None
+    model_config = _examples({"recommendation_id": "0f3a", "user_id": "u1", "items": ["item-1", "item-2"]})
+
+    def stored(self) -> list[StoredImpression]:
+        """The impressions to keep; without a time they happened now."""
+        when = int(time.time()) if self.timestamp is None else self.timestamp
+        return [
+            StoredImpression(self.recommendation_id, self.user_id, item, when, position)
+            for position, item in enumerate(self.items, 1)
+        ]
+
+
+class ItemColumns(BaseModel):
+    """The columns of an item; further ones are those that the bundle's items have."""
+
     title: str | None = Field(None, max_length=2000)
     text: str | None = Field(None, max_length=20_000)
     brand: str | None = Field(None, max_length=500)
     category: list[Annotated[str, StringConstraints(max_length=256)]] | None = Field(None, max_length=20)
-    price: float | None = Field(None, allow_inf_nan=False)
+    price: float | None = Field(None, allow_inf_nan=False, strict=True)
+    model_config = ConfigDict(extra="allow", **_examples({"title": "Blue wool scarf", "category": ["Scarves"]}))
+
+
+class ItemBody(ItemColumns):
+    """An item to add."""
+
+    item_id: Id
 
 
 class ItemsBody(_Body):
     """Items to add: encoded with the fixed codebooks and visible at once."""
 
-    items: list[ItemBody] = Field(min_length=1, max_length=MAX_ITEMS)
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"items": [{"item_id": "new-1", "title": "Blue wool scarf", "category": ["Scarves"]}]}]
-        }
-    )
-
-
-class Item(BaseModel):
-    """One answer."""
-
-    item_id: str
-    title: str | None
-    score: float
-
-
-class Listing(BaseModel):
-    """Answers, best first, and the key of the bundle that gave them."""
-
-    items: list[Item]
-    bundle: str
-
-
-class Accepted(BaseModel):
-    """How many events were kept (again, for those sent before)."""
-
-    accepted: int
-
-
-class AddedItems(BaseModel):
-    """What became of each item."""
-
-    added: int
-    restored: int
-    unchanged: int
-
-
-class Removed(BaseModel):
-    """How many were removed."""
-
-    removed: int
-
-
-class Problem(BaseModel):
-    """Every answer that is not a success has this form."""
-
-    error: str
-    message: str
+    items: Annotated[list[ItemBody], FIRST_ERROR] = Field(min_length=1, max_length=MAX_ITEMS)
+    model_config = _examples({"items": [{"item_id": "new-1", "title": "Blue wool scarf", "category": ["Scarves"]}]})

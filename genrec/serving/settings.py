@@ -1,66 +1,149 @@
-"""What a server may be told. Every field is an option of ``genrec serve``."""
+"""The settings of a server. Every field is an option of ``genrec serve``."""
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from dataclasses import dataclass
+from hashlib import sha256
+from hmac import compare_digest
 from pathlib import Path
 
 from genrec.errors import UserError
+from genrec.serving.logs import log
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ROLES = ("read", "write", "admin")
+_POSITIVE = (
+    "max_batch",
+    "queue",
+    "time_budget_ms",
+    "change_budget_ms",
+    "max_body_bytes",
+    "max_depth",
+    "header_timeout_ms",
+    "body_timeout_ms",
+    "connections",
+    "refresh_s",
+)
+_NOT_NEGATIVE = ("batch_wait_ms", "drain_s", "threads")
 
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """Limits and places of one server."""
+    """Limits and paths of one server."""
 
     bundle: Path  # a bundle or a run; read again at every reload
     host: str = "127.0.0.1"
     port: int = 8000
-    api_keys: tuple[str, ...] = ()  # none: no key is asked for
+    key_file: Path | None = None  # see Keys; None: no key is asked for
     events: str | None = None  # event store: a file or redis://...; None: BUNDLE.events.sqlite beside the bundle
     max_batch: int = 64  # requests answered in one pass; 1 switches batching off
-    batch_wait_ms: float = 4.0  # how long the first request of a batch waits for company
+    batch_wait_ms: float = 4.0  # how long the first request of a batch waits for others
     queue: int = 512  # requests that may wait; one more gets 429
     time_budget_ms: float = 2000.0  # an answer that takes longer is a 504
     change_budget_ms: float = 60_000.0  # the same for adding and removing items
-    max_body_bytes: int = 4_194_304
+    max_body_bytes: int = 4_194_304  # of item changes; the other routes have lower limits of their own
     max_depth: int = 16  # nesting of a JSON body
+    header_timeout_ms: float = 10_000.0  # a connection that has not sent a whole request head by then is closed
     body_timeout_ms: float = 10_000.0  # a client that takes longer to send its body gets 408
+    connections: int = 1000  # open connections; one more is refused
     drain_s: int = 20  # at a stop, requests that were taken have this long to finish
     threads: int = 0  # of torch; 0: one fewer than there are cores, at least 1
+    hosts: tuple[
+        str, ...
+    ] = ()  # host names that requests may name; none: any, or the loopback names on a loopback host
+    without_keys: bool = False  # allow an address that others reach although no key is asked for
+    refresh_s: float = 2.0  # how often item changes of other servers on the same store are looked for
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_batch",
-            "queue",
-            "time_budget_ms",
-            "change_budget_ms",
-            "max_body_bytes",
-            "max_depth",
-            "body_timeout_ms",
-        ):
+        for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')}: must be above 0, is {getattr(self, name)}")
-        for name in ("batch_wait_ms", "drain_s", "threads"):
+        for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')}: must not be below 0, is {getattr(self, name)}")
         if not 0 <= self.port <= 65535:
             raise UserError(f"--port: must lie between 0 and 65535, is {self.port}")
+        if self.host not in LOOPBACK and self.key_file is None and not self.without_keys:
+            raise UserError(
+                f"--host: {self.host} can be reached by others, and no key is asked for; give --api-key-file, "
+                "or --without-keys if that is intended"
+            )
 
     @property
-    def store_place(self) -> str:
+    def allowed_hosts(self) -> tuple[str, ...]:
+        """Host names that a request may name; empty for any."""
+        return self.hosts or (LOOPBACK if self.host in LOOPBACK else ())
+
+    @property
+    def store_path(self) -> str:
         """Where events are kept."""
         return self.events or str(self.bundle.resolve().with_name(self.bundle.resolve().name + ".events.sqlite"))
 
 
-def read_keys(path: Path) -> tuple[str, ...]:
-    """API keys, one per line; empty lines and lines that start with # are skipped. ``UserError`` when there is none."""
-    try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--api-key-file: {path} cannot be read ({error})") from error
-    keys = tuple(line for line in lines if line and not line.startswith("#"))
-    if not keys:
-        raise UserError(f"--api-key-file: {path} holds no key; write one per line")
-    if any(len(key) < 16 for key in keys):
-        raise UserError(f"--api-key-file: {path} holds a key of fewer than 16 characters; make longer ones")
-    return keys
+class Keys:
+    """API keys and their roles, read again when their file changes: keys are rotated without a restart.
+
+    One key a line, ``KEY`` or ``ROLE KEY`` with a role of ``read``, ``write`` and ``admin``; each role includes those
+    before it, and a key without one is ``admin``. Empty lines and lines that start with # are skipped. A file that
+    becomes wrong leaves the old keys in force.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock = threading.Lock()
+        self._roles = self._read()
+        self._stamp = self._modified()
+        self._checked = time.monotonic()
+
+    def role(self, given: bytes) -> str | None:
+        """The role of a key, None for an unknown one. The time taken says nothing about which key was near."""
+        self._refresh()
+        digest = sha256(given).digest()
+        found = [role for key, role in self._roles.items() if compare_digest(digest, key)]
+        return found[0] if found else None
+
+    def _refresh(self) -> None:
+        now = time.monotonic()
+        if now - self._checked < 1.0:
+            return
+        with self._lock:
+            self._checked, stamp = now, self._modified()
+            if stamp == self._stamp:
+                return
+            self._stamp = stamp
+            try:
+                self._roles = self._read()
+            except UserError as error:
+                log.warning("keys not read", extra={"fields": {"reason": str(error)}})
+
+    def _modified(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size
+
+    def _read(self) -> dict[bytes, str]:
+        try:
+            lines = [line.strip() for line in self.path.read_text().splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--api-key-file: {self.path} cannot be read ({error})") from error
+        roles = {}
+        for line in lines:
+            if not line or line.startswith("#"):
+                continue
+            role, _, key = line.rpartition(" ")
+            role = role.strip() or "admin"
+            if role not in ROLES:
+                raise UserError(f"--api-key-file: {self.path}: role '{role}' is not one of {', '.join(ROLES)}")
+            if len(key) < 16:
+                raise UserError(
+                    f"--api-key-file: {self.path} holds a key of fewer than 16 characters; make longer ones"
+                )
+            roles[sha256(key.encode()).digest()] = role
+        if not roles:
+            raise UserError(f"--api-key-file: {self.path} holds no key; write one per line")
+        return roles

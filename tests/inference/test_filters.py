@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from genrec.errors import UserError
-from genrec.inference.filters import Categories
+from genrec.inference.filters import Categories, Filters, facet
 from genrec.inference.recommender import Recommender
 
 ITEMS = pl.DataFrame({
@@ -17,32 +17,130 @@ ITEMS = pl.DataFrame({
 
 
 @pytest.mark.parametrize(
-    ("category", "wanted"),
-    [("Beauty", "abf"), ("hair care", "acf"), ("Beauty > Hair Care", "af"), (["Beauty", "Hair Care"], "af"), ("Beauty>Hair Care > Shampoo", "a"),
-     (["Home"], "c"), ("Shampoo", "a")],
-)  # fmt: skip
-def test_masks(category, wanted):
-    assert [item for item, keep in zip("abcdef", Categories(ITEMS).mask(category), strict=True) if keep] == list(wanted)
+    ("category", "expected"),
+    [
+        ("Beauty", "abf"),
+        ("hair care", "acf"),
+        ("Beauty > Hair Care", "af"),
+        (["Beauty", "Hair Care"], "af"),
+        ("Beauty>Hair Care > Shampoo", "a"),
+        (["Home"], "c"),
+        ("Shampoo", "a"),
+        ("Hair Care > Beauty", ""),
+        ("never heard of", ""),
+    ],
+)
+def test_categories(category, expected):
+    assert matching(ITEMS, Filters(category=[category])) == expected
+
+
+def matching(table: pl.DataFrame, filters: Filters) -> str:
+    """The ids of the items that the filters leave."""
+    mask = filters.mask(table, Categories(table))
+    return "".join(item for item, keep in zip(table["item_id"], mask, strict=True) if keep)
 
 
 @pytest.mark.parametrize(
     ("category", "message"),
-    [
-        ("Hair Car", "did you mean 'Hair Care'"),
-        ("Hair Care > Beauty", "no path"),
-        (" > ", "empty"),
-        ("", "empty"),
-        (["Hair Care"], "no path"),
-    ],
+    [("Hair Car", "did you mean 'Hair Care'"), ("Hair Care > Beauty", "no path"), (["Hair Care"], "no path")],
 )
 def test_unknown_categories(category, message):
-    with pytest.raises(UserError, match=message):
+    assert message in Categories(ITEMS).problem(category)
+    assert Categories(ITEMS).problem("Beauty") is None
+
+
+@pytest.mark.parametrize("category", [" > ", "", []])
+def test_empty_names_are_refused(category):
+    with pytest.raises(UserError, match="empty"):
         Categories(ITEMS).mask(category)
 
 
 def test_a_catalogue_without_categories():
-    with pytest.raises(UserError, match="no category"):
-        Categories(pl.DataFrame({"item_id": ["a"], "category": pl.Series([None], dtype=pl.List(pl.String))})).mask("x")
+    table = pl.DataFrame({"item_id": ["a"], "category": pl.Series([None], dtype=pl.List(pl.String))})
+    assert "no category" in Categories(table).problem("x") and not Categories(table).mask("x").any()
+
+
+PRICED = ITEMS.with_columns(
+    price=pl.Series([1.0, 5.0, 9.5, None, 20.0, 5.0]),
+    brand=pl.Series(["x", "y", None, "x", "z", "x"]),
+    year=pl.Series([1999, 2001, 2001, None, 1950, 2020]),
+    tags=pl.Series([["new"], ["new", "eco"], None, [], ["eco"], ["old"]]),
+)
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ({"field": "price", "gte": 5, "lt": 10}, "bcf"),
+        ({"field": "price", "gt": 5}, "ce"),
+        ({"field": "price", "lte": 1}, "a"),
+        ({"field": "brand", "eq": "x"}, "adf"),
+        ({"not": {"field": "brand", "eq": "x"}}, "bce"),
+        ({"field": "brand", "in": ["y", "z"]}, "be"),
+        ({"field": "brand", "exists": False}, "c"),
+        ({"field": "price", "exists": True, "lt": 6}, "abf"),
+        ({"field": "year", "in": [2001, 1999]}, "abc"),
+        ({"field": "year", "eq": 2001.0}, "bc"),
+        ({"field": "tags", "in": ["eco"]}, "be"),
+        ({"field": "category", "eq": "beauty > hair care"}, "af"),
+        (
+            {
+                "all": [
+                    {"field": "brand", "eq": "x"},
+                    {"any": [{"field": "price", "lt": 2}, {"field": "year", "gt": 2010}]},
+                ]
+            },
+            "af",
+        ),
+        ({"not": {"any": [{"field": "brand", "exists": False}, {"field": "category", "eq": "Beauty"}]}}, "de"),
+    ],
+)
+def test_conditions(where, expected):
+    assert matching(PRICED, Filters(where=where)) == expected
+
+
+NESTED: dict = {"field": "price", "lt": 1}
+for _ in range(20):
+    NESTED = {"not": NESTED}
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({"field": "prize", "lt": 1}, "did you mean 'price'"),
+        ({"field": "price"}, "one or more of"),
+        ({"field": "price", "near": 3}, "one or more of"),
+        ({"field": "price", "lt": "cheap"}, "with numbers"),
+        ({"field": "price", "eq": True}, "with numbers"),
+        ({"field": "price", "eq": float("nan")}, "with numbers"),
+        ({"field": "brand", "lt": "x"}, "no numbers"),
+        ({"field": "brand", "eq": 3}, "with texts"),
+        ({"field": "brand", "in": "x"}, "needs a list"),
+        ({"field": "brand", "exists": "yes"}, "true or false"),
+        ({"both": []}, "not one of field, all, any, not"),
+        ({"all": [], "any": []}, "stands beside another"),
+        ({"all": []}, "needs a list of conditions"),
+        ({"not": 3}, "a condition is an object"),
+        ({"any": [{"field": "price", "lt": n} for n in range(200)]}, "more than 100 conditions"),
+        (NESTED, "nested more than 10 deep"),
+    ],
+)
+def test_wrong_conditions(where, message):
+    with pytest.raises(UserError, match=message):
+        matching(PRICED, Filters(where=where))
+
+
+def test_facets():
+    everything = np.ones(len(PRICED), bool)
+    assert facet(PRICED, everything, "brand") == {"values": {"x": 3, "y": 1, "z": 1}}
+    assert facet(PRICED, everything, "brand", limit=1) == {"values": {"x": 3}}
+    assert facet(PRICED, everything, "tags")["values"] == {"new": 2, "eco": 2, "old": 1}
+    assert facet(PRICED, everything, "price") == {"min": 1.0, "max": 20.0, "count": 5}
+    assert facet(PRICED, np.array([True] + [False] * 5), "category") == {
+        "values": {"Beauty": 1, "Hair Care": 1, "Shampoo": 1}
+    }
+    with pytest.raises(UserError, match="no column 'colour'"):
+        facet(PRICED, everything, "colour")
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +159,9 @@ def test_restricted_answers_are_the_unrestricted_ones_without_the_rest(model, mo
         ask_query = (lambda **more: model.search(data.query_texts[0], **more)) if query else model.recommend
         everything, some = ask_query(**ask), ask_query(**ask, category=category)
         assert 0 < len(inside) < data.n_items and {answer.item_id for answer in some} == inside
-        wanted = [answer.item_id for answer in everything if answer.item_id in inside]
-        got = [answer.item_id for answer in some]
-        assert got == wanted or user is None and query is None and sorted(got) == sorted(wanted)
+        expected = [answer.item_id for answer in everything if answer.item_id in inside]
+        found = [answer.item_id for answer in some]
+        assert found == expected or user is None and query is None and sorted(found) == sorted(expected)
 
 
 def test_fused_answers_stay_inside(model):

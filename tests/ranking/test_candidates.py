@@ -109,7 +109,7 @@ def test_a_list_does_not_depend_on_what_else_is_computed(prepared_run, network, 
     together = ranker.rank(requests, SearchOptions(modes=ranker.modes))
     monkeypatch.setattr("genrec.ranking.ranker.SCORES", 1)
     for mode in ranker.modes:
-        ids, scores = ranker.rank(requests, SearchOptions(modes=(mode,), beam=5, dense=10))[mode]
+        ids, scores, _ = ranker.rank(requests, SearchOptions(modes=(mode,), beam=5, dense=10))[mode]
         assert np.array_equal(ids, together[mode][0]) and (ids[:, 0] >= 0).all()
         np.testing.assert_allclose(scores, together[mode][1], atol=1e-4)
 

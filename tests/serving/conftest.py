@@ -30,6 +30,7 @@ def serving(bundle, tmp_path):
             "events": str(tmp_path / "events.sqlite"),
             "batch_wait_ms": 1.0,
             "time_budget_ms": 20_000.0,
+            "hosts": ("test",),
         } | settings
         app = create_app(Engine(ServeSettings(**given)))
         async with app.router.lifespan_context(app):

@@ -17,7 +17,12 @@ from genrec.serving.settings import ServeSettings
 @pytest.fixture(scope="module")
 def api(bundle, tmp_path_factory):
     engine = Engine(
-        ServeSettings(bundle, events=str(tmp_path_factory.mktemp("fuzz") / "events.sqlite"), time_budget_ms=30_000.0)
+        ServeSettings(
+            bundle,
+            events=str(tmp_path_factory.mktemp("fuzz") / "events.sqlite"),
+            time_budget_ms=30_000.0,
+            hosts=("localhost",),
+        )
     )
     app = create_app(engine)
     torch.set_flush_denormal(False)  # training sets it for its thread, and hypothesis refuses to draw floats then

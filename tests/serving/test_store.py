@@ -12,7 +12,10 @@ import fakeredis
 import pytest
 
 from genrec.errors import UserError
-from genrec.serving.store import RedisStore, SqliteStore, StoredEvent, open_store
+from genrec.serving.redis_store import RedisStore
+from genrec.serving.sqlite_store import SqliteStore
+from genrec.serving.store import StoredEvent
+from genrec.serving.stores import open_store
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -82,7 +85,7 @@ def test_many_threads(tmp_path):
 def test_what_was_acknowledged_survives_a_kill(tmp_path):
     """A process that writes as fast as it can is killed with SIGKILL; every event it said was kept is there."""
     code = (
-        "import sys; from genrec.serving.store import SqliteStore, StoredEvent\n"
+        "from genrec.serving.sqlite_store import SqliteStore; from genrec.serving.store import StoredEvent\n"
         f"store = SqliteStore({str(tmp_path / 'e.sqlite')!r})\n"
         "for n in range(10**6):\n    store.append([StoredEvent('u', str(n), n)])\n    print(n, flush=True)\n"
     )

@@ -1,0 +1,84 @@
+"""The verbs of a server: ``genrec serve`` and ``genrec export-events``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from genrec.console import console
+from genrec.errors import UserError
+
+Events = Annotated[str | None, typer.Option(help="Event store: a file or redis://...; default BUNDLE.events.sqlite.")]
+
+
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="A bundle made by genrec export, or a run folder.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(help="Keys, one per line, as KEY or ROLE KEY (read, write, admin); read again when changed."),
+    ] = None,
+    without_keys: Annotated[bool, typer.Option("--without-keys", help="Let others in without a key.")] = False,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Host name that requests may name; repeat for several.")
+    ] = None,
+    events: Events = None,
+    max_batch: Annotated[int, typer.Option(help="Requests answered in one pass; 1 switches batching off.")] = 64,
+    batch_wait_ms: Annotated[float, typer.Option(help="How long a batch waits for more requests.")] = 4.0,
+    queue: Annotated[int, typer.Option(help="Requests that may wait; one more gets 429.")] = 512,
+    time_budget_ms: Annotated[float, typer.Option(help="An answer that takes longer is a 504.")] = 2000.0,
+    max_body_bytes: Annotated[int, typer.Option(help="Largest body.")] = 4_194_304,
+    max_depth: Annotated[int, typer.Option(help="Deepest nesting of a body.")] = 16,
+    header_timeout_ms: Annotated[
+        float, typer.Option(help="Time a connection has to send the head of a request.")
+    ] = 10_000.0,
+    connections: Annotated[int, typer.Option(help="Open connections; one more is refused.")] = 1000,
+    drain_s: Annotated[int, typer.Option(help="Seconds that taken requests have at a stop.")] = 20,
+    threads: Annotated[int, typer.Option(help="Threads of torch; 0: one fewer than there are cores.")] = 0,
+) -> None:
+    """Answer over HTTP: /v1/recommend, /v1/search, ... and a page to try it at /. SIGHUP reads the bundle again."""
+    try:
+        from genrec.serving.app import serve as answer
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"genrec serve needs the package '{error.name}'; install: pip install 'genrec[serve]'"
+        ) from error
+    from genrec.serving.settings import ServeSettings
+
+    answer(
+        ServeSettings(
+            bundle,
+            host,
+            port,
+            api_key_file,
+            events,
+            max_batch,
+            batch_wait_ms,
+            queue,
+            time_budget_ms,
+            max_body_bytes=max_body_bytes,
+            max_depth=max_depth,
+            header_timeout_ms=header_timeout_ms,
+            connections=connections,
+            drain_s=drain_s,
+            threads=threads,
+            hosts=tuple(allow_host or ()),
+            without_keys=without_keys,
+        )
+    )
+
+
+def export_events(
+    bundle: Annotated[Path, typer.Argument(help="The bundle that was served; its store is BUNDLE.events.sqlite.")],
+    output: Annotated[Path, typer.Option(help="Folder for events.parquet and impressions.parquet.")],
+    events: Events = None,
+) -> None:
+    """Write a server's events and impressions as a log, which the 'table' reader prepares for the next training."""
+    from genrec.serving.export import write_events
+    from genrec.serving.settings import ServeSettings
+
+    counts = write_events(ServeSettings(bundle, events=events).store_path, output)
+    console.print(f"{output}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()), highlight=False)

@@ -1,0 +1,174 @@
+"""From requests to responses: requests of one kind share a pass of the network."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from genrec.data.dataset import Dataset, Requests
+from genrec.errors import UserError
+from genrec.generation.options import MODES, SearchOptions
+from genrec.inference.histories import build_requests
+from genrec.inference.requests import Answer, Diversity, RecommendationRequest, Response, StoredUsers
+from genrec.inference.snapshot import CatalogueSnapshot
+from genrec.ranking.ranker import Ranked
+from genrec.retrieval.allowed import AllowedItems, id_lists
+
+_DIVERSE_POOL = 5  # a diversified list is chosen from this many times its length
+
+
+def answer_all(
+    data: Dataset,
+    snapshot: CatalogueSnapshot,
+    requests: Sequence[RecommendationRequest],
+    stored: StoredUsers | None,
+    strict: bool,
+) -> list[Response]:
+    """One response per request, in order; see ``Recommender.ask``."""
+    responses: list[Response | None] = [None] * len(requests)
+    groups: dict[tuple, list[int]] = defaultdict(list)
+    notes: dict[int, list[str]] = {}
+    for number, request in enumerate(requests):
+        notes[number] = _notes(snapshot, request, strict)
+        if request.candidates is not None and not strict:
+            known = tuple(item for item in request.candidates if snapshot.has(item))
+            if not known:
+                responses[number] = Response([], request.mode, notes=notes[number])
+                continue
+            request = replace(request, candidates=known)
+        groups[_kind(snapshot, request)].append(number)
+    for numbers in groups.values():
+        group = [requests[number] for number in numbers]
+        for number, response in zip(numbers, _answer_group(data, snapshot, group, stored, strict), strict=True):
+            responses[number] = replace(response, notes=notes[number])
+    return [response for response in responses if response is not None]
+
+
+def _notes(snapshot: CatalogueSnapshot, request: RecommendationRequest, strict: bool) -> list[str]:
+    """What of a request is left aside; ``UserError`` for it where ``strict``."""
+    notes = [] if request.filters is None else request.filters.unknown_categories(snapshot.categories)
+    if strict and notes:
+        raise UserError(notes[0])
+    if request.candidates is not None and not strict:
+        missing = dict.fromkeys(item for item in request.candidates if not snapshot.has(item))
+        notes += [f"candidate '{item[:100]}' is not in the catalogue" for item in missing]
+    return notes
+
+
+def _kind(snapshot: CatalogueSnapshot, request: RecommendationRequest) -> tuple:
+    """What requests must have in common to share a pass."""
+    options = SearchOptions(min(_length(request), snapshot.n_items), (request.mode,))
+    width = options.widths(snapshot.ranker.settings)[0 if request.mode == "generate" else 1]
+    subset = None if request.filters is None else request.filters.subset
+    return request.mode, request.exclude_seen, width, subset, request.candidates is None
+
+
+def _answer_group(
+    data: Dataset,
+    snapshot: CatalogueSnapshot,
+    group: Sequence[RecommendationRequest],
+    stored: StoredUsers | None,
+    strict: bool,
+) -> list[Response]:
+    times = np.array([np.nan if one.timestamp is None else one.timestamp for one in group], np.float64)
+    users, queries, histories = ([getattr(one, name) for one in group] for name in ("user", "query", "history"))
+    requests = build_requests(data, snapshot, users, times, queries, histories, stored, strict)
+    allowed = _allowed(snapshot, group, stored, strict)
+    options = SearchOptions(max(map(_length, group)), (group[0].mode,), group[0].exclude_seen, allowed=allowed)
+    ids, scores, n_proven = lists(snapshot, requests, options)
+    blank = (np.diff(requests.offsets) == 0) & (requests.request_queries < 0)
+    return [
+        replace(
+            _response(snapshot, request, ids[row], scores[row], int(n_proven[row])),
+            source="popular" if blank[row] else "model",
+            no_match=request.query is not None and _matches_nothing(snapshot, request.query),
+        )
+        for row, request in enumerate(group)
+    ]
+
+
+def lists(
+    snapshot: CatalogueSnapshot,
+    requests: Requests,
+    options: SearchOptions,
+    progress: Callable[[int], None] | None = None,
+) -> Ranked:
+    """The lists of N requests in the mode of ``options``.
+
+    ``UserError`` for k below 1 or a mode that the model does not have.
+    """
+    ranker, (mode,) = snapshot.ranker, options.modes
+    if options.k < 1:
+        raise UserError(f"k must be at least 1, is {options.k}")
+    if mode not in ranker.modes:
+        raise UserError(f"--mode: '{mode}' is not one of {', '.join(ranker.modes if mode in MODES else MODES)}")
+    return ranker.rank(requests, replace(options, k=min(options.k, snapshot.n_items)), progress)[mode]
+
+
+def _length(request: RecommendationRequest) -> int:
+    """How long a list the request needs from the ranker."""
+    return (request.offset + request.k) * (1 if request.diversity is None else _DIVERSE_POOL)
+
+
+def _allowed(
+    snapshot: CatalogueSnapshot, group: Sequence[RecommendationRequest], stored: StoredUsers | None, strict: bool
+) -> AllowedItems:
+    """What requests of one ``Filters.subset`` may be answered with."""
+    filters, mask, excluded, only = group[0].filters, snapshot.available, None, None
+    if filters is not None and filters.restricts:
+        mask = torch.from_numpy(filters.mask(snapshot.table, snapshot.categories) & ~snapshot.removed)
+    hidden = [_excluded(snapshot, request, stored) for request in group]
+    if any(map(len, hidden)):
+        excluded = id_lists(hidden)
+    if group[0].candidates is not None:
+        known = [[item for item in one.candidates or () if strict or snapshot.has(item)] for one in group]
+        only = id_lists([snapshot.indices(items) for items in known])
+    return AllowedItems(mask, excluded, only)
+
+
+def _excluded(snapshot: CatalogueSnapshot, request: RecommendationRequest, stored: StoredUsers | None) -> np.ndarray:
+    """Blocked items, and with ``exclude_seen`` all items the store has of the user: a history holds the newest only."""
+    items = list(request.filters.blocked or ()) if request.filters is not None else []
+    if request.exclude_seen and request.reads_user and stored is not None:
+        assert request.user is not None
+        items += stored.items.get(request.user, [])
+    return snapshot.known_indices(items)
+
+
+def _response(
+    snapshot: CatalogueSnapshot, request: RecommendationRequest, ids: np.ndarray, scores: np.ndarray, n_proven: int
+) -> Response:
+    live = ids >= 0
+    ids, scores = ids[live], scores[live]
+    if request.diversity is not None:
+        order = diversified(snapshot.catalogue.codes[torch.from_numpy(ids)], request.diversity)
+        ids, scores, n_proven = ids[order], scores[order], 0
+    page = slice(request.offset, request.offset + request.k)
+    ids, scores = ids[page], scores[page]
+    items = [
+        Answer(snapshot.item_ids[item], snapshot.titles[item], float(score))
+        for item, score in zip(ids.tolist(), scores.tolist(), strict=True)
+    ]
+    return Response(items, request.mode, n_proven=min(max(n_proven - request.offset, 0), len(items)))
+
+
+def diversified(codes: torch.Tensor, diversity: Diversity) -> np.ndarray:
+    """A new order (n,) of a list with codes (n, L): the first ``at_most`` of each prefix, then the next ones, ..."""
+    if not len(codes):
+        return np.zeros(0, np.int64)
+    _, prefix = np.unique(codes[:, : diversity.levels].cpu().numpy(), axis=0, return_inverse=True)
+    prefix = prefix.ravel()
+    by_prefix = np.argsort(prefix, kind="stable")
+    rank = np.empty(len(prefix), np.int64)
+    rank[by_prefix] = np.arange(len(prefix)) - np.searchsorted(prefix[by_prefix], prefix[by_prefix])
+    return np.argsort(rank // diversity.at_most, kind="stable")
+
+
+def _matches_nothing(snapshot: CatalogueSnapshot, query: str) -> bool:
+    """Whether no word of the query occurs in the catalogue."""
+    lexical = snapshot.ranker.generator.lexical
+    return lexical is not None and not lexical.knows(query)

@@ -1,0 +1,118 @@
+"""Routes that answer: lists, suggestions, reasons."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.responses import JSONResponse
+
+from genrec.inference.explain import Explanation, Walk
+from genrec.inference.requests import Response
+from genrec.serving import replies
+from genrec.serving import schemas as s
+from genrec.serving.batching import QueueFullError, TimeBudgetError
+from genrec.serving.bodies import BoundedRoute, problems
+from genrec.serving.state import Server, problem_of, server_of
+
+router = APIRouter(route_class=BoundedRoute, responses=problems())
+missing = problems(404)
+
+
+async def _listed(body: s.RecommendBody | s.SearchBody | s.RankBody, request: Request) -> JSONResponse:
+    server = server_of(request)
+    asked = body.asked()
+    response = await server.ask(asked)
+    if getattr(body, "facets", None):
+        return JSONResponse(await server.call(lambda: server.listing(response, body, asked.filters)))
+    return JSONResponse(server.listing(response, body))
+
+
+@router.post("/v1/recommend", response_model=replies.Listing, tags=["answers"], operation_id="recommend")
+async def recommend(body: s.RecommendBody, request: Request) -> Any:
+    """What the person wants next."""
+    return await _listed(body, request)
+
+
+@router.post("/v1/search", response_model=replies.Listing, tags=["answers"], operation_id="search")
+async def search(body: s.SearchBody, request: Request) -> Any:
+    """What the person means by the query."""
+    return await _listed(body, request)
+
+
+@router.post("/v1/rank", response_model=replies.Listing, tags=["answers"], operation_id="rank")
+async def rank(body: s.RankBody, request: Request) -> Any:
+    """The candidates, best first."""
+    return await _listed(body, request)
+
+
+@router.post("/v1/questions", response_model=replies.Listings, tags=["answers"], operation_id="askMany")
+async def questions(body: s.QuestionsBody, request: Request) -> Any:
+    """Several questions in one call. A problem of one is its own answer."""
+    server = server_of(request)
+
+    async def one(question: s.RecommendQuestion | s.SearchQuestion | s.RankQuestion) -> dict[str, Any]:
+        try:
+            asked = question.asked()
+            response = await server.ask(asked)
+            if getattr(question, "facets", None):
+                return await server.call(lambda: server.listing(response, question, asked.filters))
+            return server.listing(response, question)
+        except TimeBudgetError:
+            return {"error": "too_late", "message": "no answer within the time budget"}
+        except QueueFullError as error:
+            return {"error": "busy", "message": str(error)}
+        except Exception as error:
+            _, code, message = problem_of(error)
+            return {"error": code, "message": message}
+
+    return JSONResponse({"answers": await asyncio.gather(*map(one, body.questions))})
+
+
+@router.post("/v1/similar", response_model=replies.Listing, responses=missing, tags=["answers"], operation_id="similar")
+async def similar(body: s.SimilarBody, request: Request) -> Any:
+    """The items nearest to one item."""
+    server = server_of(request)
+    model = server.engine.model
+    known(server, body.item_id)
+    filters = None if body.filters is None else body.filters.filters()
+    items = await server.call(lambda: model.similar(body.item_id, body.k, filters))
+    return JSONResponse(server.listing(Response(items, "retrieve", n_proven=len(items)), body))
+
+
+@router.post("/v1/suggest", response_model=replies.Suggestions, tags=["answers"], operation_id="suggest")
+async def suggest(body: s.SuggestBody, request: Request) -> Any:
+    """Logged queries that the person is likely to search next."""
+    server = server_of(request)
+    model = server.engine.model
+    found = await server.call(
+        lambda: model.suggest(body.user_id, body.events(), body.k, prefix=body.prefix, strict=False)
+    )
+    return {"suggestions": [asdict(one) for one in found]}
+
+
+@router.post("/v1/explain", response_model=Explanation, responses=missing, tags=["reasons"], operation_id="explain")
+async def explain(body: s.ExplainBody, request: Request) -> Any:
+    """Why this item: nearest history items, shared words, features, and its path through the code tree."""
+    server = server_of(request)
+    model = server.engine.model
+    known(server, body.item_id)
+    return await server.call(
+        lambda: model.explain(body.item_id, body.user_id, body.events(), body.query, body.timestamp, strict=False)
+    )
+
+
+@router.post("/v1/walk", response_model=Walk, tags=["reasons"], operation_id="walk")
+async def walk(body: s.WalkBody, request: Request) -> Any:
+    """The beam on the code tree, level by level."""
+    server = server_of(request)
+    model = server.engine.model
+    return await server.call(lambda: model.walk(body.user_id, body.events(), body.query, body.width, strict=False))
+
+
+def known(server: Server, item_id: str) -> None:
+    """404 for an item that the catalogue does not have."""
+    if not server.engine.model.snapshot.has(item_id):
+        raise HTTPException(404, f"item '{item_id}' is not in the catalogue")

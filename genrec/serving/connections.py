@@ -1,0 +1,104 @@
+"""Connections of a server: how many may be open, and how long one may take to send the head of a request."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from genrec.serving.logs import Metrics, log
+from genrec.serving.settings import ServeSettings
+
+_SPARE = 64  # file descriptors that are left to the store, the bundle and the log
+_REFUSED = (
+    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n"
+    b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
+)
+_BODY = b'{"error":"busy","message":"too many connections are open"}'
+
+
+class ConnectionLimit:
+    """Counts the open connections of a server. Refusals are logged at most once in ten seconds."""
+
+    def __init__(self, settings: ServeSettings, metrics: Metrics):
+        self.most = min(settings.connections, max(1, _descriptors() - _SPARE))
+        self.timeout = settings.header_timeout_ms / 1000
+        self.metrics, self.open = metrics, 0
+        self._logged, self._silent = -1e9, 0
+
+    def refused(self, reason: str) -> None:
+        """Count a connection that is closed, and log it now and then."""
+        self.metrics.connections_refused.labels(reason).inc()
+        self._silent += 1
+        if time.monotonic() - self._logged >= 10:
+            log.warning(
+                "connections closed", extra={"fields": {"reason": reason, "count": self._silent, "open": self.open}}
+            )
+            self._logged, self._silent = time.monotonic(), 0
+
+
+def limited_protocol(limit: ConnectionLimit) -> type[asyncio.Protocol]:
+    """The HTTP protocol of uvicorn with a limit on connections and a time limit on request heads."""
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    class LimitedProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # chosen by uvicorn when it is imported
+        """One connection."""
+
+        counted = False
+        timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if limit.open >= limit.most:
+                transport.write(_REFUSED % (len(_BODY), _BODY))
+                transport.close()
+                limit.refused("limit")
+                return
+            limit.open += 1
+            self.counted = True
+            self._wait_for_head()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._wait_for_head()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._wait_for_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self.counted:
+                limit.open -= 1
+                self.counted = False
+            self._stop()
+            super().connection_lost(exc)
+
+        def _wait_for_head(self) -> None:
+            """Time the next request head, unless a request is being answered."""
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._stop()
+            elif self.timer is None:
+                self.timer = asyncio.get_running_loop().call_later(limit.timeout, self._too_slow)
+
+        def _stop(self) -> None:
+            if self.timer is not None:
+                self.timer.cancel()
+                self.timer = None
+
+        def _too_slow(self) -> None:
+            self.timer = None
+            if not self.transport.is_closing():
+                limit.refused("timeout")
+                self.transport.abort()
+
+    return LimitedProtocol
+
+
+def _descriptors() -> int:
+    """How many files this process may have open."""
+    try:
+        import resource
+    except ImportError:  # not a Unix system
+        return 1 << 16
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (1 << 16) if soft == resource.RLIM_INFINITY else soft
