@@ -98,7 +98,7 @@ def layout_of(file: Path, format: str | None = None, separator: str | None = Non
     lines = lines[:SAMPLE_LINES] if len(lines) <= SAMPLE_LINES else lines[:SAMPLE_LINES]
     chosen = separator or guess_separator(lines, "\t" if kind == "tsv" else "," if kind == "csv" else None)
     if quoted is None:
-        quoted = chosen != "\t" or (
+        quoted = chosen not in ("\t", "::") or (
             bool(lines) and all(len(name) > 1 and name[0] == name[-1] == '"' for name in lines[0].split("\t"))
         )
     return Layout("text", chosen, quoted, encoding)
@@ -123,7 +123,7 @@ def guess_encoding(head: bytes) -> str:
         return "utf-16-le" if head[1:2] == b"\x00" else "utf-16-be"
     lines = head.split(b"\n")[: -1 if len(head) == SAMPLE_BYTES else None]
     odd = [index for index, line in enumerate(lines) if not _is_utf8(line)]
-    if not odd or (len(odd) < 2 and odd[0] > 0):  # one bad line is damage, not an encoding
+    if not odd or (len(odd) < 2 and odd[0] > 0 and len(lines) > 5):  # one bad line is damage, not an encoding
         return "utf-8"
     multibyte = any(not line.isascii() and _is_utf8(line) for line in lines)
     if multibyte or not all(_in_words(lines[index]) for index in odd):
@@ -133,8 +133,9 @@ def guess_encoding(head: bytes) -> str:
 
 def _in_words(line: bytes) -> bool:
     """Whether the bytes above ASCII of a line stand next to letters, as accents do, or are a currency or degree sign."""
-    found = re.findall(rb"(?i)(?:[a-z][\xc0-\xff]{1,3}|[\xc0-\xff]{1,3}[a-z]|[\x80\xa3\xa7\xb0])", line)
-    return bool(found) and sum(byte > 0x7F for part in found for byte in part) == sum(byte > 0x7F for byte in line)
+    pattern = rb"(?i)(?<=[a-z])[\xc0-\xff]{1,3}|[\xc0-\xff]{1,3}(?=[a-z])|[\x80\xa3\xa7\xb0]"
+    accents = sum(map(len, re.findall(pattern, line)))
+    return accents > 0 and accents == sum(byte > 0x7F for byte in line)
 
 
 def _is_utf8(line: bytes) -> bool:
@@ -219,16 +220,42 @@ def _raw_batches(file: Path, layout: Layout, names: Sequence[str] | None, column
 
 
 def _check_header(file: Path, header: list[str]) -> None:
-    """Refuse a first line that is data: all its fields are numbers or empty, or several are equal to a value that is no name."""
-    values = [name for name in header if name]
-    if values and all(_is_value(name) for name in values):
+    """Refuse a first line that is data, whose values would become the names of columns."""
+    if looks_like_data(header):
         raise UserError(
-            f"{file}: the first line looks like data ({','.join(header)[:80]}), not like a header; set names: [user_id, item_id, ...]"
+            f"{file}: the first line looks like data ({','.join(header)[:80]}), not like a header; set names to the list "
+            "of its columns"
         )
 
 
-def _is_value(text: str) -> bool:
-    return text.replace(".", "").replace("-", "").replace(":", "").replace(" ", "").isdigit()
+def looks_like_data(first: Sequence[str], rows: pl.DataFrame | None = None) -> bool:
+    """Whether a first line is data: a date or long number in it, half of it numbers, or (of ``rows``) a shape like the rest."""
+    values = [value.strip() for value in first if value and value.strip()]
+    numbers = [value for value in values if re.fullmatch(r"-?\d+(?:[.,]\d+)?", value)]
+    dated = any(re.match(r"\d{4}-\d\d-\d\d|\d{1,2}[./]\d{1,2}[./]\d{2,4}\b", value) for value in values)
+    if values and (dated or len(numbers) >= max(1, 0.5 * len(values)) or any(len(value) >= 9 for value in numbers)):
+        return True
+    if rows is None or rows.height < 3 or any(_is_known(value) for value in values):
+        return False
+    for value, name in zip(first, rows.columns, strict=True):
+        shapes = (
+            rows[name]
+            .slice(1)
+            .drop_nulls()
+            .head(50)
+            .cast(pl.String)
+            .str.replace_all(r"[A-Za-z]+", "a")
+            .str.replace_all(r"\d+", "9")
+        )
+        if value and any(map(str.isdigit, value)) and len(shapes) > 1:
+            own = re.sub(r"\d+", "9", re.sub(r"[A-Za-z]+", "a", value))
+            if (shapes == own).sum() >= 0.8 * len(shapes):
+                return True
+    return False
+
+
+def _is_known(name: str) -> bool:
+    return name.lower() in ("user_id", "item_id", "timestamp", "title", "category", "user", "item", "time")
 
 
 def _excel(file: Path) -> Batch:

@@ -143,7 +143,9 @@ def _read_events(
     ordered_rows = settings.timestamp_unit == "order" and "timestamp" not in settings.columns
     required = [name for name in REQUIRED_EVENT_COLUMNS if not (ordered_rows and name == "timestamp")]
     columns = Columns(settings.columns, required, "columns", file, late=False)
-    items = Columns({"item_id": "item_id", **settings.item_columns}, ["item_id"], "item_columns", file, late=False)
+    renamed = {theirs: ours for ours, theirs in settings.columns.items() if isinstance(theirs, str)}
+    mapping = {ours: renamed.get(theirs, theirs) if isinstance(theirs, str) else theirs for ours, theirs in settings.item_columns.items()}
+    items = Columns({**mapping, "item_id": "item_id"}, ["item_id"], "item_columns", file, late=True)
     sources, joins = columns.sources, [_Join(base, entry, settings) for entry in settings.joins]
     if needed is not None and sources is not None and not settings.reads_items and not joins:
         sources = {*sources, *needed, "quantity"}
@@ -162,6 +164,8 @@ def _read_events(
         _to_actions(batch, settings, file)
         catalogue = _items_of(batch, items, seen, settings) if settings.reads_items else None
         yield _event_part(batch, settings, file, catalogue)
+    if settings.reads_items:
+        items.check()
 
 
 def _unpack_items(batch: Batch, settings: TableOptions) -> None:
@@ -307,15 +311,16 @@ def _items_of(batch: Batch, columns: Columns, seen: SeenKeys, settings: TableOpt
     """The items of a batch of events that were not met before in the file."""
     own = Batch(batch.table, batch.table.height, batch.source)
     columns.rename(own)
-    first = own.table.filter(seen.is_new(own.table)).select(columns.names)
+    first = own.table.filter(seen.is_new(own.table)).select(list(columns.names))
     return conform(typed_items(first, settings, batch.source), ITEM_SCHEMA, batch.source)
 
 
 def _event_part(batch: Batch, settings: TableOptions, file: Path, items: pl.DataFrame | None) -> RawLog:
     table = batch.table.drop(LINE)
-    table = table.with_columns(
-        _text(table, name) for name in ("query", "surface", "request_id") if name in table.columns
-    )
+    for name in ("query", "surface", "request_id"):
+        if name in table.columns:
+            text = _text(table, name)
+            table = table.with_columns(text.set(text.is_in(settings.null_words), None))
     tables: dict[str, Any] = {} if items is None else {"items": items}
     if settings.chain and (lowest := settings.lowest_event) is not None:
         tables["chain"] = tuple(settings.chain)

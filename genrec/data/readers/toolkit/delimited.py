@@ -71,7 +71,7 @@ def delimited_batches(
                 continue
             text = lines[RAW][0]
             separator = separator or ("\t" if "\t" in text else ",")
-            quoted = separator != "\t" if quoted is None else quoted
+            quoted = len(separator) == 1 and (separator != "\t" if quoted is None else quoted)
             first = header_fields(text, separator, file, quoted)
             named = columns is None or (is_header is not None and is_header(first))
             if named:
