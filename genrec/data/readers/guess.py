@@ -380,7 +380,9 @@ def _event_options(table: Table, guess: Guess) -> dict[str, Any]:
 def _is_labelled(column: pl.Series) -> bool:
     """Whether a column lists items with 0 or 1 behind each, as ``N1-0 N2-1``."""
     texts = column.drop_nulls()
-    return texts.dtype == pl.String and bool(texts.str.contains(LABELLED).all() and texts.str.contains(r"-[01]\s").any())
+    return texts.dtype == pl.String and bool(
+        texts.str.contains(LABELLED).all() and texts.str.contains(r"-[01]\s").any()
+    )
 
 
 def _list_separator(item: pl.Series) -> str | None:

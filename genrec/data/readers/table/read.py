@@ -144,7 +144,10 @@ def _read_events(
     required = [name for name in REQUIRED_EVENT_COLUMNS if not (ordered_rows and name == "timestamp")]
     columns = Columns(settings.columns, required, "columns", file, late=False)
     renamed = {theirs: ours for ours, theirs in settings.columns.items() if isinstance(theirs, str)}
-    mapping = {ours: renamed.get(theirs, theirs) if isinstance(theirs, str) else theirs for ours, theirs in settings.item_columns.items()}
+    mapping = {
+        ours: renamed.get(theirs, theirs) if isinstance(theirs, str) else theirs
+        for ours, theirs in settings.item_columns.items()
+    }
     items = Columns({**mapping, "item_id": "item_id"}, ["item_id"], "item_columns", file, late=True)
     sources, joins = columns.sources, [_Join(base, entry, settings) for entry in settings.joins]
     if needed is not None and sources is not None and not settings.reads_items and not joins:
