@@ -138,7 +138,7 @@ def evaluate(
     protocol: Annotated[
         str | None,
         typer.Option(
-            help="Instead: product-search, session-search, sampled, cold-user, cold-items, personalisation or ranking."
+            help="Instead: baselines, product-search, session-search, sampled, cold-user, cold-items, personalisation or ranking."
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Draws of the random items, protocol sampled only.")] = 1,

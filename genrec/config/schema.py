@@ -264,7 +264,7 @@ class DecodingConfig:
     batch_size: int = setting(256, "Requests that are answered together.", ge=1)
 
 
-BASELINES = ("popularity", "itemknn", "cooccurrence", "sasrec", "bm25", "text")
+BASELINES = ("popularity", "itemknn", "cooccurrence", "ease", "als", "sasrec", "bm25", "text", "stack")
 
 
 @dataclass
@@ -272,7 +272,12 @@ class EvaluationConfig:
     """What the results table shows."""
 
     ks: list[int] = setting([5, 10, 20], "Cut-offs of Recall and nDCG.", ge=1, nonempty=True)
-    baselines: list[str] = setting(list(BASELINES), "Rows of the table beside the model.", choices=BASELINES)
+    baselines: list[str] = setting(
+        list(BASELINES),
+        "Rows of the table beside the model; `stack` (the classic two-stage stack) needs the extra `stack`.",
+        choices=BASELINES,
+    )
+    max_requests: int = setting(0, "Maximum requests of a kind, drawn at random; 0 is all.", ge=0)
     sasrec: dict[str, Any] = setting({}, "Overrides of `model` and `training` for the SASRec row.")
     bootstrap: int = setting(1000, "Resamples behind each interval.", ge=1)
 

@@ -14,15 +14,18 @@ from genrec.retrieval.allowed import AllowedItems, id_lists
 from genrec.retrieval.bm25 import BM25
 
 Answerer = Callable[[Requests, int, np.ndarray | None], np.ndarray]
-"""(requests, k, allowed) -> ranked item ids (N, k), -1 where empty. ``allowed`` (N, n_items) bool, or None for the whole catalogue."""
+"""(requests, k, allowed) -> ranked item ids (N, k), -1 where empty. ``allowed`` (N, n_items) bool, or None for the
+whole catalogue."""
 Scorer = Callable[[Requests], np.ndarray]
 """requests -> scores (N, n_items)."""
 CHUNK = 256
+CELLS = 1 << 24  # scores of the catalogue held at once
 POPULARITY_WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 def by_model(ranker: Ranker, mode: str) -> Answerer:
-    """Our model. Items that are not allowed are masked before anything is proposed, and all that are allowed become proposals."""
+    """Our model. Items that are not allowed are masked before anything is proposed, and all that are allowed become
+    proposals."""
 
     def answer(requests: Requests, k: int, allowed: np.ndarray | None) -> np.ndarray:
         only = None if allowed is None else id_lists([np.flatnonzero(row) for row in allowed])
@@ -42,6 +45,23 @@ def by_scores(scorer: Scorer) -> Answerer:
     return answer
 
 
+def ranked_by_scores(
+    scorer: Scorer, requests: Requests, k: int, n_items: int, with_raw: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Lists (N, k) without already-had items, and ``with_raw`` also with them, from one scoring of the catalogue.
+
+    A chunk has so few requests that its scores stay within ``CELLS``.
+    """
+    ranked, raw, size = [], [], max(1, min(512, CELLS // max(n_items, 1)))
+    for start in range(0, len(requests), size):
+        chunk = requests.take(np.arange(start, min(start + size, len(requests))))
+        scores = scorer(chunk)
+        ranked.append(top_k(scores, k, chunk.histories)[0])
+        if with_raw:
+            raw.append(top_k(scores, k)[0])
+    return np.concatenate(ranked), np.concatenate(raw) if with_raw else None
+
+
 def query_texts(requests: Requests) -> list[str]:
     """What each request asks, "" for no query."""
     return [requests.query_texts[query] if query >= 0 else "" for query in requests.request_queries]
@@ -59,7 +79,8 @@ def with_popularity(lexical: BM25, counts: np.ndarray, weight: float) -> Scorer:
 
 
 def best_popularity_weight(lexical: BM25, counts: np.ndarray, valid: Requests) -> float:
-    """The weight of ``POPULARITY_WEIGHTS`` with the highest nDCG@10 on validation searches, the smaller of equals; 0.1 without any."""
+    """The weight of ``POPULARITY_WEIGHTS`` with the highest nDCG@10 on validation searches, the smaller of equals;
+    0.1 without any."""
     if not len(valid):
         return 0.1
     gains = [
@@ -74,7 +95,8 @@ def best_popularity_weight(lexical: BM25, counts: np.ndarray, valid: Requests) -
 def answered(
     answerer: Answerer, requests: Requests, k: int, candidates: np.ndarray | None = None, n_items: int = 0
 ) -> np.ndarray:
-    """Ranked ids (N, k), chunk by chunk. ``candidates`` (N, C) item ids, -1 where empty: nothing else may be answered."""
+    """Ranked ids (N, k), chunk by chunk. ``candidates`` (N, C) item ids, -1 where empty: nothing else may be
+    answered."""
     ranked = np.full((len(requests), k), -1, np.int64)
     for start in range(0, len(requests), CHUNK):
         rows = np.arange(start, min(start + CHUNK, len(requests)))

@@ -1,7 +1,8 @@
-"""Runs beside one another: the same requests, answered by each; as seeds of one setting, or as settings compared with the first.
+"""Runs beside one another: the same requests, answered by each; as seeds of one setting, or as settings compared with
+the first.
 
-``genrec evaluate`` leaves the metrics of every request in ``results/per_request.npz``; this module reads nothing else, so comparing is a
-matter of seconds and needs neither models nor data.
+``genrec evaluate`` leaves the metrics of every request in ``results/per_request.npz``; this module reads nothing
+else, so comparing is a matter of seconds and needs neither models nor data.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ Key = tuple[str, str, str]  # task or kind of query, fit, model
 
 
 def requests_fingerprint(requests: Requests, n_items: int) -> str:
-    """Tells lists of requests apart by what is asked and sought; histories follow from the dataset's own split fingerprint."""
+    """Tells lists of requests apart by what is asked and sought; histories follow from the dataset's own split
+    fingerprint."""
     texts = [requests.query_texts[query] if query >= 0 else None for query in requests.request_queries.tolist()]
     return fingerprint(n_items, requests.targets.tolist(), np.diff(requests.offsets).tolist(), texts)
 
@@ -36,7 +38,8 @@ def requests_fingerprint(requests: Requests, n_items: int) -> str:
 def write_per_request(
     folder: Path, values: dict[tuple[str, str, str | None], dict[str, np.ndarray]], asked: dict[str | None, str]
 ) -> None:
-    """Metrics of every request by model, fit and kind of query (None: recommendation), and the fingerprint of each kind's requests."""
+    """Metrics of every request by model, fit and kind of query (None: recommendation), and the fingerprint of each
+    kind's requests."""
     arrays = {
         f"{kind or RECOMMENDATION}|{fitted}|{model}|{name}": one[name].astype(np.float32)
         for (model, fitted, kind), one in values.items() for name in KEPT if name in one
@@ -50,7 +53,8 @@ def write_per_request(
 
 @dataclass(frozen=True)
 class Answers:
-    """What one run left: ``values`` of each row by metric (N,), and ``asked``, the fingerprint of the requests of each task."""
+    """What one run left: ``values`` of each row by metric (N,), and ``asked``, the fingerprint of the requests of
+    each task."""
 
     name: str
     values: dict[Key, dict[str, np.ndarray]]
@@ -58,7 +62,8 @@ class Answers:
 
     @classmethod
     def read(cls, run: Path, split: str) -> Answers:
-        """Raises ``UserError`` where the run was not evaluated on ``split``, or before per-request metrics were kept."""
+        """Raises ``UserError`` where the run was not evaluated on ``split``, or before per-request metrics were
+        kept."""
         folder = Path(run) / ("results" if split == "test" else f"results_{split}")
         try:
             with np.load(folder / FILE, allow_pickle=False) as arrays:
@@ -86,9 +91,10 @@ class Answers:
 def compare(runs: Sequence[Path], split: str = "test", pooled: bool = False, seed: int = 0) -> str:
     """The comparison as Markdown.
 
-    ``pooled``: the runs are seeds of one setting; rows are means over them, with the standard deviation over runs, an interval over users, and
-    the fused row against every other, paired by user. Otherwise every run is compared with the first, model by model, paired by request.
-    Raises ``UserError`` for fewer than two runs or runs that were asked different things.
+    ``pooled``: the runs are seeds of one setting; rows are means over them, with the standard deviation over runs, an
+    interval over users, and the fused row against every other, paired by user. Otherwise every run is compared with
+    the first, model by model, paired by request. Raises ``UserError`` for fewer than two runs or runs that were asked
+    different things.
     """
     if len(runs) < 2:
         raise UserError("compare: give at least two run folders")

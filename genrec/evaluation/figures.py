@@ -46,8 +46,8 @@ class Bar:
 def grouped_bars(path: Path, series: Mapping[str, Sequence[Bar]], title: str, measure: str = "recall") -> None:
     """Write a PNG: one colour per series, whose bars stand side by side under shared labels.
 
-    All series hold the same labels in the same order, else ``UserError``. Counts, where given, are those of the first series. Uses its
-    own canvas, not pyplot, so it changes no state of a notebook.
+    All series hold the same labels in the same order, else ``UserError``. Counts, where given, are those of the first
+    series. Uses its own canvas, not pyplot, so it changes no state of a notebook.
     """
     first = next(iter(series.values()), ())
     if any([bar.label for bar in bars] != [bar.label for bar in first] for bars in series.values()):

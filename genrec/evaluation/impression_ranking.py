@@ -1,7 +1,9 @@
-"""Protocol ``ranking``: what the log showed in a split, scored by the chance of each kind of feedback. AUC and GAUC, intervals over users.
+"""Protocol ``ranking``: what the log showed in a split, scored by the chance of each kind of feedback. AUC and GAUC,
+intervals over users.
 
-Beside the ranking head: logistic regression and a DIN-style network on the same counts, items and pasts, tuned on validation. Counts
-(click rates and the like) come from the fit's part of the log alone; the past of a request is everything its user did before it.
+Beside the ranking head: logistic regression and a DIN-style network on the same counts, items and pasts, tuned on
+validation. Counts (click rates and the like) come from the fit's part of the log alone; the past of a request is
+everything its user did before it.
 """
 
 from __future__ import annotations
@@ -92,7 +94,8 @@ class AreaResult:
 def head_scores(
     network, collator, dataset, shown: ImpressionLog, requests: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The ranking head's logits for everything shown in some requests: row indices (n,) into ``shown`` and logits (n, stages)."""
+    """The ranking head's logits for everything shown in some requests: row indices (n,) into ``shown`` and logits (n,
+    stages)."""
     items = network.item_encoder()
     length = shown.before[requests] - np.asarray(dataset.offsets)[shown.users[requests]]
     requests = requests[np.argsort(np.minimum(length, collator.model.max_length), kind="stable")]

@@ -1,4 +1,5 @@
-"""Our row of session search: what a shown list says, learnt on training lists, blended with the model's scores on validation lists."""
+"""Our row of session search: what a shown list says, learnt on training lists, blended with the model's scores on
+validation lists."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ log = logging.getLogger(__name__)
 
 @torch.inference_mode()
 def dense_scores(ranker: Ranker, requests: Requests, items: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Log-probabilities of the model's retrieval for the items (N, C) of each request; ``NOTHING`` for an item that is not ``inside`` (N, C)."""
+    """Log-probabilities of the model's retrieval for the items (N, C) of each request; ``NOTHING`` for an item that
+    is not ``inside`` (N, C)."""
     generator = ranker.generator
     result = np.full(items.shape, NOTHING, np.float32)
     for rows, _, batch in request_batches(requests, ranker.collator(requests.query_texts), ranker.settings.batch_size):

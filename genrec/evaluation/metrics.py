@@ -20,9 +20,10 @@ def top_k(
 ) -> tuple[np.ndarray, np.ndarray] | tuple[torch.Tensor, torch.Tensor]:
     """The k best items of each row, best first; of equal scores the lower item id comes first.
 
-    ``scores`` (B, n_items) float; ``exclude`` B histories whose items are never returned. Returns ids (B, k) int64 and
-    scores (B, k), as numpy for numpy and as tensors on the same device for a tensor. An item scored -inf (a mask) counts
-    as excluded. Places left over hold id -1 and -inf. Raises ``UserError`` for NaN scores or a misfit of shapes.
+    ``scores`` (B, n_items) float; ``exclude`` B histories whose items are never returned. Returns ids (B, k) int64
+    and scores (B, k), as numpy for numpy and as tensors on the same device for a tensor. An item scored -inf (a mask)
+    counts as excluded. Places left over hold id -1 and -inf. Raises ``UserError`` for NaN scores or a misfit of
+    shapes.
     """
     is_numpy = isinstance(scores, np.ndarray)
     table = torch.tensor(scores) if is_numpy else scores.clone()  # a copy: it is masked below
@@ -48,8 +49,8 @@ def top_k(
 def _stable_top(table: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and values (B, k) of the k largest per row, lower column first among equals; k at most the width.
 
-    ``torch.topk`` breaks ties as it likes. That matters only for rows where place k and place k + 1 are equal, so only those
-    are chosen again.
+    ``torch.topk`` breaks ties as it likes. That matters only for rows where place k and place k + 1 are equal, so
+    only those are chosen again.
     """
     if k == 0 or not len(table):
         return torch.zeros((len(table), k), dtype=torch.int64, device=table.device), table[:, :k]
@@ -65,7 +66,8 @@ def _stable_top(table: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def _lowest_ids(table: torch.Tensor, threshold: torch.Tensor, k: int) -> torch.Tensor:
-    """(B, k) ascending ids: all columns above the row's ``threshold`` (B, 1), then those equal to it from the lowest up."""
+    """(B, k) ascending ids: all columns above the row's ``threshold`` (B, 1), then those equal to it from the lowest
+    up."""
     above, equal = table > threshold, table == threshold
     equal &= equal.cumsum(1, dtype=torch.int32) <= k - above.sum(1, keepdim=True)
     return (above | equal).nonzero()[:, 1].view(len(table), k)
@@ -96,7 +98,8 @@ def per_request_metrics(ranked: np.ndarray, targets: np.ndarray, ks: Sequence[in
 
 
 def bootstrap_interval(values: np.ndarray, seed: int, n: int = 1000, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval (low, high) of the mean of ``values`` (N,), one value per user, from n resamples."""
+    """Percentile bootstrap interval (low, high) of the mean of ``values`` (N,), one value per user, from n
+    resamples."""
     means = _bootstrap_means(_checked(values), seed, n)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -107,8 +110,9 @@ def paired_test(
 ) -> tuple[float, float, float, float]:
     """Paired bootstrap over users: mean of a - b, its interval (low, high) and a two-sided p.
 
-    ``a``, ``b`` (N,): the metric of two models for the same users in the same order. p is the share of resamples, centred
-    on no difference, that lie at least as far from 0 as the mean seen (Efron & Tibshirani 1993, 16.4); never below 1 / (n + 1).
+    ``a``, ``b`` (N,): the metric of two models for the same users in the same order. p is the share of resamples,
+    centred on no difference, that lie at least as far from 0 as the mean seen (Efron & Tibshirani 1993, 16.4); never
+    below 1 / (n + 1).
     """
     if np.shape(a) != np.shape(b):
         raise UserError(f"a paired test got {np.shape(a)} and {np.shape(b)} values; expected the same users in both")
@@ -135,8 +139,8 @@ def _checked(values: np.ndarray) -> np.ndarray:
 def _bootstrap_means(values: np.ndarray, seed: int, n: int) -> np.ndarray:
     """(n,) means of resamples with replacement.
 
-    Recall@k has 2 distinct values and nDCG@k k + 1. Drawing how often each comes up is the same distribution as drawing users, and
-    its cost does not grow with them. Values with many levels are drawn in chunks of bounded size.
+    Recall@k has 2 distinct values and nDCG@k k + 1. Drawing how often each comes up is the same distribution as
+    drawing users, and its cost does not grow with them. Values with many levels are drawn in chunks of bounded size.
     """
     rng = np.random.default_rng(seed)
     levels, counts = np.unique(values, return_counts=True)
@@ -155,7 +159,8 @@ def _bootstrap_means(values: np.ndarray, seed: int, n: int) -> np.ndarray:
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """How often a row with label 1 scores above one with label 0, a tie counting half; nan where one of the two is missing. All (n,)."""
+    """How often a row with label 1 scores above one with label 0, a tie counting half; nan where one of the two is
+    missing. All (n,)."""
     return float(_weighted_auc(*_by_score(scores, labels), np.ones((1, len(scores))))[0])
 
 
@@ -184,7 +189,8 @@ def user_aucs(scores: np.ndarray, labels: np.ndarray, users: np.ndarray) -> tupl
 
 
 def gauc(scores: np.ndarray, labels: np.ndarray, users: np.ndarray) -> float:
-    """AUC per user, averaged with the number of the user's rows as weight; users with one label only are left out (Zhou et al., DIN, 2018)."""
+    """AUC per user, averaged with the number of the user's rows as weight; users with one label only are left out
+    (Zhou et al., DIN, 2018)."""
     _, area, weight = user_aucs(scores, labels, users)
     return float((area * weight).sum() / weight.sum()) if len(area) else float("nan")
 
@@ -192,7 +198,8 @@ def gauc(scores: np.ndarray, labels: np.ndarray, users: np.ndarray) -> float:
 def bootstrap_areas(
     scores: np.ndarray, labels: np.ndarray, users: np.ndarray, seed: int, n: int = 1000
 ) -> dict[str, np.ndarray]:
-    """``auc`` and ``gauc`` of n resamples of the users: (n,) each. The same seed draws the same users, so models can be compared in pairs."""
+    """``auc`` and ``gauc`` of n resamples of the users: (n,) each. The same seed draws the same users, so models can
+    be compared in pairs."""
     known, owner = np.unique(users, return_inverse=True)
     rng = np.random.default_rng(seed)
     judged, area, weight = user_aucs(scores, labels, users)
@@ -233,7 +240,8 @@ def _weighted_auc(order: np.ndarray, labels: np.ndarray, start: np.ndarray, weig
 
 
 def exposure(ranked: np.ndarray | Iterable[np.ndarray], n_items: int) -> np.ndarray:
-    """(n_items,) int64: how often each item is recommended in ``ranked`` (N, K), or in an iterable of such chunks; pads not counted."""
+    """(n_items,) int64: how often each item is recommended in ``ranked`` (N, K), or in an iterable of such chunks;
+    pads not counted."""
     chunks = [ranked] if isinstance(ranked, np.ndarray) else ranked
     total = np.zeros(n_items, np.int64)
     for chunk in chunks:
@@ -247,7 +255,8 @@ def coverage(ranked: np.ndarray, n_items: int) -> float:
 
 
 def gini(ranked: np.ndarray, n_items: int) -> float:
-    """Gini index of exposure over the whole catalogue: 0 when all items are shown equally often, towards 1 when one item is."""
+    """Gini index of exposure over the whole catalogue: 0 when all items are shown equally often, towards 1 when one
+    item is."""
     counts = np.sort(exposure(ranked, n_items))
     if not counts.sum():
         return 0.0
@@ -258,7 +267,8 @@ def gini(ranked: np.ndarray, n_items: int) -> float:
 def novelty(ranked: np.ndarray, popularity: np.ndarray) -> float:
     """Mean self-information -log2 p(item) in bits of the recommended items (Vargas & Castells 2011).
 
-    ``popularity`` (n_items,) events per item in the training data; one event is added to each, so unseen items stay finite.
+    ``popularity`` (n_items,) events per item in the training data; one event is added to each, so unseen items stay
+    finite.
     """
     share = (np.asarray(popularity, np.float64) + 1) / (np.sum(popularity) + len(popularity))
     shown = ranked[ranked != PAD]

@@ -1,4 +1,5 @@
-"""What a history is worth in search: the same query asked by the person, by nobody in particular, and with somebody else's history.
+"""What a history is worth in search: the same query asked by the person, by nobody in particular, and with somebody
+else's history.
 
 The third is the control: if any history helped as much as one's own, the gain would not be personal.
 """
@@ -25,7 +26,8 @@ SHOWN = 5  # items of the example
 
 @dataclass
 class PersonalisationRequests:
-    """One kind of query asked in ``WAYS``: metrics (N,) and ranked ids (N, 10) by way; ``lengths`` (N,) events of the own history."""
+    """One kind of query asked in ``WAYS``: metrics (N,) and ranked ids (N, 10) by way; ``lengths`` (N,) events of the
+    own history."""
 
     metrics: dict[str, dict[str, np.ndarray]]
     ranked: dict[str, np.ndarray]
@@ -46,7 +48,8 @@ def swapped(requests: Requests, seed: int) -> Requests:
 def ask(
     rank: Callable[[Requests], np.ndarray], requests: Requests, seed: int, bootstrap: int
 ) -> PersonalisationRequests:
-    """``rank``: requests -> ranked ids (N, 10). Requests without a history are left out: nothing can be personal there."""
+    """``rank``: requests -> ranked ids (N, 10). Requests without a history are left out: nothing can be personal
+    there."""
     requests = requests.take(np.flatnonzero(np.diff(requests.offsets) > 0))
     variants = dict(zip(WAYS, (requests, without_history(requests), swapped(requests, seed)), strict=True))
     ranked = {way: rank(one) for way, one in variants.items()}
@@ -87,7 +90,8 @@ def same_query_pairs(requests: Requests) -> np.ndarray:
 
 
 def example(requests: Requests, asked: PersonalisationRequests, titles: list[str]) -> dict | None:
-    """One query and two people who both find what they sought with their own history and not without; None where there are none.
+    """One query and two people who both find what they sought with their own history and not without; None where
+    there are none.
 
     Of all such pairs that with the fewest common answers.
     """

@@ -1,4 +1,5 @@
-"""Runs a search protocol on a run: our model and the protocol's baselines on the same requests, as a table and as files."""
+"""Runs a search protocol on a run: our model and the protocol's baselines on the same requests, as a table and as
+files."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import difflib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +26,15 @@ from genrec.evaluation.answerers import (
     query_texts,
     with_popularity,
 )
-from genrec.evaluation.baselines import DenseText, Popularity
+from genrec.evaluation.baseline_rows import Baselines
+from genrec.evaluation.baselines import DenseText, Popularity, stack
 from genrec.evaluation.impression_ranking import impression_ranking
 from genrec.evaluation.impression_rows import impression_rows
 from genrec.evaluation.metrics import PAD, bootstrap_interval, difference_text, paired_test, per_request_metrics, top_k
-from genrec.evaluation.protocol import OUR_NAMES
+from genrec.evaluation.protocol import OUR_NAMES, Evaluation
 from genrec.evaluation.qrels import qrels_metrics
 from genrec.generation.options import SearchOptions
+from genrec.ranking.ranker import Ranker
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
 
 log = logging.getLogger(__name__)
@@ -114,8 +118,26 @@ class Protocols:
     def __init__(self, run, split: str = "test", fitted: str = "train"):
         self.run, self.split, self.fitted, self.data = run, split, fitted, run.dataset
         self.last = VALID if fitted == "train+valid" else TRAIN
-        self.ranker = run.ranker(fitted)
         self.lexical, self.counts = run.lexical, run.dataset.item_counts(self.last)
+
+    @cached_property
+    def ranker(self) -> Ranker:
+        """Our model."""
+        return self.run.ranker(self.fitted)
+
+    def baselines(self) -> list[ProtocolResult]:
+        """The baselines' rows alone, of a run that is prepared and tokenized; the stack is what they are compared
+        with."""
+        results, made = [], Baselines(self.run, fits=False)
+        for task in Evaluation(self.run, self.split).tasks:
+            result = self.result("baselines", f"Baselines: {task.label}", ("full ranking, already-had items removed",))
+            result.subject = stack.NAME
+            for row in made.rows(task.requests, task.query_kind, self.fitted, 20):
+                found = per_request_metrics(row.ranked, task.requests.targets, [10, 20])
+                result.add(row.model, {name: found[name] for name in ("recall@10", "ndcg@10", "recall@20")})
+            result.notes += made.notes()
+            results += [result] if result.values else []
+        return results
 
     def result(self, name: str, title: str, notes: tuple[str, ...] = ()) -> ProtocolResult:
         info = self.data.info
@@ -234,7 +256,8 @@ class Protocols:
         return results
 
     def cold_user(self) -> list[ProtocolResult]:
-        """Searches with the history taken away, beside the same with it: the difference is what personalisation is worth."""
+        """Searches with the history taken away, beside the same with it: the difference is what personalisation is
+        worth."""
         results = []
         for kind in self.data.query_kinds:
             requests = self.data.requests(self.split, kind)
@@ -268,7 +291,8 @@ class Protocols:
         return results
 
     def cold_items(self) -> list[ProtocolResult]:
-        """Requests whose answer had no event up to the split that was fitted on; what the history holds is no answer."""
+        """Requests whose answer had no event up to the split that was fitted on; what the history holds is no
+        answer."""
         results, cold = [], self.counts == 0
         text = self.run.ids.catalogue.text.cpu().numpy()
         for kind in (None, *self.data.query_kinds):
@@ -306,7 +330,8 @@ class Protocols:
         return results
 
     def personalisation(self, requests: int = 0) -> list[ProtocolResult]:
-        """The same query with the person's history, without one, and with somebody else's; of so many ``requests`` of a kind (0: all)."""
+        """The same query with the person's history, without one, and with somebody else's; of so many ``requests`` of
+        a kind (0: all)."""
         results, k, most = [], min(10, self.data.n_items), requests
         for kind in self.data.query_kinds:
             requests = self.data.requests(self.split, kind)
@@ -351,6 +376,7 @@ class Protocols:
 
 
 PROTOCOLS: dict[str, Callable[[Protocols], list[ProtocolResult]]] = {
+    "baselines": Protocols.baselines,
     "product-search": Protocols.product_search,
     "session-search": Protocols.session_search,
     "sampled": Protocols.sampled,
@@ -367,7 +393,8 @@ def _wide(ranked: np.ndarray, width: int) -> np.ndarray:
 
 
 def run_protocol(run, name: str, split: str = "test", fitted: str = "train", **options) -> list[ProtocolResult]:
-    """The tables of a protocol, also written to ``RUN/results/protocol_NAME.json`` and ``.md`` (``results_valid/`` for validation)."""
+    """The tables of a protocol, also written to ``RUN/results/protocol_NAME.json`` and ``.md`` (``results_valid/``
+    for validation)."""
     if name not in PROTOCOLS:
         near = difflib.get_close_matches(name, list(PROTOCOLS), n=1, cutoff=0.0)[0]
         raise UserError(f"--protocol: '{name}' is not one of {', '.join(PROTOCOLS)}; did you mean '{near}'?")

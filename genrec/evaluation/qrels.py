@@ -1,4 +1,5 @@
-"""Metrics of ranked lists against relevance judgments: several relevant items per request, graded or not. Arrays in, arrays out."""
+"""Metrics of ranked lists against relevance judgments: several relevant items per request, graded or not. Arrays in,
+arrays out."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from genrec.evaluation.metrics import PAD
 
 @dataclass(frozen=True)
 class Qrels:
-    """Which items answer which request: ``topics`` / ``items`` (M,) int64 and ``gains`` (M,) float64 above 0; ``n`` requests.
+    """Which items answer which request: ``topics`` / ``items`` (M,) int64 and ``gains`` (M,) float64 above 0; ``n``
+    requests.
 
     A pair that is given twice counts once, with its higher gain; a gain of 0 is no answer.
     """
@@ -42,7 +44,8 @@ class Qrels:
         return cls(topics[keep], items[keep], gains[keep], n)
 
     def gains_of(self, ranked: np.ndarray) -> np.ndarray:
-        """Gain of each place of ranked item ids (n, K): (n, K), 0 for an item that is no answer and for an empty place."""
+        """Gain of each place of ranked item ids (n, K): (n, K), 0 for an item that is no answer and for an empty
+        place."""
         if not len(self.items):
             return np.zeros(ranked.shape)
         width = max(int(self.items.max()), int(ranked.max(initial=0))) + 1
@@ -55,9 +58,10 @@ class Qrels:
 def qrels_metrics(ranked: np.ndarray, qrels: Qrels, ks: Sequence[int] = (10,)) -> dict[str, np.ndarray]:
     """``map``, ``mrr``, ``ndcg`` and ``recall@k``, ``ndcg@k`` of every request, each (n,) float64.
 
-    ``ranked`` (n, K) distinct item ids, best first, -1 where empty. As trec_eval has them: average precision divides by the number of
-    relevant items, also of those that the list does not hold; ``mrr`` is 1 over the rank of the first; nDCG sums gain / log2(rank + 1)
-    over the best such sum. ``map``, ``mrr`` and ``ndcg`` read the whole list. A request without a relevant item scores 0.
+    ``ranked`` (n, K) distinct item ids, best first, -1 where empty. As trec_eval has them: average precision divides
+    by the number of relevant items, also of those that the list does not hold; ``mrr`` is 1 over the rank of the
+    first; nDCG sums gain / log2(rank + 1) over the best such sum. ``map``, ``mrr`` and ``ndcg`` read the whole list.
+    A request without a relevant item scores 0.
     """
     ranked = np.asarray(ranked)
     if ranked.ndim != 2 or len(ranked) != qrels.n or max(ks, default=0) > ranked.shape[1]:

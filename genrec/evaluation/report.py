@@ -29,9 +29,9 @@ Interval = tuple[float, float]
 class Row:
     """One model's results on one task, as the table shows them.
 
-    ``metrics`` maps ``recall@10``, ``ndcg@10``, ... (items already had removed) and ``raw_recall@10``, ... (not removed) to means;
-    ``intervals`` maps the same names to (low, high). ``query_kind`` is None for recommendation, ``logged`` for real queries, else
-    the rule that made them. Raises ``UserError`` for an unknown task or fit.
+    ``metrics`` maps ``recall@10``, ``ndcg@10``, ... (items already had removed) and ``raw_recall@10``, ... (not
+    removed) to means; ``intervals`` maps the same names to (low, high). ``query_kind`` is None for recommendation,
+    ``logged`` for real queries, else the rule that made them. Raises ``UserError`` for an unknown task or fit.
     """
 
     model: str
@@ -80,7 +80,8 @@ class Section:
 
 
 def sections(rows: Sequence[Row]) -> list[Section]:
-    """Rows by task and kind of query, in order of first appearance; recommendation first. Raises ``UserError`` for a row given twice."""
+    """Rows by task and kind of query, in order of first appearance; recommendation first. Raises ``UserError`` for a
+    row given twice."""
     grouped: dict[tuple[str, str | None], dict[tuple, dict[str, Row]]] = {}
     for row in sorted(rows, key=lambda row: list(TASKS).index(row.task)):
         line = grouped.setdefault((row.task, row.query_kind), {}).setdefault(
@@ -143,7 +144,8 @@ def _number(value: float) -> str:
 
 
 def results_table_markdown(rows: Sequence[Row], ks: Sequence[int] = (10,), notes: Sequence[str] = ()) -> str:
-    """The results in Markdown: a table per task and kind of query, then what a reader must know to compare, then ``notes``."""
+    """The results in Markdown: a table per task and kind of query, then what a reader must know to compare, then
+    ``notes``."""
     blocks = []
     for section in sections(rows):
         headers = _headers(ks)
@@ -166,7 +168,8 @@ def _escape(text: str) -> str:
 
 
 def caveats(rows: Sequence[Row]) -> list[str]:
-    """What holds for every table of these rows: what was removed, which fit is which, synthetic queries, the request's time."""
+    """What holds for every table of these rows: what was removed, which fit is which, synthetic queries, the
+    request's time."""
     removal = "Items the user already had are removed from the lists; the raw figure beside is without removal."
     found = [f"{removal} Brackets: bootstrap interval over requests."]
     if any(row.fitted_on == "train+valid" for row in rows):
@@ -200,7 +203,8 @@ def results_table_rich(rows: Sequence[Row], ks: Sequence[int] = (10,)) -> list[T
 
 
 def history_slices(per_request: PerRequest, seed: int, edges: Sequence[int] = (5, 10, 20)) -> list[figures.Bar]:
-    """Mean and interval by number of events the request could see: below the first edge, between edges, from the last on."""
+    """Mean and interval by number of events the request could see: below the first edge, between edges, from the last
+    on."""
     bounds = [0, *edges]
     return _bars(
         per_request.values,
@@ -211,7 +215,8 @@ def history_slices(per_request: PerRequest, seed: int, edges: Sequence[int] = (5
 
 
 def popularity_slices(per_request: PerRequest, seed: int, n_slices: int = 4) -> list[figures.Bar]:
-    """Mean and interval by training popularity of the target: items never trained on ("cold"), then quantiles of the requests."""
+    """Mean and interval by training popularity of the target: items never trained on ("cold"), then quantiles of the
+    requests."""
     popularity = np.asarray(per_request.target_popularity)
     seen = popularity[popularity > 0]
     edges = (
@@ -253,10 +258,11 @@ def write_report(
     notes: Sequence[str] = (),
     seed: int = 0,
 ) -> None:
-    """Write ``metrics.json``, ``table.md``, a ``results_*.png`` per table and, from ``per_request``, ``recall_by_*.png``.
+    """Write ``metrics.json``, ``table.md``, a ``results_*.png`` per table and, from ``per_request``,
+    ``recall_by_*.png``.
 
-    ``meta`` is stored as given: config, seed, split and its fingerprint, ties in time, commit. ``per_request`` maps a model's name to
-    its recall@ks[0], all for the same requests; without it there are no slice figures.
+    ``meta`` is stored as given: config, seed, split and its fingerprint, ties in time, commit. ``per_request`` maps a
+    model's name to its recall@ks[0], all for the same requests; without it there are no slice figures.
     """
     if not rows:
         raise UserError("the report has no results; evaluate at least one model")

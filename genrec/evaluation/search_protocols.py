@@ -1,11 +1,13 @@
-"""The protocols of the search literature: what is asked, of whom, and among which items. Rows are made in ``protocol_rows``.
+"""The protocols of the search literature: what is asked, of whom, and among which items. Rows are made in
+``protocol_rows``.
 
-``product-search``  every (person, query) topic of the test split against all its purchases: HEM, ZAM and TEM's MAP, MRR and nDCG@10
-``session-search``  every test click-out among the items that were shown with it: the MRR of the RecSys Challenge 2019
-``sampled``         the target among 99 random items the person never had (SynerGen, UniSAR). Far easier than full ranking: always labelled
-``ranking``         what the log showed, ranked by the chance of each kind of feedback: AUC and GAUC (see ``impression_ranking``)
-``cold-items``    the requests whose answer had no training event: what text and codes say of an item nobody has had
-``cold-user``       the test searches with the history taken away: what the query says alone, beside the answers with history
+``product-search``  every (person, query) topic of the test split against all its purchases: HEM, ZAM and TEM's MAP,
+MRR and nDCG@10 ``session-search``  every test click-out among the items that were shown with it: the MRR of the
+RecSys Challenge 2019 ``sampled``         the target among 99 random items the person never had (SynerGen, UniSAR).
+Far easier than full ranking: always labelled ``ranking``         what the log showed, ranked by the chance of each
+kind of feedback: AUC and GAUC (see ``impression_ranking``) ``cold-items``    the requests whose answer had no
+training event: what text and codes say of an item nobody has had ``cold-user``       the test searches with the
+history taken away: what the query says alone, beside the answers with history
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ LIST = 100  # places read by MAP and MRR of product search
 
 @dataclass(frozen=True)
 class ProtocolRequests:
-    """The requests of a protocol, what answers them, and (where the protocol has them) the only items that may be ranked.
+    """The requests of a protocol, what answers them, and (where the protocol has them) the only items that may be
+    ranked.
 
-    ``candidates`` (N, C) item ids in the order shown, -1 where empty. ``notes`` say what a reader of the table must know. ``shown``: the
-    whole lists, with items outside the catalogue, places and prices, where lists were shown.
+    ``candidates`` (N, C) item ids in the order shown, -1 where empty. ``notes`` say what a reader of the table must
+    know. ``shown``: the whole lists, with items outside the catalogue, places and prices, where lists were shown.
     """
 
     requests: Requests
@@ -73,8 +76,9 @@ def product_search(dataset: Dataset, split: str = "test") -> ProtocolRequests:
 def session_search(dataset: Dataset, split: str = "test", action: str = "clickout") -> ProtocolRequests:
     """Every click-out of a split with its slate; its history is all the person did before, in this session too.
 
-    A click-out is left out and counted when it has no slate, when its slate does not hold the item (by id) and when its slate belongs to
-    another split (``genrec.data.impressions``). ``split`` may be "train" too, for what learns from slates.
+    A click-out is left out and counted when it has no slate, when its slate does not hold the item (by id) and when
+    its slate belongs to another split (``genrec.data.impressions``). ``split`` may be "train" too, for what learns
+    from slates.
     """
     part = SPLITS["train"] if split == "train" else _split(split)
     if action not in dataset.actions_chain or dataset.impressions is None:
@@ -153,7 +157,8 @@ def sampled(
     seed: int = 0,
     negatives: int = SAMPLED_NEGATIVES,
 ) -> ProtocolRequests:
-    """The target of each request among ``negatives`` random items, drawn without replacement from those the person never had."""
+    """The target of each request among ``negatives`` random items, drawn without replacement from those the person
+    never had."""
     requests = dataset.requests(split, query_kind)
     return ProtocolRequests(
         requests, Qrels.build(np.arange(len(requests)), requests.targets, n=len(requests)),
@@ -165,7 +170,8 @@ def sampled(
 def random_candidates(
     dataset: Dataset, requests: Requests, split: str, query_kind: str | None, seed: int, negatives: int
 ) -> np.ndarray:
-    """(N, 1 + negatives) distinct item ids, rising, so that the target's place says nothing; fewer where the catalogue is too small.
+    """(N, 1 + negatives) distinct item ids, rising, so that the target's place says nothing; fewer where the
+    catalogue is too small.
 
     Each person has a draw of their own, so recommendation and search of one person are ranked among the same items.
     """
@@ -201,7 +207,8 @@ def without_history(requests: Requests) -> Requests:
 
 
 def last_text(requests: Requests, text: np.ndarray) -> np.ndarray:
-    """How like each item's ``text`` (n_items, d) unit vector is that of the history's last event: (N, n_items), 0 without one."""
+    """How like each item's ``text`` (n_items, d) unit vector is that of the history's last event: (N, n_items), 0
+    without one."""
     known = np.diff(requests.offsets) > 0
     vectors = np.zeros((len(requests), text.shape[1]), text.dtype)
     vectors[known] = text[requests.items[requests.offsets[1:][known] - 1]]
@@ -209,7 +216,8 @@ def last_text(requests: Requests, text: np.ndarray) -> np.ndarray:
 
 
 def shown_order(candidates: np.ndarray, scores: np.ndarray | None = None) -> np.ndarray:
-    """Candidates (N, C) ranked by ``scores`` (N, C), the earlier place first among equals; without scores as they were shown."""
+    """Candidates (N, C) ranked by ``scores`` (N, C), the earlier place first among equals; without scores as they
+    were shown."""
     if scores is None:
         return candidates
     order = np.argsort(np.where(candidates < 0, np.inf, -scores), axis=1, kind="stable")
@@ -225,7 +233,8 @@ def completed(ranked: np.ndarray, lists: np.ndarray) -> np.ndarray:
 
 
 def last_interacted(requests: Requests, candidates: np.ndarray) -> np.ndarray:
-    """How recently each candidate was in the history: (N, C), 1 for the newest event, 1/2 for the one before, 0 for never."""
+    """How recently each candidate was in the history: (N, C), 1 for the newest event, 1/2 for the one before, 0 for
+    never."""
     ages = requests.histories.ages
     width = int(max(requests.items.max(initial=0), candidates.max(initial=0))) + 1
     keys = requests.histories.rows.astype(np.int64) * width + requests.items.astype(np.int64)
@@ -241,7 +250,8 @@ def last_interacted(requests: Requests, candidates: np.ndarray) -> np.ndarray:
 def familiar(dataset: Dataset, requests: Requests, candidates: np.ndarray, last: int) -> np.ndarray:
     """Which candidates (N, C) had an event up to split ``last`` or stand in the request's own history: (N, C) bool.
 
-    The rest of the catalogue may not count as known: an item that is there for a later click alone would give that click away.
+    The rest of the catalogue may not count as known: an item that is there for a later click alone would give that
+    click away.
     """
     seen = dataset.item_counts(last)[np.clip(candidates, 0, dataset.n_items - 1)] > 0
     return (candidates >= 0) & (candidates < dataset.n_items) & (seen | (last_interacted(requests, candidates) > 0))

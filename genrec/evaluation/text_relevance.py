@@ -23,8 +23,9 @@ def text_relevance(
 ) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
     """nDCG of every query's judged items, by scorer: ``ndcg`` over all of them and ``ndcg@10``, each (Q,); and notes.
 
-    ``items`` in the order of the scores' columns; ``judgments`` as in the data contract (gains E 1, S 0.1, C 0.01, I 0). Judgments of items
-    without a row are left out and counted, as are queries with no item of any gain. Equal scores: the lower item first, whatever its gain.
+    ``items`` in the order of the scores' columns; ``judgments`` as in the data contract (gains E 1, S 0.1, C 0.01, I
+    0). Judgments of items without a row are left out and counted, as are queries with no item of any gain. Equal
+    scores: the lower item first, whatever its gain.
     """
     places = items.select("item_id", pl.int_range(pl.len()).alias("item"))
     judged = judgments.join(places, on="item_id", how="inner", maintain_order="left")
@@ -58,7 +59,8 @@ def text_relevance(
 
 
 def text_scorers(items: pl.DataFrame, encoder: TextEncoder) -> dict[str, TextScorer]:
-    """BM25, the text encoder's cosine, and the sum of both after dividing BM25 by the query's best; nothing is trained on queries."""
+    """BM25, the text encoder's cosine, and the sum of both after dividing BM25 by the query's best; nothing is
+    trained on queries."""
     lexical, dense = BM25().fit(items), DenseText().fit(encoder.encode(item_texts(items), "item"))
 
     def cosine(texts: Sequence[str]) -> np.ndarray:

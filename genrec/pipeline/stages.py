@@ -180,6 +180,7 @@ def stage_evaluate(run: Run, split: str = "test") -> Evaluation:
         f"{split} split, {info['split']}, fingerprint {info['split_fingerprint']}; full ranking over {info['items']} items; one item id per request; "
         f"{info['test_targets_tied_in_time']} test events share their time with the event before them (tie rule: {info['tie_rule']}).",
         *result.comparisons(),
+        *result.baselines.notes(),
     ]
     folder = run.folder / ("results" if split == "test" else f"results_{split}")
     write_report(folder, result.rows, meta, result.per_request(), notes=notes, seed=config.seed)

@@ -1,11 +1,15 @@
-"""Simple models, run on the same split and shown in the same table as ours; those that are also our evidence live in ``genrec.retrieval``.
+"""Simple models, run on the same split and shown in the same table as ours.
 
-Recommendation: ``fit(train, n_items)`` then ``score(histories)``; search: ``fit(...)`` then ``score(queries or vectors)``. Every
-``score`` returns (B, n_items) float32 for one chunk of requests and leaves masking to ``metrics.top_k``.
+Recommendation: ``fit(train, n_items, times)`` then ``score(histories)``; search: ``fit(...)`` then ``score(queries or
+vectors)``. Every ``score`` returns (B, n_items) float32 for one chunk of requests and leaves masking to
+``metrics.top_k``. ``search`` chooses their settings on validation; ``stack`` orders what they propose.
 """
 
+from genrec.evaluation.baselines.als import ImplicitALS
 from genrec.evaluation.baselines.dense_text import DenseText
+from genrec.evaluation.baselines.ease import EASE
 from genrec.evaluation.baselines.item_knn import ItemKNN
 from genrec.evaluation.baselines.popularity import Popularity
+from genrec.evaluation.baselines.transitions import Transitions
 
-__all__ = ["DenseText", "ItemKNN", "Popularity"]
+__all__ = ["EASE", "DenseText", "ImplicitALS", "ItemKNN", "Popularity", "Transitions"]

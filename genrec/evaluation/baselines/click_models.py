@@ -1,4 +1,5 @@
-"""Baselines of the ranking protocol: logistic regression, and a small network with target attention (DIN, arXiv 1706.06978).
+"""Baselines of the ranking protocol: logistic regression, and a small network with target attention (DIN, arXiv
+1706.06978).
 
 Both read what the ranking head reads: the same counts, item and situation, and (DIN) the same past with its actions.
 """
@@ -121,7 +122,8 @@ class _Net(nn.Module):
 
 
 class TargetAttention:
-    """DIN-style: the past is pooled with weights that depend on the candidate. Trained by Adam, stopped on validation."""
+    """DIN-style: the past is pooled with weights that depend on the candidate. Trained by Adam, stopped on
+    validation."""
 
     def __init__(self, dim: int = 16, length: int = 20, epochs: int = 4, batch: int = 1024, seed: int = 0):
         self.dim, self.length, self.epochs, self.batch, self.seed = dim, length, epochs, batch, seed
@@ -148,7 +150,8 @@ class TargetAttention:
         return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
 
     def fit(self, dataset: Dataset, train: Rows, judge) -> TargetAttention:
-        """``judge(scores of the validation rows)`` -> quality; ``train`` and validation rows come from one table of shown requests."""
+        """``judge(scores of the validation rows)`` -> quality; ``train`` and validation rows come from one table of
+        shown requests."""
         rates = train.shown.rates
         inputs, labels = self._inputs(dataset, train), torch.from_numpy(train.labels.astype(np.float32))
         with torch.random.fork_rng(devices=[]):

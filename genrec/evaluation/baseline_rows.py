@@ -1,0 +1,109 @@
+"""The baselines' rows of the results table: tuned simple models, SASRec, and the classic stack over all of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from genrec.data.dataset import TRAIN, VALID, Requests
+from genrec.evaluation.answerers import Scorer, query_texts, ranked_by_scores
+from genrec.evaluation.baselines import DenseText, stack
+from genrec.evaluation.baselines.search import BASELINES, chosen_settings, fitted, usable
+from genrec.evaluation.search_protocols import last_text
+from genrec.ranking.features import CandidateFeatures
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class BaselineRow:
+    """A model's lists: ``ranked`` without already-had items, ``raw`` with them (None for searches), both (N, K)."""
+
+    model: str
+    inputs: str
+    ranked: np.ndarray
+    raw: np.ndarray | None
+
+
+class Baselines:
+    """The baselines of a run, with settings chosen on validation; a fit's models are made once."""
+
+    def __init__(self, run: Any, fits: bool = True):
+        """``fits`` false leaves out what ``genrec train`` makes."""
+        self.run = run
+        self.names = [name for name in run.config.evaluation.baselines if fits or name != "sasrec"]
+        self.stacks: dict[str | None, stack.Stack] = {}
+        self._scorers: dict[tuple[int, bool], dict[str, tuple[str, Scorer]]] = {}
+
+    @cached_property
+    def chosen(self) -> dict[str, dict[str, Any]]:
+        """The settings of the tuned baselines, by name."""
+        return chosen_settings(self.run, self.names)
+
+    def notes(self) -> list[str]:
+        """What the search on validation chose, a line per baseline."""
+        return [
+            f"{BASELINES[name][0]}, chosen on validation: {', '.join(f'{key} {value}' for key, value in found.items())}"
+            for name, found in self.chosen.items()
+        ]
+
+    def scorers(self, last: int, searches: bool) -> dict[str, tuple[str, Scorer]]:
+        """Inputs and scorer of each simple baseline fitted up to split ``last``, by the name of its row."""
+        if (last, searches) not in self._scorers:
+            self._scorers[last, searches] = dict(self._text(last) if searches else self._collaborative(last))
+        return self._scorers[last, searches]
+
+    def _collaborative(self, last: int) -> Iterator[tuple[str, tuple[str, Scorer]]]:
+        for name in usable(self.names, self.run.dataset):
+            model = fitted(name, self.chosen[name], self.run.dataset, last)
+            yield BASELINES[name][0], ("ids", lambda chunk, model=model: model.score(chunk.histories))
+
+    def _text(self, last: int) -> Iterator[tuple[str, tuple[str, Scorer]]]:
+        if "bm25" in self.names:
+            yield "BM25", ("text", lambda chunk: self.run.lexical.score(query_texts(chunk)))
+        if "text" in self.names:
+            dense = DenseText().fit(self.run.ids.catalogue.text.cpu().numpy())
+            yield "dense text", ("text", lambda chunk: dense.score(self.run.ids.encoder.encode(query_texts(chunk))))
+
+    def rows(self, requests: Requests, kind: str | None, fit: str, k: int) -> Iterator[BaselineRow]:
+        """The rows for requests of a query ``kind`` (None: recommendations), fitted on ``fit``."""
+        last, searches = VALID if fit == "train+valid" else TRAIN, kind is not None
+        scorers = dict(self.scorers(last, searches))
+        if "sasrec" in self.names and not searches:
+            scorers["SASRec, cross-entropy"] = "ids", self.run.sasrec_scorer(fit)
+        for name, (inputs, scorer) in scorers.items():
+            yield BaselineRow(
+                name, inputs, *ranked_by_scores(scorer, requests, k, self.run.dataset.n_items, not searches)
+            )
+        if "stack" in self.names and stack.installed():
+            row = self._stack(requests, kind, last, k)
+            if row is not None:
+                yield row
+
+    def _stack(self, requests: Requests, kind: str | None, last: int, k: int) -> BaselineRow | None:
+        if kind not in self.stacks:
+            valid = self.run.dataset.requests("valid", kind)
+            if len(valid) < stack.MIN_REQUESTS:
+                return None
+            self.stacks[kind] = stack.Stack(self.run.config.seed).fit(self._sources(TRAIN, kind is not None), valid)
+        trees = self.stacks[kind]
+        if not trees.trees:
+            return None
+        sources = self._sources(last, kind is not None)
+        raw = trees.rank(sources, requests, k, exclude_seen=False) if kind is None else None
+        return BaselineRow(stack.NAME, "ids + text + features", trees.rank(sources, requests, k), raw)
+
+    def _sources(self, last: int, searches: bool) -> stack.Sources:
+        text = self.run.ids.catalogue.text.cpu().numpy()
+        scorers = {name: scorer for name, (_, scorer) in self.scorers(last, False).items()}
+        if searches:
+            scorers |= {name: scorer for name, (_, scorer) in self.scorers(last, True).items()}
+        else:
+            scorers["text of the last event"] = lambda chunk: last_text(chunk, text)
+        features = CandidateFeatures.build(self.run.dataset, text, last)
+        return stack.Sources(scorers, features, self.run.config.model.request_time)

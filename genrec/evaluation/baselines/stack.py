@@ -1,0 +1,155 @@
+"""The classic two-stage stack without a network: candidates of cheap sources, ordered by LightGBM's LambdaRank.
+
+The ranking features are ours (``CandidateFeatures``) and the scores and ranks of the sources. Trees are fitted on
+validation requests, with sources and counts fitted on train; they then order test requests with the sources of either
+fit, as our re-ranker does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Self
+
+import numpy as np
+
+from genrec.data.dataset import Requests
+from genrec.evaluation.metrics import PAD, top_k
+from genrec.ranking.features import CandidateFeatures
+
+log = logging.getLogger(__name__)
+Scorer = Callable[[Requests], np.ndarray]
+NAME = "LightGBM stack, no network"
+DEPTH = 50  # candidates of each source
+FIT_REQUESTS = 8000  # validation requests that the trees are fitted on
+MIN_REQUESTS = 50  # with fewer there is no row
+MIN_GROUPS = 20  # validation targets among the candidates
+CELLS = 1 << 24  # scores of one source held at once
+FOLDS, MAX_ROUNDS, PATIENCE = 4, 500, 40
+PARAMETERS = {
+    "objective": "lambdarank",
+    "metric": "ndcg",
+    "eval_at": [10],
+    "learning_rate": 0.05,
+    "num_leaves": 31,
+    "min_data_in_leaf": 50,
+    "feature_fraction": 0.7,
+    "bagging_fraction": 0.8,
+    "bagging_freq": 1,
+    "lambdarank_truncation_level": 20,
+    "deterministic": True,
+    "force_row_wise": True,
+    "verbosity": -1,
+}
+
+
+def installed() -> bool:
+    """Whether LightGBM is there; a warning with the remedy where it is not."""
+    if find_spec("lightgbm") is None:
+        log.warning("no row '%s': LightGBM is missing; install genrec[stack]", NAME)
+        return False
+    return True
+
+
+@dataclass
+class Sources:
+    """What proposes and describes candidates: scorers over the catalogue by name, and counts of one fit."""
+
+    scorers: dict[str, Scorer]
+    features: CandidateFeatures
+    request_time: bool = False
+
+    def candidates(self, requests: Requests, exclude_seen: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Candidates (B, K), rising, -1 where there are fewer, and their features (B, K, F) float32."""
+        scores = {name: np.asarray(scorer(requests), np.float32) for name, scorer in self.scorers.items()}
+        n_items = next(iter(scores.values())).shape[1]
+        histories = requests.histories if exclude_seen else None
+        tops = {name: top_k(one, min(DEPTH, n_items), histories)[0] for name, one in scores.items()}
+        ids = np.sort(np.concatenate(list(tops.values()), axis=1), axis=1)
+        ids[:, 1:][ids[:, 1:] == ids[:, :-1]] = PAD
+        ids = -np.sort(-ids, axis=1)
+        ids = ids[:, : max(int((ids >= 0).sum(1).max(initial=1)), 1)]
+        items, rows = np.maximum(ids, 0).astype(np.int64), np.arange(len(ids))[:, None]
+        columns = []
+        for name, one in scores.items():
+            columns.append(np.take_along_axis(one, items, 1))
+            rank = np.full(one.shape, 2 * DEPTH, np.int16)
+            top = tops[name]
+            where = np.where(top >= 0, top, top[:, :1])
+            rank[np.broadcast_to(rows, where.shape)[:, ::-1], where[:, ::-1]] = np.arange(where.shape[1])[::-1]
+            columns.append(np.take_along_axis(rank, items, 1))
+        columns += self.features.item_features(items, requests.reference_times(self.request_time))
+        columns += self.features.history_features(items, requests.histories)
+        return ids, np.stack([np.asarray(column, np.float32) for column in columns], axis=-1)
+
+
+class Stack:
+    """LightGBM over the candidates of ``Sources``: the mean of the models of ``FOLDS`` folds."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        self.trees: list[Any] = []
+
+    def fit(self, sources: Sources, requests: Requests) -> Self:
+        """Fit trees on validation requests: in each fold, the requests left out choose the number of trees."""
+        import lightgbm as library
+
+        draw = np.random.default_rng(self.seed)
+        if len(requests) > FIT_REQUESTS:
+            requests = requests.take(np.sort(draw.permutation(len(requests))[:FIT_REQUESTS]))
+        rows, labels, groups = [], [], []
+        for chunk in chunks(requests, sources):
+            ids, features = sources.candidates(chunk)
+            hit = ids == chunk.targets[:, None]
+            for row in np.flatnonzero(hit.any(1)):
+                live = ids[row] >= 0
+                rows.append(features[row, live])
+                labels.append(hit[row, live])
+                groups.append(int(live.sum()))
+        if len(groups) < MIN_GROUPS:
+            log.warning("%s: its sources find %d validation targets, too few to learn from", NAME, len(groups))
+            return self
+        fold = draw.permutation(len(groups)) % FOLDS
+        parameters = PARAMETERS | {"seed": self.seed}
+        for held in range(FOLDS):
+            parts = [library.Dataset(*_joined(rows, labels, (fold == held) == flag)) for flag in (False, True)]
+            stopping = library.early_stopping(PATIENCE, verbose=False)
+            trees = library.train(parameters, parts[0], MAX_ROUNDS, valid_sets=[parts[1]], callbacks=[stopping])
+            self.trees.append(trees)
+        rounds = [trees.best_iteration for trees in self.trees]
+        log.info("%s: %s trees from %d of %d validation requests", NAME, rounds, len(groups), len(requests))
+        return self
+
+    def rank(self, sources: Sources, requests: Requests, k: int, exclude_seen: bool = True) -> np.ndarray:
+        """Ranked item ids (N, k), -1 where empty."""
+        ranked = np.full((len(requests), k), PAD, np.int64)
+        begin = 0
+        for chunk in chunks(requests, sources):
+            ids, features = sources.candidates(chunk, exclude_seen)
+            table = features.reshape(-1, features.shape[-1])
+            scores = np.mean([trees.predict(table) for trees in self.trees], axis=0).reshape(ids.shape)
+            order = np.argsort(np.where(ids < 0, np.inf, -scores), axis=1, kind="stable")[:, :k]
+            ranked[begin : begin + len(chunk), : order.shape[1]] = np.take_along_axis(ids, order, 1)
+            begin += len(chunk)
+        return ranked
+
+
+def chunks(requests: Requests, sources: Sources):
+    """Consecutive requests, so few that each source's scores over the catalogue stay within ``CELLS``."""
+    size = max(1, min(256, CELLS // max(len(sources.features.counts), 1)))
+    for begin in range(0, len(requests), size):
+        yield requests.take(np.arange(begin, min(begin + size, len(requests))))
+
+
+def _joined(rows: list[np.ndarray], labels: list[np.ndarray], keep: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Features, labels, no reference, no weight, group sizes: the first arguments of ``lightgbm.Dataset``."""
+    index = np.flatnonzero(keep)
+    return (
+        np.concatenate([rows[one] for one in index]),
+        np.concatenate([labels[one] for one in index]).astype(np.int8),
+        None,
+        None,
+        np.array([len(labels[one]) for one in index]),
+    )
