@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from genrec import __version__
+from genrec.cli.init import init
 from genrec.cli.serve import export_events, serve
 from genrec.cli.show import show_answers, show_ids, show_protocol, show_results, show_verdict
 from genrec.console import console, log_handler
@@ -317,6 +318,7 @@ def export(
     console.print(f"bundle: {folder} ({size / 1e6:.1f} MB)", highlight=False)
 
 
+app.command()(init)
 app.command()(serve)
 app.command("export-events")(export_events)
 

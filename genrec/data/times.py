@@ -42,7 +42,7 @@ class TimeNotation:
 
     def __str__(self) -> str:
         if self.kind == "text":
-            return f"dates written {self.formats[0]}"
+            return f"dates written {self.formats[0].removesuffix('%.f')}"
         names = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds", "iso": "ISO dates"}
         return names.get(
             self.kind, {"excel": "Excel day numbers", "order": "positions in order"}.get(self.kind, "dates")

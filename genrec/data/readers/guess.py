@@ -82,7 +82,7 @@ def guess_log(path: Path) -> Guess:
     tables = _tables(files, guess)
     base = path if path.is_dir() else path.parent
     events = _choose_events(tables, guess, base)
-    _add_events(guess, events, base, path)
+    _add_events(guess, events, base, path, only=len(tables) == 1)
     _add_catalogue(guess, tables, events, base)
     return guess
 
@@ -311,10 +311,11 @@ def _pattern(table: Table, base: Path) -> str:
     return _relative(table.files[0].parent / (first[:start] + "*" + "".join(table.files[0].suffixes)), base)
 
 
-def _add_events(guess: Guess, events: Sequence[Table], base: Path, path: Path) -> None:
+def _add_events(guess: Guess, events: Sequence[Table], base: Path, path: Path, only: bool) -> None:
+    """The options of the event tables; ``only``: there are no other tables at the path."""
     main = events[0]
     if len(events) == 1:
-        if path.is_dir():
+        if path.is_dir() and not only:  # else files that come later belong to the events too
             guess.options["events"] = _pattern(main, base)
         guess.options |= _event_options(main, guess)
         return
