@@ -14,6 +14,7 @@ import torch
 
 from genrec.cli import main as cli
 from genrec.config.load import load_config
+from genrec.console import console
 from genrec.data.dataset import Dataset
 from genrec.data.prepare.pipeline import prepare
 from genrec.inference.bundle import export
@@ -127,7 +128,7 @@ def prepare_table(tmp_path):
 @pytest.fixture
 def genrec(monkeypatch, capsys):
     """``genrec(*arguments)`` -> (exit code, output, errors), through ``main`` as the installed command calls it."""
-    monkeypatch.setattr(cli.console, "width", 200)
+    monkeypatch.setattr(console, "width", 200)
 
     def call(*arguments: str):
         monkeypatch.setattr(sys, "argv", ["genrec", *map(str, arguments)])

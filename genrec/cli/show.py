@@ -1,12 +1,20 @@
-"""What the commands print: tables of answers, results, codes and verdicts."""
+"""What the commands print: tables of answers, results, codes and decisions."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from genrec.console import console
+
+if TYPE_CHECKING:  # slow to import
+    from genrec.evaluation.protocol import Evaluation
+    from genrec.inference.recommender import Answer
+    from genrec.preference.acceptance import GateDecision
+    from genrec.runs.run import Run
 
 
 def show_ids(folder: Path) -> None:
@@ -28,21 +36,20 @@ def show_ids(folder: Path) -> None:
     console.print(f"report and figures: {folder}")
 
 
-def show_verdict(folder: Path, verdict) -> None:
-    """What the guard of the preference stage measured and decided (``genrec.preference.guard.GateDecision``)."""
+def show_decision(folder: Path, decision: GateDecision) -> None:
+    """What the acceptance gate of the preference stage measured and decided."""
     table = Table("measure", "before", "after", "95 % of the difference", "", title="preference stage, validation")
-    for row in verdict.rows:
-        between = "" if row.low is None else f"[{row.low:+.4f}, {row.high:+.4f}]"
-        table.add_row(row.name, f"{row.before:.4f}", f"{row.after:.4f}", between, "" if row.fault is None else "fell")
+    for row in decision.rows:
+        interval = "" if row.low is None else f"[{row.low:+.4f}, {row.high:+.4f}]"
+        table.add_row(row.name, f"{row.before:.4f}", f"{row.after:.4f}", interval, "" if row.fault is None else "fell")
     console.print(table)
-    console.print(("kept: " if verdict.kept else "refused: ") + "; ".join(verdict.reasons), highlight=False)
-    console.print(
-        f"report: {folder / 'preference'}" + (f"; model: {folder / 'model_preferred'}" if verdict.kept else "")
-    )
+    console.print(("kept: " if decision.kept else "refused: ") + "; ".join(decision.reasons), highlight=False)
+    model = f"; model: {folder / 'model_preferred'}" if decision.kept else ""
+    console.print(f"report: {folder / 'preference'}{model}")
 
 
-def show_protocol(job, name: str, split: str, output: Path | None, fitted: str, options: dict) -> None:
-    """Run a protocol on a run and show its tables; ``output``: also write its JSON there."""
+def show_protocol(job: Run, name: str, split: str, fitted: str, options: dict) -> None:
+    """Run a protocol on a run and show its tables."""
     from genrec.evaluation.protocol_rows import run_protocol
 
     for result in run_protocol(job, name, split, fitted, **options):
@@ -53,14 +60,10 @@ def show_protocol(job, name: str, split: str, output: Path | None, fitted: str, 
         console.print(table)
         for line in [*result.notes, *result.comparisons()]:
             console.print(line, highlight=False)
-    written = job.folder / ("results" if split == "test" else f"results_{split}") / f"protocol_{name}.json"
-    console.print(f"results: {written}")
-    if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(written.read_text())
+    console.print(f"results: {job.results(split) / f'protocol_{name}.json'}")
 
 
-def show_results(result) -> None:
+def show_results(result: Evaluation) -> None:
     """The rows of an evaluation, a table per task, and the paired comparisons."""
     from genrec.evaluation.report import results_table_rich
 
@@ -70,7 +73,7 @@ def show_results(result) -> None:
         console.print(line, highlight=False)
 
 
-def show_answers(answers, title: str) -> None:
+def show_answers(answers: Iterable[Answer], title: str) -> None:
     """Ranked items with their titles."""
     table = Table("rank", "item", "title", "score", title=title)
     for rank, answer in enumerate(answers, 1):

@@ -90,7 +90,7 @@ class Setting:
 
 def sections(schema: type) -> dict[str, type]:
     """The sections of a schema by name: its fields that are dataclasses themselves."""
-    found = {}
+    found: dict[str, type] = {}
     for item in fields(schema):
         if isinstance(item.default_factory, type) and is_dataclass(item.default_factory):
             found[item.name] = item.default_factory

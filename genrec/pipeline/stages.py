@@ -182,7 +182,7 @@ def stage_evaluate(run: Run, split: str = "test") -> Evaluation:
         *result.comparisons(),
         *result.baselines.notes(),
     ]
-    folder = run.folder / ("results" if split == "test" else f"results_{split}")
+    folder = run.results(split)
     write_report(folder, result.rows, meta, result.per_request(), notes=notes, seed=config.seed)
     asked = {
         task.query_kind: requests_fingerprint(task.requests, info["items"])

@@ -73,6 +73,10 @@ class Run:
         config = config_from_dict(read_json(folder / CONFIG), str(folder / CONFIG))
         return cls(folder, with_overrides(config, overrides) if overrides else config)
 
+    def results(self, split: str = "test") -> Path:
+        """The folder of a split's results."""
+        return self.folder / ("results" if split == "test" else f"results_{split}")
+
     def save(self) -> None:
         """Write the config; it is what later commands take as the present one."""
         write_json(self.folder / CONFIG, to_dict(self.config))

@@ -65,7 +65,7 @@ def test_the_command_keeps_a_better_decoder_and_the_run_knows_it(copied_run, gen
     more = (*FAST, *LENIENT, "preference.phases=[distil,dpo]", "preference.learning_rate=0.005", "preference.epochs=3")
     code, out, err = genrec("prefer", run.folder, *more)
     assert code == 0 and "kept: better" in out, out + err
-    assert run.fitted == ["train", "preferred", "train+valid"]
+    assert copied_run().fitted == ["train", "preferred", "train+valid"]
     after = load_file(run.folder / MODEL / "model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all(name.startswith("decoder.") for name in changed) and before.keys() == after.keys()
