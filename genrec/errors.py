@@ -20,13 +20,14 @@ _NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate mem
 def machine_limit(error: BaseException | None) -> str | None:
     """One line with the remedy when an error, or one of its causes, means a full disk or too little memory; else None.
 
-    Libraries wrap these in exceptions of their own (safetensors, Polars, torch), so the message's words count beside the type.
+    Libraries wrap these in their own exceptions (safetensors, Polars, torch), so the message counts as well as the type.
     """
     while error is not None:
         words = str(error)
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(part in words for part in _NO_SPACE):
-            place = f" ({error.filename})" if getattr(error, "filename", None) else ""
-            return f"the disk is full{place}; free some space and run the same command again, what was finished is kept"
+            filename = getattr(error, "filename", None)
+            where = f" ({filename})" if filename else ""
+            return f"the disk is full{where}; free some space and run the same command again, what was finished is kept"
         if (
             isinstance(error, MemoryError)
             or type(error).__name__ == "OutOfMemoryError"
@@ -40,6 +41,6 @@ def machine_limit(error: BaseException | None) -> str | None:
 
 
 _TOO_LITTLE = (
-    "out of memory; raise training.accumulate, lower training.batch_size, training.valid_requests or decoding.batch_size, "
-    "or set training.negatives, and run the same command again"
+    "out of memory; raise training.accumulate, lower training.batch_size, training.valid_requests or "
+    "decoding.batch_size, or set training.negatives, and run the same command again"
 )

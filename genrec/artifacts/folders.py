@@ -1,7 +1,7 @@
-"""Atomic folders with a manifest: what made them, from what, and whether they are whole.
+"""Atomic folders with a manifest: the key of what they were made from, and the checksum of every file.
 
-A stage writes into a temporary folder beside its target and renames it at the end; a reader therefore sees a whole folder or none.
-What a killed process leaves behind is put right by the next one that looks at the same target.
+A stage writes into a temporary folder beside its target and renames it at the end, so a reader sees a whole folder or
+none. The next process that looks at a target cleans up what a killed process left there.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def _checksum(path: Path) -> str:
 
 @contextmanager
 def atomic_folder(target: Path, kind: str, key: str, info: dict | None = None) -> Iterator[Path]:
-    """Yield a temporary folder; on success write its manifest and rename it to ``target`` (an older one is replaced).
+    """Yield a temporary folder; on success write its manifest and rename it to ``target``, replacing an older folder.
 
-    ``key`` is the fingerprint of everything the content depends on. ``info`` (filled by the caller before the end) is kept in the
-    manifest. A failure inside leaves ``target`` as it was; so does a kill at any moment, see ``recover``. Everything is on the disk
-    before the old folder goes.
+    ``key`` is the fingerprint of everything the content depends on. ``info``, which the caller may fill before the end,
+    is kept in the manifest. A failure or a kill at any moment leaves ``target`` as it was, see ``recover``. Everything is
+    synced to the disk before the old folder is removed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     recover(target)
@@ -87,7 +87,7 @@ def atomic_folder(target: Path, kind: str, key: str, info: dict | None = None) -
 
 
 def _claim(target: Path) -> tuple[Path, int | None]:
-    """A new temporary folder beside ``target`` and the lock that says its maker lives (None where the file system has no locks)."""
+    """A new temporary folder beside ``target``, and the lock that shows its process is alive (None without file locks)."""
     while True:
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
         temporary.mkdir()
@@ -98,7 +98,7 @@ def _claim(target: Path) -> tuple[Path, int | None]:
             os.close(lock)
             if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN):
                 return temporary, None
-            continue  # somebody took it for a dead one's before it was locked
+            continue  # another process removed it as abandoned before it was locked
         if temporary.is_dir():
             return temporary, lock
         os.close(lock)
@@ -120,9 +120,9 @@ def _abandoned(temporary: Path) -> bool:
 
 
 def recover(target: Path) -> None:
-    """Put right what killed processes left beside ``target``.
+    """Clean up what killed processes left beside ``target``.
 
-    Their half-written folders go. A folder they had set aside without putting the new one in its place comes back.
+    Half-written folders are removed. A folder that was set aside before its successor was in place is restored.
     """
     name = glob.escape(target.name)
     for temporary in target.parent.glob(f".{name}.*.partial"):
@@ -131,13 +131,13 @@ def recover(target: Path) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
     for old in target.parent.glob(f".{name}.*.old"):
         if old.with_suffix(".partial").exists():
-            continue  # its maker lives and is between two renames
+            continue  # its process is alive, between two renames
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
             continue
         try:
             old.rename(target)
-            log.info("brought back %s, set aside by a process that was stopped", target)
+            log.info("restored %s, set aside by a process that was stopped", target)
         except OSError:  # another process was faster
             pass
 
@@ -152,13 +152,13 @@ def _sync(path: Path) -> None:
 
 
 def manifest_digest(manifest: dict) -> str:
-    """The checksum of the manifest itself (all but its own ``digest``): what it says of the other files can then be believed."""
+    """The checksum of a manifest without its own ``digest``, which protects the checksums it lists."""
     rest = {name: value for name, value in manifest.items() if name != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON through a temporary file of its own, so that neither a stop nor another process leaves half a file."""
+    """Write JSON through a temporary file with a unique name: a kill or a second writer never leaves half a file."""
     text = json.dumps(value, indent=1, default=str) + "\n"
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -180,10 +180,10 @@ def read_json(path: Path) -> Any:
 
 
 def open_artifact(folder: Path, kind: str, verify: bool = False) -> dict:
-    """The manifest of a whole folder of the right kind.
+    """The manifest of a complete folder of the right kind.
 
-    Raises ``UserError`` when the folder is missing, half-written, of another kind or format version, or when a file is missing,
-    has another size or (with ``verify``) another checksum; ``verify`` also checks the manifest itself.
+    Raises ``UserError`` if the folder is missing, half-written, of another kind or format version, or if a file is
+    missing or has another size. ``verify`` also compares the checksums of all files and of the manifest.
     """
     if not folder.is_dir():
         recover(folder)
@@ -223,7 +223,7 @@ def check_version(folder: Path) -> None:
 
 
 def is_current(folder: Path, kind: str, key: str) -> bool:
-    """Whether a whole folder made from exactly these inputs is there; what killed processes left beside it is put right."""
+    """Whether a complete folder with this key exists. Leftovers of killed processes are cleaned up."""
     recover(folder)
     try:
         return open_artifact(folder, kind)["key"] == key

@@ -1,7 +1,7 @@
 """Which artefacts of a folder belong to the present config.
 
-Every artefact carries the key of all that it was made from. A stage knows how to compute the key that the present config asks
-for. An artefact with another key, or with an input that has another key, is stale: it is named and never used.
+Every artefact carries the key of all that it was made from. A stage computes the key that the present config asks for.
+An artefact with another key, or with an input that has another key, is stale: it is named and never used.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ _BECAUSE = " cannot be used: "
 class Stage:
     """One artefact folder.
 
-    ``key`` computes the key that the present config asks for; None accepts any, where the inputs are out of reach. It is called
-    only when all ``inputs`` (names of other stages) are current. ``content`` raises ``UserError`` for a folder not to be used.
+    ``key`` computes the key that the present config asks for; None accepts any, where the inputs are out of reach. It is
+    called only if all ``inputs`` (names of other stages) are current. ``content`` raises ``UserError`` for a folder that
+    must not be used although its key is right.
     """
 
     name: str
@@ -58,7 +59,7 @@ class StageGraph:
         key = stage.key()
         if key is not None and manifest["key"] != key:
             raise UserError(
-                f"{folder} was made from another config, log or version of genrec; bring it up to date: genrec run CONFIG"
+                f"{folder} was made from another config, log or version of genrec; update it with: genrec run CONFIG"
             )
         if stage.content is not None:
             stage.content()

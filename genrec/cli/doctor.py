@@ -1,4 +1,4 @@
-"""What ``genrec doctor`` reports: the machine, and whether a run folder, a dataset or any other artefact is whole and makes sense."""
+"""What ``genrec doctor`` reports: the machine, and whether a run folder or any other artefact is complete and sound."""
 
 from __future__ import annotations
 
@@ -17,15 +17,12 @@ from safetensors.torch import load_file
 
 from genrec import __version__
 from genrec.artifacts.folders import MANIFEST, open_artifact, read_json, recover
-from genrec.config.schema import Config
 from genrec.data.dataset import KIND as DATASET
 from genrec.data.dataset import TEST, Dataset
-from genrec.data.prepare.pipeline import checksum_index, prepare_key
 from genrec.errors import UserError
 from genrec.inference.bundle import is_bundle, open_run
 from genrec.runs.run import Run
 from genrec.semantic_ids.tokenize import KIND as SEMANTIC_IDS
-from genrec.semantic_ids.tokenize import tokenize_key
 from genrec.training import checkpoints
 
 STAGES = {
@@ -64,7 +61,8 @@ def machine() -> Iterator[tuple[str, str]]:
     page = os.sysconf("SC_PAGE_SIZE")
     yield (
         "memory",
-        f"{page * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB, {page * os.sysconf('SC_AVPHYS_PAGES') / 2**30:.1f} GiB unused",
+        f"{page * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB, "
+        f"{page * os.sysconf('SC_AVPHYS_PAGES') / 2**30:.1f} GiB unused",
     )
     yield "free disk", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB"
 
@@ -79,7 +77,7 @@ def devices() -> list[str]:
 
 
 def check(path: Path) -> Iterator[Finding]:
-    """Look at a run folder, a bundle, an artefact folder, or a file of one. ``UserError`` where the path is none of these."""
+    """Check a run folder, a bundle, an artefact folder, or a file of one. ``UserError`` if the path is none of these."""
     path = Path(path)
     if path.is_file() and (path.parent / MANIFEST).is_file():
         path = path.parent
@@ -95,11 +93,13 @@ def check(path: Path) -> Iterator[Finding]:
         yield from _run(Run.open(path))
     elif path.is_dir():
         raise UserError(
-            f"{path} is not a run folder (no config.json) and no artefact (no {MANIFEST}); give the folder of a run, or one inside it"
+            f"{path} is not a run folder (no config.json) and no artefact (no {MANIFEST}); "
+            "give the folder of a run, or one inside it"
         )
     else:
         raise UserError(
-            f"{path} is no part of an artefact folder (no {MANIFEST} beside it); give the folder of a run, or one inside it"
+            f"{path} is no part of an artefact folder (no {MANIFEST} in its folder); "
+            "give the folder of a run, or one inside it"
         )
 
 
@@ -129,8 +129,12 @@ def _run(run: Run) -> Iterator[Finding]:
             yield Finding(name, f"half-written (no {MANIFEST}); delete {folder} and run again: genrec run CONFIG", True)
         elif name not in broken:
             yield Finding(name, f"not made yet; make it with: genrec {verb} CONFIG")
-    if broken.get("dataset") is False:
-        yield from _freshness(run, broken.get("semantic_ids") is False)
+    path = run.config.data.path
+    if path and not Path(path).exists():
+        yield Finding("data.path", f"{path} is gone; the prepared dataset can be used, but not made again")
+    for name in (name for name, wrong in broken.items() if not wrong):
+        if fault := run.stages.fault(name):
+            yield Finding(name, f"stale: {fault}")
     for work in sorted(run.folder.glob(".*/step-*")):
         yield _checkpoint(work)
     for left in sorted((*run.folder.glob(".*.partial"), *run.folder.glob(".*.old"))):
@@ -141,18 +145,6 @@ def _run(run: Run) -> Iterator[Finding]:
     free = shutil.disk_usage(run.folder).free
     if free < LOW_DISK:
         yield Finding("free disk", f"{free / 2**20:.0f} MiB beside {run.folder}: free some before training", True)
-
-
-def _freshness(run: Run, with_ids: bool) -> Iterator[Finding]:
-    """What the run's own config would make anew."""
-    again = "made from another config, version or log; genrec run makes it again"
-    config: Config = run.config
-    if config.data.path and not Path(config.data.path).exists():
-        yield Finding("data.path", f"{config.data.path} is gone; the prepared dataset can be used, but not made again")
-    elif run.dataset.manifest["key"] != prepare_key(config, checksum_index(run.folder / "dataset")):
-        yield Finding("dataset", again)
-    if with_ids and read_json(run.folder / "semantic_ids" / MANIFEST)["key"] != tokenize_key(config, run.dataset):
-        yield Finding("semantic_ids", again)
 
 
 def _checkpoint(folder: Path) -> Finding:
