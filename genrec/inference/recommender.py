@@ -18,7 +18,7 @@ from genrec.data.dataset import TRAIN, VALID, Requests
 from genrec.errors import UserError
 from genrec.generation.options import SearchOptions
 from genrec.inference.answering import answer_all, lists
-from genrec.inference.bundle import open_run
+from genrec.inference.bundle import BundleRun, export, open_run
 from genrec.inference.explain import Explanation, Walk, explain, walk
 from genrec.inference.filters import Category, Filters, facet
 from genrec.inference.histories import build_requests
@@ -74,6 +74,39 @@ class Recommender:
         Raises ``UserError`` when it is missing, half-written, changed, or of another version.
         """
         return cls(open_run(folder), fitted_on, store)
+
+    @classmethod
+    def fit(
+        cls, events: Any, items: Any = None, queries: Any = None, output: str | Path = "runs/fit", **settings: Any
+    ) -> Recommender:
+        """Train on tables in memory or on files and open the result; see ``genrec.pipeline.fit_frames``.
+
+        ``events``, ``items`` and ``queries`` are Polars or pandas frames, Arrow tables, or paths. ``output`` is the run
+        folder, which ``load`` opens later; a second call with the same tables does only what is not done yet.
+        ``settings`` are those of a config, as ``training={"epochs": 5}``. Raises ``UserError`` for a missing column or
+        an unknown setting.
+        """
+        from genrec.pipeline.fit_frames import fit_frames  # training is slow to import
+
+        return cls(fit_frames(events, items, queries, output, **settings))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a bundle to ``folder``: everything that answering needs. Items added since loading are not in it.
+
+        Raises ``UserError`` if this recommender was opened from a bundle, or ``folder`` holds something else.
+        """
+        return export(self.run.folder, folder, self.fitted_on, programs=False)
+
+    def evaluate(self, split: str = "test") -> pl.DataFrame:
+        """The results table on ``test`` or ``valid``: a row per model and kind of request, baselines included.
+
+        Raises ``UserError`` if this recommender was opened from a bundle, which holds no test events.
+        """
+        from genrec.pipeline.fit_frames import evaluate
+
+        if isinstance(self.run, BundleRun):
+            raise UserError(f"{self.run.folder} is a bundle and holds no held-out events; evaluate the run folder")
+        return evaluate(self.run, split)
 
     @property
     def ranker(self) -> Ranker:
