@@ -51,6 +51,8 @@ def test_the_front_page_is_short():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_that_pages_name_exist(page):
-    for name in re.findall(r"`((?:genrec|configs|tests|scripts|notebooks)/[\w/.-]+)`", page.read_text(encoding="utf-8")):
+    for name in re.findall(
+        r"`((?:genrec|configs|tests|scripts|notebooks)/[\w/.-]+)`", page.read_text(encoding="utf-8")
+    ):
         if "NAME" not in name:
             assert (ROOT / name).exists(), f"{page}: {name}"
