@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,13 +16,12 @@ from genrec.data.sequences import Windows
 from genrec.model.batch import Batch, BatchImpressions
 from genrec.model.query_features import QueryFeatures
 from genrec.semantic_ids.user_ids import LONG
-from genrec.text.encoder import unit
 
 
 class Collator:
     """Builds ``Batch`` from windows of a dataset (training) or from requests (inference).
 
-    ``features`` are those of the queries, ``texts`` of the items' texts (as further queries), ``keywords`` of each item's keywords. ``stages`` (S,) is the
+    ``features`` are those of the queries, ``texts`` of the items' texts (as further queries). ``stages`` (S,) is the
     index in the action chain of each of ``model.stages``. Requests of ``impressions`` join a training batch; ``impression_windows`` (N,), rising, is the
     window of each. Events whose action is below ``target_level`` in the chain are context and not predicted.
     """
@@ -35,11 +33,10 @@ class Collator:
         stages: np.ndarray | None = None,
         impressions: ImpressionLog | None = None,
         texts: QueryFeatures | None = None,
-        keywords: QueryFeatures | None = None,
         target_level: int = 0,
     ):
         self.target_level = target_level
-        self.model, self.stages, self.impressions, self.keywords = model, stages, impressions, keywords
+        self.model, self.stages, self.impressions = model, stages, impressions
         self.n_queries, self.features = len(features.text), features if texts is None else features.joined(texts)
         self.impression_windows = np.zeros(0, np.int64)
 
@@ -54,39 +51,6 @@ class Collator:
         source = SimpleNamespace(items=none, actions=none, queries=none, timestamps=none)
         return self._finish(
             source, zero, zero, zero[:, None], zero[:, None], (self.n_queries + ids)[:, None], np.asarray(ids)[:, None]
-        )
-
-    def teacher(self, batch: Batch) -> Batch | None:
-        """The batch with the target's keywords added to each request's query; None without searches.
-
-        Keywords join the query as they join a text in semantic IDs (OneSearch): the mean of the text vectors, normalised, and all tokens.
-        """
-        queries, targets = batch.request_queries.numpy(), batch.targets.numpy()
-        live = (queries > 0) & (targets >= 0)
-        if not live.any():
-            return None
-        assert self.keywords is not None
-        pairs, index = np.unique(np.stack([queries[live] - 1, targets[live]]), axis=1, return_inverse=True)
-        own = QueryFeatures(
-            batch.query_text.numpy(),
-            batch.query_words.numpy(),
-            np.append(batch.query_offsets.numpy(), len(batch.query_words)),
-        )
-        (text, words, starts), (key_text, key_words, key_starts) = own.take(pairs[0]), self.keywords.take(pairs[1])
-        mixed = unit(text + key_text)
-        rows = np.concatenate([_rows(starts, len(words)), _rows(key_starts, len(key_words))])
-        order = np.argsort(rows, kind="stable")
-        offsets = np.searchsorted(rows[order], np.arange(pairs.shape[1]))
-        request_queries = np.zeros_like(queries)
-        request_queries[live] = 1 + len(own.text) + index.ravel()
-        changed = {
-            "query_text": np.concatenate([own.text, mixed]),
-            "query_words": np.concatenate([own.words, np.concatenate([words, key_words])[order]]),
-            "query_offsets": np.concatenate([own.offsets[:-1], len(own.words) + offsets]),
-            "request_queries": request_queries,
-        }
-        return replace(
-            batch, **{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in changed.items()}
         )
 
     def windows(
@@ -281,11 +245,6 @@ def _add_older(batch: Batch, items: np.ndarray, actions: np.ndarray, first: np.n
     batch.older_items, batch.older_actions, batch.older_offsets = (
         torch.from_numpy(array.astype(np.int64)) for array in (items, actions, first)
     )
-
-
-def _rows(starts: np.ndarray, length: int) -> np.ndarray:
-    """The row of each of ``length`` ragged entries, of rows that begin at ``starts``."""
-    return np.searchsorted(starts, np.arange(length), side="right") - 1
 
 
 def _columns(row: np.ndarray, n_rows: int) -> tuple[np.ndarray, int]:

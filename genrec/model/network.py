@@ -121,9 +121,17 @@ class GenerativeRecommender(nn.Module):
         ``items`` (N, dim) are the vectors of all items, or of those that ``batch.items`` and ``anchors`` then name by row.
         """
         items = self.item_encoder() if items is None else items
+        context, block = self._tokens(batch, items)
         anchors = self.choose_anchors(batch) if anchors is None else anchors
-        tokens = None if anchors is None else self.anchor_tokens(anchors, items)
-        context, block = self._tokens(batch, items, anchors, tokens)
+        if anchors is not None and self.early_anchors is not None:
+            tokens = self.anchor_tokens(anchors, items)
+            block = block + self.early_anchors(block, anchors, *tokens)
+        if self.profile is not None:
+            older = None
+            if batch.older_items is not None:
+                older = batch.older_items, batch.older_actions, batch.older_offsets
+            profile = self.profile(self.item_encoder, batch.items, batch.actions, batch.positions, older)
+            block = torch.cat([block, profile], dim=2)
         length, (requests, size) = context.shape[1], block.shape[1:3]
         x = self.drop(self.input_norm(torch.cat([context, block.flatten(1, 2)], dim=1)))
         angles, mask = self._angles(batch, size), sequence_mask(length, batch.positions, size)
@@ -131,7 +139,7 @@ class GenerativeRecommender(nn.Module):
         x, cache = self.backbone.extend(x, angles, mask, cache_only=cache_only)
         visible, angles = mask[:, length::size, :length], angles[:, length:]
         blocks = [x[:, length - cache_only :].unflatten(1, (requests, size))]
-        if anchors is not None and tokens is not None and self.late_anchors is not None:
+        if anchors is not None and self.late_anchors is not None:
             blocks = [blocks[0] + self.late_anchors(blocks[0], anchors, *tokens)]
         if self.reasoning is not None:
             thoughts, cache = self.reasoning(self.backbone, blocks[0], angles, visible, cache)
@@ -139,23 +147,12 @@ class GenerativeRecommender(nn.Module):
         context = x[:, : length - cache_only]
         return Encoded(context, blocks[-1].mean(2), visible, items, blocks, angles, cache, anchors)
 
-    def _tokens(
-        self, batch: Batch, items: Tensor, anchors: Anchors | None, anchor_tokens: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
-        """Context tokens (B, T, dim) and the block of M tokens of each request (B, R, M, dim)."""
+    def _tokens(self, batch: Batch, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Context tokens (B, T, dim), and the first token of each request's block (B, R, 1, dim)."""
         queries = self.query_encoder(batch.query_text, batch.query_words, batch.query_offsets, self.item_encoder)
         context = items[batch.items] + self.actions(batch.actions) + self.query_of_event(queries)[batch.queries]
         query = torch.where((batch.request_queries > 0)[..., None], queries[batch.request_queries], self.no_query)
-        block = (self.request + query + self._last(context, batch.positions))[:, :, None]
-        if anchors is not None and anchor_tokens is not None and self.early_anchors is not None:
-            block = block + self.early_anchors(block, anchors, *anchor_tokens)
-        if self.profile is not None:
-            older = None
-            if batch.older_items is not None:
-                older = batch.older_items, batch.older_actions, batch.older_offsets
-            profile = self.profile(self.item_encoder, batch.items, batch.actions, batch.positions, older)
-            block = torch.cat([block, profile], dim=2)
-        return context, block
+        return context, (self.request + query + self._last(context, batch.positions))[:, :, None]
 
     def _angles(self, batch: Batch, block: int) -> Tensor:
         """Rotary angles of the context and of the requests' blocks: (B, T + R x block, planes)."""

@@ -1,6 +1,6 @@
 """InfoNCE against hard negatives: the second half of SynerGen's ``alpha x easy + (1 - alpha) x hard`` (arXiv 2509.21777, section 1.5).
 
-Hard are the items that the same person was shown and did not want; in a log that does not say, those that the model itself ranks highest.
+Hard negatives are impressions that the same user ignored; in a log without impressions, the items that the model itself ranks highest.
 """
 
 from __future__ import annotations
@@ -9,62 +9,58 @@ import torch
 from torch import Tensor
 
 from genrec.model.batch import BatchImpressions
+from genrec.model.device import selected, weighted_mean
 
 
 def contrast(requests: Tensor, index: Tensor, targets: Tensor, hard: Tensor) -> Tensor:
-    """Mean cross-entropy of targets (N,) among themselves and their hard negatives (N, H), -1 for none; 0 where nobody has one.
+    """Mean cross-entropy of targets (N,) among themselves and their hard negatives (N, H), -1 for none; 0 without any.
 
     ``requests`` (N, dim), ``index`` (n_items, dim) as for ``sampled_softmax``.
     """
-    some = (hard >= 0).any(1)
-    if not some.any():
-        return requests.sum() * 0
-    requests, targets, hard = requests[some], targets[some], hard[some]
+    rows, weights = selected((hard >= 0).any(1))
+    requests, targets, hard = requests[rows], targets[rows], hard[rows]
     own = (requests * index[targets]).sum(-1, keepdim=True)
     others = torch.einsum("nd,nhd->nh", requests, index[hard.clamp(min=0)]).masked_fill(
         (hard < 0) | (hard == targets[:, None]), -torch.inf
     )
-    return (torch.cat([own, others], dim=1).float().logsumexp(1) - own[:, 0].float()).mean()
+    losses = torch.cat([own, others], dim=1).float().logsumexp(1) - own[:, 0].float()
+    return weighted_mean(losses, weights)
 
 
-def ignored_impressions(shown: BatchImpressions, rows: Tensor, count: int, n_rows: int, n_items: int) -> Tensor:
-    """For each of the requests in sequences ``rows`` (N,): up to ``count`` items that its sequence was shown and never reached the first
-    stage with, drawn anew: (N, count), -1 where there are fewer.
+def ignored_impressions(shown: BatchImpressions, count: int, n_rows: int, n_items: int) -> Tensor:
+    """For each sequence up to ``count`` items that were shown in it and never reached the first stage: (n_rows, count), -1 where there are fewer.
+
+    They are drawn anew each time. Sizes depend on the data, so ``shown`` is the batch's copy on the host.
     """
     owner = shown.row[:, None].expand_as(shown.items)
-    live, wanted = shown.items >= 0, shown.reached[..., 0]
+    live, chosen = shown.items >= 0, shown.reached[..., 0]
     key = owner * n_items + shown.items
-    vain = key[live & ~wanted].unique()
-    vain = vain[~torch.isin(vain, key[live & wanted])]
-    vain = vain[torch.randperm(len(vain), device=vain.device)]
-    vain = vain[torch.argsort(vain // n_items, stable=True)]
-    have = torch.zeros(n_rows, dtype=torch.long, device=vain.device).index_add(
-        0, vain // n_items, torch.ones_like(vain)
-    )
-    lane = torch.arange(len(vain), device=vain.device) - (have.cumsum(0) - have)[vain // n_items]
-    table = vain.new_full((n_rows, count), -1)
-    kept = lane < count
-    table[(vain // n_items)[kept], lane[kept]] = (vain % n_items)[kept]
-    return table[rows]
+    ignored = key[live & ~chosen].unique()
+    ignored = ignored[~torch.isin(ignored, key[live & chosen])]
+    ignored = ignored[torch.randperm(len(ignored))]
+    ignored = ignored[torch.argsort(ignored // n_items, stable=True)]
+    row = ignored // n_items
+    per_row = torch.zeros(n_rows, dtype=torch.long).index_add(0, row, torch.ones_like(row))
+    column = torch.arange(len(ignored)) - (per_row.cumsum(0) - per_row)[row]
+    table = ignored.new_full((n_rows, count), -1)
+    kept = column < count
+    table[row[kept], column[kept]] = (ignored % n_items)[kept]
+    return table
 
 
 @torch.no_grad()
 def mined(
     requests: Tensor, index: Tensor, targets: Tensor, known: Tensor, count: int, among: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``count`` of the 2 x ``count`` items that score highest for each request: (N, count), -1 where there are fewer.
+    """Draw ``count`` of the 2 x ``count`` items that score highest for each request: (N, count), -1 where there are fewer.
 
-    Also the lowest score of the 2 x ``count``, and the share of them that is taken: (N,) each. An item that scores so high is drawn with that chance.
-    ``targets`` (N,) and what the person is ``known`` (N, T) to have had are left out, and what is not ``among`` (n,) the ids given.
+    Also the lowest score of the 2 x ``count``, and the fraction of them that is drawn, which is the chance of an item that scores so high: (N,) each.
+    ``targets`` (N,), the user's ``known`` items (N, T), and ids not ``among`` (n,) are left out.
     """
     scores = requests @ index.T
     if among is not None:
-        scores.masked_fill_(
-            torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device).index_fill(
-                0, among.to(scores.device), False
-            ),
-            -torch.inf,
-        )
+        hidden = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device).index_fill(0, among, False)
+        scores.masked_fill_(hidden, -torch.inf)
     scores.scatter_(1, known, -torch.inf).scatter_(1, targets[:, None], -torch.inf)
     best = scores.topk(min(2 * count, scores.shape[1]), dim=1)
     keys = torch.rand(best.values.shape, device=scores.device).masked_fill(best.values.isneginf(), -1.0)

@@ -1,6 +1,7 @@
-"""Losses of ranking logits: pointwise, pairwise and list-wise (SynerGen, arXiv 2509.21777, section 1.5; OnePiece, arXiv 2509.18091, SCL).
+"""Losses of ranking logits: pointwise and pairwise (SynerGen, arXiv 2509.21777, section 1.5; OnePiece, arXiv 2509.18091, SCL).
 
-All take flat candidates: ``logits`` (n,), ``labels`` (n,) bool and ``group`` (n,) int64, the request (or person) a candidate belongs to.
+All take N requests with C candidates each: ``logits`` (N, C), ``labels`` (N, C) bool for chosen candidates, ``live`` (N, C) bool, false for padding.
+Candidates of different requests are never compared: of two requests of one user the later one has seen the outcome of the earlier.
 """
 
 from __future__ import annotations
@@ -9,53 +10,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-def pointwise(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean binary cross-entropy."""
-    return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+from genrec.model.device import selected, weighted_mean
 
 
-def pairs(labels: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices (P,) of every chosen candidate and (P,) of every other one of its group. The groups need no order."""
-    order = torch.argsort(group, stable=True)
-    _, place, sizes = group[order].unique_consecutive(return_inverse=True, return_counts=True)
-    chosen = labels[order]
-    negatives = order[~chosen]  # by group
-    count = torch.zeros_like(sizes).index_add(0, place, (~chosen).long())
-    start = count.cumsum(0) - count
-    positive, owner = order[chosen], place[chosen]
-    times = count[owner]
-    first = times.cumsum(0) - times
-    row = torch.repeat_interleave(torch.arange(len(owner), device=labels.device), times)
-    return positive[row], negatives[start[owner][row] + torch.arange(len(row), device=labels.device) - first[row]]
+def pointwise(logits: Tensor, labels: Tensor, live: Tensor) -> Tensor:
+    """Mean binary cross-entropy. Use it for calibrated probabilities."""
+    index, weights = selected(live.flatten())
+    logits, labels = logits.flatten()[index].float(), labels.flatten()[index].float()
+    # The mean over all of index, scaled to those of weight 1.
+    loss = F.binary_cross_entropy_with_logits(logits, labels, weight=weights)
+    return loss * (len(weights) / weights.sum().clamp(min=1))
 
 
-def pairwise(logits: Tensor, labels: Tensor, group: Tensor) -> Tensor:
-    """Mean of ``-log sigma(s_i - s_j)`` over the pairs of a chosen i and a not chosen j of one group; 0 without a pair."""
-    better, worse = pairs(labels, group)
-    if len(better) == 0:
-        return logits.sum() * 0
-    return F.softplus(logits[worse].float() - logits[better].float()).mean()
-
-
-def listwise(logits: Tensor, labels: Tensor, group: Tensor) -> Tensor:
-    """Mean softmax cross-entropy of each chosen candidate against the not chosen ones of its group; 0 without a pair.
-
-    A chosen candidate does not compete with others that were chosen.
-    """
-    better, worse = pairs(labels, group)
-    if len(better) == 0:
-        return logits.sum() * 0
-    logits = logits.float()
-    positives, row = better.unique(return_inverse=True)
-    own = logits[positives]
-    top = own.detach().scatter_reduce(0, row, logits.detach()[worse], "amax")
-    others = torch.zeros_like(own).index_add(0, row, (logits[worse] - top[row]).exp())
-    return (((own - top).exp() + others).log() + top - own).mean()
+def pairwise(logits: Tensor, labels: Tensor, live: Tensor) -> Tensor:
+    """Mean of ``-log sigma(s_i - s_j)`` over pairs of a chosen i and a live j that was not chosen; 0 without a pair. Use it for order."""
+    n, count = logits.shape
+    pairs = (labels & live)[:, :, None] & (~labels & live)[:, None]  # (N, C, C)
+    index, weights = selected(pairs.flatten())
+    row, pair = index // (count * count), index % (count * count)
+    logits = logits.flatten()
+    better, worse = logits[row * count + pair // count], logits[row * count + pair % count]
+    return weighted_mean(F.softplus(worse.float() - better.float()), weights)
 
 
 def area_under_curve(scores: Tensor, labels: Tensor) -> float:
-    """AUC: how often a chosen candidate scores above one that was not, a tie counting half; nan where one of the two is missing.
+    """AUC: how often a chosen candidate scores above one that was not, a tie counting half; nan without either kind.
 
     ``scores`` (n,), ``labels`` (n,) bool.
     """
@@ -63,6 +42,6 @@ def area_under_curve(scores: Tensor, labels: Tensor) -> float:
     negatives = len(labels) - positives
     if not positives or not negatives:
         return float("nan")
-    _, place, counts = scores.unique(return_inverse=True, return_counts=True)
+    _, value, counts = scores.unique(return_inverse=True, return_counts=True)
     rank = counts.cumsum(0).double() - (counts.double() - 1) / 2  # ties share the mean of their ranks, from 1
-    return float((rank[place][labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    return float((rank[value][labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))

@@ -8,36 +8,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from genrec.model.device import to_device
 from genrec.objectives.linear_cross_entropy import linear_cross_entropy
 
 LARGE = 64  # times as many items as negatives
 
 
-def full_softmax(requests: Tensor, index: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+def full_softmax(requests: Tensor, index: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of targets (N,) under logits requests (N, dim) . index (n_items, dim)."""
-    return linear_cross_entropy(requests, index, targets, smoothing)
+    return linear_cross_entropy(requests, index, targets)
 
 
 @dataclass
 class Candidates:
-    """The items one step's softmax runs over: ``ids`` (C,), the batch's distinct targets first, rising; ``log_chance`` (C,) of being one."""
+    """The items of one step's softmax: ``ids`` (C,), the batch's distinct targets first, rising; ``log_chance`` (C,) of being one."""
 
     ids: Tensor
     log_chance: Tensor
     in_batch: int
 
-    def place(self, targets: Tensor) -> Tensor:
-        """Where targets of the batch (N,) stand among the candidates: (N,)."""
+    def index_of(self, targets: Tensor) -> Tensor:
+        """The index of each of the batch's targets (N,) among the candidates: (N,)."""
         return torch.searchsorted(self.ids[: self.in_batch], targets)
+
+    def to(self, device: torch.device) -> Candidates:
+        """A copy on ``device``."""
+        return Candidates(to_device(self.ids, device), to_device(self.log_chance, device), self.in_batch)
 
 
 def draw_candidates(
-    n_items: int, targets: Tensor, negatives: int, draw: torch.Generator | None = None, known: Tensor | None = None
+    n_items: int, targets: Tensor, negatives: int, draw: torch.Generator | None = None, among: Tensor | None = None
 ) -> Candidates:
-    """The distinct ``targets`` (of all processes, where each sees a part only) and ``negatives`` uniform draws.
+    """The distinct ``targets`` (of all processes) and ``negatives`` uniform draws. All tensors are on the CPU: their sizes depend on the data.
 
-    ``draw`` is a CPU generator that all processes share; ``known`` (n_items,) the ids that are drawn from, by default 0 to n_items - 1.
-    From a large catalogue the draws are with replacement, a few of them twice: a permutation of all items would cost more than the rest of a step.
+    ``draw`` is a generator that all processes share; ``among`` (n_items,) are the ids to draw from, by default 0 to n_items - 1. From a large
+    catalogue draws are with replacement, so that few occur twice: a permutation of all items would cost more than the rest of a step.
     """
     in_batch, counts = targets.unique(return_counts=True)
     uniform = min(negatives / n_items, 1.0)
@@ -48,19 +53,17 @@ def draw_candidates(
     else:
         drawn = torch.randint(n_items, (negatives,), generator=draw).unique()
         uniform = -math.expm1(negatives * math.log1p(-1 / n_items))
-    drawn = (drawn if known is None else known.cpu()[drawn]).to(targets.device)
+    drawn = drawn if among is None else among[drawn]
     ids = torch.cat([in_batch, drawn[~torch.isin(drawn, in_batch)]])
-    # Chance of being a candidate: drawn uniformly, or somebody's target (estimated by this batch's counts).
-    share = torch.cat([counts / counts.sum(), torch.zeros(len(ids) - len(in_batch), device=targets.device)])
+    # Chance of being a candidate: drawn uniformly, or a target (estimated by this batch's counts).
+    share = torch.cat([counts / counts.sum(), torch.zeros(len(ids) - len(in_batch))])
     chance = 1 - (1 - uniform) * (1 - share).clamp(min=1e-6) ** len(targets)
     return Candidates(ids, chance.clamp(min=1e-9).log(), len(in_batch))
 
 
-def sampled_softmax(
-    requests: Tensor, vectors: Tensor, targets: Tensor, candidates: Candidates, smoothing: float = 0.0
-) -> Tensor:
+def sampled_softmax(requests: Tensor, vectors: Tensor, targets: Tensor, candidates: Candidates) -> Tensor:
     """InfoNCE of requests (N, dim) against the candidates' ``vectors`` (C, dim), corrected by each one's expected count (logQ).
 
-    ``smoothing`` goes to the candidates evenly. With every item drawn as negative and no duplicates the value equals ``full_softmax``.
+    With all items drawn and no duplicates the value equals ``full_softmax``.
     """
-    return linear_cross_entropy(requests, vectors, candidates.place(targets), smoothing, -candidates.log_chance)
+    return linear_cross_entropy(requests, vectors, candidates.index_of(targets), -candidates.log_chance)

@@ -11,6 +11,7 @@ from torch import Tensor
 from genrec.config.schema import TrainingConfig
 from genrec.model.batch import Batch
 from genrec.model.code_decoder import node_means
+from genrec.model.device import to_device
 from genrec.model.network import Encoded, GenerativeRecommender
 from genrec.objectives.hard_negatives import contrast, ignored_impressions, mined
 from genrec.objectives.progressive import multi_label_loss, prefix_loss, step_levels, step_stages
@@ -24,19 +25,20 @@ def hard_contrast(
     network: GenerativeRecommender,
     batch: Batch,
     encoded: Encoded,
-    live: Tensor,
+    live: tuple[Tensor, ...],
     requests: Tensor,
     count: int,
     among: Tensor | None = None,
 ) -> Tensor:
-    """InfoNCE of the targets of ``live`` (B, R) against ``count`` hard negatives each.
+    """InfoNCE of the targets at ``live`` (rows and columns) against ``count`` hard negatives each.
 
     ``requests`` (N, dim) are their unit vectors. Hard negatives are impressions without a reaction where the log has
     impressions, else mined among the items ``among`` (n,), None for all.
     """
-    row, column = live.nonzero(as_tuple=True)
-    if batch.impressions is not None:
-        hard = ignored_impressions(batch.impressions, row, count, len(batch.items), len(encoded.items))
+    row, column = live
+    shown = batch.on_host.impressions
+    if shown is not None:
+        hard = to_device(ignored_impressions(shown, count, len(batch.items), len(encoded.items)), row.device)[row]
     else:
         hard, _, _ = _mined(network, batch, encoded, row, column, requests, count, among)
     return contrast(requests, network.item_index(encoded.items), batch.targets[live], hard)
@@ -59,7 +61,7 @@ def _mined(
 
 
 def progressive_loss(
-    network: GenerativeRecommender, batch: Batch, encoded: Encoded, live: Tensor, settings: TrainingConfig
+    network: GenerativeRecommender, batch: Batch, encoded: Encoded, live: tuple[Tensor, ...], settings: TrainingConfig
 ) -> Tensor:
     """The mean over reasoning steps of what each has to learn; see ``genrec/objectives/progressive.py``."""
     if settings.progressive == "codes":
@@ -70,23 +72,26 @@ def progressive_loss(
         states = block.mean(2)
         if batch.impressions is not None:
             impressions = batch.impressions
-            exists = impressions.items >= 0
-            vectors = network.retrieval_vectors(states[impressions.row, impressions.column])[:, None].expand(
-                -1, exists.shape[1], -1
-            )
+            request, slot = batch.where(_slots)
+            vectors = network.retrieval_vectors(states[impressions.row, impressions.column])[request]
             scale, bias = network.reasoning.calibration[step]
-            items, labels = encoded.items[impressions.items[exists]], impressions.reached[..., stage][exists]
-            total = total + multi_label_loss(vectors[exists], items, labels, bias, scale)
+            items, labels = encoded.items[impressions.items[request, slot]], impressions.reached[request, slot, stage]
+            total = total + multi_label_loss(vectors, items, labels, bias, scale)
         else:  # without impressions, step k learns to find the items that reached stage k
-            assert batch.reached is not None
-            positive = live & batch.reached[..., stage]
-            if positive.any():
+            positive = batch.where(lambda host, stage=stage: (host.targets >= 0) & host.reached[..., stage])
+            if len(positive[0]):
                 vectors = network.retrieval_vectors(states[positive])
                 total = total + full_softmax(vectors, network.item_index(encoded.items), batch.targets[positive])
     return total / len(steps)
 
 
-def _by_codes(network: GenerativeRecommender, batch: Batch, encoded: Encoded, live: Tensor) -> Tensor:
+def _slots(batch: Batch) -> Tensor:
+    """Which slots of a batch's impressions hold an item: (N, C) bool."""
+    assert batch.impressions is not None
+    return batch.impressions.items >= 0
+
+
+def _by_codes(network: GenerativeRecommender, batch: Batch, encoded: Encoded, live: tuple[Tensor, ...]) -> Tensor:
     steps = encoded.blocks[1:]
     total = encoded.requests.sum() * 0
     targets = batch.targets[live]
@@ -104,7 +109,7 @@ def ranking_loss(
     network: GenerativeRecommender,
     batch: Batch,
     encoded: Encoded,
-    live: Tensor,
+    live: tuple[Tensor, ...],
     settings: TrainingConfig,
     among: Tensor | None = None,
 ) -> Tensor:
@@ -119,10 +124,11 @@ def ranking_loss(
         candidates, reached = impressions.items, impressions.reached
         logits = network.rank(encoded, impressions.row, impressions.column, candidates, impressions.features)
     else:
-        row, column = live.nonzero(as_tuple=True)
-        drawn = torch.rand(len(row), device=row.device) < settings.rank_share
-        if not drawn.any():
+        row, column = live
+        drawn = (torch.rand(len(row)) < settings.rank_share).nonzero()[:, 0]  # on the host: it decides a shape
+        if not len(drawn):
             return encoded.requests.sum() * 0
+        drawn = to_device(drawn, row.device)
         row, column = row[drawn], column[drawn]
         candidates, chance = drawn_candidates(network, batch, encoded, row, column, settings, among)
         reached = torch.zeros(*candidates.shape, 1, dtype=torch.bool, device=row.device)
@@ -131,15 +137,12 @@ def ranking_loss(
         # "wrong".
         logits = network.rank(encoded, row, column, candidates) - chance.log()[..., None]
     exists = candidates >= 0
-    # Compare within a request only: across two requests of one user, the one that saw the other's outcome would learn
-    # the opposite.
-    group = torch.arange(len(candidates), device=exists.device)[:, None].expand_as(candidates)[exists]
     total = logits.sum() * 0
     for stage in range(logits.shape[-1]):
-        values, labels = logits[..., stage][exists], reached[..., stage][exists]
-        total = total + pointwise(values, labels)
+        values, labels = logits[..., stage], reached[..., stage]
+        total = total + pointwise(values, labels, exists)
         if settings.rank_pair_weight:
-            total = total + settings.rank_pair_weight * pairwise(values, labels, group)
+            total = total + settings.rank_pair_weight * pairwise(values, labels, exists)
     return total / logits.shape[-1]
 
 
@@ -163,7 +166,7 @@ def drawn_candidates(
     columns = [targets[:, None]]
     if settings.rank_negatives:
         drawn = torch.randint(count, (len(row), settings.rank_negatives), device=row.device)
-        columns.append(drawn if among is None else among.to(row.device)[drawn])
+        columns.append(drawn if among is None else among[drawn])
     chance = settings.rank_negatives / count
     if settings.hard_negatives:
         vectors = network.retrieval_vectors(encoded.requests[row, column])

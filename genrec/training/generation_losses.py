@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genrec.config.schema import TrainingConfig
+from genrec.model.device import to_device
 from genrec.model.network import Encoded, GenerativeRecommender
 from genrec.objectives.distillation import TeacherMass
 from genrec.objectives.generation import path_log_probabilities, path_losses, walked_nodes
@@ -18,7 +19,7 @@ TAUGHT_CATALOGUE = 1 << 16
 def generation_loss(
     network: GenerativeRecommender,
     encoded: Encoded,
-    live: Tensor,
+    live: tuple[Tensor, ...],
     targets: Tensor,
     settings: TrainingConfig,
     means: Tensor | None = None,
@@ -26,15 +27,16 @@ def generation_loss(
 ) -> Tensor:
     """Mean negative log-probability of the targets' semantic IDs, plus the distillation from the retrieval head.
 
-    ``live`` and ``targets`` (B, R). ``means`` (n_nodes, dim) of the item vectors below each node, where the caller has
+    ``live`` are rows and columns (N,) of requests with a target, ``targets`` (B, R). ``means`` (n_nodes, dim) of the item vectors below each node, where the caller has
     kept them. ``ignored`` (n_nodes,) bool: nodes that are no wrong answers.
     """
     decoder, trie = network.decoder, network.catalogue.trie
     assert decoder is not None
-    row, column = live.nonzero(as_tuple=True)
+    row, column = live
     if settings.generate_share < 1:
-        drawn = torch.rand(len(row), device=row.device) < settings.generate_share
-        drawn[:1] = True
+        kept = torch.rand(len(row)) < settings.generate_share  # on the host: it decides a shape
+        kept[:1] = True
+        drawn = to_device(kept.nonzero()[:, 0], row.device)
         row, column = row[drawn], column[drawn]
     targets = targets[row, column]
     paths = trie.item_path[targets][None]  # (walks, N, levels): the observed walk of each request
@@ -84,6 +86,5 @@ def dense_teacher(
     gained = torch.where(exists & first, logs.gather(1, leaf).exp() * bonus.expm1(), 0.0).sum(1).log1p()
     rows = torch.arange(len(ids), device=ids.device)
     chosen = logs.gather(1, trie.item_place[targets][:, None])[:, 0] + copy_bias.for_pairs(rows, targets)
-    rows, columns = exists.nonzero(as_tuple=True)
-    logs[rows, leaf[rows, columns]] = (logs.gather(1, leaf) + bonus.detach())[rows, columns]
+    logs = logs.scatter_add_(1, leaf, torch.where(exists & first, bonus.detach(), 0.0))
     return TeacherMass.in_leaf_order(trie, logs - gained.detach()[:, None]), (gained - chosen).mean()

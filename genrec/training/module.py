@@ -39,6 +39,7 @@ class TrainingModule(L.LightningModule):
     """
 
     untrained_nodes: Tensor | None  # (n_nodes,) bool
+    trained_items: Tensor | None  # (n,) ids
 
     def __init__(
         self,
@@ -53,7 +54,8 @@ class TrainingModule(L.LightningModule):
         Trie nodes with none of them below are no wrong answers either.
         """
         super().__init__()
-        self.decoder_only, self.trained_items = decoder_only, trained_items
+        self.decoder_only, self.trained_ids = decoder_only, trained_items  # these stay on the host, for its draws
+        self.register_buffer("trained_items", trained_items, persistent=False)
         nodes = None if trained_items is None else nodes_without(network.catalogue.trie, trained_items)
         self.register_buffer("untrained_nodes", nodes, persistent=False)
         self.frozen: tuple[Tensor, Tensor] | None = None  # item vectors and node means of a frozen backbone
@@ -102,10 +104,11 @@ class TrainingModule(L.LightningModule):
         """As ``training_step``, before sharding is taken care of."""
         if self.decoder_only:
             return self.decoder_step(batch)
-        live, settings = batch.targets >= 0, self.settings
+        settings = self.settings
+        live = batch.where(lambda host: host.targets >= 0)  # rows and columns of the requests with a target
         targets = batch.targets[live]
         retrieves = settings.retrieve_weight > 0 and len(targets) > 0
-        candidates = self.candidates(targets, index) if retrieves else None
+        candidates = self.candidates(batch, index) if retrieves else None
         batch, anchors, items, ids = self.item_vectors(batch, candidates)
         encoded = self.network.encode(batch, items, anchors)
         loss = encoded.requests.sum() * 0
@@ -137,18 +140,20 @@ class TrainingModule(L.LightningModule):
         """The items that the softmax runs over; None for all, as while items are aligned with their texts."""
         return None if self.current_epoch < self.settings.align_epochs else self.trained_items
 
-    def candidates(self, targets: Tensor, index: int) -> Candidates | None:
-        """What a step's softmax runs over: the targets and one draw of all processes; None for all items."""
+    def candidates(self, batch: Batch, index: int) -> Candidates | None:
+        """What a step's softmax runs over: the targets and one draw of all processes; None for all items.
+
+        Drawn on the host, which has the targets too: how many are distinct decides a shape.
+        """
         n_items = self.network.catalogue.n_items if self.trained_items is None else len(self.trained_items)
-        negatives = self.negatives(n_items)
+        negatives, device = self.negatives(n_items), batch.targets.device
         if not negatives:
-            if self.softmax_items is None:
-                return None
-            return Candidates(
-                self.softmax_items.to(targets.device), torch.zeros(n_items, device=targets.device), n_items
-            )
+            items = self.softmax_items
+            return None if items is None else Candidates(items, torch.zeros(n_items, device=device), n_items)
         draw = torch.Generator().manual_seed(step_seed(self.seed, self.current_epoch, index, -1))
-        return draw_candidates(n_items, gather_rows(targets), negatives, draw, self.trained_items)
+        targets = batch.on_host.targets
+        everyones = gather_rows(targets[targets >= 0])
+        return draw_candidates(n_items, everyones, negatives, draw, self.trained_ids).to(device)
 
     def negatives(self, n_items: int) -> int:
         """How many negatives a step draws; 0 for the softmax over the whole catalogue."""
@@ -171,13 +176,17 @@ class TrainingModule(L.LightningModule):
         if candidates is None or by_id or settings.infonce_easy < 1:
             return batch, anchors, network.item_encoder(), None if candidates is None else candidates.ids
         used = [candidates.ids, batch.items.flatten(), *([] if anchors is None else [anchors.ids.flatten()])]
-        rows, index = torch.cat(used).unique(return_inverse=True)
+        rows = torch.cat(used)
+        if rows.device.type == "cpu":
+            rows, index = rows.unique(return_inverse=True)
+        else:  # repeats cost less than waiting for the device to count them
+            index = torch.arange(len(rows), device=rows.device)
         ids, context, *anchor_rows = index.split([len(part) for part in used])
         batch = replace(batch, items=context.view_as(batch.items))
         anchors = replace(anchors, ids=anchor_rows[0].view_as(anchors.ids)) if anchors is not None else None
         return batch, anchors, network.item_encoder(rows), ids
 
-    def auxiliary_losses(self, batch: Batch, encoded: Encoded, live: Tensor) -> Tensor:
+    def auxiliary_losses(self, batch: Batch, encoded: Encoded, live: tuple[Tensor, ...]) -> Tensor:
         """What reasoning steps and the ranking head learn, weighted; each is switched by config."""
         settings, total = self.settings, encoded.requests.sum() * 0
         if settings.progressive != "none" and self.network.reasoning is not None:
@@ -203,8 +212,8 @@ class TrainingModule(L.LightningModule):
                 self.frozen = items, node_means(self.network.catalogue.trie, items)
             self.network.train()
             encoded = self.network.encode(batch, self.frozen[0], self.network.choose_anchors(batch, leave_out=True))
-        live = batch.targets >= 0
-        if not live.any():
+        live = batch.where(lambda host: host.targets >= 0)
+        if not len(live[0]):
             assert self.network.decoder is not None
             return torch.stack([parameter.sum() for parameter in self.network.decoder.parameters()]).sum() * 0
         loss = self.generation_loss(batch, encoded, live, self.frozen[1])
@@ -212,7 +221,7 @@ class TrainingModule(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def generation_loss(self, batch: Batch, encoded: Encoded, live: Tensor, means: Tensor | None = None) -> Tensor:
+    def generation_loss(self, batch: Batch, encoded: Encoded, live: tuple[Tensor, ...], means: Tensor | None = None) -> Tensor:
         """See ``generation_losses``; while items are aligned with their texts, any item may be the answer."""
         ignored = None if self.current_epoch < self.settings.align_epochs else self.untrained_nodes
         return generation_loss(self.network, encoded, live, batch.targets, self.settings, means, ignored)

@@ -164,7 +164,9 @@ class Padded(Step):
         logits = self.network.retrieval_vectors(encoded.requests) @ self.network.item_index(encoded.items).T
         loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-1)
         if settings.generate_weight:
-            loss = loss + settings.generate_weight * self.module.generation_loss(batch, encoded, batch.targets >= 0)
+            loss = loss + settings.generate_weight * self.module.generation_loss(
+                batch, encoded, batch.where(lambda host: host.targets >= 0)
+            )
         return loss
 
 
@@ -187,7 +189,7 @@ def trunk_products(step: Step, batch: Batch, place: int) -> list[tuple[int, int,
     """Those of the backbone and, last, of the item vectors and of the softmax over items."""
     config, network = step.config, step.network
     with torch.no_grad():
-        candidates = step.module.candidates(batch.targets[batch.targets >= 0], place)
+        candidates = step.module.candidates(batch, place)
         made = len(step.module.item_vectors(batch, candidates)[2])
     context, requests = step.context(place), int(step.loader.counts[step.loader.batches[place]].sum())
     dim, items = config.model.dim, network.catalogue.n_items

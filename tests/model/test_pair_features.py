@@ -169,13 +169,13 @@ def test_a_ranking_loss_learns_whole_catalogue_odds_from_hard_draws():
         (1000 * wanted[:, None] * chance[None] * (1 - torch.eye(5))).round().long()
     )  # how often i is the answer and j beside it
     lists = torch.repeat_interleave(often.nonzero(), often[often > 0], dim=0)
-    labels, group = torch.tensor([True, False]).repeat(len(lists)), torch.arange(len(lists)).repeat_interleave(2)
+    labels, live = torch.tensor([True, False]).expand(len(lists), -1), torch.ones(len(lists), 2, dtype=torch.bool)
     for corrected in (True, False):
         logits = torch.zeros(5, requires_grad=True)
         optimizer = torch.optim.Adam([logits], lr=0.05)
         for _ in range(800):
             scores = logits - chance.log() if corrected else logits
-            loss = pairwise(scores[lists].flatten(), labels, group)
+            loss = pairwise(scores[lists], labels, live)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -190,8 +190,8 @@ def test_the_ranking_loss_corrects_its_logits(world, prepared_run):
         prepared_run.config.training, rank_negatives=3, hard_negatives=2, rank_share=1.0, rank_pair_weight=0.5
     )
     with torch.no_grad():
-        encoded, live = network.eval().encode(batch), batch.targets >= 0
-        row, lane = live.nonzero(as_tuple=True)
+        encoded = network.eval().encode(batch)
+        live = row, lane = (batch.targets >= 0).nonzero(as_tuple=True)
         torch.manual_seed(0)
         loss = ranking_loss(network, batch, encoded, live, settings)
         torch.manual_seed(0)
@@ -200,10 +200,8 @@ def test_the_ranking_loss_corrects_its_logits(world, prepared_run):
         values = network.rank(encoded, row, lane, candidates)[..., 0]
     known, labels = candidates >= 0, torch.zeros_like(candidates, dtype=torch.bool)
     labels[:, 0] = True
-    group = torch.arange(len(row))[:, None].expand_as(candidates)[known]
     wanted = [
-        pointwise(one[known], labels[known]) + 0.5 * pairwise(one[known], labels[known], group)
-        for one in (values - chance.log(), values)
+        pointwise(one, labels, known) + 0.5 * pairwise(one, labels, known) for one in (values - chance.log(), values)
     ]
     torch.testing.assert_close(loss, wanted[0])
     assert (loss - wanted[1]).abs() > 0.1

@@ -184,7 +184,7 @@ def test_every_weight_of_the_pointer_learns(pointing, prepared_run):
     features = QueryFeatures.build(prepared_run.dataset.query_texts, prepared_run.ids.encoder)
     batch = Collator(config.model, features).requests(prepared_run.dataset.requests("valid").take(np.arange(8)))
     module = TrainingModule(pointing, config, 1)
-    loss = module.generation_loss(batch, pointing.encode(batch), batch.targets >= 0)
+    loss = module.generation_loss(batch, pointing.encode(batch), (batch.targets >= 0).nonzero(as_tuple=True))
     gradients = torch.autograd.grad(loss, list(pointing.decoder.pointer.parameters()))
     assert all(gradient.abs().max() > 0 for gradient in gradients)
 

@@ -73,9 +73,9 @@ def test_which_items_are_cold_depends_on_name_and_seed_alone():
 
 def test_negatives_are_drawn_from_known_items():
     known, targets = torch.tensor([1, 3, 5, 7, 9]), torch.tensor([3, 9])
-    assert draw_candidates(5, targets, 5, known=known).ids.sort().values.tolist() == known.tolist()
+    assert draw_candidates(5, targets, 5, among=known).ids.sort().values.tolist() == known.tolist()
     drawn = draw_candidates(5, targets, 2, torch.Generator().manual_seed(0), known)
-    assert set(drawn.ids.tolist()) <= set(known.tolist()) and drawn.place(targets).tolist() == [0, 1]
+    assert set(drawn.ids.tolist()) <= set(known.tolist()) and drawn.index_of(targets).tolist() == [0, 1]
 
 
 def test_the_protocol_asks_for_them(tmp_path, tiny_overrides):
