@@ -7,6 +7,8 @@ torch for any device. Half precisions (autocast) have float32 logits.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -18,10 +20,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor, table: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:
         device = rows.device.type
-        work = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
+        known = torch.amp.is_autocast_available(device)  # not on meta
+        work = torch.get_autocast_dtype(device) if known and torch.is_autocast_enabled(device) else rows.dtype
         step = max(16, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * len(table)))
         cast_rows, cast_table = rows.detach().to(work), table.detach().to(work)
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(device, enabled=False) if known else nullcontext():
             if not any(ctx.needs_input_grad[:2]):
                 return _passes(cast_rows, cast_table, targets, bias, step, None)
             gradients = torch.empty(rows.shape, device=rows.device), torch.zeros(table.shape, device=table.device)

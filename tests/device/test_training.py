@@ -1,0 +1,94 @@
+"""The training step on one device: nothing on the CPU, nothing read back but where ``read_back`` says so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+SIZES = 2  # read-backs of a step that learns codes: the walked nodes, and the children on the way of each path
+
+# (settings of the model, settings of the training, read-backs)
+STEPS = {
+    "backbone": ({}, {"generate_weight": 0.0}, 0),
+    "sampled negatives": ({}, {"negatives": 20}, 0),
+    "without anchors": ({"anchors": 0}, {}, SIZES),
+    "with a decoder": ({}, {}, SIZES),
+    "without a pointer": ({"pointer": False}, {}, SIZES),
+    "without a teacher": ({}, {"distill_weight": 0.0}, SIZES),
+    "hard negatives": ({}, {"infonce_easy": 0.5}, SIZES),
+    "search anchors": ({"query_anchors": True}, {}, SIZES),
+    "user tokens": ({"user_tokens": True, "summary_tokens": 2}, {}, SIZES),
+    "steps by codes": ({"reasoning_steps": 2}, {"progressive": "codes"}, SIZES),
+    "steps by stages": ({"reasoning_steps": 2, "stages": ["click", "cart"]}, {"progressive": "actions"}, SIZES),
+    "ranking of draws": ({"ranking": True, "reasoning_steps": 1}, {"rank_list_weight": 0.5}, SIZES),
+    "ranking of impressions": (
+        {"ranking": True, "stages": ["click", "cart"], "reasoning_steps": 2},
+        {"progressive": "actions", "infonce_easy": 0.5, "rank_list_weight": 0.5},
+        SIZES,
+    ),
+    "searches": ({}, {"category_weight": 0.5, "keyword_distill_weight": 0.5}, SIZES),
+    "label smoothing": ({"use_text": False}, {"label_smoothing": 0.1, "negatives": 20}, SIZES),
+}
+
+
+def step(module, batch, teacher=None):
+    """One forward and backward pass as the trainer runs it, and the optimiser's step."""
+    module.teacher = teacher
+    loss = module.step_loss(batch, 0)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(module.network.parameters(), 1.0)
+    optimizer = torch.optim.AdamW(p for p in module.network.parameters() if p.grad is not None)
+    optimizer.step()
+    return loss
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_stays_on_its_device(name, one_device, read_backs, collated, on_meta, with_settings, prepared_run):
+    model, training, expected = STEPS[name]
+    config = with_settings(model, training)
+    batch, teacher = collated(config.model)
+    generate = name not in ("backbone", "sampled negatives")
+    categories = torch.arange(prepared_run.dataset.n_items) % 5
+    module = on_meta(config, generate, categories=categories)
+    moved = batch.to("meta")
+    keywords = teacher.to("meta") if training.get("keyword_distill_weight") else None
+    with one_device.OneDevice():
+        loss = step(module, moved, keywords)
+    assert loss.device.type == "meta" and read_backs.calls == expected
+
+
+@pytest.mark.parametrize("negatives", [0, 20])
+def test_untrained_items_are_known_on_the_device(negatives, one_device, read_backs, collated, on_meta, with_settings):
+    """With items left out of the softmax, and mined negatives among the others."""
+    config = with_settings({"ranking": True}, {"negatives": negatives, "infonce_easy": 0.5})
+    batch, _ = collated(config.model)
+    module = on_meta(config, known=torch.arange(0, 80, 2))
+    with one_device.OneDevice():
+        step(module, batch.to("meta"))
+    assert read_backs.calls == SIZES
+
+
+def test_the_decoder_alone(one_device, read_backs, collated, on_meta, with_settings):
+    config = with_settings()
+    module = on_meta(config, decoder_only=True)
+    batch, _ = collated(config.model)
+    for _ in range(2):  # the second step uses the item vectors that the first one kept
+        read_backs.calls = 0
+        with one_device.OneDevice():
+            step(module, batch.to("meta"))
+        assert read_backs.calls == SIZES
+
+
+def test_the_dry_run_sees_mixed_devices_and_values_read_back(one_device):
+    """The checks themselves: what CUDA refuses, meta lets pass; what waits for the device, meta refuses."""
+    here, there = torch.zeros(4, 4), torch.zeros(4, 4, device="meta")
+    index = torch.zeros(2, dtype=torch.long)
+    for mixed in (lambda: there @ here, lambda: there[index], lambda: there.gather(0, index[:, None])):
+        with one_device.OneDevice(), pytest.raises(RuntimeError, match="mixes devices"):
+            mixed()
+    for read in (lambda: int(there.sum()), lambda: there.nonzero(), lambda: there[there > 0], lambda: there.unique()):
+        with one_device.OneDevice(), pytest.raises((RuntimeError, NotImplementedError)):
+            read()
+    with one_device.OneDevice():
+        assert (there * torch.tensor(2.0)).device.type == "meta"  # CPU scalars are welcome
+        assert here.to("meta").device.type == "meta"
