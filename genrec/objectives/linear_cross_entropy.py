@@ -86,9 +86,7 @@ def _passes(
     return loss / count
 
 
-def linear_cross_entropy(
-    rows: Tensor, table: Tensor, targets: Tensor, bias: Tensor | None = None
-) -> Tensor:
+def linear_cross_entropy(rows: Tensor, table: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
     """Mean cross-entropy of ``targets`` (N,) under the logits rows (N, dim) . table (V, dim) + bias (V,), in less time and memory.
 
     Equals ``F.cross_entropy`` but for rounding. Gradients flow to ``rows`` and ``table``, once (not twice

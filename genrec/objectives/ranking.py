@@ -6,7 +6,6 @@ Candidates of different requests are never compared: of two requests of one user
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -221,7 +221,9 @@ class TrainingModule(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def generation_loss(self, batch: Batch, encoded: Encoded, live: tuple[Tensor, ...], means: Tensor | None = None) -> Tensor:
+    def generation_loss(
+        self, batch: Batch, encoded: Encoded, live: tuple[Tensor, ...], means: Tensor | None = None
+    ) -> Tensor:
         """See ``generation_losses``; while items are aligned with their texts, any item may be the answer."""
         ignored = None if self.current_epoch < self.settings.align_epochs else self.untrained_nodes
         return generation_loss(self.network, encoded, live, batch.targets, self.settings, means, ignored)

@@ -16,7 +16,6 @@ from genrec.data.sequences import make_windows
 from genrec.model.collate import Collator, impression_windows
 from genrec.model.query_features import QueryFeatures
 from genrec.objectives import generation
-from genrec.text.encoder import item_texts
 from genrec.training.fit import new_network
 from genrec.training.module import TrainingModule
 
@@ -42,23 +41,21 @@ def read_backs(one_device, monkeypatch):
 
 @pytest.fixture(scope="session")
 def collated(prepared_run):
-    """``collated(model)`` -> a training batch with impressions where the model has stages, and the same requests with keywords."""
+    """``collated(model)`` -> a training batch, with impressions where the model ranks stages."""
     data, encoder = prepared_run.dataset, prepared_run.ids.encoder
     windows = make_windows(data.offsets, data.known_lengths(TRAIN), 10, 5)
     features = QueryFeatures.build(data.query_texts, encoder)
-    texts = QueryFeatures.build(item_texts(data.item_table), encoder)
 
     def collate(model):
         stages = stage_indices(data, model.stages) if model.stages else None
-        collator = Collator(model, features, stages, texts=texts, keywords=texts)
+        collator = Collator(model, features, stages)
         if model.stages and model.ranking:
             shown = load_impressions(data, model.stages)
             places = impression_windows(shown, windows, np.asarray(data.offsets))
             keep = np.flatnonzero((shown.split == TRAIN) & (places >= 0))
             collator.impressions, collator.impression_windows = shown.take(keep), places[keep]
         rows = np.flatnonzero(windows.stop - windows.start == 11)[:16]
-        batch = collator.windows(data, windows, rows, True, True)
-        return batch, collator.teacher(batch)
+        return collator.windows(data, windows, rows, True, True)
 
     return collate
 

@@ -20,20 +20,18 @@ STEPS = {
     "user tokens": ({"user_tokens": True, "summary_tokens": 2}, {}, SIZES),
     "steps by codes": ({"reasoning_steps": 2}, {"progressive": "codes"}, SIZES),
     "steps by stages": ({"reasoning_steps": 2, "stages": ["click", "cart"]}, {"progressive": "actions"}, SIZES),
-    "ranking of draws": ({"ranking": True, "reasoning_steps": 1}, {"rank_list_weight": 0.5}, SIZES),
+    "ranking of draws": ({"ranking": True, "reasoning_steps": 1}, {}, SIZES),
     "ranking of impressions": (
         {"ranking": True, "stages": ["click", "cart"], "reasoning_steps": 2},
-        {"progressive": "actions", "infonce_easy": 0.5, "rank_list_weight": 0.5},
+        {"progressive": "actions", "infonce_easy": 0.5},
         SIZES,
     ),
-    "searches": ({}, {"category_weight": 0.5, "keyword_distill_weight": 0.5}, SIZES),
-    "label smoothing": ({"use_text": False}, {"label_smoothing": 0.1, "negatives": 20}, SIZES),
+    "without text": ({"use_text": False}, {"negatives": 20}, SIZES),
 }
 
 
-def step(module, batch, teacher=None):
+def step(module, batch):
     """One forward and backward pass as the trainer runs it, and the optimiser's step."""
-    module.teacher = teacher
     loss = module.step_loss(batch, 0)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(module.network.parameters(), 1.0)
@@ -43,17 +41,14 @@ def step(module, batch, teacher=None):
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_stays_on_its_device(name, one_device, read_backs, collated, on_meta, with_settings, prepared_run):
+def test_a_step_stays_on_its_device(name, one_device, read_backs, collated, on_meta, with_settings):
     model, training, expected = STEPS[name]
     config = with_settings(model, training)
-    batch, teacher = collated(config.model)
+    batch = collated(config.model)
     generate = name not in ("backbone", "sampled negatives")
-    categories = torch.arange(prepared_run.dataset.n_items) % 5
-    module = on_meta(config, generate, categories=categories)
-    moved = batch.to("meta")
-    keywords = teacher.to("meta") if training.get("keyword_distill_weight") else None
+    module = on_meta(config, generate)
     with one_device.OneDevice():
-        loss = step(module, moved, keywords)
+        loss = step(module, batch.to("meta"))
     assert loss.device.type == "meta" and read_backs.calls == expected
 
 
@@ -61,8 +56,8 @@ def test_a_step_stays_on_its_device(name, one_device, read_backs, collated, on_m
 def test_untrained_items_are_known_on_the_device(negatives, one_device, read_backs, collated, on_meta, with_settings):
     """With items left out of the softmax, and mined negatives among the others."""
     config = with_settings({"ranking": True}, {"negatives": negatives, "infonce_easy": 0.5})
-    batch, _ = collated(config.model)
-    module = on_meta(config, known=torch.arange(0, 80, 2))
+    batch = collated(config.model)
+    module = on_meta(config, trained_items=torch.arange(0, 80, 2))
     with one_device.OneDevice():
         step(module, batch.to("meta"))
     assert read_backs.calls == SIZES
@@ -71,7 +66,7 @@ def test_untrained_items_are_known_on_the_device(negatives, one_device, read_bac
 def test_the_decoder_alone(one_device, read_backs, collated, on_meta, with_settings):
     config = with_settings()
     module = on_meta(config, decoder_only=True)
-    batch, _ = collated(config.model)
+    batch = collated(config.model)
     for _ in range(2):  # the second step uses the item vectors that the first one kept
         read_backs.calls = 0
         with one_device.OneDevice():

@@ -204,7 +204,12 @@ def test_items_own_texts_may_ask_for_an_item_nobody_had(job):
     trained = torch.arange(0, data.n_items, 2)
     module = TrainingModule(new_network(config, data, ids, generate=False), config, 1, trained_items=trained)
     module.trainer = SimpleNamespace(global_rank=0, current_epoch=0)
-    assert module.candidates(torch.tensor([1, 3]), 0) is None
+
+    def batch(*targets):
+        table = torch.tensor([targets])
+        return SimpleNamespace(targets=table, on_host=SimpleNamespace(targets=table))
+
+    assert module.candidates(batch(1, 3), 0) is None
     module.trainer.current_epoch = 1
-    found = module.candidates(trained[[2, 5]], 0)
-    assert torch.equal(found.ids, trained) and found.place(trained[[2, 5]]).tolist() == [2, 5]
+    found = module.candidates(batch(4, 10), 0)
+    assert torch.equal(found.ids, trained) and found.index_of(trained[[2, 5]]).tolist() == [2, 5]
