@@ -21,17 +21,18 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def selected(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices that a loss over ``mask`` (n,) looks at, and the weight of each, both (m,).
+def selected(mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Indices (m,) that a loss over ``mask`` (n,) looks at, and the weight of each (m,), None where all weigh 1.
 
-    On a CPU these are the true entries. Elsewhere they are all n, false ones with weight 0: how many are true is known only there.
+    On a CPU these are the true entries. Elsewhere they are all n, false ones with weight 0: only the device knows how many are true.
     """
     if mask.device.type == "cpu":
-        index = mask.nonzero()[:, 0]
-        return index, torch.ones(len(index))
+        return mask.nonzero()[:, 0], None
     return torch.arange(len(mask), device=mask.device), mask.float()
 
 
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Mean of values (m,) with weights (m,); values of weight 0 may be infinite. 0 without any weight."""
-    return torch.where(weights > 0, values * weights, 0).sum() / weights.sum().clamp(min=1)
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean of values (m,) with weights (m,) of 0 and 1; values of weight 0 may be infinite. 0 without any value."""
+    if weights is None:
+        return values.mean() if len(values) else values.sum()
+    return torch.where(weights > 0, values, 0).sum() / weights.sum().clamp(min=1)

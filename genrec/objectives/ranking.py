@@ -16,9 +16,8 @@ def pointwise(logits: Tensor, labels: Tensor, live: Tensor) -> Tensor:
     """Mean binary cross-entropy. Use it for calibrated probabilities."""
     index, weights = selected(live.flatten())
     logits, labels = logits.flatten()[index].float(), labels.flatten()[index].float()
-    # The mean over all of index, scaled to those of weight 1.
     loss = F.binary_cross_entropy_with_logits(logits, labels, weight=weights)
-    return loss * (len(weights) / weights.sum().clamp(min=1))
+    return loss if weights is None else loss * (len(weights) / weights.sum().clamp(min=1))
 
 
 def pairwise(logits: Tensor, labels: Tensor, live: Tensor) -> Tensor:

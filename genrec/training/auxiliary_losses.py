@@ -73,7 +73,8 @@ def progressive_loss(
         if batch.impressions is not None:
             impressions = batch.impressions
             request, slot = batch.where(_slots)
-            vectors = network.retrieval_vectors(states[impressions.row, impressions.column])[request]
+            vectors = network.retrieval_vectors(states[impressions.row, impressions.column])[:, None]
+            vectors = vectors.expand(-1, impressions.items.shape[1], -1)[request, slot]
             scale, bias = network.reasoning.calibration[step]
             items, labels = encoded.items[impressions.items[request, slot]], impressions.reached[request, slot, stage]
             total = total + multi_label_loss(vectors, items, labels, bias, scale)
