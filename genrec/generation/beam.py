@@ -197,6 +197,7 @@ def expand_children(
     live: Tensor | None,
     total: Tensor,
     static: bool,
+    distinct: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Children (B, N) of expanded nodes (B, M), their owner and their log-probabilities, renormalised over legal children.
 
@@ -206,9 +207,11 @@ def expand_children(
         first, last = trie.level_bounds[1], trie.level_bounds[2]
         children = torch.arange(first, last, device=nodes.device).expand(len(nodes), -1)
         return children, torch.zeros_like(children), total + scorer.root_logits(first, last).float().log_softmax(-1)
-    children, owner, valid = ragged_children(
-        trie, nodes, live, trie.most_children(level, nodes.shape[1]) if static else None
-    )
+    lanes = None
+    if static:
+        rows = nodes.shape[1]
+        lanes = trie.most_children(level, rows) if distinct else rows * trie.max_branching[level]
+    children, owner, valid = ragged_children(trie, nodes, live, lanes)
     logits = scorer.child_logits(children, owner + slot).float().masked_fill_(~valid, -torch.inf)
     highest = (
         logits.new_full(nodes.shape, -torch.inf)
@@ -230,7 +233,7 @@ def select(
     that are all taken may stand in any order.
     """
     if (
-        group is None and not scores.is_cuda and scores.shape[1] > width
+        group is None and scores.device.type == "cpu" and scores.shape[1] > width
     ):  # the plain top-k is faster; it leaves open which of equal scores it takes
         best, choice = scores.topk(width + 1, dim=1)
         if not bool(((best[:, width - 1] == best[:, width]) & best[:, width].isfinite()).any()):

@@ -37,7 +37,15 @@ def sample_items(
     for level in range(trie.depth):
         slot = scorer.expand(level, nodes, slots)
         children, owner, scores = expand_children(
-            trie, level, scorer, slot, nodes, torch.ones_like(nodes, dtype=torch.bool), total, False
+            trie,
+            level,
+            scorer,
+            slot,
+            nodes,
+            torch.ones_like(nodes, dtype=torch.bool),
+            total,
+            static=device.type != "cpu",
+            distinct=False,
         )
         if level == 0:
             noisy = scores[:, None] + _gumbel((batch, samples, children.shape[1]), device, generator)

@@ -21,6 +21,13 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """The CPU ``generator`` itself on a CPU; elsewhere one of ``device``, which it seeds: no device draws from another's generator."""
+    if device.type == "cpu":
+        return generator
+    return torch.Generator(device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
+
+
 def selected(mask: Tensor) -> tuple[Tensor, Tensor | None]:
     """Indices (m,) that a loss over ``mask`` (n,) looks at, and the weight of each (m,), None where all weigh 1.
 

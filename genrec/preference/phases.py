@@ -21,6 +21,7 @@ from torch import Tensor
 from genrec.config.schema import PreferenceConfig
 from genrec.errors import UserError
 from genrec.model.collate import Collator
+from genrec.model.device import generator_on
 from genrec.objectives.distillation import TeacherMass, candidate_kl, draw_items, margin_mse
 from genrec.objectives.group_relative import policy_loss, position_advantages, prefix_matches
 from genrec.objectives.list_preference import listwise_dpo
@@ -158,7 +159,7 @@ class PhaseTrainer:
     def _distil(self, inputs: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
         targets, known = self._chosen(inputs, rows)
         if self.settings.teacher == "dense":
-            drawn = draw_items(inputs.dense, generator)
+            drawn = draw_items(inputs.dense, generator_on(inputs.device, generator))
             paths = self._paths(torch.stack([torch.where(known, targets, drawn), drawn], dim=1))
             steps, divergence = self.policy.distilled(
                 inputs, paths, TeacherMass.of_items(self.policy.trie, inputs.dense)
@@ -186,7 +187,7 @@ class PhaseTrainer:
     def _grpo(self, inputs: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
         settings, trie = self.settings, self.policy.trie
         targets, known = self._chosen(inputs, rows)
-        drawn = self.policy.sample(inputs, settings.samples, generator)
+        drawn = self.policy.sample(inputs, settings.samples, generator_on(inputs.device, generator))
         # Items of the history are not recommended, so they do not count.
         live = ~seen_mask(inputs.requests, trie.n_items).to(inputs.device).gather(1, drawn.items)
         predicted, relevance = self.predict(inputs, drawn.items)
@@ -223,7 +224,7 @@ class PhaseTrainer:
         every = self.policy.steps(inputs, self._paths(torch.cat([ids, targets[:, None]], dim=1))).sum(-1)
         scores = every[:, :-1].masked_fill(~live, _NO_CANDIDATE)
         k = min(LIST_LENGTH, ids.shape[1])
-        drawn = sample_lists(scores, settings.samples, k, generator)
+        drawn = sample_lists(scores, settings.samples, k, generator_on(scores.device, generator))
         values = torch.where(live, self.values[rows].to(scores), 0)
         listed = values[:, None].expand(-1, settings.samples, -1).gather(2, drawn)
         first = self._paths(ids)[..., 0][:, None].expand(-1, settings.samples, -1).gather(2, drawn)

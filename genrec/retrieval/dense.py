@@ -55,7 +55,7 @@ class ExactIndex:
 
     def __init__(self, vectors: Tensor, block: int | None = None):
         self.vectors, self.block = vectors.detach(), block
-        plain = not vectors.is_cuda and vectors.dtype == torch.float32 and block is None
+        plain = vectors.device.type == "cpu" and vectors.dtype == torch.float32 and block is None
         self.few = FEW if plain else 0
         self.rough = (
             RoughScores(self.vectors) if plain and len(vectors) >= ROUGH_ITEMS and bfloat16_hardware() else None
@@ -109,7 +109,7 @@ class ExactIndex:
             scores = (queries @ self.vectors[start:stop].T).float()
             if hidden is not None:
                 scores = scores.masked_fill(hidden[:, start:stop], -torch.inf)
-            if scores.is_cuda or best.shape[1] < k:
+            if scores.device.type != "cpu" or best.shape[1] < k:
                 place, found = top_k(scores, min(k, scores.shape[1]))
             else:
                 place, found = _above(scores, best[:, -1:])
@@ -122,7 +122,7 @@ class ExactIndex:
         """Items of the block that begins at ``start``. The first block of the CPU is ranked whole, the others only where they can matter."""
         if self.block:
             return self.block
-        if self.vectors.is_cuda:
+        if self.vectors.device.type != "cpu":
             return max((1 << 24) // max(batch, 1), 4096)
         return max(CHUNK // max(batch, 1), GROUP * 128) if start else max(4096, 8 * k)
 
@@ -157,7 +157,7 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     batch, lanes = scores.shape
     place = torch.arange(lanes, device=scores.device).expand(batch, -1)
-    if scores.is_cuda and lanes >= 4 * GROUP * k:
+    if scores.device.type != "cpu" and lanes >= 4 * GROUP * k:
         groups = F.pad(scores, (0, -lanes % GROUP), value=-torch.inf).view(batch, -1, GROUP)
         highest = groups.amax(-1)
         group = _best_places(highest, place[:, : highest.shape[1]], k)
@@ -173,7 +173,7 @@ def _best_places(scores: Tensor, ids: Tensor, k: int, in_order: bool = True) -> 
     On the CPU the plain top-k is fastest; it leaves open which of equal scores it takes, so where that matters, and on a GPU, which should not
     wait to be asked, scores and ids are ranked as one number.
     """
-    if not scores.is_cuda and scores.shape[1] > k:
+    if scores.device.type == "cpu" and scores.shape[1] > k:
         best, lane = scores.topk(k + 1, dim=1)
         if not bool(((best[:, k] == best[:, k - 1]) & best[:, k].isfinite()).any()):
             best, lane = best[:, :k], lane[:, :k]
@@ -241,7 +241,7 @@ class FaissIndex:
         count, dim = queries.shape
         if dim != self.dim:
             raise UserError(f"dense index: queries of {dim} dimensions; the items have {self.dim}")
-        if queries.dtype != torch.float32 or queries.is_cuda or not queries.is_contiguous():
+        if queries.dtype != torch.float32 or queries.device.type != "cpu" or not queries.is_contiguous():
             queries = queries.detach().float().cpu().contiguous()
         found, near = np.empty((count, k), np.float32), np.empty((count, k), np.int64)
         start = faiss.cast_integer_to_float_ptr(queries.data_ptr())

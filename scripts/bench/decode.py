@@ -280,7 +280,7 @@ def in_turn(
 def make_decoder(items: int, levels: int, dim: int, history: int, batch: int):
     """A random code decoder over a random catalogue, with the projected context of a batch."""
     trie = build_trie(catalogue(items, levels), vocabulary(levels))
-    decoder = CodeDecoder(trie, dim, 2, max(dim // 64, 1), 0.0, "codes", 0.1).eval()
+    decoder = CodeDecoder(trie, dim, 2, max(dim // 64, 1), 0.0, 0.1).eval()
     vectors = decoder.node_vectors(trie, torch.zeros(items, dim))
     state, context = torch.randn(batch, 1, dim), torch.randn(batch, history, dim)
     return (

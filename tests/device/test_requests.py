@@ -87,7 +87,7 @@ def test_the_policy_of_the_preference_stage(served, one_device, read_backs):
     network, collator, requests, _ = served
     policy = Policy(copy.deepcopy(network))
     with one_device.OneDevice():
-        asked = policy.ask(collator, requests)
+        asked = policy.encode(collator, requests)
         paths = network.catalogue.trie.item_path[torch.zeros(REQUESTS, 3, dtype=torch.long, device="meta")]
         policy.steps(asked, paths).sum().backward()
         policy.reference_steps(asked, paths)

@@ -30,10 +30,10 @@ def trie():
     return build_trie(codes, VOCAB)
 
 
-@pytest.fixture(scope="module", params=["codes", "nodes", "items"])
-def parts(request, trie):
+@pytest.fixture(scope="module")
+def parts(trie):
     torch.manual_seed(1)
-    decoder = CodeDecoder(trie, DIM, 2, 2, 0.1, request.param, 0.3).eval()
+    decoder = CodeDecoder(trie, DIM, 2, 2, 0.1, 0.3).eval()
     with torch.no_grad():
         for parameter in decoder.parameters():
             if parameter.ndim > 1:

@@ -25,7 +25,7 @@ def parts():
     torch.manual_seed(0)
     codes = torch.stack([(torch.rand(ITEMS) ** 1.5 * size).long() for size in VOCAB], 1)
     trie = build_trie(codes, VOCAB)
-    decoder = CodeDecoder(trie, DIM, 2, 2, 0.0, "nodes", 0.2).eval()
+    decoder = CodeDecoder(trie, DIM, 2, 2, 0.0, 0.2).eval()
     with torch.no_grad():
         for parameter in decoder.parameters():
             if parameter.ndim > 1:

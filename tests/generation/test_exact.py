@@ -24,7 +24,7 @@ def make(seed: int, items: int, vocab: tuple[int, ...], batch: int, temperature:
     torch.manual_seed(seed)
     codes = torch.stack([(torch.rand(items) ** 2 * size).long() for size in vocab], 1)  # skewed, with shared leaves
     trie = build_trie(codes, vocab)
-    decoder = CodeDecoder(trie, DIM, 1, 2, 0.0, "nodes", temperature).eval()
+    decoder = CodeDecoder(trie, DIM, 1, 2, 0.0, temperature).eval()
     with torch.no_grad():
         for parameter in decoder.parameters():
             if parameter.ndim > 1:
