@@ -14,6 +14,7 @@ class DataConfig:
 
     reader: str = setting("table", "Name of the reader, as listed in data/README.md.")
     path: str | None = setting(None, "File or folder of the log.")
+    append: list[str] = setting([], "Logs in the same format that are read behind `data.path`, such as newer days.")
     fetch: str | None = setting(None, "Public data set that is fetched into `data/` when `data.path` is null.")
     options: dict[str, Any] = setting({}, "Options of the reader, such as column names.")
     actions: list[str] | None = setting(None, "Actions that become events; null keeps all.", nonempty=True)

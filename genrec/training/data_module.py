@@ -26,6 +26,7 @@ from genrec.training.batches import EpochLoader, pinned
 from genrec.training.curriculum import Curriculum
 from genrec.training.distributed import on_gpu, rank_and_world
 from genrec.training.plan import FitPlan
+from genrec.training.warm_start import choose_windows
 
 log = logging.getLogger(__name__)
 REQUESTS, IMPRESSION_REQUESTS = 64, 256  # of a validation batch
@@ -129,6 +130,10 @@ class TrainingData(L.LightningDataModule):
         self.impressions: ImpressionLog | None = None
         if config.model.stages and config.model.ranking:
             self._read_impressions(config.model.stages, plan.last)
+        if plan.warm_start:
+            self.curriculum.counts = choose_windows(
+                dataset, self.windows, self.curriculum.counts, plan.warm_start, config.training.batch_size, config.seed
+            )
         if not self.curriculum.counts.any():
             raise UserError(
                 "no training request: no user has two events before the split; give more data, or another split.kind"

@@ -34,6 +34,7 @@ from genrec.training.distributed import join, leader_first, on_gpu, rank_and_wor
 from genrec.training.module import TrainingModule
 from genrec.training.plan import FitPlan, model_key
 from genrec.training.trainer import check_launch, make_trainer
+from genrec.training.warm_start import copy_weights
 
 __all__ = ["FitPlan", "fit", "model_key", "new_network"]
 
@@ -76,6 +77,9 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
         _load_backbone(network, plan.backbone_folder)
     elif network.anchor_tables is not None:
         fill_anchors(network.anchor_tables, dataset, plan.last)
+    if plan.warm_start:
+        assert isinstance(network, GenerativeRecommender)
+        copy_weights(network, plan.warm_start.network, "decoder." if plan.backbone_folder else "")
     data = TrainingData(dataset, ids, config, plan)
     if config.training.compile:
         compile_layers(network)
@@ -100,6 +104,8 @@ def _settle(training: TrainingConfig, dataset: Dataset, plan: FitPlan) -> None:
     if plan.backbone_folder:
         training.epochs, training.learning_rate = training.decoder_epochs, training.decoder_learning_rate
         training.align_epochs = training.cooccur_epochs = 0
+    if plan.warm_start:  # one pass over the chosen windows
+        training.epochs, training.align_epochs, training.cooccur_epochs = 1, 0, 0
     if training.epochs is None:  # by the training split for the refit too: its schedule is the first fit's
         bounds = DECODER_EPOCHS if plan.backbone_folder else EPOCHS[plan.network]
         training.epochs = epochs_by_size(int(dataset.known_lengths(TRAIN).sum()), bounds)

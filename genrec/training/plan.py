@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from genrec.artifacts.folders import fingerprint, open_artifact
 from genrec.config.load import to_dict
 from genrec.config.schema import Config
 from genrec.data.dataset import TRAIN
 from genrec.model.saved import KIND
+
+if TYPE_CHECKING:
+    from genrec.model.network import GenerativeRecommender
 
 TRAIN_VERSION = 7
 # Settings that do not change the result: a run stopped on one machine may go on on another.
@@ -35,6 +39,20 @@ DECODER_SETTINGS = (
 )
 
 
+@dataclass(frozen=True)
+class WarmStart:
+    """Train an existing network on newer events instead of a fresh one on all.
+
+    ``network`` was fitted on a catalogue that the present one begins with. ``steps`` optimiser steps read windows with
+    an event from ``since`` (seconds) on, and ``replay`` is the fraction of older windows among them.
+    """
+
+    network: GenerativeRecommender
+    since: int
+    steps: int
+    replay: float
+
+
 @dataclass
 class FitPlan:
     """What to fit: on train or train + validation (``last``), for how long, with which of the network's answers."""
@@ -46,6 +64,7 @@ class FitPlan:
     recommends: bool = True
     network: str = "genrec"  # or sasrec, the baseline
     backbone_folder: Path | None = None  # a fitted model without a decoder: only the decoder is fitted, on top of it
+    warm_start: WarmStart | None = None  # how the weights came about is no part of the key
 
     @property
     def label(self) -> str:
@@ -67,6 +86,6 @@ def model_key(config: Config, ids_key: str, plan: FitPlan) -> str:
     model = {name: value for name, value in to_dict(config.model).items() if name not in unread}
     skipped = (*NON_RESULT_SETTINGS, *unread)
     training = {name: value for name, value in to_dict(config.training).items() if name not in skipped}
-    what = {name: value for name, value in plan.__dict__.items() if name != "backbone_folder"}
+    what = {name: value for name, value in vars(plan).items() if name not in ("backbone_folder", "warm_start")}
     backbone = open_artifact(plan.backbone_folder, KIND)["key"] if plan.backbone_folder else None
     return fingerprint(TRAIN_VERSION, ids_key, model, training, config.seed, what, backbone)

@@ -26,9 +26,9 @@ from genrec.artifacts.folders import fingerprint, read_json, write_json
 from genrec.config.load import to_dict
 from genrec.config.schema import Config
 from genrec.data.ids import IdMap
+from genrec.data.prepare.appended import all_log_sources
 from genrec.data.prepare.checksums import ChecksumIndex
 from genrec.data.prepare.threads import THREADS, ahead
-from genrec.data.readers import log_sources
 from genrec.data.readers.toolkit import LogSource
 from genrec.data.schema import RawLog, stack
 
@@ -109,7 +109,7 @@ def parse_log(config: Config, folder: Path, checksums: ChecksumIndex) -> ParsedL
     with_request = config.split.kind == "session" and config.split.session_by == "request"
     key = fingerprint(PARSE_VERSION, pl.__version__, config.data.reader, to_dict(config.data)["options"], with_request)
     folder.mkdir(parents=True, exist_ok=True)
-    sources = log_sources(config.data.reader, config.data.path, config.data.options, _event_columns(with_request))
+    sources = all_log_sources(config.data, _event_columns(with_request))
     parsed, reader = ParsedLog([], []), None
     chained = [source for source in sources if source.events]
     for number, source in enumerate(chained):
@@ -128,17 +128,14 @@ def parse_log(config: Config, folder: Path, checksums: ChecksumIndex) -> ParsedL
         len(chained),
         f", {surplus} are gone" if surplus else "",
     )
-    for source in sources:  # tables beside the events: they share no ids with them, so they are read by themselves
-        if not source.events:
-            place, key = (
-                folder / "tables",
-                fingerprint(
-                    PARSE_VERSION, config.data.reader, to_dict(config.data)["options"], _stamp(source, checksums)
-                ),
-            )
-            if not _is_good(place, key):
-                _Parser(ParsedLog([], []), with_request).parse(source, place, key, chained=False)
-            _add(parsed, place)
+    # Tables that come with the events share no ids with them: each is read by itself.
+    options = to_dict(config.data)["options"]
+    for number, source in enumerate(source for source in sources if not source.events):
+        place = folder / (f"tables-{number}" if number else "tables")
+        key = fingerprint(PARSE_VERSION, config.data.reader, options, _stamp(source, checksums))
+        if not _is_good(place, key):
+            _Parser(ParsedLog([], []), with_request).parse(source, place, key, chained=False)
+        _add(parsed, place)
     return parsed
 
 

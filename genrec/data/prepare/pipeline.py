@@ -30,6 +30,7 @@ from genrec.config.load import to_dict
 from genrec.config.schema import Config
 from genrec.data.dataset import ARRAYS, KIND, TEST, TRAIN, VALID
 from genrec.data.prepare import leakage
+from genrec.data.prepare.appended import all_log_files
 from genrec.data.prepare.assemble import Arrays, Numbering, number_ids, write_arrays
 from genrec.data.prepare.attach import attach_queries
 from genrec.data.prepare.blocks import ArrayFile
@@ -49,7 +50,6 @@ from genrec.data.prepare.splits import (
     tied_targets,
 )
 from genrec.data.prepare.threads import in_threads
-from genrec.data.readers import log_files
 from genrec.data.readers.toolkit import did_you_mean
 from genrec.data.schema import QUARANTINE_SCHEMA, empty
 from genrec.errors import UserError
@@ -68,11 +68,8 @@ def prepare_key(config: Config, checksums: ChecksumIndex) -> str:
     """The fingerprint of everything a prepared dataset depends on: what the files say, not where they are or when they were
     copied.
     """
-    files = [
-        checksums.fingerprint(file)
-        for file in log_files(config.data.reader, config.data.path, to_dict(config.data)["options"])
-    ]
-    data = {key: value for key, value in to_dict(config.data).items() if key not in ("cache", "path")}
+    files = [checksums.fingerprint(file) for file in all_log_files(config.data)]
+    data = {key: value for key, value in to_dict(config.data).items() if key not in ("cache", "path", "append")}
     return fingerprint(PREPARE_VERSION, data, to_dict(config.split), to_dict(config.queries), files, config.seed)
 
 
@@ -210,7 +207,7 @@ def _log_identity(parsed: ParsedLog, config: Config) -> dict:
     rules = {
         key: value
         for key, value in to_dict(config.data).items()
-        if key not in ("cache", "max_quarantine_share", "path", "fetch")
+        if key not in ("cache", "max_quarantine_share", "path", "append", "fetch")
     }
     return {"sources": parsed.event_keys, "rules": fingerprint(rules)}
 
