@@ -73,8 +73,7 @@ LARGEST_EXACT = 1 << 53  # whole numbers above it are not exact as 64-bit floats
 
 
 def id_text(column: pl.Series, source: str) -> pl.Series:
-    """Ids as the text a person would write: without outer spaces, whole numbers without ".0"; null for NaN and
-    infinite.
+    """Ids as the text a person would write: no outer spaces, whole numbers without ".0", null for NaN and infinite.
 
     Raises ``UserError`` where digits are lost already: floats above 2^53, and numbers that a spreadsheet wrote as
     "1.23E+12".
@@ -91,7 +90,7 @@ def id_text(column: pl.Series, source: str) -> pl.Series:
         whole = real.cast(pl.Int64, strict=False)
         written = pl.when(whole == real).then(whole.cast(pl.String)).otherwise(real.cast(pl.String))
         return column.to_frame().select(written.alias(name))[name]
-    text = column.cast(pl.String, strict=False).str.strip_chars()
+    text = (_decoded(column) if dtype == pl.Binary else column.cast(pl.String, strict=False)).str.strip_chars()
     if dtype.is_integer():
         return text
     if text.str.contains(r".0", literal=True).any():
@@ -101,3 +100,14 @@ def id_text(column: pl.Series, source: str) -> pl.Series:
         if len(lost):
             raise UserError(f"{source}: {name} holds {lost[0]!r}, whose last digits are lost; export ids as text")
     return text
+
+
+def _decoded(column: pl.Series) -> pl.Series:
+    """Bytes as text; null where they are not UTF-8."""
+    try:
+        return column.cast(pl.String)
+    except pl.exceptions.PolarsError:
+        texts = [None if value is None else value.decode(errors="surrogateescape") for value in column]
+        return pl.Series(
+            column.name, [text if text and text.isprintable() else None for text in texts], dtype=pl.String
+        )

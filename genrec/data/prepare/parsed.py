@@ -33,7 +33,7 @@ from genrec.data.readers.toolkit import LogSource
 from genrec.data.schema import RawLog, stack
 
 log = logging.getLogger(__name__)
-PARSE_VERSION = 1  # raised when the same files would be parsed into something else
+PARSE_VERSION = 2  # raised when the same files would be parsed into something else
 NOTE = "source.json"
 IDS = ("user", "item", "query", "action")
 TABLES = ("items", "users", "judgments", "quarantine")  # kept as they are

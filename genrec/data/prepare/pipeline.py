@@ -36,6 +36,7 @@ from genrec.data.prepare.attach import attach_queries
 from genrec.data.prepare.blocks import ArrayFile
 from genrec.data.prepare.checksums import ChecksumIndex
 from genrec.data.prepare.cold import cold_items, without_cold
+from genrec.data.prepare.contents import check_impressions, check_joins, contents, describe
 from genrec.data.prepare.impressions import write_impressions, write_together
 from genrec.data.prepare.ordering import OrderedLog, order_events
 from genrec.data.prepare.parsed import ParsedLog, parse_log
@@ -55,7 +56,7 @@ from genrec.data.schema import QUARANTINE_SCHEMA, empty
 from genrec.errors import UserError
 
 log = logging.getLogger(__name__)
-PREPARE_VERSION = 3  # raised when the same config would give another dataset
+PREPARE_VERSION = 4  # raised when the same config would give another dataset
 TIE_RULE = "time, then place in the log"
 
 
@@ -87,7 +88,10 @@ def prepare(config: Config, target: Path) -> Path:
         parsed = parse_log(config, cache if config.data.cache else scratch / "parsed", checksums)
         if not config.data.cache:
             shutil.rmtree(cache, ignore_errors=True)
-        check_quarantine(parsed, config.data.max_quarantine_share)
+        report = target.with_name(f"{target.name}.quarantine.csv")
+        check_quarantine(parsed, config.data.max_quarantine_share, report)
+        check_joins(parsed, "item_id", "items")
+        check_joins(parsed, "user_id", "users")
         ordered = order_events(parsed, config, scratch)
         if not len(ordered):
             check_catalogue(parsed, ordered, config)
@@ -127,23 +131,22 @@ def _alive(pid: int) -> bool:
     return pid != os.getpid()
 
 
-def check_quarantine(parsed: ParsedLog, limit: float) -> None:
-    """Stop when the share of bad rows passes the limit; the first reason is named."""
+def check_quarantine(parsed: ParsedLog, limit: float, report: Path) -> None:
+    """Stop when the fraction of bad rows passes the limit: the reasons are counted, and the rows are written to ``report``."""
     bad, read, first = parsed.total("quarantine"), parsed.total("rows_read"), parsed.first_bad
+    report.unlink(missing_ok=True)
     if first is None:
         return
-    log.warning(
-        "%d of %d rows were put aside, the first: %s line %s: %s",
-        bad,
-        read,
-        first["source"],
-        first["line"],
-        first["reason"],
-    )
+    rows = pl.scan_parquet(parsed.files("quarantine"))
+    reason = pl.col("reason").str.replace(r": [^:]*$", "")  # without the value that a reason ends with
+    counts = rows.group_by(reason).len().sort("len", "reason", descending=[True, False]).head(4).collect()
+    reasons = "; ".join(f"{count} {name}" for name, count in counts.iter_rows())
+    where = f"{first['source']} line {first['line']}: {first['reason']}"
+    log.warning("%d of %d rows were put aside (%s), the first: %s", bad, read, reasons, where)
     if bad > limit * max(read, 1):
+        rows.head(10_000).collect().write_csv(report)
         raise UserError(
-            f"{first['source']} line {first['line']}: {first['reason']}; {bad} of {read} rows are bad, more than "
-            f"data.max_quarantine_share={limit} allows"
+            f"{where}; {bad} of {read} rows are bad ({reasons}), more than data.max_quarantine_share={limit} allows; see {report}"
         )
 
 
@@ -224,6 +227,7 @@ def build(
     """Write the arrays and tables of the dataset to ``folder`` and fill the manifest's ``info``."""
     numbering = number_ids(ordered, parsed, config, before)
     actions, action_index = order_actions(parsed, config)
+    check_impressions(config, parsed, actions)
     arrays = write_arrays(ordered, numbering, action_index, folder, scratch)
     log.info("prepare: %d events of %d users are in order", len(arrays.items), len(numbering.users))
     target_level = first_target(config, parsed, actions)
@@ -255,6 +259,8 @@ def build(
         "synthetic_queries": synthetic, "search_events": searches, "rows": row_counts(parsed, ordered), "impressions": shown,
         "leakage": {name: report[name] for name in ("valid", "test")}, "log": _log_identity(parsed, config),
     }  # fmt: skip
+    if len(arrays.items):
+        info["contents"] = contents(parsed, ordered, numbering, arrays, actions)
 
 
 def order_actions(parsed: ParsedLog, config: Config) -> tuple[list[str], np.ndarray]:
@@ -345,7 +351,7 @@ def summary(info: dict) -> list[str]:
         f"rows: {_counted(info['rows'])}",
         f"ties: {info['test_targets_tied_in_time']} test events share their time with the one before (rule: {info['tie_rule']})",
     ]
-    return lines + [f"leakage: {line}" for line in leakage.summary(info["leakage"])]
+    return [*lines, *(f"leakage: {line}" for line in leakage.summary(info["leakage"])), *describe(info)]
 
 
 def _counted(rows: dict) -> str:

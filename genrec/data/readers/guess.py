@@ -326,7 +326,7 @@ def _add_events(guess: Guess, events: Sequence[Table], base: Path, path: Path, o
         if "action" not in table.columns and (word := _action_of(table.files[0])):
             own["action"] = word
         entries.append({"file": _pattern(table, base), **own})
-    shared = {
+    shared: dict[str, Any] = {
         key: entries[0][key]
         for key in ("timestamp_unit", "timestamp_format")
         if all(entry.get(key) == entries[0].get(key) for entry in entries) and key in entries[0]
