@@ -20,7 +20,7 @@ _NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate mem
 def machine_limit(error: BaseException | None) -> str | None:
     """One line with the remedy when an error, or one of its causes, means a full disk or too little memory; else None.
 
-    Libraries wrap these in their own exceptions (safetensors, Polars, torch), so the message counts as well as the type.
+    Libraries wrap these in their own exceptions (safetensors, Polars, torch), so the message counts beside the type.
     """
     while error is not None:
         words = str(error)

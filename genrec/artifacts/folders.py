@@ -45,7 +45,7 @@ def atomic_folder(target: Path, kind: str, key: str, info: dict | None = None) -
     """Yield a temporary folder; on success write its manifest and rename it to ``target``, replacing an older folder.
 
     ``key`` is the fingerprint of everything the content depends on. ``info``, which the caller may fill before the end,
-    is kept in the manifest. A failure or a kill at any moment leaves ``target`` as it was, see ``recover``. Everything is
+    is kept in the manifest. A failure or a kill at any moment leaves ``target`` as it was, see ``recover``. All is
     synced to the disk before the old folder is removed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def atomic_folder(target: Path, kind: str, key: str, info: dict | None = None) -
 
 
 def _claim(target: Path) -> tuple[Path, int | None]:
-    """A new temporary folder beside ``target``, and the lock that shows its process is alive (None without file locks)."""
+    """A new temporary folder beside ``target``, and the lock of its living process (None without file locks)."""
     while True:
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
         temporary.mkdir()

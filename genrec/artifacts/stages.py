@@ -20,9 +20,9 @@ _BECAUSE = " cannot be used: "
 class Stage:
     """One artefact folder.
 
-    ``key`` computes the key that the present config asks for; None accepts any, where the inputs are out of reach. It is
-    called only if all ``inputs`` (names of other stages) are current. ``content`` raises ``UserError`` for a folder that
-    must not be used although its key is right.
+    ``key`` computes the key that the present config asks for; None accepts any, where the inputs are out of reach. It
+    is called only if all ``inputs`` (names of other stages) are current. ``content`` raises ``UserError`` for a folder
+    that must not be used although its key is right.
     """
 
     name: str

@@ -77,7 +77,7 @@ def devices() -> list[str]:
 
 
 def check(path: Path) -> Iterator[Finding]:
-    """Check a run folder, a bundle, an artefact folder, or a file of one. ``UserError`` if the path is none of these."""
+    """Check a run folder, a bundle, an artefact folder, or a file of one. ``UserError`` for any other path."""
     path = Path(path)
     if path.is_file() and (path.parent / MANIFEST).is_file():
         path = path.parent

@@ -44,7 +44,7 @@ def serve(
         from genrec.serving.app import serve as answer
     except ModuleNotFoundError as error:
         raise UserError(
-            f"genrec serve needs the package '{error.name}'; install: pip install 'genrec[serve]'"
+            f"genrec serve needs the package '{error.name}'; install: pip install '.[serve]'"
         ) from error
     from genrec.serving.settings import ServeSettings
 

@@ -6,10 +6,11 @@ An unknown key is an error that names the nearest valid one.
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,6 +20,8 @@ from genrec.config.checks import validate
 from genrec.config.schema import PRESETS, Config
 from genrec.config.setting import sections, settings
 from genrec.errors import UserError
+
+T = TypeVar("T")
 
 
 def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
@@ -36,14 +39,31 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
 
 def read_yaml(path: str | Path, schema: type = Config, what: str = "config") -> Any:
     """A YAML mapping whose keys the schema knows. Raises ``UserError`` for any other file."""
-    if not Path(path).is_file():
+    found = find_file(path)
+    if found is None:
         raise UserError(f"{what} file not found: {path}")
+    path = found
     with _reported(str(path)):
         loaded = OmegaConf.load(path)
         if not OmegaConf.is_dict(loaded):
             raise UserError(f"{path}: a {what} is a YAML mapping of keys to values")
         check_keys(_flatten(OmegaConf.to_container(loaded), schema), str(path), schema)
     return loaded
+
+
+def find_file(path: str | Path) -> Path | None:
+    """The file, or the shipped config of that path in an installed package: ``configs/movielens-100k.yaml``."""
+    shipped = Path(sys.prefix) / "share" / "genrec" / path
+    return next((one for one in (Path(path), shipped) if one.is_file()), None)
+
+
+def read_structured(path: str | Path, schema: type[T], what: str) -> T:
+    """A YAML file as an object of a dataclass, with its keys and types checked."""
+    loaded = read_yaml(path, schema, what)
+    with _reported(str(path)):
+        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), loaded))
+    assert isinstance(made, schema)
+    return made
 
 
 def config_from_dict(tree: dict, source: str) -> Config:

@@ -50,7 +50,7 @@ def locate_data(config: Config) -> Config:
         return config
     config = copy.deepcopy(config)
     try:
-        config.data.path = str(fetch(config.data.fetch, Path("data")))
+        config.data.path = str(fetch(str(config.data.fetch), Path("data")))
     except DatasetUnavailableError as error:
         log.warning("%s", error)
         log.warning("running on the built-in simulator instead: its numbers say nothing about real data")
@@ -104,7 +104,7 @@ def stage_train(run: Run) -> None:
 def _fit_model(run: Run) -> None:
     if "recommendation" not in run.config.training.tasks and not run.dataset.query_kinds:
         raise UserError(
-            "training.tasks: [search] needs queries and the data have none; give a log with searches, or queries.synthetic"
+            "training.tasks: [search] needs queries, the data have none; give a log with searches or queries.synthetic"
         )
     _fit(run, model_fits(run.config))
     with leader_first():
@@ -147,14 +147,19 @@ def fit_reranker(run: Run) -> None:
             requests = run.dataset.requests("valid", kind)
             keep = rng.permutation(len(requests))[: MAX_RERANKER_REQUESTS[task] // max(len(tasks), 1)]
             for _, chunk, found in ranker.candidates(requests.take(keep), SearchOptions()):
-                found.retrieved = found.generated = None  # only the evidence is kept
-                parts.append((found, torch.from_numpy(chunk.targets.astype(np.int64)).to(found.ids.device)))
+                assert found.ids is not None
+                device = found.ids.device
+                found.retrieved = found.generated = None  # only the features are kept
+                parts.append((found, torch.from_numpy(chunk.targets.astype(np.int64)).to(device)))
                 queries.append(torch.from_numpy(chunk.request_queries.astype(np.int64)))
         rerankers[task] = Reranker.fit(parts, run.config.seed, queries)
         form = "linear" if rerankers[task].network is None else "linear + network"
         largest = sorted(rerankers[task].importance().items(), key=lambda pair: -abs(pair[1]))[:6]
         log.info(
-            "fusion: %s, %s; largest linear weights %s", task, form, {name: round(value, 2) for name, value in largest}
+            "re-ranker: %s, %s; largest linear weights %s",
+            task,
+            form,
+            {name: round(value, 2) for name, value in largest},
         )
     with atomic_folder(target, RERANKER_KIND, key) as folder:
         for task, reranker in rerankers.items():
@@ -171,16 +176,24 @@ def stage_evaluate(run: Run, split: str = "test") -> Evaluation:
     result = evaluate(run, split)
     config, info = run.config, run.dataset.info
     meta = {
-        "split": split, "split_kind": info["split"], "split_fingerprint": info["split_fingerprint"], "tie_rule": info["tie_rule"],
-        "test_targets_tied_in_time": info["test_targets_tied_in_time"], "requests": len(run.dataset.heldout_events(split)),
-        "users": info["users"], "items": info["items"], "events": info["events"], "seed": config.seed, "commit": commit(),
+        "split": split,
+        "split_kind": info["split"],
+        "split_fingerprint": info["split_fingerprint"],
+        "tie_rule": info["tie_rule"],
+        "test_targets_tied_in_time": info["test_targets_tied_in_time"],
+        "requests": len(run.dataset.heldout_events(split)),
+        "users": info["users"],
+        "items": info["items"],
+        "events": info["events"],
+        "seed": config.seed,
+        "commit": commit(),
         "config": to_dict(config),
-    }  # fmt: skip
+    }
     notes = [
-        f"{split} split, {info['split']}, fingerprint {info['split_fingerprint']}; full ranking over {info['items']} items; one item id per request; "
-        f"{info['test_targets_tied_in_time']} test events share their time with the event before them (tie rule: {info['tie_rule']}).",
+        f"{split} split, {info['split']}, fingerprint {info['split_fingerprint']}; full ranking over {info['items']} "
+        f"items; one item id per request; {info['test_targets_tied_in_time']} test events share their time with the "
+        f"event before them (tie rule: {info['tie_rule']}).",
         *result.comparisons(),
-        *result.baselines.notes(),
     ]
     folder = run.results(split)
     write_report(folder, result.rows, meta, result.per_request(), notes=notes, seed=config.seed)

@@ -19,6 +19,7 @@ from genrec.config.schema import Config
 from genrec.data.dataset import TRAIN, VALID, Dataset, Requests
 from genrec.errors import UserError
 from genrec.model.collate import Collator
+from genrec.model.network import GenerativeRecommender
 from genrec.model.query_features import QueryFeatures
 from genrec.model.saved import load_network
 from genrec.ranking.candidates import CandidateGenerator
@@ -126,7 +127,7 @@ class Run:
         raise UserError(f"{self.folder} holds no trained model; run: genrec train CONFIG")
 
     def ranker(self, fitted_on: str = "train", fused: bool = True) -> Ranker:
-        """Everything needed to answer requests with one of the fits. Raises ``UserError`` if a part of it is not current."""
+        """Everything needed to answer requests with one of the fits. ``UserError`` if a part is not current."""
         if fitted_on not in FITTED:
             raise UserError(f"--fitted-on: '{fitted_on}' is not one of {', '.join(FITTED)}")
         model, table, _ = FITTED[fitted_on]
@@ -137,6 +138,7 @@ class Run:
         network = network.to("cuda" if on_gpu(self.config.training.accelerator) else "cpu")
         facts = ItemFacts.from_table(self.dataset.item_table, self.ids.catalogue.text.cpu().numpy())
         evidence = CandidateFeatures.load(self.folder / "candidate_features" / f"{table}.npz", facts)
+        assert isinstance(network, GenerativeRecommender)
         generator = CandidateGenerator(network, evidence, self.config.decoding, self.lexical)
         rerankers = None
         if fused:

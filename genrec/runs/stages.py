@@ -1,4 +1,4 @@
-"""The stages of a run: the networks that are fitted, what every artefact is made from, and which of them are current."""
+"""The stages of a run: the networks that are fitted, and what every artefact is made from."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ WHOLE_SOFTMAX = 1 << 15  # up to so many items the SASRec row is trained with a 
 class Fit:
     """One network that is fitted: its folder in the run, its settings, and the fits that come before it.
 
-    ``backbone`` is the fit whose frozen network the code decoder is trained on, ``first`` the fit on train that chose the epochs
-    of this refit.
+    ``backbone`` is the fit whose frozen network the code decoder is trained on. ``first`` is the fit on train that
+    chose the epochs of this refit.
     """
 
     name: str
@@ -69,7 +69,7 @@ def sasrec_fits(config: Config, n_items: int) -> list[Fit]:
 
 
 def _fits(name: str, config: Config, plan: FitPlan) -> list[Fit]:
-    """Fit on train, then on train and validation. The code decoder follows its backbone where it has a stage of its own."""
+    """Fit on train, then on train and validation. The code decoder may have a stage of its own."""
     staged = plan.generate and config.training.decoder_epochs != 0 and config.training.generate_weight > 0
     fits = []
     for suffix, last in (("", plan.last), ("_refit", VALID))[: 1 + config.training.refit]:

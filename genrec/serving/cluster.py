@@ -21,7 +21,7 @@ def _ray():
         import ray.data
         import ray.serve
     except ImportError:
-        raise UserError("replicas and batch inference on a cluster need: pip install 'genrec[ray]'") from None
+        raise UserError("replicas and batch inference on a cluster need: pip install '.[ray]'") from None
     return ray
 
 

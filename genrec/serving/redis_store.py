@@ -53,7 +53,7 @@ class RedisStore:
         try:
             import redis
         except ImportError:
-            raise UserError("a Redis store needs: pip install 'genrec[redis]'") from None
+            raise UserError("a Redis store needs: pip install '.[redis]'") from None
         client = redis.Redis.from_url(url, socket_timeout=_TIMEOUT, socket_connect_timeout=_TIMEOUT)
         try:
             client.ping()

@@ -33,7 +33,7 @@ def items_of(out: str) -> list[str]:
     ]
 
 
-# --- mistakes ----------------------------------------------------------------------------------------------------------
+# --- mistakes ---
 
 
 @pytest.mark.parametrize("command", ["run", "prepare", "tokenize", "train"])
@@ -109,10 +109,16 @@ def test_another_format_version(genrec, copy, folder):
 
 @pytest.mark.parametrize(
     ("lost", "words"),
-    [("model/manifest.json", "no trained model"), ("dataset/manifest.json", "half-written"), ("semantic_ids/manifest.json", "half-written"),
-     ("reranker/manifest.json", "half-written"), ("model/model.safetensors", "is missing"), ("candidate_features/features.npz", "candidate_features"),
-     ("config.json", "not a run folder")],
-)  # fmt: skip
+    [
+        ("model/manifest.json", "no trained model"),
+        ("dataset/manifest.json", "half-written"),
+        ("semantic_ids/manifest.json", "half-written"),
+        ("reranker/manifest.json", "half-written"),
+        ("model/model.safetensors", "is missing"),
+        ("candidate_features/features.npz", "candidate_features"),
+        ("config.json", "not a run folder"),
+    ],
+)
 def test_a_half_written_run(genrec, copy, lost, words):
     (copy / lost).unlink()
     refused(genrec("recommend", copy), words)
@@ -135,11 +141,13 @@ def test_wrong_request_files(genrec, trained_run, tmp_path):
     (tmp_path / "text.parquet").write_text("request_id,user_id\n1,2\n")
     refused(predict(tmp_path / "text.parquet"), "not a Parquet file")
     for name, columns, words in (
-        ("a", {"user_id": ["u"]}, "request_id"), ("b", {"request_id": ["1"]}, "history"),
-        ("c", {"request_id": ["1"], "user_id": ["nobody"]}, "row 1"), ("d", {"request_id": ["1"], "history": ["i1"]}, "history"),
+        ("a", {"user_id": ["u"]}, "request_id"),
+        ("b", {"request_id": ["1"]}, "history"),
+        ("c", {"request_id": ["1"], "user_id": ["nobody"]}, "row 1"),
+        ("d", {"request_id": ["1"], "history": ["i1"]}, "history"),
         ("e", {"request_id": ["1"], "history": [[{"item": "i1"}]]}, "item_id"),
         ("f", {"request_id": ["1"], "user_id": [None], "timestamp": ["today"]}, "today"),
-    ):  # fmt: skip
+    ):
         pl.DataFrame(columns).write_parquet(tmp_path / f"{name}.parquet")
         refused(predict(tmp_path / f"{name}.parquet"), words)
     assert not (tmp_path / "out.parquet").exists()
@@ -154,9 +162,13 @@ def test_our_mistakes_are_code_1_with_a_traceback(genrec, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "words"), [(OSError(28, "No space left on device"), "the disk is full"), (MemoryError(), "out of memory"),
-                         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory")],
-)  # fmt: skip
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device"), "the disk is full"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory"),
+    ],
+)
 def test_limits_of_the_machine_are_one_line(genrec, monkeypatch, copy, tmp_path, error, words):
     """The prepared dataset stays as it was."""
 
@@ -182,7 +194,7 @@ def test_ctrl_c_says_how_to_go_on(genrec, monkeypatch, tmp_path):
     assert code == 130 and "run the same command again" in err
 
 
-# --- what works --------------------------------------------------------------------------------------------------------
+# --- what works ---
 
 
 def test_recommend_and_search(genrec, trained_run):

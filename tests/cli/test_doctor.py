@@ -94,9 +94,12 @@ def test_what_is_stale_missing_or_left_over(run):
     found = [str(finding) for finding in check(run)]
     assert not broken(run), "nothing of this stops a run"
     for words in (
-        "reranker: not made yet", "semantic_ids: stale: ", ".model.abcd.partial: left by", "step-000000007: whole, epoch 1",
+        "reranker: not made yet",
+        "semantic_ids: stale: ",
+        ".model.abcd.partial: left by",
+        "step-000000007: whole, epoch 1",
         "step-000000008: broken",
-    ):  # fmt: skip
+    ):
         assert any(words in line for line in found), (words, found)
 
 

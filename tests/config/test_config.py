@@ -89,11 +89,31 @@ def test_an_empty_file_is_the_default_config(tmp_path):
 
 @pytest.mark.parametrize(
     "override",
-    ["split.kind=random", "model.dim=0", "model.dim=-8", "model.dim=12", "model.temperature=0", "training.epochs=0",
-     "training.generate_share=1.5", "queries.share=-0.1", "queries.synthetic=[colour]", "evaluation.baselines=[bert]", "evaluation.ks=[]",
-     "evaluation.ks=[0]", "model.time_bucket=0", "decoding.beam=0", "decoding.text_neighbours=-1", "decoding.cooccurrence=-2", "training.accumulate=0", "training.strategy=ring",
-     "training.precision=16", "training.checkpoint_minutes=-1", "training.checkpoint_steps=-5", "training.patience=0"],
-)  # fmt: skip
+    [
+        "split.kind=random",
+        "model.dim=0",
+        "model.dim=-8",
+        "model.dim=12",
+        "model.temperature=0",
+        "training.epochs=0",
+        "training.generate_share=1.5",
+        "queries.share=-0.1",
+        "queries.synthetic=[colour]",
+        "evaluation.baselines=[bert]",
+        "evaluation.ks=[]",
+        "evaluation.ks=[0]",
+        "model.time_bucket=0",
+        "decoding.beam=0",
+        "decoding.text_neighbours=-1",
+        "decoding.cooccurrence=-2",
+        "training.accumulate=0",
+        "training.strategy=ring",
+        "training.precision=16",
+        "training.checkpoint_minutes=-1",
+        "training.checkpoint_steps=-5",
+        "training.patience=0",
+    ],
+)
 def test_a_value_out_of_range_names_its_key(override):
     with pytest.raises(UserError, match=override.split("=")[0].replace(".", r"\.")):
         load_config(None, [override])

@@ -14,9 +14,16 @@ from genrec.runs.run import Run
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 SMALL = [
-    "data.options.n_users=60", "data.options.n_events=900", "data.options.n_items=40", "data.options.n_categories=4",
-    "data.options.n_brands=4", "training.epochs=1", "training.valid_requests=50", "evaluation.sasrec={}", "evaluation.bootstrap=20",
-]  # fmt: skip
+    "data.options.n_users=60",
+    "data.options.n_events=900",
+    "data.options.n_items=40",
+    "data.options.n_categories=4",
+    "data.options.n_brands=4",
+    "training.epochs=1",
+    "training.valid_requests=50",
+    "evaluation.sasrec={}",
+    "evaluation.bootstrap=20",
+]
 
 
 def check(run: Run) -> dict:
@@ -54,12 +61,24 @@ def test_config(path, tmp_path, tiny_overrides):
     [
         ["data.options.search_share=0", "queries.synthetic=[category,title]", "split.kind=global-time"],
         ["model.request_time=true", "model.time_share=1", "training.negatives=20", "training.refit=false"],
-        ["data.options.search_share=0", "model.use_ids=false", "semantic_ids.behaviour_share=0", "training.generate_weight=0", "decoding.cooccurrence=0"],
-        ["model.use_text=false", "model.use_codes=false", "training.retrieve_weight=0", "training.generate_share=1", 
-         "data.keep_unseen_items=true", "training.refit=false"],
+        [
+            "data.options.search_share=0",
+            "model.use_ids=false",
+            "semantic_ids.behaviour_share=0",
+            "training.generate_weight=0",
+            "decoding.cooccurrence=0",
+        ],
+        [
+            "model.use_text=false",
+            "model.use_codes=false",
+            "training.retrieve_weight=0",
+            "training.generate_share=1",
+            "data.keep_unseen_items=true",
+            "training.refit=false",
+        ],
     ],
     ids=["synthetic-by-time", "request-time-sampled", "no-queries-cold-items", "generation-alone"],
-)  # fmt: skip
+)
 def test_other_settings(overrides, tmp_path, tiny_overrides):
     lean = ["evaluation.baselines=[popularity,bm25,text]"]
     run = Run.create(None, tiny_overrides(tmp_path, *SMALL, *lean, *overrides))

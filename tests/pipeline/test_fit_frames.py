@@ -98,11 +98,19 @@ SECONDS = int(MOMENT.timestamp())
 @pytest.mark.parametrize(
     "values",
     [
-        [SECONDS], [float(SECONDS)], [SECONDS * 1000], [SECONDS * 10**6], [SECONDS * 10**9], [MOMENT],
+        [SECONDS],
+        [float(SECONDS)],
+        [SECONDS * 1000],
+        [SECONDS * 10**6],
+        [SECONDS * 10**9],
+        [MOMENT],
         [MOMENT.replace(tzinfo=None)],
-        [str(SECONDS)], ["2024-05-01 12:30:00"], ["2024-05-01T12:30:00Z"], ["2024-05-01T14:30:00+02:00"],
+        [str(SECONDS)],
+        ["2024-05-01 12:30:00"],
+        ["2024-05-01T12:30:00Z"],
+        ["2024-05-01T14:30:00+02:00"],
     ],
-)  # fmt: skip
+)
 def test_times_become_seconds(values):
     frame = _with_seconds(pl.LazyFrame({"timestamp": values})).collect()
     assert frame["timestamp"].to_list() == [SECONDS] and frame["timestamp"].dtype == pl.Int64

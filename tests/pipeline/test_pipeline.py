@@ -256,9 +256,11 @@ def test_a_large_k_changes_no_later_answer(trained_run):
 
 def test_mistakes_are_named(model):
     for call, words in (
-        (lambda: model.recommend("nobody"), "nobody"), (lambda: model.recommend(k=0), "k must be"), (lambda: model.search(" "), "empty"),
+        (lambda: model.recommend("nobody"), "nobody"),
+        (lambda: model.recommend(k=0), "k must be"),
+        (lambda: model.search(" "), "empty"),
         (lambda: model.recommend(mode="guess"), "guess"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=words):
             call()
 

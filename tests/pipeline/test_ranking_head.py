@@ -26,8 +26,15 @@ LEAN = [
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory, tiny_overrides) -> Run:
     """No feedback is read: the target among random and mined items, steps by codes, a share of hard InfoNCE."""
-    more = ["name=drawn", "model.ranking=true", "model.reasoning_steps=2", "training.progressive=codes",
-            "training.infonce_easy=0.6", "training.hard_negatives=4", "training.rank_negatives=5"]  # fmt: skip
+    more = [
+        "name=drawn",
+        "model.ranking=true",
+        "model.reasoning_steps=2",
+        "training.progressive=codes",
+        "training.infonce_easy=0.6",
+        "training.hard_negatives=4",
+        "training.rank_negatives=5",
+    ]
     run = Run.create(None, tiny_overrides(tmp_path_factory.mktemp("runs"), *LEAN, *more))
     stage_train(run)
     return run
@@ -36,8 +43,15 @@ def drawn(tmp_path_factory, tiny_overrides) -> Run:
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory, tiny_overrides) -> Run:
     """What was shown is learnt, by stage: in the ranking head and in the steps."""
-    more = ["name=shown", "model.ranking=true", "model.stages=[click,cart]", "model.reasoning_steps=1", "training.progressive=actions",
-            "split.kind=global-time", "training.infonce_easy=0.7"]  # fmt: skip
+    more = [
+        "name=shown",
+        "model.ranking=true",
+        "model.stages=[click,cart]",
+        "model.reasoning_steps=1",
+        "training.progressive=actions",
+        "split.kind=global-time",
+        "training.infonce_easy=0.7",
+    ]
     run = Run.create(None, tiny_overrides(tmp_path_factory.mktemp("runs"), *LEAN, *more))
     stage_train(run)
     return run

@@ -64,8 +64,16 @@ def test_rows_are_compared_and_not_made_twice(little, tmp_path, tiny_overrides, 
     asked.clear()
     folder = run_sweep(little, overrides)
     assert asked == ["without-anchors-2", "without-distillation-2"]
-    backbones = {name: (folder / name / "model_backbone" / "model.safetensors").stat() for name in
-              ("the-whole-1", "without-anchors-1", "without-distillation-1", "the-whole-2", "without-distillation-2")}  # fmt: skip
+    backbones = {
+        name: (folder / name / "model_backbone" / "model.safetensors").stat()
+        for name in (
+            "the-whole-1",
+            "without-anchors-1",
+            "without-distillation-1",
+            "the-whole-2",
+            "without-distillation-2",
+        )
+    }
     assert (
         backbones["the-whole-1"].st_ino
         == backbones["without-distillation-1"].st_ino
@@ -84,15 +92,23 @@ def test_rows_are_compared_and_not_made_twice(little, tmp_path, tiny_overrides, 
     assert "without anchors" in (folder / "table.md").read_text()
 
 
-def test_what_was_shown_is_compared_where_a_head_ranks_it(little, tmp_path, tiny_overrides):
+def test_impressions_are_compared_for_rows_with_a_ranking_head(little, tmp_path, tiny_overrides):
     rows = (
         "the whole: []\n  other: [training.learning_rate=3e-3]\n  no head: [model.ranking=false, 'model.stages=[]']\n"
     )
     little.write_text(SWEEP.partition("seeds")[0] + f"requests: 40\nrows:\n  {rows}")
-    given = ["data.options.n_users=60", "data.options.n_events=900", "training.epochs=1", "model.ranking=true", "model.stages=[click,cart]",
-             "split.kind=global-time", "training.decoder_epochs=0", "evaluation.bootstrap=50"]  # fmt: skip
+    given = [
+        "data.options.n_users=60",
+        "data.options.n_events=900",
+        "training.epochs=1",
+        "model.ranking=true",
+        "model.stages=[click,cart]",
+        "split.kind=global-time",
+        "training.decoder_epochs=0",
+        "evaluation.bootstrap=50",
+    ]
     folder = run_sweep(little, tiny_overrides(tmp_path, *given))
-    areas = json.loads((folder / "sweep.json").read_text())["shown"]
+    areas = json.loads((folder / "sweep.json").read_text())["impressions"]
     by = {(entry["row"], entry["of"]): entry for entry in areas}
     assert {row for row, _ in by} == {"the whole", "other"} and {name for _, name in by} == {
         "click_auc",

@@ -41,9 +41,19 @@ def change_key(folder: Path) -> None:
 def test_everything_of_a_finished_run_is_current(run, caplog):
     assert run.fitted == ["train", "train+valid"] and not caplog.records
     assert {name: run.stages.fault(name) for name in run.stages.stages if "prefer" not in name} == dict.fromkeys(
-        ["dataset", "semantic_ids", "candidate_features", "reranker", "model_backbone", "model", "model_backbone_refit",
-         "model_refit", "sasrec", "sasrec_refit"]
-    )  # fmt: skip
+        [
+            "dataset",
+            "semantic_ids",
+            "candidate_features",
+            "reranker",
+            "model_backbone",
+            "model",
+            "model_backbone_refit",
+            "model_refit",
+            "sasrec",
+            "sasrec_refit",
+        ]
+    )
 
 
 @pytest.mark.parametrize("how", ["another config", "not asked for", "half-written"])

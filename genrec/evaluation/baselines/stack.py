@@ -48,7 +48,7 @@ PARAMETERS = {
 def installed() -> bool:
     """Whether LightGBM is there; a warning with the remedy where it is not."""
     if find_spec("lightgbm") is None:
-        log.warning("no row '%s': LightGBM is missing; install genrec[stack]", NAME)
+        log.warning("no row '%s': LightGBM is missing; pip install '.[stack]'", NAME)
         return False
     return True
 

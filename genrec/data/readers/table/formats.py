@@ -263,7 +263,7 @@ def _excel(file: Path) -> Batch:
         table = pl.read_excel(file, infer_schema_length=None)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{file}: reading Excel files needs the extra: pip install 'genrec[excel]', or save it as CSV"
+            f"{file}: reading Excel files needs the extra: pip install '.[excel]', or save it as CSV"
         ) from error
     except Exception as error:  # the library names no exception of its own
         raise UserError(f"{file}: not readable as an Excel file ({str(error).splitlines()[0]})") from error
