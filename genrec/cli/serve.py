@@ -43,9 +43,7 @@ def serve(
     try:
         from genrec.serving.app import serve as answer
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"genrec serve needs the package '{error.name}'; install: pip install '.[serve]'"
-        ) from error
+        raise UserError(f"genrec serve needs the package '{error.name}'; install: pip install '.[serve]'") from error
     from genrec.serving.settings import ServeSettings
 
     answer(
