@@ -33,6 +33,7 @@ ROOMS = (
     "pipeline",
     "inference",
     "serving",
+    "client",
     "cli",
 )
 # Where a package names what its modules do: the lazy attribute of the public class, and the fit functions of `text`

@@ -8,10 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from genrec.data.dataset import Dataset, Requests
 from genrec.errors import UserError
 from genrec.generation.options import MODES, SearchOptions
+from genrec.inference.filters import Filters
 from genrec.inference.histories import build_requests
 from genrec.inference.requests import Answer, Diversity, RecommendationRequest, Response, StoredUsers
 from genrec.inference.snapshot import CatalogueSnapshot
@@ -107,6 +109,22 @@ def lists(
     if mode not in ranker.modes:
         raise UserError(f"--mode: '{mode}' is not one of {', '.join(ranker.modes if mode in MODES else MODES)}")
     return ranker.rank(requests, replace(options, k=min(options.k, snapshot.n_items)), progress)[mode]
+
+
+def similar_items(snapshot: CatalogueSnapshot, item_id: str, k: int, filters: Filters | None) -> list[Answer]:
+    """The items nearest to one item; see ``Recommender.similar``."""
+    if k < 1:
+        raise UserError(f"k must be at least 1, is {k}")
+    item, allowed = int(snapshot.indices([item_id])[0]), ~snapshot.removed
+    if filters is not None:
+        allowed &= filters.mask(snapshot.table, snapshot.categories)
+        allowed[snapshot.known_indices(filters.blocked or ())] = False
+    allowed[item] = False
+    vectors = snapshot.ranker.generator.items
+    scores = functional.cosine_similarity(vectors, vectors[item][None]).cpu()
+    scores = scores.masked_fill(~torch.from_numpy(allowed), -torch.inf)
+    best = scores.sort(descending=True, stable=True).indices[: min(k, int(allowed.sum()))].tolist()
+    return [Answer(snapshot.item_ids[n], snapshot.titles[n], float(scores[n])) for n in best]
 
 
 def _length(request: RecommendationRequest) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -91,6 +92,20 @@ def build_requests(
     when = np.where(np.isnan(times), np.where(np.diff(offsets) > 0, last, now), times).astype(np.int64)
     targets = np.full(len(users), -1, np.int64)
     return Requests(offsets, items, stamps, actions, event_queries, when, request_queries, targets, table)
+
+
+def read_events(snapshot: CatalogueSnapshot, requests: Requests) -> list[dict[str, Any]]:
+    """The events of requests: item_id, title, timestamp and query of each."""
+    events = zip(requests.items.tolist(), requests.timestamps.tolist(), requests.queries.tolist(), strict=True)
+    return [
+        {
+            "item_id": snapshot.item_ids[item],
+            "title": snapshot.titles[item],
+            "timestamp": time,
+            "query": requests.query_texts[query] if query >= 0 else None,
+        }
+        for item, time, query in events
+    ]
 
 
 def _filled(rows: np.ndarray, times: np.ndarray, counted: np.ndarray, now: int) -> np.ndarray:

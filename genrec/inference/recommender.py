@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
-from torch.nn import functional as F
 
 from genrec.data.dataset import TRAIN, VALID, Requests
 from genrec.errors import UserError
 from genrec.generation.options import SearchOptions
-from genrec.inference.answering import answer_all, lists
+from genrec.inference.answering import answer_all, lists, similar_items
 from genrec.inference.bundle import BundleRun, export, open_run
 from genrec.inference.explain import Explanation, Walk, explain, walk
 from genrec.inference.filters import Category, Filters, facet
-from genrec.inference.histories import build_requests
+from genrec.inference.histories import build_requests, read_events
 from genrec.inference.requests import (
     Answer,
     Diversity,
@@ -30,24 +28,16 @@ from genrec.inference.requests import (
     RecommendationRequest,
     Response,
     StoredUsers,
+    pair_up,
     query_words,
 )
 from genrec.inference.snapshot import AddedItemIds, CatalogueSnapshot
-from genrec.inference.suggestions import Suggester
+from genrec.inference.suggestions import Suggester, Suggestion
 from genrec.ranking.ranker import Ranker
 from genrec.retrieval.allowed import AllowedItems
 from genrec.runs.run import Run
 
 Items = pl.DataFrame | Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """One query that may come next; ``count`` is how often it was logged."""
-
-    query: str
-    score: float
-    count: int
 
 
 class Recommender:
@@ -178,28 +168,15 @@ class Recommender:
         """
         query, k = None if query is None else query_words(query), max(len(set(candidates)), 1)
         chosen = tuple(candidates)
-        return self.ask([RecommendationRequest(user, history, query, k, mode, False, timestamp, candidates=chosen)])[
-            0
-        ].items
+        request = RecommendationRequest(user, history, query, k, mode, False, timestamp, candidates=chosen)
+        return self.ask([request])[0].items
 
     def similar(self, item_id: str, k: int = 10, filters: Filters | None = None) -> list[Answer]:
         """The items nearest to one item, by the cosine of the network's item vectors.
 
         ``UserError`` for an unknown item.
         """
-        snapshot = self._snapshot
-        item = int(snapshot.indices([item_id])[0])
-        allowed = ~snapshot.removed
-        if filters is not None:
-            allowed &= filters.mask(snapshot.table, snapshot.categories)
-            allowed[snapshot.known_indices(filters.blocked or ())] = False
-        allowed[item] = False
-        vectors = snapshot.ranker.generator.items
-        scores = (
-            F.cosine_similarity(vectors, vectors[item][None]).cpu().masked_fill(~torch.from_numpy(allowed), -torch.inf)
-        )
-        best = scores.sort(descending=True, stable=True).indices[: min(k, int(allowed.sum()))].tolist()
-        return [Answer(snapshot.item_ids[n], snapshot.titles[n], float(scores[n])) for n in best]
+        return similar_items(self._snapshot, item_id, k, filters)
 
     def suggest(
         self, user: str | None = None, history: History | None = None, k: int = 10, exclude_asked: bool = False,
@@ -216,12 +193,7 @@ class Recommender:
         if not suggester.texts:
             raise UserError("the training events have no queries to suggest; use logged searches, or queries.synthetic")
         requests = self._requests(snapshot, [RecommendationRequest(user, history)], strict)
-        order, scores = suggester.suggest(snapshot.ranker, requests, k, exclude_asked, prefix)
-        return [
-            Suggestion(suggester.texts[query], float(score), int(suggester.counts[query]))
-            for query, score in zip(order[0].tolist(), scores[0].tolist(), strict=True)
-            if np.isfinite(score)
-        ]
+        return suggester.best(snapshot.ranker, requests, k, exclude_asked, prefix)
 
     @cached_property
     def _suggester(self) -> Suggester:
@@ -234,7 +206,7 @@ class Recommender:
         **options: Any,
     ) -> list[list[Answer]]:
         """``recommend`` for many users or histories at once; ``options`` as there, the same for all."""
-        people = _pairs(users, histories)
+        people = pair_up(users, histories)
         requests = [RecommendationRequest(user, history, None, **options) for user, history in people]
         return [response.items for response in self.ask(requests)]
 
@@ -246,7 +218,7 @@ class Recommender:
         **options: Any,
     ) -> list[list[Answer]]:
         """``search`` for many queries at once, each with its user or history."""
-        people, options = _pairs(users, histories, len(queries)), {"exclude_seen": False} | options
+        people, options = pair_up(users, histories, len(queries)), {"exclude_seen": False} | options
         pairs = zip(queries, people, strict=True)
         requests = [RecommendationRequest(*person, query_words(query), **options) for query, person in pairs]
         return [response.items for response in self.ask(requests)]
@@ -259,7 +231,7 @@ class Recommender:
         **options: Any,
     ) -> list[list[Answer]]:
         """``rank`` for many lists of candidates at once, each with its user or history."""
-        people, options = _pairs(users, histories, len(candidates)), {"exclude_seen": False} | options
+        people, options = pair_up(users, histories, len(candidates)), {"exclude_seen": False} | options
         requests = [
             RecommendationRequest(*person, k=max(len(set(chosen)), 1), candidates=tuple(chosen), **options)
             for chosen, person in zip(candidates, people, strict=True)
@@ -396,6 +368,12 @@ class Recommender:
                 commit()
             self._snapshot = snapshot
 
+    def history(self, user: str | None = None, history: History | None = None) -> list[dict[str, Any]]:
+        """What is read of a user or history, oldest first: item_id, title, timestamp and query of each event."""
+        snapshot = self._snapshot
+        requests = self._requests(snapshot, [RecommendationRequest(user, history)], strict=False)
+        return read_events(snapshot, requests)
+
     def item(self, item_id: str) -> dict[str, Any]:
         """An item's columns and its ``codes``. ``UserError`` for an unknown or removed item."""
         snapshot = self._snapshot
@@ -434,21 +412,6 @@ def _with_category(filters: Filters | None, category: Category | None) -> Filter
     if filters is None or filters.category is None:
         return replace(filters or Filters(), category=(category,))
     raise UserError("give the category once: as 'category', or in the filters")
-
-
-def _pairs(
-    users: Iterable[str | None] | None, histories: Iterable[History | None] | None, n: int | None = None
-) -> list[tuple[str | None, History | None]]:
-    """(user, history) per request; ``n`` is how many requests there are where neither is given."""
-    if users is None and histories is None:
-        if n is None:
-            raise UserError("give users or histories, one per request")
-        return [(None, None)] * n
-    if histories is None:
-        return [(user, None) for user in users or ()]
-    if users is None:
-        return [(None, history) for history in histories]
-    return list(zip(users, histories, strict=True))
 
 
 __all__ = ["Answer", "Diversity", "Filters", "RecommendationRequest", "Recommender", "Response", "Suggestion"]

@@ -7,7 +7,7 @@ request . query / temperature + log(1 + count)``.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,15 @@ from torch import Tensor
 from genrec.data.dataset import Dataset, Requests
 from genrec.model.collate import request_batches
 from genrec.ranking.ranker import Ranker
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """One query that may come next; ``count`` is how often it was logged."""
+
+    query: str
+    score: float
+    count: int
 
 
 class Suggester:
@@ -34,6 +43,16 @@ class Suggester:
         times = np.zeros(n, np.int64)
         alone = Requests(offsets, none, none, none, none, times, np.arange(n), targets, self.texts)
         self.vectors = _encode(ranker, alone)
+
+    def best(
+        self, ranker: Ranker, requests: Requests, k: int, exclude_asked: bool = False, prefix: str = ""
+    ) -> list[Suggestion]:
+        """The best queries of a single request; arguments as in ``suggest``."""
+        order, scores = self.suggest(ranker, requests, k, exclude_asked, prefix)
+        found = zip(order[0].tolist(), scores[0].tolist(), strict=True)
+        return [
+            Suggestion(self.texts[query], score, int(self.counts[query])) for query, score in found if score > -np.inf
+        ]
 
     def suggest(
         self, ranker: Ranker, requests: Requests, k: int, exclude_asked: bool = False, prefix: str = ""

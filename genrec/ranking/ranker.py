@@ -47,7 +47,6 @@ class Ranker:
     ):
         self.generator, self.model, self.encoder, self.settings = generator, model, encoder, decoding
         self.rerankers = rerankers or {"recommendation": Reranker.default(), "search": Reranker.default()}
-        self._features: tuple[Sequence[str], QueryFeatures] | None = None
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -56,9 +55,8 @@ class Ranker:
         return tuple(mode for mode in MODES if not missing.get(mode, False))
 
     def collator(self, texts: Sequence[str]) -> Collator:
-        if self._features is None or self._features[0] is not texts:
-            self._features = (texts, QueryFeatures.build(texts, self.encoder))
-        return Collator(self.model, self._features[1])
+        """Makes batches of requests whose query texts are ``texts``."""
+        return Collator(self.model, QueryFeatures.build(texts, self.encoder))
 
     def candidates(
         self,

@@ -93,6 +93,14 @@ async def suggest(body: s.SuggestBody, request: Request) -> Any:
     return {"suggestions": [asdict(one) for one in found]}
 
 
+@router.post("/v1/history", response_model=replies.Events, tags=["reasons"], operation_id="readHistory")
+async def history(body: s.Person, request: Request) -> Any:
+    """What is read of a person's history, oldest first: at most the newest 200 events."""
+    model = server_of(request).engine.model
+    events = await server_of(request).call(lambda: model.history(body.user_id, body.events()))
+    return {"events": events[-200:]}
+
+
 @router.post("/v1/explain", response_model=Explanation, responses=missing, tags=["reasons"], operation_id="explain")
 async def explain(body: s.ExplainBody, request: Request) -> Any:
     """Why this item: nearest history items, shared words, features, and its path through the code tree."""

@@ -69,6 +69,21 @@ class Suggestions(BaseModel):
     suggestions: list[SuggestedQuery]
 
 
+class Event(BaseModel):
+    """One event of a history."""
+
+    item_id: str
+    title: str | None
+    timestamp: int
+    query: str | None
+
+
+class Events(BaseModel):
+    """Events, oldest first."""
+
+    events: list[Event]
+
+
 class RejectedEvent(BaseModel):
     """An event that was not kept, or was kept with a doubt."""
 

@@ -21,7 +21,7 @@ def api(bundle, tmp_path_factory):
             bundle,
             events=str(tmp_path_factory.mktemp("fuzz") / "events.sqlite"),
             time_budget_ms=30_000.0,
-            hosts=("localhost",),
+            hosts=("localhost", "testserver", "test", "127.0.0.1"),
         )
     )
     app = create_app(engine)

@@ -16,6 +16,7 @@ import time
 import httpx
 import pytest
 
+from genrec.client import Client, ServerError
 from genrec.errors import UserError
 from genrec.inference.bundle import export
 from genrec.serving.middleware import RequestMiddleware, json_depth
@@ -377,8 +378,18 @@ def test_the_command_serves_and_stops_in_good_order(bundle, tmp_path):
         except httpx.TransportError:
             assert process.poll() is None, process.communicate()
             time.sleep(0.1)
-    event = {"events": [{"user_id": "u", "item_id": "i000003"}]}
-    assert httpx.post(f"{url}/v1/events", json=event).status_code == 200
+    client = Client(url)
+    assert client.add_events([{"user_id": "u", "item_id": "i000003"}])["accepted"] == 1
+    listing = client.search("blue scarf", user="u", k=3, fields=["brand"])
+    assert len(listing.items) == 3 and listing.items[0].attributes and client.suggest(k=2)
+    assert len(client.rank(["i000003", "i000004"]).items) == 2 and len(client.similar("i000003", k=4).items) == 4
+    client.add_items([{"item_id": "a/b c", "title": "Quux"}])
+    client.update_item("a/b c", title="Better")
+    client.remove_item("a/b c")
+    with pytest.raises(ServerError, match="404 not_found"):
+        client.remove_item("a/b c")
+    assert client.recommend(history=["i000003"], k=2).next_offset == 2
+    assert client.erase_user("nobody")["removed"] == 0
     process.send_signal(signal.SIGHUP)
     while 'genrec_reloads_total{result="done"} 1.0' not in httpx.get(f"{url}/metrics").text:
         time.sleep(0.1)

@@ -14,7 +14,7 @@ import pytest
 from genrec.errors import UserError
 from genrec.serving.redis_store import RedisStore
 from genrec.serving.sqlite_store import SqliteStore
-from genrec.serving.store import StoredEvent
+from genrec.serving.store import StoredEvent, StoredImpression
 from genrec.serving.stores import open_store
 
 
@@ -23,7 +23,7 @@ def store(request, tmp_path):
     made = (
         SqliteStore(tmp_path / "e.sqlite", limit=5)
         if request.param == "sqlite"
-        else RedisStore(fakeredis.FakeRedis(), limit=5)
+        else RedisStore(fakeredis.FakeRedis(server=fakeredis.FakeServer()), limit=5)
     )
     yield made
     made.close()
@@ -48,6 +48,49 @@ def test_an_event_id_counts_once(store):
     store.append([same, same])
     store.append([same, event("u", "b", 2, event_id="two"), event("u", "b", 2)])
     assert store.events_of(["u"])["item_id"].to_list() == ["a", "b", "b"]
+
+
+def test_an_event_id_is_the_users_own_and_a_conflict_is_told(store):
+    one = event("u", "a", 1, event_id="x")
+    assert store.append([one, event("u", "b", 1, event_id="x"), event("v", "b", 1, event_id="x")]) == [
+        "kept", "conflict", "kept",
+    ]  # fmt: skip
+    assert store.append([event("u", "a", 9, event_id="x")]) == ["repeated"], "the time of arrival may differ"
+
+
+def test_all_items_of_a_user(store):
+    store.append([event("u", f"i{n % 7}", n) for n in range(20)])
+    assert sorted(store.items_of(["u", "v"])["u"]) == [f"i{n}" for n in range(7)] and store.items_of(["v"]) == {"v": []}
+
+
+def test_erasing(store):
+    shown = [StoredImpression("r", user, "a", 1, 1) for user in ("u/1", "v")]
+    store.append([event("u/1", "a", 1, event_id="x"), event("v", "a", 1)])
+    store.append_impressions(shown)
+    assert store.erased(["u/1", "v"]) == set()
+    assert store.forget("u/1") == 1 and store.erased(["u/1", "v"]) == {"u/1"}
+    assert [one.user_id for one in store.all_events()] == ["v"] and list(store.all_impressions()) == shown[1:]
+    assert store.append([event("u/1", "b", 2, event_id="x")]) == ["kept"], "a forgotten event id can come again"
+
+
+def test_item_versions(store):
+    first = store.change_items({"a": {"item_id": "a"}, "b": None})
+    assert store.version() == first == 2 and store.changed_items(first) == {}
+    assert store.change_items({"a": None}) == 3 and store.changed_items(first) == {"a": None}
+
+
+def test_a_store_of_format_1_is_carried_over(tmp_path):
+    old = sqlite3.connect(tmp_path / "old")
+    old.executescript(
+        "CREATE TABLE events (place INTEGER PRIMARY KEY, user_id TEXT NOT NULL, item_id TEXT NOT NULL, timestamp INTEGER NOT NULL,"
+        " action TEXT, query TEXT, event_id TEXT UNIQUE); CREATE INDEX events_of_user ON events (user_id, timestamp, place);"
+        "CREATE TABLE items (item_id TEXT PRIMARY KEY, columns TEXT); INSERT INTO items VALUES ('b', NULL);"
+        "INSERT INTO events VALUES (1, 'u', 'a', 5, 'click', NULL, 'x'); PRAGMA user_version = 1;"
+    )
+    old.close()
+    store = SqliteStore(tmp_path / "old")
+    assert store.events_of(["u"]).rows() == [("u", "a", 5, "click", None)] and store.changed_items() == {"b": None}
+    assert store.append([event("u", "a", 5, action="click", event_id="x")]) == ["repeated"]
 
 
 def test_forgetting(store):

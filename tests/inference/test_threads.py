@@ -1,0 +1,103 @@
+"""Calls from many threads at once equal the same calls one after another."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+
+from genrec.inference.recommender import RecommendationRequest
+
+# Functions that once kept the texts of a call on a shared object, and read them back a line later.
+WINDOW = {
+    ("ranker.py", "collator"),
+    ("ranker.py", "candidates"),
+    ("query_items.py", "score"),
+    ("query_items.py", "_rows"),
+}
+
+
+def open_window(frame, event, _argument):
+    """A tracer that sleeps at every line of these functions, so that another thread gets between a write and its use."""
+    code = frame.f_code
+    if (code.co_filename.rsplit("/", 1)[-1], code.co_name) not in WINDOW:
+        return None
+
+    def slow(_frame, event, _argument):
+        if event == "line":
+            time.sleep(0.002)
+        return slow
+
+    return slow
+
+
+def test_concurrent_calls_equal_the_same_calls_in_sequence(model):
+    ids, texts = model.snapshot.item_ids, model.dataset.query_texts
+    history = ids[2:6]
+
+    def calls(n: int) -> list:
+        query = texts[n]
+        return [
+            lambda: model.search(query, history=history[: n % 4 + 1], k=5),
+            lambda: model.recommend(history=[{"item_id": ids[n], "query": query}], k=5),
+            lambda: model.suggest(history=[{"item_id": ids[n + 1], "query": query}], k=5),
+            lambda: model.explain(ids[n + 2], history=history, query=query).score,
+            lambda: model.ask([RecommendationRequest(query=query, k=3, exclude_seen=False, mode="retrieve")])[0].items,
+        ]
+
+    model.suggest(k=1)
+    expected = {(n, m): call() for n in range(4) for m, call in enumerate(calls(n))}
+    found, errors = {}, []
+
+    def work(n: int) -> None:
+        try:
+            for m, call in enumerate(calls(n)):
+                found[n, m] = call()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    interval = sys.getswitchinterval()
+    threading.settrace(open_window)
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        threading.settrace(None)
+        sys.setswitchinterval(interval)
+    assert not errors, errors[0]
+    for key, value in expected.items():
+        assert found[key] == value, key
+
+
+def test_calls_while_items_are_added(model):
+    """Whoever calls while items come sees one catalogue: with the item from then on, without it before."""
+    history, query = model.snapshot.item_ids[2:5], model.dataset.query_texts[0]
+    before = model.search(query, history=history, k=80)
+    added, errors = threading.Event(), []
+
+    def ask() -> None:
+        try:
+            while True:
+                late = added.is_set()
+                items = [answer.item_id for answer in model.search(query, history=history, k=81)]
+                assert len(items) in ((81,) if late else (80, 81))
+                assert late or len(items) == 81 or items == [answer.item_id for answer in before]
+                model.suggest(history=["added", *history], k=3)
+                if late:
+                    model.explain("added", history=history, query=query)
+                    return
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    model.add_items([{"item_id": "added", "title": "Blue wool scarf"}])
+    added.set()
+    for thread in threads:
+        thread.join()
+    assert not errors, errors[0]

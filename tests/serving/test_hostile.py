@@ -1,0 +1,257 @@
+"""What a server must stand: a store that fails, foreign web sites, large bodies, half-open connections, overload."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import stat
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from genrec.errors import UserError
+from genrec.serving.app import _listen
+from genrec.serving.batching import Batcher, QueueFullError, TimeBudgetError
+from genrec.serving.connections import ConnectionLimit, limited_protocol
+from genrec.serving.logs import Metrics
+from genrec.serving.settings import ServeSettings
+from genrec.serving.store import StoreError
+
+JSON = {"content-type": "application/json"}
+
+
+def test_a_store_that_is_away_fails_only_what_needs_it(serving, model):
+    async def go():
+        async with serving(batch_wait_ms=50.0) as (client, app):
+            store = app.state.server.engine.store._store
+
+            def away(*_arguments):
+                raise StoreError("the event store fails (away)")
+
+            whole, store.events_of = store.events_of, away
+            history = model.snapshot.item_ids[:2]
+            bodies = [{"user_id": "u"}, {"history": history}, {"user_id": "u", "history": history}, {}]
+            replies = await asyncio.gather(*(client.post("/v1/recommend", json=body) for body in bodies))
+            assert [reply.status_code for reply in replies] == [503, 200, 200, 200]
+            assert replies[0].json()["error"] == "store_unavailable" and replies[0].headers["retry-after"]
+            ready = await client.get("/readyz")
+            assert ready.status_code == 503 and "store sqlite" in ready.json()["message"]
+            metrics = (await client.get("/metrics")).text
+            assert 'genrec_store_up{store="sqlite"} 0.0' in metrics and "genrec_store_failures_total" in metrics
+            store.events_of = whole
+            assert (await client.post("/v1/recommend", json={"user_id": "u"})).status_code == 200
+            assert (await client.get("/readyz")).status_code == 200
+
+    asyncio.run(go())
+
+
+def test_a_change_is_not_visible_before_it_is_durable(serving):
+    async def go():
+        async with serving() as (client, app):
+            store = app.state.server.engine.store._store
+            item = (await client.post("/v1/recommend", json={"k": 1})).json()["items"][0]["item_id"]
+            pages = store._connection().execute("PRAGMA page_count").fetchone()[0]
+            big = {"item_id": "big", "title": "A title", "text": "word " * 4000}
+            event = {"user_id": "u", "item_id": item, "query": "word " * 100}
+
+            def limit(size: int) -> None:  # the disk is full
+                for connection in store._open:
+                    connection.execute(f"PRAGMA max_page_count = {size}")
+
+            await client.post("/v1/items", json={"items": [{"item_id": "small"}]})
+            await client.post("/v1/events", json={"events": [event]})
+            limit(pages)
+            for method, path, body in (
+                ("POST", "/v1/items", {"items": [big]}),
+                ("PATCH", "/v1/items/small", {"text": "word " * 4000}),
+                ("POST", "/v1/events", {"events": [event] * 200}),
+            ):
+                reply = await client.request(method, path, json=body)
+                assert reply.status_code == 507 and reply.json()["error"] == "store_full", reply.text
+            assert (await client.get("/v1/items/big")).status_code == 404
+            assert (await client.get("/v1/items/small")).json()["text"] is None
+            limit(10**6)
+            assert (await client.post("/v1/items", json={"items": [big]})).json()["added"] == 1
+
+    asyncio.run(go())
+    asyncio.run(restarted(serving, "big"))
+
+
+async def restarted(serving, item: str) -> None:
+    async with serving() as (client, _):
+        assert (await client.get(f"/v1/items/{item}")).status_code == 200
+
+
+def test_item_changes_reach_another_server_on_the_same_store(serving):
+    async def go():
+        async with serving(refresh_s=0.05) as (first, _), serving(refresh_s=0.05) as (second, _):
+            await first.post("/v1/items", json={"items": [{"item_id": "new", "title": "Quux"}]})
+            await eventually(second, "new", 200)
+            await second.patch("/v1/items/new", json={"title": "Better"})
+            for _ in range(200):
+                if (await first.get("/v1/items/new")).json()["title"] == "Better":
+                    break
+                await asyncio.sleep(0.05)
+            else:
+                raise AssertionError("the update never came")
+            await first.delete("/v1/items/new")
+            await eventually(second, "new", 404)
+
+    asyncio.run(go())
+
+
+async def eventually(client, item: str, status: int) -> None:
+    for _ in range(200):
+        if (await client.get(f"/v1/items/{item}")).status_code == status:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{item} never became {status}")
+
+
+def test_foreign_web_sites_and_other_hosts(serving):
+    async def go():
+        async with serving() as (client, _):
+            body = json.dumps({"k": 1})
+            for headers, status in (
+                (JSON, 200),
+                (JSON | {"origin": "http://test"}, 200),
+                (JSON | {"origin": "http://evil.example"}, 403),
+                (JSON | {"sec-fetch-site": "cross-site"}, 403),
+                ({"content-type": "text/plain"}, 415),
+                ({}, 415),
+                (JSON | {"host": "evil.example"}, 421),
+            ):
+                assert (await client.post("/v1/recommend", content=body, headers=headers)).status_code == status, (
+                    headers
+                )
+            assert (await client.post("/v1/admin/reload", headers={"origin": "null"})).status_code == 403
+            head = await client.head("/healthz")
+            assert head.status_code == 200 and head.content == b""
+            assert "frame-ancestors 'none'" in (await client.get("/")).headers["content-security-policy"]
+            echoed = await client.get("/healthz", headers={"x-request-id": "my-id.1"})
+            assert echoed.headers["x-request-id"] == "my-id.1"
+            made = await client.get("/healthz", headers={"x-request-id": "bad id\t"})
+            assert made.headers["x-request-id"] != "bad id\t"
+
+    asyncio.run(go())
+
+
+def test_an_open_address_needs_keys_or_a_flag(tmp_path):
+    with pytest.raises(UserError, match="--without-keys"):
+        ServeSettings(tmp_path, host="0.0.0.0")
+    assert ServeSettings(tmp_path, host="0.0.0.0", without_keys=True).allowed_hosts == ()
+    assert "localhost" in ServeSettings(tmp_path).allowed_hosts
+
+
+def test_a_taken_port_is_one_line_before_the_load(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(UserError, match="cannot listen"):
+            _listen(ServeSettings(tmp_path, port=taken.getsockname()[1]))
+
+
+def test_large_bodies_are_refused_by_size_keys_and_first_mistake(serving):
+    async def go():
+        async with serving() as (client, _):
+            many = json.dumps({f"k{n}": 1 for n in range(5000)})
+            long = json.dumps({"query": "x", "history": ["x"] * 100_000})
+            wrong = json.dumps({"events": [{"user_id": "u"}] * 1000})
+            for path, body, status in (
+                ("/v1/search", many, 422),
+                ("/v1/search", long, 413),
+                ("/v1/events", wrong, 422),
+            ):
+                reply = await client.post(path, content=body, headers=JSON)
+                assert reply.status_code == status and len(reply.text) < 500, reply.text[:300]
+
+    asyncio.run(go())
+
+
+def test_half_open_connections_are_closed_and_bounded():
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+    metrics = Metrics()
+    settings = ServeSettings(__file__, header_timeout_ms=300.0, connections=5)  # type: ignore[arg-type]
+    limit = ConnectionLimit(settings, metrics)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, http=limited_protocol(limit), lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    address = server.servers[0].sockets[0].getsockname()
+    try:
+        open_ones = [socket.create_connection(address) for _ in range(5)]
+        open_ones[0].sendall(b"GET / HTTP/1.1\r\nhost: x\r\n")  # and never ends
+        time.sleep(0.1)
+        with socket.create_connection(address) as refused:
+            refused.settimeout(5)
+            assert b"503" in refused.recv(1000)
+        for one in open_ones:
+            one.settimeout(5)
+            try:
+                assert one.recv(1000) == b""
+            except ConnectionResetError:
+                pass
+            one.close()
+        with socket.create_connection(address) as good:
+            good.settimeout(5)
+            for _ in range(2):  # kept alive, the next head in time
+                good.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+                assert b"204" in good.recv(1000)
+        assert limit.open <= 1
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_overload_is_refused_at_once_and_what_was_taken_is_answered():
+    """Ten times as many clients as can be answered: full batches, no answer too late, refusals without a wait."""
+    sizes = []
+
+    def slow(payloads: list) -> list:
+        sizes.append(len(payloads))
+        time.sleep(0.02 + 0.002 * len(payloads))
+        return payloads
+
+    async def go():
+        batcher, counts, waits = Batcher(slow, 16, 0.0, 10_000), {"good": 0, "refused": 0, "late": 0}, []
+        for n in range(4):
+            await batcher.submit(n, 10)
+
+        async def client():
+            for _ in range(5):
+                began = time.monotonic()
+                try:
+                    await batcher.submit(0, 0.4)
+                    counts["good"] += 1
+                except QueueFullError as error:
+                    counts["refused"] += 1
+                    waits.append(time.monotonic() - began)
+                    assert error.retry_after >= 1
+                    await asyncio.sleep(0.1)
+                except TimeBudgetError:
+                    counts["late"] += 1
+
+        await asyncio.gather(*(client() for _ in range(300)))
+        batcher.close()
+        return counts, waits
+
+    counts, _ = asyncio.run(go())
+    assert counts["refused"] > 0 and counts["good"] >= 100 and counts["late"] <= counts["good"] // 10
+    assert sorted(sizes)[len(sizes) // 2] >= 8
+
+
+def test_the_store_file_is_private(tmp_path):
+    from genrec.serving.sqlite_store import SqliteStore
+
+    store = SqliteStore(tmp_path / "e")
+    store.change_items({"a": None})
+    for name in ("e", "e-wal", "e-shm"):
+        assert stat.S_IMODE(os.stat(tmp_path / name).st_mode) == 0o600, name
+    store.close()
