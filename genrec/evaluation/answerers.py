@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,10 @@ from genrec.retrieval.allowed import AllowedItems, id_lists
 from genrec.retrieval.bm25 import BM25
 
 Answerer = Callable[[Requests, int, np.ndarray | None], np.ndarray]
-"""(requests, k, allowed) -> ranked item ids (N, k), -1 where empty. ``allowed`` (N, n_items) bool, or None for the
-whole catalogue."""
+"""(requests, k, allowed) -> ranked item ids (N, k), -1 where empty.
+
+``allowed`` (N, n_items) bool, or None for the whole catalogue.
+"""
 Scorer = Callable[[Requests], np.ndarray]
 """requests -> scores (N, n_items)."""
 CHUNK = 256
@@ -24,8 +27,7 @@ POPULARITY_WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 def by_model(ranker: Ranker, mode: str) -> Answerer:
-    """Our model. Items that are not allowed are masked before anything is proposed, and all that are allowed become
-    proposals."""
+    """Our model. All allowed items become candidates; others are masked before."""
 
     def answer(requests: Requests, k: int, allowed: np.ndarray | None) -> np.ndarray:
         only = None if allowed is None else id_lists([np.flatnonzero(row) for row in allowed])
@@ -43,6 +45,11 @@ def by_scores(scorer: Scorer) -> Answerer:
         return top_k(scores if allowed is None else np.where(allowed, scores, -np.inf), k)[0]
 
     return answer
+
+
+def by_histories(model: Any) -> Answerer:
+    """A fitted baseline that scores the catalogue by histories alone."""
+    return by_scores(lambda requests: model.score(requests.histories))
 
 
 def ranked_by_scores(
@@ -63,7 +70,7 @@ def ranked_by_scores(
 
 
 def query_texts(requests: Requests) -> list[str]:
-    """What each request asks, "" for no query."""
+    """The query of each request, "" for none."""
     return [requests.query_texts[query] if query >= 0 else "" for query in requests.request_queries]
 
 
@@ -79,8 +86,7 @@ def with_popularity(lexical: BM25, counts: np.ndarray, weight: float) -> Scorer:
 
 
 def best_popularity_weight(lexical: BM25, counts: np.ndarray, valid: Requests) -> float:
-    """The weight of ``POPULARITY_WEIGHTS`` with the highest nDCG@10 on validation searches, the smaller of equals;
-    0.1 without any."""
+    """The weight with the highest nDCG@10 on validation searches, the smaller of equals; 0.1 without searches."""
     if not len(valid):
         return 0.1
     gains = [
@@ -95,8 +101,7 @@ def best_popularity_weight(lexical: BM25, counts: np.ndarray, valid: Requests) -
 def answered(
     answerer: Answerer, requests: Requests, k: int, candidates: np.ndarray | None = None, n_items: int = 0
 ) -> np.ndarray:
-    """Ranked ids (N, k), chunk by chunk. ``candidates`` (N, C) item ids, -1 where empty: nothing else may be
-    answered."""
+    """Ranked ids (N, k), chunk by chunk; with ``candidates`` (N, C) item ids, -1 where empty, only of those."""
     ranked = np.full((len(requests), k), -1, np.int64)
     for start in range(0, len(requests), CHUNK):
         rows = np.arange(start, min(start + CHUNK, len(requests)))

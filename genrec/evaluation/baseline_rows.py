@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ class Baselines:
     def _collaborative(self, last: int) -> Iterator[tuple[str, tuple[str, Scorer]]]:
         for name in usable(self.names, self.run.dataset):
             model = fitted(name, self.chosen[name], self.run.dataset, last)
-            yield BASELINES[name][0], ("ids", lambda chunk, model=model: model.score(chunk.histories))
+            yield BASELINES[name][0], ("ids", partial(_score, model))
 
     def _text(self, last: int) -> Iterator[tuple[str, tuple[str, Scorer]]]:
         if "bm25" in self.names:
@@ -107,3 +107,7 @@ class Baselines:
             scorers["text of the last event"] = lambda chunk: last_text(chunk, text)
         features = CandidateFeatures.build(self.run.dataset, text, last)
         return stack.Sources(scorers, features, self.run.config.model.request_time)
+
+
+def _score(model: Any, requests: Requests) -> np.ndarray:
+    return model.score(requests.histories)

@@ -1,8 +1,7 @@
-"""Runs beside one another: the same requests, answered by each; as seeds of one setting, or as settings compared with
-the first.
+"""Compare runs request by request: as seeds of one setting, or as settings compared with the first.
 
-``genrec evaluate`` leaves the metrics of every request in ``results/per_request.npz``; this module reads nothing
-else, so comparing is a matter of seconds and needs neither models nor data.
+``genrec evaluate`` leaves the metrics of every request in ``results/per_request.npz``. This module reads nothing else,
+so a comparison takes seconds and needs neither models nor data.
 """
 
 from __future__ import annotations
@@ -29,41 +28,43 @@ Key = tuple[str, str, str]  # task or kind of query, fit, model
 
 
 def requests_fingerprint(requests: Requests, n_items: int) -> str:
-    """Tells lists of requests apart by what is asked and sought; histories follow from the dataset's own split
-    fingerprint."""
+    """The fingerprint of a list of requests by query and target; histories follow from the split's fingerprint."""
     texts = [requests.query_texts[query] if query >= 0 else None for query in requests.request_queries.tolist()]
     return fingerprint(n_items, requests.targets.tolist(), np.diff(requests.offsets).tolist(), texts)
 
 
 def write_per_request(
-    folder: Path, values: dict[tuple[str, str, str | None], dict[str, np.ndarray]], asked: dict[str | None, str]
+    folder: Path, values: dict[tuple[str, str, str | None], dict[str, np.ndarray]], fingerprints: dict[str | None, str]
 ) -> None:
-    """Metrics of every request by model, fit and kind of query (None: recommendation), and the fingerprint of each
-    kind's requests."""
+    """Write the metrics of every request by model, fit and kind of query (None: recommendation).
+
+    ``fingerprints`` are those of each kind's requests.
+    """
     arrays = {
         f"{kind or RECOMMENDATION}|{fitted}|{model}|{name}": one[name].astype(np.float32)
         for (model, fitted, kind), one in values.items() for name in KEPT if name in one
     }  # fmt: skip
-    arrays |= {f"{kind or RECOMMENDATION}|requests": np.array(found) for kind, found in asked.items()}
+    arrays |= {f"{kind or RECOMMENDATION}|requests": np.array(found) for kind, found in fingerprints.items()}
     partial = folder / f".{FILE}.part"
     with open(partial, "wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # the stub takes the arrays for its own flags
     partial.rename(folder / FILE)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What one run left: ``values`` of each row by metric (N,), and ``asked``, the fingerprint of the requests of
-    each task."""
+    """The per-request results of one run.
+
+    ``values`` of each row by metric (N,), and ``fingerprints`` of the requests of each task.
+    """
 
     name: str
     values: dict[Key, dict[str, np.ndarray]]
-    asked: dict[str, str]
+    fingerprints: dict[str, str]
 
     @classmethod
     def read(cls, run: Path, split: str) -> Answers:
-        """Raises ``UserError`` where the run was not evaluated on ``split``, or before per-request metrics were
-        kept."""
+        """Read a run's results; ``UserError`` where it was not evaluated on ``split``."""
         folder = Path(run) / ("results" if split == "test" else f"results_{split}")
         try:
             with np.load(folder / FILE, allow_pickle=False) as arrays:
@@ -93,18 +94,19 @@ def compare(runs: Sequence[Path], split: str = "test", pooled: bool = False, see
 
     ``pooled``: the runs are seeds of one setting; rows are means over them, with the standard deviation over runs, an
     interval over users, and the fused row against every other, paired by user. Otherwise every run is compared with
-    the first, model by model, paired by request. Raises ``UserError`` for fewer than two runs or runs that were asked
+    the first, model by model, paired by request. Raises ``UserError`` for fewer than two runs or runs with
     different things.
     """
     if len(runs) < 2:
         raise UserError("compare: give at least two run folders")
     answers = [Answers.read(run, split) for run in runs]
-    tasks = list(dict.fromkeys(task for one in answers for task in one.asked))
+    tasks = list(dict.fromkeys(task for one in answers for task in one.fingerprints))
     lines = [f"{split} split; " + "; ".join(f"run {place}: {one.name}" for place, one in enumerate(answers, 1)), ""]
     for task in tasks:
-        if len({one.asked[task] for one in answers if task in one.asked}) > 1:
+        if len({one.fingerprints[task] for one in answers if task in one.fingerprints}) > 1:
             raise UserError(
-                f"compare: the runs were asked different requests ({task}); compare runs of one data set, split and kind of query"
+                f"compare: the runs have different requests ({task}); compare runs of one data set, split and query "
+                "kind"
             )
         keys = [key for key in dict.fromkeys(key for one in answers for key in one.values) if key[0] == task]
         title = task if task == RECOMMENDATION else f"search ({task})"

@@ -58,18 +58,24 @@ def grouped_bars(path: Path, series: Mapping[str, Sequence[Bar]], title: str, me
     figure = Figure(figsize=(max(5.0, 1.6 + len(first) * max(0.9, 0.35 * len(series))), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    places = np.arange(len(first))
+    centres = np.arange(len(first))
     for order, (name, bars) in enumerate(series.items()):
         values = np.array([bar.value for bar in bars])
         reach = np.array([[bar.value - bar.low, bar.high - bar.value] for bar in bars]).T
         axes.bar(
-            places + (order - (len(series) - 1) / 2) * width, values, width, label=name, color=_COLOURS[order % len(_COLOURS)],
-            yerr=np.clip(np.nan_to_num(reach), 0, None), capsize=2, error_kw={"linewidth": 0.8},
-        )  # fmt: skip
+            centres + (order - (len(series) - 1) / 2) * width,
+            values,
+            width,
+            label=name,
+            color=_COLOURS[order % len(_COLOURS)],
+            yerr=np.clip(np.nan_to_num(reach), 0, None),
+            capsize=2,
+            error_kw={"linewidth": 0.8},
+        )
     labels = [bar.label if bar.count is None else f"{bar.label}\nn={bar.count:,}" for bar in first]
     is_crowded = max((len(bar.label) for bar in first), default=0) > 12
     axes.set_xticks(
-        places, labels, rotation=25 if is_crowded else 0, ha="right" if is_crowded else "center", fontsize=8
+        centres, labels, rotation=25 if is_crowded else 0, ha="right" if is_crowded else "center", fontsize=8
     )
     axes.set_ylabel(measure)
     axes.set_title(title)

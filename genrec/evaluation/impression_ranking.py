@@ -1,9 +1,8 @@
-"""Protocol ``ranking``: what the log showed in a split, scored by the chance of each kind of feedback. AUC and GAUC,
-intervals over users.
+"""Protocol ``ranking``: impressions of a split, scored by the chance of each kind of feedback.
 
-Beside the ranking head: logistic regression and a DIN-style network on the same counts, items and pasts, tuned on
-validation. Counts (click rates and the like) come from the fit's part of the log alone; the past of a request is
-everything its user did before it.
+AUC and GAUC with intervals over users. Beside the ranking head: logistic regression and a DIN-style network on the
+same counts, items and histories, tuned on validation. Counts (click rates and the like) come from the fit's splits
+alone; the history of a request is everything its user did before it.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ CHUNK = 256
 
 @dataclass
 class AreaResult:
-    """The table: per model, ``STAGE_auc`` and ``STAGE_gauc``, with what each was in resamples of the users."""
+    """The table: per model, ``STAGE_auc`` and ``STAGE_gauc``, and their values in resamples of the users."""
 
     name: str
     title: str
@@ -41,9 +40,10 @@ class AreaResult:
 
     def add(self, model: str, scores: np.ndarray, labels: np.ndarray, users: np.ndarray, stages: list[str]) -> None:
         """``scores`` and ``labels`` (n, stages), ``users`` (n,)."""
-        found, drawn = {}, {}
-        for place, stage in enumerate(stages):
-            one = scores[:, place], labels[:, place], users
+        found: dict[str, float] = {}
+        drawn: dict[str, np.ndarray] = {}
+        for index, stage in enumerate(stages):
+            one = scores[:, index], labels[:, index], users
             found |= {f"{stage}_auc": auc(*one[:2]), f"{stage}_gauc": gauc(*one)}
             drawn |= {
                 f"{stage}_{name}": values for name, values in bootstrap_areas(*one, self.seed, self.bootstrap).items()
@@ -53,13 +53,12 @@ class AreaResult:
 
     def rows(self) -> list[dict]:
         """Per model: values, and 95 % bootstrap intervals over users."""
-        return [
-            {
-                "model": model, "metrics": found,
-                "intervals": {name: tuple(np.nanquantile(values, [0.025, 0.975]).tolist()) for name, values in self.resampled[model].items()},
-            }
-            for model, found in self.metrics.items()
-        ]  # fmt: skip
+        rows = []
+        for model, found in self.metrics.items():
+            bounds = {name: np.nanquantile(drawn, [0.025, 0.975]) for name, drawn in self.resampled[model].items()}
+            intervals = {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
+            rows.append({"model": model, "metrics": found, "intervals": intervals})
+        return rows
 
     def comparisons(self) -> list[str]:
         """The ranking head minus every other row, paired by user."""
@@ -70,9 +69,8 @@ class AreaResult:
             for name in found:
                 drawn = self.resampled[HEAD][name] - self.resampled[model][name]
                 low, high = np.nanquantile(drawn, [0.025, 0.975])
-                lines.append(
-                    f"ranking head minus {model}, {name}: {self.metrics[HEAD][name] - found[name]:+.4f} [{low:+.4f}, {high:+.4f}]"
-                )
+                difference = self.metrics[HEAD][name] - found[name]
+                lines.append(f"ranking head minus {model}, {name}: {difference:+.4f} [{low:+.4f}, {high:+.4f}]")
         return lines
 
     def markdown(self) -> str:
@@ -94,21 +92,20 @@ class AreaResult:
 def head_scores(
     network, collator, dataset, shown: ImpressionLog, requests: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The ranking head's logits for everything shown in some requests: row indices (n,) into ``shown`` and logits (n,
-    stages)."""
+    """The ranking head's logits of some slates: row indices (n,) into the log and logits (n, stages)."""
     items = network.item_encoder()
     length = shown.before[requests] - np.asarray(dataset.offsets)[shown.users[requests]]
     requests = requests[np.argsort(np.minimum(length, collator.model.max_length), kind="stable")]
     device = items.device
-    place, logits = [], []
+    index, logits = [], []
     for begin in range(0, len(requests), CHUNK):
         part = requests[begin : begin + CHUNK]
         batch = collator.impression_batch(shown, part).to(device)
         asked = batch.impressions
         found = network.rank(network.encode(batch, items), asked.row, asked.column, asked.items, asked.features)
         logits.append(found[asked.items >= 0].float().cpu().numpy())
-        place.append(shown.rows(part)[0])
-    return np.concatenate(place), np.concatenate(logits)
+        index.append(shown.rows(part)[0])
+    return np.concatenate(index), np.concatenate(logits)
 
 
 def head_areas(run, ranker, split: str, last: int) -> tuple[AreaResult, ImpressionLog, Rows]:
@@ -116,21 +113,22 @@ def head_areas(run, ranker, split: str, last: int) -> tuple[AreaResult, Impressi
     network, stages = ranker.generator.network, list(ranker.model.stages)
     if network.ranking is None or not stages:
         raise UserError(
-            "protocol ranking: the run has no ranking head with stages; train it with model.ranking=true model.stages=[click,...]"
+            "protocol ranking: the run has no ranking head with stages; train it with model.ranking=true "
+            "model.stages=[click,...]"
         )
     dataset = run.dataset
     shown = load_impressions(dataset, stages, last)
     if shown is None:
         raise UserError("protocol ranking: the data do not say what was shown (no impressions)")
-    asked = np.flatnonzero(shown.split == SPLITS[split])
-    if not len(asked):
+    slates = np.flatnonzero(shown.split == SPLITS[split])
+    if not len(slates):
         raise UserError(f"protocol ranking: nothing was shown in the {split} split")
     config, info = run.config, dataset.info
-    rows = Rows(shown, shown.rows(asked)[0])
-    notes = _notes(shown, rows, asked, split, last, info)
+    rows = Rows(shown, shown.rows(slates)[0])
+    notes = _notes(shown, rows, slates, split, last, info)
     result = AreaResult("ranking", f"Ranking what was shown, {split}", config.seed, config.evaluation.bootstrap, notes)
-    place, logits = head_scores(network, ranker.collator(dataset.query_texts), dataset, shown, asked)
-    result.add(HEAD, logits[np.argsort(place)], rows.labels, rows.users, stages)
+    index, logits = head_scores(network, ranker.collator(dataset.query_texts), dataset, shown, slates)
+    result.add(HEAD, logits[np.argsort(index)], rows.labels, rows.users, stages)
     return result, shown, rows
 
 
@@ -138,30 +136,37 @@ def impression_ranking(run, ranker, split: str, last: int) -> list[AreaResult]:
     """The table of a run whose network has a ranking head with ``model.stages``: its row and the baselines'."""
     result, shown, rows = head_areas(run, ranker, split, last)
     dataset, config, stages = run.dataset, run.config, list(ranker.model.stages)
-    add = lambda name, scores: result.add(name, scores, rows.labels, rows.users, stages)
+    labelled = rows.labels, rows.users, stages
     train = Rows(shown, shown.rows(np.flatnonzero(shown.split <= last))[0])
     # Settings are chosen on validation by models that have not seen it, as ours were.
     early = shown if last == TRAIN else load_impressions(dataset, stages, TRAIN)
+    assert early is not None
     valid = Rows(early, early.rows(np.flatnonzero(early.split == VALID))[0])
-    quality = lambda scores: float(np.mean([auc(*one) for one in zip(scores.T, valid.labels.T, strict=True)]))
+
+    def quality(scores: np.ndarray) -> float:
+        return float(np.mean([auc(*one) for one in zip(scores.T, valid.labels.T, strict=True)]))
+
     first = train if last == TRAIN else Rows(early, early.rows(np.flatnonzero(early.split == TRAIN))[0])
     trials = {strength: LogisticClicks(strength, config.seed).fit(first) for strength in STRENGTHS}
     best = max(trials, key=lambda strength: quality(trials[strength].score(valid)))
     logistic = trials[best] if last == TRAIN else LogisticClicks(best, config.seed).fit(train)
-    add(f"logistic regression (C = {best:g})", logistic.score(rows))
+    result.add(f"logistic regression (C = {best:g})", logistic.score(rows), *labelled)
     din = TargetAttention(seed=config.seed).fit(dataset, first, lambda model: quality(model.score(dataset, valid)))
-    add("DIN-style target attention", din.score(dataset, rows))
+    result.add("DIN-style target attention", din.score(dataset, rows), *labelled)
     rates = shown.features(rows.index)
-    add("item's own rates", rates[:, : len(stages)])
+    result.add("item's own rates", rates[:, : len(stages)], *labelled)
     return [result]
 
 
-def _notes(shown: ImpressionLog, rows: Rows, asked: np.ndarray, split: str, last: int, info: dict) -> list[str]:
+def _notes(shown: ImpressionLog, rows: Rows, slates: np.ndarray, split: str, last: int, info: dict) -> list[str]:
     share = ", ".join(f"{value:.1%}" for value in rows.labels.mean(0))
     return [
-        f"{split} split, {info['split']}, fingerprint {info['split_fingerprint']}; fitted on {'train' if last == TRAIN else 'train + valid'}; "
-        f"{len(rows.index)} shown items in {len(asked)} requests of {len(np.unique(rows.users))} users, reached stages {share}",
-        "GAUC: users with both outcomes, weighted by their rows. Rows of users or items that the dataset does not hold are not ranked.",
-        f"counts (rates of item, user, surface, ...) from {len(shown.rates.counters[0].order)} rows of the fit's part alone; "
-        "the past of a request is everything its user did before it",
+        f"{split} split, {info['split']}, fingerprint {info['split_fingerprint']}; "
+        f"fitted on {'train' if last == TRAIN else 'train + valid'}; {len(rows.index)} impressions in {len(slates)} "
+        "slates of "
+        f"{len(np.unique(rows.users))} users, reached stages {share}",
+        "GAUC: users with both outcomes, weighted by their rows. Impressions of unknown users or items are not ranked.",
+        f"counts (rates of item, user, surface, ...) from {len(shown.rates.counters[0].order)} rows of the fit's "
+        "splits; "
+        "the history of a request is everything its user did before it",
     ]

@@ -1,17 +1,19 @@
-"""Our row of session search: what a shown list says, learnt on training lists, blended with the model's scores on
-validation lists."""
+"""Our row of session search: features of a slate, learnt on training slates, blended with the model's scores."""
 
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import torch
 
 from genrec.data.dataset import Requests
+from genrec.errors import UserError
 from genrec.evaluation import search_protocols as protocols
 from genrec.model.collate import request_batches
-from genrec.ranking.impressions import NOTHING, SlateFeatures, SlateRanker
+from genrec.ranking.impressions import NOTHING, SlateFeatures, SlateRanker, Slates
 from genrec.ranking.ranker import Ranker
 
 log = logging.getLogger(__name__)
@@ -19,8 +21,7 @@ log = logging.getLogger(__name__)
 
 @torch.inference_mode()
 def dense_scores(ranker: Ranker, requests: Requests, items: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Log-probabilities of the model's retrieval for the items (N, C) of each request; ``NOTHING`` for an item that
-    is not ``inside`` (N, C)."""
+    """The model's retrieval log-probabilities of items (N, C); ``NOTHING`` for an item not ``inside`` (N, C)."""
     generator = ranker.generator
     result = np.full(items.shape, NOTHING, np.float32)
     for rows, _, batch in request_batches(requests, ranker.collator(requests.query_texts), ranker.settings.batch_size):
@@ -31,26 +32,24 @@ def dense_scores(ranker: Ranker, requests: Requests, items: np.ndarray, inside: 
     return result
 
 
-def impression_rows(protocol, asked: protocols.ProtocolRequests) -> np.ndarray:
-    """The lists of ``asked`` ranked: (N, C) item ids, -1 where empty. Nothing of it is fitted on them."""
+def impression_rows(protocol: Any, requested: protocols.ProtocolRequests) -> np.ndarray:
+    """The slates of ``requested`` ranked: (N, C) item ids, -1 where empty. Nothing is fitted on them."""
     evidence = SlateFeatures(protocol.data)
 
-    def model(one: protocols.ProtocolRequests) -> np.ndarray:
-        inside = protocols.familiar(protocol.data, one.requests, one.shown.items, protocol.last)
-        return dense_scores(protocol.ranker, one.requests, one.shown.items, inside)
+    def model(requests: Requests, slates: Slates) -> np.ndarray:
+        inside = protocols.familiar(protocol.data, requests, slates.items, protocol.last)
+        return dense_scores(protocol.ranker, requests, slates.items, inside)
 
     train = protocols.session_search(protocol.data, "train")
-    ranker = SlateRanker.fit(
-        evidence.features(train.requests, train.shown), train.shown, train.requests.targets, protocol.run.config.seed
-    )
-    try:
+    slates = train.slates
+    features = evidence.features(train.requests, slates)
+    ranker = SlateRanker.fit(features, slates, train.requests.targets, protocol.run.config.seed)
+    with suppress(UserError):  # no validation slates: the blend stays as it is
         valid = protocols.session_search(protocol.data, "valid")
-    except protocols.UserError:
-        valid = None
-    if valid is not None:
-        own = ranker.own_scores(evidence.features(valid.requests, valid.shown), valid.shown)
-        ranker.fit_blend(own, model(valid), valid.shown, valid.requests.targets)
-        log.info("shown lists: %.2f x what the list says + %.2f x the model", *ranker.blend.tolist())
-    own = ranker.own_scores(evidence.features(asked.requests, asked.shown), asked.shown)
-    scores = ranker.scores(own, model(asked), asked.shown)
-    return protocols.shown_order(asked.shown.items, scores)
+        own = ranker.own_scores(evidence.features(valid.requests, valid.slates), valid.slates)
+        ranker.fit_blend(own, model(valid.requests, valid.slates), valid.slates, valid.requests.targets)
+        log.info("slates: %.2f x features of the slate + %.2f x the model", *ranker.blend.tolist())
+    slates = requested.slates
+    own = ranker.own_scores(evidence.features(requested.requests, slates), slates)
+    scores = ranker.scores(own, model(requested.requests, slates), slates)
+    return protocols.shown_order(slates.items, scores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import overload
 
 import numpy as np
 import torch
@@ -15,6 +16,10 @@ _CELLS = 1 << 22  # cells of a temporary table held at once
 _FEW_VALUES = 4096  # up to that many distinct values, resample their counts instead of the observations
 
 
+@overload
+def top_k(scores: np.ndarray, k: int, exclude: Histories | None = None) -> tuple[np.ndarray, np.ndarray]: ...
+@overload
+def top_k(scores: torch.Tensor, k: int, exclude: Histories | None = None) -> tuple[torch.Tensor, torch.Tensor]: ...
 def top_k(
     scores: np.ndarray | torch.Tensor, k: int, exclude: Histories | None = None
 ) -> tuple[np.ndarray, np.ndarray] | tuple[torch.Tensor, torch.Tensor]:
@@ -25,11 +30,11 @@ def top_k(
     counts as excluded. Places left over hold id -1 and -inf. Raises ``UserError`` for NaN scores or a misfit of
     shapes.
     """
-    is_numpy = isinstance(scores, np.ndarray)
-    table = torch.tensor(scores) if is_numpy else scores.clone()  # a copy: it is masked below
+    # A copy: it is masked below.
+    table = torch.tensor(scores) if isinstance(scores, np.ndarray) else scores.clone()
     if table.ndim != 2 or k < 1 or (exclude is not None and len(exclude) != len(table)):
         raise UserError(
-            f"top_k got scores {tuple(table.shape)} and k={k}; expected (B, n_items), k of at least 1, B histories to exclude"
+            f"top_k got scores {tuple(table.shape)} and k={k}; expected (B, n_items), k of at least 1, and B histories"
         )
     if not table.is_floating_point():
         table = table.double()
@@ -43,7 +48,7 @@ def top_k(
     missing = k - ids.shape[1]
     ids = torch.nn.functional.pad(ids, (0, missing), value=PAD)
     best = torch.nn.functional.pad(best, (0, missing), value=-torch.inf)
-    return (ids.numpy(), best.numpy()) if is_numpy else (ids, best)
+    return (ids.numpy(), best.numpy()) if isinstance(scores, np.ndarray) else (ids, best)
 
 
 def _stable_top(table: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,8 +71,7 @@ def _stable_top(table: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def _lowest_ids(table: torch.Tensor, threshold: torch.Tensor, k: int) -> torch.Tensor:
-    """(B, k) ascending ids: all columns above the row's ``threshold`` (B, 1), then those equal to it from the lowest
-    up."""
+    """Ascending ids (B, k): columns above the row's ``threshold`` (B, 1), then the lowest equal to it."""
     above, equal = table > threshold, table == threshold
     equal &= equal.cumsum(1, dtype=torch.int32) <= k - above.sum(1, keepdim=True)
     return (above | equal).nonzero()[:, 1].view(len(table), k)
@@ -98,8 +102,7 @@ def per_request_metrics(ranked: np.ndarray, targets: np.ndarray, ks: Sequence[in
 
 
 def bootstrap_interval(values: np.ndarray, seed: int, n: int = 1000, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval (low, high) of the mean of ``values`` (N,), one value per user, from n
-    resamples."""
+    """Percentile bootstrap interval of the mean of ``values`` (N,), one value per user, from n resamples."""
     means = _bootstrap_means(_checked(values), seed, n)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -159,8 +162,10 @@ def _bootstrap_means(values: np.ndarray, seed: int, n: int) -> np.ndarray:
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """How often a row with label 1 scores above one with label 0, a tie counting half; nan where one of the two is
-    missing. All (n,)."""
+    """The chance that a row with label 1 scores above one with label 0, a tie counting half; all (n,).
+
+    nan where one of the two labels is missing.
+    """
     return float(_weighted_auc(*_by_score(scores, labels), np.ones((1, len(scores))))[0])
 
 
@@ -189,8 +194,7 @@ def user_aucs(scores: np.ndarray, labels: np.ndarray, users: np.ndarray) -> tupl
 
 
 def gauc(scores: np.ndarray, labels: np.ndarray, users: np.ndarray) -> float:
-    """AUC per user, averaged with the number of the user's rows as weight; users with one label only are left out
-    (Zhou et al., DIN, 2018)."""
+    """AUC per user, weighted by the user's rows; users with one label only are left out (DIN, 2018)."""
     _, area, weight = user_aucs(scores, labels, users)
     return float((area * weight).sum() / weight.sum()) if len(area) else float("nan")
 
@@ -198,8 +202,10 @@ def gauc(scores: np.ndarray, labels: np.ndarray, users: np.ndarray) -> float:
 def bootstrap_areas(
     scores: np.ndarray, labels: np.ndarray, users: np.ndarray, seed: int, n: int = 1000
 ) -> dict[str, np.ndarray]:
-    """``auc`` and ``gauc`` of n resamples of the users: (n,) each. The same seed draws the same users, so models can
-    be compared in pairs."""
+    """``auc`` and ``gauc`` of n resamples of the users: (n,) each.
+
+    The same seed draws the same users, so models can be compared in pairs.
+    """
     known, owner = np.unique(users, return_inverse=True)
     rng = np.random.default_rng(seed)
     judged, area, weight = user_aucs(scores, labels, users)
@@ -240,8 +246,10 @@ def _weighted_auc(order: np.ndarray, labels: np.ndarray, start: np.ndarray, weig
 
 
 def exposure(ranked: np.ndarray | Iterable[np.ndarray], n_items: int) -> np.ndarray:
-    """(n_items,) int64: how often each item is recommended in ``ranked`` (N, K), or in an iterable of such chunks;
-    pads not counted."""
+    """How often each item is recommended: (n_items,) int64, pads not counted.
+
+    ``ranked`` (N, K), or an iterable of such chunks.
+    """
     chunks = [ranked] if isinstance(ranked, np.ndarray) else ranked
     total = np.zeros(n_items, np.int64)
     for chunk in chunks:
@@ -255,8 +263,7 @@ def coverage(ranked: np.ndarray, n_items: int) -> float:
 
 
 def gini(ranked: np.ndarray, n_items: int) -> float:
-    """Gini index of exposure over the whole catalogue: 0 when all items are shown equally often, towards 1 when one
-    item is."""
+    """Gini index of exposure over the catalogue: 0 when all items are shown equally often, towards 1 for one item."""
     counts = np.sort(exposure(ranked, n_items))
     if not counts.sum():
         return 0.0

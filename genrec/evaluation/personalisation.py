@@ -1,5 +1,4 @@
-"""What a history is worth in search: the same query asked by the person, by nobody in particular, and with somebody
-else's history.
+"""What a history is worth in search: the same query with the own history, none, and somebody else's.
 
 The third is the control: if any history helped as much as one's own, the gain would not be personal.
 """
@@ -26,8 +25,10 @@ SHOWN = 5  # items of the example
 
 @dataclass
 class PersonalisationRequests:
-    """One kind of query asked in ``WAYS``: metrics (N,) and ranked ids (N, 10) by way; ``lengths`` (N,) events of the
-    own history."""
+    """Results of one kind of query by way of asking (``WAYS``).
+
+    Metrics (N,) and ranked ids (N, 10) by way; ``lengths`` (N,) events of the own history.
+    """
 
     metrics: dict[str, dict[str, np.ndarray]]
     ranked: dict[str, np.ndarray]
@@ -48,8 +49,7 @@ def swapped(requests: Requests, seed: int) -> Requests:
 def ask(
     rank: Callable[[Requests], np.ndarray], requests: Requests, seed: int, bootstrap: int
 ) -> PersonalisationRequests:
-    """``rank``: requests -> ranked ids (N, 10). Requests without a history are left out: nothing can be personal
-    there."""
+    """Rank the requests that have a history in each of ``WAYS``; ``rank``: requests -> ranked ids (N, 10)."""
     requests = requests.take(np.flatnonzero(np.diff(requests.offsets) > 0))
     variants = dict(zip(WAYS, (requests, without_history(requests), swapped(requests, seed)), strict=True))
     ranked = {way: rank(one) for way, one in variants.items()}
@@ -65,7 +65,8 @@ def ask(
             result.notes.append(f"{label}, {name}: {difference_text(*difference)}")
     same = overlap(ranked[own], ranked[none])
     result.notes.append(
-        f"of the first 10 answers {same.mean():.1%} are the same with and without history; {(same == 1).mean():.1%} of lists have the same 10"
+        f"{same.mean():.1%} of the first 10 answers are the same with and without history; {(same == 1).mean():.1%} of "
+        "lists have the same 10"
     )
     pairs = same_query_pairs(requests)
     if len(pairs):
@@ -90,10 +91,9 @@ def same_query_pairs(requests: Requests) -> np.ndarray:
 
 
 def example(requests: Requests, asked: PersonalisationRequests, titles: list[str]) -> dict | None:
-    """One query and two people who both find what they sought with their own history and not without; None where
-    there are none.
+    """One query and two users who find their targets only with their own histories; None without such a pair.
 
-    Of all such pairs that with the fewest common answers.
+    Of all such pairs the one with the fewest common answers.
     """
     requests = requests.take(np.flatnonzero(np.diff(requests.offsets) > 0))
     own, none, _ = WAYS
@@ -107,7 +107,10 @@ def example(requests: Requests, asked: PersonalisationRequests, titles: list[str
     if not len(pairs):
         return None
     pair = pairs[overlap(asked.ranked[own][pairs[:, 0]], asked.ranked[own][pairs[:, 1]]).argmin()]
-    name = lambda ids: [titles[item] for item in ids if item >= 0]
+
+    def name(ids: np.ndarray) -> list[str]:
+        return [titles[item] for item in ids if item >= 0]
+
     people = []
     for row in pair:
         past = requests.items[requests.offsets[row] : requests.offsets[row + 1]][-SHOWN:]

@@ -1,14 +1,12 @@
-"""Runs a search protocol on a run: our model and the protocol's baselines on the same requests, as a table and as
-files."""
+"""Run a search protocol on a run: our model and the protocol's baselines on the same requests."""
 
 from __future__ import annotations
 
 import difflib
-import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +19,7 @@ from genrec.evaluation.answerers import (
     Answerer,
     answered,
     best_popularity_weight,
+    by_histories,
     by_model,
     by_scores,
     query_texts,
@@ -30,86 +29,15 @@ from genrec.evaluation.baseline_rows import Baselines
 from genrec.evaluation.baselines import DenseText, Popularity, stack
 from genrec.evaluation.impression_ranking import impression_ranking
 from genrec.evaluation.impression_rows import impression_rows
-from genrec.evaluation.metrics import PAD, bootstrap_interval, difference_text, paired_test, per_request_metrics, top_k
+from genrec.evaluation.metrics import PAD, difference_text, paired_test, per_request_metrics, top_k
 from genrec.evaluation.protocol import OUR_NAMES, Evaluation
+from genrec.evaluation.protocol_result import FUSED, ProtocolResult
 from genrec.evaluation.qrels import qrels_metrics
 from genrec.generation.options import SearchOptions
 from genrec.ranking.ranker import Ranker
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
 
-log = logging.getLogger(__name__)
-FUSED = OUR_NAMES["fused"]
 SAMPLED_KS = (1, 5, 10)
-
-
-@dataclass
-class ProtocolResult:
-    """One table: per model, each metric of every request (N,). ``notes`` say how it was measured."""
-
-    name: str
-    title: str
-    seed: int
-    bootstrap: int
-    notes: list[str] = field(default_factory=list)
-    values: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    subject: str = FUSED  # the row that the others are compared with
-    example: dict | None = None
-    figure: tuple[str, Callable[[Path], None]] | None = None  # a file name, and what draws it
-
-    def add(self, model: str, metrics: dict[str, np.ndarray]) -> None:
-        self.values[model] = metrics
-        log.info("%-34s %s", model, " ".join(f"{name} {value.mean():.4f}" for name, value in metrics.items()))
-
-    def rows(self) -> list[dict]:
-        """Per model: means, and bootstrap intervals over requests."""
-        return [
-            {
-                "model": model,
-                "metrics": {name: float(value.mean()) for name, value in metrics.items()},
-                "intervals": {
-                    name: bootstrap_interval(value, self.seed, self.bootstrap) for name, value in metrics.items()
-                },
-            }
-            for model, metrics in self.values.items()
-        ]
-
-    def comparisons(self) -> list[str]:
-        """The subject minus every other row on the table's first metric, paired by request."""
-        if self.subject not in self.values:
-            return []
-        name, short = next(iter(self.values[self.subject])), self.subject.removeprefix("genrec, ")
-        lines = []
-        for model, metrics in self.values.items():
-            if model != self.subject:
-                found = paired_test(self.values[self.subject][name], metrics[name], self.seed, self.bootstrap)
-                lines.append(f"{self.title}: {short} minus {model}, {name}: {difference_text(*found)}")
-        return lines
-
-    def markdown(self) -> str:
-        names = list(next(iter(self.values.values())))
-        lines = [
-            f"## {self.title}",
-            "",
-            *(f"- {note}" for note in self.notes),
-            "",
-            "| model | " + " | ".join(names) + " |",
-            "|---" * (len(names) + 1) + "|",
-        ]
-        lines += [
-            f"| {model} | " + " | ".join(f"{metrics[name].mean():.4f}" for name in names) + " |"
-            for model, metrics in self.values.items()
-        ]
-        if self.example:
-            lines += [
-                "",
-                f"Example: '{self.example['query']}'",
-                "",
-                f"- asked by nobody: {'; '.join(self.example['answers without a history'])}",
-            ]
-            for person in self.example["people"]:
-                past, answers = "; ".join(person["last events"]), "; ".join(person["answers"])
-                lines.append(f"- after {past}: {answers} (sought: {person['sought']}, rank {person['rank of it']})")
-        return "\n".join([*lines, "", *self.comparisons(), ""])
 
 
 class Protocols:
@@ -126,8 +54,7 @@ class Protocols:
         return self.run.ranker(self.fitted)
 
     def baselines(self) -> list[ProtocolResult]:
-        """The baselines' rows alone, of a run that is prepared and tokenized; the stack is what they are compared
-        with."""
+        """The baselines' rows alone, of a tokenized run; compared with the stack."""
         results, made = [], Baselines(self.run, fits=False)
         for task in Evaluation(self.run, self.split).tasks:
             result = self.result("baselines", f"Baselines: {task.label}", ("full ranking, already-had items removed",))
@@ -140,13 +67,16 @@ class Protocols:
         return results
 
     def result(self, name: str, title: str, notes: tuple[str, ...] = ()) -> ProtocolResult:
+        """An empty table whose notes state split, fit and kind of queries."""
         info = self.data.info
-        head = f"{self.split} split, {info['split']}, fingerprint {info['split_fingerprint']}; model and baselines fitted on {self.fitted}"
+        head = f"{self.split} split, {info['split']}, fingerprint {info['split_fingerprint']}"
+        head += f"; model and baselines fitted on {self.fitted}"
         if info["synthetic_queries"] or self.run.config.data.reader == "product-search":
             head += "; queries are SYNTHETIC"
         return ProtocolResult(name, title, self.run.config.seed, self.run.config.evaluation.bootstrap, [head, *notes])
 
     def ours(self) -> dict[str, Answerer]:
+        """Our model's answers, by row."""
         return {OUR_NAMES[mode]: by_model(self.ranker, mode) for mode in self.ranker.modes}
 
     def search_baselines(self, valid: Requests) -> dict[str, Answerer]:
@@ -170,12 +100,14 @@ class Protocols:
         ks=(10,),
         metrics=(),
     ) -> None:
+        """Add a row per answerer: metrics of its first ``k`` items at ``ks``, or those named by ``metrics``."""
         for model, answerer in answerers.items():
             ranked = answered(answerer, asked.requests, k, asked.candidates, self.data.n_items)
             found = qrels_metrics(ranked, asked.qrels, [one for one in ks if one <= k])
             result.add(model, {name: found[name] for name in metrics or found})
 
     def product_search(self) -> list[ProtocolResult]:
+        """Product search: a user and a query, answered by all purchases of the split."""
         asked = protocols.product_search(self.data, self.split)
         result = self.result("product-search", "Product search", asked.notes)
         k = min(protocols.LIST, self.data.n_items)
@@ -190,9 +122,11 @@ class Protocols:
         return [result]
 
     def session_search(self) -> list[ProtocolResult]:
+        """Click-outs among the items of a slate."""
         asked = protocols.session_search(self.data, self.split)
         result = self.result("session-search", "Session search: click-outs among the items shown", asked.notes)
-        lists, k = asked.candidates, asked.candidates.shape[1]
+        lists = asked.slates.items
+        k = lists.shape[1]
         inside = np.where(protocols.familiar(self.data, asked.requests, lists, self.last), lists, PAD)
         known = np.concatenate([protocols.click_counts(self.data, self.last), [0]])
         clicks, recent = (
@@ -220,7 +154,7 @@ class Protocols:
         return [result]
 
     def sampled(self, seeds: int = 1) -> list[ProtocolResult]:
-        """Every request's mean over ``seeds`` draws of the negatives."""
+        """The target among 99 random items; each request's mean over ``seeds`` draws of them."""
         results = []
         for kind in (None, *self.data.query_kinds):
             task = "recommendation" if kind is None else f"search ({kind})"
@@ -228,10 +162,13 @@ class Protocols:
                 continue
             answerers = self.ours()
             if kind is None:
-                simple = {"popularity": Popularity, "co-occurrence + transitions": CooccurrenceTransition}
+                simple: dict[str, Any] = {
+                    "popularity": Popularity,
+                    "co-occurrence + transitions": CooccurrenceTransition,
+                }
                 for name, make in simple.items():
                     model = make().fit(self.data.histories(self.last), self.data.n_items)
-                    answerers[name] = by_scores(lambda requests, model=model: model.score(requests.histories))
+                    answerers[name] = by_histories(model)
             else:
                 answerers |= self.search_baselines(self._valid(kind))
             draws = []
@@ -256,8 +193,7 @@ class Protocols:
         return results
 
     def cold_user(self) -> list[ProtocolResult]:
-        """Searches with the history taken away, beside the same with it: the difference is what personalisation is
-        worth."""
+        """Searches without the history, beside the same with it: the difference is what personalisation is worth."""
         results = []
         for kind in self.data.query_kinds:
             requests = self.data.requests(self.split, kind)
@@ -291,8 +227,7 @@ class Protocols:
         return results
 
     def cold_items(self) -> list[ProtocolResult]:
-        """Requests whose answer had no event up to the split that was fitted on; what the history holds is no
-        answer."""
+        """Requests whose target had no event in the fit's splits; items of the history are removed."""
         results, cold = [], self.counts == 0
         text = self.run.ids.catalogue.text.cpu().numpy()
         for kind in (None, *self.data.query_kinds):
@@ -302,7 +237,8 @@ class Protocols:
                 continue
             task = "recommendation" if kind is None else f"search ({kind})"
             note = (
-                f"{len(requests)} requests for {len(np.unique(requests.targets))} of {int(cold.sum())} items without an event; "
+                f"{len(requests)} requests for {len(np.unique(requests.targets))} of {int(cold.sum())} items without "
+                "an event; "
                 f"full ranking over {self.data.n_items}, already-had items removed"
             )
             result = self.result("cold-items", f"Cold items: {task}", (note,))
@@ -325,46 +261,42 @@ class Protocols:
             results.append(result)
         if not results:
             raise UserError(
-                f"protocol cold-items: every answer of the {self.split} split had a training event; prepare with split.cold_share=0.1"
+                f"protocol cold-items: every target of the {self.split} split had a training event; prepare with "
+                "split.cold_share=0.1"
             )
         return results
 
     def personalisation(self, requests: int = 0) -> list[ProtocolResult]:
-        """The same query with the person's history, without one, and with somebody else's; of so many ``requests`` of
-        a kind (0: all)."""
-        results, k, most = [], min(10, self.data.n_items), requests
+        """The same query with the user's history, without one, and with somebody else's.
+
+        ``requests``: maximum number of a kind, drawn at random; 0 is all.
+        """
+        results, k = [], min(10, self.data.n_items)
         for kind in self.data.query_kinds:
-            requests = self.data.requests(self.split, kind)
-            if not (np.diff(requests.offsets) > 0).any():
+            every = self.data.requests(self.split, kind)
+            if not (np.diff(every.offsets) > 0).any():
                 continue
-            notes = ("full ranking; items of the history may be answered",)
-            if 0 < most < len(requests):
-                notes += (f"{most} of {len(requests)} requests, drawn at random",)
-                requests = requests.take(
-                    np.sort(np.random.default_rng(self.run.config.seed).permutation(len(requests))[:most])
-                )
+            notes: tuple[str, ...] = ("full ranking; items of the history may be answered",)
+            chosen = every
+            if 0 < requests < len(every):
+                notes += (f"{requests} of {len(every)} requests, drawn at random",)
+                draw = np.random.default_rng(self.run.config.seed).permutation(len(every))[:requests]
+                chosen = every.take(np.sort(draw))
             result = self.result("personalisation", f"Personalised search ({kind})", notes)
             for name, answerer in self.ours().items():
-                asked = personal.ask(
-                    lambda one, answer=answerer: _wide(answered(answer, one, k), 10),
-                    requests,
-                    result.seed,
-                    result.bootstrap,
-                )
+                rank = partial(_first_ten, answerer, k)
+                asked = personal.ask(rank, chosen, result.seed, result.bootstrap)
                 for way, metrics in asked.metrics.items():
                     result.add(f"{name}, {way}", metrics)
                 result.notes += [f"{name}: {note}" for note in asked.notes]
                 if name == FUSED:
-                    result.example = personal.example(requests, asked, personal.titles_of(self.data.item_table))
-                    title = f"{result.title}: what the history is worth"
-                    draw = lambda path, asked=asked, title=title: personal.draw(
-                        path, asked, title, result.seed, result.bootstrap
-                    )
-                    result.figure = f"personalisation_{kind}.png", draw
+                    result.example = personal.example(chosen, asked, personal.titles_of(self.data.item_table))
+                    result.figure = f"personalisation_{kind}.png", _personal_figure(result, asked)
             results.append(result)
         if not results:
             raise UserError(
-                "protocol personalisation: the data have no held-out queries; it needs logged searches or queries.synthetic"
+                "protocol personalisation: the data have no held-out queries; it needs logged searches or "
+                "queries.synthetic"
             )
         return results
 
@@ -375,7 +307,7 @@ class Protocols:
         return self.data.requests("valid").take(np.zeros(0, np.int64))
 
 
-PROTOCOLS: dict[str, Callable[[Protocols], list[ProtocolResult]]] = {
+PROTOCOLS: dict[str, Callable[..., list[Any]]] = {
     "baselines": Protocols.baselines,
     "product-search": Protocols.product_search,
     "session-search": Protocols.session_search,
@@ -387,14 +319,18 @@ PROTOCOLS: dict[str, Callable[[Protocols], list[ProtocolResult]]] = {
 }
 
 
-def _wide(ranked: np.ndarray, width: int) -> np.ndarray:
-    """``ranked`` (N, K) with at least ``width`` columns, the new ones empty."""
-    return np.pad(ranked, ((0, 0), (0, max(0, width - ranked.shape[1]))), constant_values=PAD)
+def _personal_figure(result: ProtocolResult, asked: personal.PersonalisationRequests) -> Callable[[Path], None]:
+    title = f"{result.title}: what the history is worth"
+    return lambda path: personal.draw(path, asked, title, result.seed, result.bootstrap)
 
 
-def run_protocol(run, name: str, split: str = "test", fitted: str = "train", **options) -> list[ProtocolResult]:
-    """The tables of a protocol, also written to ``RUN/results/protocol_NAME.json`` and ``.md`` (``results_valid/``
-    for validation)."""
+def _first_ten(answerer: Answerer, k: int, requests: Requests) -> np.ndarray:
+    """The first ``k`` of up to ten answers, padded to ten: (N, 10)."""
+    return np.pad(answered(answerer, requests, k), ((0, 0), (0, 10 - k)), constant_values=PAD)
+
+
+def run_protocol(run, name: str, split: str = "test", fitted: str = "train", **options: Any) -> list[Any]:
+    """The tables of a protocol, also written as JSON and Markdown to ``RUN/results`` or ``RUN/results_valid``."""
     if name not in PROTOCOLS:
         near = difflib.get_close_matches(name, list(PROTOCOLS), n=1, cutoff=0.0)[0]
         raise UserError(f"--protocol: '{name}' is not one of {', '.join(PROTOCOLS)}; did you mean '{near}'?")

@@ -1,5 +1,4 @@
-"""Metrics of ranked lists against relevance judgments: several relevant items per request, graded or not. Arrays in,
-arrays out."""
+"""Metrics of ranked lists against relevance judgments: several relevant items per request, graded or not."""
 
 from __future__ import annotations
 
@@ -14,10 +13,9 @@ from genrec.evaluation.metrics import PAD
 
 @dataclass(frozen=True)
 class Qrels:
-    """Which items answer which request: ``topics`` / ``items`` (M,) int64 and ``gains`` (M,) float64 above 0; ``n``
-    requests.
+    """The relevant items of ``n`` requests: ``topics`` and ``items`` (M,) int64, ``gains`` (M,) float64 above 0.
 
-    A pair that is given twice counts once, with its higher gain; a gain of 0 is no answer.
+    A pair that is given twice counts once, with its higher gain; a gain of 0 is not relevant.
     """
 
     topics: np.ndarray
@@ -29,11 +27,13 @@ class Qrels:
     def build(
         cls, topics: np.ndarray, items: np.ndarray, gains: np.ndarray | None = None, n: int | None = None
     ) -> Qrels:
+        """From topics, items and gains (default 1), all (M,)."""
         topics, items = np.asarray(topics, np.int64), np.asarray(items, np.int64)
         gains = np.ones(len(topics)) if gains is None else np.asarray(gains, np.float64)
         if not len(topics) == len(items) == len(gains) or (gains < 0).any():
             raise UserError(
-                f"qrels got {len(topics)} topics, {len(items)} items and {len(gains)} gains; expected as many of each, no gain below 0"
+                f"qrels got {len(topics)} topics, {len(items)} items and {len(gains)} gains; expected as many of "
+                "each, no gain below 0"
             )
         n = int(topics.max(initial=-1)) + 1 if n is None else n
         order = np.lexsort((-gains, items, topics))
@@ -44,8 +44,7 @@ class Qrels:
         return cls(topics[keep], items[keep], gains[keep], n)
 
     def gains_of(self, ranked: np.ndarray) -> np.ndarray:
-        """Gain of each place of ranked item ids (n, K): (n, K), 0 for an item that is no answer and for an empty
-        place."""
+        """Gain at each rank of ranked item ids (n, K): (n, K), 0 for irrelevant items and empty ranks."""
         if not len(self.items):
             return np.zeros(ranked.shape)
         width = max(int(self.items.max()), int(ranked.max(initial=0))) + 1
@@ -66,7 +65,8 @@ def qrels_metrics(ranked: np.ndarray, qrels: Qrels, ks: Sequence[int] = (10,)) -
     ranked = np.asarray(ranked)
     if ranked.ndim != 2 or len(ranked) != qrels.n or max(ks, default=0) > ranked.shape[1]:
         raise UserError(
-            f"ranked lists {ranked.shape} do not fit {qrels.n} requests and metrics at {list(ks)}; rank at least that many"
+            f"ranked lists {ranked.shape} do not fit {qrels.n} requests and metrics at {list(ks)}; rank at least "
+            "that many"
         )
     gains = qrels.gains_of(ranked)
     hits = gains > 0

@@ -80,8 +80,10 @@ class Section:
 
 
 def sections(rows: Sequence[Row]) -> list[Section]:
-    """Rows by task and kind of query, in order of first appearance; recommendation first. Raises ``UserError`` for a
-    row given twice."""
+    """Rows by task and kind of query, in order of first appearance, recommendation first.
+
+    Raises ``UserError`` for a row given twice.
+    """
     grouped: dict[tuple[str, str | None], dict[tuple, dict[str, Row]]] = {}
     for row in sorted(rows, key=lambda row: list(TASKS).index(row.task)):
         line = grouped.setdefault((row.task, row.query_kind), {}).setdefault(
@@ -96,7 +98,7 @@ def sections(rows: Sequence[Row]) -> list[Section]:
         Section(
             _file_name(task, kind),
             _title(task, kind),
-            tuple(tuple(line.get(group) for group in FITTED_ON) for line in lines.values()),
+            tuple((line.get("train"), line.get("train+valid")) for line in lines.values()),
         )
         for (task, kind), lines in grouped.items()
     ]
@@ -144,8 +146,7 @@ def _number(value: float) -> str:
 
 
 def results_table_markdown(rows: Sequence[Row], ks: Sequence[int] = (10,), notes: Sequence[str] = ()) -> str:
-    """The results in Markdown: a table per task and kind of query, then what a reader must know to compare, then
-    ``notes``."""
+    """The results in Markdown: a table per task and kind of query, caveats, then ``notes``."""
     blocks = []
     for section in sections(rows):
         headers = _headers(ks)
@@ -168,18 +169,18 @@ def _escape(text: str) -> str:
 
 
 def caveats(rows: Sequence[Row]) -> list[str]:
-    """What holds for every table of these rows: what was removed, which fit is which, synthetic queries, the
-    request's time."""
+    """Caveats of these rows: removal of already-had items, fits, synthetic queries, the request's time."""
     removal = "Items the user already had are removed from the lists; the raw figure beside is without removal."
     found = [f"{removal} Brackets: bootstrap interval over requests."]
     if any(row.fitted_on == "train+valid" for row in rows):
         found.append(
             "Fitted on train and refitted on train+valid are different protocols: compare within a column group only."
         )
-    kinds = sorted({row.query_kind for row in rows if row.is_synthetic})
+    kinds = sorted({str(row.query_kind) for row in rows if row.is_synthetic})
     if kinds:
         found.append(
-            f"Queries of kind {', '.join(kinds)} are synthetic: made by a rule from the item that is sought, not typed by people."
+            f"Queries of kind {', '.join(kinds)} are synthetic: made by a rule from the item that is sought, not "
+            "typed by people."
         )
     timed = list(dict.fromkeys(row.model for row in rows if row.uses_request_time))
     used = f"used by: {', '.join(timed)}; not by the others." if timed else "not used by any model."
@@ -203,8 +204,7 @@ def results_table_rich(rows: Sequence[Row], ks: Sequence[int] = (10,)) -> list[T
 
 
 def history_slices(per_request: PerRequest, seed: int, edges: Sequence[int] = (5, 10, 20)) -> list[figures.Bar]:
-    """Mean and interval by number of events the request could see: below the first edge, between edges, from the last
-    on."""
+    """Mean and interval by length of the history: below the first edge, between edges, from the last on."""
     bounds = [0, *edges]
     return _bars(
         per_request.values,
@@ -215,8 +215,7 @@ def history_slices(per_request: PerRequest, seed: int, edges: Sequence[int] = (5
 
 
 def popularity_slices(per_request: PerRequest, seed: int, n_slices: int = 4) -> list[figures.Bar]:
-    """Mean and interval by training popularity of the target: items never trained on ("cold"), then quantiles of the
-    requests."""
+    """Mean and interval by training popularity of the target: "cold" items, then quantiles of the requests."""
     popularity = np.asarray(per_request.target_popularity)
     seen = popularity[popularity > 0]
     edges = (
@@ -258,11 +257,12 @@ def write_report(
     notes: Sequence[str] = (),
     seed: int = 0,
 ) -> None:
-    """Write ``metrics.json``, ``table.md``, a ``results_*.png`` per table and, from ``per_request``,
-    ``recall_by_*.png``.
+    """Write tables and figures of the results.
 
-    ``meta`` is stored as given: config, seed, split and its fingerprint, ties in time, commit. ``per_request`` maps a
-    model's name to its recall@ks[0], all for the same requests; without it there are no slice figures.
+    These are ``metrics.json``, ``table.md``, a ``results_*.png`` per table and, from ``per_request``,
+    ``recall_by_*.png``. ``meta`` is stored as given: config, seed, split and its fingerprint, ties, commit.
+    ``per_request`` maps a model's name to its recall@ks[0], all for the same requests; without it there are no slice
+    figures.
     """
     if not rows:
         raise UserError("the report has no results; evaluate at least one model")

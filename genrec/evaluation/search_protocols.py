@@ -1,13 +1,6 @@
-"""The protocols of the search literature: what is asked, of whom, and among which items. Rows are made in
-``protocol_rows``.
+"""The protocols of the search literature: their requests, and the items among which they rank.
 
-``product-search``  every (person, query) topic of the test split against all its purchases: HEM, ZAM and TEM's MAP,
-MRR and nDCG@10 ``session-search``  every test click-out among the items that were shown with it: the MRR of the
-RecSys Challenge 2019 ``sampled``         the target among 99 random items the person never had (SynerGen, UniSAR).
-Far easier than full ranking: always labelled ``ranking``         what the log showed, ranked by the chance of each
-kind of feedback: AUC and GAUC (see ``impression_ranking``) ``cold-items``    the requests whose answer had no
-training event: what text and codes say of an item nobody has had ``cold-user``       the test searches with the
-history taken away: what the query says alone, beside the answers with history
+Rows are made in ``protocol_rows``.
 """
 
 from __future__ import annotations
@@ -30,11 +23,10 @@ LIST = 100  # places read by MAP and MRR of product search
 
 @dataclass(frozen=True)
 class ProtocolRequests:
-    """The requests of a protocol, what answers them, and (where the protocol has them) the only items that may be
-    ranked.
+    """The requests of a protocol, their relevant items, and where there are slates the items that may be ranked.
 
     ``candidates`` (N, C) item ids in the order shown, -1 where empty. ``notes`` say what a reader of the table must
-    know. ``shown``: the whole lists, with items outside the catalogue, places and prices, where lists were shown.
+    know. ``shown``: the whole slates, with items outside the catalogue, positions and prices.
     """
 
     requests: Requests
@@ -42,6 +34,12 @@ class ProtocolRequests:
     candidates: np.ndarray | None = None
     notes: tuple[str, ...] = ()
     shown: Slates | None = None
+
+    @property
+    def slates(self) -> Slates:
+        """``shown``, of a protocol that has it."""
+        assert self.shown is not None
+        return self.shown
 
 
 def product_search(dataset: Dataset, split: str = "test") -> ProtocolRequests:
@@ -66,8 +64,10 @@ def product_search(dataset: Dataset, split: str = "test") -> ProtocolRequests:
     known = dataset.item_counts(part - 1)[np.asarray(dataset.items[rows])] > 0
     notes = (
         (
-            f"{len(topics)} topics (person and query), {len(rows)} purchases, {1 - known.mean():.1%} of them of items without an earlier event; "
-            f"full ranking over {dataset.n_items} items, MAP and MRR over the first {LIST}; items of the history may be answered"
+            f"{len(topics)} topics (person and query), {len(rows)} purchases, {1 - known.mean():.1%} of them of "
+            "items without an earlier event; "
+            f"full ranking over {dataset.n_items} items, MAP and MRR over the first {LIST}; items of the history may "
+            "be answered"
         ),
     )
     return ProtocolRequests(requests, Qrels.build(topic, np.asarray(dataset.items[rows]), n=len(topics)), notes=notes)
@@ -84,7 +84,8 @@ def session_search(dataset: Dataset, split: str = "test", action: str = "clickou
     if action not in dataset.actions_chain or dataset.impressions is None:
         missing = "impressions" if dataset.impressions is None else f"action '{action}'"
         raise UserError(
-            f"protocol session-search: the data have no {missing}; it needs a log of shown lists, as reader trivago gives"
+            f"protocol session-search: the data have no {missing}; it needs a log of shown lists, as reader trivago "
+            "gives"
         )
     clicked = np.asarray(dataset.actions) == dataset.actions_chain.index(action)
     rows = np.flatnonzero((np.asarray(dataset.split) == part) & clicked)
@@ -93,13 +94,16 @@ def session_search(dataset: Dataset, split: str = "test", action: str = "clickou
         "timestamp": np.asarray(dataset.timestamps[rows]), "clicked": np.asarray(dataset.items[rows]).astype(np.int64),
     })  # fmt: skip
     shown = dataset.impressions_all
+    assert shown is not None
     price = (
         pl.col("price").cast(pl.Float64) if "price" in shown.columns else pl.lit(None, dtype=pl.Float64).alias("price")
     )
     shown = shown.select(
         pl.col("user").cast(pl.Int64), "timestamp", "request_id", "position", pl.col("item").cast(pl.Int64), price,
     )  # fmt: skip
-    slates = split_slates(dataset).filter((pl.col("action") == action) & (pl.col("split") == part))
+    splits = split_slates(dataset)
+    assert splits is not None
+    slates = splits.filter((pl.col("action") == action) & (pl.col("split") == part))
     lists = slates.select(
         pl.col("user").cast(pl.Int64), "timestamp", pl.col("item").cast(pl.Int64).alias("clicked"), "request_id"
     )
@@ -117,37 +121,39 @@ def session_search(dataset: Dataset, split: str = "test", action: str = "clickou
         )
         .unique(["row", "item"], keep="first", maintain_order=True)
         .sort("row", "position", maintain_order=True)
-        .with_columns(pl.int_range(pl.len()).over("row").alias("lane"))
+        .with_columns(pl.int_range(pl.len()).over("row").alias("column"))
     )
-    lists = _lists(table, len(found))
+    ranked_slates = _lists(table, len(found))
     asked = found["event"].to_numpy()
     requests = dataset.requests_before(asked, np.asarray(dataset.queries[asked]).astype(np.int64))
     length = table.group_by("row").agg(pl.col("position").max() + 1)["position"].sum()
-    inside = familiar(dataset, requests, lists.items, max(part - 1, 0))
+    inside = familiar(dataset, requests, ranked_slates.items, max(part - 1, 0))
     notes = (
         (
-            f"{len(found)} of {len(rows)} click-outs of the {split} split have their list; ranked is {(lists.items >= 0).sum() / max(length, 1):.1%} "
-            f"of what was shown. {inside.sum() / max(length, 1):.1%} of it had an event before the split or in the person's own past; what had none "
+            f"{len(found)} of {len(rows)} click-outs of the {split} split have their list; ranked is "
+            f"{(ranked_slates.items >= 0).sum() / max(length, 1):.1%} "
+            f"of what was shown. {inside.sum() / max(length, 1):.1%} of it had an event before the split or in the "
+            "person's own past; what had none "
             "follows in the order shown in rows that rank by item alone"
         ),
     )
     return ProtocolRequests(
         requests,
         Qrels.build(np.arange(len(found)), found["clicked"].to_numpy(), n=len(found)),
-        lists.items,
+        ranked_slates.items,
         notes,
-        lists,
+        ranked_slates,
     )
 
 
 def _lists(table: pl.DataFrame, n: int) -> Slates:
-    """``row``, ``lane``, ``item``, ``position`` and ``price`` as arrays (n, C)."""
-    place = table["row"].to_numpy(), table["lane"].to_numpy()
-    shape = n, int(table["lane"].max()) + 1
-    items, places, prices = np.full(shape, PAD, np.int64), np.zeros(shape, np.int64), np.full(shape, np.nan)
-    items[place], places[place] = table["item"].to_numpy(), table["position"].to_numpy()
-    prices[place] = table["price"].fill_null(np.nan).to_numpy()
-    return Slates(items, places, prices)
+    """``item``, ``position`` and ``price`` as arrays (n, C), at ``row`` and ``column``."""
+    index = table["row"].to_numpy(), table["column"].to_numpy()
+    shape = n, int(index[1].max()) + 1
+    items, positions, prices = np.full(shape, PAD, np.int64), np.zeros(shape, np.int64), np.full(shape, np.nan)
+    items[index], positions[index] = table["item"].to_numpy(), table["position"].to_numpy()
+    prices[index] = table["price"].fill_null(np.nan).to_numpy()
+    return Slates(items, positions, prices)
 
 
 def sampled(
@@ -157,8 +163,7 @@ def sampled(
     seed: int = 0,
     negatives: int = SAMPLED_NEGATIVES,
 ) -> ProtocolRequests:
-    """The target of each request among ``negatives`` random items, drawn without replacement from those the person
-    never had."""
+    """The target of each request among ``negatives`` random items that the user never had, without replacement."""
     requests = dataset.requests(split, query_kind)
     return ProtocolRequests(
         requests, Qrels.build(np.arange(len(requests)), requests.targets, n=len(requests)),
@@ -170,10 +175,10 @@ def sampled(
 def random_candidates(
     dataset: Dataset, requests: Requests, split: str, query_kind: str | None, seed: int, negatives: int
 ) -> np.ndarray:
-    """(N, 1 + negatives) distinct item ids, rising, so that the target's place says nothing; fewer where the
-    catalogue is too small.
+    """Distinct item ids (N, 1 + negatives), rising, so that the target's column says nothing.
 
-    Each person has a draw of their own, so recommendation and search of one person are ranked among the same items.
+    There are fewer where the catalogue is too small. Each user has a draw of their own, so recommendation and search
+    of one user are ranked among the same items.
     """
     histories = dataset.histories(TEST)
     events = dataset.heldout_events(split)
@@ -201,14 +206,20 @@ def without_history(requests: Requests) -> Requests:
     """The same requests from somebody who was never seen before. Their time stays."""
     none = slice(0, 0)
     return replace(
-        requests, offsets=np.zeros(len(requests) + 1, np.int64), items=requests.items[none], timestamps=requests.timestamps[none],
-        actions=requests.actions[none], queries=requests.queries[none],
-    )  # fmt: skip
+        requests,
+        offsets=np.zeros(len(requests) + 1, np.int64),
+        items=requests.items[none],
+        timestamps=requests.timestamps[none],
+        actions=requests.actions[none],
+        queries=requests.queries[none],
+    )
 
 
 def last_text(requests: Requests, text: np.ndarray) -> np.ndarray:
-    """How like each item's ``text`` (n_items, d) unit vector is that of the history's last event: (N, n_items), 0
-    without one."""
+    """Text similarity of each item to the history's last event: (N, n_items), 0 without a history.
+
+    ``text`` (n_items, d) unit vectors.
+    """
     known = np.diff(requests.offsets) > 0
     vectors = np.zeros((len(requests), text.shape[1]), text.dtype)
     vectors[known] = text[requests.items[requests.offsets[1:][known] - 1]]
@@ -216,8 +227,7 @@ def last_text(requests: Requests, text: np.ndarray) -> np.ndarray:
 
 
 def shown_order(candidates: np.ndarray, scores: np.ndarray | None = None) -> np.ndarray:
-    """Candidates (N, C) ranked by ``scores`` (N, C), the earlier place first among equals; without scores as they
-    were shown."""
+    """Candidates (N, C) by ``scores`` (N, C), the earlier column first among equals; without scores as shown."""
     if scores is None:
         return candidates
     order = np.argsort(np.where(candidates < 0, np.inf, -scores), axis=1, kind="stable")
@@ -233,8 +243,7 @@ def completed(ranked: np.ndarray, lists: np.ndarray) -> np.ndarray:
 
 
 def last_interacted(requests: Requests, candidates: np.ndarray) -> np.ndarray:
-    """How recently each candidate was in the history: (N, C), 1 for the newest event, 1/2 for the one before, 0 for
-    never."""
+    """Recency of each candidate in the history: (N, C), 1 for the newest event, 1/2 for the one before, 0 for none."""
     ages = requests.histories.ages
     width = int(max(requests.items.max(initial=0), candidates.max(initial=0))) + 1
     keys = requests.histories.rows.astype(np.int64) * width + requests.items.astype(np.int64)

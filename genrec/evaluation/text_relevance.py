@@ -21,7 +21,7 @@ TextScorer = Callable[[Sequence[str]], np.ndarray]
 def text_relevance(
     items: pl.DataFrame, judgments: pl.DataFrame, scorers: dict[str, TextScorer]
 ) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
-    """nDCG of every query's judged items, by scorer: ``ndcg`` over all of them and ``ndcg@10``, each (Q,); and notes.
+    """Rank every query's judged items by each scorer: ``ndcg`` over all of them and ``ndcg@10``, each (Q,); and notes.
 
     ``items`` in the order of the scores' columns; ``judgments`` as in the data contract (gains E 1, S 0.1, C 0.01, I
     0). Judgments of items without a row are left out and counted, as are queries with no item of any gain. Equal
@@ -51,7 +51,8 @@ def text_relevance(
         results[name] = {key: found[key] for key in ("ndcg", "ndcg@10")}
     notes = [
         (
-            f"{len(queries)} queries, {len(kept)} judgments; left out: {len(judgments) - len(judged)} of items without a row, "
+            f"{len(queries)} queries, {len(kept)} judgments; left out: {len(judgments) - len(judged)} of items "
+            "without a row, "
             f"{judged.filter(~useful)['query_id'].n_unique()} queries without a relevant item"
         ),
     ]
@@ -59,8 +60,7 @@ def text_relevance(
 
 
 def text_scorers(items: pl.DataFrame, encoder: TextEncoder) -> dict[str, TextScorer]:
-    """BM25, the text encoder's cosine, and the sum of both after dividing BM25 by the query's best; nothing is
-    trained on queries."""
+    """BM25, the text encoder's cosine, and their sum with BM25 divided by the query's best; no training on queries."""
     lexical, dense = BM25().fit(items), DenseText().fit(encoder.encode(item_texts(items), "item"))
 
     def cosine(texts: Sequence[str]) -> np.ndarray:

@@ -75,6 +75,7 @@ def progressive_loss(
             request, slot = batch.where(_slots)
             vectors = network.retrieval_vectors(states[impressions.row, impressions.column])[:, None]
             vectors = vectors.expand(-1, impressions.items.shape[1], -1)[request, slot]
+            assert network.reasoning is not None and network.reasoning.calibration is not None
             scale, bias = network.reasoning.calibration[step]
             items, labels = encoded.items[impressions.items[request, slot]], impressions.reached[request, slot, stage]
             total = total + multi_label_loss(vectors, items, labels, bias, scale)

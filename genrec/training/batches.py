@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,10 +48,10 @@ class MicroBatch:
 def pinned(batch: Batch) -> Batch:
     """``batch`` with its tensors in page-locked memory."""
     impressions = None if batch.impressions is None else replace(batch.impressions, **_pinned_fields(batch.impressions))
-    return replace(batch, **_pinned_fields(batch), impressions=impressions)
+    return replace(batch, **_pinned_fields(batch) | {"impressions": impressions})
 
 
-def _pinned_fields(record) -> dict[str, torch.Tensor]:
+def _pinned_fields(record: Any) -> dict[str, Any]:
     return {name: value.pin_memory() for name, value in vars(record).items() if isinstance(value, torch.Tensor)}
 
 
@@ -224,7 +225,7 @@ class EpochLoader(torch_data.DataLoader):
     """
 
     def __init__(self, batches: WindowBatches, on_gpu: bool = False):
-        self.order = _Order(len(batches))
+        self.order, self.epoch = _Order(len(batches)), batches.epoch
         workers = min(GPU_WORKERS, len(os.sched_getaffinity(0))) if on_gpu else 0
         super().__init__(
             batches,
@@ -237,7 +238,7 @@ class EpochLoader(torch_data.DataLoader):
         )
         self.given = 0  # micro-batches handed out
 
-    def __iter__(self) -> Iterator[MicroBatch]:
+    def __iter__(self) -> Iterator[MicroBatch]:  # type: ignore[override]  # DataLoader names its iterator class
         batches = super().__iter__()
         self.order.begin, self.given = 0, self.order.begin
         for batch in batches:
@@ -247,14 +248,14 @@ class EpochLoader(torch_data.DataLoader):
 
     def state_dict(self) -> dict:
         """The epoch and how many micro-batches were handed out."""
-        return {"epoch": self.dataset.epoch, "given": self.given}
+        return {"epoch": self.epoch, "given": self.given}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on behind the micro-batches of ``state``.
 
         A state of another epoch, or of a finished one, starts from the beginning.
         """
-        fits = state["epoch"] == self.dataset.epoch and state["given"] < len(self)
+        fits = state["epoch"] == self.epoch and state["given"] < len(self)
         self.order.begin = self.given = state["given"] if fits else 0
 
 
@@ -271,7 +272,7 @@ class _Order(torch_data.Sampler[int]):
         return self.length
 
 
-def _unchanged(batch: MicroBatch) -> MicroBatch:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 

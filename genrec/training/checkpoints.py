@@ -39,6 +39,7 @@ class FolderIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: dict | None = None
     ) -> None:
+        """Write a checkpoint folder."""
         info = {
             "epoch": checkpoint["epoch"],
             "step": checkpoint["global_step"],
@@ -50,10 +51,12 @@ class FolderIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
+        """Read a checkpoint folder whose checksums hold."""
         open_artifact(Path(path).parent, KIND, verify=True)
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
     def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint folder."""
         shutil.rmtree(Path(path).parent, ignore_errors=True)
 
 
@@ -101,16 +104,19 @@ class Checkpoints(Checkpoint):
 
     @property
     def state_key(self) -> str:
+        """The name of this callback in a checkpoint."""
         return "Checkpoints"
 
     def state_dict(self) -> dict[str, Any]:
+        """What a resumed training goes on with."""
         return {"best": self.best, "quality": self.quality, "rows": self.rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
         self.best, self.quality, self.rows = state["best"], state["quality"], list(state["rows"])
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        # A stop that was decided in the epoch before a kill stays decided.
+        """Stop at once where the stop was decided in the epoch before a kill."""
         for stopper in trainer.early_stopping_callbacks:
             if isinstance(stopper, EarlyStopping) and stopper.wait_count >= stopper.patience:
                 trainer.should_stop = True
@@ -118,6 +124,7 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
+        """Add a row to the curves and save where it is due."""
         parts = trainer.accumulate_grad_batches
         whole = (index + 1) % parts == 0
         step = trainer.global_step if whole else trainer.global_step + 1
@@ -146,6 +153,7 @@ class Checkpoints(Checkpoint):
         return step % LOOK_EVERY == 0 and gather(late)[0]
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Add a row to the curves and keep the weights if they are the best."""
         self._row(
             trainer, {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         )
@@ -156,7 +164,8 @@ class Checkpoints(Checkpoint):
             self.keep(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if not self.choosing and trainer.current_epoch + 1 >= trainer.max_epochs:
+        """Save, and keep the last epoch's weights where validation does not choose."""
+        if not self.choosing and trainer.current_epoch + 1 >= (trainer.max_epochs or 0):
             self.keep(trainer)
         self.save(trainer)
 

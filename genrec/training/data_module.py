@@ -12,6 +12,7 @@ import polars as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from genrec.catalogue.semantic_ids import SemanticIds
 from genrec.config.schema import Config
@@ -51,6 +52,19 @@ class ValidationBatch:
     def pin_memory(self) -> ValidationBatch:
         """The same in page-locked memory."""
         return ValidationBatch(pinned(self.batch), self.seen_rows.pin_memory(), self.seen_items.pin_memory())
+
+
+class ValidationSet(TorchDataset[ValidationBatch]):
+    """Validation batches, collated already."""
+
+    def __init__(self, batches: list[ValidationBatch]):
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> ValidationBatch:
+        return self.batches[index]
 
 
 def validation_batches(
@@ -168,7 +182,9 @@ class TrainingData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """The validation requests, collated once for all epochs."""
-        return DataLoader(self._validation, batch_size=None, collate_fn=lambda batch: batch, pin_memory=self.on_gpu)
+        return DataLoader(
+            ValidationSet(self._validation), batch_size=None, collate_fn=lambda batch: batch, pin_memory=self.on_gpu
+        )
 
     @cached_property
     def _validation(self) -> list[ValidationBatch]:

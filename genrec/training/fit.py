@@ -7,6 +7,7 @@ import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,8 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
         return target
     if plan.epochs is None and not len(dataset.heldout_events("valid")):
         raise UserError(
-            f"split.kind={config.split.kind}: no validation event; users need at least 3 events, or use split.kind=global-time"
+            f"split.kind={config.split.kind}: no validation event; users need at least 3 events, or use "
+            "split.kind=global-time"
         )
     # Adam's second moments of rare rows become denormal and make steps several times slower.
     torch.set_flush_denormal(True)
@@ -72,7 +74,7 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
     join()
     given, config = config, with_query_anchors(copy.deepcopy(config), dataset)
     _settle(config.training, dataset, plan)
-    network = new_network(config, dataset, ids, plan.generate, plan.network)
+    network: Any = new_network(config, dataset, ids, plan.generate, plan.network)  # SASRec has the same interface
     if plan.backbone_folder:
         _load_backbone(network, plan.backbone_folder)
     elif network.anchor_tables is not None:

@@ -74,7 +74,7 @@ class TrainingModule(L.LightningModule):
         """Weigh the micro-batch's loss."""
         super().backward(loss * self.weight, *args, **kwargs)
 
-    def log(self, name: str, value: Any, **kwargs: Any) -> None:
+    def log(self, name: str, value: Any, **kwargs: Any) -> None:  # type: ignore[override]  # options pass through
         """Log the mean over processes; a training loss by its weight, for the mean over the step's requests."""
         if name.startswith("train/"):
             value = value.detach() * self.weight
@@ -83,6 +83,7 @@ class TrainingModule(L.LightningModule):
     def configure_model(self) -> None:
         """With ``training.strategy=fsdp``, shard parameters, gradients and moments over the processes."""
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and not isinstance(self, FSDPModule):
+            assert self.device_mesh is not None
             fully_shard(self, mesh=self.device_mesh["data_parallel"])
             for name in ("training_step", "validation_step"):
                 register_fsdp_forward_method(self, name)
@@ -242,7 +243,8 @@ class TrainingModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with weight decay on matrices alone; the learning rate warms up, then falls by a cosine."""
         settings = self.settings
-        decayed, plain = [], []
+        decayed: list[Tensor] = []
+        plain: list[Tensor] = []
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad:
                 (decayed if name in self.decayed else plain).append(parameter)

@@ -35,7 +35,7 @@ def check_launch(settings: TrainingConfig) -> None:
         )
 
 
-def precision(settings: TrainingConfig) -> str:
+def precision(settings: TrainingConfig) -> Any:
     """Lightning's name of ``training.precision``; ``auto`` is bf16 on a GPU that has it, else 32."""
     chosen = settings.precision
     if chosen == "auto":
@@ -70,7 +70,7 @@ def make_trainer(config: Config, plan: FitPlan, work: Path, keeper: Checkpoints,
         num_nodes=launched() // local,
         strategy=_strategy(settings),
         precision=precision(settings),
-        accumulate_grad_batches=settings.accumulate,
+        accumulate_grad_batches=settings.accumulate or 1,
         plugins=[FolderIO()],
         max_epochs=plan.epochs or settings.epochs,
         callbacks=callbacks,

@@ -54,7 +54,7 @@ class Validation:
         # "Not below" counts ties and NaN as above: neither a constant nor a broken network may rank every target first.
         ranks = (~(scores < scores.gather(1, targets))).sum(1) - 1
         self.ranks.setdefault(f"{kind}retrieve", []).append(ranks)
-        if network.decoder is not None:
+        if network.decoder is not None and nodes is not None:
             trie = network.catalogue.trie
             leaves, total = generate(network.decoder, network.decoder_memory(encoded), nodes, trie, BEAM)
             ids, total = leaf_items(trie, leaves, total, scores)

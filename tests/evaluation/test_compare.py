@@ -14,14 +14,14 @@ from genrec.evaluation.compare import FILE, Answers, compare, write_per_request
 FUSED, OTHER = "genrec, fused", "ItemKNN"
 
 
-def made(folder, fused, other, asked="same"):
+def made(folder, fused, other, fingerprint="same"):
     """A run of whom nothing is left but two rows' Recall@10 (nDCG@10: half of it)."""
     (folder / "results").mkdir(parents=True)
     rows = {(FUSED, "train", None): fused, (OTHER, "train", None): other}
     values = {
         key: {"recall@10": np.array(one, float), "ndcg@10": np.array(one, float) / 2} for key, one in rows.items()
     }
-    write_per_request(folder / "results", values, {None: asked})
+    write_per_request(folder / "results", values, {None: fingerprint})
     return folder
 
 

@@ -72,7 +72,7 @@ def test_training_moves_every_weight_that_it_should(job, fitted):
     assert still == without
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Stands for a kill: nothing is saved after it."""
 
 
@@ -83,7 +83,7 @@ def stopped_at(patch, place: tuple[int, int] | None) -> list[tuple[int, int]]:
 
     def step(self, batch, index):
         if (self.current_epoch, index) == place:
-            raise Stopped
+            raise StoppedError
         seen.append((self.current_epoch, index))
         return train_step(self, batch, index)
 
@@ -109,7 +109,7 @@ def test_a_stopped_run_goes_on_as_if_uninterrupted(job, fitted, tmp_path, monkey
     target, how = tmp_path / "model", CHOOSING if plan == "choosing" else REFIT
     with monkeypatch.context() as patch:
         before = stopped_at(patch, place)
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             fit(config, *rest, target, how)
     assert not target.exists()
     with monkeypatch.context() as patch:
@@ -136,7 +136,7 @@ def test_a_run_stopped_inside_a_step_of_several_parts_goes_on(job, tmp_path, mon
     whole = fit(config, *job[1:], tmp_path / "whole", REFIT)
     with monkeypatch.context() as patch:
         stopped_at(patch, (1, 5))
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             fit(config, *job[1:], tmp_path / "model", REFIT)
     with monkeypatch.context() as patch:
         again = stopped_at(patch, None)
@@ -158,7 +158,7 @@ def test_ctrl_c_is_a_keyboard_interrupt(job, tmp_path, monkeypatch):
 def test_a_broken_checkpoint_is_named_and_the_one_before_it_used(job, fitted, tmp_path, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         stopped_at(patch, (2, 1))
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             fit(*job, tmp_path / "model", REFIT)
     work = next(tmp_path.glob(".model-*"))
     _, newer = sorted(work.glob("step-*"))
@@ -179,8 +179,8 @@ def test_an_early_stop_decided_before_a_kill_stays_decided(job, tmp_path, monkey
     epochs = max(row["epoch"] for row in read_json(whole / "curves.json")) + 1
     assert epochs < 6
     with monkeypatch.context() as patch:
-        patch.setattr(fit_module, "_write", lambda *_: (_ for _ in ()).throw(Stopped))
-        with pytest.raises(Stopped):
+        patch.setattr(fit_module, "_write", lambda *_: (_ for _ in ()).throw(StoppedError))
+        with pytest.raises(StoppedError):
             fit(config, *job[1:], tmp_path / "model", CHOOSING)
     with monkeypatch.context() as patch:
         again = stopped_at(patch, None)

@@ -1,7 +1,6 @@
-"""Baselines of the ranking protocol: logistic regression, and a small network with target attention (DIN, arXiv
-1706.06978).
+"""Baselines of the ranking protocol: logistic regression, and target attention (DIN, arXiv 1706.06978).
 
-Both read what the ranking head reads: the same counts, item and situation, and (DIN) the same past with its actions.
+Both read what the ranking head reads: the same counts, item and situation, and (DIN) the same history with its actions.
 """
 
 from __future__ import annotations
@@ -31,14 +30,17 @@ class Rows:
 
     @property
     def owner(self) -> np.ndarray:
+        """The slate of each row."""
         return self.shown.owner[self.index]
 
     @property
     def users(self) -> np.ndarray:
+        """The user of each row."""
         return self.shown.users[self.owner]
 
     @property
     def labels(self) -> np.ndarray:
+        """Which stages each row reached: (n, stages) bool."""
         return self.shown.reached[self.index]
 
 
@@ -66,6 +68,7 @@ class LogisticClicks:
         return sp.hstack(parts).tocsr()
 
     def fit(self, rows: Rows) -> LogisticClicks:
+        """Fit one model per stage."""
         matrix = self._matrix(rows)
         settings = {"C": self.strength, "max_iter": 200, "random_state": self.seed}
         with warnings.catch_warnings():
@@ -108,7 +111,7 @@ class _Net(nn.Module):
         action: Tensor,
         evidence: Tensor,
     ):
-        """item (n,) ..., past (n, T) item ids, -1 for padding -> logits (n, stages)."""
+        """Logits (n, stages) of items (n,) after histories (n, T) of item ids, -1 for padding."""
         target = self.items(item) + self.categories(category + 1)
         live = past >= 0
         events = self.items(past.clamp(min=0)) + self.categories(past_category + 1)
@@ -122,8 +125,10 @@ class _Net(nn.Module):
 
 
 class TargetAttention:
-    """DIN-style: the past is pooled with weights that depend on the candidate. Trained by Adam, stopped on
-    validation."""
+    """DIN-style target attention: the history is pooled with weights that depend on the candidate.
+
+    Trained by Adam, stopped on validation.
+    """
 
     def __init__(self, dim: int = 16, length: int = 20, epochs: int = 4, batch: int = 1024, seed: int = 0):
         self.dim, self.length, self.epochs, self.batch, self.seed = dim, length, epochs, batch, seed
@@ -150,16 +155,20 @@ class TargetAttention:
         return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
 
     def fit(self, dataset: Dataset, train: Rows, judge) -> TargetAttention:
-        """``judge(scores of the validation rows)`` -> quality; ``train`` and validation rows come from one table of
-        shown requests."""
+        """Fit on ``train``; ``judge(model)`` is the quality on validation rows, which come from the same log."""
         rates = train.shown.rates
         inputs, labels = self._inputs(dataset, train), torch.from_numpy(train.labels.astype(np.float32))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.net = _Net(
-                len(rates.brands), int(rates.categories.max(initial=0)) + 1, len(rates.surfaces), len(dataset.actions_chain),
-                inputs[-1].shape[1], labels.shape[1], self.dim,
-            )  # fmt: skip
+                len(rates.brands),
+                int(rates.categories.max(initial=0)) + 1,
+                len(rates.surfaces),
+                len(dataset.actions_chain),
+                inputs[-1].shape[1],
+                labels.shape[1],
+                self.dim,
+            )
             optimizer = torch.optim.Adam(self.net.parameters(), lr=2e-3, weight_decay=1e-6)
             best, kept = -np.inf, None
             for _ in range(self.epochs):
@@ -172,6 +181,7 @@ class TargetAttention:
                 quality = judge(self)
                 if quality > best:
                     best, kept = quality, {name: value.clone() for name, value in self.net.state_dict().items()}
+            assert kept is not None
             self.net.load_state_dict(kept)
         return self
 

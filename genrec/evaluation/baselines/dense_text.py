@@ -23,7 +23,8 @@ class DenseText:
             raise UserError("DenseText has not been fitted; call fit(item_vectors) first")
         if query_vectors.ndim != 2 or query_vectors.shape[1] != self.item_vectors.shape[1]:
             raise UserError(
-                f"query vectors have shape {query_vectors.shape}; expected (B, {self.item_vectors.shape[1]}) as the items'"
+                f"query vectors have shape {query_vectors.shape}; expected (B, {self.item_vectors.shape[1]}) as the "
+                "items'"
             )
         return _unit(query_vectors) @ self.item_vectors.T
 

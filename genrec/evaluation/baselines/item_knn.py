@@ -35,7 +35,7 @@ class ItemKNN(HistoryModel):
         root = np.sqrt(np.asarray(had.sum(axis=0)).ravel())
         by_item = had.T.tocsr()
         blocks = [self._neighbours(by_item, had, root, start) for start in range(0, n_items, _BLOCK)]
-        self.matrix = sp.vstack(blocks, format="csr") if blocks else sp.csr_matrix((0, 0), dtype=np.float32)
+        self.matrix = sp.vstack(blocks, format="csr") if blocks else sp.csr_matrix(np.zeros((0, 0), np.float32))
         return self
 
     def _neighbours(self, by_item: sp.csr_matrix, had: sp.csr_matrix, root: np.ndarray, start: int) -> sp.csr_matrix:

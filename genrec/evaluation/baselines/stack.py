@@ -72,10 +72,10 @@ class Sources:
         ids = -np.sort(-ids, axis=1)
         ids = ids[:, : max(int((ids >= 0).sum(1).max(initial=1)), 1)]
         items, rows = np.maximum(ids, 0).astype(np.int64), np.arange(len(ids))[:, None]
-        columns = []
+        columns: list[np.ndarray] = []
         for name, one in scores.items():
             columns.append(np.take_along_axis(one, items, 1))
-            rank = np.full(one.shape, 2 * DEPTH, np.int16)
+            rank: np.ndarray = np.full(one.shape, 2 * DEPTH, np.int16)
             top = tops[name]
             where = np.where(top >= 0, top, top[:, :1])
             rank[np.broadcast_to(rows, where.shape)[:, ::-1], where[:, ::-1]] = np.arange(where.shape[1])[::-1]
@@ -114,7 +114,7 @@ class Stack:
         fold = draw.permutation(len(groups)) % FOLDS
         parameters = PARAMETERS | {"seed": self.seed}
         for held in range(FOLDS):
-            parts = [library.Dataset(*_joined(rows, labels, (fold == held) == flag)) for flag in (False, True)]
+            parts = [library.Dataset(**_joined(rows, labels, (fold == held) == flag)) for flag in (False, True)]
             stopping = library.early_stopping(PATIENCE, verbose=False)
             trees = library.train(parameters, parts[0], MAX_ROUNDS, valid_sets=[parts[1]], callbacks=[stopping])
             self.trees.append(trees)
@@ -143,13 +143,11 @@ def chunks(requests: Requests, sources: Sources):
         yield requests.take(np.arange(begin, min(begin + size, len(requests))))
 
 
-def _joined(rows: list[np.ndarray], labels: list[np.ndarray], keep: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Features, labels, no reference, no weight, group sizes: the first arguments of ``lightgbm.Dataset``."""
+def _joined(rows: list[np.ndarray], labels: list[np.ndarray], keep: np.ndarray) -> dict[str, Any]:
+    """The arguments of ``lightgbm.Dataset``."""
     index = np.flatnonzero(keep)
-    return (
-        np.concatenate([rows[one] for one in index]),
-        np.concatenate([labels[one] for one in index]).astype(np.int8),
-        None,
-        None,
-        np.array([len(labels[one]) for one in index]),
-    )
+    return {
+        "data": np.concatenate([rows[one] for one in index]),
+        "label": np.concatenate([labels[one] for one in index]).astype(np.int8),
+        "group": np.array([len(labels[one]) for one in index]),
+    }
