@@ -131,9 +131,7 @@ def _cell(row: Row | None, name: str) -> str:
     """``value [low, high] (raw value)``, or a dash where there is no such result."""
     if row is None or name not in row.metrics:
         return "–"
-    text = _number(row.metrics[name])
-    if name in row.intervals:
-        text += f" [{_number(row.intervals[name][0])}, {_number(row.intervals[name][1])}]"
+    text = _interval_text(row, name)
     if RAW + name in row.metrics:
         text += f" (raw {_number(row.metrics[RAW + name])})"
     return text
@@ -189,18 +187,39 @@ def caveats(rows: Sequence[Row]) -> list[str]:
 
 
 def results_table_rich(rows: Sequence[Row], ks: Sequence[int] = (10,)) -> list[Table]:
-    """The results for a terminal: one ``rich`` table per task and kind of query; the last carries the caveats."""
+    """The results for a terminal of 80 columns: a ``rich`` table for each task, kind of query and fit.
+
+    A cell holds one number and its interval. The last table carries the caveats; inputs are in ``table.md``.
+    """
+    names = [f"{metric}@{k}" for metric in HEADLINES for k in ks]
     tables = []
     for section in sections(rows):
-        table = Table(title=section.title, title_justify="left", caption_justify="left")
-        for place, header in enumerate(_headers(ks)):
-            table.add_column(header, justify="left" if place < 3 else "right")
-        for line in section.lines:
-            table.add_row(*_cells(line, ks))
-        tables.append(table)
+        for index, group in enumerate(FITTED_ON.values()):
+            lines = [row for row in (line[index] for line in section.lines) if row is not None]
+            if not lines:
+                continue
+            title = f"{section.title}, {group}"
+            table = Table(title=title, title_justify="left", caption_justify="left", min_width=78)
+            table.add_column("model")
+            for name in names:
+                table.add_column(name, justify="right", no_wrap=True)
+            for row in lines:
+                table.add_row(row.model, *(_interval_text(row, name) for name in names))
+            tables.append(table)
     if tables:
         tables[-1].caption = "\n".join(caveats(rows))
     return tables
+
+
+def _interval_text(row: Row, name: str) -> str:
+    """``value [low, high]``, or a dash where there is no such result."""
+    if name not in row.metrics:
+        return "–"
+    text = _number(row.metrics[name])
+    if name in row.intervals:
+        low, high = row.intervals[name]
+        text += f" [{_number(low)}, {_number(high)}]"
+    return text
 
 
 def history_slices(per_request: PerRequest, seed: int, edges: Sequence[int] = (5, 10, 20)) -> list[figures.Bar]:
