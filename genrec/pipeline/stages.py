@@ -172,6 +172,7 @@ def stage_evaluate(run: Run, split: str = "test") -> Evaluation:
     from genrec.evaluation.compare import requests_fingerprint, write_per_request
     from genrec.evaluation.protocol import commit, evaluate
     from genrec.evaluation.report import write_report
+    from genrec.pipeline.report_page import write_report_page
 
     result = evaluate(run, split)
     config, info = run.config, run.dataset.info
@@ -203,4 +204,6 @@ def stage_evaluate(run: Run, split: str = "test") -> Evaluation:
         if len(task.requests)
     }
     write_per_request(folder, result.hits, asked)
+    if split == "test":
+        write_report_page(run, result.rows, notes)
     return result
