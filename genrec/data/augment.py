@@ -37,11 +37,10 @@ class Events:
 
 
 def shuffled(data, start: np.ndarray, stop: np.ndarray, shuffle: Shuffle) -> tuple[Events, np.ndarray]:
-    """Windows ``start`` to ``stop`` - 1 (W,) of the dataset's events with items, actions and queries permuted; times keep
-    their places.
+    """Events ``start`` to ``stop`` - 1 of windows (W,), with items, actions and queries permuted; times stay.
 
-    Returns the events and the place where each window begins in them. The permutation depends on the event and the draw
-    alone, never on which windows share a batch.
+    Returns the events and the index at which each window begins in them. The permutation depends on the event and the
+    draw alone, never on which windows share a batch.
     """
     length = stop - start
     begin = np.cumsum(length) - length
@@ -49,9 +48,10 @@ def shuffled(data, start: np.ndarray, stop: np.ndarray, shuffle: Shuffle) -> tup
     event = np.repeat(start - begin, length) + np.arange(length.sum())
     times = np.asarray(data.timestamps)[event]
     salt = mix(np.array([shuffle.draw], np.uint64))
-    chance = lambda values, purpose: (
-        (mix(values.astype(np.uint64) ^ mix(salt + np.uint64(purpose))) >> np.uint64(11)) / 2.0**53
-    )
+
+    def chance(values: np.ndarray, purpose: int) -> np.ndarray:
+        return (mix(values.astype(np.uint64) ^ mix(salt + np.uint64(purpose))) >> np.uint64(11)) / 2.0**53
+
     place = np.arange(len(event))
     group = (
         np.cumsum(np.concatenate([[True], (times[1:] != times[:-1]) | (window[1:] != window[:-1])]))
@@ -62,4 +62,5 @@ def shuffled(data, start: np.ndarray, stop: np.ndarray, shuffle: Shuffle) -> tup
     mixed = (chance(start, 2) < shuffle.ties)[window] | (group < len(event))
     order = np.lexsort((place, np.where(mixed, chance(event, 3), 0.0), group, window))
     event = event[order]
-    return Events(*(np.asarray(getattr(data, name))[event] for name in ("items", "actions", "queries")), times), begin
+    items, actions, queries = (np.asarray(column)[event] for column in (data.items, data.actions, data.queries))
+    return Events(items, actions, queries, times), begin

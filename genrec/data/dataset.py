@@ -47,8 +47,7 @@ class Requests:
         return Histories(self.offsets, self.items)
 
     def reference_times(self, own: bool) -> np.ndarray:
-        """Seconds since the epoch up to which a model may look, (N,): the request's own time, or that of the history's last
-        event.
+        """Seconds up to which a model may look, (N,): the request's own time, or that of the history's last event.
 
         A request without history only has its own.
         """
@@ -100,7 +99,7 @@ class Dataset:
 
     @property
     def target_level(self) -> int:
-        """The lowest index in ``actions_chain`` of an event that may be a target; weaker events only occur in histories."""
+        """The lowest index in ``actions_chain`` of a possible target; weaker events only occur in histories."""
         return self.info.get("target_level", 0)
 
     @property
@@ -162,7 +161,7 @@ class Dataset:
         return np.searchsorted(self.offsets, events, side="right") - 1
 
     def requests(self, split: str, query_kind: str | None = None) -> Requests:
-        """The split's requests: recommendations, or searches with the queries of a kind (events without one are left out)."""
+        """The split's requests: recommendations, or the searches with queries of a kind (other events are left out)."""
         events = self.heldout_events(split)
         queries = np.full(len(events), -1, np.int64)
         if query_kind is not None:

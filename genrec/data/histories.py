@@ -25,11 +25,10 @@ def gather_ranges(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, 
 
 @dataclass(frozen=True)
 class Histories:
-    """n histories in the layout of a CSR matrix without values: history r is ``items[offsets[r]:offsets[r + 1]]``, oldest
-    first.
+    """n histories in the layout of a CSR matrix without values.
 
-    ``offsets`` (n + 1,) int64, starts at 0 and never falls; ``items`` (n_events,) int32 dense item ids.
-    Raises ``UserError`` where the two do not fit together.
+    History r is ``items[offsets[r]:offsets[r + 1]]``, oldest first. ``offsets`` (n + 1,) int64, starts at 0 and never
+    falls; ``items`` (n_events,) int32 dense item ids. Raises ``UserError`` where the two do not fit together.
     """
 
     offsets: np.ndarray

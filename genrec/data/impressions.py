@@ -5,11 +5,11 @@ split from ``split_slates``, so no impression is training data for one of them a
 
 The split rule:
 
-1. An impression is training data if it is earlier than every held-out event of its user, and also not later than the user's last
-   training event or earlier than every held-out event of the log. It is validation data if the same holds for test events. Else it is
-   test data.
-2. An impression that led to an event (the user's next event with the item, and the next one of the depth that was reached) belongs at
-   least to the split of that event.
+1. An impression is training data if it is earlier than every held-out event of its user, and also not later than the
+   user's last training event or earlier than every held-out event of the log. It is validation data if the same holds
+   for test events. Else it is test data.
+2. An impression that led to an event (the user's next event with the item, and the next one of the depth that was
+   reached) belongs at least to the split of that event.
 3. All impressions of a slate belong to the latest split of any of them.
 
 So training never sees an impression at or after a held-out event of its user, nor one whose outcome is held out.
@@ -72,7 +72,7 @@ class SlateLog:
         return self.before - np.asarray(self.data.offsets)[self.users]
 
     def rows(self, slates: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The rows of some slates: their indices (n,), which of the given slates each belongs to, and its position in there."""
+        """The rows of some slates: their indices (n,), the slate among the given ones, and the position in it."""
         lengths = np.diff(self.offsets)[slates]
         offsets, rows = gather_ranges(self.offsets[:-1][slates], lengths)
         owner = np.repeat(np.arange(len(slates)), lengths)
@@ -121,10 +121,10 @@ def feedback_chain(data: Dataset) -> list[str]:
 
 
 def split_slates(data: Dataset) -> pl.DataFrame | None:
-    """The dataset's impressions with ``stage`` (index in ``feedback_chain``), ``slate`` (rising numbers) and ``split``; see
-    the module.
+    """The dataset's impressions with three more columns; None for a log without impressions.
 
-    None for a log without impressions. Rows keep their order: user, time, request.
+    ``stage`` is the index in ``feedback_chain``, ``slate`` numbers the slates, and ``split`` follows the rule of the
+    module. Rows keep their order: user, time, request.
     """
     table = data.impressions
     if table is None:

@@ -1,5 +1,4 @@
-"""How often shown items were clicked (or more), by item, person and situation, strictly before a time: evidence for a
-ranking head.
+"""Feedback rates: how often an item reached each stage, by item, user and situation, before a time.
 
 Counts come from the impressions of a fit's split alone, and of these from the ones strictly earlier than the request:
 no row knows its own outcome, in training as in use. Rates are shrunk towards the log's mean.
@@ -22,8 +21,9 @@ def n_features(stages: int) -> int:
 
 
 def starting_weights(stages: int) -> np.ndarray:
-    """(stages, n_features) weights that a model may start from: half the sum of a stage's own log-odds over all keys, as
-    naive Bayes would add them up, halved because they overlap.
+    """Weights (stages, n_features) that a model may start from.
+
+    Half the sum of a stage's own log-odds over all keys: naive Bayes would add them up, and they overlap.
     """
     weights = np.zeros((stages, len(KEYS), stages + 1), np.float32)
     weights[np.arange(stages), :, np.arange(stages)] = 0.5
@@ -76,7 +76,10 @@ class FeedbackRates:
         users, items, surfaces = (part.astype(np.int64) for part in (users, items, surfaces))
         category = self.categories[items]
         width, spots = int(self.categories.max(initial=0)) + 1, len(self.surfaces) + 1
-        pair = lambda one, other, size: np.where((one < 0) | (other < 0), -1, one * size + other)
+
+        def pair(one: np.ndarray, other: np.ndarray, size: int) -> np.ndarray:
+            return np.where((one < 0) | (other < 0), -1, one * size + other)
+
         return [
             items,
             users,
@@ -95,9 +98,7 @@ class FeedbackRates:
         return _Counter(values[order], sums)
 
     def features(self, users: np.ndarray, items: np.ndarray, surfaces: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """(n, n_features) float32 for items shown to ``users`` (-1: nobody known) on ``surfaces`` (codes, -1 unknown) at
-        ``times``.
-        """
+        """Features (n, n_features) float32 of items for ``users`` on ``surfaces`` (-1 unknown) at ``times``."""
         when = np.clip(times - self.origin, 0, self.span - 1)
         columns = []
         for key, counter in zip(self.keys(users, items, surfaces), self.counters, strict=True):

@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Windows:
-    """Training windows: events ``start`` to ``stop`` - 1 of the log; events from ``first`` on are predicted. All (W,)."""
+    """Training windows (W,): events ``start`` to ``stop`` - 1 of the log; those from ``first`` on are predicted."""
 
     start: np.ndarray
     first: np.ndarray
@@ -20,10 +20,10 @@ class Windows:
 
 
 def make_windows(offsets: np.ndarray, lengths: np.ndarray, max_length: int, stride: int) -> Windows:
-    """Cover each user's first ``lengths`` events: the first window predicts up to ``max_length`` events, each later one
-    ``stride`` new ones.
+    """Cover each user's first ``lengths`` events with windows.
 
-    No event is predicted twice, and every context fits into ``max_length``.
+    The first window predicts up to ``max_length`` events, each later one ``stride`` new ones. No event is predicted
+    twice, and every context fits into ``max_length``.
     """
     stride = min(stride, max_length)
     extra = np.maximum(0, -(-(lengths - max_length - 1) // stride))

@@ -266,7 +266,7 @@ def _without_new_items(requests: Requests, n_items: int) -> Requests:
 
 
 def _swap(folder: Path) -> None:
-    """Put the update in the run's place and keep that as ``RUN.previous``; ``finish_swap`` completes it after a kill."""
+    """Put the update in the run's place, kept as ``RUN.previous``; ``finish_swap`` completes it after a kill."""
     previous = _beside(folder, "previous")
     shutil.rmtree(previous, ignore_errors=True)
     folder.rename(previous)

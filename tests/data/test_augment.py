@@ -37,9 +37,10 @@ def test_whole_windows_are_permuted_within_themselves():
 
 
 def test_shares_and_draws():
-    moved = lambda shuffle: (
-        shuffled(LOG, START, STOP, shuffle)[0].items.reshape(20, 10) != START[:, None] + np.arange(10)
-    ).any(1)
+    def moved(shuffle):
+        items = shuffled(LOG, START, STOP, shuffle)[0].items.reshape(20, 10)
+        return (items != START[:, None] + np.arange(10)).any(1)
+
     assert not moved(Shuffle(0.0, 0.0, 1)).any()
     assert 0 < moved(Shuffle(0.0, 0.5, 1)).sum() < 20
     one, two = (shuffled(LOG, START, STOP, Shuffle(0.0, 1.0, draw))[0].items for draw in (1, 2))

@@ -54,7 +54,7 @@ def test_a_request_sees_what_its_user_did_strictly_before(prepared_run, shown):
 
 
 def slate_log(with_requests: bool) -> tuple[list[dict], list[dict]]:
-    """Events and impressions of 40 users: slates of four items, none, one or two clicked at once, some bought a day later."""
+    """Events and impressions of 40 users: slates of four items with up to two clicks, some bought a day later."""
     rng = np.random.default_rng(3)
     events, impressions = [], []
     for user in range(40):
@@ -81,7 +81,7 @@ def slate_log(with_requests: bool) -> tuple[list[dict], list[dict]]:
 @pytest.mark.parametrize("with_requests", [True, False])
 @pytest.mark.parametrize("kind", ["leave-last-out", "global-time", "session", "given"])
 def test_every_consumer_gives_an_impression_the_same_split(kind, with_requests, prepare_table):
-    """Ranking head, preference stage and session search; and no training row is at or after a held-out event of its user."""
+    """Ranking head, preference stage and session search agree; no training row is at or after a held-out event."""
     events, impressions = slate_log(with_requests)
     data = prepare_table(events, None, f"split.kind={kind}")
     assert data.actions_chain == ["click", "buy"]
@@ -142,9 +142,14 @@ def test_taking_requests_keeps_their_rows(shown):
 def counted():
     rng = np.random.default_rng(4)
     n = 300
-    table = pl.DataFrame({
-        "user": rng.integers(0, 8, n), "item": rng.integers(0, 10, n), "timestamp": rng.integers(100, 160, n), "surface": rng.choice(["a", "b"], n),
-    })  # fmt: skip
+    table = pl.DataFrame(
+        {
+            "user": rng.integers(0, 8, n),
+            "item": rng.integers(0, 10, n),
+            "timestamp": rng.integers(100, 160, n),
+            "surface": rng.choice(["a", "b"], n),
+        }
+    )
     reached = rng.random((n, 2)) < [0.5, 0.2]
     brands, categories = np.array([0, 0, 1, 1, -1, 2, 2, 2, 0, 1]), np.array([0, 1, 0, 1, 2, 2, -1, 0, 1, 0])
     return table, reached, brands, categories, FeedbackRates(table, brands, categories, reached, until=150)
@@ -158,13 +163,18 @@ def test_rates_count_what_was_strictly_earlier(counted):
     assert found.shape[1] * 3 == n_features(2)
     known = times < 150
     mean = reached[known].mean(0)
-    logit = lambda rate: np.log(rate / (1 - rate))
+
+    def logit(rate):
+        return np.log(rate / (1 - rate))
+
     for row in range(0, 300, 7):
         same = {
-            "item": items == items[row], "user": users == users[row], "surface": surfaces == surfaces[row],
+            "item": items == items[row],
+            "user": users == users[row],
+            "surface": surfaces == surfaces[row],
             "brand": (brands[items] == brands[items[row]]) & (brands[items[row]] >= 0),
             "category": (categories[items] == categories[items[row]]) & (categories[items[row]] >= 0),
-        }  # fmt: skip
+        }
         same["user_category"], same["item_surface"] = same["user"] & same["category"], same["item"] & same["surface"]
         for place, name in enumerate(KEYS):
             before = same[name] & known & (times < times[row])
@@ -185,7 +195,10 @@ def test_no_row_knows_its_own_outcome_or_a_later_one(counted):
         FeedbackRates(table, brands, categories, changed, until=150).__dict__, mean=rates.mean
     )  # the prior is the log's
     early = times <= 130
-    ask = lambda one, rows: one.features(users[rows], items[rows], surfaces[rows], times[rows])
+
+    def ask(one, rows):
+        return one.features(users[rows], items[rows], surfaces[rows], times[rows])
+
     np.testing.assert_array_equal(ask(other, early), ask(rates, early))
     assert early[row] and not np.array_equal(ask(other, ~early), ask(rates, ~early))
     # what lies behind the cut is never counted, however late the request

@@ -11,6 +11,8 @@ from genrec.artifacts.folders import atomic_folder, open_artifact, read_json
 from genrec.data.dataset import TRAIN
 from genrec.errors import UserError
 from genrec.generation.exact import exact_scores
+from genrec.model.anchors import n_features as n_anchor_features
+from genrec.model.pair_features import n_pair_features
 from genrec.model.ranking import RankingHead
 from genrec.model.saved import RESOLVED
 from genrec.pipeline.stages import stage_evaluate
@@ -283,7 +285,9 @@ def test_the_ranking_head_can_teach(copied_run):
         trainer.prepare("distil")
     network = stage.policy.network
     torch.manual_seed(0)
-    network.ranking = RankingHead(network.config.dim, 1, None, 0.0, False).eval()
+    anchors = n_anchor_features(bool(network.config.query_anchors)) if network.config.anchors else 0
+    initial = np.zeros((1, n_pair_features(anchors)), np.float32)
+    network.ranking = RankingHead(network.config.dim, initial, 0.0).eval()
     rows = trainer.prepare("distil")
     inputs = stage.policy.encode(stage.collator, stage.parts.policy.requests.take(rows[:5]), counted=True)
     place = torch.arange(5)

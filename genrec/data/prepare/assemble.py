@@ -10,7 +10,7 @@ import polars as pl
 
 from genrec.config.schema import Config
 from genrec.data.prepare.blocks import ArrayFile, BlockFile
-from genrec.data.prepare.ordering import OrderedLog, left
+from genrec.data.prepare.ordering import OrderedLog, remaining_events
 from genrec.data.prepare.parsed import ParsedLog
 from genrec.data.prepare.threads import in_threads
 from genrec.data.schema import ITEM_SCHEMA, empty
@@ -44,11 +44,10 @@ class Arrays:
 def number_ids(
     ordered: OrderedLog, parsed: ParsedLog, config: Config, before: tuple[pl.Series, pl.Series] | None
 ) -> Numbering:
-    """Dense ids in order of first appearance among the events that are left; catalogue items that no event names behind, if
-    kept.
+    """Dense ids in order of first appearance among the remaining events.
 
-    ``before``: the users and items of the dataset that this one goes on from; they keep their ids, new ones come
-    behind. A user or item that is no longer there makes that impossible: ids are then given anew.
+    Catalogue items without events come last, if they are kept. ``before``: users and items of the dataset that this one
+    continues; they keep their ids and new ones follow. If one of them is gone, all ids are given anew.
     """
     users = _first_come(parsed.names("user"), ordered.first_user, ordered.user_counts).rename({"name": "user_id"})
     users = _keep_order(users, "user_id", before[0] if before else None)
@@ -67,9 +66,12 @@ def number_ids(
     if attributes is not None:
         users = users.join(attributes.unique("user_id", keep="first"), on="user_id", how="left", maintain_order="left")
     return Numbering(
-        users.drop("code"), items.drop("code"), _index(users["code"], len(ordered.user_counts)),
-        _index(items["code"], len(ordered.item_counts)), user_codes,
-    )  # fmt: skip
+        users.drop("code"),
+        items.drop("code"),
+        _index(users["code"], len(ordered.user_counts)),
+        _index(items["code"], len(ordered.item_counts)),
+        user_codes,
+    )
 
 
 def _first_come(names: pl.Series, first: np.ndarray, counts: np.ndarray) -> pl.DataFrame:
@@ -110,13 +112,18 @@ def write_arrays(ordered: OrderedLog, numbering: Numbering, actions: np.ndarray,
     dtypes = ordered.files[0].dtypes if ordered.files else {}
     extra = next((name for name in ("request", "given") if name in dtypes), None)
     arrays = Arrays(
-        offsets, ArrayFile(folder / "items.npy", np.int32, total), ArrayFile(folder / "timestamps.npy", np.int64, total),
-        ArrayFile(folder / "actions.npy", np.int16, total), ArrayFile(folder / "queries.npy", np.int32, total),
-        ArrayFile(scratch / "extra.npy", dtypes[extra], total) if extra else None, 0, 0,
-    )  # fmt: skip
+        offsets,
+        ArrayFile(folder / "items.npy", np.int32, total),
+        ArrayFile(folder / "timestamps.npy", np.int64, total),
+        ArrayFile(folder / "actions.npy", np.int16, total),
+        ArrayFile(folder / "queries.npy", np.int32, total),
+        ArrayFile(scratch / "extra.npy", dtypes[extra], total) if extra else None,
+        0,
+        0,
+    )
 
     def place(file: BlockFile) -> tuple[int, int] | None:
-        block = left(ordered, file, [name for name in dtypes if name != "place"])
+        block = remaining_events(ordered, file, [name for name in dtypes if name != "place"])
         file.remove()
         if not len(block["user"]):
             return None
@@ -126,7 +133,7 @@ def write_arrays(ordered: OrderedLog, numbering: Numbering, actions: np.ndarray,
             arrays.actions: actions[block["action"]],
             arrays.queries: block.get("query", np.full(len(block["user"]), -1, np.int32)),
         }
-        if extra:
+        if extra and arrays.extra is not None:
             targets[arrays.extra] = block[extra]
         _put(targets, _places(block["user"], numbering.user_index, offsets))
         return int(block["time"].min()), int(block["time"].max())

@@ -1,4 +1,4 @@
-"""Queries of events: the logged ones where the log has any, else synthetic ones, in pieces of the sorted log."""
+"""Queries of events: the logged ones where the log has any, else synthetic ones, in chunks of the sorted log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from genrec.data.dataset import TRAIN
 from genrec.data.ids import IdMap, first_order
 from genrec.data.prepare.assemble import Arrays
 from genrec.data.prepare.blocks import ArrayFile
-from genrec.data.prepare.splits import Piece, pieces
+from genrec.data.prepare.splits import UserChunk, user_chunks
 
 HELDOUT_SCHEMA = {"event": pl.Int64, "kind": pl.String, "query": pl.Int64}
 
@@ -21,13 +21,12 @@ HELDOUT_SCHEMA = {"event": pl.Int64, "kind": pl.String, "query": pl.Int64}
 def attach_queries(
     arrays: Arrays, split: ArrayFile, users: pl.DataFrame, items: pl.DataFrame, names: pl.Series, config: Config
 ) -> tuple[pl.DataFrame, pl.DataFrame, bool]:
-    """Fill ``arrays.queries`` (-1 = none) and return the query table, the held-out events' queries by kind, and whether
-    they are synthetic.
+    """Fill ``arrays.queries`` (-1 for none) with logged queries, or with synthetic ones for a log that has none.
 
-    ``names``: the logged queries behind the codes in ``arrays.queries``. Logged queries win: synthetic ones are only
-    made for a log that has none.
+    Returns the query table, the held-out events' queries by kind, and whether they are synthetic. ``names``: the logged
+    queries behind the codes in ``arrays.queries``.
     """
-    logged = any((arrays.queries.read(piece.start, piece.stop) >= 0).any() for piece in pieces(arrays.offsets))
+    logged = any((arrays.queries.read(chunk.start, chunk.stop) >= 0).any() for chunk in user_chunks(arrays.offsets))
     if logged or not config.queries.synthetic:
         return *_logged(arrays, split, names), False
     return *_synthetic(arrays, split, users, items, config), True
@@ -36,44 +35,45 @@ def attach_queries(
 def _logged(arrays: Arrays, split: ArrayFile, names: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
     order, known = np.full(len(names), -1, np.int32), 0
     heldout = [pl.DataFrame(schema=HELDOUT_SCHEMA)]
-    for piece in pieces(arrays.offsets):
-        codes = arrays.queries.read(piece.start, piece.stop)
+    for chunk in user_chunks(arrays.offsets):
+        codes = arrays.queries.read(chunk.start, chunk.stop)
         if not (codes >= 0).any():
             continue
         known = first_order(codes, order)
         dense = np.where(codes < 0, np.int32(-1), order[codes])
-        arrays.queries.write(piece.start, dense)
-        rows = np.flatnonzero((split.read(piece.start, piece.stop) != TRAIN) & (dense >= 0))
-        heldout.append(_held(piece, rows, "logged", dense[rows]))
+        arrays.queries.write(chunk.start, dense)
+        rows = np.flatnonzero((split.read(chunk.start, chunk.stop) != TRAIN) & (dense >= 0))
+        heldout.append(_held(chunk, rows, "logged", dense[rows]))
     codes = np.argsort(order, kind="stable")[len(order) - known :]
     return names.gather(codes).alias("query").to_frame(), pl.concat(heldout)
 
 
-def _held(piece: Piece, rows: np.ndarray, kind: str, queries: np.ndarray) -> pl.DataFrame:
+def _held(chunk: UserChunk, rows: np.ndarray, kind: str, queries: np.ndarray) -> pl.DataFrame:
     return pl.DataFrame(
-        {"event": piece.start + rows, "kind": [kind] * len(rows), "query": queries}, schema_overrides=HELDOUT_SCHEMA
+        {"event": chunk.start + rows, "kind": [kind] * len(rows), "query": queries}, schema_overrides=HELDOUT_SCHEMA
     )
 
 
 def _synthetic(
     arrays: Arrays, split: ArrayFile, users: pl.DataFrame, items: pl.DataFrame, config: Config
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Queries from the items' words; ids by first appearance among the events' queries, then among the held-out ones, kind
-    by kind.
+    """Queries from the items' words.
+
+    Ids follow the first appearance among the events' queries, then among the held-out ones, kind by kind.
     """
     ids = IdMap()
     texts: list[pl.Series] = []
     held: dict[str, list[pl.DataFrame]] = {
         kind: [] for kind in ("category", "title") if kind in config.queries.synthetic
     }
-    for piece, made, chosen in _made(arrays, users, items, config):
+    for chunk, made, chosen in _made(arrays, users, items, config):
         codes, fresh = ids.encode(chosen)
         texts.append(fresh)
-        arrays.queries.write(piece.start, codes)
-        rows = np.flatnonzero(split.read(piece.start, piece.stop) != TRAIN)
+        arrays.queries.write(chunk.start, codes)
+        rows = np.flatnonzero(split.read(chunk.start, chunk.stop) != TRAIN)
         for kind, series in made.items():
             held[kind].append(
-                pl.DataFrame({"event": piece.start + rows, "text": series[rows]}).filter(pl.col("text").is_not_null())
+                pl.DataFrame({"event": chunk.start + rows, "text": series[rows]}).filter(pl.col("text").is_not_null())
             )
     heldout = [pl.DataFrame(schema=HELDOUT_SCHEMA)]
     for kind, frames in held.items():
@@ -87,17 +87,17 @@ def _synthetic(
 
 def _made(
     arrays: Arrays, users: pl.DataFrame, items: pl.DataFrame, config: Config
-) -> Iterator[tuple[Piece, dict[str, pl.Series], pl.Series]]:
+) -> Iterator[tuple[UserChunk, dict[str, pl.Series], pl.Series]]:
     """For each piece: the query of every kind for every event, and the one that the event gets (null for most)."""
     kinds = config.queries.synthetic
     user_hash, item_hash = rules.string_hash(users["user_id"]), rules.string_hash(items["item_id"])
     by_item = rules.category_queries(items) if "category" in kinds else None
     words = rules.title_words(items) if "title" in kinds else None
-    for piece in pieces(arrays.offsets):
-        event_items = arrays.items.read(piece.start, piece.stop).astype(np.int64)
+    for chunk in user_chunks(arrays.offsets):
+        event_items = arrays.items.read(chunk.start, chunk.stop).astype(np.int64)
         with np.errstate(over="ignore"):
             event_hash = rules.mix(
-                user_hash[piece.first + piece.owner] * np.uint64(0x9E3779B1) + item_hash[event_items]
+                user_hash[chunk.first + chunk.owner] * np.uint64(0x9E3779B1) + item_hash[event_items]
             )
             draw, turn = rules.mix(event_hash + np.uint64(1)), rules.mix(event_hash + np.uint64(2))
         made = {}
@@ -111,4 +111,4 @@ def _made(
             kind=kind, wanted=wanted
         )
         pick = pl.coalesce([pl.when(pl.col("kind") == index).then(pl.col(name)) for index, name in enumerate(kinds)])
-        yield piece, made, frame.select(pl.when("wanted").then(pick).alias("query"))["query"]
+        yield chunk, made, frame.select(pl.when("wanted").then(pick).alias("query"))["query"]

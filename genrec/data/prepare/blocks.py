@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 Columns = dict[str, np.ndarray]
 
@@ -13,7 +14,7 @@ Columns = dict[str, np.ndarray]
 class BlockFile:
     """One file of equally long numpy columns; every append is a block, column after column."""
 
-    def __init__(self, path: Path, dtypes: dict[str, np.dtype]):
+    def __init__(self, path: Path, dtypes: Mapping[str, DTypeLike]):
         self.path, self.dtypes = path, {name: np.dtype(dtype) for name, dtype in dtypes.items()}
         self.blocks: list[tuple[int, int]] = []  # (byte of the first value, rows)
         self._end = 0
@@ -34,8 +35,8 @@ class BlockFile:
 
     def read(self, names: Iterable[str] | None = None) -> Columns:
         """The columns ``names`` (all when None) in memory, in the order they were appended."""
-        wanted = list(self.dtypes if names is None else names)
-        columns = {name: np.empty(len(self), self.dtypes[name]) for name in wanted}
+        chosen = list(self.dtypes if names is None else names)
+        columns = {name: np.empty(len(self), self.dtypes[name]) for name in chosen}
         if not self.blocks:
             return columns
         with self.path.open("rb") as file:
@@ -44,7 +45,7 @@ class BlockFile:
                 for name, dtype in self.dtypes.items():
                     if name in columns:
                         file.seek(start)
-                        file.readinto(columns[name][done : done + rows].view(np.uint8))
+                        file.readinto(columns[name][done : done + rows].view(np.uint8).data)
                     start += rows * dtype.itemsize
                 done += rows
         return columns
@@ -56,11 +57,12 @@ class BlockFile:
 
 
 class ArrayFile:
-    """A one-dimensional ``.npy`` file read and written piece by piece with plain file access: mapped pages would count as
-    memory.
+    """A one-dimensional ``.npy`` file that is read and written in chunks.
+
+    File access is plain: mapped pages would count as memory.
     """
 
-    def __init__(self, path: Path, dtype: np.dtype, length: int):
+    def __init__(self, path: Path, dtype: DTypeLike, length: int):
         """Create the file; values not written are 0."""
         self.path, self.dtype, self.length = path, np.dtype(dtype), length
         header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (length,)}

@@ -1,8 +1,7 @@
-"""Cold items: a share of the catalogue is held out of training entirely, to measure what a model does with an item
-nobody has had yet.
+"""Cold items: part of the catalogue has no training event, to measure what a model does with a new item.
 
-Which items, a hash of their id and the seed decides. All their training events are taken out, from histories too; what
-stays are the held-out events that ask for them.
+A hash of the id and the seed decides which. All their training events are removed, from histories too; what stays are
+the held-out events that ask for them.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import polars as pl
 from genrec.data.dataset import TRAIN
 from genrec.data.prepare.assemble import Arrays
 from genrec.data.prepare.blocks import ArrayFile
-from genrec.data.prepare.splits import Splitter, pieces
+from genrec.data.prepare.splits import Splitter, user_chunks
 from genrec.data.queries import mix, string_hash
 from genrec.errors import UserError
 
@@ -30,30 +29,41 @@ def cold_items(names: pl.Series, share: float, seed: int) -> np.ndarray:
 def without_cold(
     arrays: Arrays, splitter: Splitter, cold: np.ndarray, folder: Path, scratch: Path
 ) -> tuple[Arrays, ArrayFile]:
-    """The arrays without training events of ``cold`` items, written to ``folder`` in place of the old ones, and the split
-    of what is left.
+    """The arrays without training events of ``cold`` items, in place of the old ones in ``folder``, and their split.
 
     Raises ``UserError`` where a user would be left without an event.
     """
     offsets, decided = arrays.offsets, ArrayFile(scratch / "decided.npy", np.uint8, len(arrays.items))
-    keep, counts = ArrayFile(scratch / "keep.npy", np.bool_, len(arrays.items)), []
-    for piece in pieces(offsets):
-        extra = arrays.extra.read(piece.start, piece.stop) if arrays.extra else None
-        split = splitter(piece, arrays.timestamps.read(piece.start, piece.stop), extra)
-        kept = ~cold[arrays.items.read(piece.start, piece.stop)] | (split != TRAIN)
-        decided.write(piece.start, split)
-        keep.write(piece.start, kept)
-        counts.append(np.add.reduceat(kept.astype(np.int64), piece.offsets[:-1]))
-    counts = np.concatenate(counts)
+    keep, parts = ArrayFile(scratch / "keep.npy", np.bool_, len(arrays.items)), list[np.ndarray]()
+    for chunk in user_chunks(offsets):
+        extra = arrays.extra.read(chunk.start, chunk.stop) if arrays.extra else None
+        split = splitter(chunk, arrays.timestamps.read(chunk.start, chunk.stop), extra)
+        kept = ~cold[arrays.items.read(chunk.start, chunk.stop)] | (split != TRAIN)
+        decided.write(chunk.start, split)
+        keep.write(chunk.start, kept)
+        parts.append(np.add.reduceat(kept.astype(np.int64), chunk.offsets[:-1]))
+    counts = np.concatenate(parts)
     if not counts.all():
         raise UserError(
-            f"split.cold_share: {int((counts == 0).sum())} users would be left without an event; take a smaller share or a higher data.min_user_events"
+            f"split.cold_share: {int((counts == 0).sum())} users would be left without an event; take a smaller "
+            "share or a higher data.min_user_events"
         )
     after = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     np.save(folder / "offsets.npy", after, allow_pickle=False)
-    names = ("items", "timestamps", "actions", "queries", *(["extra"] if arrays.extra else []))
-    made = {name: _kept(getattr(arrays, name), keep, offsets, after) for name in names}
-    return replace(arrays, offsets=after, **made), _kept(decided, keep, offsets, after)
+
+    def remaining(array: ArrayFile) -> ArrayFile:
+        return _kept(array, keep, offsets, after)
+
+    changed = replace(
+        arrays,
+        offsets=after,
+        items=remaining(arrays.items),
+        timestamps=remaining(arrays.timestamps),
+        actions=remaining(arrays.actions),
+        queries=remaining(arrays.queries),
+        extra=remaining(arrays.extra) if arrays.extra else None,
+    )
+    return changed, remaining(decided)
 
 
 def _kept(array: ArrayFile, keep: ArrayFile, offsets: np.ndarray, after: np.ndarray) -> ArrayFile:
@@ -62,7 +72,7 @@ def _kept(array: ArrayFile, keep: ArrayFile, offsets: np.ndarray, after: np.ndar
     array.path.rename(old)
     array.path, path = old, array.path
     made = ArrayFile(path, array.dtype, int(after[-1]))
-    for piece in pieces(offsets):
-        made.write(int(after[piece.first]), array.read(piece.start, piece.stop)[keep.read(piece.start, piece.stop)])
+    for chunk in user_chunks(offsets):
+        made.write(int(after[chunk.first]), array.read(chunk.start, chunk.stop)[keep.read(chunk.start, chunk.stop)])
     old.unlink()
     return made

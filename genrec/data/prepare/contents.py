@@ -66,7 +66,8 @@ def check_impressions(config: Config, parsed: ParsedLog, actions: list[str]) -> 
     if shown and len(actions) > 1 and not parsed.chain and config.data.target_action is None:
         others = [name for name in actions if name not in shown]
         raise UserError(
-            f"the log has the actions {', '.join(actions[:8])} and no feedback chain: an item that was only shown would "
+            f"the log has the actions {', '.join(actions[:8])} and no feedback chain: an item that was only shown "
+            "would "
             f"be predicted like one that was clicked; set data.options.chain=[impression,{','.join(others[:4])}], or "
             "data.actions to those that count"
         )

@@ -1,8 +1,6 @@
-"""What training saw of the held-out events: cold and warm users and items, repeats, and training events that happened
-later.
+"""What training saw of the held-out events: cold users and items, repeats, and later training events.
 
-A split is honest when its report is read: leave-last-out lets every model train on what others did after the test
-event.
+Read the report before the metrics: with leave-last-out, every model trains on what others did after the test event.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from genrec.data.dataset import TEST, TRAIN, VALID
-from genrec.data.prepare.splits import Piece
+from genrec.data.prepare.splits import UserChunk
 
 TIME_BINS = 1 << 20
 MEANING = {
@@ -27,7 +25,7 @@ MEANING = {
 
 
 class LeakageReport:
-    """Two passes over the sorted log in pieces of whole users: ``see_train`` for all of it, then ``targets``."""
+    """Two passes over the sorted log in chunks of whole users: ``see_train`` for all of it, then ``targets``."""
 
     def __init__(self, n_items: int, first_time: int, last_time: int):
         """Times run from ``first_time`` to ``last_time`` (seconds); later is decided to ``resolution`` seconds."""
@@ -35,7 +33,7 @@ class LeakageReport:
         self.resolution = -(-(last_time - first_time + 1) // TIME_BINS)
         self.train_items = np.zeros(n_items, np.int64)
         self.train_times = np.zeros((last_time - first_time) // self.resolution + 1, np.int64)
-        self.last_train = None
+        self.last_train: int | None = None
         self.parts: dict[str, list[dict[str, np.ndarray]]] = {"valid": [], "test": []}
 
     def see_train(self, items: np.ndarray, times: np.ndarray, split: np.ndarray) -> None:
@@ -56,24 +54,24 @@ class LeakageReport:
 
     @staticmethod
     def targets(
-        piece: Piece, items: np.ndarray, times: np.ndarray, split: np.ndarray, wanted: np.ndarray | None = None
-    ) -> dict[str, dict[str, np.ndarray]]:  # fmt: skip
+        chunk: UserChunk, items: np.ndarray, times: np.ndarray, split: np.ndarray, wanted: np.ndarray | None = None
+    ) -> dict[str, dict[str, np.ndarray]]:
         """The targets of a piece, by split, compared with their users' training events.
 
         ``wanted`` (n,) bool: which may be targets (None: all).
         """
         found = {}
-        lengths, train = np.diff(piece.offsets), split == TRAIN
-        warm = np.logical_or.reduceat(train, piece.offsets[:-1])
+        lengths, train = np.diff(chunk.offsets), split == TRAIN
+        warm = np.logical_or.reduceat(train, chunk.offsets[:-1])
         for name, number in (("valid", VALID), ("test", TEST)):
             held = np.flatnonzero(split == number if wanted is None else (split == number) & wanted)
-            owner = np.searchsorted(piece.offsets, held, side="right") - 1
+            owner = np.searchsorted(chunk.offsets, held, side="right") - 1
             first = np.diff(owner, prepend=-1) > 0  # the first held-out event of each user
             rows, asked = held[first], owner[first]
             target = np.full(len(lengths), -1, items.dtype)
             target[asked] = items[rows]
             same = np.flatnonzero(train & (items == np.repeat(target, lengths)))
-            owner = np.searchsorted(piece.offsets, same, side="right") - 1
+            owner = np.searchsorted(chunk.offsets, same, side="right") - 1
             target_time = np.zeros(len(lengths), np.int64)
             target_time[asked] = times[rows]
             pair, exact = np.zeros(len(lengths), bool), np.zeros(len(lengths), bool)
@@ -127,7 +125,8 @@ def summary(report: dict) -> list[str]:
         lines.append(
             f"{name}: {part['requests']} requests, {part['users_cold']} of cold users; {part['items']} items, "
             f"{part['items_cold']} of them cold; "
-            f"{part['pairs_seen']} targets repeat an item of the user's training; {part['targets_before_training_ends']} targets happened "
+            f"{part['pairs_seen']} targets repeat an item of the user's training; "
+            f"{part['targets_before_training_ends']} targets happened "
             f"before training ends (on average {part['train_events_later']:.1%} of training is later than the target)"
         )
     return lines

@@ -67,7 +67,7 @@ class OrderedLog:
 def order_events(parsed: ParsedLog, config: Config, scratch: Path) -> OrderedLog:
     """Everything from the parsed events to the sorted ones that are left."""
     n_users, n_items = len(parsed.names("user")), len(parsed.names("item"))
-    partitions, removed = deal(parsed, config, scratch, n_users)
+    partitions, removed = partition_events(parsed, config, scratch, n_users)
     ordered = OrderedLog(
         [],
         np.zeros(n_users, np.int64),
@@ -89,8 +89,8 @@ def order_events(parsed: ParsedLog, config: Config, scratch: Path) -> OrderedLog
     return ordered
 
 
-def deal(parsed: ParsedLog, config: Config, scratch: Path, n_users: int) -> tuple[list[BlockFile], Counter]:
-    """The parsed events in partitions of whole users, in the order of the log; chosen actions and time window applied."""
+def partition_events(parsed: ParsedLog, config: Config, scratch: Path, n_users: int) -> tuple[list[BlockFile], Counter]:
+    """The parsed events of the chosen actions and times, in partitions of whole users, in the order of the log."""
     total = parsed.total("events")
     size = max(PARTITION_EVENTS, -(-total // MAX_PARTITIONS))
     columns = [name for name in DTYPES if name in parsed.columns and (name != "given" or config.split.kind == "given")]
@@ -105,12 +105,14 @@ def deal(parsed: ParsedLog, config: Config, scratch: Path, n_users: int) -> tupl
         BlockFile(scratch / f"dealt-{number:03d}", dtypes)
         for number in range(1 if part_of is None else int(part_of[-1]) + 1)
     ]
-    allowed, removed = _chosen_actions(parsed, config.data), Counter()
+    allowed = _chosen_actions(parsed, config.data)
+    removed: Counter = Counter()
     window = seconds_of(config.data.start_time, "data.start_time"), seconds_of(config.data.end_time, "data.end_time")
 
     def by_partition(given: tuple[int, pl.DataFrame]) -> tuple[Columns, np.ndarray, Counter]:
         """A part's events, those of one partition together, and where each partition begins."""
-        (place, part), left_out = given, Counter()
+        place, part = given
+        left_out: Counter = Counter()
         block = {name: _column(part, name) for name in columns}
         block["place"] = np.arange(place, place + part.height, dtype=dtypes["place"])
         block = _choose(block, allowed, window, left_out)
@@ -204,9 +206,7 @@ def note_first(ordered: OrderedLog, block: Columns) -> None:
 
 
 def clean(block: Columns, config: DataConfig, by_split: bool, removed: Counter) -> Columns:
-    """Sort the events of some users, all of them and in the order of the log, and apply the rules that look at one user at
-    a time.
-    """
+    """Sort all events of some users, given in the order of the log, and apply the rules for single users."""
     order = sort_order(block["user"], block["time"], block["given"] if by_split else None)
     block = {name: column[order] for name, column in block.items()} if order is not None else block
     if config.duplicates != "keep":
@@ -287,7 +287,7 @@ def k_core(ordered: OrderedLog, min_user: int, min_item: int) -> None:
         ordered.user_counts[weak_users] = 0
         ordered.item_counts[weak_items] = 0
         users, items = np.zeros_like(ordered.user_counts), np.zeros_like(ordered.item_counts)
-        for block in in_threads(lambda file: left(ordered, file, ["user", "item"]), ordered.files):
+        for block in in_threads(lambda file: remaining_events(ordered, file, ["user", "item"]), ordered.files):
             add_counts(users, block["user"])
             add_counts(items, block["item"])
         ordered.user_counts, ordered.item_counts = users, items
@@ -297,11 +297,11 @@ def k_core(ordered: OrderedLog, min_user: int, min_item: int) -> None:
         log.info("prepare: k-core took %d rounds", rounds)
         ordered.first_user.fill(NEVER)
         ordered.first_item.fill(NEVER)
-        for block in in_threads(lambda file: left(ordered, file, ["user", "item", "place"]), ordered.files):
+        for block in in_threads(lambda file: remaining_events(ordered, file, ["user", "item", "place"]), ordered.files):
             note_first(ordered, block)
 
 
-def left(ordered: OrderedLog, file: BlockFile, names: list[str]) -> Columns:
+def remaining_events(ordered: OrderedLog, file: BlockFile, names: list[str]) -> Columns:
     """The events of a partition that are left."""
     block = file.read(names)
     return _filter(block, ordered.kept(block), Counter(), "")

@@ -1,10 +1,10 @@
-"""The parsed log on disk: every part a reader yields, with ids as numbers, so that nothing is parsed twice and memory
-stays flat.
+"""The parsed log on disk: every part that a reader yields, with ids as numbers.
 
-One folder per source of the log (``readers.log_sources``), written whole or not at all. A source's key covers its
-files, the reader's options and every source before it, because ids are numbered by first appearance: as long as the
-sources before it are the same, a parsed source stays good. New files behind the old ones are therefore appended without
-reading the old ones; a changed or removed file is read again together with all that follow it.
+Nothing is parsed twice, and memory stays flat. There is one folder per source of the log (``readers.log_sources``),
+written whole or not at all. A source's key covers its files, the reader's options and every source before it, because
+ids are numbered by first appearance: as long as the sources before it are the same, a parsed source stays valid. New
+files behind the old ones are therefore appended without reading the old ones; a changed or removed file is read again
+together with all that follow it.
 
 Memory is bounded by one part of the reader and by the distinct ids (users, items, queries), whatever the number of
 events.
@@ -79,13 +79,11 @@ class ParsedLog:
         return [note["key"] for note in self.notes if note["chained"]]
 
     def files(self, kind: str) -> list[Path]:
-        """The Parquet files of a kind of rows beside the events (``impressions``, ``items`` ...), in the order of the log."""
+        """The Parquet files of a kind (``impressions``, ``items`` ...), in the order of the log."""
         return [file for folder in self.folders for file in sorted(folder.glob(f"{kind}-*.parquet"))]
 
     def table(self, kind: str) -> pl.DataFrame | None:
-        """The rows of a kind from all sources in memory, or None where there are none: for tables that are small beside the
-        events.
-        """
+        """All rows of a kind in memory, None without any: for tables that are small against the events."""
         files = self.files(kind)
         return stack([pl.read_parquet(file) for file in files]) if files else None
 
@@ -105,7 +103,7 @@ class ParsedLog:
 
 
 def parse_log(config: Config, folder: Path, checksums: ChecksumIndex) -> ParsedLog:
-    """Bring ``folder`` up to date with the configured log: sources that are parsed already are kept, the others are read."""
+    """Bring ``folder`` up to date with the configured log: known sources are kept, new and changed ones are parsed."""
     with_request = config.split.kind == "session" and config.split.session_by == "request"
     key = fingerprint(PARSE_VERSION, pl.__version__, config.data.reader, to_dict(config.data)["options"], with_request)
     folder.mkdir(parents=True, exist_ok=True)
@@ -189,9 +187,15 @@ class _Parser:
         work.mkdir()
         fresh: dict[str, list[pl.Series]] = {kind: [] for kind in IDS}
         note = {
-            "key": key, "chained": chained, "files": [file.name for file in source.files], "columns": [], "filtered": {}, "chain": [],
-            "first_bad": None, "rows": {"rows_read": 0},
-        }  # fmt: skip
+            "key": key,
+            "chained": chained,
+            "files": [file.name for file in source.files],
+            "columns": [],
+            "filtered": {},
+            "chain": [],
+            "first_bad": None,
+            "rows": {"rows_read": 0},
+        }
         try:
             for number, part in enumerate(ahead(source.parts())):
                 self._write(part, number, work, note, fresh)
@@ -236,9 +240,14 @@ class _Parser:
         query = pl.col("query").str.strip_chars()
         extra = {"split": pl.col("split").cast(pl.String).str.to_lowercase()} if "split" in events.columns else {}
         table = events.select(
-            "user_id", "item_id", "timestamp", "request_id",
-            query=pl.when(query != "").then(query), action=pl.col("action").fill_null("event"), **extra,
-        )  # fmt: skip
+            "user_id",
+            "item_id",
+            "timestamp",
+            "request_id",
+            query=pl.when(query != "").then(query),
+            action=pl.col("action").fill_null("event"),
+            **extra,
+        )
         kinds = {"user_id": "user", "item_id": "item", "action": "action"}
         if table["query"].null_count() < table.height:
             kinds["query"] = "query"

@@ -43,12 +43,12 @@ from genrec.data.prepare.parsed import ParsedLog, parse_log
 from genrec.data.prepare.splits import (
     HELD_OUT_RULE,
     RULES,
-    Piece,
     SplitFingerprint,
     Splitter,
+    UserChunk,
     digest,
-    pieces,
     tied_targets,
+    user_chunks,
 )
 from genrec.data.prepare.threads import in_threads
 from genrec.data.readers.toolkit import did_you_mean
@@ -66,9 +66,7 @@ def checksum_index(target: Path) -> ChecksumIndex:
 
 
 def prepare_key(config: Config, checksums: ChecksumIndex) -> str:
-    """The fingerprint of everything a prepared dataset depends on: what the files say, not where they are or when they were
-    copied.
-    """
+    """The fingerprint of everything a prepared dataset depends on: the content of files, not their paths or times."""
     files = [checksums.fingerprint(file) for file in all_log_files(config.data)]
     data = {key: value for key, value in to_dict(config.data).items() if key not in ("cache", "path", "append")}
     return fingerprint(PREPARE_VERSION, data, to_dict(config.split), to_dict(config.queries), files, config.seed)
@@ -106,9 +104,7 @@ def prepare(config: Config, target: Path) -> Path:
 
 @contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
-    """A folder beside the target for what lies on disk between the steps, removed at the end; also those of jobs that were
-    killed.
-    """
+    """A folder beside the target for intermediate files, removed at the end, with those that killed jobs left."""
     for old in target.parent.glob(f".{target.name}.*.scratch"):
         if not _alive(int(old.name.split(".")[-2])):
             shutil.rmtree(old, ignore_errors=True)
@@ -132,7 +128,7 @@ def _alive(pid: int) -> bool:
 
 
 def check_quarantine(parsed: ParsedLog, limit: float, report: Path) -> None:
-    """Stop when the fraction of bad rows passes the limit: the reasons are counted, and the rows are written to ``report``."""
+    """Stop when the fraction of bad rows passes the limit; reasons are counted and rows written to ``report``."""
     bad, read, first = parsed.total("quarantine"), parsed.total("rows_read"), parsed.first_bad
     report.unlink(missing_ok=True)
     if first is None:
@@ -146,22 +142,21 @@ def check_quarantine(parsed: ParsedLog, limit: float, report: Path) -> None:
     if bad > limit * max(read, 1):
         rows.head(10_000).collect().write_csv(report)
         raise UserError(
-            f"{where}; {bad} of {read} rows are bad ({reasons}), more than data.max_quarantine_share={limit} allows; see {report}"
+            f"{where}; {bad} of {read} rows are bad ({reasons}), more than data.max_quarantine_share={limit} allows; "
+            f"see {report}"
         )
 
 
 def check_catalogue(parsed: ParsedLog, ordered: OrderedLog, config: Config) -> None:
-    """A dataset without events can only be a catalogue with its judgments, and only where that is asked for; else
-    ``UserError``.
-    """
+    """``UserError`` for a log without events, unless a catalogue with judgments is what was asked for."""
     if parsed.total("events") or not parsed.total("items"):
         raise UserError(
             f"data.path {config.data.path}: no event is left after filtering ({_counted(row_counts(parsed, ordered))})"
         )
     if not config.data.keep_unseen_items:
         raise UserError(
-            f"data.path {config.data.path}: the log has no events, only {parsed.total('items')} items and {parsed.total('judgments')} "
-            "judgments; set data.keep_unseen_items=true to prepare these"
+            f"data.path {config.data.path}: the log has no events, only {parsed.total('items')} items and "
+            f"{parsed.total('judgments')} judgments; set data.keep_unseen_items=true to prepare these"
         )
 
 
@@ -181,14 +176,17 @@ def row_counts(parsed: ParsedLog, ordered: OrderedLog) -> dict:
         "below_minimum",
     )
     return {
-        "read": parsed.total("rows_read"), "quarantined": parsed.total("quarantine"), "filtered": parsed.filtered,
+        "read": parsed.total("rows_read"),
+        "quarantined": parsed.total("quarantine"),
+        "filtered": parsed.filtered,
         **{kind: parsed.total(kind) for kind in ("events", "items", "users", "judgments", "impressions")},
-        **{rule: ordered.removed[rule] for rule in rules}, "kept": len(ordered),
-    }  # fmt: skip
+        **{rule: ordered.removed[rule] for rule in rules},
+        "kept": len(ordered),
+    }
 
 
 def previous_ids(target: Path, parsed: ParsedLog, config: Config) -> tuple[pl.Series, pl.Series] | None:
-    """Users and items of the dataset at ``target`` when the log goes on from its log, under the same rules; else None."""
+    """Users and items of the dataset at ``target`` if the log continues its log under the same rules; else None."""
     if not (target / MANIFEST).is_file():
         return None
     try:
@@ -253,18 +251,29 @@ def build(
         write_together(parsed.files(kind), folder / f"{kind}.parquet")
     write_json(folder / "leakage.json", report)
     assert all((folder / f"{name}.npy").is_file() for name in ARRAYS)
-    searches = sum(int((arrays.queries.read(piece.start, piece.stop) >= 0).sum()) for piece in pieces(arrays.offsets))
+    searches = sum(
+        int((arrays.queries.read(chunk.start, chunk.stop) >= 0).sum()) for chunk in user_chunks(arrays.offsets)
+    )
     info |= {
-        "users": len(numbering.users), "items": len(numbering.items), "events": len(arrays.items), "actions": actions, "target_level": target_level, **info_split,
-        "synthetic_queries": synthetic, "search_events": searches, "rows": row_counts(parsed, ordered), "impressions": shown,
-        "leakage": {name: report[name] for name in ("valid", "test")}, "log": _log_identity(parsed, config),
-    }  # fmt: skip
+        "users": len(numbering.users),
+        "items": len(numbering.items),
+        "events": len(arrays.items),
+        "actions": actions,
+        "target_level": target_level,
+        **info_split,
+        "synthetic_queries": synthetic,
+        "search_events": searches,
+        "rows": row_counts(parsed, ordered),
+        "impressions": shown,
+        "leakage": {name: report[name] for name in ("valid", "test")},
+        "log": _log_identity(parsed, config),
+    }
     if len(arrays.items):
         info["contents"] = contents(parsed, ordered, numbering, arrays, actions)
 
 
 def order_actions(parsed: ParsedLog, config: Config) -> tuple[list[str], np.ndarray]:
-    """The dataset's actions, and the code of an action -> its place: the feedback chain's order, else as they appear."""
+    """The dataset's actions in the order of the feedback chain, then of appearance; and each code's index in it."""
     names = parsed.names("action").to_list()
     actions = [
         name
@@ -289,12 +298,14 @@ def first_target(config: Config, parsed: ParsedLog, actions: list[str]) -> int:
 def split_arrays(
     config: Config, arrays: Arrays, numbering: Numbering, folder: Path, scratch: Path, target_level: int = 0
 ) -> tuple[Arrays, ArrayFile, dict, dict]:
-    """Split the events: the arrays that are left, ``split.npy``, what the manifest says about it, and the leakage report on
-    the events from ``target_level`` on.
+    """Split the events.
+
+    Returns the remaining arrays, ``split.npy``, the manifest's part about the split, and the leakage report on the
+    events from ``target_level`` on.
     """
-    given_valid = config.split.kind == "given" and any(
-        (arrays.extra.read(p.start, p.stop) == VALID).any() for p in pieces(arrays.offsets)
-    )
+    given_valid = False
+    if config.split.kind == "given" and arrays.extra is not None:
+        given_valid = any((arrays.extra.read(p.start, p.stop) == VALID).any() for p in user_chunks(arrays.offsets))
     splitter, before = Splitter(config.split, arrays.timestamps, arrays.offsets, given_valid), None
     if config.split.cold_share:
         cold = cold_items(numbering.items["item_id"], config.split.cold_share, config.seed)
@@ -304,32 +315,40 @@ def split_arrays(
     report = leakage.LeakageReport(len(numbering.items), arrays.first_time, arrays.last_time)
     prints, counts, ties = SplitFingerprint(), np.zeros(3, np.int64), 0
 
-    def decide(piece: Piece) -> tuple[np.ndarray, ...]:
-        times, items = arrays.timestamps.read(piece.start, piece.stop), arrays.items.read(piece.start, piece.stop)
-        extra = arrays.extra.read(piece.start, piece.stop) if arrays.extra else None
-        decided = splitter(piece, times, extra) if before is None else before.read(piece.start, piece.stop)
-        split.write(piece.start, decided)
-        digests = {"items": digest(piece.start, items), "split": digest(piece.start, decided)}
-        return items, times, decided, np.bincount(decided, minlength=3), tied_targets(piece, times, decided), digests
+    def decide(chunk: UserChunk) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, dict[str, int]]:
+        times, items = arrays.timestamps.read(chunk.start, chunk.stop), arrays.items.read(chunk.start, chunk.stop)
+        extra = arrays.extra.read(chunk.start, chunk.stop) if arrays.extra else None
+        decided = splitter(chunk, times, extra) if before is None else before.read(chunk.start, chunk.stop)
+        split.write(chunk.start, decided)
+        digests = {"items": digest(chunk.start, items), "split": digest(chunk.start, decided)}
+        return items, times, decided, np.bincount(decided, minlength=3), tied_targets(chunk, times, decided), digests
 
-    for items, times, decided, found, tied, digests in in_threads(decide, pieces(offsets)):
-        counts, ties = counts + found, ties + tied
+    for items, times, decided, sizes, tied, digests in in_threads(decide, user_chunks(offsets)):
+        counts, ties = counts + sizes, ties + tied
         prints.add(digests)
         report.see_train(items, times, decided)
 
-    def targets(piece: Piece) -> dict:
-        columns = [array.read(piece.start, piece.stop) for array in (arrays.items, arrays.timestamps, split)]
-        wanted = arrays.actions.read(piece.start, piece.stop) >= target_level if target_level else None
-        return report.targets(piece, *columns, wanted)
+    def targets(chunk: UserChunk) -> dict:
+        items, times, decided = (
+            array.read(chunk.start, chunk.stop) for array in (arrays.items, arrays.timestamps, split)
+        )
+        eligible = arrays.actions.read(chunk.start, chunk.stop) >= target_level if target_level else None
+        return report.targets(chunk, items, times, decided, eligible)
 
-    for found in in_threads(targets, pieces(offsets)):
+    for found in in_threads(targets, user_chunks(offsets)):
         report.see_targets(found)
     info = {
-        "train_events": int(counts[TRAIN]), "valid_events": int(counts[VALID]), "test_events": int(counts[TEST]),
-        "split": config.split.kind, "split_rule": RULES[config.split.kind], "held_out_rule": HELD_OUT_RULE, "tie_rule": TIE_RULE,
-        "test_targets_tied_in_time": ties, "cut_times": splitter.cuts,
+        "train_events": int(counts[TRAIN]),
+        "valid_events": int(counts[VALID]),
+        "test_events": int(counts[TEST]),
+        "split": config.split.kind,
+        "split_rule": RULES[config.split.kind],
+        "held_out_rule": HELD_OUT_RULE,
+        "tie_rule": TIE_RULE,
+        "test_targets_tied_in_time": ties,
+        "cut_times": splitter.cuts,
         "split_fingerprint": prints.result(numbering.users["user_id"], numbering.items["item_id"], offsets),
-    }  # fmt: skip
+    }
     return arrays, split, info, report.result()
 
 
@@ -338,18 +357,20 @@ def summary(info: dict) -> list[str]:
     if not info["events"]:
         return [
             (
-                f"no events: a catalogue of {info['items']} items and {info['rows']['judgments']} judgments. 'genrec tokenize' gives the "
-                "items semantic IDs; training and evaluation need a log with events"
+                f"no events: a catalogue of {info['items']} items and {info['rows']['judgments']} judgments. "
+                "'genrec tokenize' gives the items semantic IDs; training and evaluation need a log with events"
             ),
             f"rows: {_counted(info['rows'])}",
         ]
     lines = [
         (
-            f"{info['events']} events, {info['users']} users, {info['items']} items; split {info['split']} {info['split_fingerprint']}: "
+            f"{info['events']} events, {info['users']} users, {info['items']} items; "
+            f"split {info['split']} {info['split_fingerprint']}: "
             f"{info['train_events']} train, {info['valid_events']} valid, {info['test_events']} test events"
         ),
         f"rows: {_counted(info['rows'])}",
-        f"ties: {info['test_targets_tied_in_time']} test events share their time with the one before (rule: {info['tie_rule']})",
+        f"ties: {info['test_targets_tied_in_time']} test events share their time with the one before "
+        f"(rule: {info['tie_rule']})",
     ]
     return [*lines, *(f"leakage: {line}" for line in leakage.summary(info["leakage"])), *describe(info)]
 

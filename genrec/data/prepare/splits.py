@@ -1,4 +1,4 @@
-"""Which events are held out, by rule, in pieces of whole users; ties in time; the fingerprint of it all.
+"""Which events are held out, by rule, in chunks of whole users; ties in time; the fingerprint of it all.
 
 Within a user the three splits never interleave: train, then valid, then test.
 """
@@ -21,20 +21,20 @@ from genrec.errors import UserError
 CHUNK_EVENTS = 1 << 20
 QUANTILE_BINS = 1 << 16
 HELD_OUT_RULE = (
-    "one request per user and split: at its first held-out event (of at least data.target_action), which is the target; later ones are not "
-    "asked"
+    "one request per user and split: at its first held-out event (of at least data.target_action), which is the "
+    "target; later ones are not asked"
 )
 RULES = {
     "leave-last-out": "the last event of each user with at least 3 is test, the one before it valid",
     "global-time": "two cut times for everybody: events from the first on are valid, from the second on test",
     "session": "the last session of each user with at least 3 is test, the one before it valid",
-    "given": "as the log says; without a validation part, the training events of each user's last training time are valid, for "
-    "users with at least 2 such times",
+    "given": "as the log says; without a validation part, the training events of each user's last training time are "
+    "valid, for users with at least 2 such times",
 }
 
 
 @dataclass(frozen=True)
-class Piece:
+class UserChunk:
     """Events ``start`` to ``stop`` - 1 of the sorted log: all events of users ``first`` to ``last`` - 1."""
 
     first: int
@@ -49,12 +49,14 @@ class Piece:
         return np.repeat(np.arange(self.last - self.first), np.diff(self.offsets))
 
 
-def pieces(offsets: np.ndarray) -> Iterator[Piece]:
-    """The sorted log in pieces of whole users, about ``CHUNK_EVENTS`` each."""
+def user_chunks(offsets: np.ndarray) -> Iterator[UserChunk]:
+    """The sorted log in chunks of whole users, about ``CHUNK_EVENTS`` each."""
     first, users = 0, len(offsets) - 1
     while first < users:
         last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + CHUNK_EVENTS, side="right")) - 1)
-        yield Piece(first, last, int(offsets[first]), int(offsets[last]), offsets[first : last + 1] - offsets[first])
+        yield UserChunk(
+            first, last, int(offsets[first]), int(offsets[last]), offsets[first : last + 1] - offsets[first]
+        )
         first = last
 
 
@@ -93,9 +95,9 @@ class Splitter:
         self.cuts: list[int] = []
         if config.kind == "global-time" and len(times):
             shares = [1 - config.valid_share - config.test_share, 1 - config.test_share]
-            self.cuts = quantile_higher(lambda: (times.read(p.start, p.stop) for p in pieces(offsets)), shares)
+            self.cuts = quantile_higher(lambda: (times.read(p.start, p.stop) for p in user_chunks(offsets)), shares)
 
-    def __call__(self, piece: Piece, times: np.ndarray, extra: np.ndarray | None) -> np.ndarray:
+    def __call__(self, chunk: UserChunk, times: np.ndarray, extra: np.ndarray | None) -> np.ndarray:
         """TRAIN, VALID or TEST (n,) uint8 of a piece.
 
         ``times`` (n,), ``extra`` (n,) the request or given split where the rule needs it.
@@ -106,66 +108,69 @@ class Splitter:
             split[times >= self.cuts[1]] = TEST
             return split
         if self.config.kind == "given":
-            return self._given(piece, times, extra)
+            assert extra is not None
+            return self._given(chunk, times, extra)
         if self.config.kind == "session":
-            return _last_groups(piece, self._session_starts(piece, times, extra))
-        return _last_events(piece)
+            return _last_groups(chunk, self._session_starts(chunk, times, extra))
+        return _last_events(chunk)
 
-    def _session_starts(self, piece: Piece, times: np.ndarray, requests: np.ndarray | None) -> np.ndarray:
+    def _session_starts(self, chunk: UserChunk, times: np.ndarray, requests: np.ndarray | None) -> np.ndarray:
         starts = np.ones(len(times), bool)
         if self.config.session_by == "request":
+            assert requests is not None
             starts[1:] = (requests[1:] != requests[:-1]) | (requests[1:] == 0)
         else:
             starts[1:] = np.diff(times) > self.config.session_gap * 60
-        starts[piece.offsets[:-1]] = True
+        starts[chunk.offsets[:-1]] = True
         return starts
 
-    def _given(self, piece: Piece, times: np.ndarray, given: np.ndarray) -> np.ndarray:
+    def _given(self, chunk: UserChunk, times: np.ndarray, given: np.ndarray) -> np.ndarray:
         if (given < 0).any():
             raise UserError(
-                f"split.kind: 'given', but {int((given < 0).sum())} events have no split of train, valid or test; fill the column"
+                f"split.kind: 'given', but {int((given < 0).sum())} events have no split of train, valid or test; "
+                "fill the column"
             )
         split = given.astype(np.uint8)
         if not self.given_valid:
             # A user's training events come first. Those of one time may be one act told several times (a purchase once
             # for each of its
             # queries): either all of them are held out or none.
-            known = np.add.reduceat((split == TRAIN).astype(np.int64), piece.offsets[:-1])
-            begins, last = piece.offsets[:-1], np.maximum(piece.offsets[:-1] + known - 1, piece.offsets[:-1])
+            known = np.add.reduceat((split == TRAIN).astype(np.int64), chunk.offsets[:-1])
+            begins, last = chunk.offsets[:-1], np.maximum(chunk.offsets[:-1] + known - 1, chunk.offsets[:-1])
             enough = (known >= 2) & (times[begins] < times[last])
-            latest = np.repeat(np.where(enough, times[last], np.iinfo(np.int64).max), np.diff(piece.offsets))
+            latest = np.repeat(np.where(enough, times[last], np.iinfo(np.int64).max), np.diff(chunk.offsets))
             split[(split == TRAIN) & (times == latest)] = VALID
         return split
 
 
-def _last_events(piece: Piece) -> np.ndarray:
+def _last_events(chunk: UserChunk) -> np.ndarray:
     """Each user's last event is test, the one before valid, where there are three."""
-    split = np.zeros(piece.stop - piece.start, np.uint8)
-    ends = piece.offsets[1:][np.diff(piece.offsets) >= 3]
+    split = np.zeros(chunk.stop - chunk.start, np.uint8)
+    ends = chunk.offsets[1:][np.diff(chunk.offsets) >= 3]
     split[ends - 2] = VALID
     split[ends - 1] = TEST
     return split
 
 
-def _last_groups(piece: Piece, starts: np.ndarray) -> np.ndarray:
+def _last_groups(chunk: UserChunk, starts: np.ndarray) -> np.ndarray:
     """Each user's last group of events is test, the one before valid, where there are three.
 
     ``starts`` (n,) marks first events.
     """
     group = np.cumsum(starts)
-    ends, begins = group[piece.offsets[1:] - 1], group[piece.offsets[:-1]]
-    from_end = np.repeat(ends, np.diff(piece.offsets)) - group
-    enough = np.repeat(ends - begins >= 2, np.diff(piece.offsets))
+    ends, begins = group[chunk.offsets[1:] - 1], group[chunk.offsets[:-1]]
+    from_end = np.repeat(ends, np.diff(chunk.offsets)) - group
+    enough = np.repeat(ends - begins >= 2, np.diff(chunk.offsets))
     split = np.zeros(len(starts), np.uint8)
     split[enough & (from_end == 1)] = VALID
     split[enough & (from_end == 0)] = TEST
     return split
 
 
-def tied_targets(piece: Piece, times: np.ndarray, split: np.ndarray) -> int:
-    """How many test events carry the time of the user's event before them: their order is the log's word, not the clock's."""
+def tied_targets(chunk: UserChunk, times: np.ndarray, split: np.ndarray) -> int:
+    """How many test events have the time of the user's event before them, so that only the log orders them."""
     test = split == TEST
-    test[piece.offsets[:-1]] = False
+    test[chunk.offsets[:-1]] = False
     rows = np.flatnonzero(test)
     return int((times[rows] == times[rows - 1]).sum())
 
@@ -191,7 +196,7 @@ class SplitFingerprint:
 
 
 def digest(start: int, values: np.ndarray) -> int:
-    """A number that changes with any of the values (n,), the first of which has place ``start``; digests of pieces add up."""
+    """A checksum of the values (n,), the first of which has index ``start``; checksums of chunks add up."""
     with np.errstate(over="ignore"):
         place = np.arange(start, start + len(values), dtype=np.uint64)
         return int(mix(values.astype(np.uint64) * np.uint64(31) + place).sum(dtype=np.uint64))

@@ -88,7 +88,7 @@ def _draw_intents(world: World, taste: np.ndarray, place: np.ndarray, rng: np.ra
 def _draw_items(
     world: World, cluster: np.ndarray, leaf: np.ndarray, everywhere: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Items of a category as a cluster's table has them, or of the whole catalogue; arrays broadcast to the result's shape."""
+    """Items of a category from a cluster's table, or of the whole catalogue; the arrays broadcast."""
     n_items, shape = len(world.order), everywhere.shape
     row = np.broadcast_to(cluster, shape) * n_items
     first = row + np.where(everywhere, 0, world.leaf_bounds[leaf])
@@ -128,12 +128,18 @@ def play_round(
     last = size - 1 - np.argmax(clicked[rows, ::-1], axis=1)
     fresh = RESEMBLANCE * world.item_vectors[items[rows, last]]
     sessions.wish[active[rows]] = sessions.taste[active[rows]] + fresh
-    row, slot = np.nonzero(kept)
+    row, column = np.nonzero(kept)
     return {
-        "session": active[row], "request": sessions.first_request[active[row]] + number, "slot": slot,
-        "position": (np.cumsum(kept, axis=1) - 1)[row, slot], "item": items[row, slot], "stage": stage[row, slot],
-        "time": sessions.start[active[row]] + number * REQUEST_GAP, "parts": parts[row], "wanted": wanted[row],
-    }  # fmt: skip
+        "session": active[row],
+        "request": sessions.first_request[active[row]] + number,
+        "slot": column,
+        "position": (np.cumsum(kept, axis=1) - 1)[row, column],
+        "item": items[row, column],
+        "stage": stage[row, column],
+        "time": sessions.start[active[row]] + number * REQUEST_GAP,
+        "parts": parts[row],
+        "wanted": wanted[row],
+    }
 
 
 def _draw_stages(logit: np.ndarray, attention: np.ndarray, kept: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -155,16 +161,18 @@ def make_tables(world: World, sessions: Sessions, shown: dict[str, np.ndarray], 
     request_id = pl.select(
         pl.lit("r") + pl.lit(pl.Series(shown["request"][first] + first_request)).cast(pl.String).str.zfill(9)
     ).to_series()
-    impressions = pl.DataFrame({
-        "request_id": request_id.gather(index),
-        "user_id": world.user_ids.gather(sessions.user[shown["session"]]),
-        "item_id": world.item_ids.gather(shown["item"]),
-        "timestamp": shown["time"] + EPOCH,
-        "position": shown["position"],
-        "action": pl.Series(ACTIONS).gather(shown["stage"]),
-        "query": query.gather(index),
-        "surface": pl.Series(("feed", "search")).gather((shown["parts"] >= 0).astype(np.int64)),
-    })  # fmt: skip
+    impressions = pl.DataFrame(
+        {
+            "request_id": request_id.gather(index),
+            "user_id": world.user_ids.gather(sessions.user[shown["session"]]),
+            "item_id": world.item_ids.gather(shown["item"]),
+            "timestamp": shown["time"] + EPOCH,
+            "position": shown["position"],
+            "action": pl.Series(ACTIONS).gather(shown["stage"]),
+            "query": query.gather(index),
+            "surface": pl.Series(("feed", "search")).gather((shown["parts"] >= 0).astype(np.int64)),
+        }
+    )
     # One event for each step that was taken: a purchase is also a click and a cart.
     rows = np.concatenate([np.flatnonzero(shown["stage"] >= step) for step in (1, 2, 3)])
     step = np.concatenate([np.full(int((shown["stage"] >= step).sum()), step) for step in (1, 2, 3)])
@@ -184,7 +192,7 @@ def make_tables(world: World, sessions: Sessions, shown: dict[str, np.ndarray], 
 
 
 def _queries(world: World, parts: np.ndarray, wanted: np.ndarray) -> pl.Series:
-    """The words of each request: the category's name, with brand, colour and style as the bits say; null for the feed."""
+    """The query of each request: the category's name, with brand, colour and style as the bits say; null in a feed."""
     words = []
     for bit, names, trait in (
         (2, STYLES, world.item_style),

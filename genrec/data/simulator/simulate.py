@@ -2,12 +2,13 @@
 
 Notable choices:
 
-- Truth is latent (``simulator_world``): a user's drifting taste, an item's vector and popularity. Better models score better.
+- Truth is latent (``simulator.world``): a user's drifting taste, an item's vector and popularity. Better models score
+  better.
 - Sequence matters: a session has one intent category, the next session keeps it or moves to the one that follows, and
   within a session people click on what resembles their last click.
-- Slates are drawn from cumulative tables per user cluster, never by scoring the catalogue; all sessions of a chunk of users
-  advance together, so the cost is a few array operations per impression and memory does not grow with the log.
-- The same configuration gives the same log, whether collected (``simulate``) or streamed (``simulate_chunks``, ``write``).
+- Slates are drawn from cumulative tables per user cluster, never by scoring the catalogue. All sessions of a chunk of
+  users advance together: a few array operations per impression, and memory does not grow with the log.
+- The same configuration gives the same log, collected (``simulate``) or streamed (``simulate_chunks``, ``write``).
 """
 
 from __future__ import annotations

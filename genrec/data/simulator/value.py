@@ -1,8 +1,7 @@
-"""What a list is truly worth in the simulated world: the expected clicks and purchases of showing it, from the latent
-truth.
+"""The true value of a list in the simulated world: expected clicks and purchases, from the latent truth.
 
-The closed loop for policies: no log has to have shown the list. The person's running session is not known to a policy,
-so the value is the mean over what may be going on: the session of the last click goes on, or a new one begins with an
+This closes the loop for policies: no log has to have shown the list. A policy does not know the user's running session,
+so the value is the mean over what may be going on: the session of the last click continues, or a new one begins with an
 intent of its own.
 """
 
@@ -28,10 +27,12 @@ class ListValue:
 
 
 def list_value(world: World, users: np.ndarray, when: np.ndarray, previous: np.ndarray, lists: np.ndarray) -> ListValue:
-    """Value of feed lists (N, K) of item numbers, -1 where empty, shown to users (N,) at ``when`` (N,) in [0, 1] of the
-    log; ``previous`` (N,) is the last item each clicked, -1 for none. Chances as in ``simulator_sessions``:
-    attention falls with the place, a click with taste, resemblance to the last click and the session's category;
-    purchases follow clicks, more of them where the item is liked more.
+    """Value of feed lists (N, K) of item numbers, -1 where empty.
+
+    They are shown to ``users`` (N,) at ``when`` (N,) in [0, 1] of the log; ``previous`` (N,) is each user's last click,
+    -1 for none. Chances are those of ``simulator.sessions``: attention falls with the position, a click depends on
+    taste, resemblance to the last click and the session's category; purchases follow clicks, more of them where the
+    item is liked more.
     """
     parts = [
         _value(world, users[part], when[part], previous[part], lists[part])

@@ -250,7 +250,7 @@ def build_world(config: SimulatorConfig, rng: np.random.Generator) -> World:
         )
     }
     vectors = leaf_vectors[leaf] + 0.25 * rng.normal(size=(n_items, dim)) / np.sqrt(dim)
-    for (name, values), weight in zip(traits.items(), (0.6, 0.35, 0.25, 0.35)):
+    for values, weight in zip(traits.values(), (0.6, 0.35, 0.25, 0.35), strict=True):
         vectors += weight * _unit(rng.normal(size=(values.max() + 1, dim)))[values]
     vectors = _unit(vectors).astype(np.float32)
     popularity = -config.popularity_exponent * np.log(rng.permutation(n_items) + 10.0)
@@ -266,13 +266,24 @@ def build_world(config: SimulatorConfig, rng: np.random.Generator) -> World:
         2,
     )
     return World(
-        item_vectors=vectors, item_leaf=leaf, item_popularity=popularity, item_price=np.maximum(price, 0.5),
-        **{f"item_{name}": values for name, values in traits.items()}, **users,
-        leaf_vectors=leaf_vectors.astype(np.float32), leaf_next=_cycle(rng.permutation(config.n_categories)),
-        order=order, leaf_bounds=bounds, table=table, slot_log_chance=log_chance, leaf_names=names, leaf_paths=paths,
+        item_vectors=vectors,
+        item_leaf=leaf,
+        item_popularity=popularity,
+        item_price=np.maximum(price, 0.5),
+        **{f"item_{name}": values for name, values in traits.items()},
+        **users,
+        leaf_vectors=leaf_vectors.astype(np.float32),
+        leaf_next=_cycle(rng.permutation(config.n_categories)),
+        order=order,
+        leaf_bounds=bounds,
+        table=table,
+        slot_log_chance=log_chance,
+        leaf_names=names,
+        leaf_paths=paths,
         brand_names=_brand_names(config.n_brands),
-        user_ids=_ids("u", n_users), item_ids=_ids("i", n_items),
-    )  # fmt: skip
+        user_ids=_ids("u", n_users),
+        item_ids=_ids("i", n_items),
+    )
 
 
 def _draw_users(config: SimulatorConfig, rng: np.random.Generator, n_users: int, dim: int) -> dict[str, np.ndarray]:
@@ -287,12 +298,14 @@ def _draw_users(config: SimulatorConfig, rng: np.random.Generator, n_users: int,
     lean = rng.random(n_users) < 0.5
     age = np.where(lean, cluster % len(AGE_GROUPS), rng.integers(0, len(AGE_GROUPS), n_users))
     return {
-        "centres": centres, "user_cluster": cluster,
+        "centres": centres,
+        "user_cluster": cluster,
         "user_start": start.astype(np.float32),
         "user_end": _unit((1 - config.drift) * start + config.drift * elsewhere).astype(np.float32),
         "user_activity": activity / activity.sum(),
-        "user_age": age, "user_country": rng.integers(0, len(COUNTRIES), n_users),
-    }  # fmt: skip
+        "user_age": age,
+        "user_country": rng.integers(0, len(COUNTRIES), n_users),
+    }
 
 
 def _candidate_tables(
@@ -351,16 +364,18 @@ def _ids(prefix: str, count: int) -> pl.Series:
 
 def item_table(world: World) -> pl.DataFrame:
     """The items of a world under the data contract, with colour, material and style as further columns."""
-    words = pl.DataFrame({
-        "item_id": world.item_ids,
-        "brand": pl.Series(world.brand_names).gather(world.item_brand),
-        "noun": pl.Series(world.leaf_names).gather(world.item_leaf),
-        "category": pl.Series(world.leaf_paths).gather(world.item_leaf),
-        "price": world.item_price,
-        "colour": pl.Series(COLOURS).gather(world.item_colour),
-        "material": pl.Series(MATERIALS).gather(world.item_material),
-        "style": pl.Series(STYLES).gather(world.item_style),
-    })  # fmt: skip
+    words = pl.DataFrame(
+        {
+            "item_id": world.item_ids,
+            "brand": pl.Series(world.brand_names).gather(world.item_brand),
+            "noun": pl.Series(world.leaf_names).gather(world.item_leaf),
+            "category": pl.Series(world.leaf_paths).gather(world.item_leaf),
+            "price": world.item_price,
+            "colour": pl.Series(COLOURS).gather(world.item_colour),
+            "material": pl.Series(MATERIALS).gather(world.item_material),
+            "style": pl.Series(STYLES).gather(world.item_style),
+        }
+    )
     title = pl.format("{} {} {} {}", "brand", "colour", "material", "noun")
     text = pl.format("A {} {} by {}. Made of {} material in {}.", "style", "noun", "brand", "material", "colour")
     return words.select(
@@ -370,11 +385,13 @@ def item_table(world: World) -> pl.DataFrame:
 
 def user_table(world: World) -> pl.DataFrame:
     """The users of a world under the data contract, with age group and country."""
-    return pl.DataFrame({
-        "user_id": world.user_ids,
-        "age_group": pl.Series(AGE_GROUPS).gather(world.user_age),
-        "country": pl.Series(COUNTRIES).gather(world.user_country),
-    })  # fmt: skip
+    return pl.DataFrame(
+        {
+            "user_id": world.user_ids,
+            "age_group": pl.Series(AGE_GROUPS).gather(world.user_age),
+            "country": pl.Series(COUNTRIES).gather(world.user_country),
+        }
+    )
 
 
 def numbers_of(ids: np.ndarray | pl.Series | list, count: int, prefix: str) -> np.ndarray:

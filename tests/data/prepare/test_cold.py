@@ -21,8 +21,9 @@ def log(users: int = 40, items: int = 30) -> list[dict]:
     rng = np.random.default_rng(0)
     return [
         {"user_id": f"u{user}", "item_id": f"i{item}", "timestamp": place, "action": "click" if place % 2 else "view"}
-        for user in range(users) for place, item in enumerate(rng.permutation(items)[: rng.integers(6, 12)])
-    ]  # fmt: skip
+        for user in range(users)
+        for place, item in enumerate(rng.permutation(items)[: rng.integers(6, 12)])
+    ]
 
 
 def rows(data) -> list[tuple]:
@@ -42,18 +43,21 @@ def rows(data) -> list[tuple]:
 
 def test_only_their_training_events_are_gone(prepare_table):
     events = log()
-    whole, left = prepare_table(events), prepare_table(events, None, "split.cold_share=0.3", "training.refit=false")
-    names = left.item_table["item_id"]
+    whole, remaining_events = (
+        prepare_table(events),
+        prepare_table(events, None, "split.cold_share=0.3", "training.refit=false"),
+    )
+    names = remaining_events.item_table["item_id"]
     cold = set(names.filter(pl.Series(cold_items(names, 0.3, 42))))
     assert 3 < len(cold) < 20
-    assert rows(left) == [row for row in rows(whole) if row[1] not in cold or row[4] != TRAIN]
-    counts = left.item_counts(TRAIN)
+    assert rows(remaining_events) == [row for row in rows(whole) if row[1] not in cold or row[4] != TRAIN]
+    counts = remaining_events.item_counts(TRAIN)
     for split in ("valid", "test"):
-        targets = left.requests(split).targets
+        targets = remaining_events.requests(split).targets
         assert (counts[targets] == 0).any() and (counts[targets] > 0).any()
-        assert np.array_equal(left.requests(split).times, whole.requests(split).times)
-    assert left.info["train_events"] == int((np.asarray(left.split) == TRAIN).sum())
-    assert {VALID, TEST} <= set(np.asarray(left.split).tolist())
+        assert np.array_equal(remaining_events.requests(split).times, whole.requests(split).times)
+    assert remaining_events.info["train_events"] == int((np.asarray(remaining_events.split) == TRAIN).sum())
+    assert {VALID, TEST} <= set(np.asarray(remaining_events.split).tolist())
 
 
 def test_who_would_be_left_with_nothing_is_said(prepare_table):
@@ -80,10 +84,17 @@ def test_negatives_are_drawn_from_known_items():
 
 def test_the_protocol_asks_for_them(tmp_path, tiny_overrides):
     more = (
-        "name=cold", "data.options.search_share=0", "queries.synthetic=[category]", "split.cold_share=0.2", "training.refit=false",
-        "evaluation.baselines=[]", "training.epochs=1", "training.decoder_epochs=1",
-        "data.options.n_events=1500", "data.min_user_events=6",
-    )  # fmt: skip
+        "name=cold",
+        "data.options.search_share=0",
+        "queries.synthetic=[category]",
+        "split.cold_share=0.2",
+        "training.refit=false",
+        "evaluation.baselines=[]",
+        "training.epochs=1",
+        "training.decoder_epochs=1",
+        "data.options.n_events=1500",
+        "data.min_user_events=6",
+    )
     run = Run.create(None, tiny_overrides(tmp_path, *more))
     stage_train(run)
     data, network = run.dataset, run.ranker().generator.network

@@ -53,10 +53,14 @@ ITEMS = [
 def log_of(data: Dataset) -> pl.DataFrame:
     """The prepared events with the log's own names, in their order."""
     owner = np.repeat(np.arange(data.n_users), np.diff(data.offsets))
-    return pl.DataFrame({
-        "user_id": data.user_ids[owner], "item_id": data.item_table["item_id"][data.items.astype(np.int64)],
-        "timestamp": np.asarray(data.timestamps), "split": np.asarray(data.split),
-    })  # fmt: skip
+    return pl.DataFrame(
+        {
+            "user_id": data.user_ids[owner],
+            "item_id": data.item_table["item_id"][data.items.astype(np.int64)],
+            "timestamp": np.asarray(data.timestamps),
+            "split": np.asarray(data.split),
+        }
+    )
 
 
 def test_every_event_arrives_in_order(prepare_table):
@@ -153,21 +157,21 @@ def test_k_core_equals_brute_force(users, items, prepare_table):
     ]
     table = [dict(zip(("user_id", "item_id", "timestamp"), event, strict=True)) for event in events]
     data = prepare_table(table, None, f"data.min_user_events={users}", f"data.min_item_events={items}")
-    left = list(events)
+    remaining_events = list(events)
     while True:  # one user or item at a time
-        by_user, by_item = Counter(e[0] for e in left), Counter(e[1] for e in left)
+        by_user, by_item = Counter(e[0] for e in remaining_events), Counter(e[1] for e in remaining_events)
         weak = next((("u", u) for u, n in by_user.items() if n < users), None) or next(
             (("i", i) for i, n in by_item.items() if n < items), None
         )
         if weak is None:
             break
-        left = [e for e in left if e[0 if weak[0] == "u" else 1] != weak[1]]
-    assert sorted(log_of(data).select("user_id", "item_id", "timestamp").rows()) == sorted(left)
+        remaining_events = [e for e in remaining_events if e[0 if weak[0] == "u" else 1] != weak[1]]
+    assert sorted(log_of(data).select("user_id", "item_id", "timestamp").rows()) == sorted(remaining_events)
     counts = data.info["rows"]
     assert (
         counts["duplicates"] == 0
-        and counts["below_minimum"] == 300 - len(left)
-        and (users == items == 1 or 0 < len(left) < 300)
+        and counts["below_minimum"] == 300 - len(remaining_events)
+        and (users == items == 1 or 0 < len(remaining_events) < 300)
     )
 
 

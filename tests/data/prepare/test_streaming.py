@@ -21,18 +21,20 @@ ARRAYS = ("offsets", "items", "timestamps", "actions", "queries", "split")
 
 
 def random_log(seed: int, count: int = 150) -> list[dict]:
-    """A log in no order, with ties, exact duplicates, repeats, searches, sessions and a split column that does not follow
-    time.
-    """
+    """A log in no order, with ties, duplicates, repeats, searches, sessions and an independent split column."""
     rng = np.random.default_rng(seed)
     log = [
         {
-            "user_id": f"u{rng.zipf(1.4) % 17}", "item_id": f"i{rng.zipf(1.5) % 13}", "timestamp": int(rng.integers(60)) * 60,
-            "action": ["click", "buy", None][rng.integers(3)], "query": ["red lamp", " cup ", "", None][rng.integers(4)],
-            "request_id": [f"r{rng.integers(30)}", None][rng.integers(2)], "split": ["train", "test"][int(rng.random() < 0.2)],
+            "user_id": f"u{rng.zipf(1.4) % 17}",
+            "item_id": f"i{rng.zipf(1.5) % 13}",
+            "timestamp": int(rng.integers(60)) * 60,
+            "action": ["click", "buy", None][rng.integers(3)],
+            "query": ["red lamp", " cup ", "", None][rng.integers(4)],
+            "request_id": [f"r{rng.integers(30)}", None][rng.integers(2)],
+            "split": ["train", "test"][int(rng.random() < 0.2)],
         }
         for _ in range(count)
-    ]  # fmt: skip
+    ]
     return [*log, *(dict(log[row]) for row in rng.integers(0, count, 40))]
 
 
@@ -71,8 +73,7 @@ def reference(log: list[dict], config) -> dict:
             "query",
             *(["split"] if config.split.kind == "given" else []),
         ]
-        keep("duplicates", lambda row: (key := tuple(row[name] for name in columns)) not in seen
-             and not seen.add(key))  # fmt: skip
+        keep("duplicates", lambda row: (key := tuple(row[name] for name in columns)) not in seen and not seen.add(key))
     if data.duplicates == "drop-consecutive":
         before = {row["place"]: rows[number - 1] if number else None for number, row in enumerate(rows)}
         keep(
@@ -85,11 +86,11 @@ def reference(log: list[dict], config) -> dict:
             ),
         )
     if data.max_user_events:
-        left = Counter(row["user_id"] for row in rows)
+        remaining_events = Counter(row["user_id"] for row in rows)
 
         def among_newest(row):
-            left[row["user_id"]] -= 1
-            return left[row["user_id"]] < data.max_user_events
+            remaining_events[row["user_id"]] -= 1
+            return remaining_events[row["user_id"]] < data.max_user_events
 
         keep("over_max_user_events", among_newest)
     while True:
@@ -109,10 +110,14 @@ def reference(log: list[dict], config) -> dict:
     actions = list(dict.fromkeys(row["action"] or "event" for row in log))
     actions = [action for action in actions if not data.actions or action in data.actions]
     return {
-        "rows": rows, "users": users, "items": list(dict.fromkeys(row["item_id"] for row in by_place)), "actions": actions,
-        "queries": list(dict.fromkeys(row["query"] for row in rows if row["query"])), "removed": removed,
+        "rows": rows,
+        "users": users,
+        "items": list(dict.fromkeys(row["item_id"] for row in by_place)),
+        "actions": actions,
+        "queries": list(dict.fromkeys(row["query"] for row in rows if row["query"])),
+        "removed": removed,
         "split": reference_split(rows, users, config),
-    }  # fmt: skip
+    }
 
 
 def reference_split(rows: list[dict], users: list[str], config) -> list[int]:
@@ -166,20 +171,30 @@ def check_equal(data: Dataset, wanted: dict) -> None:
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Partitions, chunks and batches so small that everything happens many times."""
-    for name, size in (("prepare.ordering.PARTITION_EVENTS", 19), ("prepare.splits.CHUNK_EVENTS", 23), ("prepare.splits.QUANTILE_BINS", 3),
-                       ("readers.toolkit.parquet.BATCH_ROWS", 31),
-                       ("prepare.impressions.PARTITION_ROWS", 17)):  # fmt: skip
+    for name, size in (
+        ("prepare.ordering.PARTITION_EVENTS", 19),
+        ("prepare.splits.CHUNK_EVENTS", 23),
+        ("prepare.splits.QUANTILE_BINS", 3),
+        ("readers.toolkit.parquet.BATCH_ROWS", 31),
+        ("prepare.impressions.PARTITION_ROWS", 17),
+    ):
         monkeypatch.setattr(f"genrec.data.{name}", size)
 
 
 RULES = [
-    [], ["data.min_user_events=4", "data.min_item_events=6"], ["data.duplicates=keep"],
+    [],
+    ["data.min_user_events=4", "data.min_item_events=6"],
+    ["data.duplicates=keep"],
     ["data.duplicates=drop-consecutive", "data.min_item_events=5"],
     ["data.max_user_events=5"],
-    ["data.max_user_events=9", "data.min_user_events=3", "data.min_item_events=5"], ["data.actions=[buy,event]"],
-    ["data.start_time=600", "data.end_time=2400"], ["split.kind=global-time"], ["split.kind=session", "split.session_gap=3"],
-    ["split.kind=session", "split.session_by=request", "data.min_item_events=3"], ["split.kind=given", "data.min_user_events=2"],
-]  # fmt: skip
+    ["data.max_user_events=9", "data.min_user_events=3", "data.min_item_events=5"],
+    ["data.actions=[buy,event]"],
+    ["data.start_time=600", "data.end_time=2400"],
+    ["split.kind=global-time"],
+    ["split.kind=session", "split.session_gap=3"],
+    ["split.kind=session", "split.session_by=request", "data.min_item_events=3"],
+    ["split.kind=given", "data.min_user_events=2"],
+]
 
 
 @pytest.mark.parametrize("overrides", RULES, ids=lambda rules: ",".join(rules) or "plain")
@@ -276,7 +291,7 @@ def test_leakage_of_a_handmade_log(prepare_table):
         # the whole training of the others is later; w is cold, z is cold
         "b": [("y", 1), ("x", 2), ("z", 3), ("w", 5)],
         "c": [("x", 50), ("y", 50), ("y", 60), ("y", 50)],  # ties: x, y (first), y (last) at 50, then 60
-    }  # fmt: skip
+    }
     log = [
         {"user_id": user, "item_id": item, "timestamp": time, "action": f"{n}"}
         for user, own in times.items()
@@ -286,9 +301,16 @@ def test_leakage_of_a_handmade_log(prepare_table):
     test, valid = data.info["leakage"]["test"], data.info["leakage"]["valid"]
     # train: a x10 y20, b y1 x2, c x50 y50; valid: a x30, b z3, c y50; test: a x40, b w5, c y60
     assert test == {
-        "requests": 3, "users_cold": 0, "items": 3, "items_cold": 1, "targets_of_cold_items": 1, "pairs_seen": 2, "exact_events_seen": 0,
-        "targets_before_training_ends": 2, "train_events_later": round((2 + 4 + 0) / 6 / 3, 6),
-    }  # fmt: skip
+        "requests": 3,
+        "users_cold": 0,
+        "items": 3,
+        "items_cold": 1,
+        "targets_of_cold_items": 1,
+        "pairs_seen": 2,
+        "exact_events_seen": 0,
+        "targets_before_training_ends": 2,
+        "train_events_later": round((2 + 4 + 0) / 6 / 3, 6),
+    }
     assert (valid["items_cold"], valid["pairs_seen"], valid["exact_events_seen"]) == (
         1,
         2,
@@ -307,9 +329,16 @@ def test_global_time_reports_cold_and_warm_and_no_future(prepare_table):
     ]
     test = prepare_table(log, None, "split.kind=global-time", "split.test_share=0.03").info["leakage"]["test"]
     assert test == {
-        "requests": 3, "users_cold": 2, "items": 2, "items_cold": 1, "targets_of_cold_items": 2, "pairs_seen": 0, "exact_events_seen": 0,
-        "targets_before_training_ends": 0, "train_events_later": 0.0,
-    }  # fmt: skip
+        "requests": 3,
+        "users_cold": 2,
+        "items": 2,
+        "items_cold": 1,
+        "targets_of_cold_items": 2,
+        "pairs_seen": 0,
+        "exact_events_seen": 0,
+        "targets_before_training_ends": 0,
+        "train_events_later": 0.0,
+    }
 
 
 # --- impressions and accounting
@@ -362,8 +391,17 @@ def test_every_row_is_accounted_for(tmp_path, reader):
             + "u1,i1,0\nu1,,5\n"
         )
         (folder / "b.jsonl").write_text('{"user_id": 5, "item_id": "i1", "timestamp": 3}\n[]\n')
-    config = load_config(None, [f"data.reader={reader}", f"data.path={folder}", "data.min_item_events=8", "data.end_time=25", *options,
-                                "data.max_quarantine_share=0.2"])  # fmt: skip
+    config = load_config(
+        None,
+        [
+            f"data.reader={reader}",
+            f"data.path={folder}",
+            "data.min_item_events=8",
+            "data.end_time=25",
+            *options,
+            "data.max_quarantine_share=0.2",
+        ],
+    )
     rows = Dataset(prepare(config, tmp_path / "dataset")).info["rows"]
     assert rows["read"] == rows["events"] + rows["items"] + rows["users"] + rows["quarantined"] + sum(
         rows["filtered"].values()

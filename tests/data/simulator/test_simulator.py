@@ -76,7 +76,7 @@ def test_queries_belong_to_search_and_speak_of_the_items(log):
     assert (log.events["query"].is_not_null() == search).all() and 0.1 < search.mean() < 0.6
     clicked = log.events.filter(search).join(log.items, on="item_id")
     leaf = clicked["category"].list.last().str.to_lowercase()
-    said = pl.Series([name in query for name, query in zip(leaf, clicked["query"])])
+    said = pl.Series([name in query for name, query in zip(leaf, clicked["query"], strict=True)])
     assert said.mean() > 0.7
 
 

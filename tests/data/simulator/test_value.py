@@ -16,7 +16,7 @@ def world():
 
 
 def test_value_is_what_sessions_yield_in_the_mean():
-    """A new session of a person without a past: draw its category, show the list, count what the simulator's own dice say."""
+    """A new session of a user without history: draw its category, show the list, count what the simulator draws."""
     truth, rng, n = world(), np.random.default_rng(0), 60_000
     lists = np.array([[3, 14, 15, 9]])
     value = list_value(truth, np.array([7]), np.array([0.4]), np.array([-1]), lists)
