@@ -155,7 +155,8 @@ def export(
         _pack(run, model, folder, rewrite_config=True)
         _pack(run, "reranker", folder)
         with _part(run, "candidate_features", folder) as part:
-            shutil.copy(run.folder / "candidate_features" / f"{table}.npz", part)
+            for name in (f"{table}.npz", "bm25.npz"):
+                shutil.copy(run.folder / "candidate_features" / name, part)
         _pack_dataset(run, folder, users)
         save_file(run.ids.catalogue.trie.saved_tensors(), folder / "trie.safetensors")
         parity = {}

@@ -176,7 +176,9 @@ class CatalogueSnapshot:
         new = new.cast({name: self.table.schema[name] for name in new.columns})
         table = pl.concat([self.table, new], how="diagonal")
         removed = np.concatenate([self.removed, np.zeros(len(new), bool)])
-        return self._with(table, ids, grow(self.ranker.generator.network, ids.catalogue), BM25().fit(table), removed)
+        generator = self.ranker.generator
+        lexical = None if generator.lexical is None else generator.lexical.grow(table.tail(len(new)))
+        return self._with(table, ids, grow(generator.network, ids.catalogue), lexical, removed)
 
     def _with(
         self,

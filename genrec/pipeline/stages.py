@@ -24,6 +24,7 @@ from genrec.errors import UserError
 from genrec.generation.options import SearchOptions
 from genrec.ranking.features import CandidateFeatures
 from genrec.ranking.reranker import Reranker
+from genrec.retrieval.bm25 import BM25
 from genrec.runs.run import FITTED, TASKS, Run
 from genrec.runs.stages import (
     FEATURES_KIND,
@@ -119,11 +120,12 @@ def _fit(run: Run, fits: list[Fit]) -> None:
 
 
 def count_candidate_features(run: Run) -> None:
-    """Count co-occurrence, popularity and query hits up to each fit's split."""
+    """Count co-occurrence, popularity and query hits up to each fit's split, and index the items' words."""
     target, key = run.folder / "candidate_features", features_key(run.dataset.manifest["key"])
     if is_current(target, FEATURES_KIND, key):
         return
     with atomic_folder(target, FEATURES_KIND, key) as folder:
+        BM25().fit(run.dataset.item_table).save(folder / "bm25.npz")
         for _, table, last in FITTED.values():
             CandidateFeatures.build(run.dataset, run.ids.catalogue.text.cpu().numpy(), last).save(
                 folder / f"{table}.npz"

@@ -100,7 +100,8 @@ class Run:
     @cached_property
     def lexical(self) -> BM25:
         """BM25 over the catalogue."""
-        return BM25().fit(self.dataset.item_table)
+        index = self.folder / "candidate_features" / "bm25.npz"
+        return BM25.load(index) if index.is_file() else BM25().fit(self.dataset.item_table)
 
     @property
     def fitted(self) -> list[str]:

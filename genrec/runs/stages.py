@@ -22,7 +22,7 @@ from genrec.semantic_ids.tokenize import tokenize_key
 from genrec.training.plan import FitPlan, model_key
 
 RERANKER_KIND, RERANKER_VERSION = "reranker", 6
-FEATURES_KIND, FEATURES_VERSION = "candidate_features", 2
+FEATURES_KIND, FEATURES_VERSION = "candidate_features", 3
 PREFERENCE_KIND, PREFERENCE_VERSION = "preference", 2
 WHOLE_SOFTMAX = 1 << 15  # up to so many items the SASRec row is trained with a softmax over all of them
 
