@@ -116,14 +116,16 @@ class SemanticIds:
     def append(self, items: pl.DataFrame | Sequence[str]) -> GrownSemanticIds:
         """The catalogue with these items after the old ones, whose codes stay as they are.
 
-        A new item whose code is taken moves to the nearest free one with the same first L - 2 codes; where none is free it shares.
-        Earlier rows choose first. Nothing on disk changes.
+        A new item whose code is taken moves to the nearest free one, as `resolve_collisions` says. Earlier rows choose first. Nothing on
+        disk changes.
         """
         new, old = self.encode_new(items), self.catalogue
-        codes = np.concatenate([old.codes.numpy(), new.codes])
-        # the old vectors decide nothing, as old rows do not move
-        vectors = np.concatenate([np.zeros((old.n_items, self.codebooks.dimension), np.float32), new.vectors])
-        codes, report = resolve_collisions(codes, vectors, self.codebooks, fixed=old.n_items)
+        codes = old.codes.numpy()
+        # Only items with the same first code can be met. Their vectors decide nothing, as they do not move.
+        near = codes[np.isin(codes[:, 0], new.codes[:, 0])] if codes.shape[1] > 2 else codes
+        vectors = np.concatenate([np.zeros((len(near), self.codebooks.dimension), np.float32), new.vectors])
+        moved, report = resolve_collisions(np.concatenate([near, new.codes]), vectors, self.codebooks, fixed=len(near))
+        codes = np.concatenate([codes, moved[len(near) :]])
         trie, node_map = extend_trie(old.trie, torch.from_numpy(codes[old.n_items :]))
         catalogue = Catalogue(torch.cat([old.text, torch.from_numpy(new.text)]), torch.from_numpy(codes), trie)
         return GrownSemanticIds(replace(self, catalogue=catalogue), node_map, report)

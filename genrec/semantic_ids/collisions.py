@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +12,7 @@ from genrec.errors import UserError
 from genrec.semantic_ids.prefixes import prefix_ids
 from genrec.semantic_ids.quantizers import Codebooks, reconstruct
 
+MAX_LEAF = 16  # items of one code: a search reads beam x largest leaf candidates
 BLOCK_CELLS = 1 << 24  # cells of the (prefixes, codes) distance table held at once: 64 MB of float32
 
 
@@ -32,8 +35,10 @@ def resolve_collisions(
     `codes` (n, L) int, `vectors` (n, d) float32, `popularity` (n,) larger is more popular (None: all equal). On each code the
     most popular item (then the lowest index) stays. The others choose in the same order: each takes, of the codes with its
     first L - 2 levels that nobody holds, the one whose reconstruction is nearest to its vector. Where none is free the item
-    keeps sharing. The first `fixed` rows are there already: they keep their codes whatever they share, and whatever comes after
-    them makes way. Returns new codes (n, L) int64 and a report; deterministic. For an RQ-VAE "nearest" is in its latent space.
+    keeps sharing, up to `MAX_LEAF` items a code; the others also change their third last level, then the one before, and so
+    on, each to the nearest code below which there is room. The first `fixed` rows are there already: they keep their codes,
+    and a row after them shares none while there is a free one. Returns new codes (n, L) int64 and a report; deterministic.
+    For an RQ-VAE "nearest" is in its latent space.
 
     Codes of different prefixes never compete, so the first choosers of all prefixes choose at once, then the second, and so
     on: exactly the sequential result, without a loop over items.
@@ -52,6 +57,7 @@ def resolve_collisions(
     waiting = waiting[waiting >= fixed]
     if len(waiting):
         _move(codes, waiting, vectors, codebooks)
+        _spread(codes, waiting, vectors, codebooks, 1 if fixed else MAX_LEAF)
     moved = np.flatnonzero((codes != original).any(1))
     report = CollisionReport(
         items=len(codes),
@@ -84,8 +90,74 @@ def _first_on_code(codes: np.ndarray) -> np.ndarray:
     return first
 
 
-def _move(codes: np.ndarray, waiting: np.ndarray, vectors: np.ndarray, codebooks: Codebooks) -> None:
-    """Change rows `waiting` (in order of choice) of `codes` in place."""
+def _rank_on_code(codes: np.ndarray) -> np.ndarray:
+    """(n,) how many earlier rows have the row's code."""
+    order, ids = prefix_ids(codes)
+    leaf = ids[order, -1]
+    rank = np.empty(len(codes), np.int64)
+    rank[order] = np.arange(len(codes)) - np.searchsorted(leaf, leaf)
+    return rank
+
+
+def _spread(codes: np.ndarray, waiting: np.ndarray, vectors: np.ndarray, codebooks: Codebooks, limit: int) -> None:
+    """Move those of the rows `waiting` (in order of choice) that are beyond `limit` on a code to other prefixes, in place.
+
+    A row first changes level L - 3 to the nearest code with a free pair below it; where all are full, the level before.
+    The levels between follow by reconstruction. Where that leads nowhere, `_fill` finds what is free.
+    """
+    first = np.setdiff1d(np.arange(len(codes)), waiting)
+    queue = np.concatenate([first, waiting])
+    waiting = waiting[_rank_on_code(codes[queue])[len(first) :] >= limit]
+    tables = codebooks.code_vectors()
+    for level in range(codes.shape[1] - 3, -1, -1):
+        if not len(waiting):
+            return
+        above = np.zeros(len(codes), np.int64) if not level else prefix_ids(codes[:, :level])[1][:, -1]
+        rows = np.flatnonzero(np.isin(above, above[waiting]))  # all that the moves can meet
+        part, points, settled = codes[rows], vectors[rows], ~np.isin(rows, waiting)
+        left = np.searchsorted(rows, waiting)
+        target = vectors[waiting] - reconstruct(codebooks, codes[waiting, :level])
+        nearest = np.argsort((tables[level] ** 2).sum(1) - 2 * target @ tables[level].T, axis=1, kind="stable")
+        for turn in range(nearest.shape[1]):
+            choice = nearest[:, turn]
+            rest = target - tables[level][choice]
+            part[left, level] = choice
+            for below in range(level + 1, codes.shape[1] - 2):
+                part[left, below] = ((tables[below] ** 2).sum(1) - 2 * rest @ tables[below].T).argmin(1)
+                rest = rest - tables[below][part[left, below]]
+            placed = _move(part, left, points, codebooks, settled)
+            settled[left[placed]] = True
+            codes[rows[left[placed]]] = part[left[placed]]
+            left, target, nearest = left[~placed], target[~placed], nearest[~placed]
+            if not len(left):
+                break
+        waiting = rows[left]
+    _fill(codes, waiting, codebooks.sizes)
+
+
+def _fill(codes: np.ndarray, waiting: np.ndarray, sizes: Sequence[int]) -> None:
+    """Give rows the lowest free codes of all, near or not, in place; they share on where the code space is full."""
+    if not len(waiting):
+        return
+    shape = tuple(reversed(sizes))  # the first level varies fastest, so that no prefix gets them all
+    n_codes = min(math.prod(sizes), len(codes) + len(waiting))
+    candidates = np.column_stack(np.unravel_index(np.arange(n_codes), shape)[::-1])
+    held = prefix_ids(np.concatenate([codes, candidates]))[1][:, -1]
+    free = candidates[~np.isin(held[len(codes) :], held[: len(codes)])][: len(waiting)]
+    codes[waiting[: len(free)]] = free
+
+
+def _move(
+    codes: np.ndarray,
+    waiting: np.ndarray,
+    vectors: np.ndarray,
+    codebooks: Codebooks,
+    settled: np.ndarray | None = None,
+) -> np.ndarray:
+    """Give rows `waiting` (in order of choice) of `codes` free codes of their first L - 2 levels, in place.
+
+    `settled` (n,) bool: the rows that hold their codes; all by default. Returns which of `waiting` found a free code.
+    """
     n_varied = min(2, codes.shape[1])
     tables = codebooks.code_vectors()[-n_varied:]
     # a semantic ID of one level varies that level beside a dummy level of a single zero vector
@@ -104,20 +176,23 @@ def _move(codes: np.ndarray, waiting: np.ndarray, vectors: np.ndarray, codebooks
     place_of_prefix[groups] = place
     place_of_item, place_of_waiting = place_of_prefix[prefix], place[group]
 
-    n_pairs = len(left) * len(right)
+    n_pairs, found = len(left) * len(right), np.zeros(len(waiting), bool)
     block = max(1, BLOCK_CELLS // n_pairs)
     for start in range(0, len(groups), block):
         stop = min(start + block, len(groups))
-        holders = np.flatnonzero((place_of_item >= start) & (place_of_item < stop))
+        here = (place_of_item >= start) & (place_of_item < stop)
+        holders = np.flatnonzero(here if settled is None else here & settled)
         taken = np.zeros((stop - start, n_pairs), bool)
         taken[place_of_item[holders] - start, pair[holders]] = True
         chosen = np.flatnonzero((place_of_waiting >= start) & (place_of_waiting < stop))
         choice = _choose(target[chosen], place_of_waiting[chosen] - start, taken, left, right)
         movable = choice >= 0
+        found[chosen] = movable
         items = waiting[chosen[movable]]
         codes[items, -1] = choice[movable] % len(right)
         if n_varied == 2:
             codes[items, -2] = choice[movable] // len(right)
+    return found
 
 
 def _choose(target: np.ndarray, rows: np.ndarray, taken: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:

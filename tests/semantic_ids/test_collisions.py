@@ -3,6 +3,7 @@ import pytest
 
 from genrec.errors import UserError
 from genrec.semantic_ids import collisions
+from genrec.semantic_ids import collisions
 from genrec.semantic_ids.collisions import resolve_collisions
 from genrec.semantic_ids.quantizers import Codebooks, fit_codebooks, reconstruct
 
@@ -133,3 +134,40 @@ def test_fixed_rows_keep_their_codes_and_the_others_make_way(crowded):
     held = {tuple(code) for code in codes[:200]}
     assert not held & {tuple(code) for code in resolved[200:]} and len({tuple(code) for code in resolved[200:]}) == 100
     assert report.collisions_after == 200 - len(held)  # those among the fixed rows
+
+
+@pytest.fixture(scope="module")
+def sized():
+    """Codebooks of four levels with 8 x 4 x 2 x 2 codes, and what their items are."""
+    rng = np.random.default_rng(3)
+    tables = [rng.normal(size=(size, 6)).astype(np.float32) / 2**level for level, size in enumerate((8, 4, 2, 2))]
+    return Codebooks(tables), (tables[0][5] + tables[1][2])[None] + 0.01 * rng.normal(size=(60, 6)).astype(np.float32)
+
+
+def test_added_items_with_one_text_get_codes_of_their_own(sized):
+    codebooks, vectors = sized
+    vectors = np.repeat(vectors[:1], 100, 0)
+    codes = np.tile([5, 2, 1, 0], (100, 1))
+    resolved, report = resolve_collisions(codes, vectors, codebooks, fixed=1)
+    assert len(np.unique(resolved, axis=0)) == 100 and report.collisions_after == 0
+    # the nearest first: the prefix's own pairs, then those of the same first code, then others
+    assert (resolved[:4, :2] == [5, 2]).all() and (resolved[:16, 0] == 5).all() and (resolved[16:44, 0] != 5).all()
+    half = resolve_collisions(codes[:50], vectors[:50], codebooks, fixed=1)[0]
+    again = resolve_collisions(np.concatenate([half, codes[50:]]), vectors, codebooks, fixed=50)[0]
+    assert np.array_equal(again, resolved)  # added at once or in two parts
+
+
+def test_no_code_holds_more_than_the_stated_number(sized, monkeypatch):
+    codebooks, vectors = sized
+    codes = np.tile([5, 2, 1, 0], (60, 1))
+    sharing = np.unique(resolve_collisions(codes, vectors, codebooks)[0], axis=0, return_counts=True)[1]
+    assert sharing.max() == 16 and len(sharing) == 4 + 41
+    monkeypatch.setattr(collisions, "MAX_LEAF", 100)
+    assert np.unique(resolve_collisions(codes, vectors, codebooks)[0], axis=0, return_counts=True)[1].max() == 57
+
+
+def test_a_full_code_space_is_shared(sized):
+    codebooks, vectors = sized
+    codes = np.tile([5, 2, 1, 0], (200, 1))
+    resolved, report = resolve_collisions(codes, np.repeat(vectors[:1], 200, 0), codebooks, fixed=1)
+    assert len(np.unique(resolved, axis=0)) == 128 and report.collisions_after == 72
