@@ -35,7 +35,8 @@ OTHER_COLUMNS = {"price": pl.Float64}  # read where it is there
 class NewCodes:
     """Codes (m, L) int64 of new items or queries, before collisions; ``text`` (m, text_dim) and ``vectors`` (m, d) behind them.
 
-    ``known`` (m,) bool: the text has a word the encoder knows. The others have the code of the zero vector, which says nothing.
+    ``known`` (m,) bool: the text has a word the encoder knows. The others have the code of the zero vector, which says
+    nothing.
     """
 
     codes: np.ndarray
@@ -116,8 +117,8 @@ class SemanticIds:
     def append(self, items: pl.DataFrame | Sequence[str]) -> GrownSemanticIds:
         """The catalogue with these items after the old ones, whose codes stay as they are.
 
-        A new item whose code is taken moves to the nearest free one, as `resolve_collisions` says. Earlier rows choose first. Nothing on
-        disk changes.
+        A new item whose code is taken moves to the nearest free one, as `resolve_collisions` says. Earlier rows choose
+        first. Nothing on disk changes.
         """
         new, old = self.encode_new(items), self.catalogue
         codes = old.codes.numpy()

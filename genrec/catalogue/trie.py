@@ -1,8 +1,8 @@
 """The catalogue as a trie of flat tensors: what constrained beam search walks on.
 
-Nodes are numbered breadth first: the root is 0, then all nodes of level 1, of level 2, ..., each level in code order. So the
-children of a node have consecutive ids, in order of their code, and a step of the search is a gather, not a loop. The items are
-laid out in the order of their leaves, so the items below *any* node are one range of that layout.
+Nodes are numbered breadth first: the root is 0, then all nodes of level 1, of level 2, ..., each level in code order.
+So the children of a node have consecutive ids, in order of their code, and a step of the search is a gather, not a
+loop. The items are laid out in the order of their leaves, so the items below *any* node are one range of that layout.
 
 Source: the CSR layout follows STATIC (arXiv 2602.22647).
 """
@@ -32,9 +32,9 @@ BOUNDS = ("vocab_sizes", "max_branching", "level_bounds")
 class CatalogueTrie(nn.Module):
     """Trie over semantic IDs of L codes: int64 buffers, which move with the module that holds the trie.
 
-    Children of node v: ids `child_start[v]` to `child_start[v] + child_count[v] - 1`. A leaf has count 0 and start n_nodes.
-    Items below node v: `leaf_items[node_item_start[v] : node_item_start[v] + node_item_count[v]]`.
-    Several items may share a leaf; within it they stand in order of their id.
+    Children of node v: ids `child_start[v]` to `child_start[v] + child_count[v] - 1`. A leaf has count 0 and start
+    n_nodes. Items below node v: `leaf_items[node_item_start[v] : node_item_start[v] + node_item_count[v]]`. Several
+    items may share a leaf; within it they stand in order of their id.
 
     The buffers are not persistent: the tokenize folder saves them, not the weights of a model.
     """
@@ -60,8 +60,8 @@ class CatalogueTrie(nn.Module):
     ):
         """`tensors` by the names of `TENSORS`.
 
-        The other arguments are plain numbers, so that decoding never waits for the device: codes per level; the largest number of
-        children of a node at depth 0, 1, ..., L - 1; and `level_start`.
+        The other arguments are plain numbers, so that decoding never waits for the device: codes per level; the largest
+        number of children of a node at depth 0, 1, ..., L - 1; and `level_start`.
         """
         super().__init__()
         for name in TENSORS:
@@ -198,9 +198,9 @@ class CatalogueTrie(nn.Module):
     def restrict(self, item_mask: Tensor) -> Tensor:
         """Node mask (..., n_nodes) bool: a node is allowed where some item below it is.
 
-        `item_mask` is bool, (n_items,) or (batch, n_items). Items below a node are one range of `leaf_items`, so the mask is a
-        difference of running counts: no scatter, no loop over levels. The root is False where nothing is allowed.
-        Raises UserError for another shape or type.
+        `item_mask` is bool, (n_items,) or (batch, n_items). Items below a node are one range of `leaf_items`, so the
+        mask is a difference of running counts: no scatter, no loop over levels. The root is False where nothing is
+        allowed. Raises UserError for another shape or type.
         """
         if item_mask.dtype != torch.bool or item_mask.ndim not in (1, 2) or item_mask.shape[-1] != self.n_items:
             found = f"{item_mask.dtype} {tuple(item_mask.shape)}"
@@ -227,9 +227,9 @@ def most_children(sums: Sequence[int], level_bounds: Sequence[int], level: int, 
 def build_trie(codes: Tensor, vocab_sizes: Sequence[int]) -> CatalogueTrie:
     """Build the trie of a catalogue from its codes (n_items, L), any integer type; row i is item i.
 
-    `vocab_sizes` has one entry per level. Vectorised: one sort, then one pass per level. The trie is on the device of `codes`.
-    Items with equal codes share a leaf. Raises UserError for an empty catalogue, another shape or type, or a code outside its level's
-    vocabulary.
+    `vocab_sizes` has one entry per level. Vectorised: one sort, then one pass per level. The trie is on the device of
+    `codes`. Items with equal codes share a leaf. Raises UserError for an empty catalogue, another shape or type, or a
+    code outside its level's vocabulary.
     """
     table = checked_codes(codes, vocab_sizes)
     return _assemble(table, code_order(table), vocab_sizes).to(codes.device)

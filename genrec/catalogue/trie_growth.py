@@ -15,9 +15,9 @@ from genrec.semantic_ids.prefixes import code_order
 def extend_trie(trie: CatalogueTrie, codes: Tensor) -> tuple[CatalogueTrie, Tensor]:
     """The trie of a catalogue that grew by items with codes (m, L), and where its nodes went.
 
-    The new items get the ids after the old ones. Equal to `build_trie` of all codes, but only the new codes are sorted and looked up; all
-    else is copied once, with gaps. Returns the trie and node_map (old n_nodes,) int64: the new id of each old node, to carry over whatever
-    is kept per node. Raises UserError as `build_trie` does.
+    The new items get the ids after the old ones. Equal to `build_trie` of all codes, but only the new codes are sorted
+    and looked up; all else is copied once, with gaps. Returns the trie and node_map (old n_nodes,) int64: the new id of
+    each old node, to carry over whatever is kept per node. Raises UserError as `build_trie` does.
     """
     new = checked_codes(codes, trie.vocab_sizes)
     order = code_order(new)
@@ -54,8 +54,8 @@ def extend_trie(trie: CatalogueTrie, codes: Tensor) -> tuple[CatalogueTrie, Tens
 class _Step:
     """Where new rows (m,), in code order, stand on one level that has ``size`` old nodes.
 
-    ``gaps``: before which old node each of the level's new nodes comes, rising; ``made``: the row that brings it. ``places`` (m,): each
-    row's node, old ones numbered from 0 and new ones behind them.
+    ``gaps``: before which old node each of the level's new nodes comes, rising; ``made``: the row that brings it.
+    ``places`` (m,): each row's node, old ones numbered from 0 and new ones behind them.
     """
 
     gaps: np.ndarray

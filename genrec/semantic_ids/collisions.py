@@ -32,17 +32,17 @@ def resolve_collisions(
 ) -> tuple[np.ndarray, CollisionReport]:
     """Move colliding items to the nearest free code that differs only in the last two levels.
 
-    `codes` (n, L) int, `vectors` (n, d) float32, `popularity` (n,) larger is more popular (None: all equal). On each code the
-    most popular item (then the lowest index) stays. The others choose in the same order: each takes, of the codes with its
-    first L - 2 levels that nobody holds, the one whose reconstruction is nearest to its vector. Where none is free the item
-    keeps sharing, up to `MAX_LEAF` items a code; the others also change their third last level, then the one before, and so
-    on, each to the nearest code below which there is room. The first `fixed` rows are there already: they keep their codes,
-    and a row after them shares none while there is a free one. Returns new codes (n, L) int64 and a report; deterministic.
-    For an RQ-VAE "nearest" is in its latent space.
+    `codes` (n, L) int, `vectors` (n, d) float32, `popularity` (n,) larger is more popular (None: all equal). On each
+    code the most popular item (then the lowest index) stays. The others choose in the same order: each takes, of the
+    codes with its first L - 2 levels that nobody holds, the one whose reconstruction is nearest to its vector. Where
+    none is free the item keeps sharing, up to `MAX_LEAF` items a code; the others also change their third last level,
+    then the one before, and so on, each to the nearest code below which there is room. The first `fixed` rows are there
+    already: they keep their codes, and a row after them shares none while there is a free one. Returns new codes (n, L)
+    int64 and a report; deterministic. For an RQ-VAE "nearest" is in its latent space.
 
-    Codes of different prefixes never compete, so the first choosers of all prefixes choose at once, then the second, and so
-    on: exactly the sequential result, without a loop over items.
-    Raises UserError where the arrays do not fit together.
+    Codes of different prefixes never compete, so the first choosers of all prefixes choose at once, then the second,
+    and so on: exactly the sequential result, without a loop over items. Raises UserError where the arrays do not fit
+    together.
     """
     codes = np.array(codes, np.int64)
     _check(codes, vectors, codebooks, popularity)
@@ -198,8 +198,8 @@ def _move(
 def _choose(target: np.ndarray, rows: np.ndarray, taken: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Pair index (m,) that each of m items takes, -1 where nothing was free.
 
-    `target` (m, d) and `rows` (m,), the prefix of each item, are in order of choice. `taken` (prefixes, k_left * k_right) says
-    which pairs are held and is updated.
+    `target` (m, d) and `rows` (m,), the prefix of each item, are in order of choice. `taken` (prefixes, k_left *
+    k_right) says which pairs are held and is updated.
     """
     # |x - a - b|^2 is |x|^2 plus this, less 2 x.a and 2 x.b
     pair_norm = (left**2).sum(1)[:, None] + (right**2).sum(1)[None, :] + 2 * left @ right.T  # (k_left, k_right)

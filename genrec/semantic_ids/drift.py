@@ -28,8 +28,8 @@ RULE = (
 def drift_baseline(codebooks: Codebooks, vectors: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
     """What `drift_report` compares with; ready for JSON.
 
-    `vectors` (n, d) are the catalogue's items *as new ones would be seen* (no co-consumption of their own), `codes` (n, L) the codes
-    they have. At most 20,000 items are read.
+    `vectors` (n, d) are the catalogue's items *as new ones would be seen* (no co-consumption of their own), `codes` (n,
+    L) the codes they have. At most 20,000 items are read.
     """
     rows = np.arange(len(vectors))
     if len(rows) > SAMPLE:
@@ -48,10 +48,11 @@ def drift_report(
 ) -> dict[str, Any]:
     """Compare new items, `codes` (m, L) of `vectors` (m, d), with the fit's `baseline`; `catalogue` (n, L) are the codes in use.
 
-    Keys: `new_items`; `far_share` (farther from their first code than 95 % of the catalogue was; 0.05 is no drift); `taken` and
-    `taken_fit` (share of items whose code, before resolution, another item of the catalogue has); `effective_codes` (2^entropy of the first code's use, as
-    a share of what equally many items of the catalogue use, 1 is no drift); `growth` (items now and new / items fitted on);
-    `reasons` (which of the rule's limits are passed), `retokenize` and the `rule` itself. Empty codes (m = 0) are no drift.
+    Keys: `new_items`; `far_share` (farther from their first code than 95 % of the catalogue was; 0.05 is no drift);
+    `taken` and `taken_fit` (share of items whose code, before resolution, another item of the catalogue has);
+    `effective_codes` (2^entropy of the first code's use, as a share of what equally many items of the catalogue use, 1
+    is no drift); `growth` (items now and new / items fitted on); `reasons` (which of the rule's limits are passed),
+    `retokenize` and the `rule` itself. Empty codes (m = 0) are no drift.
     """
     m = len(codes)
     report: dict[str, Any] = {

@@ -89,9 +89,9 @@ def plot_prefixes(report: dict[str, Any], path: str | Path) -> None:
 def code_tree(codes: np.ndarray, texts: Sequence[str], keywords: pl.Series | None = None) -> list[dict[str, Any]]:
     """The fullest nodes of the first level and their fullest children, with the words that set them apart.
 
-    `codes` (n, L), `texts` one per item; `keywords`, a list of core keywords per item, take the place of its text where given. Each
-    node: `code`, `items`, `words`, and `children` on the first level. A word's weight at a node is
-    p(word | node) log(p(word | node) / p(word)): frequent below the node and rare elsewhere. At most 12 nodes of 4 children.
+    `codes` (n, L), `texts` one per item; `keywords`, a list of core keywords per item, take the place of its text where
+    given. Each node: `code`, `items`, `words`, and `children` on the first level. A word's weight at a node is p(word |
+    node) log(p(word | node) / p(word)): frequent below the node and rare elsewhere. At most 12 nodes of 4 children.
     """
     counts, words = _word_counts(texts) if keywords is None else _keyword_counts(keywords)
     everywhere = np.asarray(counts.mean(axis=0)).ravel()

@@ -78,10 +78,10 @@ class _Grams:
 def mine(titles: pl.Series, brands: pl.Series, categories: pl.Series, min_items: int, seed: int) -> pl.DataFrame:
     """Frequent, informative word groups of titles: ``keyword`` (normal form), ``type``, ``items``, ``score``.
 
-    Kept are groups of 1 to 4 words in at least ``min_items`` and at most a fifth of the titles, without a stop word at either end,
-    and, from two words on, held together: normalised pointwise mutual information of every split at least 0.3. The score is
-    ``items x log(N / items) x cohesion``, cohesion of a single word being 0.5. ``brands`` and ``categories`` (normal forms of
-    names) help to type.
+    Kept are groups of 1 to 4 words in at least ``min_items`` and at most a fifth of the titles, without a stop word at
+    either end, and, from two words on, held together: normalised pointwise mutual information of every split at least
+    0.3. The score is ``items x log(N / items) x cohesion``, cohesion of a single word being 0.5. ``brands`` and
+    ``categories`` (normal forms of names) help to type.
     """
     if len(titles) > MAX_TITLES:
         rows = np.sort(np.random.default_rng(seed).choice(len(titles), MAX_TITLES, replace=False))

@@ -1,8 +1,8 @@
 """Core keywords: what names an item or a query in a few words, of 18 attribute types, and their share in its vector.
 
-Source: OneSearch (arXiv 2509.03236), KHQE step 2: keywords of items and queries, matched by Aho-Corasick, longest match, substrings of
-other keywords dropped; ``e' = norm(1/2 e + 1/2 mean of the keyword vectors)``. Where the paper asks a language model, structured columns
-and a dictionary mined from the catalogue's titles stand in.
+Source: OneSearch (arXiv 2509.03236), KHQE step 2: keywords of items and queries, matched by Aho-Corasick, longest
+match, substrings of other keywords dropped; ``e' = norm(1/2 e + 1/2 mean of the keyword vectors)``. Where the paper
+asks a language model, structured columns and a dictionary mined from the catalogue's titles stand in.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _MATCH_BLOCK = 20_000  # texts joined for one pass of the automaton
 class KeywordDictionary:
     """The keywords of a catalogue; a keyword's id is its row in ``table``.
 
-    ``table``: ``keyword`` (normal form: lower-case words with blanks between), ``type``, ``structured`` (from a column), ``mined`` (may
-    be matched in text), ``score``. A keyword has one type; columns decide before the words do.
+    ``table``: ``keyword`` (normal form: lower-case words with blanks between), ``type``, ``structured`` (from a
+    column), ``mined`` (may be matched in text), ``score``. A keyword has one type; columns decide before the words do.
     """
 
     table: pl.DataFrame
@@ -200,9 +200,9 @@ class KeywordDictionary:
 def structured_keywords(items: pl.DataFrame) -> pl.DataFrame:
     """``row``, ``keyword`` (normal form), ``type``: what the columns of an items table say.
 
-    In this order of worth: ``brand``; every level of ``category`` as entity (or audience, scene ... "Women"), specific to general; further
-    columns by their name (``COLUMN_TYPES``); ``price`` as a band. Lists and
-    values with commas, slashes or ampersands are several keywords; values of more than 6 words are none.
+    In this order of worth: ``brand``; every level of ``category`` as entity (or audience, scene ... "Women"), specific
+    to general; further columns by their name (``COLUMN_TYPES``); ``price`` as a band. Lists and values with commas,
+    slashes or ampersands are several keywords; values of more than 6 words are none.
     """
     table = items.with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
     wanted = {"brand": "brand", "category": "entity"} | {
@@ -271,8 +271,8 @@ def _best(matrix: sp.csr_matrix, limit: int | np.ndarray) -> sp.csr_matrix:
 def fuse(vectors: np.ndarray, matches: sp.csr_matrix, keyword_vectors: np.ndarray, share: float) -> np.ndarray:
     """``norm((1 - share) e + share x mean of the keyword vectors)``: (n, d) float32; without a known keyword, e.
 
-    ``vectors`` (n, d) unit or zero, ``matches`` (n, keywords) bool, ``keyword_vectors`` (keywords, d) unit, or zero where the encoder
-    knows nothing; such keywords are not counted.
+    ``vectors`` (n, d) unit or zero, ``matches`` (n, keywords) bool, ``keyword_vectors`` (keywords, d) unit, or zero
+    where the encoder knows nothing; such keywords are not counted.
     """
     known = matches.astype(np.float32) @ sp.diags((keyword_vectors != 0).any(1).astype(np.float32))
     count = np.asarray(known.sum(axis=1), np.float32).reshape(-1, 1)

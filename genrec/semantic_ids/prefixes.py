@@ -21,8 +21,8 @@ def code_order(codes: np.ndarray) -> np.ndarray:
 def prefix_ids(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Number the distinct prefixes of codes (n, L), not negative, in code order.
 
-    Returns `order` (n,), a stable sort of the rows, and `ids` (n, L): ids[i, l] is the rank, among all distinct prefixes of
-    length l + 1, of row i's prefix. One sort and L running sums.
+    Returns `order` (n,), a stable sort of the rows, and `ids` (n, L): ids[i, l] is the rank, among all distinct
+    prefixes of length l + 1, of row i's prefix. One sort and L running sums.
     """
     order = code_order(codes)
     ids = np.empty(codes.shape, np.int64)

@@ -38,8 +38,9 @@ def joint_vectors(text: np.ndarray, behaviour: np.ndarray, share: float) -> np.n
 class ItemSpace:
     """Turns text vectors into vectors of the space the codebooks live in.
 
-    ``bridge`` (text_dim, behaviour_dim) predicts an item's co-consumption vector from its text: without it a new item would have
-    half a vector, and land at the centroids whose other half is small. ``share`` is the weight of co-consumption.
+    ``bridge`` (text_dim, behaviour_dim) predicts an item's co-consumption vector from its text: without it a new item
+    would have half a vector, and land at the centroids whose other half is small. ``share`` is the weight of
+    co-consumption.
     """
 
     bridge: np.ndarray

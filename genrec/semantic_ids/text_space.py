@@ -36,7 +36,8 @@ def text_cache(config: Config) -> Path | None:
 class TextSpace:
     """``encoder``: texts to vectors e. ``keywords`` (None where they are off) and their vectors (keywords, d) make e' of e.
 
-    ``share``: weight of the keywords in e'. ``item_keywords``: item_id, keyword, type of the catalogue; empty where they are off.
+    ``share``: weight of the keywords in e'. ``item_keywords``: item_id, keyword, type of the catalogue; empty where
+    they are off.
     """
 
     encoder: TextEncoder

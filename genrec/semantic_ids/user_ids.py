@@ -1,8 +1,9 @@
 """User identifiers built from behaviour, and pooled long histories: what stands for a person before anything is learnt about them.
 
-Source: OneSearch (arXiv 2509.03236), multi-view behaviour. Everything is a function of the histories alone, so that a user ID changes with
-every event, a new user has one after the first event, and no table of users is kept. Pass histories that end before the request
-(``Dataset.requests`` and ``requests_before`` make such): every event that is passed counts.
+Source: OneSearch (arXiv 2509.03236), multi-view behaviour. Everything is a function of the histories alone, so that a
+user ID changes with every event, a new user has one after the first event, and no table of users is kept. Pass
+histories that end before the request (``Dataset.requests`` and ``requests_before`` make such): every event that is
+passed counts.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ ROUNDING = 1e-6  # a weighted mean of equal codes is that code, whatever float64
 def recency_weights(histories: Histories) -> np.ndarray:
     """(n_events,) float64: ``lambda_i = exp(sqrt(i)) / sum_t exp(sqrt(t))``, i = 1 the oldest event of its history, t over the history.
 
-    The weights of a history that is not empty add up to 1. The root of the history's length is subtracted before ``exp``, which
-    changes nothing but keeps long histories finite.
+    The weights of a history that is not empty add up to 1. The root of the history's length is subtracted before
+    ``exp``, which changes nothing but keeps long histories finite.
     """
     place = np.arange(len(histories.items)) - np.repeat(histories.offsets[:-1], histories.lengths) + 1
     raised = np.exp(np.sqrt(place) - np.repeat(np.sqrt(histories.lengths), histories.lengths))
@@ -38,8 +39,8 @@ def recency_weights(histories: Histories) -> np.ndarray:
 def behaviour_codes(codes: np.ndarray, histories: Histories) -> np.ndarray:
     """``SID = ceil(sum_i lambda_i SID_i)``, level by level: (n, L) int64, -1 for an empty history.
 
-    ``codes`` (n_items, L) semantic IDs; weights as in ``recency_weights``. The result is a code of each level's range; it is the paper's
-    user ID for one view and names no item. For something a network can blend, see ``code_weights``.
+    ``codes`` (n_items, L) semantic IDs; weights as in ``recency_weights``. The result is a code of each level's range;
+    it is the paper's user ID for one view and names no item. For something a network can blend, see ``code_weights``.
     """
     _check(codes, histories)
     weights = recency_weights(histories)
@@ -57,7 +58,8 @@ def user_codes(
 ) -> np.ndarray:
     """The user ID of each history: codes of its newest ``short`` events, then of its newest ``long`` ones, (n, 2 L) int64.
 
-    ``fallback`` (n histories) stands in for empty histories (see ``clicked_for_query``); where it is empty too, the codes are -1.
+    ``fallback`` (n histories) stands in for empty histories (see ``clicked_for_query``); where it is empty too, the
+    codes are -1.
     """
     if short < 1 or long < 1:
         raise UserError(f"user_codes got short={short}, long={long}; expected 1 or more events")
@@ -68,8 +70,8 @@ def user_codes(
 def code_weights(codes: np.ndarray, sizes: Sequence[int], histories: Histories) -> list[sp.csr_matrix]:
     """Per level l the matrix (n, sizes[l]) float32 whose product with that level's code vectors is ``sum_i lambda_i C_l[c_il]``.
 
-    The same weights as ``behaviour_codes``, over vectors instead of code numbers, so that near users get near vectors and the code vectors
-    may be trainable. Rows add up to 1; a row of an empty history is empty.
+    The same weights as ``behaviour_codes``, over vectors instead of code numbers, so that near users get near vectors
+    and the code vectors may be trainable. Rows add up to 1; a row of an empty history is empty.
     """
     _check(codes, histories, sizes)
     weights = recency_weights(histories).astype(np.float32)
@@ -82,9 +84,10 @@ def long_history_vectors(
 ) -> np.ndarray:  # fmt: skip
     """``V[b, l] = sum over events i of behaviour b of centroid_l[c_il]``: (n, n_actions, levels, d) float32.
 
-    ``centroids``: one (k_l, d) array per residual level, coarse to fine; their count says how many levels of ``codes`` are read.
-    ``actions`` (n_events,) in [0, n_actions) splits a history by behaviour (OneSearch: click, order, relevant; with its 3 levels 9 vectors
-    a user); None takes all events together. The newest ``long`` events of each behaviour count. A behaviour without events gives zeros.
+    ``centroids``: one (k_l, d) array per residual level, coarse to fine; their count says how many levels of ``codes``
+    are read. ``actions`` (n_events,) in [0, n_actions) splits a history by behaviour (OneSearch: click, order,
+    relevant; with its 3 levels 9 vectors a user); None takes all events together. The newest ``long`` events of each
+    behaviour count. A behaviour without events gives zeros.
     """
     _check(codes, histories, [len(level) for level in centroids])
     actions = np.zeros(len(histories.items), np.int64) if actions is None else np.asarray(actions)
@@ -107,8 +110,9 @@ def clicked_for_query(
 ) -> Histories:
     """For each request the items most often taken after its query, least often first, as the last weighs most: N histories.
 
-    ``queries``, ``items`` (n_events,): training events, -1 where there was no query; ``request_queries`` (N,) query ids, -1 for none.
-    Ties go to the lower item id. This is how OneSearch gives a user without any history an ID. A query never seen gives an empty history.
+    ``queries``, ``items`` (n_events,): training events, -1 where there was no query; ``request_queries`` (N,) query
+    ids, -1 for none. Ties go to the lower item id. This is how OneSearch gives a user without any history an ID. A
+    query never seen gives an empty history.
     """
     asked = queries >= 0
     pairs, clicks = np.unique(

@@ -1,8 +1,8 @@
 """User IDs and pooled histories for every request of a batch at once: many requests of one sequence cost little more than its last.
 
-A request sees the events of its sequence before it, a prefix. The weights of ``user_ids.recency_weights`` grow from the oldest event on, so
-those of all prefixes are one running sum divided by another; only views that leave out the oldest events are summed one by one.
-Source: OneSearch (arXiv 2509.03236), as in ``user_ids``.
+A request sees the events of its sequence before it, a prefix. The weights of ``user_ids.recency_weights`` grow from the
+oldest event on, so those of all prefixes are one running sum divided by another; only views that leave out the oldest
+events are summed one by one. Source: OneSearch (arXiv 2509.03236), as in ``user_ids``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def prefix_user_codes(
 ) -> np.ndarray:
     """``user_codes`` of the events ``items[start[r]:stop[r]]`` that request r sees: (n, 2 L) int64, -1 where it sees none.
 
-    ``codes`` (n_items, L); ``items`` (n_events,) flat, such as a batch's windows; start, stop (n,). No event from ``stop`` on is read.
+    ``codes`` (n_items, L); ``items`` (n_events,) flat, such as a batch's windows; start, stop (n,). No event from
+    ``stop`` on is read.
     """
     if short < 1 or long < 1:
         raise UserError(f"prefix_user_codes got short={short}, long={long}; expected 1 or more events")
@@ -74,8 +75,8 @@ def _running_codes(codes: np.ndarray, items: np.ndarray, start: np.ndarray, stop
 def prefix_sums(vectors: Tensor, positions: Tensor) -> Tensor:
     """Sums of the first ``positions`` (B, R) of each sequence's vectors (B, T, d): (B, R, d), zero for no event.
 
-    With an event's centroid (projected to the network's width) as its vector, zero where its behaviour is another one, these are OneSearch's
-    pooled long histories of that level and behaviour, at every request.
+    With an event's centroid (projected to the network's width) as its vector, zero where its behaviour is another one,
+    these are OneSearch's pooled long histories of that level and behaviour, at every request.
     """
     return F.pad(vectors.cumsum(1), (0, 0, 1, 0)).gather(1, _spread(positions, vectors))
 
@@ -83,8 +84,8 @@ def prefix_sums(vectors: Tensor, positions: Tensor) -> Tensor:
 def recency_pool(vectors: Tensor, positions: Tensor, last: int) -> Tensor:
     """``sum_i lambda_i v_i`` over the newest ``last`` of the first ``positions`` (B, R) vectors (B, T, d): (B, R, d), zero for no event.
 
-    The weights are ``recency_weights``' of that view. With the sum of an item's code vectors as v this is the user ID as a vector that
-    learns: ``code_weights`` times the code vectors, summed over levels.
+    The weights are ``recency_weights``' of that view. With the sum of an item's code vectors as v this is the user ID
+    as a vector that learns: ``code_weights`` times the code vectors, summed over levels.
     """
     length = vectors.shape[1]
     root = torch.arange(1, length + 1, device=vectors.device).sqrt()

@@ -1,8 +1,8 @@
 """Vectors by content: a folder that remembers what an encoder made of a text, so that a second run encodes only new texts.
 
-A text's key is 128 bits of BLAKE2b over the text as the model sees it (prefix included). Vectors lie in shards of two files,
-``vectors-ID.npy`` and then ``keys-ID.npy``; each is written under a temporary name and renamed, so a stop in between costs at most
-the shard being made. Several processes may share the folder.
+A text's key is 128 bits of BLAKE2b over the text as the model sees it (prefix included). Vectors lie in shards of two
+files, ``vectors-ID.npy`` and then ``keys-ID.npy``; each is written under a temporary name and renamed, so a stop in
+between costs at most the shard being made. Several processes may share the folder.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ def fit_encoder(config: TextConfig, texts: Sequence[str], seed: int, cache: Path
 def load_encoder(folder: Path, cache: Path | None = None) -> TextEncoder:
     """The encoder saved in ``folder``. ``cache``: a folder of vectors by content, for encoders that are slow.
 
-    Raises ``UserError`` when files are missing, or when the model the texts were encoded with is missing or has changed.
+    Raises ``UserError`` when files are missing, or when the model the texts were encoded with is missing or has
+    changed.
     """
     from genrec.text.projection import ProjectedEncoder
 

@@ -1,7 +1,7 @@
 """One space for both tasks: a projection on top of frozen text vectors, trained on query-item and item-item pairs.
 
-Source: OneSearch (arXiv 2509.03236), aligned embeddings: contrastive query-item and item-item terms. The text encoder stays frozen,
-so that training takes seconds and the vectors of new texts need no more than one small matrix product.
+Source: OneSearch (arXiv 2509.03236), aligned embeddings: contrastive query-item and item-item terms. The text encoder
+stays frozen, so that training takes seconds and the vectors of new texts need no more than one small matrix product.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def project(vectors: np.ndarray, weight: np.ndarray) -> np.ndarray:
 def training_pairs(dataset: Dataset) -> tuple[Pairs, Pairs]:
     """Distinct (query id, item) pairs and (earlier item, next item) pairs of training events; nothing later is read.
 
-    An item-item pair is two neighbouring events of one person, kept where at least two people had it or, if nobody shares any, all.
+    An item-item pair is two neighbouring events of one person, kept where at least two people had it or, if nobody
+    shares any, all.
     """
     owner = np.repeat(np.arange(dataset.n_users), np.diff(dataset.offsets))
     train = np.asarray(dataset.split) == TRAIN
@@ -119,9 +120,9 @@ def fit_projection(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """The projection (d, d) float32 and its held-out loss before and after.
 
-    InfoNCE in both directions with in-batch negatives (temperature 0.05; a batch mate that is the same item or a known partner is no
-    negative). A tenth of the pairs, by unordered pair, is held out; the best epoch on it is kept, epoch 0 (no projection) included.
-    Deterministic in ``seed`` on one machine. Without enough pairs the projection is zero.
+    InfoNCE in both directions with in-batch negatives (temperature 0.05; a batch mate that is the same item or a known
+    partner is no negative). A tenth of the pairs, by unordered pair, is held out; the best epoch on it is kept, epoch 0
+    (no projection) included. Deterministic in ``seed`` on one machine. Without enough pairs the projection is zero.
     """
     rng = np.random.default_rng(seed)
     tables = (torch.from_numpy(query_vectors), torch.from_numpy(item_vectors))

@@ -1,8 +1,8 @@
 """Queries as bags of hashed words and hashed character n-grams: exact words and model numbers, and what is left of them after a typo.
 
-Words are hashed whole. Of each word, its 3 to 5 letters in a row are hashed too, with marks at its ends ("<led>" gives "<le", "led",
-"ed>" ...). Scripts without spaces are read character by character, and there two characters in a row stand for a word.
-Everything is done on the columns of all queries at once; the only loop is over distinct words.
+Words are hashed whole. Of each word, its 3 to 5 letters in a row are hashed too, with marks at its ends ("<led>" gives
+"<le", "led", "ed>" ...). Scripts without spaces are read character by character, and there two characters in a row
+stand for a word. Everything is done on the columns of all queries at once; the only loop is over distinct words.
 """
 
 from __future__ import annotations

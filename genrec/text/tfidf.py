@@ -59,7 +59,8 @@ class Terms:
 class TfidfEncoder(TextEncoder):
     """Words, word bigrams and character n-grams, one truncated SVD. A text without known terms maps to the zero vector.
 
-    Character n-grams carry ``character_share`` of a text's squared length: they bring typos, plurals and model numbers near.
+    Character n-grams carry ``character_share`` of a text's squared length: they bring typos, plurals and model numbers
+    near.
     """
 
     name = "tfidf"

@@ -3,7 +3,6 @@ import pytest
 
 from genrec.errors import UserError
 from genrec.semantic_ids import collisions
-from genrec.semantic_ids import collisions
 from genrec.semantic_ids.collisions import resolve_collisions
 from genrec.semantic_ids.quantizers import Codebooks, fit_codebooks, reconstruct
 

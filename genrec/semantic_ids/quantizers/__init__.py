@@ -1,7 +1,8 @@
 """All quantizers behind one call: vectors in, codebooks that encode new vectors and codes (n, L) out.
 
-`rq-opq` (OneSearch's KHQE, the default), `rq-kmeans` (plain residual k-means), `rq-vae` (TIGER), `opq` (flat product quantization, no
-hierarchy) and `random` (a control). All get the same number of levels and, as near as they can, the same code size.
+`rq-opq` (OneSearch's KHQE, the default), `rq-kmeans` (plain residual k-means), `rq-vae` (TIGER), `opq` (flat product
+quantization, no hierarchy) and `random` (a control). All get the same number of levels and, as near as they can, the
+same code size.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ def fit_quantizer(
     """Fit the quantizer that `settings.quantizer` names to vectors (n, d), which may be a memory map.
 
     Vectors `beside` (m, d), such as those of queries, are fitted too but get no codes, and no balance counts them.
-    Sizes follow the number of vectors by `default_sizes` where the settings leave them open; a size beyond it is lowered to it, and
-    the log says so. Raises UserError for vectors that are empty or not finite; zero vectors get the code nearest to the origin.
+    Sizes follow the number of vectors by `default_sizes` where the settings leave them open; a size beyond it is
+    lowered to it, and the log says so. Raises UserError for vectors that are empty or not finite; zero vectors get the
+    code nearest to the origin.
     """
     levels, n_sub, sub_size = _sizes(len(vectors), settings)
     flat = [*levels, *[sub_size] * n_sub]

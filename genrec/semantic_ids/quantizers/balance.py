@@ -24,12 +24,13 @@ class Rows(Protocol):
 def balanced_assignment(vectors: Rows, centroids: np.ndarray, parents: np.ndarray | None = None) -> np.ndarray:
     """Assign vectors (n, d) to centroids (k, d), at most ceil(n / k) each; returns (n,) int64.
 
-    With `parents` (n,) int the vectors of each parent are balanced among themselves: at most ceil(n_p / k) of a parent's n_p
-    vectors per centroid, so that up to k vectors below one parent all differ.
+    With `parents` (n,) int the vectors of each parent are balanced among themselves: at most ceil(n_p / k) of a
+    parent's n_p vectors per centroid, so that up to k vectors below one parent all differ.
 
-    Rounds of proposals: every unplaced vector proposes to its nearest centroid with room left; a centroid that gets more than
-    it can hold keeps those who would lose most elsewhere (largest gap to their second choice, ties to the lower row). A round
-    either places everyone or fills a centroid, so there are at most k rounds, and no (n, k) matrix is ever stored.
+    Rounds of proposals: every unplaced vector proposes to its nearest centroid with room left; a centroid that gets
+    more than it can hold keeps those who would lose most elsewhere (largest gap to their second choice, ties to the
+    lower row). A round either places everyone or fills a centroid, so there are at most k rounds, and no (n, k) matrix
+    is ever stored.
     """
     n, k = len(vectors), len(centroids)
     assigned = np.full(n, -1, np.int64)

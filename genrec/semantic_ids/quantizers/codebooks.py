@@ -26,14 +26,15 @@ def _none(*shape: int) -> np.ndarray:
 class Codebooks:
     """Fixed codebooks of one catalogue; plain arrays only.
 
-    `residual`: one float32 array (k_l, d) per residual level. `rotation` (d_pad, d_pad), orthonormal, maps a residual x to
-    `rotation @ x`; `sub_codebooks` (n_sub, k_sub, d_pad / n_sub) quantize its slices. d_pad is d rounded up to a multiple of n_sub.
-    Without OPQ both have n_sub = 0 rows: shapes (0, 0) and (0, 0, 0).
+    `residual`: one float32 array (k_l, d) per residual level. `rotation` (d_pad, d_pad), orthonormal, maps a residual x
+    to `rotation @ x`; `sub_codebooks` (n_sub, k_sub, d_pad / n_sub) quantize its slices. d_pad is d rounded up to a
+    multiple of n_sub. Without OPQ both have n_sub = 0 rows: shapes (0, 0) and (0, 0, 0).
 
-    `scales` (L,): residuals are brought to length 1 before every level but the first, and level l's words are multiplied by scales[l]
-    in a reconstruction, so that it stays a plain sum; empty where residuals keep their length. `encoder` and `decoder`: the
-    networks of an RQ-VAE around its latent space of d dimensions, empty elsewhere. `hash_seed`: codes are a hash of the vector
-    (the random control), -1 elsewhere. `width`: dimensions of the vectors that are encoded (0: d).
+    `scales` (L,): residuals are brought to length 1 before every level but the first, and level l's words are
+    multiplied by scales[l] in a reconstruction, so that it stays a plain sum; empty where residuals keep their length.
+    `encoder` and `decoder`: the networks of an RQ-VAE around its latent space of d dimensions, empty elsewhere.
+    `hash_seed`: codes are a hash of the vector (the random control), -1 elsewhere. `width`: dimensions of the vectors
+    that are encoded (0: d).
     """
 
     residual: list[np.ndarray]
@@ -142,8 +143,8 @@ def _count(arrays: dict[str, np.ndarray], name: str) -> int:
 def encode(codebooks: Codebooks, vectors: np.ndarray) -> np.ndarray:
     """Codes (n, L) int64 of vectors (n, d) under fixed codebooks: nearest centroid level by level, then the OPQ codes.
 
-    This is how new items and queries get their codes; no capacity holds here. `vectors` may be a memory map of any size and float
-    type: blocks of it are read in turn. Raises UserError for non-finite vectors or another dimension.
+    This is how new items and queries get their codes; no capacity holds here. `vectors` may be a memory map of any size
+    and float type: blocks of it are read in turn. Raises UserError for non-finite vectors or another dimension.
     """
     if vectors.ndim != 2 or vectors.shape[1] != codebooks.dimension:
         found = vectors.shape[1] if vectors.ndim == 2 else vectors.shape
@@ -251,12 +252,11 @@ def power_of_two_below(number: int) -> int:
 def default_sizes(n_items: int) -> tuple[tuple[int, ...], int, int]:
     """Residual level sizes, number of OPQ sub-codebooks and their size for a catalogue of `n_items`.
 
-    Rule: the first level is the power of two nearest to 2 * sqrt(n), each further level has half as many codes, and the two OPQ
-    sub-codebooks have as many as the last level. Upper limits are OneSearch's 4096-1024-512 + 2 x 256; the lower limit is 2; no
-    size exceeds n.
-        1,682 items: 64-32-16 + 2 x 16        12,000 items: 256-128-64 + 2 x 64
-        1M items: 2048-1024-512 + 2 x 256     tens of millions: 4096-1024-512 + 2 x 256
-    Raises UserError for an empty catalogue.
+    Rule: the first level is the power of two nearest to 2 * sqrt(n), each further level has half as many codes, and the
+    two OPQ sub-codebooks have as many as the last level. Upper limits are OneSearch's 4096-1024-512 + 2 x 256; the
+    lower limit is 2; no size exceeds n. 1,682 items: 64-32-16 + 2 x 16        12,000 items: 256-128-64 + 2 x 64 1M
+    items: 2048-1024-512 + 2 x 256     tens of millions: 4096-1024-512 + 2 x 256 Raises UserError for an empty
+    catalogue.
     """
     if n_items < 1:
         raise UserError(f"default_sizes: the catalogue has {n_items} items; expected at least 1; check the items file")

@@ -1,9 +1,9 @@
 """Lloyd's k-means and nearest-centroid search in cache-sized blocks.
 
-A block of rows is multiplied with all centroids and its best column taken while the products are still in cache, so no (n, k)
-table exists. Where the processor multiplies bfloat16 in hardware, large inputs use it: Lloyd's rounds as they are (their noise is far
-below the effect of another seed), assignments with a second look in float32 at every row whose best two are close. Tiles (AMX) take
-float32 and return it; pairs (AVX-512) round the products, too.
+A block of rows is multiplied with all centroids and its best column taken while the products are still in cache, so no
+(n, k) table exists. Where the processor multiplies bfloat16 in hardware, large inputs use it: Lloyd's rounds as they
+are (their noise is far below the effect of another seed), assignments with a second look in float32 at every row whose
+best two are close. Tiles (AMX) take float32 and return it; pairs (AVX-512) round the products, too.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _ROUNDED = 2.0**-8  # of two products rounded to bfloat16, as a share of the lar
 def nearest(vectors: np.ndarray, centroids: np.ndarray, rough: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """The nearest centroid of each vector: index (n,) int64 and gain (n,) float32, where |x - c|^2 = |x|^2 - 2 gain.
 
-    `vectors` (n, d) and `centroids` (k, d) float32. Equal distances go to the lower index. With `rough` the products may be rounded
-    to bfloat16, so of two centroids that are nearly equally near the farther may be returned.
+    `vectors` (n, d) and `centroids` (k, d) float32. Equal distances go to the lower index. With `rough` the products
+    may be rounded to bfloat16, so of two centroids that are nearly equally near the farther may be returned.
     """
     n, k = len(vectors), len(centroids)
     index, gain = np.empty(n, np.int64), np.empty(n, np.float32)
@@ -127,9 +127,9 @@ def k_means(
 ) -> np.ndarray:
     """Centroids (k, d) float32 of vectors (n, d), k at most n; `start` (k, d) replaces the seeded choice of k vectors.
 
-    At most `iterations` rounds of Lloyd. On large inputs the first rounds see a growing part of the sample and few dimensions, which
-    moves the centroids most of the way at a fraction of the cost. A cluster that lost all its vectors restarts at the vector that is
-    worst served. Same seed, same result.
+    At most `iterations` rounds of Lloyd. On large inputs the first rounds see a growing part of the sample and few
+    dimensions, which moves the centroids most of the way at a fraction of the cost. A cluster that lost all its vectors
+    restarts at the vector that is worst served. Same seed, same result.
     """
     vectors = np.asarray(vectors)
     rng = np.random.default_rng(seed)
@@ -147,7 +147,8 @@ def k_means(
 
 def _drawn_in(vectors: np.ndarray) -> np.ndarray:
     """Vectors (k, d) pulled towards their mean. Residuals point everywhere, so a random one is farther from most others than the origin
-    is: one near the origin among the drawn ones would take nearly all of them, and the other clusters would start empty.
+    is: one near the origin among the drawn ones would take nearly all of them, and the other clusters would start
+    empty.
     """
     vectors = np.asarray(vectors, np.float32)
     mean = vectors.mean(0)
@@ -187,7 +188,8 @@ def _parts(n: int, k: int, iterations: int) -> list[tuple[int, int]]:
 def _lloyd(vectors: np.ndarray, centroids: np.ndarray, rounds: int, tolerance: float = _TOLERANCE) -> np.ndarray:
     """Rounds of Lloyd that step past the mean, from centroids (k, d): the means of the last round's clusters.
 
-    For a fixed assignment any step below twice the way to the mean lowers the error, so each round still does, in fewer rounds.
+    For a fixed assignment any step below twice the way to the mean lowers the error, so each round still does, in fewer
+    rounds.
     """
     square = np.einsum("nd,nd->n", vectors, vectors)
     before, means = np.inf, centroids

@@ -16,9 +16,9 @@ TRAIN_POINTS = 32_768  # the rotation has d * d parameters, more points only cos
 def fit_opq(vectors: np.ndarray, n_sub: int, size: int, seed: int, iterations: int) -> tuple[np.ndarray, np.ndarray]:
     """Rotation (d_pad, d_pad) and sub-codebooks (n_sub, size, d_pad / n_sub) of vectors (n, d).
 
-    Alternates sub-codebooks for a fixed rotation with the best rotation for fixed codewords (algorithm 1 of the paper). SimulatedLog
-    out because faiss.OPQMatrix writes a (d, d) product into a buffer of n * d floats: with fewer vectors than dimensions, as in
-    a small catalogue, it corrupts memory.
+    Alternates sub-codebooks for a fixed rotation with the best rotation for fixed codewords (algorithm 1 of the paper).
+    SimulatedLog out because faiss.OPQMatrix writes a (d, d) product into a buffer of n * d floats: with fewer vectors
+    than dimensions, as in a small catalogue, it corrupts memory.
     """
     rng = np.random.default_rng(seed)
     points = padded(vectors, -(-vectors.shape[1] // n_sub) * n_sub)

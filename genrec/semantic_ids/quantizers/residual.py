@@ -4,11 +4,13 @@ Source: OneSearch (arXiv 2509.03236), section on keyword-enhanced hierarchical q
 - residual levels shrink (early levels hold the shared, prominent features) and only the *last* one is balanced:
   balancing all of them was measured to lower the use of the codebooks, balancing the last one to raise it;
 - OPQ then codes what is left with independent sub-codebooks, which is what makes most items' codes their own;
-- residuals may be brought to length 1 before each further level. Without it one code near the origin collects every item that
-  its parent already describes well, and the other codes stay thin;
-- a reconstruction is a plain sum of one vector per level, OPQ and normalised residuals included (`Codebooks.code_vectors`);
-- below a parent we balance over the level's one shared codebook, where OneSearch trains a codebook per parent: a code keeps its
-  meaning across parents, a new item of an unseen parent has a code, and the codebooks do not grow with the catalogue.
+- residuals may be brought to length 1 before each further level. Without it one code near the origin collects every
+  item that its parent already describes well, and the other codes stay thin;
+- a reconstruction is a plain sum of one vector per level, OPQ and normalised residuals included
+  (`Codebooks.code_vectors`);
+- below a parent we balance over the level's one shared codebook, where OneSearch trains a codebook per parent: a code
+  keeps its meaning across parents, a new item of an unseen parent has a code, and the codebooks do not grow with the
+  catalogue.
 """
 
 from __future__ import annotations
@@ -50,13 +52,14 @@ def fit_codebooks(
 ) -> tuple[Codebooks, np.ndarray]:
     """Fit residual k-means and OPQ; return the codebooks and the codes (n, L) int64 of all vectors.
 
-    `vectors` (n, d) may be a memory map: the fit reads `sample` of its rows, drawn by the seed, and the codes of all are made block
-    by block. Sizes are clamped to the rows fitted on (to the power of two below them for OPQ). `opq_subcodebooks=0` leaves OPQ out,
-    no level sizes leave OPQ alone. Same seed, same result.
+    `vectors` (n, d) may be a memory map: the fit reads `sample` of its rows, drawn by the seed, and the codes of all
+    are made block by block. Sizes are clamped to the rows fitted on (to the power of two below them for OPQ).
+    `opq_subcodebooks=0` leaves OPQ out, no level sizes leave OPQ alone. Same seed, same result.
 
-    `balance` concerns the last residual level. "last": no code is given to more than ceil(n / k) vectors. "last-per-code": among the
-    vectors of one code of the level before, none is given to more than ceil(n_p / k); "last-per-parent": the same among the vectors
-    of one whole prefix (OneSearch's two variants). Balanced codes differ from `encode`'s at that level and at the OPQ levels after it.
+    `balance` concerns the last residual level. "last": no code is given to more than ceil(n / k) vectors.
+    "last-per-code": among the vectors of one code of the level before, none is given to more than ceil(n_p / k);
+    "last-per-parent": the same among the vectors of one whole prefix (OneSearch's two variants). Balanced codes differ
+    from `encode`'s at that level and at the OPQ levels after it.
 
     Source: OneSearch, RQ-OPQ. Raises UserError for empty or non-finite vectors and for sizes that make no codebook.
     """
@@ -120,7 +123,8 @@ def _scales(codebooks: Codebooks, points: np.ndarray, codes: np.ndarray) -> np.n
 def encode_balanced(codebooks: Codebooks, vectors: np.ndarray, balance: str) -> np.ndarray:
     """Codes (n, L) int64 of vectors (n, d) as `encode` gives them, but with the last residual level balanced over *these* vectors.
 
-    Use it when the codebooks were fitted on a sample, or on items and queries together, and the catalogue alone is to be balanced.
+    Use it when the codebooks were fitted on a sample, or on items and queries together, and the catalogue alone is to
+    be balanced.
     """
     codes = encode(codebooks, vectors)
     last = len(codebooks.residual) - 1

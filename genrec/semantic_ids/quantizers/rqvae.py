@@ -1,7 +1,8 @@
 """RQ-VAE: a small autoencoder whose latent vector is quantized residually (TIGER, arXiv 2305.05065).
 
-Against its known failure, codes that nobody uses: the codebooks start from k-means of the latents, follow running means (EMA) instead of
-gradients, and a code that was not used in an epoch restarts at a random residual. What collapses nevertheless is reported.
+Against its known failure, codes that nobody uses: the codebooks start from k-means of the latents, follow running means
+(EMA) instead of gradients, and a code that was not used in an epoch restarts at a random residual. What collapses
+nevertheless is reported.
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ def fit_rq_vae(
 ) -> tuple[Codebooks, np.ndarray, dict]:
     """Fit on at most `sample` of the vectors (n, d); return codebooks, the codes (n, L) int64 of all, and notes for the manifest.
 
-    Notes: `used_share` of each level's usable codes (no more than there are vectors), `restarts` of dead codes, `collapsed` levels
-    (from 1) of which less than half the usable codes are used; these are also a warning in the log. Same seed, same result.
+    Notes: `used_share` of each level's usable codes (no more than there are vectors), `restarts` of dead codes,
+    `collapsed` levels (from 1) of which less than half the usable codes are used; these are also a warning in the log.
+    Same seed, same result.
     """
     points = drawn_sample(vectors, sample, seed)
     sizes = [min(size, len(points)) for size in sizes]
