@@ -19,14 +19,14 @@ def export(
     fitted_on: FittedOn = None,
     without_users: Annotated[bool, typer.Option("--without-users", help="Leave people's histories out.")] = False,
     licence: Annotated[str | None, typer.Option(help="A line for the model card.")] = None,
-    without_programs: Annotated[
-        bool, typer.Option("--without-programs", help="Leave the torch.export programs out.")
+    with_programs: Annotated[
+        bool, typer.Option("--with-programs", help="Add torch.export programs for other runtimes; takes minutes.")
     ] = False,
 ) -> None:
     """Write a self-contained bundle to serve: weights, codes, items, model card, checksums."""
     from genrec.inference.bundle import export as write
 
-    folder = write(run, output, fitted_on, not without_users, licence, not without_programs)
+    folder = write(run, output, fitted_on, not without_users, licence, with_programs)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     console.print(f"bundle: {folder} ({size / 1e6:.1f} MB)", highlight=False)
 

@@ -116,7 +116,7 @@ def export(
     fitted_on: str | None = None,
     users: bool = True,
     licence: str | None = None,
-    programs: bool = True,
+    programs: bool = False,
 ) -> Path:
     """Write the bundle of a run to ``output`` (an older one is replaced as a whole).
 

@@ -16,7 +16,6 @@ def test_export_and_ask(genrec, trained_run, tmp_path):
         place,
         "--fitted-on",
         "train",
-        "--without-programs",
         "--licence",
         "mine",
     )
