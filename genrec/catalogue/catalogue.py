@@ -8,7 +8,7 @@ from genrec.catalogue.trie import CatalogueTrie
 
 
 class Catalogue(nn.Module):
-    """What the network knows of the items before training: text (n_items, text_dim) float32, codes (n_items, levels), the trie.
+    """Text vectors (n_items, text_dim) float32, codes (n_items, levels) and trie of all items.
 
     Buffers, so that they move with the network; not persistent, as the tokenize folder saves them.
     """
@@ -29,5 +29,5 @@ class Catalogue(nn.Module):
         return self.codes.shape[0]
 
     def share(self) -> Catalogue:
-        """Another module over the same tensors: a network that takes it along to its device leaves this one where it is."""
+        """Another module over the same tensors: moving one leaves the other where it is."""
         return Catalogue(self.text, self.codes, self.trie.share())

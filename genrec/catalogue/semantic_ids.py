@@ -33,7 +33,9 @@ OTHER_COLUMNS = {"price": pl.Float64}  # read where it is there
 
 @dataclass
 class NewCodes:
-    """Codes (m, L) int64 of new items or queries, before collisions; ``text`` (m, text_dim) and ``vectors`` (m, d) behind them.
+    """Codes (m, L) int64 of new items or queries, before collisions.
+
+    ``text`` (m, text_dim) and ``vectors`` (m, d) behind them.
 
     ``known`` (m,) bool: the text has a word the encoder knows. The others have the code of the zero vector, which says
     nothing.
@@ -47,8 +49,10 @@ class NewCodes:
 
 @dataclass
 class GrownSemanticIds:
-    """A catalogue that grew: ``ids`` with the new items after the old ones, ``node_map`` (old n_nodes,) the new id of every old trie
-    node (for tables kept per node), and what became of collisions among the new items.
+    """A catalogue that grew: ``ids`` holds the new items after the old ones.
+
+    ``node_map`` (old n_nodes,): the new id of every old trie node, for tables kept per node. ``collisions``: how collisions of
+    the new items were resolved.
     """
 
     ids: SemanticIds

@@ -91,7 +91,7 @@ class CatalogueTrie(nn.Module):
 
     @cached_property
     def largest_leaf(self) -> int:
-        """The most items that share one leaf."""
+        """The maximum number of items that share one leaf."""
         return int(self.leaf_item_offsets.diff().max())
 
     @cached_property
@@ -110,7 +110,7 @@ class CatalogueTrie(nn.Module):
         return [counts.topk(min(len(counts), 4096)).values.cumsum(0).cpu() for counts in levels]
 
     def most_children(self, level: int, width: int) -> int:
-        """The most children that `width` distinct nodes of a level can have together: a static shape that nothing exceeds."""
+        """Upper bound of the children that `width` distinct nodes of a level have together: a static shape."""
         return most_children(self.child_sums[level], self.level_bounds, level, width)
 
     def single_leaf(self, nodes: Tensor, level: int | None = None) -> Tensor:
@@ -147,7 +147,10 @@ class CatalogueTrie(nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CatalogueTrie:
-        """As of any module. Numbers are read before the tensors leave the CPU; derived tensors are derived anew where they are next read."""
+        """Move the buffers as any module does.
+
+        Plain numbers are read before the tensors leave the CPU. Derived tensors are computed again at the next read.
+        """
         if fn(torch.empty(0)).device.type != "cpu":
             _ = self.largest_leaf, self.child_sums, self.open_nodes
         for name in ("item_place", "only_leaf"):
@@ -185,7 +188,7 @@ class CatalogueTrie(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> CatalogueTrie:
-        """Read what `save` wrote. The file is memory-mapped: its pages are read when they are first used. Raises UserError otherwise."""
+        """Read what `save` wrote, memory-mapped: pages are read at their first use. Raises UserError for another file."""
         try:
             with safe_open(path, "pt") as file:
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -215,7 +218,10 @@ class CatalogueTrie(nn.Module):
 
 
 def most_children(sums: Sequence[int], level_bounds: Sequence[int], level: int, width: int) -> int:
-    """The most children that `width` nodes of a level can have; `sums` are those of its 1, 2, 3, ... most branching nodes together."""
+    """The maximum number of children that `width` nodes of a level have together.
+
+    `sums`: the children of its 1, 2, 3, ... most branching nodes together.
+    """
     if width <= len(sums):
         return int(sums[width - 1])
     nodes = level_bounds[level + 1] - level_bounds[level]

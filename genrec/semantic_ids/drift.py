@@ -46,7 +46,9 @@ def drift_baseline(codebooks: Codebooks, vectors: np.ndarray, codes: np.ndarray)
 def drift_report(
     codebooks: Codebooks, baseline: dict[str, Any], catalogue: np.ndarray, codes: np.ndarray, vectors: np.ndarray
 ) -> dict[str, Any]:
-    """Compare new items, `codes` (m, L) of `vectors` (m, d), with the fit's `baseline`; `catalogue` (n, L) are the codes in use.
+    """Compare new items, `codes` (m, L) of `vectors` (m, d), with the fit's `baseline`.
+
+    `catalogue` (n, L) are the codes in use.
 
     Keys: `new_items`; `far_share` (farther from their first code than 95 % of the catalogue was; 0.05 is no drift);
     `taken` and `taken_fit` (share of items whose code, before resolution, another item of the catalogue has);

@@ -1,4 +1,4 @@
-"""Figures of a quality report: how evenly the codes are used, what the prefixes keep, and the tree of the first two levels."""
+"""Figures of a quality report: use of the codes, quality of the prefixes, tree of the first two levels."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ _STOP = frozenset(
 
 
 def plot_codebook_use(report: dict[str, Any], path: str | Path) -> None:
-    """Draw items per code, most used first, one panel per level, against the even use; `path`'s ending picks the format."""
+    """Draw items per code, most used first, one panel per level, against the even use.
+
+    `path`'s ending picks the format.
+    """
     figure = _figure(3.2 * len(report["code_use"]), 3.0)
     panels = figure.subplots(1, len(report["code_use"]), squeeze=False)[0]
     for level, (panel, counts) in enumerate(zip(panels, report["code_use"], strict=True)):

@@ -84,7 +84,10 @@ _FUNCTION = re.compile(
 
 
 def type_of(words: list[str]) -> str | None:
-    """The type that a keyword's words alone give away, or None. The last word that says something decides, as English nouns come last."""
+    """The type that a keyword's words alone give away, or None.
+
+    The last word that says something decides, as English nouns come last.
+    """
     phrase = " ".join(words)
     if _SPECIFICATION.match(phrase):
         return "specification"

@@ -108,7 +108,10 @@ class KeywordDictionary:
         return KeywordDictionary(table.drop("shared"))
 
     def of_items(self, items: pl.DataFrame) -> sp.csr_matrix:
-        """(n, keywords) bool: at most 8 keywords an item. Columns first, then the best-ranked of its title and text; new items work too."""
+        """(n, keywords) bool: at most 8 keywords an item. Columns first, then the best-ranked of its title and text.
+
+        New items work too.
+        """
         columns = self._in_columns(items, FROM_COLUMNS)
         text = self._in_text(_titles(items), limit=None)
         text = (text - text.multiply((columns + columns @ self._inside).astype(bool))).astype(bool)

@@ -6,7 +6,10 @@ import numpy as np
 
 
 def code_order(codes: np.ndarray) -> np.ndarray:
-    """The stable order of the rows of codes (n, L), not negative: (n,). Codes and row number share one 64-bit key where they fit."""
+    """The stable order of the rows of codes (n, L), not negative: (n,).
+
+    Codes and row number share one 64-bit key where they fit.
+    """
     n, depth = codes.shape
     bits = [int(codes[:, level].max()).bit_length() for level in range(depth)]
     row_bits = n.bit_length()

@@ -1,4 +1,4 @@
-"""Queries get semantic IDs too: the codes of their text vectors by the items' fixed codebooks (OneSearch: one space for both)."""
+"""Semantic IDs of queries: codes of their text vectors by the items' fixed codebooks, as in OneSearch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ class QueryCoder(TextEncoder):
         return self.words.encoder.encode(texts, role)
 
     def encode_queries(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Text vectors (n, dim) float32 and codes (n, levels) int64; -1 where no word is known: the zero vector's codes say nothing."""
+        """Text vectors (n, dim) float32 and codes (n, levels) int64.
+
+        -1 where no word is known: the zero vector's codes say nothing.
+        """
         if not len(texts):
             return np.zeros((0, self.dim), np.float32), np.zeros((0, len(self.codebooks.sizes)), np.int64)
         text, enhanced = self.words.query_vectors(texts)

@@ -21,7 +21,9 @@ SAMPLE_SEED = 0  # fixed: the report of one catalogue never changes
 def quality_report(
     codes: np.ndarray, vectors: np.ndarray, codebooks: Codebooks, popularity: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """Quality of codes (n, L) of vectors (n, d); ready for JSON. `popularity` (n,), not negative; None counts all items alike.
+    """Quality of codes (n, L) of vectors (n, d); ready for JSON. `popularity` (n,), not negative.
+
+    None counts all items alike.
 
     Shares are between 0 and 1. Keys:
     - `items`, `sizes` (codes per level), `distinct_prefixes` (per prefix length);
@@ -94,7 +96,10 @@ def prefix_agreement(left: np.ndarray, right: np.ndarray) -> dict[str, list[floa
 
 
 def headline(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The report as a small table: a header row, then one row per prefix length; the last rows concern the whole code."""
+    """The report as a small table: a header row, then one row per prefix length.
+
+    The last rows concern the whole code.
+    """
     rows: list[tuple[str, ...]] = [
         ("", *(f"L1..{level}" if level > 1 else "L1" for level in range(1, len(report["sizes"]) + 1)))
     ]

@@ -1,4 +1,4 @@
-"""The space that is quantized: text vectors beside co-consumption vectors, and a way in for items nobody has consumed yet."""
+"""The quantized space: text and co-consumption vectors, the latter predicted from text for items without events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ RIDGE = 1.0  # of the regression from text to co-consumption; a tenth or ten tim
 
 
 def behaviour_vectors(train: Histories, n_items: int, seed: int) -> np.ndarray:
-    """Unit vectors of who was consumed with whom, from training events only: (n_items, <= 128) float32; zero for an unseen item."""
+    """Unit vectors of who was consumed with whom, from training events only: (n_items, <= 128) float32.
+
+    Zero for an unseen item.
+    """
     had = train.to_csr(n_items)
     had.data[:] = 1
     degree = np.sqrt(np.maximum(np.asarray(had.sum(axis=0)).ravel(), 1))
@@ -29,7 +32,10 @@ def behaviour_vectors(train: Histories, n_items: int, seed: int) -> np.ndarray:
 
 
 def joint_vectors(text: np.ndarray, behaviour: np.ndarray, share: float) -> np.ndarray:
-    """Text and behaviour side by side, weighted so that inner products mix by ``share``; unit length, or zero where both are."""
+    """Text and behaviour side by side, weighted so that inner products mix by ``share``.
+
+    Unit length, or zero where both are.
+    """
     joint = np.concatenate([np.sqrt(1 - share) * text, np.sqrt(share) * behaviour], axis=1)
     return (joint / np.maximum(np.linalg.norm(joint, axis=1, keepdims=True), 1e-9)).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""What the words of items and queries say: the text encoder, the projection for both tasks, and the core keywords, in one object."""
+"""Text vectors of items and queries: encoder, projection and core keywords in one object."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def text_cache(config: Config) -> Path | None:
 
 @dataclass
 class TextSpace:
-    """``encoder``: texts to vectors e. ``keywords`` (None where they are off) and their vectors (keywords, d) make e' of e.
+    """``encoder``: texts to vectors e.
+
+    ``keywords`` (None where they are off) and their vectors (keywords, d) make e' of e.
 
     ``share``: weight of the keywords in e'. ``item_keywords``: item_id, keyword, type of the catalogue; empty where
     they are off.
@@ -79,7 +81,10 @@ class TextSpace:
         return plain, fuse(plain, self.keywords.of_texts(queries), self.keyword_vectors, self.share)
 
     def keywords_of(self, item_id: str) -> list[tuple[str, str]]:
-        """(keyword, type) of an item of the catalogue, the order of no meaning; empty where keywords are off or none was found."""
+        """(keyword, type) of an item of the catalogue, the order of no meaning.
+
+        Empty where keywords are off or none was found.
+        """
         return self._by_item.get(item_id, [])
 
     def names_of(self, item_ids: pl.Series) -> pl.Series | None:
@@ -122,7 +127,10 @@ class TextSpace:
 
     @classmethod
     def load(cls, folder: Path, cache: Path | None = None) -> TextSpace:
-        """What ``save`` wrote. ``cache`` as in ``TextEncoder.load``. Raises ``UserError`` when a part is missing or does not fit."""
+        """What ``save`` wrote. ``cache`` as in ``TextEncoder.load``.
+
+        Raises ``UserError`` when a part is missing or does not fit.
+        """
         encoder, settings = load_encoder(folder, cache), read_json(folder / "text_space.json")
         for name in (ITEM_KEYWORDS, *((VECTORS,) if settings["keywords"] else ())):
             if not (folder / name).is_file():

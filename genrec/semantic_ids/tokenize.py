@@ -1,4 +1,7 @@
-"""The tokenize stage: text vectors, co-consumption vectors, codebooks, codes, collisions, quality report; and the living catalogue."""
+"""The tokenize stage: text vectors, co-consumption vectors, codebooks, codes, collisions, quality report.
+
+And the living catalogue.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,10 @@ from genrec.semantic_ids.user_ids import LONG, NO_CODE, ROUNDING, SHORT, behavio
 
 
 def ranges(items: np.ndarray, start: np.ndarray, stop: np.ndarray) -> Histories:
-    """Histories of ``items[start[r]:stop[r]]``: start, stop (n,) into items (n_events,), oldest first; ranges may overlap."""
+    """Histories of ``items[start[r]:stop[r]]``: start, stop (n,) into items (n_events,), oldest first.
+
+    Ranges may overlap.
+    """
     start, stop = np.asarray(start, np.int64), np.asarray(stop, np.int64)
     if start.shape != stop.shape or (
         len(start) and not (start.min() >= 0 and (start <= stop).all() and stop.max() <= len(items))

@@ -30,14 +30,20 @@ class TextEncoder(ABC):
 
     @abstractmethod
     def encode(self, texts: Sequence[str], role: str = "query") -> np.ndarray:
-        """Vectors (n, dim) float32 of texts that are queries or items; models with prefixes treat the two differently."""
+        """Vectors (n, dim) float32 of texts that are queries or items.
+
+        Models with prefixes treat the two differently.
+        """
 
     @abstractmethod
     def describe(self) -> dict:
         """JSON-ready settings that ``load`` needs besides the files of ``save``; holds ``encoder``, the kind."""
 
     def save(self, folder: Path) -> None:
-        """Write everything ``load`` needs into an existing folder. Weights of ``hf`` and ``minilm`` stay where they are."""
+        """Write everything ``load`` needs into an existing folder.
+
+        Weights of ``hf`` and ``minilm`` stay where they are.
+        """
         write_json(folder / DESCRIPTION, self.describe())
 
     def pack(self, folder: Path) -> None:

@@ -45,7 +45,10 @@ class Pairs:
 
 
 class ProjectedEncoder(TextEncoder):
-    """``norm(x + W x)`` of another encoder's vectors x; W (dim, dim) is zero before training, and a zero vector stays zero."""
+    """``norm(x + W x)`` of another encoder's vectors x.
+
+    W (dim, dim) is zero before training, and a zero vector stays zero.
+    """
 
     def __init__(self, base: TextEncoder, weight: np.ndarray):
         self.base, self.weight, self.name = base, weight.astype(np.float32), base.name

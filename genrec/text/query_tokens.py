@@ -25,7 +25,10 @@ _RUNS = rf"[{SPACELESS}]+|" + TOKEN_PATTERN.split("|", 1)[1]
 
 
 def readable(texts: Sequence[str]) -> list[str]:
-    """The part of each query that is read: its first ``MAX_CHARACTERS`` characters; what is no text (lone surrogates) becomes "?"."""
+    """The part of each query that is read: its first ``MAX_CHARACTERS`` characters.
+
+    What is no text (lone surrogates) becomes "?".
+    """
     return [text[:MAX_CHARACTERS].encode("utf-8", "replace").decode("utf-8") for text in texts]
 
 

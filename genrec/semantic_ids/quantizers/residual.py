@@ -159,7 +159,10 @@ class _Residuals:
 
 
 def _parents(codes: np.ndarray, balance: str) -> np.ndarray | None:
-    """(n,) int64 whose vectors are balanced among themselves, from the codes (n, l) of the levels before; None for all together."""
+    """(n,) int64 whose vectors are balanced among themselves, from the codes (n, l) of the levels before.
+
+    None for all together.
+    """
     if balance == "last" or not codes.shape[1]:
         return None
     return codes[:, -1] if balance == "last-per-code" else prefix_ids(codes)[1][:, -1]
@@ -186,7 +189,10 @@ def fit_random(
 
 
 def drawn_sample(vectors: np.ndarray, sample: int, seed: int) -> np.ndarray:
-    """At most `sample` rows as float32, drawn by the seed and in their order. Raises UserError for what cannot be quantized."""
+    """At most `sample` rows as float32, drawn by the seed and in their order.
+
+    Raises UserError for what cannot be quantized.
+    """
     if np.ndim(vectors) != 2 or 0 in vectors.shape:
         raise UserError(f"vectors have shape {np.shape(vectors)}; expected (n, d) with n and d at least 1")
     if len(vectors) > sample:

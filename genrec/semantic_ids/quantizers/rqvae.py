@@ -60,7 +60,9 @@ class _Level:
 def fit_rq_vae(
     vectors: np.ndarray, sizes: Sequence[int], seed: int, latent: int = 32, epochs: int = 100, sample: int = FIT_SAMPLE
 ) -> tuple[Codebooks, np.ndarray, dict]:
-    """Fit on at most `sample` of the vectors (n, d); return codebooks, the codes (n, L) int64 of all, and notes for the manifest.
+    """Fit on at most `sample` of the vectors (n, d).
+
+    Return codebooks, the codes (n, L) int64 of all, and notes for the manifest.
 
     Notes: `used_share` of each level's usable codes (no more than there are vectors), `restarts` of dead codes,
     `collapsed` levels (from 1) of which less than half the usable codes are used; these are also a warning in the log.
