@@ -27,8 +27,9 @@ def generation_loss(
 ) -> Tensor:
     """Mean negative log-probability of the targets' semantic IDs, plus the distillation from the retrieval head.
 
-    ``live`` are rows and columns (N,) of requests with a target, ``targets`` (B, R). ``means`` (n_nodes, dim) of the item vectors below each node, where the caller has
-    kept them. ``ignored`` (n_nodes,) bool: nodes that are no wrong answers.
+    ``live`` are rows and columns (N,) of requests with a target, ``targets`` (B, R). ``means`` (n_nodes, dim) of the
+    item vectors below each node, where the caller has kept them. ``ignored`` (n_nodes,) bool: nodes that are no wrong
+    answers.
     """
     decoder, trie = network.decoder, network.catalogue.trie
     assert decoder is not None

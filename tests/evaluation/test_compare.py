@@ -1,4 +1,5 @@
-"""Runs side by side: the kept metrics are those of the table, pairing is by request, and what cannot be compared is refused."""
+"""Runs side by side: the kept metrics are those of the table, pairing is by request, and what cannot be compared is
+refused."""
 
 from __future__ import annotations
 

@@ -124,14 +124,22 @@ def clicks(tmp_path):
     from genrec.data.dataset import Dataset
     from genrec.data.prepare.pipeline import prepare
 
-    header = "user_id\tsession_id\ttimestamp\tstep\taction_type\treference\tplatform\tcity\tdevice\tcurrent_filters\timpressions\tprices"
-    row = lambda user, time, step, kind, item, shown="", prices="": (
-        f"{user}\ts{user}\t{time}\t{step}\t{kind}\t{item}\tX\tY\tZ\t\t{shown}\t{prices}"
-    )
+    columns = "user_id session_id timestamp step action_type reference platform city device current_filters"
+    header = "\t".join([*columns.split(), "impressions", "prices"])
+
+    def row(user, time, step, kind, item, shown="", prices=""):
+        return f"{user}\ts{user}\t{time}\t{step}\t{kind}\t{item}\tX\tY\tZ\t\t{shown}\t{prices}"
+
     click, look = "clickout item", "interaction item image"
     base = 1541000000
-    log = [row("u", base + 10, 1, look, 11), row("u", base + 20, 2, click, 11, "11|12|13", "50|40|60"), row("u", base + 30, 3, click, 12, "11|12|13", "50|40|60"),
-           row("w", base + 40, 1, look, 13), row("w", base + 50, 2, click, 12, "99|13|12", "10|20|40"), row("w", base + 60, 3, click, 11, "11|12", "5|6")]  # fmt: skip
+    log = [
+        row("u", base + 10, 1, look, 11),
+        row("u", base + 20, 2, click, 11, "11|12|13", "50|40|60"),
+        row("u", base + 30, 3, click, 12, "11|12|13", "50|40|60"),
+        row("w", base + 40, 1, look, 13),
+        row("w", base + 50, 2, click, 12, "99|13|12", "10|20|40"),
+        row("w", base + 60, 3, click, 11, "11|12", "5|6"),
+    ]
     (tmp_path / "trivago_x.tsv").write_text("\n".join([header, *log]) + "\n")
     overrides = [
         "data.reader=trivago",

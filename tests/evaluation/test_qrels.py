@@ -10,7 +10,8 @@ from genrec.evaluation.qrels import Qrels, qrels_metrics
 
 
 def test_binary_by_hand():
-    # topic 0: items 3 and 5 relevant, found at ranks 1 and 3 of 4; topic 1: items 2 and 9, only 2 found at rank 2; topic 2: nothing found
+    # topic 0: items 3 and 5 relevant, found at ranks 1 and 3 of 4; topic 1: items 2 and 9, only 2 found at rank 2;
+    # topic 2: nothing found
     ranked = np.array([[3, 1, 5, 0], [7, 2, -1, -1], [1, 0, 3, 4]])
     qrels = Qrels.build([0, 1, 0, 1, 2], [5, 2, 3, 9, 8])
     got = qrels_metrics(ranked, qrels, (2, 3))

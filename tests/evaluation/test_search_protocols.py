@@ -29,9 +29,15 @@ from genrec.retrieval.bm25 import BM25
 def shop(prepare_table):
     """Two people; topics of the test part: u0 asks "red" (two purchases) and "blue", u1 asks "red"."""
     rows = [
-        ("u0", "a", 1, "old", "train"), ("u0", "b", 2, None, "train"), ("u0", "c", 3, "mid", "valid"), ("u0", "d", 4, "red", "test"),
-        ("u0", "e", 5, "red", "test"), ("u0", "a", 6, "blue", "test"), ("u1", "b", 1, "red", "train"), ("u1", "c", 7, "red", "test"),
-    ]  # fmt: skip
+        ("u0", "a", 1, "old", "train"),
+        ("u0", "b", 2, None, "train"),
+        ("u0", "c", 3, "mid", "valid"),
+        ("u0", "d", 4, "red", "test"),
+        ("u0", "e", 5, "red", "test"),
+        ("u0", "a", 6, "blue", "test"),
+        ("u1", "b", 1, "red", "train"),
+        ("u1", "c", 7, "red", "test"),
+    ]
     names = ("user_id", "item_id", "timestamp", "query", "split")
     return prepare_table([dict(zip(names, row, strict=True)) for row in rows], None, "split.kind=given")
 
@@ -63,25 +69,44 @@ def click_log(shown: list[tuple], chain=("impression", "clickout")):
         shown, schema=["timestamp", "request_id", "position", "item", "action"], orient="row"
     ).with_columns(user=pl.lit(0))
     data = SimpleNamespace(
-        offsets=np.array([0, 4]), items=np.array([0, 1, 2, 3]), timestamps=np.array([10, 20, 30, 40]), actions=np.array([1, 1, 1, 1]),
-        queries=np.array([-1, -1, -1, -1]), split=np.array([0, 0, TEST, TEST]), actions_chain=list(chain), impressions=table,
-        impressions_all=table, n_items=20, n_users=1, query_texts=[], item_counts=lambda last: np.ones(20, int),
+        offsets=np.array([0, 4]),
+        items=np.array([0, 1, 2, 3]),
+        timestamps=np.array([10, 20, 30, 40]),
+        actions=np.array([1, 1, 1, 1]),
+        queries=np.array([-1, -1, -1, -1]),
+        split=np.array([0, 0, TEST, TEST]),
+        actions_chain=list(chain),
+        impressions=table,
+        impressions_all=table,
+        n_items=20,
+        n_users=1,
+        query_texts=[],
+        item_counts=lambda last: np.ones(20, int),
         event_users=np.zeros(4, np.int64),
-    )  # fmt: skip
+    )
     for name in ("requests_before", "requests_at", "user_of"):
         setattr(data, name, partial(getattr(Dataset, name), data))
     return data
 
 
 def test_session_search_lists_and_baselines():
-    shown = [(30, "r", 0, 5, "impression"), (30, "r", 1, 2, "clickout"), (30, "r", 3, 1, "impression"), (30, "other", 0, 7, "impression"),
-             (40, "s", 0, 9, "impression"), (10, "t", 0, 0, "clickout")]  # fmt: skip
+    shown = [
+        (30, "r", 0, 5, "impression"),
+        (30, "r", 1, 2, "clickout"),
+        (30, "r", 3, 1, "impression"),
+        (30, "other", 0, 7, "impression"),
+        (40, "s", 0, 9, "impression"),
+        (10, "t", 0, 0, "clickout"),
+    ]
     asked = session_search(click_log(shown))
     assert asked.candidates.tolist() == [[5, 2, 1]], "in the order shown; the click at 40 has no list of its own"
     assert (
         asked.requests.items.tolist() == [0, 1] and "1 of 2 click-outs" in asked.notes[0] and "75.0%" in asked.notes[0]
     )
-    score = lambda ranked: qrels_metrics(ranked, asked.qrels, (1,))["mrr"].tolist()
+
+    def score(ranked):
+        return qrels_metrics(ranked, asked.qrels, (1,))["mrr"].tolist()
+
     assert score(shown_order(asked.candidates)) == [1 / 2]
     recent = last_interacted(asked.requests, asked.candidates)
     assert recent.tolist() == [[0, 0, 1]] and shown_order(asked.candidates, recent).tolist() == [[1, 5, 2]]
@@ -164,10 +189,16 @@ def test_popularity_weight_is_chosen_on_validation(prepared_run):
 
 def test_text_relevance_by_hand():
     items = pl.DataFrame({"item_id": ["a", "b", "c", "d"]})
-    judgments = pl.DataFrame({
-        "query_id": ["1", "1", "1", "2", "2", "3"], "query": ["x", "x", "x", "y", "y", "z"], "item_id": ["a", "b", "gone", "c", "d", "a"],
-        "label": list("ESESII"), "gain": [1.0, 0.1, 1.0, 0.1, 0.0, 0.0], "split": [None] * 6,
-    })  # fmt: skip
+    judgments = pl.DataFrame(
+        {
+            "query_id": ["1", "1", "1", "2", "2", "3"],
+            "query": ["x", "x", "x", "y", "y", "z"],
+            "item_id": ["a", "b", "gone", "c", "d", "a"],
+            "label": list("ESESII"),
+            "gain": [1.0, 0.1, 1.0, 0.1, 0.0, 0.0],
+            "split": [None] * 6,
+        }
+    )
     scores = {"x": [1.0, 2.0, 9.0, 9.0], "y": [9.0, 9.0, 2.0, 1.0]}
     results, notes = text_relevance(items, judgments, {"one": lambda texts: np.array([scores[text] for text in texts])})
     wanted = (0.1 + 1 / np.log2(3)) / (1 + 0.1 / np.log2(3))

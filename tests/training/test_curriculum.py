@@ -172,8 +172,18 @@ def test_errors(prepare_table, synthetic_run, tmp_path):
 
 def test_without_same_time_no_request_sees_its_own_second(prepare_table, job):
     """One purchase written as several events, each with a query of its own, must not give its item away."""
-    rows = [("u", 1, "a", "x"), ("u", 1, "a", "y"), ("u", 2, "b", None), ("u", 2, "c", "z"), ("u", 2, "c", "x"), ("u", 3, "d", "y"),
-            ("w", 1, "b", "x"), ("w", 5, "a", None), ("w", 5, "a", "y"), ("w", 6, "e", "z")]  # fmt: skip
+    rows = [
+        ("u", 1, "a", "x"),
+        ("u", 1, "a", "y"),
+        ("u", 2, "b", None),
+        ("u", 2, "c", "z"),
+        ("u", 2, "c", "x"),
+        ("u", 3, "d", "y"),
+        ("w", 1, "b", "x"),
+        ("w", 5, "a", None),
+        ("w", 5, "a", "y"),
+        ("w", 6, "e", "z"),
+    ]
     names = ("user_id", "timestamp", "item_id", "query")
     data = prepare_table(
         [dict(zip(names, row, strict=True)) | {"split": "train"} for row in rows], None, "split.kind=given"
@@ -198,7 +208,8 @@ def test_without_same_time_no_request_sees_its_own_second(prepare_table, job):
 
 
 def test_items_own_texts_may_ask_for_an_item_nobody_had(job):
-    """While they do, a whole softmax runs over all items; then over those with a training event alone, by the ids of these."""
+    """While they do, a whole softmax runs over all items; then over those with a training event alone, by the ids of
+    these."""
     config, data, ids = copy.deepcopy(job[0]), *job[1:]
     config.training.negatives, config.training.align_epochs = 0, 1
     trained = torch.arange(0, data.n_items, 2)

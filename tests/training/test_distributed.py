@@ -57,8 +57,16 @@ def together(config, run, target, world: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    base = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test",
-            "TORCHELASTIC_RESTART_COUNT": 0, "GROUP_RANK": 0, "OMP_NUM_THREADS": 1}  # fmt: skip
+    base = {
+        "WORLD_SIZE": world,
+        "LOCAL_WORLD_SIZE": world,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "TORCHELASTIC_RUN_ID": "test",
+        "TORCHELASTIC_RESTART_COUNT": 0,
+        "GROUP_RANK": 0,
+        "OMP_NUM_THREADS": 1,
+    }
     command = [sys.executable, "-c", WORKER, str(run.folder), json.dumps(to_dict(config)), str(target)]
     logs = [target.parent / f"rank-{rank}.log" for rank in range(world)]
     ranks = []

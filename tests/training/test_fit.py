@@ -1,4 +1,5 @@
-"""Fitting: the same seed the same weights, a stopped run goes on as if nothing had happened, and nothing is fitted twice."""
+"""Fitting: the same seed the same weights, a stopped run goes on as if nothing had happened, and nothing is fitted
+twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A training step that makes the vectors of the items it names alone equals one that makes those of the whole catalogue."""
+"""A training step that makes the vectors of the items it names alone equals one that makes those of the whole
+catalogue."""
 
 from __future__ import annotations
 
@@ -31,12 +32,10 @@ def losses(config, run, batch, whole, monkeypatch):
     monkeypatch.setattr(TrainingModule, "current_epoch", 0)
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     if whole:
-        everything = lambda batch, candidates: (
-            batch,
-            module.network.choose_anchors(batch),
-            module.network.item_encoder(),
-            candidates.ids,
-        )
+
+        def everything(batch, candidates):
+            return batch, module.network.choose_anchors(batch), module.network.item_encoder(), candidates.ids
+
         monkeypatch.setattr(module, "item_vectors", everything)
     torch.manual_seed(6)
     loss = module.training_step(batch, 3)
