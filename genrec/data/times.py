@@ -180,6 +180,8 @@ def _text_seconds(text: pl.Series, formats: tuple[str, ...]) -> pl.Series:
     """Texts as seconds by the first format that fits; UTC where a text has no offset, null before the year 1900."""
     column = pl.col("text")
     clean = column.str.strip_chars().str.replace(r"(\d)T(\d)", "$1 $2").str.replace(r"(?i)\s*(?:Z|UTC|GMT)$", "+00:00")
+    # "Tue Apr 03 18:00:09 +0000 2012" has its offset before the year.
+    clean = clean.str.replace(r"^\w{3} (\w{3}) (\d\d?) ([\d:]+) ([+-]\d{4}) (\d{4})$", "$2 $1 $5 $3 $4")
     clean = clean.str.replace(r"(:\d\d),(\d+)", "$1.$2")
     clean = clean.str.replace(r"(:\d\d(?:\.\d+)?)\s*([+-]\d\d):?(\d\d)?(?:\s*\([^)]*\))?$", "$1$2:$3").str.replace(
         r"([+-]\d\d:)$", "${1}00"

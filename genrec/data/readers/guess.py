@@ -172,6 +172,8 @@ def _assign(table: Table) -> None:
                 break
     if table.header:
         _assign_by_content(table, taken)
+    else:
+        _assign_leftovers(table, taken)
     for role, names in ITEM_NAMES.items():
         free = [name for name in table.sample.columns if name not in {*taken} - {table.columns.get("item_id")}]
         ranked = [
@@ -195,6 +197,8 @@ def _fits(table: Table, role: str, name: str) -> bool:
         return float(missing.sum()) < 0.5 * len(column)
     if role == "timestamp":
         return _time_kind(column) is not None
+    if role == "action" and bare(name).endswith("id"):
+        return False
     if role == "action":
         return (
             column.dtype == pl.String
@@ -219,12 +223,41 @@ def _time_kind(column: pl.Series) -> str | None:
     return notation.kind if read.null_count() <= column.null_count() + 0.2 * len(column) else None
 
 
+def _assign_leftovers(table: Table, taken: set[str]) -> None:
+    """A time under an unknown name by what it holds, and a bare ``id`` as the item where each row has a user."""
+    if "timestamp" not in table.columns and "user_id" in table.columns:
+        times = [name for name in table.sample.columns if name not in taken and _is_clear_time(table.sample[name])]
+        if times:
+            table.columns["timestamp"] = times[0]
+            taken.add(times[0])
+    bare_id = next((name for name in table.sample.columns if bare(name) == "id" and name not in taken), None)
+    if "user_id" in table.columns and "item_id" not in table.columns and bare_id is not None:
+        table.columns["item_id"] = bare_id
+        taken.add(bare_id)
+
+
+def _is_fractional(column: pl.Series) -> bool:
+    """Whether a text column holds numbers with a fraction, which are no ids: coordinates, hours, amounts."""
+    texts = column.drop_nulls()
+    return int(texts.str.contains(r"^-?\d+\.\d+$").sum()) > 0.5 * len(texts)
+
+
+def _is_clear_time(column: pl.Series) -> bool:
+    """Whether a column holds dates, or numbers that are seconds (or parts of them) between 1995 and 2040."""
+    kind = _time_kind(column)
+    if kind in (None, "order", "excel"):
+        return False
+    if kind == "ambiguous":
+        return True
+    middle = recognise(column, "sample").seconds(column).median()
+    return isinstance(middle, float) and 788_918_400 < middle < 2_208_988_800
+
+
 def _assign_by_content(table: Table, taken: set[str]) -> None:
     """Roles of a file without column names: the time, the action, then user and item as the first columns of ids."""
     names = list(table.sample.columns)
-    kinds = {name: _time_kind(table.sample[name]) for name in names}
     for name in names:
-        if "timestamp" not in table.columns and kinds[name] not in (None, "order"):
+        if "timestamp" not in table.columns and _is_clear_time(table.sample[name]):
             table.columns["timestamp"] = name
             taken.add(name)
         elif "action" not in table.columns and table.sample[name].n_unique() <= 20:
@@ -233,6 +266,7 @@ def _assign_by_content(table: Table, taken: set[str]) -> None:
                 table.columns["action"] = name
                 taken.add(name)
     ids = [name for name in names if name not in taken and table.sample[name].null_count() < 0.5 * len(table.sample)]
+    ids = [name for name in ids if not _is_fractional(table.sample[name])]
     labelled = [name for name in ids if _is_labelled(table.sample[name])]
     if labelled:
         table.columns["item_id"] = labelled[0]
@@ -289,7 +323,8 @@ def _choose_events(tables: Sequence[Table], guess: Guess, base: Path) -> list[Ta
                 return [table]
     have = "; ".join(f"{table.files[0].name}: {', '.join(table.sample.columns)}"[:160] for table in tables[:3])
     raise UserError(
-        f"{guess.path}: no column can be told to be the user or the item ({have}); write a config with data.reader=table and "
+        f"{guess.path}: no column can be told to be the user or the item ({have}); "
+        "write a config with data.reader=table and "
         "data.options.columns"
     )
 
@@ -484,7 +519,9 @@ def _add_catalogue(guess: Guess, tables: Sequence[Table], events: Sequence[Table
         for table in rest
         if "item_id" in table.columns and ("user_id" not in table.columns) and _is_key(table, table.columns["item_id"])
     ]
-    items = items or [table for table in rest if table.items and _key_like(table, main)]
+    items = [table for table in items if table.items] or [
+        table for table in rest if table.items and _key_like(table, main)
+    ]
     if items:
         best = max(items, key=lambda table: len(table.items))
         guess.options["items"] = _pattern(best, base)

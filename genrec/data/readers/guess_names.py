@@ -6,37 +6,68 @@ import re
 
 # Role -> names without case and signs, the surest first.
 _EVENT_NAMES = {
-    "user_id": "userid user customerid customer uid visitorid visitor userpseudoid memberid member clientid client accountid account "
-    "buyerid buyer subscriberid profileid reviewerid personid fullvisitorid kundennummer kundenid kundennr kunde nutzer nutzerid "
-    "benutzer utilisateur cliente clienteid email emailaddress username cookieid deviceid anonymousid sessionid session usersession "
-    "visitid hashedemail userhash rater",
-    "item_id": "itemid item productid product sku articleid article stockcode asin isbn movieid movie videoid video trackid track songid "
-    "song businessid newsid bookid book aid contentid goodsid materialid offerid listingid hotelid poi poiid venueid recipeid appid "
-    "gameid showid podcastid documentid docid artikelnummer artikelnr artikelid artikel produktid produkt lineitemsku itemsku adid "
-    "merchandiseid wid noteid pid iid mid lineitemname producto articulo",
-    "timestamp": "timestamp time ts eventtimestamp eventtime datetime unixtimestamp unixreviewtime timems timestampms createdat "
-    "createdtime date eventdate orderdate purchasedate invoicedate transactiondate tdat reviewtime clicktime occurredat datum zeit "
-    "zeitpunkt zeitstempel bestelldatum kaufdatum datumuhrzeit fecha listenedat playedat logtime eventts servertime dt day when "
-    "timeadded ratedat position ordernumber seq sequence step",
-    "action": "action event eventtype eventname actiontype behavior behaviour behaviortype behaviourtype interaction interactiontype "
-    "activity activitytype aktion ereignis eventaction feedback type",
-    "query": "query searchquery searchterm searchkeyword keyword keywords searchstring searchtext searchphrase searchstringtokens "
-    "suchbegriff suchanfrage querytext term q",
-    "request_id": "requestid impressionid searchid pageviewid queryid",
-    "quantity": "quantity qty menge anzahl lineitemquantity units stueck stück itemquantity cantidad",
-    "position": "rank slot displayposition",
+    "user_id": """
+        userid user customerid customer uid visitorid visitor userpseudoid memberid member clientid client
+        accountid account buyerid buyer subscriberid profileid reviewerid personid fullvisitorid
+        kundennummer kundenid kundennr kunde nutzer nutzerid benutzer utilisateur cliente clienteid email
+        emailaddress username cookieid deviceid anonymousid sessionid session usersession visitid
+        hashedemail userhash rater
+    """,
+    "item_id": """
+        itemid item productid product sku articleid article stockcode asin isbn movieid movie videoid video
+        trackid track songid song businessid newsid bookid book aid contentid goodsid materialid offerid
+        listingid hotelid poi poiid venueid recipeid appid gameid showid podcastid documentid docid
+        artikelnummer artikelnr artikelid artikel produktid produkt lineitemsku itemsku adid merchandiseid
+        wid noteid pid iid mid lineitemname producto articulo
+    """,
+    "timestamp": """
+        timestamp time ts eventtimestamp eventtime datetime unixtimestamp unixreviewtime timems timestampms
+        createdat createdtime date eventdate orderdate purchasedate invoicedate transactiondate
+        transactiondt transactiontime tdat reviewtime clicktime occurredat datum zeit zeitpunkt zeitstempel
+        bestelldatum kaufdatum datumuhrzeit fecha listenedat playedat logtime eventts servertime dt day when
+        timeadded ratedat position ordernumber seq sequence step
+    """,
+    "action": """
+        action event eventtype eventname actiontype behavior behaviour behaviortype behaviourtype
+        interaction interactiontype activity activitytype aktion ereignis eventaction feedback type
+    """,
+    "query": """
+        query searchquery searchterm searchkeyword keyword keywords searchstring searchtext searchphrase
+        searchstringtokens suchbegriff suchanfrage querytext term q
+    """,
+    "request_id": """
+        requestid impressionid searchid pageviewid queryid
+    """,
+    "quantity": """
+        quantity qty menge anzahl lineitemquantity units stueck stück itemquantity cantidad
+    """,
+    "position": """
+        rank slot displayposition
+    """,
 }
 _ITEM_NAMES = {
-    "title": "lineitemname title itemtitle producttitle productname itemname prodname movietitle booktitle videotitle name titel bezeichnung "
-    "artikelbezeichnung produktname artikelname headline trackname songname caption productnametokens",
-    "text": "text description productdescription detaildesc itemdescription beschreibung abstract overview summary body content plot",
-    "brand": "brand brandname brandid manufacturer marke hersteller vendor lineitemvendor publisher bookauthor artist artistname seller "
-    "sellerid label author",
-    "category": "category categories categorycode categoryname productcategory itemcategory genres genre kategorie warengruppe "
-    "producttype producttypename productgroupname department departmentname aisle topic subcategory categoryid catid cat tags class "
-    "itemcategory2 googleproductcategory",
-    "price": "price itemprice unitprice saleprice listprice productprice preis einzelpreis verkaufspreis lineitemprice amount precio "
-    "pricelog2",
+    "title": """
+        lineitemname title itemtitle producttitle productname itemname prodname movietitle booktitle
+        videotitle name titel bezeichnung artikelbezeichnung produktname artikelname headline trackname
+        songname caption productnametokens
+    """,
+    "text": """
+        text description productdescription detaildesc itemdescription beschreibung abstract overview
+        summary body content plot
+    """,
+    "brand": """
+        brand brandname brandid manufacturer marke hersteller vendor lineitemvendor publisher bookauthor
+        artist artistname seller sellerid label author
+    """,
+    "category": """
+        category categories categorycode categoryname productcategory itemcategory genres genre kategorie
+        warengruppe producttype producttypename productgroupname department departmentname aisle topic
+        subcategory categoryid catid cat tags class itemcategory2 googleproductcategory
+    """,
+    "price": """
+        price itemprice unitprice salesprice saleprice itemcost listprice productprice preis einzelpreis
+        verkaufspreis lineitemprice precio pricelog2
+    """,
 }
 EVENT_NAMES = {role: tuple(names.split()) for role, names in _EVENT_NAMES.items()}
 ITEM_NAMES = {role: tuple(names.split()) for role, names in _ITEM_NAMES.items()}
@@ -55,16 +86,28 @@ USER_NAMES = (
 )
 
 # Action -> its stage in the chain.
-STAGES = {
-    "impression": 0, "impressions": 0, "exposure": 0, "shown": 0, "show": 0, "viewitemlist": 0,
-    "view": 1, "pv": 1, "pageview": 1, "productview": 1, "viewitem": 1, "detail": 1, "detailview": 1, "click": 1, "clicks": 1, "open": 1,
-    "read": 1, "watch": 1, "play": 1, "listen": 1, "visit": 1, "ansicht": 1, "klick": 1, "selectitem": 1, "viewcontent": 1,
-    "favorite": 2, "favourite": 2, "fav": 2, "like": 2, "collect": 2, "save": 2, "wishlist": 2, "addtowishlist": 2, "share": 2,
-    "addtofavourites": 2, "merken": 2,
-    "cart": 3, "carts": 3, "addtocart": 3, "add2cart": 3, "basket": 3, "warenkorb": 3, "checkout": 4, "begincheckout": 4,
-    "purchase": 5, "purchases": 5, "buy": 5, "buys": 5, "order": 5, "orders": 5, "transaction": 5, "conversion": 5, "kauf": 5,
-    "bestellung": 5, "sale": 5, "bought": 5,
-}  # fmt: skip
+_STAGE_WORDS = (
+    """
+        impression impressions exposure shown show viewitemlist
+    """,
+    """
+        view pv pageview productview viewitem detail detailview click clicks open read watch play listen
+        visit ansicht klick selectitem viewcontent
+    """,
+    """
+        favorite favourite fav like collect save wishlist addtowishlist share addtofavourites merken
+    """,
+    """
+        cart carts addtocart add2cart basket warenkorb
+    """,
+    """
+        checkout begincheckout
+    """,
+    """
+        purchase purchases buy buys order orders transaction conversion kauf bestellung sale bought
+    """,
+)
+STAGES = {word: stage for stage, words in enumerate(_STAGE_WORDS) for word in words.split()}
 
 
 def bare(name: str) -> str:

@@ -819,3 +819,73 @@ def test_layout_is_guessed(name: str, tmp_path: Path) -> None:
     log = join_parts(read_log(guess.reader, guess.path, guess.options))
     rows = log.events.select("user_id", "item_id", "timestamp").rows()
     assert sorted(rows) == sorted(LAYOUTS[name].events), guess
+
+
+GUESSED = {
+    "gowalla": (
+        "checkins.txt",
+        lines("0\t2010-10-19T23:55:27Z\t30.2359\t-97.7951\t22847", "1\t2010-10-17T23:42:03Z\t30.2557\t-97.7633\t22847"),
+        [("0", "22847", 1287532527), ("1", "22847", 1287358923)],
+    ),
+    "foursquare": (
+        "checkins.txt",
+        lines(
+            "470\t49bbd6\t4bf58d\tCraft\t40.719\t-74.002\t-240\tTue Apr 03 18:00:09 +0000 2012",
+            "979\t4a43c0\t4bf58d\tBridge\t40.606\t-74.044\t-240\tTue Apr 03 18:00:25 +0000 2012",
+        ),
+        [("470", "49bbd6", 1333476009), ("979", "4a43c0", 1333476025)],
+    ),
+    "ta-feng": (
+        "merged.csv",
+        lines(
+            '"TRANSACTION_DT","CUSTOMER_ID","PRODUCT_ID","SALES_PRICE"',
+            '"11/1/2000","01104905  ",4710199010372,30',
+            '"11/21/2000","00418683  ",4710857472535,46',
+        ),
+        [("01104905", "4710199010372", 973036800), ("00418683", "4710857472535", 974764800)],
+    ),
+    "steam": (
+        "steam-200k.csv",
+        lines(
+            '151603712,"Skyrim",purchase,1.0,0', '151603712,"Skyrim",play,273.0,0', '187131847,"Dota 2",purchase,1.0,0'
+        ),
+        [("151603712", "Skyrim", 1), ("151603712", "Skyrim", 2), ("187131847", "Dota 2", 3)],
+    ),
+    "adressa": (
+        "week.jsonl",
+        json_lines(
+            {"eventId": 1, "time": T, "userId": "cx:1", "id": "n1", "title": "News"},
+            {"eventId": 2, "time": T + 1, "userId": "cx:2", "id": "n2", "title": "More"},
+        ),
+        [("cx:1", "n1", T), ("cx:2", "n2", T + 1)],
+    ),
+    "nested-orders": (
+        "orders.json",
+        json.dumps(
+            [
+                {
+                    "id": 1,
+                    "customer": {"id": "c1"},
+                    "created_at": "2024-05-01T12:30:00Z",
+                    "line_items": [{"product_id": 7, "title": "Lamp"}, {"product_id": 8, "title": "Cup"}],
+                },
+                {
+                    "id": 2,
+                    "customer": {"id": "c2"},
+                    "created_at": "2024-05-02T12:30:00Z",
+                    "line_items": [{"product_id": 8, "title": "Cup"}],
+                },
+            ]
+        ),
+        [("c1", "7", T), ("c1", "8", T), ("c2", "8", T + DAY)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GUESSED)
+def test_further_layout_is_guessed(name: str, tmp_path: Path) -> None:
+    file, text, expected = GUESSED[name]
+    (tmp_path / file).write_text(text)
+    guess = guess_log(tmp_path / file)
+    log = join_parts(read_log(guess.reader, guess.path, guess.options))
+    assert sorted(log.events.select("user_id", "item_id", "timestamp").rows()) == sorted(expected), guess
