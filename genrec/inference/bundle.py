@@ -4,7 +4,7 @@ A bundle has the layout of a run folder (so the run's own code opens it) with on
 and besides
 
 * ``trie.safetensors``       the catalogue trie;
-* ``programs/``              ``torch.export`` programs of prefill and decode step (``genrec/inference/programs.py``);
+* ``programs/``              if asked for: ``torch.export`` programs (``genrec/inference/programs.py``);
 * ``card.json``, ``README.md`` the model card: data, split, metrics, licence;
 * ``manifest.json``          size and SHA-256 of every file, and a digest of itself.
 
@@ -123,7 +123,7 @@ def export(
     ``fitted_on``: ``train`` or ``train+valid``; by default the refit where there is one. ``users`` false leaves the
     people's histories out: histories then come with the requests or from the event store, and of the log only counts
     and the times of each item's events remain, without names. ``licence``: a line for the model card. ``programs``
-    false leaves the ``torch.export`` programs out (they take most of the time). Raises ``UserError`` for an untrained
+    adds ``torch.export`` programs for other runtimes, which takes minutes. Raises ``UserError`` for an untrained
     run, another fit, or an output that is something else than a bundle.
     """
     output = Path(output)
