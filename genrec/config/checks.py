@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
-from genrec.config.schema import Config, DecodingConfig, ModelConfig, TrainingConfig
+from genrec.config.schema import Config, ModelConfig, TrainingConfig
 from genrec.config.setting import check_values
 from genrec.errors import UserError
 
@@ -17,7 +17,6 @@ def validate(config: Config) -> None:
     _check_model(config.model)
     _check_ranking(config.model, config.training)
     _check_training(config)
-    _check_decoding(config.decoding)
     seconds_of(config.preference.since, "preference.since")
 
 
@@ -97,20 +96,4 @@ def _check_training(config: Config) -> None:
     if config.split.cold_share and training.refit:
         raise UserError(
             "split.cold_share: a refit learns from validation events, which hold cold items; set training.refit=false"
-        )
-
-
-def _check_decoding(decoding: DecodingConfig) -> None:
-    """Settings of the search that exclude each other."""
-    if decoding.search == "exact":
-        for key in ("level_beams", "per_first_code", "cuda_graph"):
-            if getattr(decoding, key):
-                raise UserError(f"decoding.{key}: belongs to decoding.search=beam; exact search has no use for it")
-        if decoding.exact_top > decoding.beam:
-            raise UserError(f"decoding.exact_top: {decoding.exact_top} is above decoding.beam = {decoding.beam}")
-    if decoding.int8 and decoding.cuda_graph:
-        raise UserError("decoding.int8: runs on the CPU and decoding.cuda_graph on a GPU; choose one")
-    if decoding.compile and (decoding.int8 or decoding.cuda_graph):
-        raise UserError(
-            "decoding.compile: compiles the plain float32 layers; leave decoding.int8 and decoding.cuda_graph off"
         )

@@ -244,18 +244,15 @@ class DecodingConfig:
     beam: int = setting(50, "Beam width.", ge=1)
     search: str = setting(
         "beam",
-        "Beam search with a certificate, or best-first search until the first `exact_top` items are proven.",
+        "Beam search with a certificate, or best-first search until the list is proven.",
         choices=("beam", "exact"),
     )
-    exact_top: int = setting(10, "Items that exact search proves.", ge=1)
-    level_beams: list[int] = setting([], "Beam width of each code level; empty: `beam` at every level.", ge=1)
-    per_first_code: int = setting(0, "Maximum beams with the same first code, for diversity; 0 is no limit.", ge=0)
-    int8: bool = setting(False, "Code decoder with int8 weights (CPU only).")
-    compile: bool = setting(False, "Compile the code decoder's layers with torch.compile.")
-    cuda_graph: bool = setting(False, "The whole beam search as one CUDA graph in bfloat16 (GPU only).")
+    cuda_graph: bool = setting(True, "On a GPU, beam search as one CUDA graph in bfloat16.")
     dense: int = setting(100, "Candidates from dense retrieval.", ge=1)
     index: str = setting(
-        "exact", "Dense search by an exact product, or by a FAISS index.", choices=("exact", "flat", "ivf", "hnsw")
+        "auto",
+        "Dense search by an exact product or a FAISS index; `auto` is exact up to 262,144 items, then IVF.",
+        choices=("auto", "exact", "ivf", "hnsw"),
     )
     cooccurrence: int = setting(100, "Candidates from co-occurrence.", ge=0)
     text: int = setting(50, "Candidates from BM25 for a search.", ge=0)

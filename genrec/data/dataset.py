@@ -46,6 +46,23 @@ class Requests:
         """The item histories alone."""
         return Histories(self.offsets, self.items)
 
+    @property
+    def request_texts(self) -> list[str]:
+        """The query text of each request, "" for none."""
+        return [self.query_texts[query] if query >= 0 else "" for query in self.request_queries.tolist()]
+
+    def with_used_texts(self) -> Requests:
+        """The same with a table of the query texts that these requests name."""
+        used = np.unique(np.concatenate([self.queries, self.request_queries]))
+        used = used[used >= 0]
+        if len(used) == len(self.query_texts):
+            return self
+        queries, request_queries = (
+            np.where(part >= 0, np.searchsorted(used, part), -1) for part in (self.queries, self.request_queries)
+        )
+        texts = [self.query_texts[query] for query in used.tolist()]
+        return replace(self, queries=queries, request_queries=request_queries, query_texts=texts)
+
     def reference_times(self, own: bool) -> np.ndarray:
         """Seconds up to which a model may look, (N,): the request's own time, or that of the history's last event.
 

@@ -1,4 +1,4 @@
-"""What may come out of a search, decided per request: masks and lists of items, pushed up the trie so that the ranking stays exact."""
+"""Which trie nodes a search may enter, per request: constraints on items, pushed up the trie so that the ranking stays exact."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import torch
 from torch import Tensor
 
 from genrec.catalogue.trie import CatalogueTrie
-from genrec.errors import UserError
+from genrec.retrieval.allowed import AllowedItems
 
 
 class Constraint(Protocol):
-    """Says which nodes still have something allowed below them."""
+    """Says which nodes have an allowed item below them."""
 
     def keep(self, nodes: Tensor) -> Tensor:
         """Bool (B, N) for nodes (B, N)."""
+        ...
 
     def select(self, requests: Tensor) -> Constraint:
         """The same for some of the requests."""
+        ...
 
 
 class NodeMask:
@@ -28,42 +30,56 @@ class NodeMask:
         self.mask = mask
 
     def keep(self, nodes: Tensor) -> Tensor:
+        """As ``Constraint.keep``."""
         return self.mask[nodes] if self.mask.ndim == 1 else self.mask.gather(1, nodes)
 
     def select(self, requests: Tensor) -> NodeMask:
+        """As ``Constraint.select``."""
         return self if self.mask.ndim == 1 else NodeMask(self.mask[requests])
 
 
-class Excluded:
-    """A subset for all requests less some items of each: nothing as long as the catalogue is made per request.
+class AllowedNodes:
+    """Nodes above allowed items, without anything as long as the catalogue per request.
 
-    ``items`` (B, H) are the item ids to leave out (blocked, already had), -1 for an empty lane, repeated ids allowed. ``allowed``
-    (n_items,) bool is the subset (a category, what is in stock); None allows all. A node stays while some allowed item below it is not
-    left out: the left-out ones below it are counted by two binary searches in the sorted list. Raises ``UserError`` for an id out of range.
+    ``paths`` (B, W x L) lists the nodes above items that each request names, in rising order, ``n_nodes`` behind them. With ``counts``
+    (n_nodes,), the items of a common mask below each node, the named items are excluded: a node stays while it has more items than excluded
+    ones. Without ``counts`` only the named items are allowed.
     """
 
-    def __init__(self, trie: CatalogueTrie, items: Tensor, allowed: Tensor | None = None):
-        if items.ndim != 2 or (items.numel() and (int(items.max()) >= trie.n_items or int(items.min()) < -1)):
-            raise UserError(
-                f"excluded items {tuple(items.shape)}: expected (batch, number) of ids from 0 to {trie.n_items - 1}, or -1"
-            )
-        self.counts = trie.node_item_count if allowed is None else trie.allowed_count(allowed)
-        ordered = items.to(trie.child_start.device).sort(dim=1).values
-        counted = ordered >= 0
-        counted[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
-        if allowed is not None:
-            counted &= allowed[ordered.clamp(min=0)]
-        paths = trie.item_path[ordered.clamp(min=0)].masked_fill(~counted[..., None], trie.n_nodes)
-        self.paths = (
-            paths.flatten(1).sort(dim=1).values
-        )  # (B, H x L) each left-out item is listed under every node above it
+    def __init__(self, paths: Tensor, counts: Tensor | None):
+        self.paths, self.counts = paths, counts
+
+    @classmethod
+    def of(
+        cls, trie: CatalogueTrie, allowed: AllowedItems, batch: int, counts: Tensor | None = None
+    ) -> AllowedNodes | None:
+        """The constraint of ``allowed`` for ``batch`` requests, None where it restricts nothing; ``counts`` (n_nodes,) of its mask, where known."""
+        if allowed.only is not None:
+            ids = allowed.candidates
+            return cls(_paths(trie, ids, ids >= 0), None)
+        if counts is None:
+            counts = trie.node_item_count if allowed.mask is None else trie.allowed_count(allowed.mask)
+        if allowed.excluded is None:
+            return None if allowed.mask is None else cls(counts.new_empty(batch, 0, dtype=trie.item_path.dtype), counts)
+        ids = allowed.excluded
+        counted = ids < trie.n_items
+        counted[:, 1:] &= ids[:, 1:] != ids[:, :-1]
+        if allowed.mask is not None:
+            counted &= allowed.mask[ids.clamp(max=trie.n_items - 1)]
+        return cls(_paths(trie, ids, counted), counts)
 
     def keep(self, nodes: Tensor) -> Tensor:
+        """As ``Constraint.keep``."""
         nodes = nodes.contiguous()
-        left = torch.searchsorted(self.paths, nodes, right=True) - torch.searchsorted(self.paths, nodes)
-        return left < self.counts[nodes]
+        named = torch.searchsorted(self.paths, nodes, right=True) - torch.searchsorted(self.paths, nodes)
+        return named > 0 if self.counts is None else named < self.counts[nodes]
 
-    def select(self, requests: Tensor) -> Excluded:
-        part = object.__new__(Excluded)
-        part.counts, part.paths = self.counts, self.paths[requests]
-        return part
+    def select(self, requests: Tensor) -> AllowedNodes:
+        """As ``Constraint.select``."""
+        return AllowedNodes(self.paths[requests], self.counts)
+
+
+def _paths(trie: CatalogueTrie, ids: Tensor, counted: Tensor) -> Tensor:
+    """The nodes above the ``counted`` (B, W) ones of ids (B, W), each item listed under every node above it: (B, W x L) rising."""
+    nodes = trie.item_path[ids.clamp(min=0, max=trie.n_items - 1)]
+    return nodes.masked_fill(~counted[..., None], trie.n_nodes).flatten(1).sort(dim=1).values

@@ -8,7 +8,6 @@ from torch import Tensor
 from genrec.catalogue.trie import CatalogueTrie
 from genrec.generation.beam import Scorer, SearchResult, as_constraint, expand_children, just_below, select
 from genrec.generation.constraints import Constraint
-from genrec.generation.index import SearchIndex
 from genrec.generation.scorers import CachedScorer
 from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.retrieval.top_k import sort_keys
@@ -17,7 +16,7 @@ ROOM = 1024  # prefixes that may wait before those that cannot matter are thrown
 NEAR = 1.4  # nats behind the fifth best first code: of these about as many are needed in the end as not (trained Beauty network)
 
 
-def leaf_scores(trie: CatalogueTrie | SearchIndex, scorer: Scorer, batch: int, chunk: int = 4096) -> Tensor:
+def leaf_scores(trie: CatalogueTrie, scorer: Scorer, batch: int, chunk: int = 4096) -> Tensor:
     """Log-probability of every leaf: (B, n_leaves) float32, each distinct open prefix run once, ``chunk`` rows at a time."""
     device = trie.child_start.device
     scores, slots = torch.zeros(batch, 1, device=device), None
@@ -41,7 +40,7 @@ def leaf_scores(trie: CatalogueTrie | SearchIndex, scorer: Scorer, batch: int, c
 
 
 def full_search(
-    trie: CatalogueTrie | SearchIndex,
+    trie: CatalogueTrie,
     scorer: Scorer,
     batch: int,
     width: int,
@@ -67,7 +66,7 @@ def exact_scores(
 
 
 def best_first(
-    trie: CatalogueTrie | SearchIndex, scorer: Scorer, batch: int, k: int, width: int, allowed: Tensor | Constraint | None = None,
+    trie: CatalogueTrie, scorer: Scorer, batch: int, k: int, width: int, allowed: Tensor | Constraint | None = None,
     rows: int | None = None, limit: int = 4096,
 ) -> SearchResult:  # fmt: skip
     """Expand the best prefixes, ``rows`` per request and round, until nothing left can enter the top ``k``.
@@ -79,7 +78,8 @@ def best_first(
     """
     rows = rows or (48 if batch == 1 else 24)
     state = _Frontier(trie, scorer, batch, max(width, k), as_constraint(allowed), k)
-    done, alive, spent = [], torch.arange(batch, device=state.scores.device), 1
+    done: list[tuple[Tensor, ...]] = []
+    alive, spent = torch.arange(batch, device=state.scores.device), 1
     while True:
         left = (state.scores >= state.threshold()).sum(1)
         most = int(left.max()) if spent < limit else 0
@@ -107,7 +107,7 @@ class _Frontier:
 
     def __init__(
         self,
-        trie: CatalogueTrie | SearchIndex,
+        trie: CatalogueTrie,
         scorer: Scorer,
         batch: int,
         width: int,
@@ -169,7 +169,7 @@ class _Frontier:
             is_open = leaf < 0
             every = torch.cat([self.found, scores.masked_fill(is_open, -torch.inf)], dim=1)
             leaves = torch.cat([self.leaves, leaf], dim=1)
-            choice, self.found, lost = select(every, leaves, self.found.shape[1], in_order=False)
+            choice, self.found, lost = select(every, leaves, self.found.shape[1])
             self.leaves, self.lost = leaves.gather(1, choice), torch.maximum(self.lost, lost)
             scores = scores.masked_fill(~is_open, -torch.inf)
         self.scores = torch.cat([self.scores, scores], dim=1)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,16 +31,6 @@ def finish_rows(layer: DecoderLayer, x: Tensor, mixed: Tensor, keys: Tensor, val
     return x + layer.down(F.gelu(layer.up(layer.feed_norm(x))))
 
 
-PLAIN = (project_rows, finish_rows)
-
-
-@cache
-def compiled() -> tuple[Callable, Callable]:
-    """The same two, compiled when they are first called, for rows of any number."""
-    project, finish = (torch.compile(part, dynamic=True) for part in PLAIN)
-    return project, finish
-
-
 class CachedScorer:
     """Every expanded prefix is one row of an append-only pool: its keys and values, its state, and the slots of its ancestors.
 
@@ -51,16 +38,9 @@ class CachedScorer:
     context's keys and values are shared by all of them.
     """
 
-    def __init__(
-        self,
-        decoder: CodeDecoder,
-        memory: Memory,
-        vectors: Tensor,
-        rows: int = 64,
-        parts: tuple[Callable, Callable] = PLAIN,
-    ):
+    def __init__(self, decoder: CodeDecoder, memory: Memory, vectors: Tensor, rows: int = 64):
+        """``rows``: room in the pool at first; it grows."""
         self.decoder, self.memory, self.vectors = decoder, memory, vectors
-        self.project, self.finish = parts
         batch, heads = len(memory.state), memory.keys[0].shape[1]
         width = vectors.shape[1]
         self.used = self.deepest = 0
@@ -105,7 +85,7 @@ class CachedScorer:
         """One layer on x (B, M, dim): each row attends to its own line of ancestors, then to the context all rows share."""
         batch, rows, dim = x.shape
         keys, values = self.pool[2 * index], self.pool[2 * index + 1]
-        q, k, v = self.project(layer, x).view(batch, rows, 3, layer.heads, -1).unbind(2)
+        q, k, v = project_rows(layer, x).view(batch, rows, 3, layer.heads, -1).unbind(2)
         keys[:, slot : slot + rows], values[:, slot : slot + rows] = k, v
         if reach.shape[2] == 1 and known is None:  # the root sees itself alone
             mixed = v
@@ -118,7 +98,7 @@ class CachedScorer:
             if known is not None:
                 weight = weight.masked_fill(~known[..., None], -torch.inf)
             mixed = (weight.softmax(2).to(v.dtype)[..., None] * v).sum(2)
-        return self.finish(
+        return finish_rows(
             layer,
             x,
             mixed.reshape(batch, rows, dim),

@@ -17,6 +17,11 @@ from genrec.model.batch import Batch, BatchImpressions
 from genrec.model.query_features import QueryFeatures
 from genrec.semantic_ids.user_ids import LONG
 
+# Inference batches have a multiple of so many events, so that a request's vectors do not depend on its batch: kernels of the CPU sum in
+# groups of columns, and another length groups the same numbers in another way (measured: equal to the last bit from 32 on).
+LENGTH_MULTIPLE = 32
+MIN_QUERIES = 4  # rows of an inference batch's query table, for the same reason
+
 
 class Collator:
     """Builds ``Batch`` from windows of a dataset (training) or from requests (inference).
@@ -177,14 +182,17 @@ class Collator:
             times[:, None],
             requests.request_queries[:, None].astype(np.int64),
             requests.targets[:, None].astype(np.int64),
+            LENGTH_MULTIPLE,
         )
         if self.model.summary_tokens:
             _add_older(batch, *_older(requests, requests.offsets, start))
         return batch
 
-    def _finish(self, source, start, lengths, positions, request_times, request_queries, targets) -> Batch:
-        """Pad the contexts and number the batch's queries."""
-        width = max(int(lengths.max(initial=0)), 1)
+    def _finish(
+        self, source, start, lengths, positions, request_times, request_queries, targets, multiple: int = 1
+    ) -> Batch:
+        """Pad the contexts, to a ``multiple`` of events, and number the batch's queries."""
+        width = -(-max(int(lengths.max(initial=0)), 1) // multiple) * multiple
         column = np.arange(width)
         live = column < lengths[:, None]
         event = np.where(live, start[:, None] + column, 0)
@@ -200,6 +208,10 @@ class Collator:
         if len(table) == 0 or table[0] != -1:
             table, local = np.concatenate([[-1], table]), local + 1
         text, words, offsets = self.features.take(table[1:])
+        if multiple > 1 and 0 < len(text) < MIN_QUERIES:
+            missing = MIN_QUERIES - len(text)
+            text = np.pad(text, ((0, missing), (0, 0)))
+            offsets = np.pad(offsets, (0, missing), constant_values=len(words))
         split, bucket = history_queries.size, self.model.time_bucket
         arrays = {
             "items": np.where(live, pick(source.items), 0).astype(np.int64),
@@ -256,13 +268,19 @@ def _columns(row: np.ndarray, n_rows: int) -> tuple[np.ndarray, int]:
     return column, max(int(counts.max(initial=0)), 1)
 
 
-def request_batches(requests: Requests, collator: Collator, size: int) -> Iterator[tuple[np.ndarray, Requests, Batch]]:
-    """Chunks of requests sorted by history length, for less padding: their indices, the chunk, its batch."""
+def request_batches(
+    requests: Requests, collator: Collator, size: int, min_rows: int = 1
+) -> Iterator[tuple[np.ndarray, Requests, Batch]]:
+    """Chunks of requests sorted by history length, for less padding: their indices, the chunk, its batch.
+
+    A batch of fewer than ``min_rows`` requests repeats them behind themselves.
+    """
     order = np.argsort(np.minimum(np.diff(requests.offsets), collator.model.max_length), kind="stable")
     for begin in range(0, len(order), size):
         rows = order[begin : begin + size]
         chunk = requests.take(rows)
-        yield rows, chunk, collator.requests(chunk)
+        padded = chunk.take(np.resize(np.arange(len(rows)), min_rows)) if len(rows) < min_rows else chunk
+        yield rows, chunk, collator.requests(padded)
 
 
 def impression_windows(impressions: ImpressionLog, windows: Windows, offsets: np.ndarray) -> np.ndarray:

@@ -30,6 +30,8 @@ class QueryFeatures:
 
         A query without known words, or without any letter, has a zero text vector and is still a query.
         """
+        if not len(texts):
+            return cls(np.zeros((0, encoder.dim), np.float32), np.zeros(0, np.int64), np.zeros(1, np.int64))
         texts = readable(texts)
         rows, tokens = hashed_tokens(texts)
         if isinstance(encoder, QueryCoder):

@@ -153,7 +153,7 @@ class Policy:
         ``hide_seen``: items of the history become -1 and -inf.
         """
         leaves, scores = generate(self.decoder, self.memory(inputs), self.vectors(), self.trie, width)
-        ids, scores = leaf_items(self.trie, leaves, scores, inputs.dense)
+        ids, scores = leaf_items(self.trie, leaves, scores, lambda some: inputs.dense.gather(1, some.clamp(min=0)))
         if hide_seen:
             seen = seen_mask(inputs.requests, self.trie.n_items).to(ids.device)
             scores = scores.masked_fill((ids < 0) | seen.gather(1, ids.clamp(min=0)), -torch.inf)

@@ -22,11 +22,13 @@ from genrec.data.histories import Histories
 from genrec.errors import UserError
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
 from genrec.retrieval.query_items import QueryItemCounts
+from genrec.retrieval.sources import SparseScores
 
 DECAY = 0.6  # weight of an event by its age in events, as in the co-occurrence model
 RECENT_EVENTS = 20  # events of a history that are compared with a candidate
 WINDOWS = (100, 20)  # popularity windows: this fraction of the log's time span
 _FLOOR = 1e-3  # added before the logarithm of sparse scores
+ROOM = 1 << 23  # numbers gathered at a time
 
 SOURCE_FEATURES = ("generated", "in_beam", "retrieved", "cooccurrence", "cooccurs", "transition", "transits", "text", "lexical", "matches_words",
                    "lexical_share", "asked", "was_asked")  # fmt: skip
@@ -84,6 +86,8 @@ def item_codes(values: pl.Series) -> np.ndarray:
 
 class CandidateFeatures:
     """Counts over the events of a fit, and the features they give a candidate."""
+
+    n_features = len(FEATURES)
 
     def __init__(
         self, cooccurrence: CooccurrenceTransition, facts: ItemFacts, keys: np.ndarray, origin: int, span: int, asked: QueryItemCounts | None = None
@@ -164,6 +168,19 @@ class CandidateFeatures:
         age = ((until[:, None] - self.origin) - self.first[items]) / 86400.0
         return [np.log1p(self.counts[items]), *windows, np.sign(age) * np.log1p(np.abs(age)), age < 0]
 
+    def fill(self, out: Tensor, first: int, items: np.ndarray, until: np.ndarray, histories: Histories) -> None:
+        """Write ``ITEM_FEATURES`` and ``HISTORY_FEATURES`` of candidates (B, K) into columns ``first`` and on of ``out`` (B, K, F).
+
+        A few requests at a time: what is gathered on the way, candidates by text dimensions, stays in blocks.
+        """
+        step = max(ROOM // max(items.shape[1] * max(self.facts.text.shape[1], RECENT_EVENTS), 1), 1)
+        for start in range(0, len(items), step):
+            rows = slice(start, start + step)
+            some, past = items[rows], histories.slice(start, start + step)
+            columns = [*self.item_features(some, until[rows]), *self.history_features(some, past)]
+            for column, values in enumerate(columns, first):
+                out[rows, :, column] = torch.from_numpy(np.asarray(values, np.float32)).to(out.device)
+
     def history_features(self, items: np.ndarray, histories: Histories) -> list[np.ndarray]:
         """``HISTORY_FEATURES`` of candidates (B, K)."""
         recent = _newest_first(histories, RECENT_EVENTS)
@@ -172,27 +189,38 @@ class CandidateFeatures:
         weight /= np.maximum(weight.sum(1, keepdims=True), 1e-9)
         facts = self.facts
         same = [_same(codes, recent, live, items) for codes in (facts.brand, facts.category, facts.path)]
-        shares = [part for match in same for part in ((match * weight[:, None, :]).sum(2), match[:, :, 0])]
-        text = facts.text[recent] * live[..., None]
-        profile, candidate = (text * weight[..., None]).sum(1), facts.text[items]
+        fractions = [part for match in same for part in ((match * weight[:, None, :]).sum(2), match[:, :, 0])]
+        text = facts.text[recent].astype(np.float32) * live[..., None]
+        profile, candidate = (text * weight[..., None]).sum(1), facts.text[items].astype(np.float32)
         again = (recent[:, None, :] == items[:, :, None]) & live[:, None, :]
         return [
-            *self._pair_features(items, histories), again.any(2), (again * weight[:, None, :]).sum(2), *shares,
-            *_price_features(facts.price, recent, live, weight, items), np.einsum("bd,bkd->bk", profile, candidate),
-            np.einsum("bd,bkd->bk", text[:, 0], candidate), np.repeat(np.log1p(histories.lengths)[:, None], items.shape[1], axis=1),
-        ]  # fmt: skip
+            *self._pair_features(items, histories),
+            again.any(2),
+            (again * weight[:, None, :]).sum(2),
+            *fractions,
+            *_price_features(facts.price, recent, live, weight, items),
+            np.einsum("bd,bkd->bk", profile, candidate),
+            np.einsum("bd,bkd->bk", text[:, 0], candidate),
+            np.repeat(np.log1p(histories.lengths)[:, None], items.shape[1], axis=1),
+        ]
 
     def _pair_features(self, items: np.ndarray, histories: Histories) -> list[np.ndarray]:
         """Co-occurrence with the last event and with all alike; transitions from the last event; forward and backward transitions of all."""
         n_items = len(self.facts.brand)
-        table, (forward, backward) = self.cooccurrence, self._moves
+        similar, following, (forward, backward) = self.cooccurrence.similar, self.cooccurrence.following, self._moves
         last, alike = histories.last_n(1).to_csr(n_items), histories.to_csr(n_items)
         decayed = histories.to_csr(n_items, weights=lambda ages: DECAY ** ages.astype(np.float64))
-        pick = lambda rows, matrix: np.take_along_axis((rows @ matrix).toarray(), items, 1)
+
+        def scores(rows: sp.csr_matrix, table: sp.csr_matrix) -> np.ndarray:
+            return SparseScores((rows @ table).tocsr()).at(items)
+
         return [
-            np.log(pick(last, table.similar) + _FLOOR), pick(last, table.following), pick(decayed, forward), pick(decayed, backward),
-            np.log(pick(alike, table.similar) + _FLOOR),
-        ]  # fmt: skip
+            np.log(scores(last, similar) + _FLOOR),
+            scores(last, following),
+            scores(decayed, forward),
+            scores(decayed, backward),
+            np.log(scores(alike, similar) + _FLOOR),
+        ]
 
     @cached_property
     def _moves(self) -> tuple[sp.csr_matrix, sp.csr_matrix]:
@@ -215,6 +243,13 @@ def log_scores(scores: Tensor) -> tuple[Tensor, Tensor]:
 def to_tensor(columns: list[np.ndarray], device: torch.device) -> Tensor:
     """(B, K) columns as one (B, K, F) float32 tensor."""
     return torch.from_numpy(np.stack([np.asarray(column, np.float32) for column in columns], axis=-1)).to(device)
+
+
+def log_rank(scores: Tensor, live: Tensor) -> Tensor:
+    """log(1 + how many live candidates of the row score higher): (B, K)."""
+    ordered = scores.masked_fill(~live, -torch.inf).sort(dim=1).values
+    above = scores.shape[1] - torch.searchsorted(ordered, scores.contiguous(), right=True)
+    return above.clamp(min=0).float().log1p()
 
 
 def _newest_first(histories: Histories, width: int) -> np.ndarray:

@@ -16,11 +16,13 @@ from genrec.model.collate import Collator, request_batches
 from genrec.model.query_features import QueryFeatures
 from genrec.ranking.candidates import MISSING, CandidateGenerator, Candidates
 from genrec.ranking.reranker import Reranker
-from genrec.retrieval.allowed import AllowedItems, id_rows
+from genrec.retrieval.allowed import id_rows
 from genrec.retrieval.dense import ExactIndex
 from genrec.text.encoder import TextEncoder
 
-SCORES = 1 << 25  # most numbers in one row set of a chunk: requests x items
+# The network runs on at least so many requests: with fewer rows, matrix products of the CPU sum in another order (measured: equal to the
+# last bit from 4 on), and a request's list would depend on its batch.
+MIN_ROWS = 4
 
 
 class Ranked(NamedTuple):
@@ -64,12 +66,10 @@ class Ranker:
         options: SearchOptions,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[np.ndarray, Requests, Candidates]]:
-        """Yield (indices, requests, candidates) chunk by chunk. A chunk has so few requests that its rows over the whole catalogue stay within ``SCORES`` numbers each."""
-        device, size = (
-            self.generator.items.device,
-            max(1, min(self.settings.batch_size, SCORES // len(self.generator.items))),
-        )
-        for rows, chunk, batch in request_batches(requests, self.collator(requests.query_texts), size):
+        """Yield (indices, requests, candidates) chunk by chunk."""
+        device, requests = self.generator.items.device, requests.with_used_texts()
+        collator = self.collator(requests.query_texts)
+        for rows, chunk, batch in request_batches(requests, collator, self.settings.batch_size, MIN_ROWS):
             mine = options.take(rows)
             if options.exclude_seen:
                 seen = id_rows(chunk.offsets, chunk.items)
@@ -98,8 +98,9 @@ class Ranker:
             for mode in options.modes:
                 ids, scores = self._order(mode, found, chunk, k)
                 if blank.any():
-                    popular = self._popular(k, options.allowed.take(rows[blank.numpy()]), int(blank.sum()))
-                    ids[blank], scores[blank] = popular
+                    allowed = options.allowed.take(rows[blank.numpy()])
+                    popular = self.generator.popular.first(int(blank.sum()), k, allowed)
+                    ids[blank], scores[blank] = (part.to(ids.device) for part in popular)
                 lists = result[mode]
                 lists.ids[rows], lists.scores[rows] = ids.cpu().numpy(), scores.cpu().numpy()
                 lists.n_proven[rows] = self._proven(mode, found, lists.ids[rows], blank.numpy())
@@ -108,23 +109,12 @@ class Ranker:
     def _proven(self, mode: str, found: Candidates, ids: np.ndarray, blank: np.ndarray) -> np.ndarray:
         """How many first items of lists (B, k) carry a certificate: all of an exact dense index, the certified ones of the search."""
         length = (ids != MISSING).sum(1)
-        if mode == "retrieve" and isinstance(self.generator.nearest, ExactIndex):
+        if mode == "retrieve" and isinstance(self.generator.dense.index, ExactIndex):
             return length
         certified = np.zeros_like(length)
         if mode == "generate" and found.proven is not None:
             certified = np.minimum(found.proven.cpu().numpy(), length)
         return np.where(blank, 0, certified)
-
-    def _popular(self, k: int, allowed: AllowedItems, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The most popular of what ``allowed`` leaves to n requests: ids and scores (n, k)."""
-        scores = self.generator.popularity.expand(n, -1)
-        hidden = allowed.hidden(n, scores.shape[1])
-        if hidden is not None:
-            scores = scores.masked_fill(hidden.to(scores.device), -torch.inf)
-        scores, ids = (part[:, :k] for part in scores.sort(dim=1, descending=True, stable=True))
-        pad = (0, k - ids.shape[1])
-        ids = torch.nn.functional.pad(ids.masked_fill(scores.isneginf(), MISSING), pad, value=MISSING)
-        return ids, torch.nn.functional.pad(scores, pad, value=-torch.inf)
 
     def _order(self, mode: str, found: Candidates, chunk: Requests, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         if mode == "generate":

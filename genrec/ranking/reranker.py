@@ -73,21 +73,22 @@ class Reranker:
 
     def scores(self, evidence: Tensor) -> Tensor:
         """evidence (..., len(FEATURES)) -> (...)."""
-        device = evidence.device
-        x = _standard(evidence, self.mean.to(device), self.scale.to(device))
-        scores = x @ self.weights.to(device)
-        if self.network is not None:
-            with torch.no_grad():
-                scores = scores + self.network.to(device)(x)[..., 0]
-        return scores
+        linear, together = self.contributions(evidence)
+        return linear.sum(-1) if together is None else linear.sum(-1) + together
 
     def contributions(self, evidence: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What makes up ``scores``: the linear part by feature (..., len(FEATURES)), and the network's part (...), None for the linear form."""
+        """What makes up ``scores``: the linear part by feature (..., len(FEATURES)), and the network's part (...), None for the linear form.
+
+        Sums over features and hidden units run in one order for each candidate: a score does not depend on the other rows.
+        """
         device = evidence.device
         x = _standard(evidence, self.mean.to(device), self.scale.to(device))
+        linear = x * self.weights.to(device)
+        if self.network is None:
+            return linear, None
+        network = self.network.to(device)
         with torch.no_grad():
-            together = None if self.network is None else self.network.to(device)(x)[..., 0]
-        return x * self.weights.to(device), together
+            return linear, (network[:-1](x) * network[-1].weight[0]).sum(-1)
 
     def rank(self, candidates: Candidates, k: int) -> tuple[Tensor, Tensor]:
         """The k best candidates: ids (B, k), -1 where empty, and scores; equal scores go to the lower item id."""

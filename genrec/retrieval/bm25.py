@@ -95,20 +95,22 @@ class BM25:
         return np.log1p((self.n_fitted - frequency + 0.5) / (frequency + 0.5)).astype(np.float32)
 
     def score(self, queries: Sequence[str]) -> np.ndarray:
-        """(B, n_items) float32: one sparse product for all queries. A query without known words scores 0 everywhere."""
+        """(B, n_items) float32. A query without known words scores 0 everywhere."""
+        return self.sparse_scores(queries).toarray()
+
+    def sparse_scores(self, queries: Sequence[str]) -> sp.csr_matrix:
+        """The same as a sparse matrix: one sparse product for all queries and each segment."""
         if not self.segments:
             raise UserError("BM25 has not been fitted; call fit(items) first")
         known = [[self.vocabulary[word] for word in words if word in self.vocabulary] for words in _tokens(queries)]
-        result = np.zeros((len(known), self.n_items), np.float32)
-        begin = 0
+        parts = []
         for segment in self.segments:
             rows = [[row for row in words if row < segment.shape[0]] for words in known]
             offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
             columns = np.concatenate([np.asarray(row, np.int64) for row in rows] or [np.zeros(0, np.int64)])
             asked = _sparse(np.ones(len(columns)), columns, offsets, (len(rows), segment.shape[0]))
-            result[:, begin : begin + segment.shape[1]] = (asked @ segment).toarray()
-            begin += segment.shape[1]
-        return result
+            parts.append((asked @ segment).tocsr())
+        return parts[0] if len(parts) == 1 else sp.hstack(parts, format="csr", dtype=np.float32)
 
     def save(self, path: Path) -> None:
         """Write an npz file that ``load`` reads: the items of the fit, without added ones."""

@@ -67,10 +67,15 @@ class CooccurrenceTransition:
 
     def score_parts(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
         """The co-occurrence and the transition part of the score, each (B, n_items) float32."""
+        similar, following = self.sparse_parts(histories)
+        return similar.toarray(), following.toarray()
+
+    def sparse_parts(self, histories: Histories) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+        """The same two parts as sparse matrices."""
         if self.similar is None or self.following is None:
             raise UserError("CooccurrenceTransition has not been fitted; call fit(train, n_items) first")
         weighted = histories.to_csr(self.similar.shape[0], weights=lambda ages: self.decay ** ages.astype(np.float64))
-        return (weighted @ self.similar).toarray(), (weighted @ self.following).toarray()
+        return (weighted @ self.similar).tocsr(), (weighted @ self.following).tocsr()
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything fitted, as plain arrays that ``from_state`` takes back."""

@@ -37,21 +37,22 @@ class QueryItemCounts:
         )
         return cls(keys, counts.tocsr())
 
-    def score(self, texts: Sequence[str], queries: np.ndarray) -> np.ndarray:
-        """Fraction of the events after each query that took each item: (N, n_items) float32.
+    def score(self, texts: Sequence[str]) -> np.ndarray:
+        """Each item's fraction of what was taken after the query: (N, n_items) float32; rows sum to 1, or to 0 for an unknown query."""
+        return self.sparse_scores(texts).toarray()
 
-        Rows add up to 1, or to 0 for an unknown query. ``queries`` (N,) index ``texts``, -1 for no query.
-        """
-        used, position = np.unique(np.asarray(queries, np.int64), return_inverse=True)
-        keys = text_keys([texts[query] for query in used[used >= 0]])
-        row = np.searchsorted(self.keys, keys)
-        found = self.keys[np.minimum(row, len(self.keys) - 1)] == keys if len(self.keys) else np.zeros(len(keys), bool)
-        rows = np.concatenate([np.full(int((used < 0).sum()), -1), np.where(found, row, -1)])[position]
-        result = np.zeros((len(rows), self.counts.shape[1]), np.float32)
-        known = np.flatnonzero(rows >= 0)
-        if len(known):
-            result[known] = self.counts[rows[known]].toarray() / self.totals[rows[known], None]
-        return result
+    def sparse_scores(self, texts: Sequence[str]) -> sp.csr_matrix:
+        """The same as a sparse matrix; an empty text is no query."""
+        keys = text_keys(texts)
+        row = np.minimum(np.searchsorted(self.keys, keys), max(len(self.keys) - 1, 0))
+        known = np.array([text != "" for text in texts], bool)
+        known &= self.keys[row] == keys if len(self.keys) else False
+        found = self.counts[row[known]]
+        lengths = np.zeros(len(texts), np.int64)
+        lengths[known] = np.diff(found.indptr)
+        data = found.data / np.repeat(self.totals[row[known]], np.diff(found.indptr))
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        return sp.csr_matrix((data, found.indices, offsets), shape=(len(texts), self.counts.shape[1]))
 
     def widen(self, n_items: int) -> QueryItemCounts:
         """The same for a longer catalogue."""

@@ -57,7 +57,7 @@ class Validation:
         if network.decoder is not None and nodes is not None:
             trie = network.catalogue.trie
             leaves, total = generate(network.decoder, network.decoder_memory(encoded), nodes, trie, BEAM)
-            ids, total = leaf_items(trie, leaves, total, scores)
+            ids, total = leaf_items(trie, leaves, total, lambda some: scores.gather(1, some.clamp(min=0)))
             hidden = (ids < 0) | scores.gather(1, ids.clamp(min=0)).isneginf()
             total = total.masked_fill(hidden, -torch.inf)
             match = (ids == targets) & total.isfinite()

@@ -22,12 +22,14 @@ import numpy as np
 import torch
 
 from genrec.config.schema import DecodingConfig
+from genrec.generation.constraints import AllowedNodes
 from genrec.generation.engine import Searcher
 from genrec.generation.exact import full_search
 from genrec.generation.scorers import CachedScorer
 from genrec.model.code_decoder import Memory
 from genrec.model.collate import request_batches
-from genrec.ranking.ranker import Ranker, seen_mask
+from genrec.ranking.ranker import Ranker
+from genrec.retrieval.allowed import AllowedItems, id_rows
 from genrec.runs.run import Run
 
 TOP = 10
@@ -41,23 +43,25 @@ class Bench:
         self.network, self.nodes, self.items = generator.network, generator.nodes, generator.items
         self.trie = self.network.catalogue.trie
         self.searchers = {
-            kind: Searcher(
-                self.network.decoder, self.nodes, self.trie, DecodingConfig(beam=beam, search=kind, exact_top=TOP)
-            )
+            kind: Searcher(self.network.decoder, self.nodes, self.trie, DecodingConfig(beam=beam, search=kind))
             for kind in kinds
         }
 
-    def search(self, kind: str, memory: Memory, allowed: torch.Tensor):
+    def search(self, kind: str, memory: Memory, allowed: AllowedItems):
         """What a search found, and its seconds."""
         started = time.process_time()
         found = self.searchers[kind].search(memory, allowed)
         return found, time.process_time() - started
 
-    def everything(self, memory: Memory, allowed: torch.Tensor) -> torch.Tensor:
+    def everything(self, memory: Memory, allowed: AllowedItems) -> torch.Tensor:
         """The first ten leaves by scoring all: (B, 10)."""
         rows = sum(self.trie.open_nodes)
         return full_search(
-            self.trie, CachedScorer(self.network.decoder, memory, self.nodes, rows), len(memory.state), TOP, allowed
+            self.trie,
+            CachedScorer(self.network.decoder, memory, self.nodes, rows),
+            len(memory.state),
+            TOP,
+            AllowedNodes.of(self.trie, allowed, len(memory.state)),
         ).leaves
 
     def compare(self, ranker: Ranker, requests, size: int, full: int) -> dict:
@@ -68,7 +72,7 @@ class Bench:
             request_batches(requests, ranker.collator(requests.query_texts), size)
         ):
             memory = self.network.decoder_memory(self.network.encode(batch, self.items))
-            allowed = self.trie.restrict(~seen_mask(chunk, len(self.items)))
+            allowed = AllowedItems(excluded=id_rows(chunk.offsets, chunk.items))
             found = {}
             for kind in sorted(self.searchers, reverse=bool(turn % 2)):
                 found[kind], seconds = self.search(kind, memory, allowed)
@@ -83,7 +87,7 @@ class Bench:
             for some in torch.arange(wanted).split(4):  # every leaf of a few requests at a time
                 if not len(some):
                     break
-                truth = self.everything(_take(memory, some), allowed[some])
+                truth = self.everything(_take(memory, some), allowed.take(some))
                 sums["scored in full"] += len(some)
                 for kind in found:
                     same = (found[kind].leaves[some, :TOP] == truth).all(1)

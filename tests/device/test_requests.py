@@ -17,7 +17,8 @@ from genrec.preference.policy import Policy
 from genrec.ranking.candidates import Candidates
 from genrec.ranking.features import FEATURES
 from genrec.ranking.reranker import Reranker
-from genrec.retrieval.dense import ExactIndex
+from genrec.retrieval.allowed import AllowedItems
+from genrec.retrieval.dense import DenseRetriever
 from genrec.training.fit import new_network
 
 REQUESTS, WIDTH = 6, 20
@@ -52,7 +53,7 @@ def test_generation(served, one_device):
         scorer = CachedScorer(network.decoder, memory, vectors, 1 + WIDTH * trie.depth)
         hidden = torch.zeros(REQUESTS, trie.n_items, dtype=torch.bool, device="meta")
         found = beam_search(trie, scorer, REQUESTS, WIDTH, trie.restrict(~hidden))
-        ids, scores = leaf_items(trie, found.leaves, found.scores, torch.zeros(REQUESTS, len(items), device="meta"))
+        ids, scores = leaf_items(trie, found.leaves, found.scores, lambda ids: torch.zeros(ids.shape, device="meta"))
     assert ids.device.type == scores.device.type == "meta" and len(found.leaves) == REQUESTS
 
 
@@ -63,8 +64,10 @@ def test_retrieval_and_ranking(served, one_device):
         items = network.item_encoder()
         encoded = network.encode(batch, items)
         vectors = network.retrieval_vectors(encoded.requests[:, 0])
-        hidden = torch.zeros(REQUESTS, len(items), dtype=torch.bool, device="meta")
-        ids, scores = ExactIndex(network.item_index(items)).search(vectors, 10, hidden)
+        mask = torch.ones(len(items), dtype=torch.bool, device="meta")
+        excluded = torch.zeros(REQUESTS, 3, dtype=torch.long, device="meta")
+        dense = DenseRetriever(network.item_index(items), lambda requests: requests.vectors, "exact")
+        ids, scores = dense.search(vectors, 10, AllowedItems(mask, excluded))
         assert ids.shape == scores.shape == (REQUESTS, 10)
         if network.ranking is not None:
             row = torch.arange(REQUESTS, device="meta")

@@ -8,10 +8,11 @@ import torch
 from genrec.catalogue.trie import build_trie
 from genrec.errors import UserError
 from genrec.generation.beam import beam_search, leaf_items
-from genrec.generation.constraints import Excluded
+from genrec.generation.constraints import AllowedNodes
 from genrec.generation.scorers import CachedScorer, UncachedScorer, generate
 from genrec.model.code_decoder import CodeDecoder
 from genrec.objectives.generation import path_log_probabilities
+from genrec.retrieval.allowed import EMPTY, AllowedItems
 
 VOCAB, ITEMS, DIM, BATCH = (6, 5, 4), 90, 16, 5
 
@@ -162,34 +163,29 @@ def test_one_width_per_level(parts, trie):
             beam(parts, trie, widths)
 
 
-@pytest.mark.parametrize("most", [1, 2, 5])
-def test_at_most_so_many_beams_share_a_first_code(parts, trie, most):
-    found = beam(parts, trie, 8, per_first=most)
-    exact = per_leaf(trie, exact_scores(*parts, trie))
-    first = trie.item_path[trie.leaf_items[trie.leaf_item_offsets[:-1]], 0]
-    for row in range(BATCH):
-        leaves = found.leaves[row][found.leaves[row] >= 0] - trie.level_bounds[trie.depth]
-        assert len(leaves) == min(8, most * 6) and first[leaves].unique(return_counts=True)[1].max() <= most
-        torch.testing.assert_close(exact[row, leaves], found.scores[row, : len(leaves)], rtol=0, atol=1e-5)
-
-
-def test_items_left_out_per_request_equal_a_mask(parts, trie):
+def test_items_excluded_per_request_equal_a_mask(parts, trie):
     generator = torch.Generator().manual_seed(4)
-    items = torch.randint(-1, ITEMS, (BATCH, 40), generator=generator)  # repeated ids and empty lanes among them
+    items = torch.randint(-1, ITEMS, (BATCH, 40), generator=generator)  # with repeated ids and padding
     items[0] = -1
     items[1, :3] = torch.tensor([0, 1, 2])  # three of the four items of a leaf
+    rows = items.masked_fill(items < 0, EMPTY).sort(dim=1).values
     stock = torch.rand(ITEMS, generator=generator) < 0.7
-    for allowed in (None, stock):
-        keep = torch.ones(BATCH, ITEMS, dtype=torch.bool) if allowed is None else allowed.expand(BATCH, -1).clone()
-        for row in range(BATCH):
-            keep[row, items[row][items[row] >= 0]] = False
-        sparse, dense = Excluded(trie, items, allowed), trie.restrict(keep)
+    only = torch.randint(0, ITEMS, (BATCH, 30), generator=generator).sort(dim=1).values
+    for allowed in (
+        AllowedItems(excluded=rows),
+        AllowedItems(stock, rows),
+        AllowedItems(stock),
+        AllowedItems(only=only),
+        AllowedItems(stock, rows, only),
+    ):
+        hidden = allowed.hidden(BATCH, ITEMS)
+        sparse, dense = AllowedNodes.of(trie, allowed, BATCH), trie.restrict(~hidden)
         nodes = torch.arange(trie.n_nodes).expand(BATCH, -1)
+        assert torch.equal(allowed.keep(torch.arange(ITEMS).expand(BATCH, -1)), ~hidden)
         assert torch.equal(sparse.keep(nodes)[:, 1:], dense[:, 1:])
         assert torch.equal(sparse.select(torch.tensor([2])).keep(nodes[:1])[:, 1:], dense[2:3, 1:])
         assert torch.equal(beam(parts, trie, 20, allowed=sparse).leaves, beam(parts, trie, 20, allowed=dense).leaves)
-    with pytest.raises(UserError, match="excluded"):
-        Excluded(trie, torch.tensor([[ITEMS]]))
+    assert AllowedNodes.of(trie, AllowedItems(), BATCH) is None
 
 
 @pytest.mark.parametrize("per_request", [False, True])
@@ -241,7 +237,9 @@ def test_ties_go_to_the_lower_node(width):
 def test_shared_leaves_split_their_mass(parts, trie, scored):
     leaves, total = generate(*parts, trie, trie.n_leaves)
     guide = torch.randn(BATCH, ITEMS, generator=torch.Generator().manual_seed(2)) if scored else None
-    ids, scores = leaf_items(trie, leaves, total, guide)
+    ids, scores = leaf_items(
+        trie, leaves, total, None if guide is None else lambda some: guide.gather(1, some.clamp(min=0))
+    )
     assert torch.equal(scores.isneginf(), ids < 0)
     largest = ids.shape[1] // leaves.shape[1]
     torch.testing.assert_close(scores.view(BATCH, -1, largest).logsumexp(-1), total, rtol=0, atol=1e-5)

@@ -8,13 +8,13 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from genrec.catalogue.trie import build_trie
-from genrec.generation.beam import beam_search, leaf_items
-from genrec.generation.constraints import Excluded
+from genrec.generation.beam import beam_search
+from genrec.generation.constraints import AllowedNodes
 from genrec.generation.exact import best_first, exact_scores, full_search, leaf_scores
-from genrec.generation.index import SearchIndex
 from genrec.generation.scorers import CachedScorer, UncachedScorer
 from genrec.model.code_decoder import CodeDecoder
 from genrec.objectives.generation import path_log_probabilities
+from genrec.retrieval.allowed import EMPTY, AllowedItems
 
 DIM = 8
 
@@ -65,7 +65,8 @@ def test_every_search_keeps_its_word(world, width, k, rows, constrained):
     constraint = None
     if constrained:
         left_out = torch.randint(-1, world["items"], (batch, world["items"] // 2 + 1))
-        constraint = Excluded(trie, left_out)
+        excluded = left_out.masked_fill(left_out < 0, EMPTY).sort(dim=1).values
+        constraint = AllowedNodes.of(trie, AllowedItems(excluded=excluded), batch)
         keep = torch.ones(batch, world["items"], dtype=torch.bool)
         for row in range(batch):
             keep[row, left_out[row][left_out[row] >= 0]] = False
@@ -76,20 +77,6 @@ def test_every_search_keeps_its_word(world, width, k, rows, constrained):
         "full": full_search(trie, CachedScorer(*parts, 1), batch, width, constraint),
         "best-first": best_first(trie, CachedScorer(*parts, 1), batch, k, width, constraint, rows=rows),
     }
-    index = SearchIndex.from_trie(trie)
-    for name, small in {
-        "beam": beam_search(index, CachedScorer(*parts), batch, width, constraint),
-        "static": beam_search(index, CachedScorer(*parts), batch, width, constraint, static=True),
-        "full": full_search(index, CachedScorer(*parts, 1), batch, width, constraint),
-        "best-first": best_first(index, CachedScorer(*parts, 1), batch, k, width, constraint, rows=rows),
-    }.items():
-        assert torch.equal(small.leaves, searches[name].leaves) and torch.equal(small.scores, searches[name].scores), (
-            name
-        )
-        for one, other in zip(
-            leaf_items(index, small.leaves, small.scores), leaf_items(trie, small.leaves, small.scores), strict=True
-        ):
-            assert torch.equal(one, other)
     for name, found in searches.items():
         for row in range(batch):
             live = found.leaves[row] >= 0
@@ -150,15 +137,3 @@ def test_a_search_stopped_early_says_so(limit):
         missing = exact[row].clone()
         missing[found.leaves[row][found.leaves[row] >= 0] - trie.level_bounds[trie.depth]] = -torch.inf
         assert missing.max() <= found.bound[row] + 1e-5
-
-
-def test_the_search_index_is_small():
-    codes = torch.cartesian_prod(torch.arange(20), torch.arange(20), torch.arange(5))
-    trie = build_trie(codes, (20, 20, 5))
-    index = SearchIndex.from_trie(trie)
-    assert index.nbytes == 4 * (1 + 20 + 400 + 1) + 4 * 2000 + 4  # nothing is shared: one zero
-    assert (index.depth, index.n_nodes, index.n_items) == (trie.depth, trie.n_nodes, trie.n_items)
-    assert torch.equal(index.single_leaf(torch.arange(trie.n_nodes)).int(), trie.only_leaf)
-    for level in range(trie.depth + 1):
-        nodes = torch.arange(*trie.level_bounds[level : level + 2])
-        assert torch.equal(index.single_leaf(nodes, level).int(), trie.only_leaf[nodes])

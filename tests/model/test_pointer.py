@@ -111,9 +111,7 @@ def test_training_and_every_search_agree(pointing, asked):
         found = best_first(trie, CachedScorer(decoder, memory, vectors), 8, 10, 10)
         torch.testing.assert_close(found.scores, best, **CLOSE)
         assert found.exact(10).all()
-        found = Searcher(
-            decoder, vectors, trie, DecodingConfig(beam=10, level_beams=[4, 6, 8, 10, 10][: trie.depth])
-        ).search(memory)
+        found = Searcher(decoder, vectors, trie, DecodingConfig(beam=10)).search(memory)
         for row in range(8):
             for rank in range(int(found.proven[row].clamp(max=10))):
                 assert found.scores[row, rank] == pytest.approx(float(best[row, rank]), abs=1e-5)

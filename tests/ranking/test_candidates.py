@@ -17,6 +17,9 @@ from genrec.ranking.features import FEATURES, CandidateFeatures
 from genrec.ranking.ranker import Ranker, seen_mask
 from genrec.retrieval.allowed import AllowedItems, id_rows
 from genrec.retrieval.bm25 import BM25
+from genrec.retrieval.dense import dense_index
+from genrec.retrieval.protocol import RetrievalRequests
+from genrec.retrieval.sources import LastItemNeighbours
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +51,8 @@ def test_candidates_are_distinct_allowed_and_rightly_scored(prepared_run, networ
     similar, following = made.evidence.cooccurrence.score_parts(requests.histories)
     with torch.inference_mode():
         encoded = network.encode(batch)
-        dense = (network.retrieval_vectors(encoded.requests[:, 0]) @ network.item_index(encoded.items).T).log_softmax(
-            -1
-        )
+        dense = network.retrieval_vectors(encoded.requests[:, 0]) @ network.item_index(encoded.items).T
+        dense -= dense.masked_fill(exclude, -torch.inf).topk(6).values.logsumexp(1, keepdim=True)  # over the dense top
     words = made.lexical.score([requests.query_texts[query] for query in requests.request_queries])
     column = {name: found.evidence[..., place] for place, name in enumerate(FEATURES)}
     for row, ids in enumerate(found.ids.tolist()):
@@ -82,7 +84,8 @@ def test_an_item_that_is_certain_is_still_proposed(prepared_run, network, asked,
     """Its log-probability is exactly 0, which must not read as "nothing there"."""
     requests, batch = asked
     made = generator(prepared_run, network, dense=3, cooccurrence=0)
-    made.nodes, made.index = None, made.index * 1000
+    made.searcher, made.dense.vectors = None, made.index * 1000
+    made.dense.index = dense_index("exact", made.dense.vectors)
     found = made.propose(
         replace(batch, request_queries=batch.request_queries * 0),
         replace(requests, request_queries=requests.request_queries * 0 - 1),
@@ -107,11 +110,11 @@ def test_a_list_does_not_depend_on_what_else_is_computed(prepared_run, network, 
         )
     ranker = Ranker(made, prepared_run.config.model, prepared_run.ids.encoder, made.settings)
     together = ranker.rank(requests, SearchOptions(modes=ranker.modes))
-    monkeypatch.setattr("genrec.ranking.ranker.SCORES", 1)
+    ranker.settings = replace(made.settings, batch_size=1)
     for mode in ranker.modes:
         ids, scores, _ = ranker.rank(requests, SearchOptions(modes=(mode,), beam=5, dense=10))[mode]
         assert np.array_equal(ids, together[mode][0]) and (ids[:, 0] >= 0).all()
-        np.testing.assert_allclose(scores, together[mode][1], atol=1e-4)
+        np.testing.assert_allclose(scores, together[mode][1], rtol=0, atol=2e-6)
 
 
 def test_what_reads_like_the_last_event_is_proposed_where_nothing_is_asked(prepared_run, network, asked):
@@ -139,4 +142,5 @@ def test_what_reads_like_the_last_event_is_proposed_where_nothing_is_asked(prepa
     found = [made.propose(search_batch, searches, SearchOptions(k=2)).ids for made in (without, having)]
     assert torch.equal(*found)
     new = replace(requests, offsets=np.zeros_like(requests.offsets))
-    assert having._beside_last(new) is None
+    asks = RetrievalRequests(new, torch.zeros(12, 16), torch.zeros(12, text.shape[1]))
+    assert (LastItemNeighbours(having.text).top(asks, 4, AllowedItems())[0] == MISSING).all()

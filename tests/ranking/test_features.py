@@ -102,8 +102,8 @@ def test_later_events_and_heldout_events_change_nothing(prepared_run, evidence, 
     until = requests.reference_times(False)
     for one, two in zip(evidence.item_features(items, until), changed.item_features(items, until), strict=True):
         assert np.array_equal(one, two)
-    everything = data.query_texts, np.arange(len(data.query_texts))
-    assert np.array_equal(evidence.asked.score(*everything), changed.asked.score(*everything))
+    texts = data.query_texts
+    assert np.array_equal(evidence.asked.score(texts), changed.asked.score(texts))
     full = CandidateFeatures.build(data, prepared_run.ids.catalogue.text.numpy(), TEST)
     assert not np.array_equal(full.counts, evidence.counts)  # the perturbation would be seen
 

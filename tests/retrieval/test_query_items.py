@@ -20,11 +20,10 @@ def test_shares_equal_a_slow_count_of_training_searches(prepared_run):
         for query, item, split in zip(data.queries, data.items, data.split, strict=True):
             if query >= 0 and split <= last:
                 slow.setdefault(data.query_texts[query].lower(), Counter())[int(item)] += 1
-        queries = np.arange(-1, len(data.query_texts))
-        shares = table.score(data.query_texts, queries)
+        shares = table.score(["", *data.query_texts])
         assert not shares[0].any()
-        for query, row in zip(queries[1:], shares[1:], strict=True):
-            counts = slow.get(data.query_texts[query].lower(), Counter())
+        for text, row in zip(data.query_texts, shares[1:], strict=True):
+            counts = slow.get(text.lower(), Counter())
             wanted = np.zeros(data.n_items)
             for item, count in counts.items():
                 wanted[item] = count / counts.total()
@@ -35,10 +34,9 @@ def test_state_and_longer_catalogue(prepared_run):
     data = prepared_run.dataset
     table = QueryItemCounts.build(data, TRAIN)
     again = QueryItemCounts.from_state(table.state(), data.n_items)
-    ids = np.arange(len(data.query_texts))
-    assert np.array_equal(again.score(data.query_texts, ids), table.score(data.query_texts, ids))
-    wide = table.widen(data.n_items + 3).score(data.query_texts, ids)
-    assert np.array_equal(wide[:, :-3], table.score(data.query_texts, ids)) and not wide[:, -3:].any()
+    assert np.array_equal(again.score(data.query_texts), table.score(data.query_texts))
+    wide = table.widen(data.n_items + 3).score(data.query_texts)
+    assert np.array_equal(wide[:, :-3], table.score(data.query_texts)) and not wide[:, -3:].any()
 
 
 def test_texts_are_compared_as_people_mean_them():
@@ -50,7 +48,7 @@ def test_a_known_query_reaches_the_ranking(trained_run):
     ranker, data = trained_run.ranker("train"), trained_run.dataset
     requests = data.requests("test", "logged")
     place = FEATURES.index("asked"), FEATURES.index("was_asked")
-    shares = QueryItemCounts.build(data, TRAIN).score(requests.query_texts, requests.request_queries)
+    shares = QueryItemCounts.build(data, TRAIN).score(requests.request_texts)
     assert shares.any()
     for rows, _, found in ranker.candidates(requests, SearchOptions(exclude_seen=False)):
         own = np.take_along_axis(shares[rows], np.maximum(found.ids.numpy(), 0), 1)

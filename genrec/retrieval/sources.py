@@ -1,0 +1,174 @@
+"""Retrievers over counts and words: each scores few items of the catalogue per request, as rows of a sparse matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from genrec.retrieval.allowed import EMPTY, AllowedItems, contains
+from genrec.retrieval.bm25 import BM25
+from genrec.retrieval.cooccurrence import CooccurrenceTransition
+from genrec.retrieval.dense import DenseRetriever, dot_products
+from genrec.retrieval.protocol import RetrievalRequests
+from genrec.retrieval.query_items import QueryItemCounts
+from genrec.retrieval.top_k import best
+
+NEARLY = 0.8  # of a query's best BM25 score: nearly as good a match
+ROOM = 1 << 22  # entries of a padded block of sparse rows
+
+
+class SparseScores:
+    """Positive scores of B requests as a CSR matrix (B, n_items); every other item scores 0."""
+
+    def __init__(self, matrix: sp.csr_matrix):
+        matrix.sort_indices()
+        self.matrix, self.width = matrix, matrix.shape[1]
+
+    def at(self, ids: np.ndarray) -> np.ndarray:
+        """Scores (B, K) float32 of item ids (B, K)."""
+        matrix, offset = self.matrix, np.int64(self.width)
+        if not matrix.nnz:
+            return np.zeros(ids.shape, np.float32)
+        rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+        keys = rows * offset + matrix.indices
+        wanted = np.arange(len(ids))[:, None] * offset + ids
+        index = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        return np.where(keys[index] == wanted, matrix.data[index], np.float32(0))
+
+    def top(self, k: int, allowed: AllowedItems) -> tuple[Tensor, Tensor]:
+        """The best allowed items with a positive score: ids and scores (B, k), -1 and -inf where there are fewer."""
+        ids = torch.full((self.matrix.shape[0], k), -1)
+        scores = torch.full(ids.shape, -torch.inf)
+        lengths = np.diff(self.matrix.indptr)
+        step = max(ROOM // max(int(lengths.max(initial=0)), 1), 1)
+        for start in range(0, len(lengths), step):
+            rows = slice(start, min(start + step, len(lengths)))
+            padded, values = self._padded(rows)
+            kept = allowed.take(torch.arange(rows.start, rows.stop)).keep(padded) & (values > 0)
+            ids[rows], scores[rows] = best(padded, values.masked_fill(~kept, -torch.inf), k)
+        return ids, scores
+
+    def _padded(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Ids and scores of some rows side by side, -1 and 0 behind them."""
+        part = self.matrix[rows]
+        lengths = np.diff(part.indptr)
+        filled = np.arange(int(lengths.max(initial=0))) < lengths[:, None]
+        ids, values = np.full(filled.shape, -1, np.int64), np.zeros(filled.shape, np.float32)
+        ids[filled], values[filled] = part.indices, part.data
+        return torch.from_numpy(ids), torch.from_numpy(values)
+
+    def maxima(self) -> np.ndarray:
+        """The best score of each request, 0 without any: (B,)."""
+        if not self.matrix.nnz:
+            return np.zeros(self.matrix.shape[0], np.float32)
+        return np.asarray(self.matrix.max(axis=1).todense()).ravel()
+
+
+class SparseRetriever:
+    """A retriever whose scores are the rows of a sparse matrix, zero for most items."""
+
+    def scores(self, requests: RetrievalRequests) -> SparseScores:
+        """Scores of every item that has one."""
+        raise NotImplementedError
+
+    def top(self, requests: RetrievalRequests, k: int, allowed: AllowedItems) -> tuple[Tensor, Tensor]:
+        """As ``Retriever.top``; items without a score are not proposed."""
+        return self.scores(requests).top(k, allowed)
+
+    def score(self, requests: RetrievalRequests, ids: Tensor) -> Tensor:
+        """As ``Retriever.score``; on the CPU."""
+        return torch.from_numpy(self.scores(requests).at(ids.cpu().numpy()))
+
+
+class CooccurrenceRetriever(SparseRetriever):
+    """Items that go with the history: co-occurrence plus transitions."""
+
+    def __init__(self, table: CooccurrenceTransition):
+        self.table = table
+
+    def parts(self, requests: RetrievalRequests) -> tuple[SparseScores, SparseScores]:
+        """Co-occurrence and transition scores apart."""
+        return requests.once(
+            "cooccurrence", lambda: tuple(map(SparseScores, self.table.sparse_parts(requests.requests.histories)))
+        )
+
+    def scores(self, requests: RetrievalRequests) -> SparseScores:
+        """As ``SparseRetriever.scores``."""
+        similar, following = self.parts(requests)
+        return requests.once("together", lambda: SparseScores((similar.matrix + following.matrix).tocsr()))
+
+
+class WordRetriever(SparseRetriever):
+    """Items that share words with the query, by BM25."""
+
+    def __init__(self, lexical: BM25):
+        self.lexical = lexical
+
+    def scores(self, requests: RetrievalRequests) -> SparseScores:
+        """As ``SparseRetriever.scores``."""
+        return requests.once("words", lambda: SparseScores(self.lexical.sparse_scores(requests.requests.request_texts)))
+
+
+class PopularMatchRetriever(SparseRetriever):
+    """Popularity of the items whose words match the query nearly as well as the best one's.
+
+    Hundreds may match a category's name equally well, and then what is bought most is sought.
+    """
+
+    def __init__(self, words: WordRetriever, popularity: np.ndarray):
+        """``popularity`` (n_items,) float32, not negative."""
+        self.words, self.popularity = words, popularity
+
+    def scores(self, requests: RetrievalRequests) -> SparseScores:
+        """As ``SparseRetriever.scores``."""
+        words = self.words.scores(requests)
+        matrix = words.matrix
+        near = matrix.data >= NEARLY * np.repeat(words.maxima(), np.diff(matrix.indptr))
+        data = np.where(near, 1 + self.popularity[matrix.indices], np.float32(0))
+        return SparseScores(sp.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape))
+
+
+class QueryItemRetriever(SparseRetriever):
+    """Items that were taken after the same query."""
+
+    def __init__(self, counts: QueryItemCounts):
+        self.counts = counts
+
+    def scores(self, requests: RetrievalRequests) -> SparseScores:
+        """As ``SparseRetriever.scores``."""
+        return requests.once(
+            "query items", lambda: SparseScores(self.counts.sparse_scores(requests.requests.request_texts))
+        )
+
+
+class LastItemNeighbours:
+    """Items whose text is near that of the history's last item, for requests without a query; they include items without events."""
+
+    def __init__(self, text: DenseRetriever):
+        self.text = text
+
+    def top(self, requests: RetrievalRequests, k: int, allowed: AllowedItems) -> tuple[Tensor, Tensor]:
+        """As ``Retriever.top``; the last item itself is not proposed."""
+        queries, last = self._queries(requests)
+        if not bool(queries.any()):
+            return torch.full((len(queries), k), -1), torch.full((len(queries), k), -torch.inf)
+        ids, scores = self.text.search(queries, min(k + 1, len(self.text.vectors)), allowed)
+        own = contains(last[:, None], ids)
+        return best(ids, scores.masked_fill(own, -torch.inf), k)
+
+    def score(self, requests: RetrievalRequests, ids: Tensor) -> Tensor:
+        """As ``Retriever.score``."""
+        return dot_products(self._queries(requests)[0], self.text.vectors, ids)
+
+    def _queries(self, requests: RetrievalRequests) -> tuple[Tensor, Tensor]:
+        """Text vectors of the last items (B, text_dim), zero for searches and without a history, and the items (B,)."""
+        source, device = requests.requests, self.text.vectors.device
+        reads = (source.request_queries < 0) & (np.diff(source.offsets) > 0)
+        last = np.full(len(source), EMPTY)
+        last[reads] = source.items[source.offsets[1:][reads] - 1]
+        items = torch.from_numpy(last).to(device)
+        live = torch.from_numpy(reads).to(device)
+        queries = self.text.vectors[torch.where(live, items, 0)].float() * live[:, None]
+        return queries, items
