@@ -1,8 +1,8 @@
 """Preference anchors: a request attends over the neighbours of the user's last events (OnePiece, arXiv 2509.18091).
 
-The tables of ``genrec/retrieval/neighbours.py`` are buffers, saved with the weights, so that a bundle needs no log. A training request takes its
-own user out of every count before the neighbours are ranked; what is left is what other users did, as for a new request. Items that the request has
-seen are no anchors, since the context holds them.
+The tables of ``genrec/retrieval/neighbours.py`` are buffers, saved with the weights, so that a bundle needs no log. A
+training request takes its own user out of every count before the neighbours are ranked; what is left is what other
+users did, as for a new request. Items that the request has seen are no anchors, since the context holds them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Group = tuple[Tensor, Tensor, Tensor]  # ids, live and features of some anchors
 def n_features(queries: bool) -> int:
     """Number of features of an anchor.
 
-    Similarity, three counts, strength; which recent event it belongs to, or the top of category and brand. With ``queries`` also similarity to the
-    query, and whether it matches the query by text or by words.
+    Similarity, three counts, strength; which recent event it belongs to, or the top of category and brand. With
+    ``queries`` also similarity to the query, and whether it matches the query by text or by words.
     """
     return 5 + RECENT + 1 + 3 * queries
 
@@ -52,8 +52,8 @@ class Anchors:
 class AnchorTables(nn.Module):
     """Neighbours of every item, and the choice among them for each request.
 
-    ``per_event`` neighbours of each recent event become anchors; as many of the top of category and brand, and with ``queries`` of each kind that goes
-    with the request's query.
+    ``per_event`` neighbours of each recent event become anchors; as many of the top of category and brand, and with
+    ``queries`` of each kind that goes with the request's query.
     """
 
     neighbours: Tensor  # (n_items, width) int32, -1 for none
@@ -88,8 +88,8 @@ class AnchorTables(nn.Module):
     ) -> Anchors:
         """Anchors of requests that see the first ``lengths_before`` (B, R) events of ``items`` (B, T).
 
-        With ``targets`` (B, R), -1 for none, all events of the sequence, later ones and targets included, are taken out of the counts. ``hits``: items
-        that go with the requests' queries.
+        With ``targets`` (B, R), -1 for none, all events of the sequence, later ones and targets included, are taken
+        out of the counts. ``hits``: items that go with the requests' queries.
         """
         index = (
             lengths_before[..., None] - 1 - torch.arange(RECENT, device=items.device)
@@ -139,15 +139,16 @@ class AnchorTables(nn.Module):
         return _top(ids, live, score, self._pad(features), self.per_event)
 
     def _top_of_category_and_brand(self, user: _User, newest: Tensor, exists: Tensor) -> list[Group]:
-        """Top items of the category and of the brand of the ``newest`` events (B, R): ids and live (B, R, per_event / 2), features of each."""
+        """Top items of the category and of the brand of the ``newest`` events (B, R), a group of each."""
         ids = self.top_items[newest].long()  # (B, R, W)
         seen, users = self._users(user, ids)
         live = (ids >= 0) & ~seen & exists & (users > 0)
         features, half = self._plain(users, torch.zeros_like(users)), ids.shape[2] // 2
-        return [
-            _top(*(values[:, :, columns] for values in (ids, live, users, features)), self.per_event // 2)
-            for columns in (slice(0, half), slice(half, None))
-        ]
+        groups = []
+        for columns in (slice(0, half), slice(half, None)):
+            some_ids, some_live, score, some = (values[:, :, columns] for values in (ids, live, users, features))
+            groups.append(_top(some_ids, some_live, score, some, self.per_event // 2))
+        return groups
 
     def _similar(self, user: _User, hits: QueryHits) -> Group:
         """Items with a text similar to the query's; of equally similar ones the more popular first."""
@@ -190,10 +191,12 @@ class _User:
     targets: Tensor | None
 
     def contains(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether ids (B, R, A) are among the events a request sees, and among all counted events of the user: two (B, R, A) bool.
+        """Whether ids (B, R, A) are among the events a request sees, and among all counted events of the user.
 
-        Without targets no event was counted. Context positions behind a sequence's end hold item 0; no request sees them, and in training they lie
-        behind every request's last event.
+        Two (B, R, A) bool.
+
+        Without targets no event was counted. Context positions behind a sequence's end hold item 0; no request sees
+        them, and in training they lie behind every request's last event.
         """
         items, index = self.items, torch.arange(self.items.shape[1], device=ids.device).expand(len(ids), -1)
         items = torch.where(index < self.before.amax(1, keepdim=True), items, -1)
@@ -207,7 +210,7 @@ class _User:
         return seen, own if self.targets is not None else torch.zeros_like(own)
 
     def next_event(self) -> Tensor:
-        """The event right after those each request sees, whether it is the request's target or not: (B, R) item ids, -1 for unknown."""
+        """The event right after those each request sees, target or not: (B, R) item ids, -1 for unknown."""
         assert self.targets is not None
         items, before = self.items, self.before
         length = items.shape[1]
@@ -230,7 +233,7 @@ def _top(ids: Tensor, live: Tensor, score: Tensor, features: Tensor, count: int)
 
 
 class AnchorTokens(nn.Module):
-    """Keys and values of anchors, from item vectors and features; computed once for all layers that attend over them."""
+    """Keys and values of anchors from item vectors and features, computed once for all layers that use them."""
 
     def __init__(self, dim: int, heads: int, features: int):
         super().__init__()
@@ -248,7 +251,10 @@ class AnchorTokens(nn.Module):
 
 
 class AnchorAttention(nn.Module):
-    """Attention of request states over their anchors, with a learned bias from each anchor's counts; a null key is always visible."""
+    """Attention of request states over their anchors, with a learned bias from each anchor's features.
+
+    A null key is always visible.
+    """
 
     def __init__(self, dim: int, heads: int, dropout: float, features: int):
         super().__init__()

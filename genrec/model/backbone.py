@@ -1,7 +1,8 @@
-"""The decoder-only backbone: one masked sequence of context and request tokens (SynerGen, section 1.3 of its token kinds).
+"""The decoder-only backbone: one masked sequence of context and request tokens (SynerGen, section 1.3).
 
-Context token i sees context j <= i. A request at position p sees context j < p and itself: never a later event, never another request.
-Reasoning blocks run through ``Backbone.extend``, candidates through ``extend_separately``, on the keys and values cached before.
+Context token i sees context j <= i. A request at position p sees context j < p and itself: never a later event, never
+another request. Reasoning blocks run through ``Backbone.extend``, candidates through ``extend_separately``, on the keys
+and values cached before.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ Cache = list[tuple[Tensor, Tensor]]  # per layer: rotated keys, and values, (bat
 
 
 def sequence_mask(length: int, positions: Tensor, block: int = 1) -> Tensor:
-    """Attention mask (batch, S, S) bool, S = T + R x M, for T = ``length`` context tokens and R requests at ``positions`` (batch, R).
+    """Attention mask (batch, S, S) bool of T = ``length`` context tokens and R requests.
 
-    Each request is a block of M = ``block`` tokens that see one another. Padding needs no entry: contexts are padded on the right, and
-    causality hides it already.
+    S = T + R x M. Each request, at ``positions`` (batch, R), is a block of M = ``block`` tokens that see one another.
+    Padding needs no entry: contexts are padded on the right, and causality hides it already.
     """
     batch, requests = positions.shape
     device = positions.device
@@ -54,8 +55,8 @@ class Block(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """States of x (batch, length, dim), and all keys and values.
 
-        ``angles`` (batch, length, planes); ``mask`` (batch, length, past + length). The first ``cache_only`` tokens only contribute keys and
-        values; the returned states are without them.
+        ``angles`` (batch, length, planes); ``mask`` (batch, length, past + length). The first ``cache_only`` tokens
+        only contribute keys and values; the returned states are without them.
         """
         batch, length, dim = x.shape
         normed = self.attention_norm(x)
@@ -74,9 +75,10 @@ class Block(nn.Module):
         return self._finish(x, mixed), (k, v)
 
     def forward_separately(self, x: Tensor, angles: Tensor, mask: Tensor, past: tuple[Tensor, Tensor]) -> Tensor:
-        """States of tokens x (batch, length, dim) that see themselves and the cached tokens in ``mask`` (batch, past), but not one another.
+        """States of tokens x (batch, length, dim) that see cached tokens and themselves, but not one another.
 
-        Equals ``forward`` with the identity as mask among the new tokens, without its length x length scores.
+        ``mask`` (batch, past) says which cached tokens. Equals ``forward`` with the identity as mask among the new
+        tokens, without its length x length scores.
         """
         batch, length, _ = x.shape
         q, k, v = self.qkv(self.attention_norm(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -109,8 +111,9 @@ class Backbone(nn.Module):
     ) -> tuple[Tensor, Cache]:
         """Run tokens x (batch, new, dim) that see what ``mask`` (batch, new, cached + new) allows.
 
-        Returns their states (batch, new, dim) and the extended cache. Equals one pass over all tokens in which no cached token sees a new one.
-        Without ``cache`` this is the first pass. The last layer computes no states for the first ``cache_only`` tokens, only keys and values.
+        Returns their states (batch, new, dim) and the extended cache. Equals one pass over all tokens in which no
+        cached token sees a new one. Without ``cache`` this is the first pass. The last layer computes no states for
+        the first ``cache_only`` tokens, only keys and values.
         """
         extended = []
         for index, block in enumerate(self.blocks):
@@ -120,7 +123,11 @@ class Backbone(nn.Module):
         return self.norm(x), extended
 
     def extend_separately(self, x: Tensor, angles: Tensor, mask: Tensor, cache: Cache) -> Tensor:
-        """States (batch, new, dim) of tokens that see themselves and the cached tokens in ``mask`` (batch, cached), but not one another."""
+        """States (batch, new, dim) of tokens that see cached tokens and themselves, but not one another.
+
+        ``mask`` (batch, cached) says which cached tokens.
+        """
         for block, past in zip(self.blocks, cache, strict=True):
+            assert isinstance(block, Block)
             x = block.forward_separately(x, angles, mask, past)
         return self.norm(x)

@@ -13,9 +13,12 @@ from genrec.model.device import to_device
 
 @dataclass
 class BatchImpressions:
-    """N requests of a batch that the log itself answered, at ``row`` and ``column`` (N,), with up to C items in each slate.
+    """N requests of a batch that the log itself answered, at ``row`` and ``column`` (N,).
 
-    ``items`` (N, C), -1 for padding; ``reached`` (N, C, stages) bool which stages the user reached with them; ``features`` (N, C, F) float32.
+    With up to C items in each slate.
+
+    ``items`` (N, C), -1 for padding; ``reached`` (N, C, stages) bool which stages the user reached with them;
+    ``features`` (N, C, F) float32.
     """
 
     row: Tensor
@@ -37,13 +40,16 @@ class BatchImpressions:
 class Batch:
     """B sequences of up to T events with up to R requests each. Contexts are padded on the right.
 
-    ``items``, ``actions`` and ``queries`` (B, T) int64; ``times`` (B, T) float64 buckets since the sequence's origin; ``positions`` (B, R) events
-    visible to each request; ``request_times``, ``request_queries`` and ``targets`` (B, R), targets -1 for padding or unknown. Queries index the
-    batch's own table, 0 for none: ``query_text`` (Q, text_dim), ``query_words`` (n,) with ``query_offsets`` (Q,). With ``model.summary_tokens`` also the
-    events before each context: ``older_items`` and ``older_actions`` (n,), those of a sequence from ``older_offsets`` (B,) on. In training with
-    ``model.stages`` also ``reached`` (B, R, stages) bool, which stages the user reached with each target, and ``impressions``.
+    ``items``, ``actions`` and ``queries`` (B, T) int64; ``times`` (B, T) float64 buckets since the sequence's origin;
+    ``positions`` (B, R) events visible to each request; ``request_times``, ``request_queries`` and ``targets`` (B,
+    R), targets -1 for padding or unknown. Queries index the batch's own table, 0 for none: ``query_text`` (Q,
+    text_dim), ``query_words`` (n,) with ``query_offsets`` (Q,). With ``model.summary_tokens`` also the events before
+    each context: ``older_items`` and ``older_actions`` (n,), those of a sequence from ``older_offsets`` (B,) on. In
+    training with ``model.stages`` also ``reached`` (B, R, stages) bool, which stages the user reached with each
+    target, and ``impressions``.
 
-    ``host`` is the batch on the CPU that this one was copied from: sizes and indices are computed there, so that nothing waits for the device.
+    ``host`` is the batch on the CPU that this one was copied from: sizes and indices are computed there, so that
+    nothing waits for the device.
     """
 
     items: Tensor

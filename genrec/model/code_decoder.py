@@ -1,12 +1,14 @@
 """The code decoder: generates an item's semantic ID level by level, as a walk from the trie's root to a leaf.
 
-Each level's distribution runs over the *legal children* of the node reached so far, in training and in decoding, so that no probability is lost on
-identifiers that do not exist. A child's score is the dot product of the decoder's state with its node vector: its code's vector, a vector of its own,
-and the mean vector of the items below it. The backbone has run before: the decoder attends to its context states and starts from the request state.
+Each level's distribution runs over the *legal children* of the node reached so far, in training and in decoding, so
+that no probability is lost on identifiers that do not exist. A child's score is the dot product of the decoder's
+state with its node vector: its code's vector, a vector of its own, and the mean vector of the items below it. The
+backbone has run before: the decoder attends to its context states and starts from the request state.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +25,9 @@ from genrec.model.pointer import CopyBias, Pointer
 class Memory:
     """Projected context, shared by all beams of a request.
 
-    ``state`` (B, R, dim) request states; ``keys`` and ``values`` per layer (B, heads, S, dim / heads); ``mask`` (B, R, S). S = 1 + T + R x P: a null
-    token, the context, and P private positions that only their own request sees (reasoning blocks, anchors). ``copy_bias``: what anchors add to the
-    logits of nodes (``model.pointer``).
+    ``state`` (B, R, dim) request states; ``keys`` and ``values`` per layer (B, heads, S, dim / heads); ``mask`` (B,
+    R, S). S = 1 + T + R x P: a null token, the context, and P private positions that only their own request sees
+    (reasoning blocks, anchors). ``copy_bias``: what anchors add to the logits of nodes (``model.pointer``).
     """
 
     state: Tensor
@@ -35,7 +37,10 @@ class Memory:
     copy_bias: CopyBias | None = None
 
     def take(self, row: Tensor, column: Tensor) -> Memory:
-        """Some requests (N,) as rows of their own (B = N, R = 1), so that padding costs nothing. Before private positions are added."""
+        """Some requests (N,) as rows of their own (B = N, R = 1), before private positions are added.
+
+        Padding then costs nothing.
+        """
         keys, values = [k[row] for k in self.keys], [v[row] for v in self.values]
         return Memory(self.state[row, column][:, None], keys, values, self.mask[row, column][:, None])
 
@@ -61,7 +66,10 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor, cache: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """States of x (B, R, L, dim), new levels of R walks; ``cache`` holds keys and values (B x R, heads, earlier levels, dim / heads)."""
+        """States of x (B, R, L, dim), new levels of R walks, and the cache with them.
+
+        ``cache`` holds keys and values (B x R, heads, earlier levels, dim / heads).
+        """
         batch, walks, levels, dim = x.shape
         rate = self.dropout if self.training else 0.0
         q, k, v = self.qkv(self.self_norm(x)).view(batch * walks, levels, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -92,7 +100,7 @@ class CodeDecoder(nn.Module):
         anchor_features: int = 0,
         pointer: bool = False,
     ):
-        """``anchor_features``: of each anchor that is attended over, 0 without anchors; ``pointer``: whether it may copy them."""
+        """``anchor_features``: number of features of an anchor, 0 without anchors; ``pointer``: it may copy them."""
         super().__init__()
         self.levels = trie.depth
         self.layers = nn.ModuleList(DecoderLayer(dim, heads, dropout) for _ in range(layers))
@@ -133,18 +141,24 @@ class CodeDecoder(nn.Module):
             vectors = vectors + self.project(means[rows])
         return self.node_norm(vectors)
 
+    @property
+    def _layers(self) -> Iterator[DecoderLayer]:
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            yield layer
+
     def memory(self, state: Tensor, context: Tensor, visible: Tensor) -> Memory:
-        """Memory of request states (B, R, dim), context (B, T, dim) and what each request sees of it, ``visible`` (B, R, T).
+        """Memory of request states (B, R, dim) and context (B, T, dim), seen as ``visible`` (B, R, T) says.
 
         A learned null token is always visible.
         """
         context = torch.cat([self.null.expand(context.shape[0], -1, -1), context], dim=1)
-        projected = [layer.project_memory(context) for layer in self.layers]
+        projected = [layer.project_memory(context) for layer in self._layers]
         mask = torch.cat([visible.new_ones(*visible.shape[:2], 1), visible], dim=-1)
         return Memory(state, [k for k, _ in projected], [v for _, v in projected], mask)
 
     def with_private(self, memory: Memory, thoughts: Tensor | None, anchors: Anchors | None, items: Tensor) -> Memory:
-        """The memory with each request's private positions: ``thoughts`` (B, R, P, dim), its reasoning states, and its anchors."""
+        """The memory with private positions: ``thoughts`` (B, R, P, dim), reasoning states, and anchors."""
         requests = memory.state.shape[1]
         anchors = None if self.anchors is None else anchors
         live = []
@@ -155,7 +169,7 @@ class CodeDecoder(nn.Module):
         if not live:
             return memory
         keys, values = [], []
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self._layers):
             private: list[tuple[Tensor, Tensor]] = []  # keys and values (B, heads, R, P, dim / heads)
             if thoughts is not None:
                 key, value = layer.project_memory(thoughts.flatten(1, 2))
@@ -175,8 +189,8 @@ class CodeDecoder(nn.Module):
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Unit states (B, R, L, dim) that score the children of ``nodes`` (B, R, L), and the cache for the next level.
 
-        The nodes have levels first to first + L - 1. ``memory.state`` and ``memory.mask`` may have one row per request while nodes has R beams of it;
-        they are shared.
+        The nodes have levels first to first + L - 1. ``memory.state`` and ``memory.mask`` may have one row per
+        request while nodes has R beams of it; they are shared.
         """
         levels = nodes.shape[2]
         x = vectors[nodes] + memory.state[:, :, None] + self.level[first : first + levels]
@@ -191,7 +205,7 @@ class CodeDecoder(nn.Module):
 
 
 def node_means(trie: CatalogueTrie, items: Tensor) -> Tensor:
-    """The mean of the item vectors (n_items, dim) below each node: (n_nodes, dim), summed level by level from the leaves."""
+    """The mean of the item vectors (n_items, dim) below each node: (n_nodes, dim), summed from the leaves up."""
     bounds = trie.level_bounds
     sums = [items.new_zeros(trie.n_leaves, items.shape[1]).index_add(0, trie.item_leaf - bounds[trie.depth], items)]
     for level in range(trie.depth - 1, -1, -1):

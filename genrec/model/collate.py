@@ -1,9 +1,10 @@
-"""From event arrays to padded batches: requests inside windows (training) or after histories (inference). No loop over events or users."""
+"""From event arrays to padded batches: requests inside windows (training) or after histories (inference)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +28,9 @@ class Collator:
     """Builds ``Batch`` from windows of a dataset (training) or from requests (inference).
 
     ``features`` are those of the queries, ``texts`` of the items' texts (as further queries). ``stages`` (S,) is the
-    index in the action chain of each of ``model.stages``. Requests of ``impressions`` join a training batch; ``impression_windows`` (N,), rising, is the
-    window of each. Events whose action is below ``target_level`` in the chain are context and not predicted.
+    index in the action chain of each of ``model.stages``. Requests of ``impressions`` join a training batch;
+    ``impression_windows`` (N,), rising, is the window of each. Events whose action is below ``target_level`` in the
+    chain are context and not predicted.
     """
 
     def __init__(
@@ -70,16 +72,18 @@ class Collator:
         cold_searches: bool = False,
         same_time: bool = True,
     ) -> Batch:
-        """A training batch. Every predicted event with a history is a recommendation request; one with a query is also a search request.
+        """A training batch. Every predicted event with a history is a recommendation request.
 
-        ``recommend_searches`` false (logged queries) makes no recommendation requests of search events; ``recommends`` false makes none at all.
-        ``shuffle`` permutes events. ``cold_searches`` true hides the history from searches and leaves out impressions. ``same_time`` false hides events of
-        the same second from a request.
+        One with a query is also a search request.
+
+        ``recommend_searches`` false (logged queries) makes no recommendation requests of search events;
+        ``recommends`` false makes none at all. ``shuffle`` permutes events. ``cold_searches`` true hides the history
+        from searches and leaves out impressions. ``same_time`` false hides events of the same second from a request.
         """
         start, first, stop = windows.start[rows], windows.first[rows], windows.stop[rows]
         shown_row, shown_index, shown_position = self._impressions_in(rows[:0] if cold_searches else rows, start)
         older = _older(data, data.offsets, start) if self.model.summary_tokens else None
-        source = data
+        source: Any = data
         if shuffle is not None:
             source, begin = shuffled(data, start, stop, shuffle)
             start, first, stop = begin, first - start + begin, stop - start + begin
@@ -116,7 +120,7 @@ class Collator:
             reached = np.zeros((*shape, len(self.stages)), bool)
             reached[row, column] = np.asarray(source.actions)[event][:, None] >= self.stages
             batch.reached = torch.from_numpy(reached)
-        if len(shown_row):
+        if len(shown_row) and self.impressions is not None:
             batch.impressions = _batch_impressions(self.impressions, shown_row, shown_column, shown_index)
         return batch
 
@@ -131,9 +135,10 @@ class Collator:
         recommends: bool,
         same_time: bool,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Requests made of the predicted events ``first`` to ``stop`` of windows that begin at ``start`` (B,), recommendations first.
+        """Requests of predicted events ``first`` to ``stop`` of windows from ``start`` (B,) on, recommendations first.
 
-        Returns (n,) each: window, target event, query (-1 for none), number of visible events, and the event behind the last visible one.
+        Returns (n,) each: window, target event, query (-1 for none), number of visible events, and the event behind the
+        last visible one.
         """
         count = stop - first
         row = np.repeat(np.arange(len(start)), count)
@@ -153,7 +158,7 @@ class Collator:
         return row, event, np.concatenate([none, query[search]]), position, visible
 
     def _impressions_in(self, rows: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The logged requests of some windows: their row, their index in ``impressions``, and how many events they see."""
+        """The logged requests of some windows: row, index in ``impressions``, and number of visible events."""
         low, high = (np.searchsorted(self.impression_windows, rows, side=side) for side in ("left", "right"))
         row = np.repeat(np.arange(len(rows)), high - low)
         index = np.repeat(low - (np.cumsum(high - low) - (high - low)), high - low) + np.arange(len(row))
@@ -213,7 +218,7 @@ class Collator:
             text = np.pad(text, ((0, missing), (0, 0)))
             offsets = np.pad(offsets, (0, missing), constant_values=len(words))
         split, bucket = history_queries.size, self.model.time_bucket
-        arrays = {
+        arrays: dict[str, Any] = {
             "items": np.where(live, pick(source.items), 0).astype(np.int64),
             "actions": np.where(live, pick(source.actions), 0).astype(np.int64),
             "queries": local[:split].reshape(history_queries.shape),
@@ -226,7 +231,10 @@ class Collator:
             "query_words": words,
             "query_offsets": offsets,
         }
-        return Batch(**{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
+        tensors: dict[str, Any] = {
+            name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()
+        }
+        return Batch(**tensors)
 
 
 def _first_of_time(times: np.ndarray, event: np.ndarray, start: np.ndarray) -> np.ndarray:
@@ -241,7 +249,7 @@ def _first_of_time(times: np.ndarray, event: np.ndarray, start: np.ndarray) -> n
 
 
 def _older(source, offsets: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Items and actions (n,) of the newest ``LONG`` events before ``start`` (B,), and where those of each sequence begin (B,).
+    """Items and actions (n,) of the newest ``LONG`` events before ``start`` (B,), and where each sequence's begin (B,).
 
     ``offsets`` (N + 1,) say where the sequences of ``source`` begin.
     """

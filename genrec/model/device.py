@@ -7,22 +7,26 @@ from torch import Tensor
 
 
 def read_back(sizes: Tensor) -> list[int]:
-    """Whole numbers as Python ints. The one place where a training step waits for its device, so that tests can count it.
+    """Whole numbers as Python ints.
 
-    Use it for the sizes of ragged data that only the device knows; gather all of a step's sizes into one tensor.
+    The one place where a training step waits for its device, so that tests can count it. Use it for sizes of ragged
+    data that only the device knows; gather all of them into one tensor.
     """
     return sizes.flatten().tolist()
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy of a CPU tensor on ``device`` that the host does not wait for: pinned memory is copied while it goes on."""
+    """A copy of a CPU tensor on ``device``, which the host does not wait for."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
-    """The CPU ``generator`` itself on a CPU; elsewhere one of ``device``, which it seeds: no device draws from another's generator."""
+    """A generator of ``device``, seeded by the CPU ``generator``; on a CPU that one itself.
+
+    No device draws from another's generator.
+    """
     if device.type == "cpu":
         return generator
     return torch.Generator(device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
@@ -31,7 +35,8 @@ def generator_on(device: torch.device, generator: torch.Generator) -> torch.Gene
 def selected(mask: Tensor) -> tuple[Tensor, Tensor | None]:
     """Indices (m,) that a loss over ``mask`` (n,) looks at, and the weight of each (m,), None where all weigh 1.
 
-    On a CPU these are the true entries. Elsewhere they are all n, false ones with weight 0: only the device knows how many are true.
+    On a CPU these are the true entries. Elsewhere they are all n, false ones with weight 0: only the device knows how
+    many are true.
     """
     if mask.device.type == "cpu":
         return mask.nonzero()[:, 0], None

@@ -9,13 +9,17 @@ STEPS = 1 << 16  # one 64-bit draw decides four elements, each by 16 of its bits
 
 
 class Dropout(nn.Module):
-    """Zeroes each element with chance ``rate`` in training and scales the others by 1 / (1 - rate); the chance is kept to 1 / 65,536."""
+    """Zeroes each element with chance ``rate`` in training and scales the others by 1 / (1 - rate).
+
+    The chance is kept to 1 / 65,536.
+    """
 
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
+        """Drop elements of x in training."""
         if not self.training or not self.rate:
             return x
         if x.device.type != "cpu":
@@ -23,6 +27,7 @@ class Dropout(nn.Module):
         return x * kept(x.shape, self.rate, x.dtype)
 
     def extra_repr(self) -> str:
+        """What ``repr`` shows."""
         return f"rate={self.rate}"
 
 

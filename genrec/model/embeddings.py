@@ -43,7 +43,7 @@ class ItemEncoder(nn.Module):
         return self.catalogue.text
 
     def forward(self, rows: Tensor | None = None) -> Tensor:
-        """Vectors of all items (n_items, dim), or of ``rows`` (N,) alone: (N, dim). In training some id vectors are hidden."""
+        """Vectors of all items (n_items, dim), or of ``rows`` (N,) alone. Training hides some id vectors."""
         parts = []
         if self.project is not None:
             parts.append(self.project(self.text if rows is None else self.text[rows]))
@@ -72,9 +72,10 @@ class ItemEncoder(nn.Module):
 
 
 class QueryEncoder(nn.Module):
-    """A query's vector: text vector, mean of hashed words, mean of hashed character n-grams, and the code vectors of its semantic ID.
+    """A query's vector: text vector, hashed words, hashed character n-grams, and codes of its semantic ID.
 
-    Words and model numbers match exactly, n-grams survive typos, and the codes are those of items with the same meaning.
+    Words and n-grams are averaged, code vectors summed. Words and model numbers match exactly, n-grams survive typos,
+    and the codes are those of items with the same meaning.
     """
 
     def __init__(self, text_dim: int, dim: int):

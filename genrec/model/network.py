@@ -1,4 +1,4 @@
-"""The network: item and query vectors, backbone, retrieval head, ranking head and code decoder around one masked sequence."""
+"""The network: encoders, backbone, retrieval head, ranking head and code decoder around one masked sequence."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ from genrec.model.rope import rotary_angles
 class Encoded:
     """What one pass of the backbone computed.
 
-    ``context`` (B, T, dim), empty (B, 0, dim) in a network without a code decoder, which alone reads it; ``requests`` (B, R, dim), the mean of the last
-    block; ``visible`` (B, R, T); ``items`` (n_items, dim) the item vectors of the pass; ``blocks`` the request's tokens after the base pass and after
-    each reasoning step, each (B, R, M, dim); ``angles`` (B, R x M, planes) of those tokens; ``cache`` keys and values of context, requests, then each
-    step; ``anchors`` of the requests.
+    ``context`` (B, T, dim), empty (B, 0, dim) in a network without a code decoder, which alone reads it; ``requests``
+    (B, R, dim), the mean of the last block; ``visible`` (B, R, T); ``items`` (n_items, dim) the item vectors of the
+    pass; ``blocks`` the request's tokens after the base pass and after each reasoning step, each (B, R, M, dim);
+    ``angles`` (B, R x M, planes) of those tokens; ``cache`` keys and values of context, requests, then each step;
+    ``anchors`` of the requests.
     """
 
     context: Tensor
@@ -47,7 +48,7 @@ class Encoded:
 
 
 class GenerativeRecommender(nn.Module):
-    """One network for recommendation and search: encodes requests, retrieves by dot product, generates semantic IDs, ranks candidates."""
+    """One network for search and recommendation: it retrieves by dot product, generates semantic IDs, and ranks."""
 
     def __init__(
         self, config: ModelConfig, catalogue: Catalogue, n_actions: int, time_base: float, generate: bool = True
@@ -85,7 +86,9 @@ class GenerativeRecommender(nn.Module):
             initial = starting_weights(stages) if stages else initial_pair_weights(1, n_pair_features(features))
             self.ranking = RankingHead(dim, initial, config.dropout)
             if not stages:  # turns scores over the whole catalogue into probabilities
-                nn.init.constant_(self.ranking.score[-1].bias, -math.log(catalogue.n_items))
+                last = self.ranking.score[-1]
+                assert isinstance(last, nn.Linear)
+                nn.init.constant_(last.bias, -math.log(catalogue.n_items))
         self.retrieval = nn.Linear(dim, dim)
         nn.init.normal_(self.actions.weight, std=0.02)
         self.decoder = None
@@ -104,7 +107,8 @@ class GenerativeRecommender(nn.Module):
     def choose_anchors(self, batch: Batch, leave_out: bool | None = None) -> Anchors | None:
         """Anchors of each request; None where the network has none.
 
-        ``leave_out``: take the sequence's own events out of the counts, as a request must that was counted. Default: in training mode.
+        ``leave_out``: take the sequence's own events out of the counts, as a request must that was counted. Default:
+        in training mode.
         """
         if self.anchor_tables is None:
             return None
@@ -118,7 +122,8 @@ class GenerativeRecommender(nn.Module):
     def encode(self, batch: Batch, items: Tensor | None = None, anchors: Anchors | None = None) -> Encoded:
         """Run the backbone once over contexts and requests.
 
-        ``items`` (N, dim) are the vectors of all items, or of those that ``batch.items`` and ``anchors`` then name by row.
+        ``items`` (N, dim) are the vectors of all items, or of those that ``batch.items`` and ``anchors`` then name by
+        row.
         """
         items = self.item_encoder() if items is None else items
         context, block = self._tokens(batch, items)
@@ -169,7 +174,8 @@ class GenerativeRecommender(nn.Module):
     def _last(self, context: Tensor, positions: Tensor) -> Tensor:
         """The projected token of the event right before each request: (B, R, dim), zero for a request without history.
 
-        Through attention alone a request has to learn to find that event; on short histories this shortcut learns faster and better.
+        Through attention alone a request has to learn to find that event; on short histories this shortcut learns
+        faster and better.
         """
         index = (positions - 1).clamp(min=0)[..., None].expand(-1, -1, context.shape[-1])
         return self.last_event(context.gather(1, index)) * (positions > 0)[..., None]
@@ -187,8 +193,9 @@ class GenerativeRecommender(nn.Module):
     ) -> Tensor:
         """Logits (N, C, stages) of the ranking head for ``candidates`` (N, C) item ids, -1 for padding.
 
-        The requests are those at ``row`` and ``column`` (N,). ``features`` (N, C, F) are those of ``FeedbackRates.features`` with ``model.stages``, None for
-        zeros; without stages the network computes features of the pair.
+        The requests are those at ``row`` and ``column`` (N,). ``features`` (N, C, F) are those of
+        ``FeedbackRates.features`` with ``model.stages``, None for zeros; without stages the network computes features
+        of the pair.
         """
         assert self.ranking is not None
         if not self.config.stages:

@@ -1,7 +1,10 @@
-"""Features of candidate tokens in logs without impressions: the retrieval head's score, and what the request's anchors say of the candidate.
+"""Features of candidate tokens in logs without impressions.
 
-GRank's pattern (arXiv 2510.15299): ranking starts from what retrieval knows. Anchors are counted from training events, and a training request's
-own user is taken out of every count, so that no feature reveals the answer (``genrec/model/anchors.py``).
+The retrieval head's score, and what the request's anchors say of the candidate.
+
+GRank's pattern (arXiv 2510.15299): ranking starts from what retrieval knows. Anchors are counted from training
+events, and a training request's own user is taken out of every count, so that no feature reveals the answer
+(``genrec/model/anchors.py``).
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ def initial_pair_weights(stages: int, features: int) -> np.ndarray:
 def pair_features(dense: Tensor, candidates: Tensor, anchors: Anchors | None) -> Tensor:
     """Features (N, C, F) of ``candidates`` (N, C) item ids, -1 for padding.
 
-    They are the ``dense`` scores (N, C), whether one of the request's anchors (N, 1, A) is the candidate, and the features of those anchors, summed.
+    They are the ``dense`` scores (N, C), whether one of the request's anchors (N, 1, A) is the candidate, and the
+    features of those anchors, summed.
     """
     features = [dense[..., None] / SCALE]
     if anchors is not None:

@@ -1,9 +1,10 @@
-"""A pointer over the trie: the code decoder may copy an anchor of its request (pointer-generator networks, arXiv 1704.04368).
+"""A pointer over the trie: the code decoder may copy an anchor of its request (arXiv 1704.04368).
 
-Every anchor a has a strength ``s[a, l]`` per code level, from its counts, the retrieval head's score and the request's state. The logit of a node n
-of level l gains ``log(1 + mass)`` with ``mass = sum of exp(s[a, l]) over the anchors below n``. Over the children of a node that is a normalised
-mixture: ``p = (1 - g) x p_decoder + g x p_copy`` with ``p_copy`` in proportion to ``p_decoder x mass`` and ``g = E[mass] / (1 + E[mass])`` under the
-decoder. Where no anchor is below a node, nothing changes.
+Every anchor a has a strength ``s[a, l]`` per code level, from its counts, the retrieval head's score and the
+request's state. The logit of a node n of level l gains ``log(1 + mass)`` with ``mass = sum of exp(s[a, l]) over the
+anchors below n``. Over the children of a node that is a normalised mixture: ``p = (1 - g) x p_decoder + g x p_copy``
+with ``p_copy`` in proportion to ``p_decoder x mass`` and ``g = E[mass] / (1 + E[mass])`` under the decoder. Where no
+anchor is below a node, nothing changes.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ INITIAL_STRENGTH = -3.0  # the decoder dominates at first
 
 @dataclass
 class CopyBias:
-    """What anchors add to logits: ``nodes`` (B, R, P) above anchors, rising, padded with ``n_nodes``; ``bonus`` (B, R, P) of each.
+    """What anchors add to logits: the ``bonus`` (B, R, P) of ``nodes`` (B, R, P) above anchors.
 
-    A node may occur more than once, with the same bonus.
+    Nodes rise and are padded with ``n_nodes``. A node may occur more than once, with the same bonus.
     """
 
     nodes: Tensor
@@ -63,7 +64,7 @@ class Pointer(nn.Module):
         nn.init.constant_(self.strength.bias, INITIAL_STRENGTH)
 
     def forward(self, state: Tensor, anchors: Anchors, relevance: Tensor, trie: CatalogueTrie) -> CopyBias:
-        """Copy bias of trie nodes, given request states (B, R, dim) and the retrieval head's score of each anchor (B, R, A)."""
+        """Copy bias of trie nodes, given request states (B, R, dim) and retrieval scores of anchors (B, R, A)."""
         nodes = torch.where(anchors.live[..., None], trie.item_path[anchors.ids], trie.n_nodes)
         return _merge(nodes.flatten(2), self._mass(state, anchors, relevance)[..., :-1].flatten(2))
 

@@ -1,8 +1,9 @@
 """Request tokens that describe the user by behaviour alone (OneSearch, arXiv 2509.03236, multi-view behaviour).
 
-*User ID*: code vectors of the items of past events, recent ones weighing more, over the newest few and over the whole context. *Long history*: per
-action and code level the mean code vector of all events before the request, those before the context included, read by a few learned queries. Both
-are functions of the events a request may see: no table of users is kept, and each request of a sequence has its own tokens.
+*User ID*: code vectors of the items of past events, recent ones weighing more, over the newest few and over the whole
+context. *Long history*: per action and code level the mean code vector of all events before the request, those before
+the context included, read by a few learned queries. Both are functions of the events a request may see: no table of
+users is kept, and each request of a sequence has its own tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ LEVELS = 3  # residual code levels, which describe a taste; deeper ones only tel
 
 
 class Profile(nn.Module):
-    """``users``: two tokens of the user ID; ``summaries``: tokens of the long history. Code vectors are the item encoder's."""
+    """``users``: two tokens of the user ID; ``summaries``: tokens of the long history.
+
+    Code vectors are the item encoder's.
+    """
 
     def __init__(self, dim: int, heads: int, n_actions: int, levels: int, users: bool, summaries: int):
         super().__init__()
@@ -42,9 +46,10 @@ class Profile(nn.Module):
         positions: Tensor,
         older: tuple[Tensor, Tensor, Tensor] | None,
     ) -> Tensor:
-        """Tokens (B, R, tokens, dim) of requests that see the first ``positions`` (B, R) of ``items`` and ``actions`` (B, T).
+        """Tokens (B, R, tokens, dim) of requests that see the first ``positions`` (B, R) events.
 
-        ``older``: ids and actions (n,) of the events before each context, and where those of each sequence begin (B,).
+        The events are ``items`` and ``actions`` (B, T). ``older``: ids and actions (n,) of the events before each
+        context, and where those of each sequence begin (B,).
         """
         assert encoder.codes is not None
         table, rows = encoder.codes.weight, encoder.code_rows
@@ -64,7 +69,7 @@ class Profile(nn.Module):
         return torch.cat(tokens, dim=2)
 
     def _totals(self, vectors: Tensor, actions: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Events (B, R, actions) per action in the context, and the sums of their vectors (B, R, actions, levels, dim)."""
+        """Events (B, R, actions) of each action, and the sums of their vectors (B, R, actions, levels, dim)."""
         done = F.one_hot(actions, self.n_actions).to(vectors.dtype)  # (B, T, actions)
         sums = prefix_sums((done[..., None, None] * vectors[:, :, None]).flatten(2), positions)
         return prefix_sums(done, positions), sums.unflatten(2, (self.n_actions, *vectors.shape[2:]))

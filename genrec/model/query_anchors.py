@@ -1,7 +1,8 @@
 """Anchors of a search: items with a text similar to the query's, and items that users chose after its words.
 
-The first group needs no counts, so it cannot leak the answer and covers new items. The second is counted from training searches word by word, so a
-new query has anchors as soon as its words have been searched; a training request takes its own search out of the counts.
+The first group needs no counts, so it cannot leak the answer and covers new items. The second is counted from
+training searches word by word, so a new query has anchors as soon as its words have been searched; a training request
+takes its own search out of the counts.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ WORDS = 8  # words of a query that are looked up
 class QueryHits:
     """Items that go with each request's query, (B, R, W) each.
 
-    ``similar`` item ids with the cosine of the texts, ``similarity``, 0 without a query. ``chosen`` item ids with ``strength``, how often they were
-    chosen after the query's words, rare words weighing more, 0 for none; one search adds ``unit`` to it.
+    ``similar`` item ids with the cosine of the texts, ``similarity``, 0 without a query. ``chosen`` item ids with
+    ``strength``, how often they were chosen after the query's words, rare words weighing more, 0 for none; one search
+    adds ``unit`` to it.
     """
 
     similar: Tensor
@@ -57,10 +59,12 @@ class QueryTables(nn.Module):
     def look_up(
         self, request_queries: Tensor, text: Tensor, words: Tensor, offsets: Tensor, items: Tensor, users: Tensor
     ) -> QueryHits:
-        """Hits of ``request_queries`` (B, R): 0 for no query, else 1 + a row of ``text`` (Q, d) and of the ragged ``words`` (n,).
+        """Hits of ``request_queries`` (B, R).
 
-        ``offsets`` (Q,) say where the words of each query begin; ``items`` (n_items, d) are unit vectors of the items' texts, ``users``
-        (n_items,) counts of their users.
+        0 for no query, else 1 + a row of ``text`` (Q, d) and of the ragged ``words`` (n,).
+
+        ``offsets`` (Q,) say where the words of each query begin; ``items`` (n_items, d) are unit vectors of the
+        items' texts, ``users`` (n_items,) counts of their users.
         """
         similarity = F.pad(text, (0, 0, 1, 0)) @ items.T
         similar = (similarity * SHARPNESS + users.log1p()).topk(min(self.width, len(items)), dim=1).indices

@@ -17,7 +17,8 @@ from genrec.text.query_tokens import HASHED, hashed_tokens, readable
 class QueryFeatures:
     """Features of a table of query texts: ``text`` (Q, text_dim) and tokens ``words[offsets[q]:offsets[q + 1]]``.
 
-    Tokens below ``WORD_BUCKETS`` are hashed words, those below ``HASHED`` hashed character n-grams, the rest codes of the query's semantic ID.
+    Tokens below ``WORD_BUCKETS`` are hashed words, those below ``HASHED`` hashed character n-grams, the rest codes of
+    the query's semantic ID.
     """
 
     text: np.ndarray

@@ -1,8 +1,9 @@
-"""Candidate tokens and the ranking head (SynerGen, arXiv 2509.21777, sections 1.2 to 1.5; OnePiece, arXiv 2509.18091, section 3.1).
+"""Candidate tokens and the ranking head (SynerGen, arXiv 2509.21777; OnePiece, arXiv 2509.18091).
 
-A candidate token is the projected item vector plus features of the pair: impression rates where the log has impressions, else scores of retrieval
-and anchors (``pair_features``). It has the position of its request, and sees what the request saw, the request's tokens and reasoning blocks, and
-itself. No other token sees it, so scoring more candidates changes no answer.
+A candidate token is the projected item vector plus features of the pair: impression rates where the log has
+impressions, else scores of retrieval and anchors (``pair_features``). It has the position of its request, and sees
+what the request saw, the request's tokens and reasoning blocks, and itself. No other token sees it, so scoring more
+candidates changes no answer.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class RankingHead(nn.Module):
     ) -> Tensor:
         """Logits (N, C, stages) of N requests with C candidates each.
 
-        ``items`` (N, C, dim) item vectors, ``features`` (N, C, F) or None for zeros, ``angles`` (N, planes) of the requests, ``seen`` (N, S)
-        which of the S cached tokens the candidates of a request see.
+        ``items`` (N, C, dim) item vectors, ``features`` (N, C, F) or None for zeros, ``angles`` (N, planes) of the
+        requests, ``seen`` (N, S) which of the S cached tokens the candidates of a request see.
         """
         n, count, _ = items.shape
         features = items.new_zeros(n, count, self.direct.in_features) if features is None else features.to(items.dtype)
@@ -52,8 +53,9 @@ def request_rows(
 ) -> tuple[Cache, Tensor]:
     """The cached tokens of some requests as rows of their own.
 
-    The cache holds T context tokens and then, ``blocks`` times, R x M = ``block`` tokens of each request; ``visible`` is (B, R, T), ``row`` and
-    ``column`` (N,). Returns keys and values (N, heads, T + M x blocks, d), and which of these tokens each request sees (N, T + M x blocks).
+    The cache holds T context tokens and then, ``blocks`` times, R x M = ``block`` tokens of each request; ``visible``
+    is (B, R, T), ``row`` and ``column`` (N,). Returns keys and values (N, heads, T + M x blocks, d), and which of
+    these tokens each request sees (N, T + M x blocks).
     """
     requests, length = visible.shape[1:]
     own = torch.arange(blocks, device=row.device)[:, None] * (requests * block) + torch.arange(block, device=row.device)

@@ -1,8 +1,9 @@
 """Block-wise latent reasoning: a request thinks K steps before it answers (OnePiece, arXiv 2509.18091, section 3.2).
 
-The states of a request's M tokens after the base pass are block B_0; ``B_k = Backbone(B_{k-1} + step_k)`` with the same weights. Block k
-sees what the request saw, the request's own tokens and its earlier blocks, through cached keys and values: K steps cost K x M tokens, not K
-passes. Its tokens stand where the request stands. Unsupervised steps gain about nothing, see ``genrec/objectives/progressive.py``.
+The states of a request's M tokens after the base pass are block B_0; ``B_k = Backbone(B_{k-1} + step_k)`` with the
+same weights. Block k sees what the request saw, the request's own tokens and its earlier blocks, through cached keys
+and values: K steps cost K x M tokens, not K passes. Its tokens stand where the request stands. Unsupervised steps
+gain about nothing, see ``genrec/objectives/progressive.py``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from genrec.model.backbone import Backbone, Cache, own_block
 
 
 class Reasoning(nn.Module):
-    """K learned step vectors around a shared backbone; with ``feedback``, also a scale and a bias of each step's chance of feedback."""
+    """K learned step vectors around a shared backbone.
+
+    With ``feedback``, also a scale and a bias of each step's chance of feedback.
+    """
 
     def __init__(self, dim: int, steps: int, feedback: bool = False):
         super().__init__()
@@ -26,8 +30,8 @@ class Reasoning(nn.Module):
     ) -> tuple[list[Tensor], Cache]:
         """Blocks B_1 .. B_K, each (B, R, M, dim), and the cache with their keys and values.
 
-        ``block`` (B, R, M, dim) is B_0, ``angles`` (B, R x M, planes) its tokens' angles, ``visible`` (B, R, T) the context each request
-        sees; ``cache`` holds T context tokens, then the R x M request tokens.
+        ``block`` (B, R, M, dim) is B_0, ``angles`` (B, R x M, planes) its tokens' angles, ``visible`` (B, R, T) the
+        context each request sees; ``cache`` holds T context tokens, then the R x M request tokens.
         """
         shape = block.shape
         own = own_block(shape[1], shape[2], block.device).expand(shape[0], -1, -1)

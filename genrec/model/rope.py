@@ -1,6 +1,7 @@
 """Rotary positions over index and time (TO-RoPE, arXiv 2510.20455; SynerGen, arXiv 2509.21777, rotates by time alone).
 
-The last ``time_share`` of the planes rotate by time, the others by the index of the event, so that the two never cancel.
+The last ``time_share`` of the planes rotate by time, the others by the index of the event, so that the two never
+cancel.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ INDEX_BASE = 10_000.0
 def rotary_angles(index: Tensor, time: Tensor, planes: int, time_share: float, time_base: float) -> Tensor:
     """Angles (batch, length, planes) in float32, modulo a full turn.
 
-    ``index`` (batch, length) event positions; ``time`` (batch, length) float64 time since the sequence's origin in buckets. The base of the time
-    planes is the span of the data. Angles are computed in float64: in float32 a year in seconds leaves no digits for fractions of a turn.
+    ``index`` (batch, length) event positions; ``time`` (batch, length) float64 time since the sequence's origin in
+    buckets. The base of the time planes is the span of the data. Angles are computed in float64: in float32 a year in
+    seconds leaves no digits for fractions of a turn.
     """
     n_time = round(planes * time_share)
     angles = torch.cat(

@@ -1,7 +1,8 @@
 """SASRec (Kang and McAuley 2018) with cross-entropy over the catalogue: the baseline that a sequence model has to beat.
 
-A network of its own, not ours with parts switched off: learnt positions counted from the newest event, pre-norm blocks, item vectors tied
-between input and output, raw dot products. It reads item ids alone, and learns in the same training loop as ours, with the same batches.
+A network of its own, not ours with parts switched off: learnt positions counted from the newest event, pre-norm
+blocks, item vectors tied between input and output, raw dot products. It reads item ids alone, and learns in the same
+training loop as ours, with the same batches.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ class ItemTable(nn.Module):
 
 
 class SASRec(nn.Module):
-    """Encodes requests and retrieves by dot product, with the interface of ``GenerativeRecommender`` that the training loop uses."""
+    """Encodes requests and retrieves by dot product.
+
+    It has the interface of ``GenerativeRecommender`` that the training loop uses.
+    """
 
     decoder = reasoning = ranking = profile = anchor_tables = None
 
@@ -41,17 +45,21 @@ class SASRec(nn.Module):
         self.item_encoder = ItemTable(catalogue.n_items, dim)
         self.places = nn.Embedding(config.max_length, dim)
         nn.init.normal_(self.places.weight, std=0.02)
-        layer = lambda: nn.TransformerEncoderLayer(
-            dim, config.heads, dim, rate, "relu", batch_first=True, norm_first=True
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(dim, config.heads, dim, rate, "relu", batch_first=True, norm_first=True)
+            for _ in range(config.layers)
         )
-        self.blocks = nn.ModuleList(layer() for _ in range(config.layers))
         self.norm, self.drop = nn.LayerNorm(dim), nn.Dropout(rate)
 
     def choose_anchors(self, batch: Batch, leave_out: bool | None = None) -> None:
+        """It reads no anchors."""
         return None
 
     def encode(self, batch: Batch, items: Tensor | None = None, anchors: None = None) -> Encoded:
-        """A request's vector is the state of the event before it; zero without one. See ``GenerativeRecommender.encode``."""
+        """A request's vector is the state of the event before it; zero without one.
+
+        See ``GenerativeRecommender.encode``.
+        """
         items = self.item_encoder() if items is None else items
         length, device = batch.items.shape[1], batch.items.device
         index = torch.arange(length, device=device)
@@ -69,7 +77,9 @@ class SASRec(nn.Module):
         )
 
     def retrieval_vectors(self, requests: Tensor) -> Tensor:
+        """Request vectors (..., dim) for the dot product with ``item_index``."""
         return requests
 
     def item_index(self, items: Tensor) -> Tensor:
+        """Item vectors (n_items, dim) for the dot product."""
         return items

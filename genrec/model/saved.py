@@ -1,4 +1,7 @@
-"""A fitted network on disk. Apart from ``genrec/training``, so that who only answers does not wait for Lightning to be imported."""
+"""A fitted network on disk.
+
+Apart from ``genrec/training``, so that inference does not wait for Lightning to be imported.
+"""
 
 from __future__ import annotations
 

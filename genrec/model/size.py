@@ -1,4 +1,4 @@
-"""How large a network is and what a pass costs, by formula, before anything is trained; and presets of its width and depth."""
+"""What a pass costs, by formula, before anything is trained."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from genrec.config.schema import ModelConfig
 def encode_flops(model: ModelConfig, sequences: int, events: float, requests: float) -> float:
     """Floating-point operations of one forward pass of the backbone over contexts, requests and reasoning blocks.
 
-    ``sequences`` rows of ``events`` context tokens and ``requests`` requests each, padding included. Two operations per multiply-add;
-    norms, rotations, embeddings and anchors are left out (a few per cent).
+    ``sequences`` rows of ``events`` context tokens and ``requests`` requests each, padding included. Two operations
+    per multiply-add; norms, rotations, embeddings and anchors are left out (a few per cent).
     """
     dim, cached, total = model.dim, 0.0, 0.0
     requests *= 1 + 2 * model.user_tokens + model.summary_tokens  # tokens of a request's block
@@ -23,8 +23,10 @@ def encode_flops(model: ModelConfig, sequences: int, events: float, requests: fl
 def step_flops(
     model: ModelConfig, sequences: int, events: float, requests: float, scored: int, n_items: int, text_dim: int
 ) -> float:
-    """Operations of one training step without the code decoder: passes forward and backward (twice the forward), the softmax over
-    ``scored`` items for every request, and the text projection of all ``n_items``.
+    """Operations of one training step without the code decoder.
+
+    Passes forward and backward (twice the forward), the softmax over ``scored`` items for every request, and the text
+    projection of all ``n_items``.
     """
     softmax = 2.0 * sequences * requests * scored * model.dim
     text = 2.0 * n_items * text_dim * model.dim if model.use_text else 0.0

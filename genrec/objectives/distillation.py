@@ -1,7 +1,7 @@
 """Distillation of a teacher's scores over items: its mass below each trie node, Margin-MSE and KL over candidates.
 
-Use ``TeacherMass`` with ``path_losses`` (``genrec/objectives/generation.py``) for the code decoder, the other two where candidates are scored.
-Margin-MSE: Hofstaetter et al., arXiv 2010.02666.
+Use ``TeacherMass`` with ``path_losses`` (``genrec/objectives/generation.py``) for the code decoder, the other two
+where candidates are scored. Margin-MSE: Hofstaetter et al., arXiv 2010.02666.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from genrec.catalogue.trie import CatalogueTrie
 
 @dataclass(frozen=True)
 class TeacherMass:
-    """A teacher's probability of every subtree for N requests, looked up node by node; nothing of size (N, n_nodes) is made.
+    """A teacher's probability of every subtree for N requests, looked up node by node.
 
-    Items below a node are one range of ``trie.leaf_items``, so a mass is a difference of running sums. ``running`` (N, K + 1) float64, in
-    leaf order (float32 would lose the small subtrees); ``keys`` (N x K,) sorted ``request x (n_items + 1) + position in leaf_items`` of the
-    candidates, None where all items are candidates (K = n_items).
+    Nothing of size (N, n_nodes) is made.
+
+    Items below a node are one range of ``trie.leaf_items``, so a mass is a difference of running sums. ``running``
+    (N, K + 1) float64, in leaf order (float32 would lose the small subtrees); ``keys`` (N x K,) sorted ``request x
+    (n_items + 1) + position in leaf_items`` of the candidates, None where all items are candidates (K = n_items).
     """
 
     trie: CatalogueTrie
@@ -43,7 +45,7 @@ class TeacherMass:
 
     @classmethod
     def of_candidates(cls, trie: CatalogueTrie, ids: Tensor, log_probabilities: Tensor) -> TeacherMass:
-        """From log-probabilities (N, K) of the distinct candidates ``ids`` (N, K), -1 for padding; everything else has mass 0."""
+        """From log-probabilities (N, K) of distinct ``ids`` (N, K), -1 for padding; all other mass is 0."""
         live = ids >= 0
         position = torch.where(live, trie.item_place[ids.clamp(min=0)], trie.n_items)
         position, order = position.sort(dim=1)
@@ -77,7 +79,10 @@ def draw_items(log_probabilities: Tensor, generator: torch.Generator | None = No
 
 
 def margin_mse(student: Tensor, teacher: Tensor, live: Tensor | None = None) -> Tensor:
-    """Mean squared difference of the two models' margins, column 0 against every other: scores (N, K), ``live`` (N, K) bool or all."""
+    """Mean squared difference of the two models' margins, column 0 against every other.
+
+    Scores (N, K), ``live`` (N, K) bool or all.
+    """
     live = torch.ones_like(student, dtype=torch.bool) if live is None else live
     pairs = live[:, 1:] & live[:, :1]
     gap = (student[:, :1] - student[:, 1:]) - (teacher[:, :1] - teacher[:, 1:]).detach()
@@ -87,8 +92,8 @@ def margin_mse(student: Tensor, teacher: Tensor, live: Tensor | None = None) -> 
 def candidate_kl(student: Tensor, teacher: Tensor, live: Tensor | None = None, temperature: float = 1.0) -> Tensor:
     """Mean KL of the teacher's softmax over K candidates from the student's: scores (N, K).
 
-    Both are divided by ``temperature``, and the value is multiplied by its square, so that gradients keep their size (Hinton et al., arXiv
-    1503.02531).
+    Both are divided by ``temperature``, and the value is multiplied by its square, so that gradients keep their size
+    (Hinton et al., arXiv 1503.02531).
     """
     if live is not None:
         student, teacher = (scores.masked_fill(~live, torch.finfo(scores.dtype).min) for scores in (student, teacher))

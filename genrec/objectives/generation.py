@@ -1,12 +1,16 @@
-"""Cross-entropy of a semantic ID, level by level over the legal children of each node on the path, and a teacher's KL over the same children.
+"""Cross-entropy of a semantic ID, level by level over the legal children of each node on the path.
 
-Use it for the code decoder. Its distribution over items is a product of conditionals along the trie, so a teacher's item distribution t gives
-one soft target per node, ``t(child | node) = mass(child) / mass(node)``. By the chain rule, with p the decoder,
+And a teacher's KL over the same children.
 
-    KL(t || p) = sum over nodes of mass(node) x KL(t(. | node) || p(. | node)) = mean over leaves drawn from t of the sum along their path.
+Use it for the code decoder. Its distribution over items is a product of conditionals along the trie, so a teacher's
+item distribution t gives one soft target per node, ``t(child | node) = mass(child) / mass(node)``. By the chain rule,
+with p the decoder,
 
-On paths that the teacher drew, the mean of the KL terms is the whole KL, unbiased; on the paths of observed items they smooth labels by what the
-teacher knows of the catalogue.
+    KL(t || p) = sum over nodes of mass(node) x KL(t(. | node) || p(. | node)) = mean over leaves drawn from t of the
+    sum along their path.
+
+On paths that the teacher drew, the mean of the KL terms is the whole KL, unbiased; on the paths of observed items
+they smooth labels by what the teacher knows of the catalogue.
 """
 
 from __future__ import annotations
@@ -26,7 +30,8 @@ from genrec.objectives.distillation import TeacherMass
 def walked_nodes(trie: CatalogueTrie, paths: Tensor) -> tuple[Tensor, Tensor]:
     """The nodes that the loss of ``paths`` (N, levels) looks at: the root and the children of every node on the way.
 
-    Returns the distinct nodes (M,), rising, and the row of each node among them: (n_nodes,), meaningless for the others.
+    Returns the distinct nodes (M,), rising, and the row of each node among them: (n_nodes,), meaningless for the
+    others.
     """
     chosen_from = torch.zeros(trie.n_nodes, dtype=torch.bool, device=paths.device)
     chosen_from[0] = True
@@ -55,10 +60,11 @@ def path_log_probabilities(
 ) -> Tensor:
     """Log-probability of each step of ``paths``: (N, levels).
 
-    ``states`` (N, levels, dim) unit states that score the children of the node before each step; ``scale`` (levels,) inverse temperatures;
-    ``vectors`` (n_nodes, dim) node vectors, or those of ``walked_nodes`` with ``row`` (n_nodes,) the row of each; ``paths`` (N, levels) nodes;
-    ``copy_bias`` what anchors add to the logits, path by path; ``ignored`` (n_nodes,) bool nodes, on no path, that stay out of the softmax.
-    A step with one legal child costs nothing.
+    ``states`` (N, levels, dim) unit states that score the children of the node before each step; ``scale`` (levels,)
+    inverse temperatures; ``vectors`` (n_nodes, dim) node vectors, or those of ``walked_nodes`` with ``row``
+    (n_nodes,) the row of each; ``paths`` (N, levels) nodes; ``copy_bias`` what anchors add to the logits, path by
+    path; ``ignored`` (n_nodes,) bool nodes, on no path, that stay out of the softmax. A step with one legal child
+    costs nothing.
     """
     return _Paths(states, scale, vectors, trie, paths, row, copy_bias, ignored).losses()[0]
 
@@ -74,10 +80,13 @@ def path_losses(
     copy_bias: CopyBias | None = None,
     ignored: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each step, and KL(teacher || decoder) over the children it chose from: two (N, levels) tensors.
+    """Log-probability of each step, and KL(teacher || decoder) over the children it chose from.
 
-    Arguments are those of ``path_log_probabilities``. ``requests`` (N,) is the teacher's row of each path, by default its own. ``ignored`` nodes
-    stay in the KL: unlike an observation, the teacher knows whether such a node is right. Where it has no mass below a node the KL is 0.
+    Two (N, levels) tensors.
+
+    Arguments are those of ``path_log_probabilities``. ``requests`` (N,) is the teacher's row of each path, by default
+    its own. ``ignored`` nodes stay in the KL: unlike an observation, the teacher knows whether such a node is right.
+    Where it has no mass below a node the KL is 0.
     """
     requests = torch.arange(len(paths), device=paths.device) if requests is None else requests
     walk = _Paths(states, scale, vectors, teacher.trie, paths, row, copy_bias, ignored)
@@ -124,7 +133,7 @@ class _Paths:
         logs = logits.log_softmax(-1)
         kept = logs if self.ignored is None else logs.masked_fill(self.ignored[nodes], -torch.inf).log_softmax(-1)
         own = kept.gather(1, (self.paths[:, 0] - start)[:, None])[:, 0]
-        if teacher is None:
+        if teacher is None or requests is None:
             return own, torch.zeros_like(own)
         mass = teacher.below(requests.repeat_interleave(len(nodes)), nodes.repeat(len(states))).view_as(logs)
         target = mass / mass.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
@@ -133,7 +142,7 @@ class _Paths:
     def _step(
         self, level: int, open_paths: Tensor, n_children: int, teacher: TeacherMass | None, requests: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """A further step. The children of ``open_paths`` (n,), those with a choice, lie side by side: ``n_children`` of them."""
+        """A further step of ``open_paths`` (n,), those with a choice; their children lie side by side."""
         trie, device = self.trie, self.paths.device
         states = self.states[:, level] * self.scale[level]
         free = _wide(states.new_zeros(len(states)))
@@ -157,7 +166,7 @@ class _Paths:
             top, log_total = _log_sum_exp(logs.masked_fill(hidden, -torch.inf), owner, len(open_paths))
             own = own - top - log_total
         chosen = free.index_copy(0, open_paths, own)
-        if teacher is None:
+        if teacher is None or requests is None:
             return chosen, free
         rows = requests[open_paths]
         mass = teacher.below(rows, parents).clamp(min=torch.finfo(torch.float64).tiny)
@@ -167,7 +176,7 @@ class _Paths:
 
 
 def _log_sum_exp(logits: Tensor, owner: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Per group of ragged logits (c,): their maximum, without a gradient, and the logarithm of the sum of exponentials above it."""
+    """Per group of ragged logits (c,) the maximum, without a gradient, and the log of the sum above it."""
     top = logits.new_full((groups,), -torch.inf).scatter_reduce(0, owner, logits.detach(), "amax")
     return top, torch.zeros_like(top).index_add(0, owner, (logits - top[owner]).exp()).log()
 

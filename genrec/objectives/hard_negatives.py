@@ -1,6 +1,9 @@
-"""InfoNCE against hard negatives: the second half of SynerGen's ``alpha x easy + (1 - alpha) x hard`` (arXiv 2509.21777, section 1.5).
+"""InfoNCE against hard negatives.
 
-Hard negatives are impressions that the same user ignored; in a log without impressions, the items that the model itself ranks highest.
+The second half of SynerGen's ``alpha x easy + (1 - alpha) x hard`` (arXiv 2509.21777, section 1.5).
+
+Hard negatives are impressions that the same user ignored; in a log without impressions, the items that the model
+itself ranks highest.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ def contrast(requests: Tensor, index: Tensor, targets: Tensor, hard: Tensor) -> 
 
 
 def ignored_impressions(shown: BatchImpressions, count: int, n_rows: int, n_items: int) -> Tensor:
-    """For each sequence up to ``count`` items that were shown in it and never reached the first stage: (n_rows, count), -1 where there are fewer.
+    """For each sequence up to ``count`` items that were shown in it and never reached the first stage.
+
+    (n_rows, count), -1 where there are fewer.
 
     They are drawn anew each time. Sizes depend on the data, so ``shown`` is the batch's copy on the host.
     """
@@ -52,10 +57,13 @@ def ignored_impressions(shown: BatchImpressions, count: int, n_rows: int, n_item
 def mined(
     requests: Tensor, index: Tensor, targets: Tensor, known: Tensor, count: int, among: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw ``count`` of the 2 x ``count`` items that score highest for each request: (N, count), -1 where there are fewer.
+    """Draw ``count`` of the 2 x ``count`` items that score highest for each request.
 
-    Also the lowest score of the 2 x ``count``, and the fraction of them that is drawn, which is the chance of an item that scores so high: (N,) each.
-    ``targets`` (N,), the user's ``known`` items (N, T), and ids not ``among`` (n,) are left out.
+    (N, count), -1 where there are fewer.
+
+    Also the lowest score of the 2 x ``count``, and the fraction of them that is drawn, which is the chance of an item
+    that scores so high: (N,) each. ``targets`` (N,), the user's ``known`` items (N, T), and ids not ``among`` (n,)
+    are left out.
     """
     scores = requests @ index.T
     if among is not None:

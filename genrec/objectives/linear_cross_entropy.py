@@ -1,8 +1,9 @@
 """Softmax cross-entropy of a product with a large table, without the matrix of logits.
 
-The product, its softmax and both gradients are computed for a few rows at a time, while these are in the cache: there are no passes over an (N, V)
-matrix in memory, and memory does not grow with N x V. The idea is that of Liger Kernel's fused linear cross-entropy (arXiv 2410.10989), here in plain
-torch for any device. Half precisions (autocast) have float32 logits.
+The product, its softmax and both gradients are computed for a few rows at a time, while these are in the cache: there
+are no passes over an (N, V) matrix in memory, and memory does not grow with N x V. The idea is that of Liger Kernel's
+fused linear cross-entropy (arXiv 2410.10989), here in plain torch for any device. Half precisions (autocast) have
+float32 logits.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def float_product(rows: Tensor, table: Tensor) -> Tensor:
-    """Rows (N, dim) . table (V, dim) in float32, also of half precisions, whose products a GPU adds up in float32 anyway: (N, V)."""
+    """Rows (N, dim) . table (V, dim) in float32: (N, V). A GPU adds up half precisions in float32 anyway."""
     if rows.is_cuda and rows.dtype != torch.float32 and WIDE_PRODUCT:
         return torch.mm(rows, table.T, out_dtype=torch.float32)
     return (rows @ table.T).float()
@@ -87,9 +88,9 @@ def _passes(
 
 
 def linear_cross_entropy(rows: Tensor, table: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy of ``targets`` (N,) under the logits rows (N, dim) . table (V, dim) + bias (V,), in less time and memory.
+    """Mean cross-entropy of ``targets`` (N,) under the logits rows (N, dim) . table (V, dim) + bias (V,).
 
-    Equals ``F.cross_entropy`` but for rounding. Gradients flow to ``rows`` and ``table``, once (not twice
-    differentiable), and none to ``bias``.
+    Equals ``F.cross_entropy`` but for rounding, in less time and memory. Gradients flow to ``rows`` and ``table``, once
+    (not twice differentiable), and none to ``bias``.
     """
     return _LinearCrossEntropy.apply(rows, table, targets, bias)

@@ -1,8 +1,10 @@
-"""List-wise direct preference optimisation: one preferred item against many, with reward weights and an anchor to supervised learning.
+"""List-wise direct preference optimisation.
 
-Use it where real or simulated feedback says which of several items was better for the same request. The implicit reward of an item is
-``beta x log(policy / reference)``; one loss joins all losers of a list (S-DPO, arXiv 2406.09215), each pair weighed by how close the two
-rewards are (OneSearch's adaptive margin, arXiv 2509.03236).
+One preferred item against many, with reward weights and an anchor to supervised learning.
+
+Use it where real or simulated feedback says which of several items was better for the same request. The implicit
+reward of an item is ``beta x log(policy / reference)``; one loss joins all losers of a list (S-DPO, arXiv
+2406.09215), each pair weighed by how close the two rewards are (OneSearch's adaptive margin, arXiv 2509.03236).
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class ListPreference:
-    """``loss`` with its parts, and what to watch: all scalars. ``accuracy``: share of pairs whose implicit rewards stand in the right order."""
+    """``loss`` with its parts, and what to watch: all scalars.
+
+    ``accuracy``: share of pairs whose implicit rewards stand in the right order.
+    """
 
     loss: Tensor
     preference: Tensor
@@ -36,9 +41,10 @@ def listwise_dpo(
 ) -> ListPreference:
     """Loss of N lists: ``-log sigmoid(-log sum_l exp(-w_l (r_0 - r_l - margin))) - anchor x log policy_0``.
 
-    ``policy`` and ``reference`` (N, K) log-probabilities, column 0 the preferred item; ``live`` (N, K) bool, a list needs a live column 0
-    and one live loser to count; ``weights`` (N, K) of the pairs (column 0 unused), 1 without. With policy = reference, margin 0 and no
-    anchor, a list with m losers costs log(1 + m): log 2 for a pair, as in DPO (arXiv 2305.18290).
+    ``policy`` and ``reference`` (N, K) log-probabilities, column 0 the preferred item; ``live`` (N, K) bool, a list
+    needs a live column 0 and one live loser to count; ``weights`` (N, K) of the pairs (column 0 unused), 1 without.
+    With policy = reference, margin 0 and no anchor, a list with m losers costs log(1 + m): log 2 for a pair, as in
+    DPO (arXiv 2305.18290).
     """
     implicit = beta * (policy - reference.detach())
     gap = implicit[:, :1] - implicit[:, 1:]  # (N, K - 1)

@@ -1,8 +1,8 @@
 """Plackett-Luce policy gradient over whole lists (Neural PG-RANK, Gao et al., arXiv 2310.04407).
 
-Use it where the reward belongs to a list, not to an item: a discounted gain over places, a list's diversity. A list is drawn place by place
-from the softmax over the candidates that are left; the gradient of its expected utility is estimated from a few drawn lists, each with the
-mean of the others as its baseline.
+Use it where the reward belongs to a list, not to an item: a discounted gain over places, a list's diversity. A list
+is drawn place by place from the softmax over the candidates that are left; the gradient of its expected utility is
+estimated from a few drawn lists, each with the mean of the others as its baseline.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from torch import Tensor
 
 
 def sample_lists(scores: Tensor, lists: int, k: int, generator: torch.Generator | None = None) -> Tensor:
-    """Places (B, lists, k) of candidates, drawn without replacement in order by Plackett-Luce from scores (B, K); -inf is never drawn while
-    k others are left. The Gumbel trick: perturb once, take the top.
+    """Places (B, lists, k) of candidates, drawn without replacement in order by Plackett-Luce from scores (B, K).
+
+    -inf is never drawn while k others are left. The Gumbel trick: perturb once, take the top.
     """
     noise = (
         torch.empty(len(scores), lists, scores.shape[1], device=scores.device).exponential_(generator=generator).log()
@@ -22,7 +23,9 @@ def sample_lists(scores: Tensor, lists: int, k: int, generator: torch.Generator 
 
 
 def list_log_probabilities(scores: Tensor, drawn: Tensor) -> Tensor:
-    """Log-probability of each place of drawn lists (B, lists, k) given scores (B, K): (B, lists, k); their sum is the list's.
+    """Log-probability of each place of drawn lists (B, lists, k) given scores (B, K): (B, lists, k).
+
+    Their sum is the list's.
 
     Place i chooses among what the places before it left: the normaliser is a log-sum-exp over the rest.
     """
@@ -41,7 +44,9 @@ def list_log_probabilities(scores: Tensor, drawn: Tensor) -> Tensor:
 
 
 def leave_one_out(utilities: Tensor) -> Tensor:
-    """Utilities (B, lists) minus the mean of the request's other lists: the advantage with the least variance that needs no model.
+    """Utilities (B, lists) minus the mean of the request's other lists.
+
+    The advantage with the least variance that needs no model.
 
     With one list there is no other: 0.
     """
@@ -50,11 +55,14 @@ def leave_one_out(utilities: Tensor) -> Tensor:
 
 
 def discounted_gain(rewards: Tensor) -> Tensor:
-    """sum over places of reward / log2(place + 1), for rewards (..., k) in the order of the list: (...)."""
+    """Sum over ranks of reward / log2(rank + 1), for rewards (..., k) in the order of the list: (...)."""
     discount = 1 / torch.log2(torch.arange(rewards.shape[-1], device=rewards.device, dtype=rewards.dtype) + 2)
     return (rewards * discount).sum(-1)
 
 
 def list_policy_loss(scores: Tensor, drawn: Tensor, utilities: Tensor) -> Tensor:
-    """Mean of ``-advantage x log p(list)`` over requests and lists: scores (B, K), drawn (B, lists, k), utilities (B, lists)."""
+    """Mean of ``-advantage x log p(list)`` over requests and lists.
+
+    Scores (B, K), drawn (B, lists, k), utilities (B, lists).
+    """
     return -(leave_one_out(utilities).detach() * list_log_probabilities(scores, drawn).sum(-1)).mean()

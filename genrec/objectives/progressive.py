@@ -1,7 +1,7 @@
 """Supervision of each reasoning step, from easy to hard (OnePiece, arXiv 2509.18091, section 3.3).
 
-Where the log has a feedback chain, step k learns what reached its k-th stage. Elsewhere step k learns the first k codes of the target's
-semantic ID, coarse to fine.
+Where the log has a feedback chain, step k learns what reached its k-th stage. Elsewhere step k learns the first k
+codes of the target's semantic ID, coarse to fine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ def prefix_loss(
 ) -> Tensor:
     """Mean cross-entropy of the targets' first ``level`` codes over all prefixes of that many codes.
 
-    ``states`` (N, dim) unit vectors of the step, ``means`` (n_nodes, dim) the mean item vector below each trie node, ``targets`` (N,) items.
+    ``states`` (N, dim) unit vectors of the step, ``means`` (n_nodes, dim) the mean item vector below each trie node,
+    ``targets`` (N,) items.
     """
     first, last = trie.level_bounds[level], trie.level_bounds[level + 1]
     table = F.normalize(means[first:last], dim=-1) / temperature

@@ -1,7 +1,8 @@
-"""Losses of ranking logits: pointwise and pairwise (SynerGen, arXiv 2509.21777, section 1.5; OnePiece, arXiv 2509.18091, SCL).
+"""Losses of ranking logits: pointwise and pairwise (SynerGen, arXiv 2509.21777; OnePiece, arXiv 2509.18091).
 
-All take N requests with C candidates each: ``logits`` (N, C), ``labels`` (N, C) bool for chosen candidates, ``live`` (N, C) bool, false for padding.
-Candidates of different requests are never compared: of two requests of one user the later one has seen the outcome of the earlier.
+All take N requests with C candidates each: ``logits`` (N, C), ``labels`` (N, C) bool for chosen candidates, ``live``
+(N, C) bool, false for padding. Candidates of different requests are never compared: of two requests of one user the
+later one has seen the outcome of the earlier.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ def pointwise(logits: Tensor, labels: Tensor, live: Tensor) -> Tensor:
 
 
 def pairwise(logits: Tensor, labels: Tensor, live: Tensor) -> Tensor:
-    """Mean of ``-log sigma(s_i - s_j)`` over pairs of a chosen i and a live j that was not chosen; 0 without a pair. Use it for order."""
+    """Mean of ``-log sigma(s_i - s_j)`` over pairs of a chosen i and a live j that was not chosen; 0 without a pair.
+
+    Use it for order.
+    """
     n, count = logits.shape
     pairs = (labels & live)[:, :, None] & (~labels & live)[:, None]  # (N, C, C)
     index, weights = selected(pairs.flatten())

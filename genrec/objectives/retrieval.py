@@ -1,4 +1,4 @@
-"""InfoNCE over the catalogue: the whole softmax when it is small, else shared sampled negatives with logQ correction."""
+"""InfoNCE over the catalogue: the whole softmax, or shared sampled negatives with logQ correction."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def full_softmax(requests: Tensor, index: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass
 class Candidates:
-    """The items of one step's softmax: ``ids`` (C,), the batch's distinct targets first, rising; ``log_chance`` (C,) of being one."""
+    """The items of one step's softmax: ``ids`` (C,), the batch's distinct targets first, rising.
+
+    ``log_chance`` (C,) of being one.
+    """
 
     ids: Tensor
     log_chance: Tensor
@@ -39,10 +42,13 @@ class Candidates:
 def draw_candidates(
     n_items: int, targets: Tensor, negatives: int, draw: torch.Generator | None = None, among: Tensor | None = None
 ) -> Candidates:
-    """The distinct ``targets`` (of all processes) and ``negatives`` uniform draws. All tensors are on the CPU: their sizes depend on the data.
+    """The distinct ``targets`` (of all processes) and ``negatives`` uniform draws.
 
-    ``draw`` is a generator that all processes share; ``among`` (n_items,) are the ids to draw from, by default 0 to n_items - 1. From a large
-    catalogue draws are with replacement, so that few occur twice: a permutation of all items would cost more than the rest of a step.
+    All tensors are on the CPU: their sizes depend on the data.
+
+    ``draw`` is a generator that all processes share; ``among`` (n_items,) are the ids to draw from, by default 0 to
+    n_items - 1. From a large catalogue draws are with replacement, so that few occur twice: a permutation of all
+    items would cost more than the rest of a step.
     """
     in_batch, counts = targets.unique(return_counts=True)
     uniform = min(negatives / n_items, 1.0)
@@ -62,7 +68,7 @@ def draw_candidates(
 
 
 def sampled_softmax(requests: Tensor, vectors: Tensor, targets: Tensor, candidates: Candidates) -> Tensor:
-    """InfoNCE of requests (N, dim) against the candidates' ``vectors`` (C, dim), corrected by each one's expected count (logQ).
+    """InfoNCE of requests (N, dim) against the ``vectors`` (C, dim) of candidates, with logQ correction.
 
     With all items drawn and no duplicates the value equals ``full_softmax``.
     """

@@ -62,7 +62,10 @@ def collated(prepared_run):
 
 @pytest.fixture
 def on_meta(prepared_run, monkeypatch):
-    """``on_meta(config, **how)`` -> a training module moved to meta as Lightning moves it: by its parent, never by the network's own ``to``."""
+    """``on_meta(config, **how)`` -> a training module moved to meta as Lightning moves it.
+
+    By its parent, never by the network's own ``to``.
+    """
 
     def make(config, generate=True, **how):
         torch.manual_seed(0)

@@ -1,6 +1,9 @@
-"""A dry run of GPU code without a GPU: PyTorch's meta device computes shapes alone and refuses to hand values back to the host.
+"""A dry run of GPU code without a GPU.
 
-Meta lets some mixed placements pass (matmul, gather, embedding, indexing by a CPU tensor) that CUDA refuses. ``OneDevice`` closes that gap.
+PyTorch's meta device computes shapes alone and refuses to hand values back to the host.
+
+Meta lets some mixed placements pass (matmul, gather, embedding, indexing by a CPU tensor) that CUDA refuses.
+``OneDevice`` closes that gap.
 """
 
 from __future__ import annotations
@@ -13,7 +16,10 @@ COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default, torch.o
 
 
 class OneDevice(TorchDispatchMode):
-    """Refuses operations on tensors of several devices, but for copies. As on CUDA, CPU scalars (0 dimensions) may join in."""
+    """Refuses operations on tensors of several devices, but for copies.
+
+    As on CUDA, CPU scalars (0 dimensions) may join in.
+    """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

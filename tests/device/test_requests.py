@@ -1,4 +1,7 @@
-"""Answering requests on one device: prefill, beam search in static shapes, retrieval, ranking head and re-ranker; nothing is read back."""
+"""Answering requests on one device: prefill, beam search in static shapes, retrieval, ranking head and re-ranker.
+
+Nothing is read back.
+"""
 
 from __future__ import annotations
 

@@ -159,9 +159,10 @@ def taken_strengths(anchors) -> dict[int, float]:
 def test_a_search_is_shown_what_is_next_to_its_query(people):
     made = searching(people)
     items = torch.from_numpy(people[0].astype(np.int64))[None]
-    choose = lambda asked: made.choose(
-        items, torch.tensor([[2, 2, 2]]), None, look_up(made, [asked], [3, 7], [[0], [1]])
-    )
+
+    def choose(queries):
+        return made.choose(items, torch.tensor([[2, 2, 2]]), None, look_up(made, [queries], [3, 7], [[0], [1]]))
+
     anchors = choose([0, 1, 2])
     assert anchors.features.shape[-1] == n_features(True)
     live, ids = anchors.live[0, :, NEAR], anchors.ids[0, :, NEAR]

@@ -67,7 +67,10 @@ def test_the_mask_of_request_blocks():
 @pytest.mark.filterwarnings("ignore")  # uncompiled, it says so
 @pytest.mark.parametrize("block", [1, 3])
 def test_flex_attention_with_a_block_mask_is_the_same(block):
-    """What ``scripts/bench/attention.py`` times; every token sees itself, so no row is empty, where the two would differ."""
+    """What ``scripts/bench/attention.py`` times.
+
+    Every token sees itself, so no row is empty, where the two would differ.
+    """
     torch.manual_seed(1)
     positions = torch.randint(0, 21, (4, 6))
     mask = sequence_mask(20, positions, block)

@@ -34,7 +34,10 @@ def batch(prepared_run, features) -> Batch:
 
 
 def answers(network, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """What leaves the network for each request: retrieval vectors and the decoder's states over the first two levels."""
+    """What leaves the network for each request.
+
+    Retrieval vectors and the decoder's states over the first two levels.
+    """
     with torch.inference_mode():
         encoded = network.encode(batch)
         trie = network.catalogue.trie

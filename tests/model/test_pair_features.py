@@ -1,4 +1,7 @@
-"""What candidates carry where no log says what was shown: right, not taught through, and nothing of the request's own answer."""
+"""What candidates carry where no log says what was shown.
+
+Right, not taught through, and nothing of the request's own answer.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ from genrec.training.fit import fill_anchors, new_network
 
 @pytest.fixture(scope="module")
 def world(prepared_run):
-    """A network with a ranking head and anchors counted from training; ``make(rows)`` -> a batch of training windows; the windows."""
+    """A network with a ranking head and anchors counted from training; ``make(rows)`` -> a batch of training windows.
+
+    The windows.
+    """
     data = prepared_run.dataset
     config = replace(
         prepared_run.config,
@@ -130,7 +136,7 @@ def test_no_candidate_tells_that_its_own_person_took_it(world, prepared_run):
 
 
 def test_chances_are_how_often_negatives_are_drawn(world, prepared_run):
-    """Of many draws: each item's mean number among the negatives of a request is the chance that the loss is corrected by."""
+    """Over many draws, the mean number of times an item is a negative is the chance that corrects the loss."""
     network, batch = world[0], world[1](np.arange(2))
     settings = replace(prepared_run.config.training, rank_negatives=3, hard_negatives=2)
     n_items = network.catalogue.n_items
@@ -161,7 +167,7 @@ def test_chances_are_how_often_negatives_are_drawn(world, prepared_run):
 
 
 def test_a_ranking_loss_learns_whole_catalogue_odds_from_hard_draws():
-    """The best constant scores: with the correction they order items by how often they are wanted, not by how seldom they are drawn."""
+    """With the correction, scores order items by how often they are targets, not by how seldom they are drawn."""
     wanted = torch.tensor([0.6, 0.25, 0.1, 0.03, 0.02])  # items 0 and 1 are the hard ones
     chance = torch.tensor([0.9, 0.9, 0.1, 0.1, 0.1])
     found = []

@@ -145,7 +145,7 @@ def test_a_request_points_at_its_own_anchors_alone(pointing, asked):
 def test_the_policy_draws_and_scores_alike(pointing, prepared_run):
     policy = Policy(copy.deepcopy(pointing))
     features = QueryFeatures.build(prepared_run.dataset.query_texts, prepared_run.ids.encoder)
-    asked = policy.ask(
+    asked = policy.encode(
         Collator(prepared_run.config.model, features), prepared_run.dataset.requests("valid").take(np.arange(8))
     )
     drawn = policy.sample(asked, 4, torch.Generator().manual_seed(0))

@@ -1,4 +1,7 @@
-"""Tokens made of behaviour: what a request may see, all of it, and nothing else; those of several requests are each its own."""
+"""Tokens made of behaviour: what a request may see, all of it, and nothing else.
+
+Those of several requests are each its own.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Candidate tokens and reasoning blocks: who sees whom, tested by perturbation; cached equals uncached; blocks of several tokens."""
+"""Candidate tokens and reasoning blocks: who sees whom, tested by perturbation; cached equals uncached.
+
+Blocks of several tokens.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ STAGES = ["click", "cart"]
 
 @pytest.fixture(scope="module")
 def world(prepared_run):
-    """``make()`` -> network with two reasoning steps and a ranking head; the collator, dataset, windows and their rows."""
+    """``make()`` -> network with two reasoning steps and a ranking head.
+
+    The collator, dataset, windows and their rows.
+    """
     data = prepared_run.dataset
     model = replace(prepared_run.config.model, reasoning_steps=2, ranking=True, stages=STAGES)
     windows = make_windows(data.offsets, data.known_lengths(TRAIN), 10, 5)
@@ -174,7 +180,10 @@ def test_evidence_reaches_its_own_candidate_alone(network, batch):
 
 
 def test_one_request_alone_ranks_as_in_its_window(network, world, batch):
-    """Inference puts each request into a row of its own; times of a window and of a history start alike on short ones."""
+    """Inference puts each request into a row of its own.
+
+    Times of a window and of a history start alike on short ones.
+    """
     _, collator, data, windows, rows = world
     index = np.flatnonzero(np.isin(collator.impression_windows, rows))
     whole = (
@@ -190,7 +199,10 @@ def test_one_request_alone_ranks_as_in_its_window(network, world, batch):
 
 
 def test_blocks_of_several_tokens_equal_one_pass():
-    """Two requests of M = 3 tokens, two steps, candidates of one request: cache against a single pass with the whole mask."""
+    """Two requests of M = 3 tokens, two steps, candidates of one request.
+
+    Cache against a single pass with the whole mask.
+    """
     torch.manual_seed(2)
     backbone, reasoning = Backbone(8, 2, 2, 0.0).eval(), Reasoning(8, 2)
     head = RankingHead(8, np.zeros((2, 3), np.float32), 0.0).eval()

@@ -1,4 +1,7 @@
-"""Rotary positions: scores depend on distances alone, angles equal the formula, and Unix seconds keep their precision."""
+"""Rotary positions: scores depend on distances alone, angles equal the formula.
+
+And Unix seconds keep their precision.
+"""
 
 from __future__ import annotations
 

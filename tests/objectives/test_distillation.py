@@ -59,7 +59,10 @@ def leaf_log_probabilities(trie, states, scale, vectors):
 
 
 def test_the_mean_over_the_teachers_paths_is_the_whole_kl(trie, student):
-    """The claim that the loss rests on: terms along paths, weighed by the teacher, sum up to KL over leaves (several items may share one)."""
+    """The claim that the loss rests on.
+
+    Terms along paths, weighed by the teacher, sum up to KL over leaves (several items may share one).
+    """
     states, scale, vectors = student
     own, paths = leaf_log_probabilities(trie, *student)
     teacher = teacher_logits(1)

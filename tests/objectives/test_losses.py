@@ -26,8 +26,8 @@ def trie():
 
 def slow_paths(states, scale, vectors, trie, paths, known=None):
     """One float64 softmax per step, written out; over children with a known item below, where ``known`` names some."""
-    under = {node: set(trie.leaf_items[start : start + count].tolist())
-             for node, (start, count) in enumerate(zip(trie.node_item_start.tolist(), trie.node_item_count.tolist(), strict=True))}  # fmt: skip
+    ranges = zip(trie.node_item_start.tolist(), trie.node_item_count.tolist(), strict=True)
+    under = {node: set(trie.leaf_items[start : start + count].tolist()) for node, (start, count) in enumerate(ranges)}
     rows = []
     for walk, path in enumerate(paths.tolist()):
         node, steps = 0, []
@@ -65,7 +65,10 @@ def test_path_log_probabilities_equal_the_reference(trie, walk):
 
 @pytest.mark.parametrize("taught", [False, True])
 def test_nodes_of_items_that_were_never_answers_are_no_wrong_ones(trie, walk, taught):
-    """With and without a teacher beside: its divergence still runs over them, what was observed does not; gradients too."""
+    """With and without a teacher beside: its divergence still runs over them, what was observed does not.
+
+    Gradients too.
+    """
     states, scale, vectors, paths = walk
     known = torch.randperm(ITEMS, generator=torch.Generator().manual_seed(7))[:22]
     ignored = nodes_without(trie, known)

@@ -72,7 +72,10 @@ def test_dpo_without_any_pair_is_zero_and_finite():
 
 
 def test_advantages_by_hand():
-    """Two codes, four samples: rewards 0, 1, 2 and one that does not count; the target's prefix is met by the first two."""
+    """Two codes, four samples: rewards 0, 1, 2 and one that does not count.
+
+    The target's prefix is met by the first two.
+    """
     rewards, live = torch.tensor([[0.0, 1.0, 2.0, 99.0]]), torch.tensor([[True, True, True, False]])
     paths = torch.tensor([[[1, 5], [1, 6], [2, 9], [1, 5]]])
     matches = prefix_matches(paths, torch.tensor([[1, 6]]))
@@ -118,7 +121,7 @@ def test_policy_loss_and_gradient_equal_the_reference():
 
 
 def test_expected_policy_gradient_is_that_of_the_expected_reward():
-    """On-policy: summed over all actions with their probabilities, the score-function gradient equals the derivative of E[reward]."""
+    """Summed over all actions, the on-policy score-function gradient is the derivative of E[reward]."""
     logits = torch.randn(5, dtype=torch.float64, requires_grad=True)
     rewards, probability = torch.randn(5, dtype=torch.float64), logits.softmax(0)
     true = torch.autograd.grad((probability * rewards).sum(), logits, retain_graph=True)[0]
