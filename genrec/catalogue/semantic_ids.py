@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,12 @@ from genrec.semantic_ids.space import ItemSpace
 from genrec.semantic_ids.text_space import TextSpace
 from genrec.semantic_ids.tokenize import KIND
 
-ITEM_COLUMNS = {"title": pl.String, "brand": pl.String, "category": pl.List(pl.String), "text": pl.String}
+ITEM_COLUMNS: dict[str, Any] = {
+    "title": pl.String,
+    "brand": pl.String,
+    "category": pl.List(pl.String),
+    "text": pl.String,
+}
 
 
 OTHER_COLUMNS = {"price": pl.Float64}  # read where it is there
@@ -51,8 +56,8 @@ class NewCodes:
 class GrownSemanticIds:
     """A catalogue that grew: ``ids`` holds the new items after the old ones.
 
-    ``node_map`` (old n_nodes,): the new id of every old trie node, for tables kept per node. ``collisions``: how collisions of
-    the new items were resolved.
+    ``node_map`` (old n_nodes,): the new id of every old trie node, for tables kept per node. ``collisions``: how
+    collisions of the new items were resolved.
     """
 
     ids: SemanticIds
@@ -113,10 +118,12 @@ class SemanticIds:
                 np.zeros((0, self.codebooks.dimension), np.float32),
             )
             return NewCodes(empty, text, vectors, np.zeros(0, bool))
-        new = isinstance(items, pl.DataFrame)
-        text, enhanced = self.words.item_vectors(_item_columns(items)) if new else self.words.query_vectors(list(items))
+        if isinstance(items, pl.DataFrame):
+            text, enhanced = self.words.item_vectors(_item_columns(items))
+        else:
+            text, enhanced = self.words.query_vectors(list(items))
         vectors = self.space.vectors(enhanced)
-        return NewCodes(encode(self.codebooks, vectors), text, vectors, text.any(1))
+        return NewCodes(encode(self.codebooks, vectors), text, vectors, np.asarray(text.any(1)))
 
     def append(self, items: pl.DataFrame | Sequence[str]) -> GrownSemanticIds:
         """The catalogue with these items after the old ones, whose codes stay as they are.
@@ -166,7 +173,12 @@ def _item_columns(items: pl.DataFrame) -> pl.DataFrame:
 
 def read_items(path: Path) -> pl.DataFrame:
     """New items from a Parquet, CSV or JSON-lines file. Raises ``UserError`` where it is missing or none of these."""
-    readers = {".parquet": pl.read_parquet, ".csv": pl.read_csv, ".jsonl": pl.read_ndjson, ".ndjson": pl.read_ndjson}
+    readers: dict[str, Callable[[Path], pl.DataFrame]] = {
+        ".parquet": pl.read_parquet,
+        ".csv": pl.read_csv,
+        ".jsonl": pl.read_ndjson,
+        ".ndjson": pl.read_ndjson,
+    }
     if not path.is_file():
         raise UserError(f"items file not found: {path}")
     if path.suffix not in readers:

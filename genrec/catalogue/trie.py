@@ -79,14 +79,17 @@ class CatalogueTrie(nn.Module):
 
     @property
     def n_nodes(self) -> int:
+        """Number of nodes of all levels, with the root."""
         return len(self.node_code)
 
     @property
     def n_items(self) -> int:
+        """Number of items."""
         return len(self.item_leaf)
 
     @property
     def n_leaves(self) -> int:
+        """Number of distinct semantic IDs."""
         return len(self.leaf_item_offsets) - 1
 
     @cached_property
@@ -140,7 +143,10 @@ class CatalogueTrie(nn.Module):
 
     @cached_property
     def open_nodes(self) -> tuple[int, ...]:
-        """Nodes of levels 0 to L - 1 with more than one leaf below: the rows that a network must run to score the whole catalogue."""
+        """Nodes of levels 0 to L - 1 with more than one leaf below.
+
+        A network runs these nodes to score the whole catalogue.
+        """
         is_open = self.only_leaf < 0
         return tuple(
             int(is_open[self.level_bounds[level] : self.level_bounds[level + 1]].sum()) for level in range(self.depth)
@@ -188,7 +194,10 @@ class CatalogueTrie(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> CatalogueTrie:
-        """Read what `save` wrote, memory-mapped: pages are read at their first use. Raises UserError for another file."""
+        """Read what `save` wrote, memory-mapped: pages are read at their first use.
+
+        Raises UserError for another file.
+        """
         try:
             with safe_open(path, "pt") as file:
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -217,7 +226,7 @@ class CatalogueTrie(nn.Module):
         return running[..., self.node_item_start + self.node_item_count] - running[..., self.node_item_start]
 
 
-def most_children(sums: Sequence[int], level_bounds: Sequence[int], level: int, width: int) -> int:
+def most_children(sums: Sequence[int] | Tensor, level_bounds: Sequence[int], level: int, width: int) -> int:
     """The maximum number of children that `width` nodes of a level have together.
 
     `sums`: the children of its 1, 2, 3, ... most branching nodes together.
@@ -263,10 +272,14 @@ def _assemble(table: np.ndarray, order: np.ndarray, vocab_sizes: Sequence[int]) 
 
 
 def trie_of_levels(
-    codes: list[np.ndarray], counts: list[np.ndarray], children: list[np.ndarray], leaf_items: np.ndarray, item_path: np.ndarray,
+    codes: list[np.ndarray], counts: list[np.ndarray], children: list[np.ndarray], leaf_items: np.ndarray,
+    item_path: np.ndarray,
     vocab_sizes: Sequence[int],
 ) -> CatalogueTrie:  # fmt: skip
-    """The trie from what each level holds, in node order: `codes` and `counts` (items below) of levels 0 to L, `children` of 0 to L - 1."""
+    """Build the trie from the arrays of each level, in node order.
+
+    `codes` and `counts` (items below) of levels 0 to L, `children` of 0 to L - 1.
+    """
     bounds = [0, *np.cumsum([len(level) for level in codes]).tolist()]
     child_count = np.concatenate([*children, np.zeros(len(codes[-1]), np.int64)])
     inner, n_nodes = bounds[-2], bounds[-1]

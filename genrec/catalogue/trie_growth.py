@@ -70,7 +70,10 @@ class _Step:
 
 
 def _walk(old: dict[str, np.ndarray], bounds: tuple[int, ...], rows: np.ndarray) -> list[_Step]:
-    """Look up rows (m, L), in code order, level by level: the children of a node are a sorted range, found by binary search."""
+    """Look up rows (m, L), in code order, level by level.
+
+    The children of a node are a sorted range, found by binary search.
+    """
     steps, differs = [], np.zeros(len(rows), bool)
     known, place = (
         np.ones(len(rows), bool),

@@ -1,1 +1,4 @@
-"""Retrieval that no gradient learns, from counts: co-occurring items and matching words. CandidateFeatures for the ranking, and strong baselines."""
+"""Retrieval from counts, without gradients: co-occurring items and matching words.
+
+The ranking reads its scores as candidate features; alone they are strong baselines.
+"""

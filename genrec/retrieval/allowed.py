@@ -15,9 +15,12 @@ EMPTY = torch.iinfo(torch.int64).max  # padding of a row of ids: rows stay sorte
 
 @dataclass(frozen=True, eq=False)
 class AllowedItems:
-    """What N requests may be answered with: items of ``mask`` and ``only`` that are not ``excluded``. None does not restrict.
+    """What N requests may be answered with: items of ``mask`` and ``only`` that are not ``excluded``.
 
-    ``mask`` (n_items,) bool holds for all requests: a category, what is in stock. ``only`` and ``excluded`` (N, W) int64 list the ids of
+    None does not restrict.
+
+    ``mask`` (n_items,) bool holds for all requests: a category, what is in stock. ``only`` and ``excluded`` (N, W)
+    int64 list the ids of
     each request, rising, ``EMPTY`` behind them; see ``id_rows``.
     """
 
@@ -55,7 +58,10 @@ class AllowedItems:
         return kept
 
     def hidden(self, n: int, n_items: int) -> Tensor | None:
-        """The opposite as a mask (n, n_items) bool, None where nothing is hidden: for sources that still score the whole catalogue."""
+        """The mask (n, n_items) bool of items that are not allowed, None where all are.
+
+        Sources that score the whole catalogue use it.
+        """
         if self.mask is None and self.excluded is None and self.only is None:
             return None
         allowed = (
@@ -86,7 +92,10 @@ def contains(rows: Tensor, ids: Tensor) -> Tensor:
 
 
 def id_rows(offsets: np.ndarray, ids: np.ndarray) -> Tensor:
-    """Ragged ids, those of request r in ``ids[offsets[r]:offsets[r + 1]]``, as sorted rows (N, W) padded with ``EMPTY``."""
+    """Sorted rows (N, W), padded with ``EMPTY``, of ragged ids.
+
+    ``ids[offsets[r]:offsets[r + 1]]`` are the ids of request r.
+    """
     lengths = np.diff(offsets)
     rows = np.full((len(lengths), int(lengths.max(initial=0))), EMPTY, np.int64)
     rows[np.arange(rows.shape[1]) < lengths[:, None]] = ids

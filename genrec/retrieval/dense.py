@@ -27,14 +27,18 @@ class DenseIndex(Protocol):
     """Nearest item vectors by inner product."""
 
     def nearest(self, queries: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
-        """Ids (B, k) of the items with the highest products with queries (B, dim), -1 where none; ``mask`` (n_items,) bool restricts them."""
+        """Ids (B, k) of the items with the highest products with queries (B, dim), -1 where none.
+
+        ``mask`` (n_items,) bool restricts them.
+        """
         ...
 
 
 class DenseRetriever:
     """Retriever over item vectors (n_items, dim): an index proposes, exact dot products decide.
 
-    ``queries`` reads the query vectors (B, dim) off the requests; a zero vector asks for nothing. Scores are sums in one order for each pair,
+    ``queries`` reads the query vectors (B, dim) off the requests; a zero vector asks for nothing. Scores are sums in
+    one order for each pair,
     so that they do not depend on the batch, and equal vectors have equal scores.
     """
 
@@ -78,7 +82,9 @@ def dot_products(queries: Tensor, vectors: Tensor, ids: Tensor) -> Tensor:
 
 
 def dense_index(kind: str, vectors: Tensor) -> DenseIndex:
-    """An index of ``kind`` over item vectors (n_items, dim); ``auto`` is exact up to ``EXACT_ITEMS`` items and IVF above.
+    """An index of ``kind`` over item vectors (n_items, dim).
+
+    ``auto`` is exact up to ``EXACT_ITEMS`` items and IVF above.
 
     Raises ``UserError`` for another kind or no items.
     """
@@ -123,7 +129,10 @@ class ExactIndex:
         return ids.masked_fill(scores.isneginf(), -1)
 
     def _size(self, batch: int, start: int, k: int) -> int:
-        """Items of the block that begins at ``start``. The first block of the CPU is ranked whole, the others only where they can matter."""
+        """Items of the block that begins at ``start``.
+
+        On a CPU the first block is ranked whole; of the others only items that can enter the result.
+        """
         if self.block:
             return self.block
         if self.vectors.device.type == "cpu" and not start:
@@ -134,7 +143,8 @@ class ExactIndex:
 def _above(scores: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
     """Columns and values (B, M) of what lies above ``floor`` (B, 1) in scores (B, N), 0 and -inf behind it.
 
-    Only groups whose maximum is above it are looked into. Groups are strided, so that maxima are taken column by column.
+    Only groups whose maximum is above it are looked into. Groups are strided, so that maxima are taken column by
+    column.
     """
     batch, columns = scores.shape
     width = columns // GROUP
@@ -154,8 +164,10 @@ def _above(scores: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class FaissIndex:
-    """FAISS over inner products. HNSW has 32 links and searches 2 k wide; IVF probes as many lists as a sample of its own vectors needs to
-    find 99 % of its nearest 100. Requests that are unlike any item may find less.
+    """FAISS over inner products.
+
+    HNSW has 32 links and a search width of 2 k. IVF probes as many lists as a sample of the item vectors needs for 99 %
+    recall of its nearest 100. The recall of requests that are unlike any item may be lower.
     """
 
     def __init__(self, kind: str, vectors: Tensor):

@@ -12,7 +12,10 @@ from genrec.retrieval.top_k import best
 
 
 class PopularItems:
-    """Retriever of the items with the highest ``popularity`` (n_items,); equal ones by id. It reads nothing of the requests."""
+    """Retriever of the items with the highest ``popularity`` (n_items,); equal ones by id.
+
+    The requests are not read.
+    """
 
     def __init__(self, popularity: np.ndarray):
         self.scores = torch.from_numpy(popularity)

@@ -1,4 +1,7 @@
-"""The protocol of candidate retrievers: the top items of requests, and scores of the items that other retrievers propose."""
+"""The protocol of candidate retrievers.
+
+A retriever gives the top items of requests, and scores of the items that other retrievers propose.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,12 @@ from genrec.retrieval.allowed import AllowedItems
 
 @dataclass(frozen=True, eq=False)
 class RetrievalRequests:
-    """B requests as retrievers read them: histories and query texts, the network's ``vectors`` (B, dim) for the dot product with items,
-    and ``query_text`` (B, text_dim), the text vectors of their queries, zero without a query.
+    """B requests as retrievers read them.
 
-    What several retrievers need, or one for its top and its scores, is computed once and kept here, for the time of one call.
+    Holds histories and query texts, the network's ``vectors`` (B, dim) for the dot product with items, and
+    ``query_text`` (B, text_dim), the text vectors of the queries, zero without a query.
+
+    Values that several retrievers need, or one for its top and its scores, are computed once and kept for one call.
     """
 
     requests: Requests
@@ -39,7 +44,10 @@ class Retriever(Protocol):
     """A source of candidates. Beside dense retrieval, none computes scores of the whole catalogue for a request."""
 
     def top(self, requests: RetrievalRequests, k: int, allowed: AllowedItems) -> tuple[Tensor, Tensor]:
-        """The best allowed items: ids (B, k) int64 and scores (B, k) float32, best first; -1 and -inf where there are fewer."""
+        """The best allowed items: ids (B, k) int64 and scores (B, k) float32, best first.
+
+        Columns without an item hold -1 and -inf.
+        """
         ...
 
     def score(self, requests: RetrievalRequests, ids: Tensor) -> Tensor:

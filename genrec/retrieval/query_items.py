@@ -38,7 +38,10 @@ class QueryItemCounts:
         return cls(keys, counts.tocsr())
 
     def score(self, texts: Sequence[str]) -> np.ndarray:
-        """Each item's fraction of what was taken after the query: (N, n_items) float32; rows sum to 1, or to 0 for an unknown query."""
+        """Each item's fraction of the interactions that followed the query: (N, n_items) float32.
+
+        Rows sum to 1, or to 0 for an unknown query.
+        """
         return self.sparse_scores(texts).toarray()
 
     def sparse_scores(self, texts: Sequence[str]) -> sp.csr_matrix:

@@ -144,7 +144,10 @@ class QueryItemRetriever(SparseRetriever):
 
 
 class LastItemNeighbours:
-    """Items whose text is near that of the history's last item, for requests without a query; they include items without events."""
+    """Items whose text is near that of the history's last item, for requests without a query.
+
+    They include items without events.
+    """
 
     def __init__(self, text: DenseRetriever):
         self.text = text

@@ -9,9 +9,12 @@ GROUP = 16  # columns of a group; on a GPU whole groups are left out before anyt
 
 
 def top_columns(scores: Tensor, ids: Tensor, k: int) -> Tensor:
-    """Columns (B, k) of the best float32 scores (B, N), best first; of equal scores the lower of ``ids`` (B, N) comes first.
+    """Columns (B, k) of the best float32 scores (B, N), best first.
 
-    The plain top-k of the CPU is faster than ranking scores and ids as one number, but takes any of equal scores. So it is used unless the
+    Of equal scores the lower of ``ids`` (B, N) comes first.
+
+    The plain top-k of the CPU is faster than ranking scores and ids as one number, but takes any of equal scores. So it
+    is used unless the
     last score that is taken equals the first that is not.
     """
     if scores.device.type == "cpu" and scores.shape[1] > k:
@@ -42,7 +45,10 @@ def sort_keys(scores: Tensor, ids: Tensor) -> Tensor:
 
 
 def _highest(keys: Tensor, k: int) -> Tensor:
-    """Columns (B, k) of the highest distinct keys (B, N), highest first: they lie in the k groups with the highest maxima."""
+    """Columns (B, k) of the highest distinct keys (B, N), highest first.
+
+    They lie in the k groups with the highest maxima.
+    """
     batch, columns = keys.shape
     if columns < 4 * GROUP * k:
         return keys.topk(k, dim=1).indices

@@ -72,7 +72,8 @@ def resolve_collisions(
 def _check(codes: np.ndarray, vectors: np.ndarray, codebooks: Codebooks, popularity: np.ndarray | None) -> None:
     if codes.ndim != 2 or not len(codes) or codes.shape[1] != len(codebooks.sizes):
         raise UserError(
-            f"codes have shape {codes.shape}; expected (n, {len(codebooks.sizes)}), n at least 1; encode with these codebooks"
+            f"codes have shape {codes.shape}; expected (n, {len(codebooks.sizes)}), n at least 1; encode with these "
+            f"codebooks"
         )
     if vectors.shape != (len(codes), codebooks.dimension):
         raise UserError(
@@ -100,7 +101,7 @@ def _rank_on_code(codes: np.ndarray) -> np.ndarray:
 
 
 def _spread(codes: np.ndarray, waiting: np.ndarray, vectors: np.ndarray, codebooks: Codebooks, limit: int) -> None:
-    """Move those of the rows `waiting` (in order of choice) that are beyond `limit` on a code to other prefixes, in place.
+    """Move rows of `waiting` (in order of choice) that exceed `limit` on a code to other prefixes, in place.
 
     A row first changes level L - 3 to the nearest code with a free pair below it; where all are full, the level before.
     The levels between follow by reconstruction. Where that leads nowhere, `_fill` finds what is free.

@@ -1,4 +1,7 @@
-"""Do the codebooks still fit the catalogue? New items against what the fit saw, and a rule that says when to tokenize again."""
+"""Do the codebooks still fit the catalogue? Compares new items with those of the fit.
+
+A rule says when to tokenize again.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,11 @@ MIN_ITEMS = 30  # fewer new items say nothing
 SAMPLE = 20_000
 DRAWS = 20
 RULE = (
-    f"tokenize again when more than {MAX_FAR_SHARE:.0%} of the new items are farther from their first code than {FAR_QUANTILE:.0%} of the "
-    f"catalogue was, or they meet taken codes more than {COLLISION_FACTOR:g} times as often as the catalogue did (+ {COLLISION_SLACK:.0%}), or they use "
-    f"fewer than {MIN_EFFECTIVE_CODES:.0%} as many first codes as equally many items of the catalogue, or the catalogue has grown to more than "
-    f"{MAX_GROWTH:g} times the items fitted on; never on fewer than {MIN_ITEMS} new items"
+    f"tokenize again when more than {MAX_FAR_SHARE:.0%} of the new items are farther from their first code than "
+    f"{FAR_QUANTILE:.0%} of the catalogue was, or they meet taken codes more than {COLLISION_FACTOR:g} times as often "
+    f"as the catalogue did (+ {COLLISION_SLACK:.0%}), or they use fewer than {MIN_EFFECTIVE_CODES:.0%} as many first "
+    f"codes as equally many items of the catalogue, or the catalogue has grown to more than {MAX_GROWTH:g} times "
+    f"the items fitted on; never on fewer than {MIN_ITEMS} new items"
 )
 
 
@@ -88,7 +92,10 @@ def _holders(catalogue: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 def _effective_share(counts: np.ndarray, first: np.ndarray) -> float:
-    """Codes that the new items use as good as evenly, against the mean of seeded draws of equally many from `counts`."""
+    """Effective number of codes of the new items, as a fraction of that of catalogue items.
+
+    The latter is the mean over seeded draws of equally many items from `counts`.
+    """
     draws = np.random.default_rng(0).multinomial(len(first), counts / counts.sum(), size=DRAWS)
     return float(_effective(np.bincount(first, minlength=len(counts))[None])[0] / _effective(draws).mean())
 

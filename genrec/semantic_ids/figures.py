@@ -103,7 +103,7 @@ def code_tree(codes: np.ndarray, texts: Sequence[str], keywords: pl.Series | Non
     tree = []
     for node in _fullest(first, np.arange(len(codes)), TREE_NODES):
         rows = np.flatnonzero(first == node)
-        entry = {
+        entry: dict[str, Any] = {
             "code": int(codes[rows[0], 0]),
             "items": len(rows),
             "words": _distinctive(counts[rows], everywhere, words),
@@ -177,14 +177,14 @@ def _word_counts(texts: Sequence[str]) -> tuple[csr_matrix, np.ndarray]:
     try:
         counts = counter.fit_transform(texts)
     except ValueError:  # no words at all
-        return csr_matrix((len(texts), 1), dtype=np.float32), np.array([""])
+        return _no_words(len(texts))
     words = counter.get_feature_names_out()
     readable = np.array([len(word) > 1 and word not in _STOP and not word.isdigit() for word in words])
-    return (
-        (counts[:, readable], words[readable])
-        if readable.any()
-        else (csr_matrix((len(texts), 1), dtype=np.float32), np.array([""]))
-    )
+    return (counts[:, readable], words[readable]) if readable.any() else _no_words(len(texts))
+
+
+def _no_words(n: int) -> tuple[csr_matrix, np.ndarray]:
+    return csr_matrix(np.zeros((n, 1), np.float32)), np.array([""])
 
 
 def _keyword_counts(keywords: pl.Series) -> tuple[csr_matrix, np.ndarray]:
@@ -197,18 +197,19 @@ def _keyword_counts(keywords: pl.Series) -> tuple[csr_matrix, np.ndarray]:
     )
     words = found["keyword"].unique().sort()
     if not len(words):
-        return csr_matrix((len(keywords), 1), dtype=np.float32), np.array([""])
+        return _no_words(len(keywords))
     column = found["keyword"].replace_strict(words, np.arange(len(words)), return_dtype=pl.Int64).to_numpy()
-    place = (found["item"].to_numpy(), column)
-    return csr_matrix((np.ones(len(found), np.float32), place), shape=(len(keywords), len(words))), np.array(
-        words.to_list()
-    )
+    ones, positions = np.ones(len(found), np.float32), (found["item"].to_numpy(), column)
+    return csr_matrix((ones, positions), shape=(len(keywords), len(words))), np.array(words.to_list())
 
 
 def _distinctive(
     below: csr_matrix, everywhere: np.ndarray, words: np.ndarray, known: set[str] | frozenset[str] = frozenset()
 ) -> list[str]:
-    """Words of a node from the counts (m, n_words) of its items and the shares (n_words,) of all items that have each word."""
+    """The distinctive words of a node.
+
+    ``below``: word counts (m, n_words) of its items. ``everywhere`` (n_words,): the fraction of all items with a word.
+    """
     here = np.asarray(below.mean(axis=0)).ravel()
     here = np.where(
         here * below.shape[0] > min(1, below.shape[0] - 1), here, 0

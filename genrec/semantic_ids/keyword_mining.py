@@ -55,7 +55,10 @@ _HAN = rf"([{SPACELESS}]) "
 
 
 def normal_form(texts: pl.Series) -> pl.Series:
-    """Lower-case words with one blank on either side and ``|`` for what ends a phrase: "Red Shoes, new" -> " red shoes | new "."""
+    """Lower-case words with one blank on either side and ``|`` for what ends a phrase.
+
+    "Red Shoes, new" -> " red shoes | new ".
+    """
     words = texts.fill_null("").str.to_lowercase().str.replace_all("['’]s\\b", "s").str.extract_all(_KEYWORD_TOKEN)
     words = words.list.eval(pl.when(pl.element().str.contains(_BREAK)).then(pl.lit("|")).otherwise(pl.element()))
     return pl.select(pl.lit(" ") + words.list.join(" ") + pl.lit(" ")).to_series()
@@ -68,7 +71,10 @@ def shown_form(keywords: pl.Series) -> pl.Series:
 
 @dataclass
 class _Grams:
-    """Word groups of one length: ``of`` (places,) group of each place or -1, ``words`` (groups, n) word ids, ``items`` (groups,) counts."""
+    """Word groups of one length.
+
+    ``of`` (positions,): group of each text position or -1, ``words`` (groups, n) word ids, ``items`` (groups,) counts.
+    """
 
     of: np.ndarray
     words: np.ndarray
@@ -115,8 +121,10 @@ def mine(titles: pl.Series, brands: pl.Series, categories: pl.Series, min_items:
         )
         keep &= cohesion >= MIN_COHESION if size > 1 else np.array([_single(name) for name in names])[first]
         frames.append(_described(grams, np.flatnonzero(keep), cohesion, ends, size, item, brands, names, n))
-    found = pl.concat(frames) if frames else pl.DataFrame(schema={"keyword": pl.String, "items": pl.Int64, "score": pl.Float64,
-                                                                 "final": pl.Float64, "one_brand": pl.Float64})  # fmt: skip
+    found = pl.concat(frames) if frames else pl.DataFrame(schema={"keyword": pl.String, "items": pl.Int64,
+    "score": pl.Float64,
+                                                                 "final": pl.Float64,
+                                                                 "one_brand": pl.Float64})  # fmt: skip
     return _typed(_without_parts(found), set(brands.drop_nulls().to_list()), set(categories.to_list())).select(
         "keyword", "type", "items", "score"
     )
@@ -197,7 +205,8 @@ def _described(grams, kept, cohesion, ends, size, item, brands, names, n) -> pl.
         "keyword": [" ".join(names[word] for word in row) for row in grams.words[kept].tolist()],
         "items": items.astype(np.int64), "score": items * np.log(n / items) * cohesion[kept], "final": final[kept],
         "one_brand": most[kept] / items,
-    }, schema={"keyword": pl.String, "items": pl.Int64, "score": pl.Float64, "final": pl.Float64, "one_brand": pl.Float64})  # fmt: skip
+    }, schema={"keyword": pl.String, "items": pl.Int64, "score": pl.Float64, "final": pl.Float64,
+    "one_brand": pl.Float64})  # fmt: skip
 
 
 def _without_parts(found: pl.DataFrame) -> pl.DataFrame:
@@ -215,7 +224,10 @@ def _without_parts(found: pl.DataFrame) -> pl.DataFrame:
 
 
 def _typed(found: pl.DataFrame, brands: set[str], categories: set[str]) -> pl.DataFrame:
-    """Brand and category names first, then what the words say, then a line of one brand, then the place in the phrase."""
+    """Add the type of each keyword: the first of four rules that applies.
+
+    Rules: names of brands and categories, the words of the keyword, the line of one brand, the position in the phrase.
+    """
     heads = {name.split(" ")[-1] for name in categories}
     kinds = []
     for keyword, final, one_brand in found.select("keyword", "final", "one_brand").iter_rows():

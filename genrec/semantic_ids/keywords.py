@@ -25,7 +25,9 @@ from genrec.semantic_ids.keyword_types import ATTRIBUTES, COLUMN_TYPES, SEEDS
 from genrec.text.encoder import unit
 
 FILE = "keyword_dictionary.parquet"
-SCHEMA = {"keyword": pl.String, "type": pl.String, "structured": pl.Boolean, "mined": pl.Boolean, "score": pl.Float64}
+SCHEMA = pl.Schema(
+    {"keyword": pl.String, "type": pl.String, "structured": pl.Boolean, "mined": pl.Boolean, "score": pl.Float64}
+)
 PER_TEXT = 8  # keywords of one item or query (OneSearch-V2 asks for at most 8)
 FROM_COLUMNS = (
     6  # of them at most from columns: brand, then categories from specific to general, further columns, price
@@ -53,7 +55,9 @@ class KeywordDictionary:
 
     @classmethod
     def build(cls, items: pl.DataFrame, clicked: pl.DataFrame | None = None, seed: int = 0) -> KeywordDictionary:
-        """From the items' table; ``clicked`` (``query``, ``item`` row) of training events ranks the keywords where there is any.
+        """Build the dictionary from the items' table.
+
+        ``clicked``: ``query`` and ``item`` row of training events; ranks the keywords unless it is empty.
 
         Rank of a mined keyword: the clicked pairs whose query and item both have it, then its own score (see ``mine``).
         """
@@ -71,12 +75,11 @@ class KeywordDictionary:
         titles = _titles(items)
         mined = mine(titles, brands, categories, min_items=max(3, len(items) // 20_000), seed=seed)
         mined = mined.sort("score", "keyword", descending=[True, False]).head(MAX_MINED)
-        common = counts.filter(pl.col("type") == "brand").join(
-            mined.select("keyword", pl.col("items").alias("said")), on="keyword"
-        )
-        common = common.filter(pl.col("items") < BRAND_IN_TEXT * pl.col("said"))["keyword"]
-        mined = mined.with_columns(pl.when(pl.col("keyword").is_in(common.to_list()) & (pl.col("type") == "brand")).then(pl.lit("modifier"))
-                                   .otherwise(pl.col("type")).alias("type"))  # fmt: skip
+        said = mined.select("keyword", pl.col("items").alias("said"))
+        brand_counts = counts.filter(pl.col("type") == "brand").join(said, on="keyword")
+        common = brand_counts.filter(pl.col("items") < BRAND_IN_TEXT * pl.col("said"))["keyword"]
+        ambiguous = pl.col("keyword").is_in(common.to_list()) & (pl.col("type") == "brand")
+        mined = mined.with_columns(pl.when(ambiguous).then(pl.lit("modifier")).otherwise("type").alias("type"))
         table = counts.join(
             mined.select("keyword", "score", pl.col("type").alias("said_type")), on="keyword", how="full", coalesce=True
         )
@@ -98,10 +101,10 @@ class KeywordDictionary:
         has = self._in_text(_titles(items), limit=None) + self._in_columns(items)
         has.data[:] = 1
         shared = np.zeros(len(self))
-        place = clicked["item"].to_numpy()
+        item = clicked["item"].to_numpy()
         for start in range(0, len(row), _MATCH_BLOCK):
             block = slice(start, start + _MATCH_BLOCK)
-            shared += np.asarray(asked[row[block]].multiply(has[place[block]]).sum(axis=0)).ravel()
+            shared += np.asarray(asked[row[block]].multiply(has[item[block]]).sum(axis=0)).ravel()
         table = self.table.with_columns(pl.Series("shared", shared)).sort(
             "shared", "score", "keyword", descending=[True, True, False]
         )
@@ -137,13 +140,16 @@ class KeywordDictionary:
 
     @property
     def shown_keywords(self) -> list[str]:
+        """The keywords as a person writes them, in the order of the table."""
         return shown_form(self.table["keyword"]).to_list()
 
     def save(self, folder: Path) -> None:
+        """Write the table into an existing folder."""
         self.table.write_parquet(folder / FILE)
 
     @classmethod
     def load(cls, folder: Path) -> KeywordDictionary:
+        """Read the file that ``save`` wrote. Raises ``UserError`` where it is missing."""
         if not (folder / FILE).is_file():
             raise UserError(f"{folder / FILE} is missing; run genrec tokenize again")
         return cls(pl.read_parquet(folder / FILE).cast(SCHEMA))

@@ -14,7 +14,10 @@ from genrec.text.encoder import TextEncoder
 
 
 class QueryCoder(TextEncoder):
-    """A text encoder that also knows the codebooks: everything a query has before training, in one pass over its text."""
+    """A text encoder that also knows the codebooks.
+
+    One pass over a query's text gives its vector and its code.
+    """
 
     def __init__(self, words: TextSpace, space: ItemSpace, codebooks: Codebooks):
         self.words, self.space, self.codebooks = words, space, codebooks
@@ -22,15 +25,17 @@ class QueryCoder(TextEncoder):
 
     @property
     def dim(self) -> int:
+        """Dimension of the text vectors."""
         return self.words.encoder.dim
 
     def encode(self, texts: Sequence[str], role: str = "query") -> np.ndarray:
+        """Text vectors (n, dim) float32."""
         return self.words.encoder.encode(texts, role)
 
     def encode_queries(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Text vectors (n, dim) float32 and codes (n, levels) int64.
 
-        -1 where no word is known: the zero vector's codes say nothing.
+        Codes are -1 for a text without known words, as the codes of the zero vector have no meaning.
         """
         if not len(texts):
             return np.zeros((0, self.dim), np.float32), np.zeros((0, len(self.codebooks.sizes)), np.int64)
@@ -39,7 +44,9 @@ class QueryCoder(TextEncoder):
         return text, np.where(enhanced.any(1, keepdims=True), codes, -1)
 
     def describe(self) -> dict:
+        """The settings of the text encoder."""
         return self.words.encoder.describe()
 
     def save(self, folder: Path) -> None:
+        """Write the text encoder into an existing folder."""
         self.words.encoder.save(folder)

@@ -23,7 +23,9 @@ def behaviour_vectors(train: Histories, n_items: int, seed: int) -> np.ndarray:
     had.data[:] = 1
     degree = np.sqrt(np.maximum(np.asarray(had.sum(axis=0)).ravel(), 1))
     width = np.sqrt(np.maximum(np.asarray(had.sum(axis=1)).ravel(), 1))
-    had = had.multiply(1 / degree[None, :]).multiply(1 / width[:, None]).tocsr().astype(np.float32)
+    # the stubs of scipy take a product with an array for dense
+    had = had.multiply(1 / degree[None, :]).multiply(1 / width[:, None]).tocsr()  # type: ignore[attr-defined]
+    had = had.astype(np.float32)
     rank = min(BEHAVIOUR_DIM, min(had.shape) - 1)
     if rank < 1:
         return np.zeros((n_items, 1), np.float32)
@@ -74,6 +76,7 @@ class ItemSpace:
         return joint_vectors(text, predicted, self.share)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that ``from_arrays`` reads."""
         return {"bridge": self.bridge, "share": np.array([self.share], np.float32)}
 
     @classmethod

@@ -67,14 +67,14 @@ class TextSpace:
         return space
 
     def item_vectors(self, items: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-        """e and e' of items, known or new: twice (n, d) float32."""
+        """Vectors e and e' of items, known or new: twice (n, d) float32."""
         plain = self.encoder.encode(item_texts(items), "item")
         if self.keywords is None:
             return plain, plain
         return plain, fuse(plain, self.keywords.of_items(items), self.keyword_vectors, self.share)
 
     def query_vectors(self, queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """e and e' of queries: twice (n, d) float32."""
+        """Vectors e and e' of queries: twice (n, d) float32."""
         plain = self.encoder.encode(queries, "query")
         if self.keywords is None:
             return plain, plain
@@ -105,6 +105,7 @@ class TextSpace:
 
     def summary(self, items: pl.DataFrame) -> str:
         """One line for a person: how many keywords, and those of one item."""
+        assert self.keywords is not None
         counts = self.item_keywords.group_by("item_id").len()
         line = f"{len(self.keywords)} keywords, {len(self.item_keywords) / max(len(items), 1):.1f} an item, "
         line += f"{len(items) - len(counts)} items without"
@@ -139,7 +140,8 @@ class TextSpace:
         vectors = load_file(folder / VECTORS)["vectors"] if keywords else np.zeros((0, encoder.dim), np.float32)
         if vectors.shape != (len(keywords or ()), encoder.dim):
             raise UserError(
-                f"{folder / VECTORS}: shape {vectors.shape} does not fit its dictionary and encoder; run genrec tokenize again"
+                f"{folder / VECTORS}: shape {vectors.shape} does not fit its dictionary and encoder; run genrec "
+                f"tokenize again"
             )
         return cls(encoder, keywords, vectors, settings["keyword_share"], pl.read_parquet(folder / ITEM_KEYWORDS))
 

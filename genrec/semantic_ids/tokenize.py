@@ -141,7 +141,7 @@ def query_agreement(
     events = np.sort(np.random.default_rng(0).permutation(events)[:QUERY_PAIRS])
     asked, at = np.unique(np.asarray(dataset.queries[events]), return_inverse=True)
     text, enhanced = words.query_vectors([dataset.query_texts[query] for query in asked])
-    known = text.any(1)[at]
+    known = np.asarray(text.any(1))[at]
     kind = "synthetic" if dataset.info["synthetic_queries"] else "logged"
     result = {"kind": kind, "pairs": int(known.sum()), "without_known_words": float(1 - known.mean())}
     if not known.any():

@@ -1,4 +1,4 @@
-"""User identifiers built from behaviour, and pooled long histories: what stands for a person before anything is learnt about them.
+"""User IDs computed from behaviour, and pooled long histories; neither is trained.
 
 Source: OneSearch (arXiv 2509.03236), multi-view behaviour. Everything is a function of the histories alone, so that a
 user ID changes with every event, a new user has one after the first event, and no table of users is kept. Pass
@@ -16,22 +16,20 @@ import scipy.sparse as sp
 from genrec.data.histories import Histories
 from genrec.errors import UserError
 
-SHORT, LONG = (
-    5,
-    1000,
-)  # events of the short and of the long view: OneSearch's window of 5 and its sequences of up to 10^3
+# Events of the short and of the long view: OneSearch's window of 5 and its sequences of up to 10^3.
+SHORT, LONG = 5, 1000
 NO_CODE = -1
 ROUNDING = 1e-6  # a weighted mean of equal codes is that code, whatever float64 adds to it
 
 
 def recency_weights(histories: Histories) -> np.ndarray:
-    """(n_events,) float64: ``lambda_i = exp(sqrt(i)) / sum_t exp(sqrt(t))``, i = 1 the oldest event of its history, t over the history.
+    """(n_events,) float64: ``lambda_i = exp(sqrt(i)) / sum_t exp(sqrt(t))``, i = 1 the oldest event of its history.
 
-    The weights of a history that is not empty add up to 1. The root of the history's length is subtracted before
-    ``exp``, which changes nothing but keeps long histories finite.
+    The sum is over the events t of the history. The weights of a history that is not empty add up to 1. The root of the
+    history's length is subtracted before ``exp``, which changes no weight but keeps long histories finite.
     """
-    place = np.arange(len(histories.items)) - np.repeat(histories.offsets[:-1], histories.lengths) + 1
-    raised = np.exp(np.sqrt(place) - np.repeat(np.sqrt(histories.lengths), histories.lengths))
+    position = np.arange(len(histories.items)) - np.repeat(histories.offsets[:-1], histories.lengths) + 1
+    raised = np.exp(np.sqrt(position) - np.repeat(np.sqrt(histories.lengths), histories.lengths))
     total = np.bincount(histories.rows, weights=raised, minlength=len(histories))
     return raised / total[histories.rows]
 
@@ -56,7 +54,9 @@ def behaviour_codes(codes: np.ndarray, histories: Histories) -> np.ndarray:
 def user_codes(
     codes: np.ndarray, histories: Histories, short: int = SHORT, long: int = LONG, fallback: Histories | None = None
 ) -> np.ndarray:
-    """The user ID of each history: codes of its newest ``short`` events, then of its newest ``long`` ones, (n, 2 L) int64.
+    """The user ID of each history: (n, 2 L) int64.
+
+    It holds the codes of the newest ``short`` events, then those of the newest ``long`` events.
 
     ``fallback`` (n histories) stands in for empty histories (see ``clicked_for_query``); where it is empty too, the
     codes are -1.
@@ -68,7 +68,9 @@ def user_codes(
 
 
 def code_weights(codes: np.ndarray, sizes: Sequence[int], histories: Histories) -> list[sp.csr_matrix]:
-    """Per level l the matrix (n, sizes[l]) float32 whose product with that level's code vectors is ``sum_i lambda_i C_l[c_il]``.
+    """Per level l a matrix (n, sizes[l]) float32 of weights of its codes.
+
+    Its product with the code vectors of the level is ``sum_i lambda_i C_l[c_il]``.
 
     The same weights as ``behaviour_codes``, over vectors instead of code numbers, so that near users get near vectors
     and the code vectors may be trainable. Rows add up to 1; a row of an empty history is empty.
@@ -79,7 +81,8 @@ def code_weights(codes: np.ndarray, sizes: Sequence[int], histories: Histories) 
 
 
 def long_history_vectors(
-    codes: np.ndarray, histories: Histories, centroids: Sequence[np.ndarray], actions: np.ndarray | None = None, n_actions: int = 1,
+    codes: np.ndarray, histories: Histories, centroids: Sequence[np.ndarray], actions: np.ndarray | None = None,
+    n_actions: int = 1,
     long: int = LONG,
 ) -> np.ndarray:  # fmt: skip
     """``V[b, l] = sum over events i of behaviour b of centroid_l[c_il]``: (n, n_actions, levels, d) float32.
@@ -93,7 +96,8 @@ def long_history_vectors(
     actions = np.zeros(len(histories.items), np.int64) if actions is None else np.asarray(actions)
     if actions.shape != histories.items.shape or (len(actions) and not 0 <= actions.min() <= actions.max() < n_actions):
         raise UserError(
-            f"long_history_vectors: actions {actions.shape} must be {histories.items.shape} numbers from 0 to {n_actions - 1}"
+            f"long_history_vectors: actions {actions.shape} must be {histories.items.shape} numbers from 0 to "
+            f"{n_actions - 1}"
         )
     result = np.zeros((len(histories), n_actions, len(centroids), centroids[0].shape[1]), np.float32)
     for action in range(n_actions):
@@ -108,7 +112,9 @@ def long_history_vectors(
 def clicked_for_query(
     request_queries: np.ndarray, queries: np.ndarray, items: np.ndarray, count: int = SHORT
 ) -> Histories:
-    """For each request the items most often taken after its query, least often first, as the last weighs most: N histories.
+    """For each request a history of the items most often clicked after its query.
+
+    The most frequent item comes last, as the last event weighs most.
 
     ``queries``, ``items`` (n_events,): training events, -1 where there was no query; ``request_queries`` (N,) query
     ids, -1 for none. Ties go to the lower item id. This is how OneSearch gives a user without any history an ID. A
@@ -127,7 +133,7 @@ def clicked_for_query(
 
 
 def with_fallback(histories: Histories, fallback: Histories) -> Histories:
-    """Each history, or where it is empty the fallback of the same place."""
+    """Each history, or where it is empty the fallback at the same index."""
     if len(histories) != len(fallback):
         raise UserError(f"{len(histories)} histories have {len(fallback)} fallbacks; expected one each")
     both = Histories(
@@ -148,11 +154,13 @@ def _check(codes: np.ndarray, histories: Histories, sizes: Sequence[int] | None 
     items = histories.items
     if codes.ndim != 2 or (len(items) and not 0 <= items.min() <= items.max() < len(codes)):
         raise UserError(
-            f"histories name items outside the {codes.shape} codes; expected (n_items, levels) codes and ids from 0 to n_items - 1"
+            f"histories name items outside the {codes.shape} codes; expected (n_items, levels) codes and ids from 0 "
+            f"to n_items - 1"
         )
     if sizes is not None and (
         len(sizes) > codes.shape[1] or not len(sizes) or (codes[:, : len(sizes)] >= np.asarray(sizes)).any()
     ):
         raise UserError(
-            f"codes {codes.shape} do not fit levels of sizes {tuple(sizes)}; pass the codebooks the codes were made with"
+            f"codes {codes.shape} do not fit levels of sizes {tuple(sizes)}; pass the codebooks the codes were made "
+            f"with"
         )

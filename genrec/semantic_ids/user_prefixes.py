@@ -1,4 +1,6 @@
-"""User IDs and pooled histories for every request of a batch at once: many requests of one sequence cost little more than its last.
+"""User IDs and pooled histories for every request of a batch at once.
+
+Many requests of one sequence cost little more than its last.
 
 A request sees the events of its sequence before it, a prefix. The weights of ``user_ids.recency_weights`` grow from the
 oldest event on, so those of all prefixes are one running sum divided by another; only views that leave out the oldest
@@ -27,7 +29,8 @@ def ranges(items: np.ndarray, start: np.ndarray, stop: np.ndarray) -> Histories:
         len(start) and not (start.min() >= 0 and (start <= stop).all() and stop.max() <= len(items))
     ):
         raise UserError(
-            f"ranges of {len(items)} events: start {start.shape} and stop {stop.shape} must rise within 0 to {len(items)}"
+            f"ranges of {len(items)} events: start {start.shape} and stop {stop.shape} must rise within 0 to "
+            f"{len(items)}"
         )
     length = stop - start
     offsets = np.concatenate([[0], np.cumsum(length)])
@@ -37,7 +40,9 @@ def ranges(items: np.ndarray, start: np.ndarray, stop: np.ndarray) -> Histories:
 def prefix_user_codes(
     codes: np.ndarray, items: np.ndarray, start: np.ndarray, stop: np.ndarray, short: int = SHORT, long: int = LONG
 ) -> np.ndarray:
-    """``user_codes`` of the events ``items[start[r]:stop[r]]`` that request r sees: (n, 2 L) int64, -1 where it sees none.
+    """``user_codes`` of the events ``items[start[r]:stop[r]]`` that request r sees.
+
+    Returns (n, 2 L) int64, -1 for a request without events.
 
     ``codes`` (n_items, L); ``items`` (n_events,) flat, such as a batch's windows; start, stop (n,). No event from
     ``stop`` on is read.
@@ -85,7 +90,9 @@ def prefix_sums(vectors: Tensor, positions: Tensor) -> Tensor:
 
 
 def recency_pool(vectors: Tensor, positions: Tensor, last: int) -> Tensor:
-    """``sum_i lambda_i v_i`` over the newest ``last`` of the first ``positions`` (B, R) vectors (B, T, d): (B, R, d), zero for no event.
+    """``sum_i lambda_i v_i`` over the newest ``last`` of the first ``positions`` (B, R) vectors (B, T, d).
+
+    Returns (B, R, d), zero without events.
 
     The weights are ``recency_weights``' of that view. With the sum of an item's code vectors as v this is the user ID
     as a vector that learns: ``code_weights`` times the code vectors, summed over levels.

@@ -1,4 +1,6 @@
-"""Vectors by content: a folder that remembers what an encoder made of a text, so that a second run encodes only new texts.
+"""Vectors by content: a folder that remembers what an encoder made of a text.
+
+A second run encodes only new texts.
 
 A text's key is 128 bits of BLAKE2b over the text as the model sees it (prefix included). Vectors lie in shards of two
 files, ``vectors-ID.npy`` and then ``keys-ID.npy``; each is written under a temporary name and renamed, so a stop in

@@ -26,7 +26,8 @@ class TextEncoder(ABC):
 
     @property
     @abstractmethod
-    def dim(self) -> int: ...
+    def dim(self) -> int:
+        """Dimension of the vectors."""
 
     @abstractmethod
     def encode(self, texts: Sequence[str], role: str = "query") -> np.ndarray:
@@ -46,8 +47,8 @@ class TextEncoder(ABC):
         """
         write_json(folder / DESCRIPTION, self.describe())
 
-    def pack(self, folder: Path) -> None:
-        """Put what ``save`` leaves where it is beside it, so that ``folder`` alone is enough."""
+    def pack(self, folder: Path) -> None:  # noqa: B027 (most encoders have nothing to add)
+        """Copy the files that ``save`` leaves out into ``folder``, which is then complete."""
 
 
 def encoder_key(config: TextConfig) -> str:

@@ -16,7 +16,10 @@ from genrec.text.encoder import DESCRIPTION, TextEncoder
 
 
 def fit_encoder(config: TextConfig, texts: Sequence[str], seed: int, cache: Path | None = None) -> TextEncoder:
-    """The encoder of a config. ``texts`` are the items' texts: TF-IDF learns its words from them, the others are ready as they are."""
+    """The encoder of a config.
+
+    ``texts`` are the items' texts. TF-IDF is fitted on them; the other encoders are pretrained.
+    """
     if config.encoder == "tfidf":
         from genrec.text.tfidf import TfidfEncoder
 

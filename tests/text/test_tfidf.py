@@ -127,7 +127,9 @@ def test_a_large_catalogue_is_sampled_and_encoded_in_blocks(monkeypatch):
 
 
 def test_tokens_of_many_scripts():
-    words = {"Red shoes 3x": ["Red", "shoes", "3x"], "跑步鞋Pro": ["跑", "步", "鞋", "Pro"], "हिन्दी शब्द": ["हिन्दी", "शब्द"],
-             "ชา": ["ช", "า"], "한국어 신발": ["한국어", "신발"], "чай_зелёный": ["чай", "зелёный"], "ﾃｨ": ["ﾃ", "ｨ"]}  # fmt: skip
+    words = {"Red shoes 3x": ["Red", "shoes", "3x"], "跑步鞋Pro": ["跑", "步", "鞋", "Pro"],
+    "हिन्दी शब्द": ["हिन्दी", "शब्द"],
+             "ชา": ["ช", "า"], "한국어 신발": ["한국어", "신발"], "чай_зелёный": ["чай", "зелёный"],
+             "ﾃｨ": ["ﾃ", "ｨ"]}  # fmt: skip
     for text, expected in words.items():
         assert re.findall(TOKEN_PATTERN, text) == expected

@@ -28,8 +28,10 @@ from genrec.semantic_ids.quantizers.residual import BALANCE, encode_balanced, fi
 from genrec.semantic_ids.quantizers.rqvae import fit_rq_vae
 
 __all__ = [
-    "BALANCE", "QUANTIZERS", "Codebooks", "Quantized", "balanced_assignment", "decode", "default_sizes", "encode", "encode_balanced",
-    "fit_codebooks", "fit_quantizer", "fit_random", "fit_rq_vae", "k_means", "nearest", "reconstruct", "reconstruction_error",
+    "BALANCE", "QUANTIZERS", "Codebooks", "Quantized", "balanced_assignment", "decode", "default_sizes", "encode",
+    "encode_balanced",
+    "fit_codebooks", "fit_quantizer", "fit_random", "fit_rq_vae", "k_means", "nearest", "reconstruct",
+    "reconstruction_error",
 ]  # fmt: skip
 QUANTIZERS = ("rq-opq", "rq-kmeans", "rq-vae", "opq", "random")
 log = logging.getLogger(__name__)
@@ -90,8 +92,8 @@ def fit_quantizer(
 
 
 def _sizes(n: int, settings: SemanticIdConfig) -> tuple[list[int], int, int]:
-    levels, n_sub, sub_size = default_sizes(n)
-    levels = list(settings.level_sizes or levels)
+    default_levels, n_sub, sub_size = default_sizes(n)
+    levels = list(settings.level_sizes or default_levels)
     n_sub = n_sub if settings.opq_subcodebooks is None else settings.opq_subcodebooks
     sub_size = settings.opq_size or sub_size
     if max([*levels, *[sub_size] * (n_sub > 0)]) > n:

@@ -1,4 +1,7 @@
-"""Assignment under a capacity: no centroid gets more than its even share, over the whole catalogue or below each parent."""
+"""Assignment under a capacity.
+
+No centroid gets more than ceil(n / k) vectors, over the whole catalogue or below each parent.
+"""
 
 from __future__ import annotations
 

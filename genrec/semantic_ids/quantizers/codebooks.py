@@ -103,7 +103,8 @@ class Codebooks:
         missing = [name for name in (*(f"residual.{level}" for level in range(n_levels)), *parts) if name not in arrays]
         if missing:
             raise UserError(
-                f"codebooks: missing {', '.join(missing)}; expected the arrays that Codebooks.to_arrays writes; tokenize again"
+                f"codebooks: missing {', '.join(missing)}; expected the arrays that Codebooks.to_arrays writes; "
+                f"tokenize again"
             )
         networks = {
             name: [
@@ -113,7 +114,8 @@ class Codebooks:
             for name in ("encoder", "decoder")
         }
         return cls(
-            [arrays[f"residual.{level}"] for level in range(n_levels)], arrays["rotation"], arrays["sub_codebooks"], arrays["scales"],
+            [arrays[f"residual.{level}"] for level in range(n_levels)], arrays["rotation"], arrays["sub_codebooks"],
+            arrays["scales"],
             networks["encoder"], networks["decoder"], int(arrays["hash_seed"][0]), int(arrays["width"][0]),
         )  # fmt: skip
 
@@ -125,7 +127,10 @@ class Codebooks:
 
     @classmethod
     def load(cls, path: Path, space: str | None = None) -> Codebooks:
-        """Read `save`'s file. Raises UserError where it is broken, or made for another space of vectors than `space`."""
+        """Read the file that `save` wrote.
+
+        Raises UserError where it is broken or belongs to another vector space than `space`.
+        """
         try:
             with safe_open(path, "numpy") as stream:
                 found = (stream.metadata() or {}).get("space")
@@ -152,7 +157,8 @@ def encode(codebooks: Codebooks, vectors: np.ndarray) -> np.ndarray:
     if vectors.ndim != 2 or vectors.shape[1] != codebooks.dimension:
         found = vectors.shape[1] if vectors.ndim == 2 else vectors.shape
         raise UserError(
-            f"encode: vectors have {found} dimensions, the codebooks {codebooks.dimension}; use the text encoder of the fit"
+            f"encode: vectors have {found} dimensions, the codebooks {codebooks.dimension}; use the text encoder of "
+            f"the fit"
         )
     codes = np.empty((len(vectors), len(codebooks.sizes)), np.int64)
     for rows, block in blocks(vectors):
@@ -210,7 +216,7 @@ def reconstruction_error(codebooks: Codebooks, codes: np.ndarray, vectors: np.nd
         total += float((block.astype(np.float64) ** 2).sum())
         for length in range(1, codes.shape[1] + 1):
             lost[length - 1] += float(((block - decode(codebooks, codes[rows, :length])) ** 2).sum(dtype=np.float64))
-    return (lost / max(total, np.finfo(np.float32).tiny)).tolist()
+    return (lost / max(total, float(np.finfo(np.float32).tiny))).tolist()
 
 
 def hashed_codes(vectors: np.ndarray, sizes: tuple[int, ...], seed: int) -> np.ndarray:
@@ -247,6 +253,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def padded(vectors: np.ndarray, width: int) -> np.ndarray:
+    """Vectors (n, width), zero after their own columns, contiguous."""
     return np.ascontiguousarray(np.pad(vectors, ((0, 0), (0, width - vectors.shape[1]))))
 
 
@@ -260,9 +267,12 @@ def default_sizes(n_items: int) -> tuple[tuple[int, ...], int, int]:
 
     Rule: the first level is the power of two nearest to 2 * sqrt(n), each further level has half as many codes, and the
     two OPQ sub-codebooks have as many as the last level. Upper limits are OneSearch's 4096-1024-512 + 2 x 256; the
-    lower limit is 2; no size exceeds n. 1,682 items: 64-32-16 + 2 x 16        12,000 items: 256-128-64 + 2 x 64 1M
-    items: 2048-1024-512 + 2 x 256     tens of millions: 4096-1024-512 + 2 x 256 Raises UserError for an empty
-    catalogue.
+    lower limit is 2; no size exceeds n. Raises UserError for an empty catalogue. Examples:
+
+    - 1,682 items: 64-32-16 + 2 x 16
+    - 12,000 items: 256-128-64 + 2 x 64
+    - 1M items: 2048-1024-512 + 2 x 256
+    - tens of millions: 4096-1024-512 + 2 x 256
     """
     if n_items < 1:
         raise UserError(f"default_sizes: the catalogue has {n_items} items; expected at least 1; check the items file")

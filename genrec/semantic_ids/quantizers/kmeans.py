@@ -148,7 +148,8 @@ def k_means(
 def _drawn_in(vectors: np.ndarray) -> np.ndarray:
     """Vectors (k, d) pulled towards their mean.
 
-    Residuals point everywhere, so a drawn vector is farther from most others than the origin is. One near the origin would
+    Residuals point everywhere, so a drawn vector is farther from most others than the origin is. One near the origin
+    would
     take nearly all of them, and the other clusters would start empty.
     """
     vectors = np.asarray(vectors, np.float32)
@@ -269,7 +270,7 @@ def _bfloat16_products(wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    setting = torch.backends.mkldnn.matmul
+    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # missing in torch's stubs
     before = setting.fp32_precision
     setting.fp32_precision = "bf16"
     try:

@@ -1,4 +1,7 @@
-"""Optimised product quantization: a rotation, and one codebook for each slice of the rotated vector (Ge et al., CVPR 2013)."""
+"""Optimised product quantization.
+
+A rotation, and one codebook for each slice of the rotated vector (Ge et al., CVPR 2013).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ def fit_opq(vectors: np.ndarray, n_sub: int, size: int, seed: int, iterations: i
     """Rotation (d_pad, d_pad) and sub-codebooks (n_sub, size, d_pad / n_sub) of vectors (n, d).
 
     Alternates sub-codebooks for a fixed rotation with the best rotation for fixed codewords (algorithm 1 of the paper).
-    SimulatedLog out because faiss.OPQMatrix writes a (d, d) product into a buffer of n * d floats: with fewer vectors
+    faiss is not used because its OPQMatrix writes a (d, d) product into a buffer of n * d floats: with fewer vectors
     than dimensions, as in a small catalogue, it corrupts memory.
     """
     rng = np.random.default_rng(seed)
@@ -26,11 +29,11 @@ def fit_opq(vectors: np.ndarray, n_sub: int, size: int, seed: int, iterations: i
     if len(points) > limit:
         points = points[np.sort(rng.choice(len(points), limit, replace=False))]
     rotation = np.linalg.qr(rng.normal(size=(points.shape[1],) * 2))[0].astype(np.float32)
-    words: list[np.ndarray] | None = None
+    words: list[np.ndarray] = []
     for step in range(ROTATIONS + 1):
         rounds = iterations if step == ROTATIONS else min(iterations, INNER_ITERATIONS if step else FIRST_ITERATIONS)
         parts = [np.ascontiguousarray(part) for part in np.split(points @ rotation.T, n_sub, axis=1)]
-        words = [k_means(part, size, seed, rounds, words and words[sub]) for sub, part in enumerate(parts)]
+        words = [k_means(part, size, seed, rounds, words[sub] if words else None) for sub, part in enumerate(parts)]
         if step < ROTATIONS:
             decoded = np.hstack(
                 [table[nearest(part, table, rough=True)[0]] for table, part in zip(words, parts, strict=True)]

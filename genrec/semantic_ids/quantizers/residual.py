@@ -108,7 +108,7 @@ def _fit(
 
 
 def _scales(codebooks: Codebooks, points: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """One factor per level: the one that, multiplied with the level's words, leaves the least squared error of the prefix."""
+    """One factor per level, which minimizes the squared error of the prefix when it scales the level's code vectors."""
     scales = np.ones(codes.shape[1], np.float32)
     left = points
     for level, table in enumerate(codebooks.code_vectors()):
@@ -121,7 +121,9 @@ def _scales(codebooks: Codebooks, points: np.ndarray, codes: np.ndarray) -> np.n
 
 
 def encode_balanced(codebooks: Codebooks, vectors: np.ndarray, balance: str) -> np.ndarray:
-    """Codes (n, L) int64 of vectors (n, d) as `encode` gives them, but with the last residual level balanced over *these* vectors.
+    """Codes (n, L) int64 of vectors (n, d) as `encode` gives them.
+
+    The last residual level is balanced over *these* vectors.
 
     Use it when the codebooks were fitted on a sample, or on items and queries together, and the catalogue alone is to
     be balanced.

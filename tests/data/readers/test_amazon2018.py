@@ -17,7 +17,8 @@ from genrec.errors import UserError
 
 REVIEWS = [
     {
-        "overall": 5.0, "verified": True, "reviewTime": "09 13, 2016", "reviewerID": "A1", "asin": "B1", "style": {"Color:": " Red"},
+        "overall": 5.0, "verified": True, "reviewTime": "09 13, 2016", "reviewerID": "A1", "asin": "B1",
+        "style": {"Color:": " Red"},
         "reviewerName": "x", "reviewText": "nice", "summary": "s", "unixReviewTime": 1473724800,
     },
     {"overall": 2.0, "verified": False, "reviewerID": "A1", "asin": "B2", "unixReviewTime": 1473724800, "vote": "3"},
@@ -25,10 +26,12 @@ REVIEWS = [
 ]  # fmt: skip
 META = [
     {
-        "category": ["Home &amp; Kitchen", "", "12&quot; Lamps"], "description": ["A \"good\" lamp.", "Two."], "title": "Lamp &amp; shade",
+        "category": ["Home &amp; Kitchen", "", "12&quot; Lamps"], "description": ["A \"good\" lamp.", "Two."],
+        "title": "Lamp &amp; shade",
         "also_buy": ["B2"], "brand": "Vela", "feature": ["Red"], "rank": [">#1"], "price": "$1,299.50", "asin": "B1",
     },
-    {"category": [], "description": "plain text", "title": "[2 Pack] Cup", "brand": "", "price": "$1.23 - $4.56", "asin": "B2"},
+    {"category": [], "description": "plain text", "title": "[2 Pack] Cup", "brand": "", "price": "$1.23 - $4.56",
+    "asin": "B2"},
     {"title": "Junk price", "price": ".a-box-inner{background-color:#fff}", "asin": "B3", "feature": [1, {"a": 2}]},
 ]  # fmt: skip
 

@@ -24,8 +24,10 @@ REVIEWS = [
 ]
 META = [
     {
-        "main_category": "Home", "title": "Lamp", "average_rating": 4.5, "features": ["Red."], "description": ["Good.", "Lamp."],
-        "price": 21.99, "store": "Vela", "categories": ["Home", "Lamps"], "details": {"Brand": "Other"}, "parent_asin": "B1",
+        "main_category": "Home", "title": "Lamp", "average_rating": 4.5, "features": ["Red."],
+        "description": ["Good.", "Lamp."],
+        "price": 21.99, "store": "Vela", "categories": ["Home", "Lamps"], "details": {"Brand": "Other"},
+        "parent_asin": "B1",
     },
     {
         "title": "Cup", "features": [], "description": [], "price": "from 12.99", "store": None, "categories": [],

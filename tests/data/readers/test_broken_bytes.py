@@ -1,4 +1,5 @@
-"""Readers of published data over files with random damage: a clear error or a full account, never a traceback or a lost row."""
+"""Readers of published data over files with random damage: a clear error or a full account, never a traceback or a lost
+row."""
 
 from __future__ import annotations
 
@@ -15,13 +16,15 @@ from genrec.errors import UserError
 AMAZON_2018 = {
     "X_5.json": '{"reviewerID": "A1", "asin": "B1", "unixReviewTime": 1400000000, "overall": 5.0, "verified": true}\n'
     * 3,
-    "meta_X.json": '{"asin": "B1", "title": "T", "price": "$1.20", "category": ["a", "b"], "description": ["x"]}\n{"asin": "B2"}\n',
+    "meta_X.json": '{"asin": "B1", "title": "T", "price": "$1.20", "category": ["a", "b"], "description": ["x"]}\n'
+    '{"asin": "B2"}\n',
 }
 AMAZON_2023 = {
-    "X.jsonl": '{"user_id": "A1", "parent_asin": "B1", "timestamp": 1588687728923, "rating": 5.0, "verified_purchase": true}\n'
-    * 3,
+    "X.jsonl": '{"user_id": "A1", "parent_asin": "B1", "timestamp": 1588687728923, "rating": 5.0, '
+    '"verified_purchase": true}\n' * 3,
     "Y.csv": "user_id,parent_asin,rating,timestamp\nA1,B1,5.0,1588687728923\nA2,B1,4.0,1588687728924\n",
-    "meta_X.jsonl": '{"parent_asin": "B1", "price": 1.2, "categories": ["a"], "details": {"Brand": "V"}}\n{"parent_asin": "B2"}\n',
+    "meta_X.jsonl": '{"parent_asin": "B1", "price": 1.2, "categories": ["a"], "details": {"Brand": "V"}}\n'
+    '{"parent_asin": "B2"}\n',
 }
 PRODUCT_SEARCH = {
     "train.qrels.txt": "A1_0 0 B1 1 \nA1_1 0 B1 1 \nA2_1 0 B2 1 \n",
@@ -32,8 +35,10 @@ PRODUCT_SEARCH = {
 }
 ESCI = {
     "judgments.tsv": "query\tasin\tgain\nlamp\tB1\t100.000\nlamp\tB2\t0.000\n",
-    "products.ndjson": '{"asin": "B1", "title": "Lamp", "category": ["Home"], "price": 3.5}\n{"asin": "B2", "title": "Cup"}\n',
-    "examples.csv": 'query_id,query,product_id,product_locale,esci_label,split\n7,"big, red",B1,us,E,train\n7,x,B2,es,S,test\n',
+    "products.ndjson": '{"asin": "B1", "title": "Lamp", "category": ["Home"], "price": 3.5}\n'
+    '{"asin": "B2", "title": "Cup"}\n',
+    "examples.csv": 'query_id,query,product_id,product_locale,esci_label,split\n7,"big, red",B1,us,E,train\n'
+    "7,x,B2,es,S,test\n",
 }
 JDSEARCH = {
     "release_data.txt": "1\x182\t11_12\t1.0_0.0\t-1_5\x186\t13_14\tCLICK_ORD\t0_5_9\n3\t11\t0.0\t\t\t\t0\n",
@@ -41,9 +46,11 @@ JDSEARCH = {
 }
 RESULT = "{'click': 1.0, 'note_idx': 7, 'page_time': nan, 'position': 1.0, 'search_timestamp': 1732475484.0}"
 QILIN = {
-    "search_train.csv": f'query,search_idx,session_idx,user_idx,search_result_details_with_idx\nq,1,2,3,"[{RESULT}\n {RESULT}]"\n',
+    "search_train.csv": f'query,search_idx,session_idx,user_idx,search_result_details_with_idx\nq,1,2,3,"[{RESULT}\n'
+    f' {RESULT}]"\n',
     "search_test.csv": f'query,search_idx,session_idx,user_idx,search_result_details_with_idx\nq,2,2,3,"[{RESULT}]"\n',
-    "notes.csv": 'note_idx,note_title,note_content,taxonomy1_id,taxonomy2_id,taxonomy3_id\n7,"a, b",c,d,,\n8,x,"two\nlines",d,,\n',
+    "notes.csv": 'note_idx,note_title,note_content,taxonomy1_id,taxonomy2_id,taxonomy3_id\n7,"a, b",c,d,,\n8,x,"two\n'
+    'lines",d,,\n',
     "user_feat.csv": "user_idx,gender,fans_num\n3,f,1.0\n",
     "search.test.qrels.csv": "qid,pid\n0,7\n",
 }
@@ -58,7 +65,8 @@ LOGS = {
 
 
 def kept(reader: str, log: RawLog) -> int:
-    """Rows of the files that are in the tables. A row of Qilin's requests and of JDsearch's behaviour makes several rows."""
+    """Rows of the files that are in the tables. A row of Qilin's requests and of JDsearch's behaviour makes several
+    rows."""
     rows = log.items.height + sum(table.height for table in (log.users, log.judgments) if table is not None)
     if reader == "qilin":
         return rows + (log.impressions["request_id"].n_unique() if log.impressions is not None else 0)

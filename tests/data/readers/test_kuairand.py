@@ -1,4 +1,5 @@
-"""KuaiRand: the feedback chain, hated rows, the logs an option takes, the digest of the history, and every row accounted for."""
+"""KuaiRand: the feedback chain, hated rows, the logs an option takes, the digest of the history, and every row
+accounted for."""
 
 from __future__ import annotations
 
@@ -157,8 +158,10 @@ def test_history_is_left_out_or_comes_before_the_log_in_order(tmp_path):
 
 def test_bad_rows_are_set_aside_one_by_one(tmp_path):
     bad = [
-        row("", 10, START), row(1, "", START), row(1, 10, "soon"), row(1, 10, 12), row(1, 10, 10**17), row(1, 10, "nan"),
-        row(1, 10, START).replace(",0,0,0,0", ",2,0,0,0", 1), row(1, 10, START).rsplit(",", 1)[0], row(1, 10, START) + ",5",
+        row("", 10, START), row(1, "", START), row(1, 10, "soon"), row(1, 10, 12), row(1, 10, 10**17),
+        row(1, 10, "nan"),
+        row(1, 10, START).replace(",0,0,0,0", ",2,0,0,0", 1), row(1, 10, START).rsplit(",", 1)[0],
+        row(1, 10, START) + ",5",
     ]  # fmt: skip
     layout(tmp_path, [*bad, "", *GOOD])
     with (tmp_path / "log_standard_4_22_to_5_08_pure.csv").open("ab") as file:

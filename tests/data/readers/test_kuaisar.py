@@ -127,7 +127,8 @@ def test_bad_rows_are_set_aside_one_by_one(tmp_path):
     log = read(tmp_path)
     found = {(source, line): reason for source, line, reason in log.quarantine.iter_rows()}
     expected = {
-        ("rec_inter.csv.gz", 5): "no user_id", ("rec_inter.csv.gz", 6): "milliseconds", ("rec_inter.csv.gz", 7): "click is neither",
+        ("rec_inter.csv.gz", 5): "no user_id", ("rec_inter.csv.gz", 6): "milliseconds",
+        ("rec_inter.csv.gz", 7): "click is neither",
         ("src_inter.csv", 5): "keyword", ("src_inter.csv", 6): "click_cnt", ("src_inter.csv", 7): "search_session_id",
         ("src_inter.csv", 8): "2 fields", ("item_features.csv", 4): "repeated", ("item_features.csv", 5): "caption",
     }  # fmt: skip

@@ -185,8 +185,10 @@ def test_rank_and_options(tmp_path):
 def test_bad_rows_are_set_aside_one_by_one(tmp_path):
     base = RECALL[0]
     bad = [
-        {**base, "user_id": None}, {**base, "session_id": " "}, {**base, "time_index": "later"}, {**base, "time_index": -1},
-        {**base, "impressed_item_ids": "1 2"}, {**base, "impressed_item_ids": [[1], 2]}, {**base, "clicked_item_ids": [1, None]},
+        {**base, "user_id": None}, {**base, "session_id": " "}, {**base, "time_index": "later"},
+        {**base, "time_index": -1},
+        {**base, "impressed_item_ids": "1 2"}, {**base, "impressed_item_ids": [[1], 2]},
+        {**base, "clicked_item_ids": [1, None]},
         {**base, "impressed_item_ids": []}, "{broken", "[1]",
     ]  # fmt: skip
     layout(tmp_path, [*bad, *RECALL])

@@ -1,4 +1,5 @@
-"""Layouts of published data sets and of exports, with invented rows: each goes in by options alone, and most are guessed."""
+"""Layouts of published data sets and of exports, with invented rows: each goes in by options alone, and most are
+guessed."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ Event = tuple[str, str, int]
 class Layout:
     """Files by name, the options that read them, and the events (user, item, time) that they hold, in order.
 
-    ``path`` is the file under the folder, where a folder is not what a user would give. ``guess`` may differ from the options: it is
+    ``path`` is the file under the folder, where a folder is not what a user would give. ``guess`` may differ from the
+    options: it is
     false where a person has to decide.
     """
 
@@ -307,7 +309,8 @@ LAYOUTS: dict[str, Layout] = {
             "2019-Oct.csv": lines(
                 "event_time,event_type,product_id,category_id,category_code,brand,price,user_id,user_session",
                 "2019-10-01 00:00:00 UTC,view,44600062,2103807459595387724,,shiseido,35.79,541312140,72d76fde",
-                "2019-10-01 00:00:05 UTC,purchase,3900821,2053013552326770905,appliances.environment.water_heater,aqua,33.20,554748717,9333dfbd",
+                "2019-10-01 00:00:05 UTC,purchase,3900821,2053013552326770905,appliances.environment.water_heater,"
+                "aqua,33.20,554748717,9333dfbd",
             )
         },
         [("541312140", "44600062", 1569888000), ("554748717", "3900821", 1569888005)],
@@ -524,10 +527,13 @@ LAYOUTS: dict[str, Layout] = {
     "shopify": Layout(
         {
             "orders_export_1.csv": lines(
-                "Name,Email,Financial Status,Paid at,Subtotal,Lineitem quantity,Lineitem name,Lineitem price,Lineitem sku,Created at,Vendor",
-                "#1001,ann@example.com,paid,2024-05-01 08:30:05 -0400,40.00,1,Red Lamp,35.00,LAMP-1,2024-05-01 08:30:00 -0400,Vela",
+                "Name,Email,Financial Status,Paid at,Subtotal,Lineitem quantity,Lineitem name,Lineitem "
+                "price,Lineitem sku,Created at,Vendor",
+                "#1001,ann@example.com,paid,2024-05-01 08:30:05 -0400,40.00,1,Red Lamp,35.00,LAMP-1,2024-05-01 "
+                "08:30:00 -0400,Vela",
                 "#1001,ann@example.com,,,,2,Cup,2.50,CUP-1,2024-05-01 08:30:00 -0400,Vela",
-                "#1002,bob@example.com,paid,2024-05-02 09:00:00 -0400,2.50,1,Cup,2.50,CUP-1,2024-05-02 08:30:00 -0400,Vela",
+                "#1002,bob@example.com,paid,2024-05-02 09:00:00 -0400,2.50,1,Cup,2.50,CUP-1,2024-05-02 08:30:00 "
+                "-0400,Vela",
             )
         },
         [("ann@example.com", "LAMP-1", T), ("ann@example.com", "CUP-1", T), ("bob@example.com", "CUP-1", T + DAY)],

@@ -1,4 +1,5 @@
-"""Product-search triples: queries by line, places instead of times, the published split, and every line accounted for."""
+"""Product-search triples: queries by line, places instead of times, the published split, and every line accounted
+for."""
 
 from __future__ import annotations
 

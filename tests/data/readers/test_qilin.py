@@ -1,4 +1,5 @@
-"""Qilin: requests with their results from CSV and Parquet, judgments matched to requests, and every row accounted for."""
+"""Qilin: requests with their results from CSV and Parquet, judgments matched to requests, and every row accounted
+for."""
 
 from __future__ import annotations
 
@@ -189,7 +190,7 @@ def test_bad_rows_have_their_reason(tmp_path):
         "without note_idx",
         "no time",
     )
-    assert len(reasons) == len(words) and all(word in reason for word, reason in zip(words, reasons))
+    assert len(reasons) == len(words) and all(word in reason for word, reason in zip(words, reasons, strict=True))
     others = log.quarantine.filter(pl.col("source") != "search_train.csv")["reason"].to_list()
     assert others == ["no note_idx", "no qid", "no pid", "1 fields where 2 are expected"]
     assert log.filtered["request without results"] == 1 and log.filtered["repeated request; its first row is kept"] == 1

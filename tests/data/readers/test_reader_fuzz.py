@@ -85,7 +85,8 @@ def person_rows(log: RawLog) -> int:
 
 @dataclass
 class Case:
-    """A valid log: its files, and how its rows are counted. ``headless``: files without a header line. ``lookup``: files without rows."""
+    """A valid log: its files, and how its rows are counted. ``headless``: files without a header line. ``lookup``:
+    files without rows."""
 
     reader: str
     files: dict[str, str | bytes]
@@ -117,12 +118,15 @@ KUAIRAND_HEADER = (
 )
 KUAIRAND = {
     "log_standard_4_22_to_5_08_pure.csv": KUAIRAND_HEADER
-    + "1,10,20220425,0,1650812741436,1,0,0,0,0,0,1,6,49,0,0,0,0,1\n1,11,20220425,0,1650812741437,0,0,0,0,0,1,0,6,49,0,0,0,0,1\n"
+    + "1,10,20220425,0,1650812741436,1,0,0,0,0,0,1,6,49,0,0,0,0,1\n"
+    "1,11,20220425,0,1650812741437,0,0,0,0,0,1,0,6,49,0,0,0,0,1\n"
     + "2,10,20220425,5,1650812934945,1,1,0,0,1,0,0,1184,11933,0,0,1,0,4\n",
     "log_random_4_22_to_5_08_pure.csv": KUAIRAND_HEADER
     + "1,12,20220425,0,1650812741999,1,0,0,0,0,0,1,6,49,0,0,0,1,1\n",
-    "video_features_basic_pure.csv": 'video_id,author_id,video_type,video_duration,tag\n10,7,NORMAL,87433,"39,68"\n11,8,AD,,\n12,8,X,5,2\n',
-    "user_features_pure.csv": 'user_id,user_active_degree,fans_user_num,fans_user_num_range\n1,full_active,150,"[100,1k)"\n2,x,,0\n',
+    "video_features_basic_pure.csv": 'video_id,author_id,video_type,video_duration,tag\n10,7,NORMAL,87433,"39,68"\n'
+    "11,8,AD,,\n12,8,X,5,2\n",
+    "user_features_pure.csv": "user_id,user_active_degree,fans_user_num,fans_user_num_range\n"
+    '1,full_active,150,"[100,1k)"\n2,x,,0\n',
     "train_sequences_upto_20220424.tsv": "user_id\thistory_len\tlast_time_ms\t"
     "last50_watched_video_ids\tliked_video_ids\tlong_viewed_video_ids\n"
     "1\t3\t1650615878629\t10 11 10\t\t10\n2\t1\t1650615878630\t12\t12\t\n",
@@ -130,10 +134,12 @@ KUAIRAND = {
 KUAISAR = {
     "rec_inter.csv": "user_id,item_id,time,timestamp,click,duration_ms,playing_time,like,follow,forward,search\n"
     "1,10,2023-05-22 15:53:20,1684742000123.0,1,45400.0,60792.0,0,0,0,0\n2,11,,1684742001000,0,4,,1,0,1,1\n",
-    "src_inter.csv": "user_id,search_session_id,search_session_timestamp,keyword,search_source,item_id,click_cnt,item_type\n"
+    "src_inter.csv": "user_id,search_session_id,search_session_timestamp,keyword,search_source,item_id,click_cnt,"
+    "item_type\n"
     '1,7,1684763932919,"[20, 34, 3]",USER_INPUT,10,2,VIDEO\n1,7,1684763932919,"[20, 34, 3]",USER_INPUT,12,0,USER\n'
     "2,8,1684763992919,[5],,11,1,V\n",
-    "item_features.csv": 'item_id,caption,author_id,first_level_category_name_en\n10,"[1, 213]",4,Funny\n11,[],5,UNKNOWN\n',
+    "item_features.csv": 'item_id,caption,author_id,first_level_category_name_en\n10,"[1, 213]",4,Funny\n'
+    "11,[],5,UNKNOWN\n",
     "user_features.csv": "user_id,onehot_feat1\n1,3\n2,0\n",
     "social_network.csv": "user_id,user_follow_id\n1,2\n",
 }
@@ -175,7 +181,8 @@ TRIVAGO = [
 ]
 ATOMIC = {
     "m.inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\n2\t7\t3\t50\n1\t7\t5\t40.0\n",
-    "m.item": "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n7\tÉté, L'\t1995\tDrama War\n8\tNo\t\t\n",
+    "m.item": "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+    "7\tÉté, L'\t1995\tDrama War\n8\tNo\t\t\n",
     "m.user": "user_id:token\tage:token\tgender:token\n1\t24\tM\n",
 }
 REVIEW = {"reviewerID": "A1", "asin": "B1", "unixReviewTime": 1400000000, "overall": 5.0}
@@ -185,7 +192,8 @@ CASES = {
         "amazon-2014",
         {
             "reviews_X_5.json": json_lines(REVIEW, {**REVIEW, "asin": "B2"}),
-            "meta_X.json": "{'asin': 'B1', 'title': 'It\\'s a \"lamp\"', 'price': 3.5, 'categories': [['Home', 'Lamp']]}\n"
+            "meta_X.json": "{'asin': 'B1', 'title': 'It\\'s a \"lamp\"', 'price': 3.5, 'categories': [['Home', "
+            "'Lamp']]}\n"
             '{"asin": "B2", "title": "Cup", "description": "For tea."}\n',
         },
         headless=("reviews_X_5.json", "meta_X.json"),
@@ -213,7 +221,8 @@ CASES = {
     "table-csv": Case(
         "table",
         {
-            "log.csv": 'user_id,item_id,timestamp,query\nu1,i1,100,"red, ""big"" lamp"\nu1,i2,101,\nu2,i1,102,"two\nlines"\n',
+            "log.csv": 'user_id,item_id,timestamp,query\nu1,i1,100,"red, ""big"" lamp"\nu1,i2,101,\nu2,i1,102,"two\n'
+            'lines"\n',
             "items.csv": "item_id,title,category,price\ni1,Lamp,Home|Lamp,3.5\ni2,Cup,,free\n",
             "people.jsonl": json_lines({"user_id": "u1", "age": 3}, {"user_id": "u2"}),
         },
@@ -316,8 +325,10 @@ CASES = {
     "qilin": Case(
         "qilin",
         {
-            "search_train.csv": f'query,search_idx,session_idx,user_idx,search_result_details_with_idx\nq,1,2,3,"[{RESULT} {RESULT}]"\n',
-            "notes.csv": 'note_idx,note_title,note_content,taxonomy1_id,taxonomy2_id,taxonomy3_id\n7,"a, b",c,d,,\n8,x,y,d,,\n',
+            "search_train.csv": f"query,search_idx,session_idx,user_idx,search_result_details_with_idx\n"
+            f'q,1,2,3,"[{RESULT} {RESULT}]"\n',
+            "notes.csv": 'note_idx,note_title,note_content,taxonomy1_id,taxonomy2_id,taxonomy3_id\n7,"a, b",c,d,,\n'
+            "8,x,y,d,,\n",
             "user_feat.csv": "user_idx,gender,fans_num\n3,f,1.0\n",
         },
         kept=request_rows,
@@ -328,9 +339,12 @@ CASES = {name: case for name, case in CASES.items() if case.reader in READERS}
 
 DEEP = "[" * 3000 + "]" * 3000
 NASTY = [
-    "", " ", "\t", "null", "NaN", "nan", "inf", "-inf", "-1", "0", "2", "1e309", "1e18", "1.5", "9" * 30, "0x10", "true", "[]", "[1,",
-    "[1, null]", '{"a":1}', '{"a":{"b":[1,{}]}}', '"', '""', "'", "\\", "\\ud800", '"\\ud800"', "\x00", "\x1f", "\r", "\ufeff", "é",
-    "\U0001f600", "|", ",", "a,b", "x|y", "1970-01-01", "99999-99-99", "__line__", "item_id", "user_id", "timestamp", "action",
+    "", " ", "\t", "null", "NaN", "nan", "inf", "-inf", "-1", "0", "2", "1e309", "1e18", "1.5", "9" * 30, "0x10",
+    "true", "[]", "[1,",
+    "[1, null]", '{"a":1}', '{"a":{"b":[1,{}]}}', '"', '""', "'", "\\", "\\ud800", '"\\ud800"', "\x00", "\x1f", "\r",
+    "\ufeff", "é",
+    "\U0001f600", "|", ",", "a,b", "x|y", "1970-01-01", "99999-99-99", "__line__", "item_id", "user_id", "timestamp",
+    "action",
     "__import__('os')", "{", "}", DEEP, "é" * 5000, "(" * 500,
 ]  # fmt: skip
 NASTY_BYTES = [text.encode() for text in NASTY] + [b"\xff", b"\xed\xa0\x80", b"\xc3", b"\x80\x00"]

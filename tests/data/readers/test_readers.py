@@ -25,7 +25,8 @@ REVIEWS = [
     b'{"reviewerID": "A2", "asin": "B1", "unixReviewTime": 20}',
 ]
 META = [
-    b"{'asin': 'B1', 'title': 'It\\'s a \"lamp\"', 'brand': 'Vela', 'price': 3.5, 'categories': [['Home', 'Lamp'], ['Sale']]}",
+    b"{'asin': 'B1', 'title': 'It\\'s a \"lamp\"', 'brand': 'Vela', 'price': 3.5, 'categories': [['Home', 'Lamp'], "
+    b"['Sale']]}",
     b'{"asin": "B2", "title": "Cup", "description": "For tea.", "categories": [["Home"]]}',
 ]
 
@@ -124,7 +125,8 @@ def test_movielens_layouts_agree(tmp_path, suffix):
     )
     write(
         atomic / f"m.item{suffix}",
-        "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n7\tÉté, L'\t1995\tDrama War\n8\tNo Year\t\t\n",
+        "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n7\tÉté, L'\t1995\tDrama War\n"
+        "8\tNo Year\t\t\n",
     )
     write(atomic / f"m.user{suffix}", "user_id:token\tage:token\tgender:token\n1\t24\tM\n2\t53\tF\n")
     write(
@@ -244,7 +246,8 @@ def test_table_units(tmp_path, unit, value):
 
 def test_table_iso_times(tmp_path):
     times = [
-        "2024-05-01T12:30:00Z", "2024-05-01 12:30:00", "2024-05-01T14:30:00+02:00", "2024-05-01T14:30:00.250+0200", "2024-05-01 12:30",
+        "2024-05-01T12:30:00Z", "2024-05-01 12:30:00", "2024-05-01T14:30:00+02:00", "2024-05-01T14:30:00.250+0200",
+        "2024-05-01 12:30",
         "2024-05-01", "yesterday",
     ]  # fmt: skip
     write(
@@ -337,7 +340,8 @@ def test_line_batches_are_the_whole_file_whatever_their_size(tmp_path, name):
 
 
 @pytest.mark.parametrize(("reader", "name", "header"), [
-    ("table", "events.csv", "user_id,item_id,timestamp"), ("movielens", "ratings.csv", "userId,movieId,rating,timestamp"),
+    ("table", "events.csv", "user_id,item_id,timestamp"),
+    ("movielens", "ratings.csv", "userId,movieId,rating,timestamp"),
 ])  # fmt: skip
 def test_undecodable_lines_before_the_header_are_counted(tmp_path, monkeypatch, reader, name, header):
     row = "u,i,1" if reader == "table" else "u,i,5,1"

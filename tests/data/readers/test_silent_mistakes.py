@@ -1,4 +1,5 @@
-"""Each kind of log that used to go in wrongly without a word: it is read rightly, or the mistake is named with the value."""
+"""Each kind of log that used to go in wrongly without a word: it is read rightly, or the mistake is named with the
+value."""
 
 from __future__ import annotations
 
@@ -125,11 +126,16 @@ def test_prepare_states_what_the_log_holds_in_80_columns(tmp_path: Path, caplog:
 @pytest.mark.parametrize(
     ("values", "unit"),
     [
-        ([T, T + 60], "s"), ([T * 1000, T * 1000 + 60_000], "ms"), ([T * 10**6, (T + 60) * 10**6], "us"), ([T * 10**9, (T + 60) * 10**9], "ns"),
-        ([45413.520833333336, 45413.521527777775], "excel"), (["2024-05-01 12:30:00+00", "2024-05-01 12:31:00+00"], "iso"),
-        (["2024-05-01T14:30:00.000+02:00", "2024-05-01T12:31:00Z"], "iso"), (["20240501123000", "20240501123100"], "text"),
-        (["05/01/2024 12:30:00 PM", "05/01/2024 12:31:00 PM"], "text"), (["Wed, 01 May 2024 12:30:00 GMT", "Wed, 01 May 2024 12:31:00 GMT"], "text"),
-        (["01.05.2024 12:30", "01.05.2024 12:31"], "text"), (["2024-05-01 08:30:00 -0400", "2024-05-01 08:31:00 -0400"], "iso"),
+        ([T, T + 60], "s"), ([T * 1000, T * 1000 + 60_000], "ms"), ([T * 10**6, (T + 60) * 10**6], "us"),
+        ([T * 10**9, (T + 60) * 10**9], "ns"),
+        ([45413.520833333336, 45413.521527777775], "excel"),
+        (["2024-05-01 12:30:00+00", "2024-05-01 12:31:00+00"], "iso"),
+        (["2024-05-01T14:30:00.000+02:00", "2024-05-01T12:31:00Z"], "iso"),
+        (["20240501123000", "20240501123100"], "text"),
+        (["05/01/2024 12:30:00 PM", "05/01/2024 12:31:00 PM"], "text"),
+        (["Wed, 01 May 2024 12:30:00 GMT", "Wed, 01 May 2024 12:31:00 GMT"], "text"),
+        (["01.05.2024 12:30", "01.05.2024 12:31"], "text"),
+        (["2024-05-01 08:30:00 -0400", "2024-05-01 08:31:00 -0400"], "iso"),
     ],
 )  # fmt: skip
 def test_times_are_recognised(values: list, unit: str) -> None:
@@ -299,7 +305,8 @@ def test_a_refused_log_leaves_its_quarantine_and_counts_reasons(tmp_path: Path) 
     (tmp_path / "log" / "events.csv").write_text(events(rows))
     with pytest.raises(
         UserError,
-        match=r"4 of 14 rows are bad \(2 the time is not a number \(seconds\); 1 no item_id; 1 no user_id\).*quarantine.csv",
+        match=r"4 of 14 rows are bad \(2 the time is not a number \(seconds\); 1 no item_id; 1 no "
+        r"user_id\).*quarantine.csv",
     ):
         prepared(tmp_path)
     assert pl.read_csv(tmp_path / "run" / "dataset.quarantine.csv")["line"].to_list() == [3, 4, 5, 6]

@@ -1,4 +1,5 @@
-"""trivago: click-outs with what was shown, queries that only reach later actions of their session, and every row accounted for."""
+"""trivago: click-outs with what was shown, queries that only reach later actions of their session, and every row
+accounted for."""
 
 from __future__ import annotations
 
@@ -138,8 +139,10 @@ def test_a_query_never_reaches_an_earlier_time_or_another_session(tmp_path):
 
 def test_bad_rows_are_set_aside_one_by_one(tmp_path):
     bad = [
-        row("a", "soon", 1, "clickout item", "7"), row("a", T * 1000, 1, "clickout item", "7"), row("a", T, "x", "clickout item", "7"),
-        row("a", T, 1, "wave", "7"), row("a", T, 1, "interaction item info", "unknown"), row("a", T, 1, "interaction item info", ""),
+        row("a", "soon", 1, "clickout item", "7"), row("a", T * 1000, 1, "clickout item", "7"),
+        row("a", T, "x", "clickout item", "7"),
+        row("a", T, 1, "wave", "7"), row("a", T, 1, "interaction item info", "unknown"),
+        row("a", T, 1, "interaction item info", ""),
         row("a", T, 1, "clickout item", "7", "", "7|8", "1"), row("a", T, 1, "clickout item", "7", "", "7||8", "1|2|3"),
         row("a", T, 1, "clickout item", "7")[:5], ["", *row("a", T, 1, "clickout item", "7")[1:]],
     ]  # fmt: skip
