@@ -1,9 +1,10 @@
 """Constrained beam search over the catalogue trie: ragged gather, mask, one flat top-k. No Python per beam.
 
-The engine knows only a trie and a scorer, and emits leaves of the trie, so that an identifier that does not exist cannot come out. The
-children of all beams of a request lie side by side; nothing is padded to a level's largest fan-out. A beam whose node has a single leaf
-below it is finished: its remaining steps have probability 1 and cost nothing. A prefix's score bounds everything below it, so the best
-score that was ever cut off says how much of the answer is provably exact (``SearchResult.proven``).
+The search depends only on a trie and a scorer, and returns leaves of the trie: every result is a valid semantic ID. The
+children of all beams of a request are concatenated, not padded to a level's largest fan-out. A beam whose node has a
+single leaf below it is finished: its remaining steps have probability 1 and need no network run. A prefix's score is an
+upper bound of everything below it, so the best pruned score tells how much of the result is provably exact
+(``SearchResult.proven``).
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from genrec.retrieval.top_k import top_columns
 
 
 class Scorer(Protocol):
-    """What the engine needs of a model. An expanded row has a slot, by which its children refer to it."""
+    """What the search needs of a model. An expanded row has a slot, by which its children refer to it."""
 
     def expand(self, depth: int | Tensor, nodes: Tensor, parents: Tensor | None) -> int:
-        """Run the network on nodes (B, M) of depth ``depth``, one for all or (B, M); ``parents`` (B, M) are the slots of their parents
-        (None at the root). Returns the slot of the first row; the others follow.
+        """Run the network on nodes (B, M); returns the slot of the first row, the others follow.
+
+        ``depth`` is that of all nodes, or (B, M). ``parents`` (B, M) are the slots of their parents, None at the root.
         """
         ...
 
@@ -47,7 +49,8 @@ class Scorer(Protocol):
 class SearchResult:
     """Leaves (B, W) best first with float32 log-probabilities; -1 and -inf where there are fewer.
 
-    ``bound`` (B,): nothing that is missing here has a higher log-probability. ``rows``: network rows per request, root included.
+    ``bound`` (B,): an upper bound of the log-probability of every other leaf. ``rows``: network rows per request, root
+    included.
     """
 
     leaves: Tensor
@@ -61,12 +64,15 @@ class SearchResult:
         return proven(self.scores, self.bound)
 
     def exact(self, k: int) -> Tensor:
-        """Whether the first ``k`` are provably the exact top ``k``: (B,) bool. Fewer than ``k`` are exact if nothing was cut off."""
+        """Whether the first ``k`` are provably the exact top ``k``: (B,) bool.
+
+        A shorter list is exact if nothing was pruned.
+        """
         return (self.proven >= k) | self.bound.isneginf()
 
 
 def proven(scores: Tensor, bound: Tensor) -> Tensor:
-    """How many of scores (B, K), best first, lie above ``bound`` (B,), the best that anything missing can have."""
+    """How many of scores (B, K), best first, exceed ``bound`` (B,), the upper bound of all other scores: (B,)."""
     return (scores > bound[:, None]).sum(1)
 
 
@@ -90,10 +96,10 @@ def beam_search(
 ) -> SearchResult:
     """The most probable leaves per request that a beam of ``width``, or of one width per level, finds.
 
-    ``allowed`` hides nodes after normalisation: a ``Constraint``, or a bool mask (n_nodes,) or (B, n_nodes) as ``trie.restrict`` makes
-    it; the ranking of what remains is exact. ``static`` gives every tensor a shape that depends on the trie and the widths alone and never
-    reads a value back (the default off the CPU, needed for CUDA graphs); else shapes follow the beams' true number of children. Ties go
-    to the lower node. Raises ``UserError`` for a bad width.
+    ``allowed`` masks nodes after normalisation: a ``Constraint``, or a bool mask (n_nodes,) or (B, n_nodes) from
+    ``trie.restrict``; the order of the remaining nodes is exact. With ``static``, shapes depend only on the trie and
+    the widths, and no value is read back: the default off the CPU, required by CUDA graphs. Otherwise shapes follow the
+    beams' number of children. Ties go to the lower node. Raises ``UserError`` for an invalid width.
     """
     device = trie.child_start.device
     widths, constraint = level_widths(width, trie.depth), as_constraint(allowed)
@@ -104,7 +110,9 @@ def beam_search(
     for level in range(trie.depth):
         picked = _open_rows(trie, level, nodes, static)
         if picked.leaf is not None and not picked.nodes.shape[1] and min(widths[level:]) >= nodes.shape[1]:
-            nodes = picked.leaf.masked_fill(nodes < 0, -1)  # all are decided; leaves stand in the order of their nodes
+            nodes = picked.leaf.masked_fill(
+                nodes < 0, -1
+            )  # all beams are finished; leaves are in the order of their nodes
             break
         parts = []
         if picked.beams is None or picked.beams.shape[1]:
@@ -142,8 +150,10 @@ def as_constraint(allowed: Tensor | Constraint | None) -> Constraint | None:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows the network has to run: their ``beams`` (B, M) (None: all), ``nodes`` and ``live`` (B, M); of all beams whether they are ``open``
-    (B, W), and the single ``leaf`` below each, -1 for several (B, W), None where it was not looked up.
+    """Rows for the network to run.
+
+    ``beams`` (B, M): their columns, None for all; ``nodes`` and ``live`` (B, M). Of all beams: ``open`` (B, W), and the
+    single ``leaf`` (B, W) below each, -1 for several; None if it was not looked up.
     """
 
     beams: Tensor | None
@@ -171,9 +181,10 @@ def _open_rows(trie: CatalogueTrie, level: int, nodes: Tensor, static: bool) -> 
 def ragged_children(
     trie: CatalogueTrie, nodes: Tensor, live: Tensor | None, columns: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The children of the live ones (None: all) of nodes (B, M), side by side: children, owner (column of nodes), valid, each (B, columns).
+    """The concatenated children of nodes (B, M), of the ``live`` ones only unless None.
 
-    ``columns`` None stands for the largest number of children of a request; this reads a value back.
+    Returns children, owner (column in ``nodes``) and valid, each (B, columns). ``columns`` None stands for the largest
+    number of children of a request; this reads a value back.
     """
     start = trie.child_start[nodes]
     counts = trie.child_start[nodes + 1] - start
@@ -199,7 +210,7 @@ def expand_children(
     static: bool,
     distinct: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Children (B, N) of expanded nodes (B, M), their owner and their log-probabilities, renormalised over legal children.
+    """Children (B, N) of expanded nodes (B, M), their owners and log-probabilities, normalised over valid children.
 
     ``level`` None means nodes of several levels, and is not ``static``. Padding has -inf.
     """
@@ -221,15 +232,15 @@ def expand_children(
     )
     step = logits - highest.gather(1, owner)
     mass = torch.zeros_like(highest).scatter_add_(1, owner, step.exp())
-    # step <= 0 and mass >= 1 hold exactly in floating point, so a child never scores above its parent: the certificate rests on it.
+    # step <= 0 and mass >= 1 hold exactly in floating point, so no child scores above its parent: the bound needs it.
     scores = total.gather(1, owner) + (step - mass.log().gather(1, owner))
     return children, owner, scores.masked_fill_(~valid, -torch.inf)
 
 
 def select(scores: Tensor, nodes: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The ``width`` best of candidates (B, N), ties to the lower node: columns and scores (B, min(width, N)), and the best that was cut off.
+    """Select the ``width`` best of candidates (B, N), ties to the lower node.
 
-    The last, (B,), is -inf where nothing was.
+    Returns columns and scores (B, min(width, N)), and the best pruned score (B,), -inf if nothing was pruned.
     """
     choice = top_columns(scores, nodes, width + 1)
     best = scores.gather(1, choice)
@@ -238,7 +249,7 @@ def select(scores: Tensor, nodes: Tensor, width: int) -> tuple[Tensor, Tensor, T
 
 
 def just_below(scores: Tensor) -> Tensor:
-    """The next smaller float32: the bound set by leaves that were cut off, which may have lost a tie by their number alone."""
+    """The next smaller float32: a bound for pruned leaves, which may have lost a tie only by their node number."""
     return torch.nextafter(scores, scores.new_full((), -torch.inf))
 
 
@@ -251,7 +262,8 @@ def leaf_items(
 ) -> tuple[Tensor, Tensor]:
     """Items of leaves (B, W): ids and log-probabilities (B, W x largest leaf), -1 and -inf behind the items of a leaf.
 
-    A leaf with several items splits its probability by ``item_scores``, which takes ids (B, N) and gives scores (B, N), or evenly.
+    The items of a leaf share its probability by the softmax of ``item_scores``, a function from ids (B, N) to scores
+    (B, N), or evenly without it.
     """
     start, counts = trie.leaf_range((leaves - trie.level_bounds[trie.depth]).clamp(min=0))
     column = torch.arange(trie.largest_leaf, device=leaves.device)

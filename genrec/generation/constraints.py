@@ -1,4 +1,4 @@
-"""Which trie nodes a search may enter, per request: constraints on items, pushed up the trie so that the ranking stays exact."""
+"""The trie nodes that a search may enter: item constraints, applied to all nodes above, so that the order is exact."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from genrec.retrieval.allowed import AllowedItems
 
 
 class Constraint(Protocol):
-    """Says which nodes have an allowed item below them."""
+    """Tells which nodes have an allowed item below them."""
 
     def keep(self, nodes: Tensor) -> Tensor:
         """Bool (B, N) for nodes (B, N)."""
@@ -41,9 +41,9 @@ class NodeMask:
 class AllowedNodes:
     """Nodes above allowed items, without anything as long as the catalogue per request.
 
-    ``paths`` (B, W x L) lists the nodes above items that each request names, in rising order, ``n_nodes`` behind them. With ``counts``
-    (n_nodes,), the items of a common mask below each node, the named items are excluded: a node stays while it has more items than excluded
-    ones. Without ``counts`` only the named items are allowed.
+    ``paths`` (B, W x L) lists the nodes above the items that each request names, ascending, padded with ``n_nodes``.
+    With ``counts`` (n_nodes,), the items of a common mask below each node, the named items are excluded: a node stays
+    while it has more items than excluded ones. Without ``counts`` only the named items are allowed.
     """
 
     def __init__(self, paths: Tensor, counts: Tensor | None):
@@ -53,7 +53,10 @@ class AllowedNodes:
     def of(
         cls, trie: CatalogueTrie, allowed: AllowedItems, batch: int, counts: Tensor | None = None
     ) -> AllowedNodes | None:
-        """The constraint of ``allowed`` for ``batch`` requests, None where it restricts nothing; ``counts`` (n_nodes,) of its mask, where known."""
+        """The constraint of ``allowed`` for ``batch`` requests, None if it restricts nothing.
+
+        ``counts`` (n_nodes,): the allowed items of its mask below each node, if already computed.
+        """
         if allowed.only is not None:
             ids = allowed.candidates
             return cls(_paths(trie, ids, ids >= 0), None)
@@ -80,6 +83,6 @@ class AllowedNodes:
 
 
 def _paths(trie: CatalogueTrie, ids: Tensor, counted: Tensor) -> Tensor:
-    """The nodes above the ``counted`` (B, W) ones of ids (B, W), each item listed under every node above it: (B, W x L) rising."""
+    """The nodes above the ``counted`` (B, W) ones of ids (B, W), one per item and level: (B, W x L), ascending."""
     nodes = trie.item_path[ids.clamp(min=0, max=trie.n_items - 1)]
     return nodes.masked_fill(~counted[..., None], trie.n_nodes).flatten(1).sort(dim=1).values

@@ -22,9 +22,10 @@ EXACT_ROWS = 96  # first rows of the pool of an exact search, which grows where 
 class Searcher:
     """Finds leaves for requests.
 
-    ``search: beam`` returns what a beam finds and says how much of it is proven; ``search: exact`` goes on until the first ``k`` leaves are
-    proven. Where scoring the whole catalogue runs no more rows than the beam would, that is done instead, so that small catalogues are
-    exact at no cost. ``vectors`` (n_nodes, dim) are the node vectors. On a GPU a beam search is one CUDA graph (``BeamGraphs``).
+    ``search: beam`` returns the result of a beam search and how much of it is proven; ``search: exact`` continues until
+    the first ``k`` leaves are proven. A small catalogue, which needs no more network rows than the beam, is scored as a
+    whole and so exactly. ``vectors`` (n_nodes, dim) are the node vectors. On a GPU a beam search is one CUDA graph
+    (``BeamGraphs``).
     """
 
     def __init__(self, decoder: CodeDecoder, vectors: Tensor, trie: CatalogueTrie, settings: DecodingConfig):
@@ -32,10 +33,10 @@ class Searcher:
         self.graphs = None
         if settings.cuda_graph and vectors.is_cuda and settings.search == "beam":
             self.graphs = BeamGraphs(decoder, vectors, trie)
-        self._counts = WeakIdKeyDictionary()  # of masks, which requests share: allowed items below each node
+        self._counts = WeakIdKeyDictionary()  # by mask, which requests share: allowed items below each node
 
     def scores_everything(self, widths: tuple[int, ...]) -> bool:
-        """Whether every open prefix of the catalogue is run: no dearer than the beam, and exact."""
+        """Whether every open prefix of the catalogue is run: no more rows than the beam, and exact."""
         before = (1, *widths[:-1])
         beam = sum(min(width, nodes) for width, nodes in zip(before, self.trie.open_nodes, strict=True))
         return sum(self.trie.open_nodes) <= max(beam, 1)

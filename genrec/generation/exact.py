@@ -1,4 +1,4 @@
-"""Exact search: the whole catalogue by levels, each distinct prefix once, and best-first search that stops when the answer is proven."""
+"""Exact search: scoring of the whole catalogue level by level, and best-first search until the result is proven."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from genrec.generation.scorers import CachedScorer
 from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.retrieval.top_k import sort_keys
 
-ROOM = 1024  # prefixes that may wait before those that cannot matter are thrown out
-NEAR = 1.4  # nats behind the fifth best first code: of these about as many are needed in the end as not (trained Beauty network)
+ROOM = 1024  # maximum open prefixes before those that cannot enter the result are dropped
+# Nats below the fifth best first code; about half of the prefixes within it are needed (measured on a trained network).
+NEAR = 1.4
 
 
 def leaf_scores(trie: CatalogueTrie, scorer: Scorer, batch: int, chunk: int = 4096) -> Tensor:
-    """Log-probability of every leaf: (B, n_leaves) float32, each distinct open prefix run once, ``chunk`` rows at a time."""
+    """Log-probability of every leaf: (B, n_leaves) float32. Each open prefix runs once, ``chunk`` rows at a time."""
     device = trie.child_start.device
     scores, slots = torch.zeros(batch, 1, device=device), None
     for level in range(trie.depth):
@@ -72,9 +73,9 @@ def best_first(
     """Expand the best prefixes, ``rows`` per request and round, until nothing left can enter the top ``k``.
 
     ``rows``: by default 48 for one request, whose time goes into calls, and 24 for several, whose time goes into rows.
-    A prefix's log-probability bounds all leaves below it, so the first ``k`` are then exact; up to ``width`` leaves met on the way are
-    returned behind them. After ``limit`` rows per request the search stops unproven; ``SearchResult.exact`` tells. Every round reads back
-    whether it is done.
+    A prefix's log-probability bounds all leaves below it, so the first ``k`` are then exact; up to ``width`` further
+    leaves follow them. After ``limit`` rows per request the search stops unproven (see ``SearchResult.exact``). Every
+    round reads back whether it is done.
     """
     rows = rows or (48 if batch == 1 else 24)
     state = _Frontier(trie, scorer, batch, max(width, k), as_constraint(allowed), k)
@@ -103,7 +104,7 @@ def best_first(
 
 
 class _Frontier:
-    """Open prefixes still to expand, (B, F): score, node and the slot of the parent; and the best leaves so far, (B, W), best first but for ties."""
+    """Open prefixes (B, F): score, node, slot of the parent; and the best leaves (B, W), best first except for ties."""
 
     def __init__(
         self,
@@ -138,18 +139,16 @@ class _Frontier:
         return int((self.scores >= fifth - NEAR).sum(1).max())
 
     def threshold(self) -> Tensor:
-        """The score of the k-th leaf found (B, 1), a finite number: only a prefix that reaches it can change the top k."""
+        """The score of the k-th best leaf (B, 1), finite: a prefix with a lower score cannot change the top k."""
         return self.found[:, self.k - 1 : self.k].clamp(min=torch.finfo(torch.float32).min)
 
     def expand(self, rows: int) -> int:
         """Run the best ``rows`` prefixes of every request; returns the number of rows."""
-        score, best = self.scores.topk(
-            min(rows, self.scores.shape[1]), dim=1
-        )  # of equal ones any may go first: all that can matter go
+        score, best = self.scores.topk(min(rows, self.scores.shape[1]), dim=1)  # the order of ties has no effect
         nodes, parents, live = self.nodes.gather(1, best), self.parents.gather(1, best), None
         if len(score) == 1:
             self.scores = self.scores.scatter(1, best, -torch.inf)
-        else:  # a request with less to do still has so many lanes; those below its threshold are switched off
+        else:  # rows below the request's own threshold are masked
             live = score >= self.threshold()
             self.scores = self.scores.scatter(1, best, score.masked_fill(live, -torch.inf))
             nodes, parents = torch.where(live, nodes, self.trie.level_bounds[1]), torch.where(live, parents, 0)
@@ -178,11 +177,11 @@ class _Frontier:
             self._tidy()
 
     def _tidy(self) -> None:
-        """Throw out what cannot be reached; of that only a bound is kept. The frontier is then as wide as the request with the most left needs."""
+        """Drop prefixes below the threshold and keep a bound of them; the width is that of the largest request."""
         useful = self.scores >= self.threshold()
         self.cut = torch.maximum(self.cut, self.scores.masked_fill(useful, -torch.inf).max(1).values)
-        self.scores, place = self.scores.masked_fill(~useful, -torch.inf).topk(int(useful.sum(1).max()), dim=1)
-        self.nodes, self.parents = self.nodes.gather(1, place), self.parents.gather(1, place)
+        self.scores, index = self.scores.masked_fill(~useful, -torch.inf).topk(int(useful.sum(1).max()), dim=1)
+        self.nodes, self.parents = self.nodes.gather(1, index), self.parents.gather(1, index)
 
     def answer(self) -> tuple[Tensor, Tensor, Tensor]:
         """Leaves, scores and bound of every request, equal scores by leaf."""

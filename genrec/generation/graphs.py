@@ -1,4 +1,4 @@
-"""Beam search as CUDA graphs of a few stated shapes: requests between the shapes are padded, and the least recently used graph is dropped."""
+"""Beam search as CUDA graphs of a few fixed shapes; inputs are padded to the next shape, old graphs are dropped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from genrec.catalogue.trie import CatalogueTrie
 from genrec.generation.beam import SearchResult, beam_search
 from genrec.generation.constraints import AllowedNodes
 from genrec.generation.scorers import CachedScorer
-from genrec.model.code_decoder import CodeDecoder, Memory
+from genrec.model.code_decoder import CodeDecoder, DecoderLayer, Memory
 from genrec.model.pointer import CopyBias
 
 BATCHES = (1, 4, 16, 64, 256)
@@ -30,7 +30,7 @@ Capture = Callable[[Callable[[], SearchResult]], Callable[[], SearchResult]]
 
 @dataclass(frozen=True)
 class GraphShape:
-    """Requests, context positions, beam width, nodes named by constraints, and nodes with a copy bias: what a graph is made for."""
+    """The sizes of a graph: requests, context positions, beam width, constrained nodes, and nodes with a copy bias."""
 
     batch: int
     context: int
@@ -51,7 +51,10 @@ class BeamGraphs:
         dtype: torch.dtype = torch.bfloat16,
         limit: int = MAX_GRAPHS,
     ):
-        """The network runs in ``dtype``; states, node vectors and all scores stay in float32. ``capture`` records a search and returns its replay."""
+        """The network runs in ``dtype``; states, node vectors and all scores stay in float32.
+
+        ``capture`` records a search and returns its replay.
+        """
         self.decoder, self.vectors, self.trie = copy.deepcopy(decoder).to(dtype), vectors, trie
         self.capture, self.dtype, self.limit = capture or cuda_capture, dtype, limit
         self._graphs: OrderedDict[GraphShape, _BeamGraph] = OrderedDict()
@@ -95,8 +98,9 @@ class _BeamGraph:
 
     def __init__(self, graphs: BeamGraphs, shape: GraphShape):
         layer, device = graphs.decoder.layers[0], graphs.vectors.device
+        assert isinstance(layer, DecoderLayer)
         dim, layers, trie = graphs.vectors.shape[1], len(graphs.decoder.layers), graphs.trie
-        kept = (shape.batch, layer.heads, shape.context, dim // int(layer.heads))
+        kept = (shape.batch, layer.heads, shape.context, dim // layer.heads)
         keys, values = (
             [torch.zeros(kept, device=device, dtype=graphs.dtype) for _ in range(layers)] for _ in ("keys", "values")
         )

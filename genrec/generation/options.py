@@ -1,4 +1,4 @@
-"""What one call wants of the search: one frozen argument that is handed down and never changed."""
+"""The options of one search call, as an immutable value."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ MODES = ("fused", "retrieve", "generate", "rank")
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """A list of ``k`` items per request in each of ``modes``; items of the request's own history are left out with ``exclude_seen``.
+    """Requests a list of ``k`` items per request in each of ``modes``.
 
-    ``beam`` and ``dense`` are the widths of beam search and dense retrieval, None for those of the config; see ``widths``. ``allowed``
-    restricts the answers, one row of it per request.
+    ``exclude_seen`` excludes the items of the request's own history. ``beam`` and ``dense`` are the widths of beam
+    search and dense retrieval, None for those of the config; see ``widths``. ``allowed`` restricts the items, one row
+    per request.
     """
 
     k: int = 10
@@ -33,12 +34,12 @@ class SearchOptions:
         return "fused" in self.modes or "rank" in self.modes
 
     def widths(self, settings: DecodingConfig) -> tuple[int, int]:
-        """Beam and dense width: at least as long as the list, and as what a request allows where it names its candidates."""
-        least = 0 if self.allowed.only is None else self.allowed.only.shape[1]
+        """Beam and dense width: at least the length of the list, and of the requests' own candidate lists."""
+        minimum = 0 if self.allowed.only is None else self.allowed.only.shape[1]
         generates = self.modes == ("generate",)
         beam = self.beam or max(settings.beam, self.k if generates else 0)
         dense = self.dense or max(settings.dense, 0 if generates else self.k)
-        return max(beam, least), max(dense, least)
+        return max(beam, minimum), max(dense, minimum)
 
     def take(self, rows: np.ndarray) -> SearchOptions:
         """The same for some of the requests."""

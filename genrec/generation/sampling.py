@@ -1,7 +1,7 @@
-"""Constrained sampling: items drawn from the decoder's own distribution over the catalogue, all samples of all requests at once.
+"""Constrained sampling of items from the decoder's distribution over the catalogue, for all requests at once.
 
-Like the beam search, a walk from the root to a leaf over legal children only, so a sample always exists; unlike it, each step draws one child
-per walk in proportion to its probability (Gumbel-max within the walk's children). Samples are with replacement and on-policy.
+A sample is a walk from the root to a leaf over the children in the trie, so it is always an item of the catalogue. Each
+step draws one child per walk by its probability (Gumbel-max). Samples are with replacement and on-policy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from genrec.generation.beam import Scorer, expand_children
 
 @dataclass(frozen=True)
 class Samples:
-    """``items`` (B, G), ``paths`` (B, G, L) the nodes walked through, ``scores`` (B, G) float32 log-probabilities of the leaves."""
+    """``items`` (B, G), their nodes ``paths`` (B, G, L), and float32 leaf log-probabilities ``scores`` (B, G)."""
 
     items: Tensor
     paths: Tensor
@@ -27,7 +27,7 @@ class Samples:
 def sample_items(
     trie: CatalogueTrie, scorer: Scorer, batch: int, samples: int, generator: torch.Generator | None = None
 ) -> Samples:
-    """Draw ``samples`` items for each of ``batch`` requests. A leaf with several items gives each of them the same chance.
+    """Draw ``samples`` items for each of ``batch`` requests; the items of a leaf are equally probable.
 
     The scorer needs room for 1 + samples x (L - 1) rows. No loop over requests, samples or children.
     """
@@ -56,8 +56,8 @@ def sample_items(
         nodes, total, slots = children.gather(1, choice), scores.gather(1, choice), owner + slot
         paths.append(nodes)
     start, count = trie.leaf_range(nodes - trie.level_bounds[trie.depth])
-    lane = (torch.rand(nodes.shape, device=device, generator=generator) * count).long().clamp(max=count - 1)
-    return Samples(trie.leaf_items[start + lane], torch.stack(paths, dim=-1), total)
+    index = (torch.rand(nodes.shape, device=device, generator=generator) * count).long().clamp(max=count - 1)
+    return Samples(trie.leaf_items[start + index], torch.stack(paths, dim=-1), total)
 
 
 def _gumbel(shape, device: torch.device, generator: torch.Generator | None) -> Tensor:

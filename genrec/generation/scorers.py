@@ -1,4 +1,4 @@
-"""Scorers that let the engine walk with the network: pooled (every prefix runs once) and uncached (recomputed; the reference)."""
+"""Scorers for the search: cached (every prefix runs once) and uncached (recomputes every prefix; the reference)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from genrec.generation.beam import beam_search
 from genrec.generation.constraints import Constraint
 from genrec.model.code_decoder import CodeDecoder, DecoderLayer, Memory
 
-GATHER_BUDGET = (
-    1 << 22
-)  # floats gathered at once for the dot products of children: memory stays flat however large the batch
+# Floats gathered at a time for the dot products of children, which bounds the memory of a large batch.
+GATHER_BUDGET = 1 << 22
 
 
 def project_rows(layer: DecoderLayer, x: Tensor) -> Tensor:
@@ -22,7 +21,10 @@ def project_rows(layer: DecoderLayer, x: Tensor) -> Tensor:
 
 
 def finish_rows(layer: DecoderLayer, x: Tensor, mixed: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """What follows the attention to ancestors: x and its result ``mixed`` (B, M, dim), a memory's ``keys``, ``values`` and ``mask`` (B, 1, S)."""
+    """The rest of a layer after the attention to ancestors.
+
+    x and the attention result ``mixed`` are (B, M, dim); ``keys``, ``values`` and ``mask`` (B, 1, S) are the memory's.
+    """
     batch, rows, dim = x.shape
     x = x + layer.self_out(mixed)
     q = layer.query(layer.cross_norm(x)).view(batch, rows, layer.heads, -1).transpose(1, 2)
@@ -32,10 +34,10 @@ def finish_rows(layer: DecoderLayer, x: Tensor, mixed: Tensor, keys: Tensor, val
 
 
 class CachedScorer:
-    """Every expanded prefix is one row of an append-only pool: its keys and values, its state, and the slots of its ancestors.
+    """Keeps each expanded prefix as a row of an append-only pool: keys, values, state, and the slots of its ancestors.
 
-    Beams point into the pool, so nothing is ever reordered, rows of several depths can run together (best-first search), and the
-    context's keys and values are shared by all of them.
+    Beams refer to rows of the pool, so rows are never reordered, rows of several depths can run together (best-first
+    search), and all rows share the context's keys and values.
     """
 
     def __init__(self, decoder: CodeDecoder, memory: Memory, vectors: Tensor, rows: int = 64):
@@ -56,6 +58,7 @@ class CachedScorer:
         self.scale = decoder.log_scale.exp()
 
     def expand(self, depth: int | Tensor, nodes: Tensor, parents: Tensor | None) -> int:
+        """As ``Scorer.expand``."""
         slot, rows = self.used, nodes.shape[1]
         self._reserve(slot + rows)
         self.used = slot + rows
@@ -68,13 +71,13 @@ class CachedScorer:
             reach, known = line[..., : depth + 1], None
         else:
             line.scatter_(2, depth[..., None], own[..., None])
-            self.deepest = min(
-                self.deepest + 1, line.shape[2] - 1
-            )  # no row can be deeper: parents came in an earlier call
+            # No row can be deeper: its parent came in an earlier call.
+            self.deepest = min(self.deepest + 1, line.shape[2] - 1)
             reach = line[..., : self.deepest + 1]
             known = torch.arange(reach.shape[2], device=nodes.device) <= depth[..., None]
         x = (self.vectors[nodes] + self.memory.state + self.decoder.level[depth]).to(self.memory.state.dtype)
         for index, layer in enumerate(self.decoder.layers):
+            assert isinstance(layer, DecoderLayer)
             x = self._layer(index, layer, x, slot, reach, known)
         self.pool[-1][:, slot : slot + rows] = self._head(self.decoder.norm(x), depth)
         return slot
@@ -82,7 +85,7 @@ class CachedScorer:
     def _layer(
         self, index: int, layer: DecoderLayer, x: Tensor, slot: int, reach: Tensor, known: Tensor | None
     ) -> Tensor:
-        """One layer on x (B, M, dim): each row attends to its own line of ancestors, then to the context all rows share."""
+        """One layer on x (B, M, dim): each row attends to its own ancestors, then to the shared context."""
         batch, rows, dim = x.shape
         keys, values = self.pool[2 * index], self.pool[2 * index + 1]
         q, k, v = project_rows(layer, x).view(batch, rows, 3, layer.heads, -1).unbind(2)
@@ -90,10 +93,8 @@ class CachedScorer:
         if reach.shape[2] == 1 and known is None:  # the root sees itself alone
             mixed = v
         else:
-            k, v = (
-                keys[self.batch[..., None], reach],
-                values[self.batch[..., None], reach],
-            )  # (B, M, levels, heads, dim / heads)
+            row = self.batch[..., None]
+            k, v = keys[row, reach], values[row, reach]  # (B, M, levels, heads, dim / heads)
             weight = (q[:, :, None] * k).sum(-1).float() * q.shape[-1] ** -0.5
             if known is not None:
                 weight = weight.masked_fill(~known[..., None], -torch.inf)
@@ -118,6 +119,7 @@ class CachedScorer:
         return F.normalize(chosen, dim=-1) * self.scale[depth][..., None]
 
     def root_logits(self, first: int, last: int) -> Tensor:
+        """As ``Scorer.root_logits``."""
         logits = self.pool[-1][:, 0] @ self.vectors[first:last].T
         if self.memory.copy_bias is not None:
             logits = logits + self.memory.copy_bias.for_rows(
@@ -126,7 +128,8 @@ class CachedScorer:
         return logits
 
     def child_logits(self, children: Tensor, slots: Tensor) -> Tensor:
-        batch, lanes = children.shape
+        """As ``Scorer.child_logits``."""
+        batch, columns = children.shape
         step = max(GATHER_BUDGET // self.vectors.shape[1], 1)
         states = self.pool[-1].flatten(0, 1)
         rows = (slots + self.batch * self.pool[-1].shape[1]).flatten()
@@ -135,16 +138,19 @@ class CachedScorer:
             torch.linalg.vecdot(self.vectors.index_select(0, child), states.index_select(0, row))
             for child, row in zip(flat.split(step), rows.split(step), strict=True)
         ]
-        logits = (parts[0] if len(parts) == 1 else torch.cat(parts)).view(batch, lanes)
+        logits = (parts[0] if len(parts) == 1 else torch.cat(parts)).view(batch, columns)
         return logits if self.memory.copy_bias is None else logits + self.memory.copy_bias.for_rows(children)
 
     def select(self, requests: Tensor) -> None:
-        """Go on with some of the requests only."""
+        """As ``Scorer.select``."""
         memory = self.memory
         self.memory = Memory(
-            memory.state[requests], [k[requests] for k in memory.keys], [v[requests] for v in memory.values], memory.mask[requests],
+            memory.state[requests],
+            [k[requests] for k in memory.keys],
+            [v[requests] for v in memory.values],
+            memory.mask[requests],
             None if memory.copy_bias is None else memory.copy_bias.take(requests),
-        )  # fmt: skip
+        )
         self.pool, self.line = [part[requests] for part in self.pool], self.line[requests]
         self.batch = self.batch[: len(requests)]
 
@@ -159,7 +165,7 @@ class CachedScorer:
 
 
 class UncachedScorer(CachedScorer):
-    """Runs the whole walk of every row again: slow, and what the pooled one must equal."""
+    """Recomputes the whole path of every row: slow, the reference for the cached scorer."""
 
     def __init__(self, decoder: CodeDecoder, memory: Memory, vectors: Tensor, rows: int = 64):
         super().__init__(decoder, memory, vectors, rows)
@@ -171,17 +177,18 @@ class UncachedScorer(CachedScorer):
             self.walks = F.pad(self.walks, (0, 0, 0, self.line.shape[1] - self.walks.shape[1]))
 
     def expand(self, depth: int | Tensor, nodes: Tensor, parents: Tensor | None) -> int:
+        """As ``Scorer.expand``."""
         slot, rows = self.used, nodes.shape[1]
         self._reserve(slot + rows)
         self.used = slot + rows
-        place = torch.full_like(nodes, depth) if isinstance(depth, int) else depth
+        level = torch.full_like(nodes, depth) if isinstance(depth, int) else depth
         walk = self.walks[:, slot : slot + rows]
         if parents is not None:
             walk.copy_(self.walks[self.batch, parents])
-        walk.scatter_(2, place[..., None], nodes[..., None])
+        walk.scatter_(2, level[..., None], nodes[..., None])
         states, _ = self.decoder.hidden(self.memory, self.vectors, walk)
-        chosen = states.gather(2, place[..., None, None].expand(-1, -1, 1, states.shape[-1]))[:, :, 0]
-        self.pool[-1][:, slot : slot + rows] = chosen * self.scale[place][..., None]
+        chosen = states.gather(2, level[..., None, None].expand(-1, -1, 1, states.shape[-1]))[:, :, 0]
+        self.pool[-1][:, slot : slot + rows] = chosen * self.scale[level][..., None]
         return slot
 
 

@@ -18,8 +18,9 @@ from genrec.model.batch import Batch, BatchImpressions
 from genrec.model.query_features import QueryFeatures
 from genrec.semantic_ids.user_ids import LONG
 
-# Inference batches have a multiple of so many events, so that a request's vectors do not depend on its batch: kernels of the CPU sum in
-# groups of columns, and another length groups the same numbers in another way (measured: equal to the last bit from 32 on).
+# Inference batches are padded to a multiple of this number of events, so that a request's vectors do not depend on its
+# batch: CPU kernels sum in groups of columns, and the grouping depends on the length (measured: equal to the last bit
+# from 32 on).
 LENGTH_MULTIPLE = 32
 MIN_QUERIES = 4  # rows of an inference batch's query table, for the same reason
 

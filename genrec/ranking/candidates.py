@@ -34,11 +34,14 @@ MISSING = -1  # item id where a row has no further item
 
 @dataclass
 class Candidates:
-    """``ids`` (B, K) distinct item ids per row, -1 where empty; ``evidence`` (B, K, len(FEATURES)) float32. Both None unless the mode fuses.
+    """Candidates of B requests.
 
-    ``retrieved`` and ``generated``: items and log-probabilities of the dense top and of the search, best first, -1 and -inf where empty;
-    the first ``proven`` (B,) generated ones are provably the most probable of the catalogue, in that order. ``ranked`` (B, K) the ranking
-    head's logits, where the network has one.
+    ``ids`` (B, K): distinct item ids per row, -1 where empty. ``evidence`` (B, K, len(FEATURES)) float32: their
+    features. Both are None unless a mode orders the union of all sources.
+
+    ``retrieved`` and ``generated``: items and log-probabilities from dense retrieval and from the search, best first,
+    -1 and -inf where empty. The first ``proven`` (B,) generated items are provably the most probable of the catalogue,
+    in that order. ``ranked`` (B, K): logits of the ranking head, if the network has one.
     """
 
     ids: Tensor | None
@@ -48,11 +51,16 @@ class Candidates:
     proven: Tensor | None = None
     ranked: Tensor | None = None
 
+    def union(self) -> tuple[Tensor, Tensor]:
+        """``ids`` and ``evidence``, where a mode orders the union."""
+        assert self.ids is not None and self.evidence is not None
+        return self.ids, self.evidence
+
 
 class CandidateGenerator:
     """Turns requests into candidates. Dense arithmetic runs on the network's device, counting on the CPU.
 
-    ``lexical`` matches the words of queries; without it the features of words are zero. Nothing here changes after construction.
+    ``lexical`` matches the words of queries; without it the word features are zero. The object is immutable.
     """
 
     def __init__(
@@ -95,8 +103,8 @@ class CandidateGenerator:
     def propose(self, batch: Batch, requests: Requests, options: SearchOptions) -> Candidates:
         """Lists of the modes of ``options``, and the union of all sources with its features where a mode orders it.
 
-        ``requests`` are those that ``batch`` was made from, one for each row of ``options.allowed``; the batch may repeat them behind
-        themselves (``request_batches``).
+        ``requests`` (B) are those of ``batch``, one for each row of ``options.allowed``. The batch may end with
+        repetitions of them (``request_batches``).
         """
         encoded, n = self.network.encode(batch, self.items), len(requests)
         query_text = torch.cat([batch.query_text.new_zeros(1, batch.query_text.shape[1]), batch.query_text])
@@ -137,7 +145,10 @@ class CandidateGenerator:
     def _fuse(
         self, result: Candidates, encoded: Encoded, asks: RetrievalRequests, scale: Tensor, allowed: AllowedItems
     ) -> None:
-        """Set the union of all sources, its features, and the ranking head's logits where there is a head. ``scale`` (B, 1) of dense scores."""
+        """Set the union of all sources, its features, and the logits of the ranking head, if any.
+
+        ``scale`` (B, 1): the log-normaliser of the dense scores.
+        """
         device, there = self.items.device, allowed.to(self.items.device)
         assert result.retrieved is not None
         proposed = [result.retrieved[0]]
@@ -179,7 +190,7 @@ class CandidateGenerator:
             text = self.text.score(asks, known)
             if self.words is not None:
                 matches = self.words.score(asks, known)
-                # Hundreds may match nearly as well, and the logarithm hides which: also the fraction of the best match.
+                # The logarithm hides small differences between hundreds of matches: add the ratio to the best.
                 top = torch.from_numpy(self.words.scores(asks).maxima())[:, None]
                 words = [*log_scores(matches), matches / top.clamp(min=torch.finfo(torch.float32).tiny)]
             if self.query_items is not None:
@@ -199,7 +210,10 @@ def _distinct(ids: Tensor, empty: int) -> Tensor:
 
 
 def _search_features(known: Tensor, generated: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    """Each candidate's log-probability in the search, one below the row's lowest where it was not found, and whether it was: (B, K) each."""
+    """Two features (B, K): the log-probability in the search, and whether the search found the candidate.
+
+    A candidate that the search did not find gets the row's lowest log-probability minus 1.
+    """
     if generated is None:
         return torch.full(known.shape, -1.0, device=known.device), torch.zeros(known.shape, device=known.device)
     ids, scores = generated

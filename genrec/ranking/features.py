@@ -1,7 +1,7 @@
-"""CandidateFeatures about a candidate that no gradient has to learn: what the person had, what goes together, what is known of the item.
+"""Candidate features from counts: the user's history, co-occurrence, and item attributes.
 
-All of it comes from events up to the fit's split (training, or training + validation) and from the request's own past. Nothing reads
-the request's future: popularity in a time window counts events strictly before the request's reference time.
+They use events up to the fit's split (training, or training + validation) and the request's own history, never its
+future: popularity in a time window counts events strictly before the request's reference time.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -30,14 +31,43 @@ WINDOWS = (100, 20)  # popularity windows: this fraction of the log's time span
 _FLOOR = 1e-3  # added before the logarithm of sparse scores
 ROOM = 1 << 23  # numbers gathered at a time
 
-SOURCE_FEATURES = ("generated", "in_beam", "retrieved", "cooccurrence", "cooccurs", "transition", "transits", "text", "lexical", "matches_words",
-                   "lexical_share", "asked", "was_asked")  # fmt: skip
+SOURCE_FEATURES = (
+    "generated",
+    "in_beam",
+    "retrieved",
+    "cooccurrence",
+    "cooccurs",
+    "transition",
+    "transits",
+    "text",
+    "lexical",
+    "matches_words",
+    "lexical_share",
+    "asked",
+    "was_asked",
+)
 ITEM_FEATURES = ("popularity", "short_popularity", "long_popularity", "age", "unborn")
 HISTORY_FEATURES = (
-    "last_cooccurrence", "last_transition", "next_transition", "previous_transition", "all_cooccurrence", "seen", "seen_recently",
-    "brand_share", "brand_last", "category_share", "category_last", "path_share", "path_last", "price_ratio", "price_distance", "price_known",
-    "profile_text", "last_text", "length",
-)  # fmt: skip
+    "last_cooccurrence",
+    "last_transition",
+    "next_transition",
+    "previous_transition",
+    "all_cooccurrence",
+    "seen",
+    "seen_recently",
+    "brand_share",
+    "brand_last",
+    "category_share",
+    "category_last",
+    "path_share",
+    "path_last",
+    "price_ratio",
+    "price_distance",
+    "price_known",
+    "profile_text",
+    "last_text",
+    "length",
+)
 RANK_FEATURES = ("retrieved_rank", "cooccurrence_rank")
 HEAD_FEATURES = ("ranking",)  # the ranking head's logit, 0 without a head
 FEATURES = SOURCE_FEATURES + ITEM_FEATURES + HISTORY_FEATURES + RANK_FEATURES + HEAD_FEATURES
@@ -45,8 +75,10 @@ FEATURES = SOURCE_FEATURES + ITEM_FEATURES + HISTORY_FEATURES + RANK_FEATURES + 
 
 @dataclass
 class ItemFacts:
-    """What is known of each item: ``brand`` / ``category`` / ``path`` (n_items,) int64 codes, -1 unknown; ``price`` (n_items,) its logarithm,
-    NaN unknown; ``text`` (n_items, text_dim) unit vectors.
+    """Attributes of each item.
+
+    ``brand``, ``category`` and ``path`` (n_items,): int64 codes, -1 unknown. ``price`` (n_items,): its logarithm, NaN
+    unknown. ``text`` (n_items, text_dim): unit vectors.
     """
 
     brand: np.ndarray
@@ -90,9 +122,18 @@ class CandidateFeatures:
     n_features = len(FEATURES)
 
     def __init__(
-        self, cooccurrence: CooccurrenceTransition, facts: ItemFacts, keys: np.ndarray, origin: int, span: int, asked: QueryItemCounts | None = None
-    ):  # fmt: skip
-        """``keys`` (n_events,) int64, sorted: item x (span + 1) + seconds since ``origin``; one entry per event. ``asked``: what was taken after queries."""
+        self,
+        cooccurrence: CooccurrenceTransition,
+        facts: ItemFacts,
+        keys: np.ndarray,
+        origin: int,
+        span: int,
+        asked: QueryItemCounts | None = None,
+    ):
+        """``keys`` (n_events,) int64, sorted: item x (span + 1) + seconds since ``origin``, one per event.
+
+        ``asked``: counts of the items chosen after each query.
+        """
         self.asked = asked
         self.cooccurrence, self.facts, self.keys, self.origin, self.span = cooccurrence, facts, keys, origin, span
         n_items = len(facts.brand)
@@ -123,13 +164,19 @@ class CandidateFeatures:
 
     def state(self) -> dict[str, np.ndarray]:
         """Plain arrays that ``from_state`` takes back; the item facts come from the item table."""
-        return {"event_keys": self.keys, "origin": np.int64(self.origin), "span": np.int64(self.span), **self.cooccurrence.state(),
-                **(self.asked.state() if self.asked else {})}  # fmt: skip
+        return {
+            "event_keys": self.keys,
+            "origin": np.asarray(self.origin, np.int64),
+            "span": np.asarray(self.span, np.int64),
+            **self.cooccurrence.state(),
+            **(self.asked.state() if self.asked else {}),
+        }
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray], facts: ItemFacts) -> CandidateFeatures:
+        """The features that ``state`` describes."""
         if "event_keys" not in state:
-            raise UserError("the evidence tables lack event_keys; make them again (genrec train)")
+            raise UserError("the candidate features lack event_keys; make them again (genrec train)")
         asked = QueryItemCounts.from_state(state, len(facts.brand)) if "asked_keys" in state else None
         return cls(
             CooccurrenceTransition.from_state(state),
@@ -141,8 +188,10 @@ class CandidateFeatures:
         )
 
     def save(self, path: Path) -> None:
+        """Write ``state()`` as an npz file at exactly ``path``."""
+        arrays: dict[str, Any] = self.state()
         with open(path, "wb") as file:
-            np.savez(file, **self.state())
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: Path, facts: ItemFacts) -> CandidateFeatures:
@@ -151,10 +200,12 @@ class CandidateFeatures:
             with np.load(path, allow_pickle=False) as arrays:
                 return cls.from_state(dict(arrays), facts)
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path}: not saved evidence tables ({error}); make them again (genrec train)") from error
+            raise UserError(
+                f"{path}: not saved candidate features ({error}); make them again (genrec train)"
+            ) from error
 
     def window_counts(self, items: np.ndarray, until: np.ndarray, width: int) -> np.ndarray:
-        """Events of ``items`` (B, K) in the ``width`` seconds strictly before ``until`` (B,) seconds since the epoch: (B, K)."""
+        """Event counts of ``items`` (B, K) in the ``width`` seconds before the epoch seconds ``until`` (B,): (B, K)."""
         stop = np.clip(until - self.origin, 0, self.span + 1)[:, None]
         start = np.clip(stop - width, 0, None)
         base = items.astype(np.int64) * (self.span + 1)
@@ -169,9 +220,10 @@ class CandidateFeatures:
         return [np.log1p(self.counts[items]), *windows, np.sign(age) * np.log1p(np.abs(age)), age < 0]
 
     def fill(self, out: Tensor, first: int, items: np.ndarray, until: np.ndarray, histories: Histories) -> None:
-        """Write ``ITEM_FEATURES`` and ``HISTORY_FEATURES`` of candidates (B, K) into columns ``first`` and on of ``out`` (B, K, F).
+        """Write ``ITEM_FEATURES`` and ``HISTORY_FEATURES`` of candidates (B, K) into ``out`` (B, K, F).
 
-        A few requests at a time: what is gathered on the way, candidates by text dimensions, stays in blocks.
+        The columns start at ``first``.
+        Works on blocks of requests, which bounds the memory of the gathered text vectors.
         """
         step = max(ROOM // max(items.shape[1] * max(self.facts.text.shape[1], RECENT_EVENTS), 1), 1)
         for start in range(0, len(items), step):
@@ -205,9 +257,10 @@ class CandidateFeatures:
         ]
 
     def _pair_features(self, items: np.ndarray, histories: Histories) -> list[np.ndarray]:
-        """Co-occurrence with the last event and with all alike; transitions from the last event; forward and backward transitions of all."""
+        """Co-occurrence and transition features of candidates (B, K), as the first five of ``HISTORY_FEATURES``."""
         n_items = len(self.facts.brand)
         similar, following, (forward, backward) = self.cooccurrence.similar, self.cooccurrence.following, self._moves
+        assert similar is not None and following is not None
         last, alike = histories.last_n(1).to_csr(n_items), histories.to_csr(n_items)
         decayed = histories.to_csr(n_items, weights=lambda ages: DECAY ** ages.astype(np.float64))
 
@@ -224,11 +277,13 @@ class CandidateFeatures:
 
     @cached_property
     def _moves(self) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-        """log(1 + count) of plain forward moves F, and F^T: following = F / 2 + F^T / 4, so F = (8 following - 4 following^T) / 3.
+        """log(1 + count) of forward transitions F, and F^T.
 
-        Kept as one value: threads that ask at once see both whole or neither.
+        following = F / 2 + F^T / 4, so F = (8 following - 4 following^T) / 3.
+        Cached as one value, so that concurrent threads see both matrices or neither.
         """
         following = self.cooccurrence.following
+        assert following is not None
         moves = ((8 / 3) * following - (4 / 3) * following.T).tocsr().astype(np.float32)
         moves.data[np.abs(moves.data) < 1e-4] = 0
         moves.eliminate_zeros()
@@ -236,7 +291,7 @@ class CandidateFeatures:
 
 
 def log_scores(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """A sparse score as two features: its logarithm above a floor, and whether it is there at all."""
+    """A sparse score as two features: its logarithm above a floor, and whether it is positive."""
     return (scores + _FLOOR).log(), (scores > 0).float()
 
 
@@ -269,7 +324,7 @@ def _same(codes: np.ndarray, recent: np.ndarray, live: np.ndarray, items: np.nda
 def _price_features(
     price: np.ndarray, recent: np.ndarray, live: np.ndarray, weight: np.ndarray, items: np.ndarray
 ) -> list[np.ndarray]:
-    """Log ratio to the person's usual price, its size, and whether both prices are known: three (B, K) arrays."""
+    """Log ratio to the user's usual price, its absolute value, and whether both prices are known: (B, K) each."""
     past = np.where(live, price[recent], np.nan)
     known = ~np.isnan(past)
     mass = np.where(known, weight, 0).sum(1)

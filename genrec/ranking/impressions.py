@@ -1,8 +1,8 @@
-"""Ranking a list that was shown: hotels of a result page, a shelf. Beside what is known of the items, the list itself is evidence.
+"""Ranks the items of an impression list, such as the hotels of a result page, by features of the items and of the list.
 
-Place, price against the list, what the person looked at just before and where that stands in the list decide most of session search (the
-first teams of the RecSys Challenge 2019 all lived on such evidence). Everything is as of the request: counts are of events strictly
-before it, and a history holds what came before it.
+The position, the price relative to the list, and the position of recently viewed items are the strongest features of
+session search (the best teams of the RecSys Challenge 2019 used them). All features precede the request: counts are of
+events strictly before it, and so is the history.
 """
 
 from __future__ import annotations
@@ -17,19 +17,45 @@ from genrec.data.dataset import Dataset, Requests
 from genrec.errors import UserError
 
 FEATURES = (
-    "place", "first", "first_five", "place_share", "price", "price_rank", "cheapest", "price_known", "looked", "looks", "clicks", "recency",
-    "newest", "seconds", "behind_newest", "next_to_newest", "before_newest", "any_newest", "behind_clicked", "any_clicked", "price_to_newest",
-    "history", "popular", "watched", "shown", "click_rate", "popular_rank",
-)  # fmt: skip
+    "place",
+    "first",
+    "first_five",
+    "place_share",
+    "price",
+    "price_rank",
+    "cheapest",
+    "price_known",
+    "looked",
+    "looks",
+    "clicks",
+    "recency",
+    "newest",
+    "seconds",
+    "behind_newest",
+    "next_to_newest",
+    "before_newest",
+    "any_newest",
+    "behind_clicked",
+    "any_clicked",
+    "price_to_newest",
+    "history",
+    "popular",
+    "watched",
+    "shown",
+    "click_rate",
+    "popular_rank",
+)
 _HIDDEN, _EPOCHS, _BATCH, _RATE = 64, 12, 128, 3e-3
-_PRIOR_SHOWN = 20.0  # impressions before a click rate is believed
-NOTHING = -30.0  # log-score of an item that the model does not know
+_PRIOR_SHOWN = 20.0  # impressions that smooth the click rate
+NOTHING = -30.0  # log-score of an item that the model cannot score
 
 
 @dataclass(frozen=True)
 class Slates:
-    """N lists of up to C items in the order shown: ``items`` (N, C) ids, -1 where empty, ids of the catalogue or above it (nothing but the
-    list knows those); ``places`` (N, C) from 0; ``prices`` (N, C), NaN unknown.
+    """N impression lists of up to C items.
+
+    ``items`` (N, C): ids, -1 where empty; an id above the catalogue occurs only in lists. ``places`` (N, C): positions
+    from 0. ``prices`` (N, C): NaN where unknown.
     """
 
     items: np.ndarray
@@ -37,6 +63,7 @@ class Slates:
     prices: np.ndarray
 
     def take(self, rows: np.ndarray) -> Slates:
+        """The lists at indices ``rows``."""
         return Slates(self.items[rows], self.places[rows], self.prices[rows])
 
 
@@ -44,12 +71,13 @@ class SlateFeatures:
     """Counts of the whole log by time, and the ``FEATURES`` they give an item in a list."""
 
     def __init__(self, dataset: Dataset, action: str = "clickout"):
-        """``action``: the one that answers a list; all others are looks."""
+        """``action``: the one that chooses an item of a list; all others are views."""
         self.action = dataset.actions_chain.index(action)
         times, items = np.asarray(dataset.timestamps), np.asarray(dataset.items).astype(np.int64)
         shown = dataset.impressions_all
+        assert shown is not None
         self.origin, last = int(times.min()), int(times.max())
-        self.span = max(last, int(shown["timestamp"].max())) - self.origin + 1
+        self.span = max(last, int(shown["timestamp"].to_numpy().max())) - self.origin + 1
         clicked = np.asarray(dataset.actions) == self.action
         self.clicks, self.looks = (self._keys(items[mask], times[mask]) for mask in (clicked, ~clicked))
         self.shown = self._keys(shown["item"].to_numpy(), shown["timestamp"].to_numpy())
@@ -64,7 +92,7 @@ class SlateFeatures:
         return np.searchsorted(keys, base + stop) - np.searchsorted(keys, base)
 
     def features(self, requests: Requests, shown: Slates) -> np.ndarray:
-        """(N, C, len(FEATURES)) float32."""
+        """Features (N, C, len(FEATURES)) float32 of the list items."""
         live = shown.items >= 0
         past = _past(requests, shown.items, self.action)
         size = np.maximum(live.sum(1, keepdims=True), 1)
@@ -77,32 +105,54 @@ class SlateFeatures:
             self.before(keys, shown.items, requests.times) for keys in (self.clicks, self.looks, self.shown)
         )
         values = {
-            "place": np.log1p(shown.places), "first": shown.places == 0, "first_five": shown.places < 5, "place_share": shown.places / size,
-            "price": price, "price_rank": rank / size, "cheapest": (rank == 0) & ~np.isnan(shown.prices), "price_known": ~np.isnan(shown.prices),
-            "looked": past["looks"] > 0, "looks": np.log1p(past["looks"]), "clicks": np.log1p(past["clicks"]), "recency": past["recency"],
-            "newest": past["recency"] == 1, "seconds": np.where(past["looks"] > 0, np.log1p(past["seconds"]), 0.0),
-            "behind_newest": known * np.sign(distance) * np.log1p(np.abs(distance)), "next_to_newest": known * (distance == 1),
-            "before_newest": known * (distance < 0), "any_newest": known,
-            "behind_clicked": any_clicked * np.clip(shown.places - np.take_along_axis(shown.places, clicked, 1), -10, 10) / 10,
-            "any_clicked": any_clicked & live, "price_to_newest": known * (price - np.take_along_axis(price, newest, 1)),
-            "history": np.log1p(np.diff(requests.offsets))[:, None] + 0 * shown.places, "popular": np.log1p(popular), "watched": np.log1p(watched),
-            "shown": np.log1p(seen), "click_rate": np.log((popular + 1) / (seen + _PRIOR_SHOWN)),
+            "place": np.log1p(shown.places),
+            "first": shown.places == 0,
+            "first_five": shown.places < 5,
+            "place_share": shown.places / size,
+            "price": price,
+            "price_rank": rank / size,
+            "cheapest": (rank == 0) & ~np.isnan(shown.prices),
+            "price_known": ~np.isnan(shown.prices),
+            "looked": past["looks"] > 0,
+            "looks": np.log1p(past["looks"]),
+            "clicks": np.log1p(past["clicks"]),
+            "recency": past["recency"],
+            "newest": past["recency"] == 1,
+            "seconds": np.where(past["looks"] > 0, np.log1p(past["seconds"]), 0.0),
+            "behind_newest": known * np.sign(distance) * np.log1p(np.abs(distance)),
+            "next_to_newest": known * (distance == 1),
+            "before_newest": known * (distance < 0),
+            "any_newest": known,
+            "behind_clicked": any_clicked
+            * np.clip(shown.places - np.take_along_axis(shown.places, clicked, 1), -10, 10)
+            / 10,
+            "any_clicked": any_clicked & live,
+            "price_to_newest": known * (price - np.take_along_axis(price, newest, 1)),
+            "history": np.log1p(np.diff(requests.offsets))[:, None] + 0 * shown.places,
+            "popular": np.log1p(popular),
+            "watched": np.log1p(watched),
+            "shown": np.log1p(seen),
+            "click_rate": np.log((popular + 1) / (seen + _PRIOR_SHOWN)),
             "popular_rank": _descending_rank(np.where(live, popular, -1)) / size,
-        }  # fmt: skip
+        }
         stacked = np.stack([np.asarray(values[name], np.float32) for name in FEATURES], axis=-1)
         return stacked * live[..., None]
 
 
 def _past(requests: Requests, items: np.ndarray, action: int) -> dict[str, np.ndarray]:
-    """Of each item (N, C) in its request's history: ``looks`` (events), ``clicks`` among them, ``recency`` 1 / (1 + age in events), ``seconds``."""
+    """Events of each item (N, C) in its request's history.
+
+    ``looks``: their number; ``clicks``: the chosen ones; ``recency``: 1 / (1 + age in events) of the newest;
+    ``seconds``: its age.
+    """
     rows, ages = requests.histories.rows.astype(np.int64), requests.histories.ages
     width = int(max(items.max(initial=0), requests.items.max(initial=0))) + 1
     keys = rows * width + requests.items.astype(np.int64)
     order = np.lexsort((-ages, keys))  # the newest event of an item comes last
     keys = keys[order]
     clicks = np.concatenate([[0], np.cumsum(requests.actions[order] == action)])
-    asked = np.arange(len(items))[:, None] * width + np.maximum(items, 0)
-    start, stop = np.searchsorted(keys, asked), np.searchsorted(keys, asked, side="right")
+    item_keys = np.arange(len(items))[:, None] * width + np.maximum(items, 0)
+    start, stop = np.searchsorted(keys, item_keys), np.searchsorted(keys, item_keys, side="right")
     found = (stop > start) & (items >= 0)
     if not len(keys):
         zero = np.zeros(items.shape)
@@ -110,9 +160,11 @@ def _past(requests: Requests, items: np.ndarray, action: int) -> dict[str, np.nd
     last = np.where(found, stop - 1, 0)
     seconds = np.maximum(requests.times[:, None] - requests.timestamps[order][last], 0)
     return {
-        "looks": np.where(found, stop - start, 0), "clicks": np.where(found, clicks[stop] - clicks[start], 0),
-        "recency": np.where(found, 1 / (1.0 + ages[order][last]), 0.0), "seconds": np.where(found, seconds, 0),
-    }  # fmt: skip
+        "looks": np.where(found, stop - start, 0),
+        "clicks": np.where(found, clicks[stop] - clicks[start], 0),
+        "recency": np.where(found, 1 / (1.0 + ages[order][last]), 0.0),
+        "seconds": np.where(found, seconds, 0),
+    }
 
 
 def _best(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +174,7 @@ def _best(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _prices(prices: np.ndarray, live: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log price minus the list's mean, 0 unknown; and the place by price from 0, the cheapest first."""
+    """Log price minus the list's mean, 0 unknown; and the rank by price from 0, the cheapest first."""
     known = live & (prices > 0)
     logs = np.log(np.where(known, prices, 1.0))
     mean = (logs * known).sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1)
@@ -141,7 +193,10 @@ def _descending_rank(scores: np.ndarray) -> np.ndarray:
 
 @dataclass
 class SlateRanker:
-    """List-wise softmax over a small network's scores; ``blend`` (2,) weighs those and the model's log-scores, 0 until ``fit_blend``."""
+    """List-wise softmax over a small network's scores; ``blend`` (2,) weighs them and the model's log-scores.
+
+    The model's weight is 0 until ``fit_blend``.
+    """
 
     mean: Tensor
     scale: Tensor
@@ -150,10 +205,10 @@ class SlateRanker:
 
     @classmethod
     def fit(cls, features: np.ndarray, shown: Slates, targets: np.ndarray, seed: int = 0) -> SlateRanker:
-        """``features`` (N, C, F) of lists of which each holds its target (N,); others teach nothing and are left out."""
-        place, rows = _places(shown.items, targets)
+        """Fit on ``features`` (N, C, F) of lists with ``targets`` (N,); lists without their target are skipped."""
+        column, rows = _target_columns(shown.items, targets)
         if not len(rows):
-            raise UserError("shown lists: no list holds the item that was clicked; nothing to fit")
+            raise UserError("impression lists: no list contains the clicked item; nothing to fit")
         x, live = torch.from_numpy(features[rows]), torch.from_numpy(shown.items[rows] >= 0)
         seen = x[live]
         mean, scale = seen.mean(0), seen.std(0).clamp(min=1e-4)
@@ -169,18 +224,18 @@ class SlateRanker:
                 nn.GELU(),
                 nn.Linear(_HIDDEN, 1),
             )
-            _train(network, x, live, torch.from_numpy(place))
+            _train(network, x, live, torch.from_numpy(column))
         return cls(mean, scale, network.eval(), torch.tensor([1.0, 0.0]))
 
     @torch.no_grad()
     def own_scores(self, features: np.ndarray, shown: Slates) -> np.ndarray:
-        """Log-probabilities of the list's items without the model: (N, C), -inf where empty."""
+        """Log-probabilities (N, C) of the list items by this network alone, -inf where empty."""
         scores = self.network((torch.from_numpy(features) - self.mean) / self.scale)[..., 0]
         return scores.masked_fill(torch.from_numpy(shown.items < 0), -torch.inf).log_softmax(-1).numpy()
 
     def fit_blend(self, own: np.ndarray, model: np.ndarray, shown: Slates, targets: np.ndarray) -> None:
-        """Weigh ``own`` (N, C) and the model's log-scores (N, C) by the likelihood of the targets on lists that neither was fitted on."""
-        place, rows = _places(shown.items, targets)
+        """Fit the weights of ``own`` and of the model's log-scores, (N, C) each, on lists not used to fit either."""
+        column, rows = _target_columns(shown.items, targets)
         if not len(rows):
             return
         live = torch.from_numpy(shown.items[rows] >= 0)
@@ -196,7 +251,7 @@ class SlateRanker:
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy((x @ weights).masked_fill(~live, -torch.inf), torch.from_numpy(place))
+            loss = nn.functional.cross_entropy((x @ weights).masked_fill(~live, -torch.inf), torch.from_numpy(column))
             loss.backward()
             return loss
 
@@ -204,7 +259,7 @@ class SlateRanker:
         self.blend = weights.detach()
 
     def scores(self, own: np.ndarray, model: np.ndarray, shown: Slates) -> np.ndarray:
-        """(N, C): higher is better."""
+        """Blended scores (N, C); higher is better."""
         a, b = self.blend.tolist()
         return np.where(
             shown.items >= 0, a * np.where(shown.items >= 0, own, 0) + b * _centred(model, shown.items), -np.inf
@@ -212,21 +267,21 @@ class SlateRanker:
 
 
 def _centred(model: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """The model's log-scores minus their mean over the list's items that it knows; 0 for those it does not."""
+    """The model's log-scores minus their mean over the scored items of the list; 0 for other items."""
     known = (items >= 0) & (model > NOTHING)
     values = np.where(known, model, 0.0)
     mean = values.sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1)
     return np.where(known, values - mean, 0.0)
 
 
-def _places(items: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The target's column in the lists that hold it, and those lists' rows."""
+def _target_columns(items: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The target's column in the lists that contain it, and those lists' rows."""
     hit = items == np.asarray(targets)[:, None]
     rows = np.flatnonzero(hit.any(1))
     return hit[rows].argmax(1), rows
 
 
-def _train(network: nn.Sequential, x: Tensor, live: Tensor, place: Tensor) -> None:
+def _train(network: nn.Sequential, x: Tensor, live: Tensor, column: Tensor) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=_RATE, weight_decay=1e-2)
     count = max(1, len(x) // _BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=count * _EPOCHS + 1)
@@ -235,6 +290,6 @@ def _train(network: nn.Sequential, x: Tensor, live: Tensor, place: Tensor) -> No
         for rows in torch.randperm(len(x)).tensor_split(count):
             logits = network(x[rows])[..., 0].masked_fill(~live[rows], -torch.inf)
             optimizer.zero_grad()
-            nn.functional.cross_entropy(logits, place[rows]).backward()
+            nn.functional.cross_entropy(logits, column[rows]).backward()
             optimizer.step()
             schedule.step()

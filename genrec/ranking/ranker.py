@@ -1,4 +1,4 @@
-"""Ranked answers to requests: generated, retrieved, all proposals in the ranking head's order, or fused from all evidence."""
+"""Ranked lists for requests: generated, retrieved, ordered by the ranking head, or ordered by the re-ranker."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from genrec.retrieval.allowed import id_rows
 from genrec.retrieval.dense import ExactIndex
 from genrec.text.encoder import TextEncoder
 
-# The network runs on at least so many requests: with fewer rows, matrix products of the CPU sum in another order (measured: equal to the
-# last bit from 4 on), and a request's list would depend on its batch.
+# Minimum rows of a network batch. With fewer rows, matrix products on the CPU sum in another order, and a request's
+# list would depend on its batch (measured: equal to the last bit from 4 on).
 MIN_ROWS = 4
 
 
 class Ranked(NamedTuple):
     """Lists of N requests: item ``ids`` (N, k), -1 where empty, and ``scores`` (N, k), best first.
 
-    The first ``n_proven`` (N,) items are provably the best of the catalogue, in that order; 0 for an order without a certificate.
+    The first ``n_proven`` (N,) items are provably the best of the catalogue, in that order; 0 if nothing is proven.
     """
 
     ids: np.ndarray
@@ -52,6 +52,7 @@ class Ranker:
 
     @property
     def modes(self) -> tuple[str, ...]:
+        """The search modes that the network supports."""
         network = self.generator.network
         missing = {"generate": network.decoder is None, "rank": network.ranking is None}
         return tuple(mode for mode in MODES if not missing.get(mode, False))
@@ -83,7 +84,7 @@ class Ranker:
     ) -> dict[str, Ranked]:
         """The lists of each mode of ``options``.
 
-        A request without history and query is answered by popularity: nothing is known that could personalise it.
+        A request without history and query gets the most popular items.
         """
         k = options.k
         n = len(requests)
@@ -107,7 +108,7 @@ class Ranker:
         return result
 
     def _proven(self, mode: str, found: Candidates, ids: np.ndarray, blank: np.ndarray) -> np.ndarray:
-        """How many first items of lists (B, k) carry a certificate: all of an exact dense index, the certified ones of the search."""
+        """Number of proven leading items of lists (B, k): all for an exact dense index, else those of the search."""
         length = (ids != MISSING).sum(1)
         if mode == "retrieve" and isinstance(self.generator.dense.index, ExactIndex):
             return length
@@ -118,10 +119,13 @@ class Ranker:
 
     def _order(self, mode: str, found: Candidates, chunk: Requests, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         if mode == "generate":
+            assert found.generated is not None
             ids, scores = found.generated
         elif mode == "retrieve":
+            assert found.retrieved is not None
             ids, scores = found.retrieved
         elif mode == "rank":
+            assert found.ids is not None and found.ranked is not None
             scores, order = found.ranked.masked_fill(found.ids == MISSING, -torch.inf).sort(
                 dim=1, descending=True, stable=True
             )
@@ -138,7 +142,7 @@ class Ranker:
 
 
 def seen_mask(requests: Requests, n_items: int) -> torch.Tensor:
-    """Which items each request's history already holds: (B, n_items) bool."""
+    """Marks the items in each request's history: (B, n_items) bool."""
     mask = torch.zeros(len(requests), n_items, dtype=torch.bool)
     mask[
         torch.from_numpy(requests.histories.rows.astype(np.int64)), torch.from_numpy(requests.items.astype(np.int64))

@@ -1,4 +1,4 @@
-"""Beam search against scoring everything: exact where it is wide, legal always, and the same with or without a cache."""
+"""Beam search against scoring the whole catalogue: exact if wide, always valid, the same with and without a cache."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def parts(trie):
 
 
 def exact_scores(decoder, memory, vectors, trie) -> torch.Tensor:
-    """Teacher forcing of every item's path, all levels at once: what search must agree with, by another road. (B, n_items)"""
+    """Scores (B, n_items) by teacher forcing of every item's path: an independent reference for the search."""
     paths = trie.item_path.expand(BATCH, -1, -1)
     entered = torch.cat([torch.zeros_like(paths[..., :1]), paths[..., :-1]], dim=-1)
     states, _ = decoder.hidden(memory, vectors, entered)

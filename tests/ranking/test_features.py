@@ -139,5 +139,5 @@ def test_save_and_load(evidence, asked, tmp_path):
     ):
         assert np.array_equal(one, two)
     (tmp_path / "broken.npz").write_bytes(b"no")
-    with pytest.raises(UserError, match="not saved evidence"):
+    with pytest.raises(UserError, match="not saved candidate features"):
         CandidateFeatures.load(tmp_path / "broken.npz", evidence.facts)

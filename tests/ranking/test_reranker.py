@@ -128,7 +128,7 @@ def test_serialisation(fitted):
     again = Reranker.from_state(fitted.state())
     part = constructed(50, 20, 9)[0]
     assert torch.equal(again.scores(part.evidence), fitted.scores(part.evidence))
-    with pytest.raises(UserError, match="other evidence"):
+    with pytest.raises(UserError, match="other features"):
         Reranker.from_state({**fitted.state(), "features": torch.tensor(list(b"generated"), dtype=torch.uint8)})
 
 
