@@ -1,9 +1,10 @@
 """``torch.export`` programs of an answer: prefill (one pass of the backbone) and one decode step per code level.
 
 The programs hold no weights: these are their first input (the tensors of ``model.safetensors``, by name), so a
-program is small and one set of weights serves all. Shapes are dynamic. A beam search in any runtime that reads
-exported programs needs nothing else than these, the trie and the two tables of vectors (items and trie nodes) that
-``CandidateGenerator`` computes once at load.
+program is small and one set of weights serves all. Batch and length are free from 2 rows and 3 queries on; for this
+the network uses ``shape[0]``, because ``len`` of a tensor fixes its size in the program. A beam search in any runtime
+that reads exported programs needs nothing else than these, the trie and the two tables of vectors (items and trie
+nodes) that ``CandidateGenerator`` computes once at load.
 
 ``Recommender`` does not read them: they stand beside the bundle for other runtimes.
 """

@@ -198,7 +198,7 @@ class _User:
         Without targets no event was counted. Context positions behind a sequence's end hold item 0; no request sees
         them, and in training they lie behind every request's last event.
         """
-        items, index = self.items, torch.arange(self.items.shape[1], device=ids.device).expand(len(ids), -1)
+        items, index = self.items, torch.arange(self.items.shape[1], device=ids.device).expand(ids.shape[0], -1)
         items = torch.where(index < self.before.amax(1, keepdim=True), items, -1)
         if self.targets is not None:
             items, index = torch.cat([items, self.targets], 1), torch.cat([index, self.before], 1)
@@ -243,7 +243,7 @@ class AnchorTokens(nn.Module):
 
     def forward(self, anchors: Anchors, items: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, R, A, heads, dim / heads) of anchors, given item vectors (n_items, dim)."""
-        if anchors.ids.numel() > len(items):  # projecting all items costs less than projecting repeats
+        if anchors.ids.numel() > items.shape[0]:  # projecting all items costs less than projecting repeats
             tokens = F.embedding(anchors.ids, self.item(items))
         else:
             tokens = self.item(F.embedding(anchors.ids, items))

@@ -161,7 +161,7 @@ class GenerativeRecommender(nn.Module):
 
     def _angles(self, batch: Batch, block: int) -> Tensor:
         """Rotary angles of the context and of the requests' blocks: (B, T + R x block, planes)."""
-        index = torch.arange(batch.items.shape[1], device=batch.items.device).expand(len(batch.items), -1)
+        index = torch.arange(batch.items.shape[1], device=batch.items.device).expand(batch.items.shape[0], -1)
         positions, times = (part.repeat_interleave(block, 1) for part in (batch.positions, batch.request_times))
         return rotary_angles(
             torch.cat([index, positions], dim=1),
