@@ -1,4 +1,4 @@
-"""The demo page in headless Chromium: it asks, draws the beam, and a click changes the next list. Skipped where there is no browser."""
+"""The demo page: what its text promises, and in headless Chromium that a click changes the next list."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import threading
 import time
+from html.parser import HTMLParser
 from importlib.resources import files
 
 import pytest
@@ -20,40 +21,127 @@ from genrec.serving.settings import ServeSettings
 BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))), None
 )
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--virtual-time-budget=8000"]  # fmt: skip
-CLICKER = "<script>setTimeout(() => { document.title = $('results').innerText; $('results').querySelector('.title').click(); }, 4000);</script>"
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--virtual-time-budget=8000",
+    "--window-size=500,900",
+    "--dump-dom",
+]
+CLICKER = """<script>setTimeout(() => {
+  document.title = [...document.querySelectorAll('#results .title')].map(title => title.innerText).join('|');
+  $('results').querySelector('button').click();
+  setTimeout(() => light([...state.nodes.keys()][0]), 2000);
+}, 4000);</script>"""
 
 
-def test_the_page_brings_nothing_from_elsewhere():
-    text = files("genrec.serving").joinpath("demo.html").read_text()
-    assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)", text) and "innerHTML" not in text
+class Page(HTMLParser):
+    """The elements of a page: tag, attributes and the text inside, in order."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict, list[str]]] = []
+        self._open: list[int] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs), []))
+        if tag not in ("meta", "link", "input", "img", "br"):
+            self._open.append(len(self.elements) - 1)
+
+    def handle_endtag(self, tag):
+        while self._open and self.elements[self._open.pop()][0] != tag:
+            pass
+
+    def handle_data(self, data):
+        for index in self._open:
+            self.elements[index][2].append(data)
+
+    def all(self, tag: str) -> list[tuple[dict, str]]:
+        """Attributes and stripped text of every element of this kind."""
+        return [(given, "".join(text).strip()) for name, given, text in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    return files("genrec.serving").joinpath("demo.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(text) -> Page:
+    return Page(text)
+
+
+def test_nothing_comes_from_elsewhere(text, page):
+    links = [value for _, given, _ in page.elements for name, value in given.items() if name in ("src", "href")]
+    assert links and all(link.startswith("data:") or re.fullmatch(r"[\w/]+", link) for link in links), links
+    assert not any("src" in given for given, _ in page.all("script"))
     assert set(re.findall(r"https?://[^\"'\s]+", text)) <= {"http://www.w3.org/2000/svg"}
+    assert "@import" not in text and "url(" not in text
+
+
+def test_words_of_the_catalogue_stay_text(text):
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", text)
+
+
+def test_language_title_and_width_are_set(page):
+    assert page.all("html")[0][0]["lang"] == "en" and page.all("title")[0][1]
+    assert any(given.get("name") == "viewport" for given, _ in page.all("meta"))
+
+
+def test_every_button_and_input_has_a_name(text, page):
+    assert all(inside or given.get("aria-label") for given, inside in page.all("button") if given.get("id") or inside)
+    labelled = {given["for"] for given, _ in page.all("label")}
+    assert labelled == {given["id"] for given, _ in page.all("input")}
+    made = re.findall(r'make\("button".*', text)
+    assert len(made) == 1, "buttons are made in one function, which names them"
+    assert 'setAttribute("aria-label", label)' in text[text.index(made[0]) :][:200]
+
+
+def test_what_the_page_refers_to_exists(text, page):
+    ids = [given["id"] for _, given, _ in page.elements if "id" in given]
+    assert len(ids) == len(set(ids))
+    references = {
+        given[name] for _, given, _ in page.elements for name in ("aria-labelledby", "for", "list") if name in given
+    }
+    assert references | set(re.findall(r'\$\("([\w-]+)"\)', text)) <= set(ids)
+
+
+def test_errors_and_new_lists_are_announced(page):
+    roles = {given.get("id"): given for _, given, _ in page.elements}
+    assert roles["problem"]["role"] == "alert" and roles["undo"]["role"] == "status"
+    assert roles["results"]["aria-live"] == "polite" and roles["tree"]["aria-label"]
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_a_click_in_the_browser_changes_the_list(bundle, tmp_path):
+def test_a_click_in_the_browser_changes_the_list(text, bundle, tmp_path):
     app = create_app(Engine(ServeSettings(bundle, events=str(tmp_path / "events.sqlite"), time_budget_ms=20_000.0)))
-    html = files("genrec.serving").joinpath("demo.html").read_text()
-    app.add_api_route("/clicked", lambda: HTMLResponse(html.replace("</body>", CLICKER + "</body>")))
+    app.add_api_route("/clicked", lambda: HTMLResponse(text.replace("</body>", CLICKER + "</body>")))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
+        assert thread.is_alive(), "the server did not start"
         time.sleep(0.02)
     port = server.servers[0].sockets[0].getsockname()[1]
-    command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=500,900", "--dump-dom"]
     url = f"http://127.0.0.1:{port}/clicked?taste=blue%20wool%20scarf"
-    page = subprocess.run([*command, url], check=False, capture_output=True, text=True, timeout=900).stdout
-    server.should_exit = True
-    thread.join()
-    assert page.count('class="title"') == 10 and page.count("<circle") > 10 and 'class="lit"' in page
-    history = page[page.index('id="history"') : page.index('id="keyed"')]
-    assert history.count("<li>") == 4, "three items of the described taste and the clicked one"
-    before, after = (
-        re.search(r"<title>(.*?)</title>", page, re.DOTALL)[1],
-        page[page.index('id="results"') : page.index('id="tree"')],
+    command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", url]
+    try:
+        after = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120).stdout
+    finally:
+        server.should_exit = True
+        thread.join()
+    drawn = {given["id"]: inside for _, given, inside in Page(after).elements if "id" in given}
+    assert not drawn["problem"], drawn["problem"]
+    assert after.count('class="title"') == 10 and after.count("<circle") > 10 and 'class="lit"' in after
+    assert after[after.index('id="history"') : after.index('id="empty"')].count("<li>") == 4, (
+        "three items of the described taste and the liked one"
     )
-    titles = re.findall(r'class="title">(.*?)</button>', after)
-    assert titles != [line for line in before.splitlines() if line in titles] and 'class="item new"' in after
-    assert re.search(r'id="problem" role="alert"></span>', page), "the page shows an error"
+    titles = re.findall(r'class="title">(.*?)</div>', after)
+    assert titles != Page(after).all("title")[0][1].split("|") and 'class="item new"' in after
