@@ -49,7 +49,11 @@ def test_a_bundle_needs_nothing_of_the_run(bundle, tmp_path):
     """In another process, another folder and without the repository as working folder."""
     moved = shutil.copytree(bundle, tmp_path / "elsewhere")
     history = Recommender.load(bundle).snapshot.item_ids[:3]
-    code = f"from genrec import Recommender; print([a.item_id for a in Recommender.load({str(moved)!r}).recommend(history={history!r}, k=5)])"
+    code = (
+        "from genrec import Recommender\n"
+        f"answers = Recommender.load({str(moved)!r}).recommend(history={history!r}, k=5)\n"
+        "print([answer.item_id for answer in answers])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path, timeout=900
     )
@@ -142,7 +146,8 @@ def test_mistakes_of_an_export(trained_run, prepared_run, bundle, tmp_path):
     for call, words in (
         (lambda: export(prepared_run.folder, tmp_path / "b"), "no trained model"),
         (lambda: export(trained_run.folder, tmp_path / "b", "test"), "--fitted-on.*train, train\\+valid"),
-        (lambda: export(trained_run.folder, tmp_path / "full"), "is not a bundle"), (lambda: export(bundle, tmp_path / "b"), "is a bundle already"),
+        (lambda: export(trained_run.folder, tmp_path / "full"), "is not a bundle"),
+        (lambda: export(bundle, tmp_path / "b"), "is a bundle already"),
         (lambda: Recommender.load(bundle, "train"), "fitted on train\\+valid"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=words):
@@ -161,7 +166,8 @@ def test_the_card_says_what_it_is(trained_run, bundle):
 
 def test_its_size_is_what_its_parts_need(trained_run, bundle):
     parts = sum((trained_run.folder / name).stat().st_size for name in (
-        "model_refit/model.safetensors", "candidate_features/features_refit.npz", "reranker/recommendation.safetensors", "reranker/search.safetensors",
+        "model_refit/model.safetensors", "candidate_features/features_refit.npz",
+        "reranker/recommendation.safetensors", "reranker/search.safetensors",
     ))  # fmt: skip
     parts += sum(
         path.stat().st_size for path in (trained_run.folder / "semantic_ids").iterdir() if path.suffix != ".png"
@@ -171,7 +177,7 @@ def test_its_size_is_what_its_parts_need(trained_run, bundle):
 
 
 def test_exported_programs_equal_the_network(trained_run, tmp_path):
-    """The export compares them itself and would have failed; here they also answer a real request, and hold no weights."""
+    """The export itself compares them at two sizes; here they also read a third one, and hold no weights."""
     from genrec.inference.programs import Prefill, example_batch, export_programs
 
     generator = trained_run.ranker("train").generator

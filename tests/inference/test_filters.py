@@ -12,7 +12,10 @@ from genrec.inference.recommender import Recommender
 
 ITEMS = pl.DataFrame({
     "item_id": list("abcdef"),
-    "category": [["Beauty", "Hair Care", "Shampoo"], ["Beauty", "Skin"], ["Home", "Hair Care"], None, [], ["Beauty", "Hair Care"]],
+    "category": [
+        ["Beauty", "Hair Care", "Shampoo"], ["Beauty", "Skin"], ["Home", "Hair Care"], None, [],
+        ["Beauty", "Hair Care"],
+    ],
 })  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The recommender's answers: filters, ranks, reasons, batches, threads, and a catalogue that changes while it answers."""
+"""The recommender: filters, ranks, reasons, batches, threads, and a catalogue that changes while it answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def history(model):
     return [model.snapshot.item_ids[place] for place in (3, 9, 27)]
 
 
-# --- filters and lists -----------------------------------------------------------------------------------------------------
+# --- filters and lists ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -96,10 +96,16 @@ def test_batches_equal_single_answers(model, history):
     name = model.snapshot.categories.names[0]
     users = model.dataset.user_ids[:6].to_list()
     questions = [
-        *(RecommendationRequest(user, k=k) for user, k in zip(users, (1, 5, 10, 80, 3, 7), strict=True)), RecommendationRequest(history=history, query="scarf", exclude_seen=False),
-        RecommendationRequest(history=history, filters=Filters(category=[name])), RecommendationRequest(), RecommendationRequest(history=history, mode="retrieve"),
-        RecommendationRequest(history=history, candidates=tuple(model.snapshot.item_ids[:30]), k=30, exclude_seen=False), RecommendationRequest(users[0], mode="generate", k=4),
-    ]  # fmt: skip
+        *(RecommendationRequest(user, k=k) for user, k in zip(users, (1, 5, 10, 80, 3, 7), strict=True)),
+        RecommendationRequest(history=history, query="scarf", exclude_seen=False),
+        RecommendationRequest(history=history, filters=Filters(category=[name])),
+        RecommendationRequest(),
+        RecommendationRequest(history=history, mode="retrieve"),
+        RecommendationRequest(
+            history=history, candidates=tuple(model.snapshot.item_ids[:30]), k=30, exclude_seen=False
+        ),
+        RecommendationRequest(users[0], mode="generate", k=4),
+    ]
     together = model.ask(questions)
     for question, response in zip(questions, together, strict=True):
         answers, alone = response.items, model.ask([question])[0].items
@@ -125,7 +131,9 @@ def test_histories_with_times_are_put_in_order(model, history):
         {"item_id": history[2], "timestamp": 9_000},
     ]
     assert model.recommend(history=mixed) == model.recommend(history=same)
-    for wrong, words in (([{"item": "x"}], "unknown field 'item'"), ([{}], "no item_id"), ([{"item_id": "x", "timestamp": "noon"}], "wrong type"),
+    for wrong, words in (([{"item": "x"}], "unknown field 'item'"),
+        ([{}], "no item_id"),
+        ([{"item_id": "x", "timestamp": "noon"}], "wrong type"),
                          ([{"item_id": "x", "timestamp": 10**30}], "no number of seconds")):  # fmt: skip
         with pytest.raises(UserError, match=words):
             model.recommend(history=wrong)
@@ -159,7 +167,7 @@ def test_a_request_at_its_targets_own_time_does_not_see_it(model, split):
     assert np.array_equal(found.offsets, wanted.offsets) and np.array_equal(found.items, wanted.items)
 
 
-# --- why -------------------------------------------------------------------------------------------------------------------
+# --- why --------------------------------------------------------------------------------------------------------------
 
 
 def test_explanations_add_up(model, history):
@@ -203,7 +211,7 @@ def test_the_walk_goes_down_the_tree(model, history):
     assert best in [item.item_id for item in wide.leaves[0].items]
 
 
-# --- a living catalogue ----------------------------------------------------------------------------------------------------
+# --- a living catalogue -----------------------------------------------------------------------------------------------
 
 
 def test_a_new_item_is_there_at_once(model, history):
@@ -262,7 +270,7 @@ def test_growing_by_nothing_changes_nothing(model, history):
 
 
 def test_an_added_item_equals_a_cold_item_of_training(model):
-    """A new item has its text and what was learnt of its codes, and no id vector; one with the same words lies beside it in the tree."""
+    """A new item has its text and the learnt vectors of its codes, and no id vector; an equal text is next to it."""
     title = "Targorra blue bamboo kettle"
     model.add_items([{"item_id": "a", "title": title}])
     model.add_items([{"item_id": "b", "title": title}, {"item_id": "c", "title": "Vevelo pink lamp"}])
@@ -306,8 +314,11 @@ def test_wrong_items(model):
     assert model.add_items([{"item_id": known, "title": "other"}]).unchanged == [known]
     before = model.snapshot
     for rows, words in (
-        ([{"title": "x"}], "'item_id' is missing"), ([{"item_id": ""}], "no item_id"), ([{"item_id": None}], "no item_id"),
-        ([{"item_id": "x"}, {"item_id": "x"}], "comes twice"), ([{"item_id": "x", "titel": "y"}], "did you mean 'title'"),
+        ([{"title": "x"}], "'item_id' is missing"),
+        ([{"item_id": ""}], "no item_id"),
+        ([{"item_id": None}], "no item_id"),
+        ([{"item_id": "x"}, {"item_id": "x"}], "comes twice"),
+        ([{"item_id": "x", "titel": "y"}], "did you mean 'title'"),
         ([{"item_id": "x", "price": "cheap"}], "data contract"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=words):

@@ -18,7 +18,7 @@ WINDOW = {
 
 
 def open_window(frame, event, _argument):
-    """A tracer that sleeps at every line of these functions, so that another thread gets between a write and its use."""
+    """A tracer that sleeps at every line of these functions, so that other threads get between a write and its use."""
     code = frame.f_code
     if (code.co_filename.rsplit("/", 1)[-1], code.co_name) not in WINDOW:
         return None

@@ -34,7 +34,7 @@ def serving(bundle, tmp_path):
         } | settings
         app = create_app(Engine(ServeSettings(**given)))
         async with app.router.lifespan_context(app):
-            # httpx gives an answer only once the app is through with it; an exception in the app must be an answer, not raised here
+            # httpx returns only once the app is done; an exception in the app must be an answer, not raised here
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 yield client, app

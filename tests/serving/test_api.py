@@ -1,4 +1,4 @@
-"""The API beyond plain lists: filters, pages, several questions, item changes, reports of single events, and what answers say of themselves."""
+"""The API beyond plain lists: filters, pages, several questions, changes, event reports, and notes of answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray: replicas answer as one server does, and batch inference equals ``genrec predict``. Skipped where Ray is not installed."""
+"""Ray, where installed: replicas answer as one server does, and batch inference equals ``genrec predict``."""
 
 from __future__ import annotations
 

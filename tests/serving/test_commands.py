@@ -38,9 +38,12 @@ def test_mistakes(genrec, bundle, prepared_run, tmp_path):
     (tmp_path / "keys").write_text("\n")
     for arguments, words in (
         (("export", tmp_path / "none", "--output", tmp_path / "b"), "does not exist"),
-        (("export", prepared_run.folder, "--output", tmp_path / "b"), "no trained model"), (("serve", tmp_path / "none"), "does not exist"),
-        (("serve", bundle, "--max-batch", "0"), "--max-batch"), (("serve", bundle, "--api-key-file", tmp_path / "keys"), "holds no key"),
-        (("recommend", bundle, "--fitted-on", "train"), "fitted on train+valid"), (("serve", bundle, "--events", tmp_path / "keys" / "x"), "event store"),
+        (("export", prepared_run.folder, "--output", tmp_path / "b"), "no trained model"),
+        (("serve", tmp_path / "none"), "does not exist"),
+        (("serve", bundle, "--max-batch", "0"), "--max-batch"),
+        (("serve", bundle, "--api-key-file", tmp_path / "keys"), "holds no key"),
+        (("recommend", bundle, "--fitted-on", "train"), "fitted on train+valid"),
+        (("serve", bundle, "--events", tmp_path / "keys" / "x"), "event store"),
     ):  # fmt: skip
         code, _, err = genrec(*arguments)
         assert code == 2 and words in err and len(err.strip().splitlines()) == 1, (arguments, err)

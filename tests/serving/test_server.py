@@ -144,17 +144,31 @@ def test_items_come_and_go_and_stay_through_restart_and_reload(serving, bundle):
 
 
 HOSTILE = [
-    ("/v1/search", '{"query":', 400), ("/v1/search", "", 422), ("/v1/search", '{"query": ""}', 422), ("/v1/search", '{"query": "  "}', 422),
-    ("/v1/search", '{"query": "\\ud800"}', 422), ("/v1/search", '{"query": 5}', 422), ("/v1/search", "[" * 5000, 422), ("/v1/search", '{"a":' * 5000, 422),
-    ("/v1/search", '{"query": "x", "k": 0}', 422), ("/v1/search", '{"query": "x", "k": 1e999}', 422), ("/v1/search", '{"query": "x", "nonsense": 1}', 422),
-    ("/v1/search", '{"query": "x", "mode": "guess"}', 422), ("/v1/search", '{"query": "x", "timestamp": 99999999999999999999}', 422),
-    ("/v1/search", '{"query": "x", "k": ' + "9" * 5000 + "}", 400), ("/v1/search", b'{"query": "\xff\xfe"}', 400), ("/v1/search", "null", 422),
-    ("/v1/recommend", '{"history": ["' + "x" * 300 + '"]}', 422), ("/v1/recommend", '{"history": [{"item_id": "a", "timestamp": NaN}]}', 422),
+    ("/v1/search", '{"query":', 400),
+    ("/v1/search", "", 422),
+    ("/v1/search", '{"query": ""}', 422),
+    ("/v1/search", '{"query": "  "}', 422),
+    ("/v1/search", '{"query": "\\ud800"}', 422),
+    ("/v1/search", '{"query": 5}', 422),
+    ("/v1/search", "[" * 5000, 422),
+    ("/v1/search", '{"a":' * 5000, 422),
+    ("/v1/search", '{"query": "x", "k": 0}', 422),
+    ("/v1/search", '{"query": "x", "k": 1e999}', 422),
+    ("/v1/search", '{"query": "x", "nonsense": 1}', 422),
+    ("/v1/search", '{"query": "x", "mode": "guess"}', 422),
+    ("/v1/search", '{"query": "x", "timestamp": 99999999999999999999}', 422),
+    ("/v1/search", '{"query": "x", "k": ' + "9" * 5000 + "}", 400),
+    ("/v1/search", b'{"query": "\xff\xfe"}', 400),
+    ("/v1/search", "null", 422),
+    ("/v1/recommend", '{"history": ["' + "x" * 300 + '"]}', 422),
+    ("/v1/recommend", '{"history": [{"item_id": "a", "timestamp": NaN}]}', 422),
     ("/v1/rank", '{"candidates": []}', 422),
-    ("/v1/explain", '{"item_id": "nope"}', 404), ("/v1/nothing", "{}", 404),
-    ("/v1/items", '{"items": [{"item_id": "a", "price": NaN}]}', 422), ("/v1/items", '{"items": [{"item_id": "a"}, {"item_id": "a"}]}', 422),
+    ("/v1/explain", '{"item_id": "nope"}', 404),
+    ("/v1/nothing", "{}", 404),
+    ("/v1/items", '{"items": [{"item_id": "a", "price": NaN}]}', 422),
+    ("/v1/items", '{"items": [{"item_id": "a"}, {"item_id": "a"}]}', 422),
     ("/v1/events", '{"events": [{"user_id": "u"}]}', 422),
-]  # fmt: skip
+]
 
 
 def test_hostile_bodies_are_refused_and_harm_nothing(serving):

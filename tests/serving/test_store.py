@@ -82,8 +82,9 @@ def test_item_versions(store):
 def test_a_store_of_format_1_is_carried_over(tmp_path):
     old = sqlite3.connect(tmp_path / "old")
     old.executescript(
-        "CREATE TABLE events (place INTEGER PRIMARY KEY, user_id TEXT NOT NULL, item_id TEXT NOT NULL, timestamp INTEGER NOT NULL,"
-        " action TEXT, query TEXT, event_id TEXT UNIQUE); CREATE INDEX events_of_user ON events (user_id, timestamp, place);"
+        "CREATE TABLE events (place INTEGER PRIMARY KEY, user_id TEXT NOT NULL, item_id TEXT NOT NULL,"
+        " timestamp INTEGER NOT NULL, action TEXT, query TEXT, event_id TEXT UNIQUE);"
+        "CREATE INDEX events_of_user ON events (user_id, timestamp, place);"
         "CREATE TABLE items (item_id TEXT PRIMARY KEY, columns TEXT); INSERT INTO items VALUES ('b', NULL);"
         "INSERT INTO events VALUES (1, 'u', 'a', 5, 'click', NULL, 'x'); PRAGMA user_version = 1;"
     )
