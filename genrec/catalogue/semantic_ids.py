@@ -42,8 +42,8 @@ class NewCodes:
 
     ``text`` (m, text_dim) and ``vectors`` (m, d) behind them.
 
-    ``known`` (m,) bool: the text has a word the encoder knows. The others have the code of the zero vector, which says
-    nothing.
+    ``known`` (m,) bool: the text has a word the encoder knows. The others have the code of the zero vector, which has
+    no meaning.
     """
 
     codes: np.ndarray
@@ -109,7 +109,7 @@ class SemanticIds:
     def encode_new(self, items: pl.DataFrame | Sequence[str]) -> NewCodes:
         """Codes of new items (a table with title, brand, category, text, whichever it has) or of texts such as queries.
 
-        The codebooks stay as they are. Co-consumption, which nothing new has, is predicted from the text.
+        The codebooks stay as they are. Co-consumption, which new items lack, is predicted from the text.
         """
         if not len(items):
             empty = np.zeros((0, len(self.codebooks.sizes)), np.int64)
@@ -133,7 +133,7 @@ class SemanticIds:
         """
         new, old = self.encode_new(items), self.catalogue
         codes = old.codes.numpy()
-        # Only items with the same first code can be met. Their vectors decide nothing, as they do not move.
+        # Only items with the same first code can collide. Their vectors are not needed, as they do not move.
         near = codes[np.isin(codes[:, 0], new.codes[:, 0])] if codes.shape[1] > 2 else codes
         vectors = np.concatenate([np.zeros((len(near), self.codebooks.dimension), np.float32), new.vectors])
         moved, report = resolve_collisions(np.concatenate([near, new.codes]), vectors, self.codebooks, fixed=len(near))

@@ -98,8 +98,8 @@ class CatalogueTrie(nn.Module):
         return int(self.leaf_item_offsets.diff().max())
 
     @cached_property
-    def item_place(self) -> Tensor:
-        """Where each item stands in `leaf_items`: (n_items,)."""
+    def item_position(self) -> Tensor:
+        """Index of each item in `leaf_items`: (n_items,)."""
         return torch.empty_like(self.leaf_items).scatter_(
             0, self.leaf_items, torch.arange(self.n_items, device=self.leaf_items.device)
         )
@@ -121,7 +121,7 @@ class CatalogueTrie(nn.Module):
         return self.only_leaf[nodes]
 
     def leaf_range(self, leaf: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the items of leaves stand in `leaf_items`, by leaf index: first place and number."""
+        """The range of the items of leaves in `leaf_items`, by leaf index: first index and count."""
         start = self.leaf_item_offsets[leaf]
         return start, self.leaf_item_offsets[leaf + 1] - start
 
@@ -129,7 +129,7 @@ class CatalogueTrie(nn.Module):
     def only_leaf(self) -> Tensor:
         """The leaf below each node that has a single one (a leaf is its own), -1 for the others: (n_nodes,) int32.
 
-        A walk that reaches such a node is decided: what is left of it has probability 1.
+        The rest of a path through such a node has probability 1.
         """
         leaf = torch.arange(
             self.level_bounds[self.depth], self.n_nodes, dtype=torch.int32, device=self.child_start.device
@@ -159,14 +159,14 @@ class CatalogueTrie(nn.Module):
         """
         if fn(torch.empty(0)).device.type != "cpu":
             _ = self.largest_leaf, self.child_sums, self.open_nodes
-        for name in ("item_place", "only_leaf"):
+        for name in ("item_position", "only_leaf"):
             self.__dict__.pop(name, None)
         return super()._apply(fn, recurse)
 
     def share(self) -> CatalogueTrie:
         """Another module over the same tensors: moving one leaves the other where it is."""
         other = CatalogueTrie(self.tensors(), self.vocab_sizes, self.max_branching, self.level_bounds)
-        derived = ("item_place", "only_leaf", "largest_leaf", "child_sums", "open_nodes")
+        derived = ("item_position", "only_leaf", "largest_leaf", "child_sums", "open_nodes")
         other.__dict__.update({name: self.__dict__[name] for name in derived if name in self.__dict__})
         return other
 
@@ -272,10 +272,13 @@ def _assemble(table: np.ndarray, order: np.ndarray, vocab_sizes: Sequence[int]) 
 
 
 def trie_of_levels(
-    codes: list[np.ndarray], counts: list[np.ndarray], children: list[np.ndarray], leaf_items: np.ndarray,
+    codes: list[np.ndarray],
+    counts: list[np.ndarray],
+    children: list[np.ndarray],
+    leaf_items: np.ndarray,
     item_path: np.ndarray,
     vocab_sizes: Sequence[int],
-) -> CatalogueTrie:  # fmt: skip
+) -> CatalogueTrie:
     """Build the trie from the arrays of each level, in node order.
 
     `codes` and `counts` (items below) of levels 0 to L, `children` of 0 to L - 1.

@@ -47,7 +47,7 @@ class TeacherMass:
     def of_candidates(cls, trie: CatalogueTrie, ids: Tensor, log_probabilities: Tensor) -> TeacherMass:
         """From log-probabilities (N, K) of distinct ``ids`` (N, K), -1 for padding; all other mass is 0."""
         live = ids >= 0
-        position = torch.where(live, trie.item_place[ids.clamp(min=0)], trie.n_items)
+        position = torch.where(live, trie.item_position[ids.clamp(min=0)], trie.n_items)
         position, order = position.sort(dim=1)
         mass = torch.where(live, log_probabilities.detach().double(), -torch.inf).gather(1, order).exp()
         request = torch.arange(len(ids), device=ids.device)[:, None]

@@ -44,7 +44,7 @@ def walked_nodes(trie: CatalogueTrie, paths: Tensor) -> tuple[Tensor, Tensor]:
 def nodes_without(trie: CatalogueTrie, items: Tensor) -> Tensor:
     """Which nodes have none of ``items`` (K,) below them: (n_nodes,) bool."""
     running = torch.zeros(trie.n_items + 1, dtype=torch.long, device=items.device)
-    running[1:] = torch.zeros_like(running[1:]).index_fill(0, trie.item_place[items], 1).cumsum(0)
+    running[1:] = torch.zeros_like(running[1:]).index_fill(0, trie.item_position[items], 1).cumsum(0)
     return running[trie.node_item_start + trie.node_item_count] == running[trie.node_item_start]
 
 

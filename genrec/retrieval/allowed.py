@@ -15,13 +15,11 @@ EMPTY = torch.iinfo(torch.int64).max  # padding of a row of ids: rows stay sorte
 
 @dataclass(frozen=True, eq=False)
 class AllowedItems:
-    """What N requests may be answered with: items of ``mask`` and ``only`` that are not ``excluded``.
+    """The allowed results of N requests: items of ``mask`` and ``only`` that are not ``excluded``.
 
-    None does not restrict.
-
-    ``mask`` (n_items,) bool holds for all requests: a category, what is in stock. ``only`` and ``excluded`` (N, W)
-    int64 list the ids of
-    each request, rising, ``EMPTY`` behind them; see ``id_rows``.
+    None does not restrict. ``mask`` (n_items,) bool applies to all requests, such as a category or the items in stock.
+    ``only`` and ``excluded`` (N, W) int64 list the ids of each request, ascending, padded with ``EMPTY``; see
+    ``id_rows``.
     """
 
     mask: Tensor | None = None

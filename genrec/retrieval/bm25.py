@@ -127,7 +127,7 @@ class BM25:
 
     @classmethod
     def load(cls, path: Path) -> BM25:
-        """Read what ``save`` wrote. Raises ``UserError`` where the file is missing or something else."""
+        """Read the file that ``save`` wrote. Raises ``UserError`` where it is missing or another kind of file."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 k1, b, mean_length, n_items = arrays["settings"].tolist()

@@ -112,7 +112,7 @@ class CooccurrenceTransition:
 
     @classmethod
     def load(cls, path: Path) -> CooccurrenceTransition:
-        """Read what ``save`` wrote; nothing is unpickled."""
+        """Read the file that ``save`` wrote, without pickle."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return cls.from_state(dict(arrays))

@@ -37,9 +37,8 @@ class DenseIndex(Protocol):
 class DenseRetriever:
     """Retriever over item vectors (n_items, dim): an index proposes, exact dot products decide.
 
-    ``queries`` reads the query vectors (B, dim) off the requests; a zero vector asks for nothing. Scores are sums in
-    one order for each pair,
-    so that they do not depend on the batch, and equal vectors have equal scores.
+    ``queries`` reads the query vectors (B, dim) off the requests; a zero vector has no results. Each
+    pair's score is summed in a fixed order: it does not depend on the batch, and equal vectors have equal scores.
     """
 
     def __init__(self, vectors: Tensor, queries: Callable[[RetrievalRequests], Tensor], kind: str = "auto"):
@@ -141,10 +140,9 @@ class ExactIndex:
 
 
 def _above(scores: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns and values (B, M) of what lies above ``floor`` (B, 1) in scores (B, N), 0 and -inf behind it.
+    """Columns and values (B, M) of the entries above ``floor`` (B, 1) in scores (B, N), 0 and -inf behind it.
 
-    Only groups whose maximum is above it are looked into. Groups are strided, so that maxima are taken column by
-    column.
+    Only groups whose maximum is above it are searched. Groups are strided: maxima are taken column by column.
     """
     batch, columns = scores.shape
     width = columns // GROUP

@@ -4,7 +4,7 @@ Source: OnePiece (arXiv 2509.18091, section 3.1).
 
 A request shows the network the strongest neighbours of the user's last events, in two groups: *co-occurrence
 neighbours*, items that the same users had (co-occurrence and transitions), and the *top of category and brand*, the
-most frequent items of the same category and brand. The tables hold plain counts beside the ids, so that a training
+most frequent items of the same category and brand. The tables hold plain counts next to the ids, so that a training
 request can subtract its own user's events: a count that the request's own target went into would reveal the target.
 """
 

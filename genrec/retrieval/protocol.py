@@ -34,14 +34,14 @@ class RetrievalRequests:
         return len(self.requests)
 
     def once(self, key: str, compute: Callable[[], Any]) -> Any:
-        """``compute()``, or what it gave before in this call."""
+        """``compute()``, or its earlier result in this call."""
         if key not in self._computed:
             self._computed[key] = compute()
         return self._computed[key]
 
 
 class Retriever(Protocol):
-    """A source of candidates. Beside dense retrieval, none computes scores of the whole catalogue for a request."""
+    """A source of candidates. Apart from dense retrieval, none computes scores of the whole catalogue for a request."""
 
     def top(self, requests: RetrievalRequests, k: int, allowed: AllowedItems) -> tuple[Tensor, Tensor]:
         """The best allowed items: ids (B, k) int64 and scores (B, k) float32, best first.

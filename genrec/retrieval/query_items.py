@@ -25,15 +25,15 @@ class QueryItemCounts:
     @classmethod
     def build(cls, dataset: Dataset, last: int) -> QueryItemCounts:
         """Count all searches up to split ``last``."""
-        asked = np.flatnonzero((np.asarray(dataset.split) <= last) & (np.asarray(dataset.queries) >= 0))
+        searches = np.flatnonzero((np.asarray(dataset.split) <= last) & (np.asarray(dataset.queries) >= 0))
         queries, items = (
-            np.asarray(dataset.queries)[asked].astype(np.int64),
-            np.asarray(dataset.items)[asked].astype(np.int64),
+            np.asarray(dataset.queries)[searches].astype(np.int64),
+            np.asarray(dataset.items)[searches].astype(np.int64),
         )
-        used, place = np.unique(queries, return_inverse=True)
+        used, position = np.unique(queries, return_inverse=True)
         keys, row = np.unique(text_keys([dataset.query_texts[query] for query in used]), return_inverse=True)
         counts = sp.coo_matrix(
-            (np.ones(len(items), np.float32), (row[place], items)), shape=(len(keys), dataset.n_items)
+            (np.ones(len(items), np.float32), (row[position], items)), shape=(len(keys), dataset.n_items)
         )
         return cls(keys, counts.tocsr())
 

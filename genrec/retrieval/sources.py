@@ -114,7 +114,7 @@ class WordRetriever(SparseRetriever):
 class PopularMatchRetriever(SparseRetriever):
     """Popularity of the items whose words match the query nearly as well as the best one's.
 
-    Hundreds may match a category's name equally well, and then what is bought most is sought.
+    Hundreds may match a category's name equally well; then popular items are the likely targets.
     """
 
     def __init__(self, words: WordRetriever, popularity: np.ndarray):

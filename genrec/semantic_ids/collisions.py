@@ -161,7 +161,7 @@ def _move(
     """
     n_varied = min(2, codes.shape[1])
     tables = codebooks.code_vectors()[-n_varied:]
-    # a semantic ID of one level varies that level beside a dummy level of a single zero vector
+    # a semantic ID of one level varies that level next to a dummy level of a single zero vector
     left = tables[0] if n_varied == 2 else np.zeros((1, codebooks.latent_dimension), np.float32)
     right = tables[-1]
     target = vectors[waiting] - reconstruct(
@@ -171,22 +171,22 @@ def _move(
     prefix = np.zeros(len(codes), np.int64) if codes.shape[1] <= 2 else prefix_ids(codes[:, :-2])[1][:, -1]
     pair = codes[:, -1] if n_varied == 1 else codes[:, -2] * len(right) + codes[:, -1]
     groups, group, size = np.unique(prefix[waiting], return_inverse=True, return_counts=True)
-    place = np.empty(len(groups), np.int64)  # biggest first: prefixes that need equally many turns share a block
-    place[np.argsort(-size, kind="stable")] = np.arange(len(groups))
-    place_of_prefix = np.full(prefix.max() + 1, -1)
-    place_of_prefix[groups] = place
-    place_of_item, place_of_waiting = place_of_prefix[prefix], place[group]
+    position = np.empty(len(groups), np.int64)  # biggest first: prefixes that need equally many turns share a block
+    position[np.argsort(-size, kind="stable")] = np.arange(len(groups))
+    position_of_prefix = np.full(prefix.max() + 1, -1)
+    position_of_prefix[groups] = position
+    position_of_item, position_of_waiting = position_of_prefix[prefix], position[group]
 
     n_pairs, found = len(left) * len(right), np.zeros(len(waiting), bool)
     block = max(1, BLOCK_CELLS // n_pairs)
     for start in range(0, len(groups), block):
         stop = min(start + block, len(groups))
-        here = (place_of_item >= start) & (place_of_item < stop)
+        here = (position_of_item >= start) & (position_of_item < stop)
         holders = np.flatnonzero(here if settled is None else here & settled)
         taken = np.zeros((stop - start, n_pairs), bool)
-        taken[place_of_item[holders] - start, pair[holders]] = True
-        chosen = np.flatnonzero((place_of_waiting >= start) & (place_of_waiting < stop))
-        choice = _choose(target[chosen], place_of_waiting[chosen] - start, taken, left, right)
+        taken[position_of_item[holders] - start, pair[holders]] = True
+        chosen = np.flatnonzero((position_of_waiting >= start) & (position_of_waiting < stop))
+        choice = _choose(target[chosen], position_of_waiting[chosen] - start, taken, left, right)
         movable = choice >= 0
         found[chosen] = movable
         items = waiting[chosen[movable]]

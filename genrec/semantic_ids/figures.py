@@ -92,7 +92,7 @@ def plot_prefixes(report: dict[str, Any], path: str | Path) -> None:
 def code_tree(codes: np.ndarray, texts: Sequence[str], keywords: pl.Series | None = None) -> list[dict[str, Any]]:
     """The fullest nodes of the first level and their fullest children, with the words that set them apart.
 
-    `codes` (n, L), `texts` one per item; `keywords`, a list of core keywords per item, take the place of its text where
+    `codes` (n, L), `texts` one per item; `keywords`, a list of core keywords per item, replace its text where
     given. Each node: `code`, `items`, `words`, and `children` on the first level. A word's weight at a node is p(word |
     node) log(p(word | node) / p(word)): frequent below the node and rare elsewhere. At most 12 nodes of 4 children.
     """
@@ -133,23 +133,23 @@ def plot_tree(tree: list[dict[str, Any]], path: str | Path, n_first: int) -> Non
     lines = max(1, sum(max(1, len(node["children"])) for node in tree))
     figure = _figure(11.0, 0.8 + 0.24 * lines)
     axes = figure.add_subplot()
-    place = 0.0
-    places = []
+    position = 0.0
+    middles = []
     for node in tree:
         height = max(1, len(node["children"]))
-        middle = place + (height - 1) / 2
-        places.append(middle)
+        middle = position + (height - 1) / 2
+        middles.append(middle)
         _label(axes, 0.10, middle, node, 44, bold=True)
         for offset, child in enumerate(node["children"]):
-            axes.plot([0.46, 0.52], [middle, place + offset], color="0.6", linewidth=0.8)
-            _label(axes, 0.53, place + offset, child, 66)
-        place += height
-    root = float(np.mean(places)) if places else 0.0
-    for middle in places:
+            axes.plot([0.46, 0.52], [middle, position + offset], color="0.6", linewidth=0.8)
+            _label(axes, 0.53, position + offset, child, 66)
+        position += height
+    root = float(np.mean(middles)) if middles else 0.0
+    for middle in middles:
         axes.plot([0.02, 0.09], [root, middle], color="0.6", linewidth=0.8)
     axes.set(
         xlim=(0, 1),
-        ylim=(place, -1),
+        ylim=(position, -1),
         title=f"code (items): words of the {len(tree)} fullest of {n_first} first codes, and of their fullest children",
     )
     axes.title.set_fontsize("small")
@@ -220,7 +220,7 @@ def _distinctive(
         word = str(words[index])
         said = any(
             f" {word} " in f" {other} " or f" {other} " in f" {word} " for other in chosen
-        )  # "opi" beside "opi nail lacquer"
+        )  # "opi" next to "opi nail lacquer"
         if here[index] > 0 and word not in known and not said and len(chosen) < TREE_WORDS:
             chosen.append(word)
     return chosen

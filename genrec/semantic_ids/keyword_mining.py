@@ -16,7 +16,7 @@ MIN_COHESION = 0.3  # normalised pointwise mutual information below which neighb
 MAX_ITEM_SHARE = 0.2  # a word group in more items than this tells nobody apart
 MAX_TITLES = 200_000  # mined; a larger catalogue is sampled
 SERIES_SHARE = 0.9  # of a word group's items are of one brand: a product line
-FINAL_SHARE = 0.5  # of a word group's places end a phrase: it names the thing
+FINAL_SHARE = 0.5  # of a word group's positions end a phrase: it names the thing
 COVERED_SHARE = 0.8  # of a word group's items also have the same longer group: only the longer one is a keyword
 _JOINERS = frozenset(
     [
@@ -67,6 +67,9 @@ def normal_form(texts: pl.Series) -> pl.Series:
 def shown_form(keywords: pl.Series) -> pl.Series:
     """How a person writes the keyword: no blanks between characters of scripts without spaces."""
     return keywords.str.replace_all(_HAN, "$1")
+
+
+_SCHEMA = {"keyword": pl.String, "items": pl.Int64, "score": pl.Float64, "final": pl.Float64, "one_brand": pl.Float64}
 
 
 @dataclass
@@ -121,10 +124,7 @@ def mine(titles: pl.Series, brands: pl.Series, categories: pl.Series, min_items:
         )
         keep &= cohesion >= MIN_COHESION if size > 1 else np.array([_single(name) for name in names])[first]
         frames.append(_described(grams, np.flatnonzero(keep), cohesion, ends, size, item, brands, names, n))
-    found = pl.concat(frames) if frames else pl.DataFrame(schema={"keyword": pl.String, "items": pl.Int64,
-    "score": pl.Float64,
-                                                                 "final": pl.Float64,
-                                                                 "one_brand": pl.Float64})  # fmt: skip
+    found = pl.concat(frames) if frames else pl.DataFrame(schema=_SCHEMA)
     return _typed(_without_parts(found), set(brands.drop_nulls().to_list()), set(categories.to_list())).select(
         "keyword", "type", "items", "score"
     )
@@ -136,7 +136,7 @@ def _single(name: str) -> bool:
 
 
 def _phrase_ends(word: np.ndarray, item: np.ndarray, stop: np.ndarray) -> np.ndarray:
-    """(places,) bool: the title, a mark or a joining word follows."""
+    """(positions,) bool: the title, a mark or a joining word follows."""
     after = np.append(word[1:], -1)
     after[np.append(item[1:] != item[:-1], True)] = -1
     return (after < 0) | stop[np.maximum(after, 0)]
@@ -153,12 +153,12 @@ def _group(lengths: list[_Grams], word: np.ndarray, item: np.ndarray, size: int)
         inside = np.zeros(len(word), bool)
         inside[: len(word) - size + 1] = item[size - 1 :] == item[: len(word) - size + 1]
         code = np.where((shorter.of >= 0) & (after >= 0) & inside, shorter.of * base + after, -1)
-    places = np.flatnonzero(code >= 0)
-    values, first, of = np.unique(code[places], return_index=True, return_inverse=True)
+    positions = np.flatnonzero(code >= 0)
+    values, first, of = np.unique(code[positions], return_index=True, return_inverse=True)
     whole = np.full(len(word), -1)
-    whole[places] = of
-    start = places[first]
-    pairs = np.unique(of * (int(item[-1]) + 1 if len(item) else 1) + item[places])
+    whole[positions] = of
+    start = positions[first]
+    pairs = np.unique(of * (int(item[-1]) + 1 if len(item) else 1) + item[positions])
     counts = np.bincount(pairs // (int(item[-1]) + 1 if len(item) else 1), minlength=len(values))
     return _Grams(
         whole, np.column_stack([word[start + step] for step in range(size)]).reshape(len(values), size), counts
@@ -170,26 +170,26 @@ def _cohesion(lengths: list[_Grams], size: int, n: int) -> np.ndarray:
     grams = lengths[size - 1]
     if size == 1:
         return np.full(len(grams.items), 0.5)
-    place = np.zeros(len(grams.items), np.int64)
+    position = np.zeros(len(grams.items), np.int64)
     used = np.flatnonzero(grams.of >= 0)
-    place[grams.of[used]] = used  # any place where the group stands
+    position[grams.of[used]] = used  # any position where the group stands
     whole = np.log(grams.items / n)
     weakest = np.full(len(grams.items), np.inf)
     for cut in range(1, size):
         left, right = lengths[cut - 1], lengths[size - cut - 1]
-        parts = np.log(left.items[left.of[place]] / n) + np.log(right.items[right.of[place + cut]] / n)
+        parts = np.log(left.items[left.of[position]] / n) + np.log(right.items[right.of[position + cut]] / n)
         weakest = np.minimum(weakest, (whole - parts) / np.maximum(-whole, 1e-9))
     return weakest
 
 
 def _described(grams, kept, cohesion, ends, size, item, brands, names, n) -> pl.DataFrame:
-    """The kept groups with their score, how often they end a phrase, and the share of their most common brand."""
-    place = np.flatnonzero(grams.of >= 0)
-    of = grams.of[place]
-    final = np.bincount(of, weights=ends[place + size - 1], minlength=len(grams.items)) / np.maximum(
+    """The kept groups with their score, how often they end a phrase, and the fraction of their most common brand."""
+    position = np.flatnonzero(grams.of >= 0)
+    of = grams.of[position]
+    final = np.bincount(of, weights=ends[position + size - 1], minlength=len(grams.items)) / np.maximum(
         np.bincount(of, minlength=len(grams.items)), 1
     )
-    owner = pl.DataFrame({"gram": of, "item": item[place]}).filter(pl.col("gram").is_in(kept)).unique()
+    owner = pl.DataFrame({"gram": of, "item": item[position]}).filter(pl.col("gram").is_in(kept)).unique()
     owner = owner.with_columns(pl.Series("brand", brands.to_numpy()[owner["item"].to_numpy()], dtype=pl.String))
     top = (
         owner.filter(pl.col("brand").is_not_null() & (pl.col("brand") != ""))
@@ -201,16 +201,18 @@ def _described(grams, kept, cohesion, ends, size, item, brands, names, n) -> pl.
     most = np.zeros(len(grams.items))
     most[top["gram"].to_numpy()] = top["len"].to_numpy()
     items = grams.items[kept]
-    return pl.DataFrame({
+    columns = {
         "keyword": [" ".join(names[word] for word in row) for row in grams.words[kept].tolist()],
-        "items": items.astype(np.int64), "score": items * np.log(n / items) * cohesion[kept], "final": final[kept],
+        "items": items.astype(np.int64),
+        "score": items * np.log(n / items) * cohesion[kept],
+        "final": final[kept],
         "one_brand": most[kept] / items,
-    }, schema={"keyword": pl.String, "items": pl.Int64, "score": pl.Float64, "final": pl.Float64,
-    "one_brand": pl.Float64})  # fmt: skip
+    }
+    return pl.DataFrame(columns, schema=_SCHEMA)
 
 
 def _without_parts(found: pl.DataFrame) -> pl.DataFrame:
-    """Drop what nearly always stands inside one longer group: "polka" where "polka dot" is a keyword."""
+    """Drop groups that are nearly always part of one longer group: "polka" where "polka dot" is a keyword."""
     longer = found.filter(pl.col("keyword").str.contains(" ", literal=True)).select(
         "keyword", pl.col("items").alias("with")
     )

@@ -1,4 +1,4 @@
-"""Core keywords: what names an item or a query in a few words, of 18 attribute types, and their share in its vector.
+"""Core keywords: words of 18 attribute types that name an item or a query, and their weight in its vector.
 
 Source: OneSearch (arXiv 2509.03236), KHQE step 2: keywords of items and queries, matched by Aho-Corasick, longest
 match, substrings of other keywords dropped; ``e' = norm(1/2 e + 1/2 mean of the keyword vectors)``. Where the paper
@@ -135,7 +135,7 @@ class KeywordDictionary:
 
     @property
     def spoken(self) -> np.ndarray:
-        """(keywords,) bool: keywords with a meaning in words. A price band's words say nothing to a text encoder."""
+        """(keywords,) bool: keywords with a meaning in words. A price band has none for a text encoder."""
         return (self.table["type"] != "price").to_numpy()
 
     @property
@@ -207,7 +207,7 @@ class KeywordDictionary:
 
 
 def structured_keywords(items: pl.DataFrame) -> pl.DataFrame:
-    """``row``, ``keyword`` (normal form), ``type``: what the columns of an items table say.
+    """``row``, ``keyword`` (normal form), ``type``: the keywords in the columns of an items table.
 
     In this order of worth: ``brand``; every level of ``category`` as entity (or audience, scene ... "Women"), specific
     to general; further columns by their name (``COLUMN_TYPES``); ``price`` as a band. Lists and values with commas,

@@ -25,18 +25,18 @@ def quality_report(
 
     None counts all items alike.
 
-    Shares are between 0 and 1. Keys:
+    Fractions are between 0 and 1. Keys:
     - `items`, `sizes` (codes per level), `distinct_prefixes` (per prefix length);
     - `utilisation`: CUR_L1, CUR_L1L2, ...: distinct prefixes / possible prefixes; `utilisation_reachable`: distinct
       prefixes / min(possible prefixes, items), the same measure freed from the catalogue's size;
-    - `independent_coding_rate`: share of items whose semantic ID no other item has;
+    - `independent_coding_rate`: fraction of items whose semantic ID no other item has;
     - `entropy_bits`, `entropy_share` (of log2 of the level's size), `gini` of code use: per level, unused codes
       included;
     - `reconstruction_error`: per prefix length, sum |x - x'|^2 / sum |x|^2;
-    - `neighbours`: `shared`, per prefix length the share of the 10 nearest neighbours by cosine (of a sample of at most
-      2,000 items) that have the same prefix, next to `random`, the same share for two random items;
-    - `collisions`: `shared_items` (share of items that share a code), `weighted` (share of all popularity on them),
-      `popular` (share of the tenth of items that is most popular), `largest` (items on the fullest code);
+    - `neighbours`: `shared`, per prefix length the fraction of the 10 nearest neighbours by cosine (of a sample of
+      at most 2,000 items) that have the same prefix, next to `random`, the same fraction for two random items;
+    - `collisions`: `shared_items` (fraction of items that share a code), `weighted` (fraction of popularity on them),
+      `popular` (fraction of the most popular tenth of items), `largest` (items on the fullest code);
     - `code_use`: per level, items per code in decreasing order.
     Source: CUR and ICR as in OneSearch (arXiv 2509.03236). Raises UserError where the arrays do not fit together.
     """

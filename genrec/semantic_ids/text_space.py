@@ -34,9 +34,9 @@ def text_cache(config: Config) -> Path | None:
 
 @dataclass
 class TextSpace:
-    """``encoder``: texts to vectors e.
+    """Maps texts to vectors e (by ``encoder``), and e to e' by their keywords.
 
-    ``keywords`` (None where they are off) and their vectors (keywords, d) make e' of e.
+    ``keywords``: None where they are off. ``keyword_vectors``: (keywords, d).
 
     ``share``: weight of the keywords in e'. ``item_keywords``: item_id, keyword, type of the catalogue; empty where
     they are off.
@@ -128,7 +128,7 @@ class TextSpace:
 
     @classmethod
     def load(cls, folder: Path, cache: Path | None = None) -> TextSpace:
-        """What ``save`` wrote. ``cache`` as in ``TextEncoder.load``.
+        """Read the files that ``save`` wrote. ``cache`` as in ``TextEncoder.load``.
 
         Raises ``UserError`` when a part is missing or does not fit.
         """

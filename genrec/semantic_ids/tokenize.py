@@ -58,8 +58,8 @@ def tokenize(config: Config, dataset: Dataset, target: Path, words: TextSpace | 
     space = ItemSpace.fit(enhanced, behaviour, settings.behaviour_share)
     vectors = space.vectors(enhanced, behaviour)
     without = _without_vector(vectors)
-    beside = space.vectors(words.query_vectors(_training_queries(dataset))[1]) if settings.fit_queries else None
-    quantized = fit_quantizer(vectors, settings, config.seed, beside)
+    extra = space.vectors(words.query_vectors(_training_queries(dataset))[1]) if settings.fit_queries else None
+    quantized = fit_quantizer(vectors, settings, config.seed, extra)
     popularity = dataset.item_counts(TRAIN)
     codes, resolution = _resolved(quantized, vectors, popularity)
     codebooks = quantized.codebooks
@@ -109,7 +109,7 @@ def _without_vector(vectors: np.ndarray) -> int:
 
 
 def _resolved(quantized: Quantized, vectors: np.ndarray, popularity: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    """Codes after collisions, and what that did, with the independent coding rate before."""
+    """Codes after collision resolution and its report, with the independent coding rate before."""
     leaf = prefix_ids(quantized.codes)[1][:, -1]
     before = {"independent_coding_rate_before": float((np.bincount(leaf)[leaf] == 1).mean())}
     codes, report = resolve_collisions(quantized.codes, vectors, quantized.codebooks, popularity)
@@ -133,7 +133,7 @@ def query_agreement(
     """How often a training query's code starts as its item's code does; None where the data have no queries.
 
     At most 10,000 pairs, drawn by a fixed seed. ``kind`` is "synthetic" where the queries were made from the items;
-    ``without_known_words`` is the share of pairs whose query has no vector, they are left out.
+    ``without_known_words`` is the fraction of pairs whose query has no vector; they are left out.
     """
     events = np.flatnonzero((np.asarray(dataset.queries) >= 0) & (np.asarray(dataset.split) == TRAIN))
     if not len(events):

@@ -103,10 +103,12 @@ def recency_pool(vectors: Tensor, positions: Tensor, last: int) -> Tensor:
         weight = (root - root[-1]).exp()  # at most 1, whatever the length
         total = F.pad(weight.cumsum(0), (1, 0), value=1.0)[positions]
         return prefix_sums(vectors * weight[:, None], positions) / total[..., None]
-    place = torch.arange(last, device=vectors.device)
+    position = torch.arange(last, device=vectors.device)
     seen = positions.clamp(max=last)[..., None]
-    event = (positions[..., None] - seen + place).clamp(min=0, max=length - 1)  # (B, R, last), the view's oldest first
-    weight = root[:last].masked_fill(place >= seen, -torch.inf)
+    event = (positions[..., None] - seen + position).clamp(
+        min=0, max=length - 1
+    )  # (B, R, last), the view's oldest first
+    weight = root[:last].masked_fill(position >= seen, -torch.inf)
     weight = torch.where(seen > 0, weight, 0.0).softmax(-1) * (seen > 0)
     rows = torch.arange(len(vectors), device=vectors.device)[:, None, None]
     return (weight.to(vectors.dtype)[..., None] * vectors[rows, event]).sum(2)

@@ -1,4 +1,4 @@
-"""Vectors by content: a folder that remembers what an encoder made of a text.
+"""Vectors by content: a folder that keeps an encoder's vectors of texts.
 
 A second run encodes only new texts.
 
@@ -49,8 +49,8 @@ class VectorCache:
         vectors, known = np.zeros((len(keys), self.dim), np.float32), np.zeros(len(keys), bool)
         if not len(self._index) or not len(keys):
             return vectors, known
-        place = np.minimum(np.searchsorted(self._index[:, 0], keys[:, 0]), len(self._index) - 1)
-        found = self._index[place]
+        position = np.minimum(np.searchsorted(self._index[:, 0], keys[:, 0]), len(self._index) - 1)
+        found = self._index[position]
         known = (found[:, 0] == keys[:, 0]) & (found[:, 1] == keys[:, 1])
         for shard in np.unique(found[known, 2]):
             rows = np.flatnonzero(known & (found[:, 2] == shard))
@@ -86,10 +86,10 @@ class VectorCache:
                 continue
             if keys.shape != (len(vectors), 2) or vectors.shape[1:] != (self.dim,):
                 continue
-            place = np.column_stack(
+            location = np.column_stack(
                 [np.full(len(keys), len(self._shards), np.uint64), np.arange(len(keys), dtype=np.uint64)]
             )
-            parts.append(np.column_stack([keys, place]))
+            parts.append(np.column_stack([keys, location]))
             self._shards.append(vectors)
         if len(parts) > 1:
             index = np.concatenate(parts)

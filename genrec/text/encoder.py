@@ -20,7 +20,7 @@ __all__ = ["ROLES", "SPACELESS", "TOKEN_PATTERN", "TextEncoder", "encoder_key", 
 
 
 class TextEncoder(ABC):
-    """Maps texts to unit vectors (n, dim) float32; a text in which nothing is known maps to the zero vector."""
+    """Maps texts to unit vectors (n, dim) float32; a text without known words maps to the zero vector."""
 
     name: str
 

@@ -98,8 +98,8 @@ def project(vectors: np.ndarray, weight: np.ndarray) -> np.ndarray:
 def training_pairs(dataset: Dataset) -> tuple[Pairs, Pairs]:
     """Distinct (query id, item) pairs and (earlier item, next item) pairs of training events; nothing later is read.
 
-    An item-item pair is two neighbouring events of one person, kept where at least two people had it or, if nobody
-    shares any, all.
+    An item-item pair is two neighbouring events of one person, kept where at least two people had it. Where
+    no pair was had twice, all are kept.
     """
     owner = np.repeat(np.arange(dataset.n_users), np.diff(dataset.offsets))
     train = np.asarray(dataset.split) == TRAIN

@@ -1,6 +1,6 @@
 """Queries as bags of hashed words and hashed character n-grams.
 
-Exact words and model numbers, and what is left of them after a typo.
+Words match exactly, also model numbers; n-grams match in spite of a typo.
 
 Words are hashed whole. Of each word, its 3 to 5 letters in a row are hashed too, with marks at its ends ("<led>" gives
 "<le", "led", "ed>" ...). Scripts without spaces are read character by character, and there two characters in a row
@@ -29,7 +29,7 @@ _RUNS = rf"[{SPACELESS}]+|" + TOKEN_PATTERN.split("|", 1)[1]
 def readable(texts: Sequence[str]) -> list[str]:
     """The part of each query that is read: its first ``MAX_CHARACTERS`` characters.
 
-    What is no text (lone surrogates) becomes "?".
+    Lone surrogates become "?".
     """
     return [text[:MAX_CHARACTERS].encode("utf-8", "replace").decode("utf-8") for text in texts]
 
@@ -48,9 +48,9 @@ def hashed_tokens(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     )
     table = table.with_columns(pl.col("text").str.normalize("NFKC").str.to_lowercase())
     words = _found(table, TOKEN_PATTERN)
-    distinct, place = _distinct(words["word"])
+    distinct, position = _distinct(words["word"])
     ngram_rows, ngrams = _ngrams(_found(table, _RUNS))
-    tokens = (string_hash(distinct) % np.uint64(WORD_BUCKETS)).astype(np.int64)[place]
+    tokens = (string_hash(distinct) % np.uint64(WORD_BUCKETS)).astype(np.int64)[position]
     return np.concatenate([words["row"].to_numpy(), ngram_rows]), np.concatenate([tokens, WORD_BUCKETS + ngrams])
 
 
@@ -60,14 +60,14 @@ def _found(table: pl.DataFrame, pattern: str) -> pl.DataFrame:
 
 
 def _distinct(words: pl.Series) -> tuple[pl.Series, np.ndarray]:
-    """Distinct words, and each word's place among them."""
+    """Distinct words, and each word's position among them."""
     distinct = words.unique(maintain_order=True)
-    place = (
+    position = (
         words.replace_strict(distinct, np.arange(len(distinct)), return_dtype=pl.Int64)
         if len(words)
         else pl.Series([], dtype=pl.Int64)
     )
-    return distinct, place.to_numpy()
+    return distinct, position.to_numpy()
 
 
 def _ngrams(words: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:

@@ -32,7 +32,7 @@ CHARACTERS_PER_TOKEN = 12  # a longer text is cut before it reaches the tokenize
 
 @dataclass(frozen=True)
 class TransformerSettings:
-    """What changes a vector, besides the weights."""
+    """The settings that change a vector."""
 
     encoder: str  # hf or minilm
     model: str

@@ -83,9 +83,9 @@ def dense_teacher(
     copy_bias = decoder.pointer.items(state, anchors, relevance, trie.n_items)
     ids, bonus = copy_bias.nodes[:, 0], copy_bias.bonus[:, 0]
     exists, first = ids < trie.n_items, F.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)
-    leaf = trie.item_place[ids.clamp(max=trie.n_items - 1)]
+    leaf = trie.item_position[ids.clamp(max=trie.n_items - 1)]
     gained = torch.where(exists & first, logs.gather(1, leaf).exp() * bonus.expm1(), 0.0).sum(1).log1p()
     rows = torch.arange(len(ids), device=ids.device)
-    chosen = logs.gather(1, trie.item_place[targets][:, None])[:, 0] + copy_bias.for_pairs(rows, targets)
+    chosen = logs.gather(1, trie.item_position[targets][:, None])[:, 0] + copy_bias.for_pairs(rows, targets)
     logs = logs.scatter_add_(1, leaf, torch.where(exists & first, bonus.detach(), 0.0))
     return TeacherMass.in_leaf_order(trie, logs - gained.detach()[:, None]), (gained - chosen).mean()

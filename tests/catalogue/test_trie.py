@@ -128,12 +128,12 @@ def test_a_trie_moves_with_the_module_that_holds_it(codes):
     trie = build_trie(codes, VOCAB)
     numbers = trie.share()
     numbers = numbers.largest_leaf, numbers.open_nodes, [sums.tolist() for sums in numbers.child_sums]
-    _ = trie.only_leaf, trie.item_place
+    _ = trie.only_leaf, trie.item_position
     catalogue = Catalogue(torch.rand(80, 3), codes, trie)
     parent = nn.Sequential(catalogue.share()).to("meta")
     assert {tensor.device.type for tensor in parent.buffers()} == {"meta"} and not parent.state_dict()
     moved = parent[0].trie
-    assert {tensor.device.type for tensor in (moved.only_leaf, moved.item_place)} == {"meta"}
+    assert {tensor.device.type for tensor in (moved.only_leaf, moved.item_position)} == {"meta"}
     assert (moved.largest_leaf, moved.open_nodes, [sums.tolist() for sums in moved.child_sums]) == numbers
     assert {tensor.device.type for tensor in (*catalogue.buffers(), trie.only_leaf)} == {"cpu"}  # a shared one stays
 

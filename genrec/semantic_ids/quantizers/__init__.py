@@ -47,11 +47,11 @@ class Quantized:
 
 
 def fit_quantizer(
-    vectors: np.ndarray, settings: SemanticIdConfig, seed: int, beside: np.ndarray | None = None
+    vectors: np.ndarray, settings: SemanticIdConfig, seed: int, extra: np.ndarray | None = None
 ) -> Quantized:
     """Fit the quantizer that `settings.quantizer` names to vectors (n, d), which may be a memory map.
 
-    Vectors `beside` (m, d), such as those of queries, are fitted too but get no codes, and no balance counts them.
+    Vectors `extra` (m, d), such as those of queries, are fitted too but get no codes and are not balanced.
     Sizes follow the number of vectors by `default_sizes` where the settings leave them open; a size beyond it is
     lowered to it, and the log says so. Raises UserError for vectors that are empty or not finite; zero vectors get the
     code nearest to the origin.
@@ -59,8 +59,8 @@ def fit_quantizer(
     levels, n_sub, sub_size = _sizes(len(vectors), settings)
     flat = [*levels, *[sub_size] * n_sub]
     items = vectors
-    if beside is not None and len(beside):
-        vectors = np.concatenate([vectors, beside])
+    if extra is not None and len(extra):
+        vectors = np.concatenate([vectors, extra])
     if settings.quantizer == "rq-vae":
         quantized = Quantized(*fit_rq_vae(vectors, flat, seed))
     elif settings.quantizer == "random":

@@ -12,7 +12,7 @@ import numpy as np
 from genrec.semantic_ids.quantizers.kmeans import cluster_means, two_best
 
 BALANCED_ROUNDS = 10  # Lloyd rounds under the capacity, started from the unconstrained centroids
-_CELLS = 1 << 24  # (parent, centroid) places held at once
+_CELLS = 1 << 24  # (parent, centroid) cells held at once
 _ROWS_AT_ONCE = 1 << 16  # vectors read at once from a source that is not in memory
 
 

@@ -114,10 +114,15 @@ class Codebooks:
             for name in ("encoder", "decoder")
         }
         return cls(
-            [arrays[f"residual.{level}"] for level in range(n_levels)], arrays["rotation"], arrays["sub_codebooks"],
+            [arrays[f"residual.{level}"] for level in range(n_levels)],
+            arrays["rotation"],
+            arrays["sub_codebooks"],
             arrays["scales"],
-            networks["encoder"], networks["decoder"], int(arrays["hash_seed"][0]), int(arrays["width"][0]),
-        )  # fmt: skip
+            networks["encoder"],
+            networks["decoder"],
+            int(arrays["hash_seed"][0]),
+            int(arrays["width"][0]),
+        )
 
     def save(self, path: Path, space: str) -> None:
         """Write a safetensors file. `space` names the vectors the codebooks belong to; `load` refuses another one."""
@@ -175,12 +180,12 @@ def encode(codebooks: Codebooks, vectors: np.ndarray) -> np.ndarray:
 
 
 def level_input(codebooks: Codebooks, residual: np.ndarray, level: int) -> np.ndarray:
-    """What level `level` quantizes: the residual, brought to length 1 where the codebooks say so."""
+    """The residual that level `level` quantizes, normalised where the codebooks say so."""
     return unit(residual) if level and len(codebooks.scales) else residual
 
 
 def opq_codes(codebooks: Codebooks, residual: np.ndarray) -> np.ndarray:
-    """Codes (n, n_sub) int64 of what the residual levels left over (n, d)."""
+    """Codes (n, n_sub) int64 of the remainder (n, d) of the residual levels."""
     n_sub, _, width = codebooks.sub_codebooks.shape
     codes = np.empty((len(residual), n_sub), np.int64)
     if n_sub:
@@ -194,7 +199,7 @@ def opq_codes(codebooks: Codebooks, residual: np.ndarray) -> np.ndarray:
 
 
 def reconstruct(codebooks: Codebooks, codes: np.ndarray) -> np.ndarray:
-    """What codes (n, L') stand for, (n, latent_dimension) float32; L' < L reconstructs from a prefix, coarser."""
+    """Vectors (n, latent_dimension) float32 of codes (n, L'); L' < L reconstructs from a prefix, coarser."""
     codes = np.asarray(codes)
     if codes.ndim != 2 or codes.shape[1] > len(codebooks.sizes):
         raise UserError(f"reconstruct: codes have shape {codes.shape}; expected (n, at most {len(codebooks.sizes)})")

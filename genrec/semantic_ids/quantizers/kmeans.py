@@ -32,9 +32,9 @@ _MANY = 2048  # ... centroids from which a round is so dear that the first ones 
 _COARSE_ROUNDS = 6
 _BASIS_ROWS = 1 << 14
 _STEP = 1.6  # of the way to the mean: five such rounds do what twenty-five whole ones do
-_TOLERANCE = 1e-3  # rounds stop when the error falls by less than this share; dear ones by twice as much
-_CLOSE = 2.0**-6  # five standard deviations of a bfloat16 product, as a share of |x| |c| / sqrt(d)
-_ROUNDED = 2.0**-8  # of two products rounded to bfloat16, as a share of the larger
+_TOLERANCE = 1e-3  # rounds stop when the error falls by less than this fraction; dear ones by twice as much
+_CLOSE = 2.0**-6  # five standard deviations of a bfloat16 product, as a fraction of |x| |c| / sqrt(d)
+_ROUNDED = 2.0**-8  # of two products rounded to bfloat16, as a fraction of the larger
 
 
 def nearest(vectors: np.ndarray, centroids: np.ndarray, rough: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -240,7 +240,7 @@ def _scores(
 def _each_block(work: Callable[[slice, torch.Tensor], None], n: int, k: int) -> None:
     """Call `work(rows, buffer)` for consecutive slices of n rows; on several threads where torch has them.
 
-    Blocks write to places of their own, so the result does not depend on the threads.
+    Blocks write to disjoint rows, so the result does not depend on the threads.
     """
     size = int(np.clip(_BLOCK_CELLS // max(k, 1), 16, _BLOCK_ROWS))
     blocks = [slice(start, min(start + size, n)) for start in range(0, n, size)]
@@ -251,7 +251,7 @@ def _each_block(work: Callable[[slice, torch.Tensor], None], n: int, k: int) -> 
             work(rows, buffer)
         return
 
-    def share(part: list[slice]) -> None:
+    def run(part: list[slice]) -> None:
         torch.set_num_threads(1)
         buffer = torch.empty(size, k)
         for rows in part:
@@ -260,14 +260,14 @@ def _each_block(work: Callable[[slice, torch.Tensor], None], n: int, k: int) -> 
     before = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(share, [blocks[first::threads] for first in range(threads)]))
+            list(pool.map(run, [blocks[first::threads] for first in range(threads)]))
     finally:
         torch.set_num_threads(before)
 
 
 @contextmanager
-def _bfloat16_products(wanted: bool) -> Iterator[None]:
-    if not wanted:
+def _bfloat16_products(enabled: bool) -> Iterator[None]:
+    if not enabled:
         yield
         return
     setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # missing in torch's stubs

@@ -20,7 +20,7 @@ from genrec.semantic_ids.quantizers.kmeans import k_means, nearest
 from genrec.semantic_ids.quantizers.residual import FIT_SAMPLE, drawn_sample
 
 log = logging.getLogger(__name__)
-COLLAPSE = 0.5  # a level of which less than this share of the usable codes is used has collapsed
+COLLAPSE = 0.5  # a level of which less than this fraction of the usable codes is used has collapsed
 BATCH = 1024
 DECAY = 0.99
 COMMITMENT = 0.25

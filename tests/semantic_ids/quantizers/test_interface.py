@@ -100,10 +100,10 @@ def test_zero_vectors_have_codes_and_nan_is_refused(name, clustered):
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
-def test_vectors_beside_are_fitted_but_get_no_codes(name, clustered):
-    vectors, beside = clustered(200, 6), clustered(100, 6, seed=3) + 2
+def test_extra_vectors_are_fitted_but_get_no_codes(name, clustered):
+    vectors, extra = clustered(200, 6), clustered(100, 6, seed=3) + 2
     settings = SemanticIdConfig(quantizer=name, **SETTINGS)
-    quantized = fit_quantizer(vectors, settings, 0, beside)
+    quantized = fit_quantizer(vectors, settings, 0, extra)
     assert quantized.codes.shape == (200, 5)
     alone = fit_quantizer(vectors, settings, 0)
     table = "rotation" if name == "opq" else "residual.0"
