@@ -402,7 +402,12 @@ class Recommender:
 
 
 def _table(items: Items) -> pl.DataFrame:
-    return items if isinstance(items, pl.DataFrame) else pl.DataFrame(list(items), infer_schema_length=None)
+    if isinstance(items, pl.DataFrame):
+        return items
+    try:
+        return pl.DataFrame(list(items), infer_schema_length=None)
+    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:  # Polars raises all of these
+        raise UserError("items: the values of a column must be of one type") from error
 
 
 def _with_category(filters: Filters | None, category: Category | None) -> Filters | None:
