@@ -65,9 +65,9 @@ def _gumbel(shape, device: torch.device, generator: torch.Generator | None) -> T
 
 
 def _one_per_owner(noisy: Tensor, owner: Tensor, owners: int) -> Tensor:
-    """The lane (B, owners) with each owner's highest value among lanes (B, N); equal values: the first."""
+    """The column (B, owners) of each owner's highest value in ``noisy`` (B, N); of equal values the first."""
     best = noisy.new_full((len(noisy), owners), -torch.inf).scatter_reduce_(1, owner, noisy, "amax")
-    lanes = noisy.shape[1]
-    lane = torch.arange(lanes, device=noisy.device).expand_as(noisy)
-    first = torch.where((noisy == best.gather(1, owner)) & noisy.isfinite(), lane, lanes)
-    return torch.full_like(best, lanes, dtype=torch.long).scatter_reduce_(1, owner, first, "amin")
+    columns = noisy.shape[1]
+    column = torch.arange(columns, device=noisy.device).expand_as(noisy)
+    first = torch.where((noisy == best.gather(1, owner)) & noisy.isfinite(), column, columns)
+    return torch.full_like(best, columns, dtype=torch.long).scatter_reduce_(1, owner, first, "amin")

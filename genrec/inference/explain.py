@@ -148,7 +148,7 @@ def _neighbours(snapshot: CatalogueSnapshot, history: np.ndarray, item: int) -> 
         return []
     vectors = F.normalize(generator.items, dim=-1)
     similarity = (vectors[torch.from_numpy(seen.astype(np.int64)).to(vectors.device)] @ vectors[item]).cpu().numpy()
-    table = generator.evidence.cooccurrence
+    table = generator.features.cooccurrence
     assert table.similar is not None and table.following is not None
     together = np.asarray((table.similar[seen, item] + table.following[seen, item]).todense()).ravel()
     relation = similarity / max(np.abs(similarity).max(), 1e-9) + together / max(together.max(), 1e-9)
@@ -196,8 +196,8 @@ def _features(snapshot: CatalogueSnapshot, requests: Requests, item: int) -> tup
     if candidates.ids is None or item not in candidates.ids[0].tolist():
         alone = SearchOptions(exclude_seen=False, allowed=AllowedItems(only=torch.tensor([[item]])))
         _, _, candidates = next(snapshot.ranker.candidates(requests, alone))
-    assert candidates.ids is not None and candidates.evidence is not None
-    values = candidates.evidence[0][candidates.ids[0] == item][0]
+    assert candidates.ids is not None and candidates.features is not None
+    values = candidates.features[0][candidates.ids[0] == item][0]
     contributions, together = reranker.contributions(values)
     details = {
         name: ScoreDetail(value, part)

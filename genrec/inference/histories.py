@@ -79,7 +79,7 @@ def build_requests(
         np.concatenate([getattr(source, name) for source in sources]) for name in ("rows", "items", "times", "actions")
     )
     texts = [text for source in sources for text in source.queries]
-    features = snapshot.ranker.generator.evidence
+    features = snapshot.ranker.generator.features
     now = features.origin + features.span  # a request without a time is at the present, and the log ends there
     stamps = _filled(rows, stamps, items >= 0, now)
     order = np.lexsort((stamps, rows))  # stable: ties stay in the order of the sources, then as they came

@@ -189,7 +189,7 @@ class CatalogueSnapshot:
         removed: np.ndarray,
     ) -> CatalogueSnapshot:
         generator, ranker = self.ranker.generator, copy.copy(self.ranker)
-        features = grown_features(generator.evidence, table, ids)
+        features = grown_features(generator.features, table, ids)
         ranker.generator = CandidateGenerator(network, features, generator.settings, lexical)
         return CatalogueSnapshot(table, ids, ranker, removed)
 

@@ -1,4 +1,4 @@
-"""What keeps a step on its device: nothing here but ``read_back`` waits for the device to finish."""
+"""Transfers between host and device; only ``read_back`` waits for the device."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 def read_back(sizes: Tensor) -> list[int]:
     """Whole numbers as Python ints.
 
-    The one place where a training step waits for its device, so that tests can count it. Use it for sizes of ragged
-    data that only the device knows; gather all of them into one tensor.
+    The only function of a training step that waits for its device, so that tests can count the waits. Use it for sizes
+    of ragged data that only the device knows; gather all of them into one tensor.
     """
     return sizes.flatten().tolist()
 

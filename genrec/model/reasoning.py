@@ -1,9 +1,9 @@
-"""Block-wise latent reasoning: a request thinks K steps before it answers (OnePiece, arXiv 2509.18091, section 3.2).
+"""Block-wise latent reasoning: a request runs K latent steps before decoding (OnePiece, arXiv 2509.18091, section 3.2).
 
 The states of a request's M tokens after the base pass are block B_0; ``B_k = Backbone(B_{k-1} + step_k)`` with the
 same weights. Block k sees what the request saw, the request's own tokens and its earlier blocks, through cached keys
-and values: K steps cost K x M tokens, not K passes. Its tokens stand where the request stands. Unsupervised steps
-gain about nothing, see ``genrec/objectives/progressive.py``.
+and values: K steps cost K x M tokens, not K passes. Its tokens have the position of the request. Unsupervised steps
+have almost no benefit, see ``genrec/objectives/progressive.py``.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ class SASRec(nn.Module):
         length, device = batch.items.shape[1], batch.items.device
         index = torch.arange(length, device=device)
         newest = batch.positions.amax(1, keepdim=True)
-        place = (newest - 1 - index).clamp(0, self.config.max_length - 1)
-        x = self.drop(items[batch.items] * self.config.dim**0.5 + self.places(place))
+        position = (newest - 1 - index).clamp(0, self.config.max_length - 1)
+        x = self.drop(items[batch.items] * self.config.dim**0.5 + self.places(position))
         mask = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
         for block in self.blocks:
             x = block(x, src_mask=mask, is_causal=True)

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class ListPreference:
-    """``loss`` with its parts, and what to watch: all scalars.
+    """``loss`` with its terms, and metrics to log: all scalars.
 
-    ``accuracy``: share of pairs whose implicit rewards stand in the right order.
+    ``accuracy``: fraction of pairs whose implicit rewards are in the right order.
     """
 
     loss: Tensor

@@ -1,7 +1,7 @@
 """Plackett-Luce policy gradient over whole lists (Neural PG-RANK, Gao et al., arXiv 2310.04407).
 
-Use it where the reward belongs to a list, not to an item: a discounted gain over places, a list's diversity. A list
-is drawn place by place from the softmax over the candidates that are left; the gradient of its expected utility is
+Use it where the reward belongs to a list, not to an item: a discounted gain over ranks, a list's diversity. A list
+is drawn rank by rank from the softmax over the candidates that are left; the gradient of its expected utility is
 estimated from a few drawn lists, each with the mean of the others as its baseline.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def sample_lists(scores: Tensor, lists: int, k: int, generator: torch.Generator | None = None) -> Tensor:
-    """Places (B, lists, k) of candidates, drawn without replacement in order by Plackett-Luce from scores (B, K).
+    """Indices (B, lists, k) of candidates, drawn without replacement in order by Plackett-Luce from scores (B, K).
 
     -inf is never drawn while k others are left. The Gumbel trick: perturb once, take the top.
     """
@@ -23,11 +23,10 @@ def sample_lists(scores: Tensor, lists: int, k: int, generator: torch.Generator 
 
 
 def list_log_probabilities(scores: Tensor, drawn: Tensor) -> Tensor:
-    """Log-probability of each place of drawn lists (B, lists, k) given scores (B, K): (B, lists, k).
+    """Log-probability of each rank of drawn lists (B, lists, k) given scores (B, K): (B, lists, k).
 
-    Their sum is the list's.
-
-    Place i chooses among what the places before it left: the normaliser is a log-sum-exp over the rest.
+    Their sum is the log-probability of the list. Rank i chooses among the candidates that earlier ranks left: its
+    normaliser is a log-sum-exp over them.
     """
     batch, lists, k = drawn.shape
     chosen = scores[:, None].expand(-1, lists, -1).gather(2, drawn)
@@ -38,7 +37,7 @@ def list_log_probabilities(scores: Tensor, drawn: Tensor) -> Tensor:
         .masked_fill(~rest, torch.finfo(scores.dtype).min)
         .logsumexp(-1, keepdim=True)
     )
-    # Place i's normaliser: itself, the later places and the candidates that were never drawn, summed from the end.
+    # Normaliser of rank i: itself, the later ranks and the candidates that were not drawn, summed from the end.
     later = torch.cat([chosen, others], dim=-1).flip(-1).logcumsumexp(-1).flip(-1)[..., :k]
     return chosen - later
 
@@ -46,7 +45,7 @@ def list_log_probabilities(scores: Tensor, drawn: Tensor) -> Tensor:
 def leave_one_out(utilities: Tensor) -> Tensor:
     """Utilities (B, lists) minus the mean of the request's other lists.
 
-    The advantage with the least variance that needs no model.
+    The leave-one-out advantage: unbiased, and it needs no value model.
 
     With one list there is no other: 0.
     """

@@ -46,7 +46,7 @@ MAX_RERANKER_REQUESTS = {"recommendation": 25_000, "search": 10_000}
 
 
 def locate_data(config: Config) -> Config:
-    """Fetch the configured data set if no path is given. Without a network the simulator stands in; the log says so."""
+    """Fetch the configured data set if no path is given; without a network, use the simulator and warn."""
     if config.data.path or not config.data.fetch:
         return config
     config = copy.deepcopy(config)
@@ -54,7 +54,7 @@ def locate_data(config: Config) -> Config:
         config.data.path = str(fetch(str(config.data.fetch), Path("data")))
     except DatasetUnavailableError as error:
         log.warning("%s", error)
-        log.warning("running on the built-in simulator instead: its numbers say nothing about real data")
+        log.warning("running on the built-in simulator instead: its results do not transfer to real data")
         config.data.reader, config.data.options, config.data.path = (
             "simulator",
             {"n_users": 1000, "n_items": 500, "n_events": 40_000},
@@ -200,12 +200,12 @@ def stage_evaluate(run: Run, split: str = "test") -> Evaluation:
     ]
     folder = run.results(split)
     write_report(folder, result.rows, meta, result.per_request(), notes=notes, seed=config.seed)
-    asked = {
+    fingerprints = {
         task.query_kind: requests_fingerprint(task.requests, info["items"])
         for task in result.tasks
         if len(task.requests)
     }
-    write_per_request(folder, result.hits, asked)
+    write_per_request(folder, result.hits, fingerprints)
     if split == "test":
         write_report_page(run, result.rows, notes)
     return result

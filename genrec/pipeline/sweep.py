@@ -1,8 +1,8 @@
 """Ablations as one command: the same data and budget, one change a row, compared request by request.
 
 A sweep file names a config, the overrides of all rows, and the rows; all are compared with the first. Every row is an
-ordinary run folder beside the table, so a stopped sweep continues and a finished row is not made again. Rows are judged
-on validation by default: the choice of defaults must not read the test split.
+ordinary run folder next to the table, so a stopped sweep continues and a finished row is not repeated. Rows are
+compared on validation by default: the choice of defaults must not read the test split.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _row_answers(run: Run, sweep: Sweep, row: str, first: Path | None) -> dict[s
 
 
 def _link_stages(folder: Path, first: Path | None) -> None:
-    """Link what the first row has made; a row that needs other artefacts makes its own in their place."""
+    """Link the first row's artefacts; a row that needs other artefacts makes its own."""
     if first is None or first == folder:
         return
     for stage in ("dataset", "semantic_ids", "model_backbone", "candidate_features"):

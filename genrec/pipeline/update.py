@@ -1,10 +1,10 @@
 """``genrec update``: newer days are added to a trained run, and a gate decides whether the updated model replaces it.
 
-The update is built beside the run, in ``RUN.update``: the log with the new days, the same ids and codes with new items
-behind them, and a network that starts from the present weights and takes a stated number of steps over new and replayed
+The update is built next to the run, in ``RUN.update``: the log with the new days, the same ids and codes with new items
+appended, and a network that starts from the present weights and trains a configured number of steps on new and replayed
 events. The last day of the log ("yesterday") is held out: on it the present and the updated model answer the same
-requests. Only if the gate accepts, ``RUN.update`` takes the place of the run, which is kept as ``RUN.previous``.
-Whatever is refused or killed leaves the run as it was, and a killed update is resumed.
+requests. Only if the gate accepts, ``RUN.update`` replaces the run, which is kept as ``RUN.previous``.
+A rejected or interrupted update leaves the run unchanged; an interrupted update is resumed.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _prepare(run: Run, added: Path) -> Run:
 
 
 def _link(source: str, target: str) -> None:
-    """A second name of a file that is never changed in place; a copy where the file system has no such names."""
+    """Hard-link a file that is never changed in place; copy it if the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:
@@ -234,8 +234,8 @@ def _decide(run: Run, candidate: Run, present: Ranker) -> GateDecision:
             values: list[dict[str, np.ndarray]] = []
             for requests in parts:
                 if len(requests):
-                    asked = _without_new_items(requests, n_known) if name == "before" else requests
-                    ids = ranker.rank(asked, SearchOptions(K, exclude_seen=kind is None))["fused"][0]
+                    answerable = _without_new_items(requests, n_known) if name == "before" else requests
+                    ids = ranker.rank(answerable, SearchOptions(K, exclude_seen=kind is None))["fused"][0]
                     lists[name] += [ids] if kind is None else []
                     values.append(per_request_metrics(ids, requests.targets, [K]))
             if values:
@@ -245,7 +245,7 @@ def _decide(run: Run, candidate: Run, present: Ranker) -> GateDecision:
                     for metric in ("recall", "ndcg")
                 }
     if not paired["after"]:
-        raise UserError("update: nothing happened on the last day that a model could be asked for")
+        raise UserError("update: the last day of the log has no requests to evaluate the model on")
     measured = {
         name: Measured(whole := np.concatenate(lists[name]), paired[name], {"coverage": coverage(whole, data.n_items)})
         for name in ("before", "after")
@@ -257,7 +257,7 @@ def _decide(run: Run, candidate: Run, present: Ranker) -> GateDecision:
 
 
 def _without_new_items(requests: Requests, n_items: int) -> Requests:
-    """The requests as a model of the first ``n_items`` items can read them: without events of other items."""
+    """The requests restricted to events of the first ``n_items`` items, which the present model can read."""
     keep = requests.items < n_items
     counted = np.concatenate([[0], np.cumsum(keep)])
     rows = np.flatnonzero(keep)
@@ -266,7 +266,7 @@ def _without_new_items(requests: Requests, n_items: int) -> Requests:
 
 
 def _swap(folder: Path) -> None:
-    """Put the update in the run's place, kept as ``RUN.previous``; ``finish_swap`` completes it after a kill."""
+    """Replace the run by the update and keep it as ``RUN.previous``; ``finish_swap`` completes it after a kill."""
     previous = _beside(folder, "previous")
     shutil.rmtree(previous, ignore_errors=True)
     folder.rename(previous)
@@ -274,7 +274,7 @@ def _swap(folder: Path) -> None:
 
 
 def finish_swap(folder: Path) -> None:
-    """Complete a swap that was killed between its two renames: the accepted update takes the empty place."""
+    """Complete a swap that was killed between its two renames: moves the accepted update to the run's folder."""
     updated, previous = _beside(folder, "update"), _beside(folder, "previous")
     if folder.exists() or not previous.is_dir():
         return

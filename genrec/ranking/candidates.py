@@ -36,7 +36,7 @@ MISSING = -1  # item id where a row has no further item
 class Candidates:
     """Candidates of B requests.
 
-    ``ids`` (B, K): distinct item ids per row, -1 where empty. ``evidence`` (B, K, len(FEATURES)) float32: their
+    ``ids`` (B, K): distinct item ids per row, -1 where empty. ``features`` (B, K, len(FEATURES)) float32: their
     features. Both are None unless a mode orders the union of all sources.
 
     ``retrieved`` and ``generated``: items and log-probabilities from dense retrieval and from the search, best first,
@@ -45,16 +45,16 @@ class Candidates:
     """
 
     ids: Tensor | None
-    evidence: Tensor | None
+    features: Tensor | None
     retrieved: tuple[Tensor, Tensor] | None = None
     generated: tuple[Tensor, Tensor] | None = None
     proven: Tensor | None = None
     ranked: Tensor | None = None
 
     def union(self) -> tuple[Tensor, Tensor]:
-        """``ids`` and ``evidence``, where a mode orders the union."""
-        assert self.ids is not None and self.evidence is not None
-        return self.ids, self.evidence
+        """``ids`` and ``features``, where a mode orders the union."""
+        assert self.ids is not None and self.features is not None
+        return self.ids, self.features
 
 
 class CandidateGenerator:
@@ -66,12 +66,12 @@ class CandidateGenerator:
     def __init__(
         self,
         network: GenerativeRecommender,
-        evidence: CandidateFeatures,
+        features: CandidateFeatures,
         decoding: DecodingConfig,
         lexical: BM25 | None = None,
     ):
-        self.network, self.evidence, self.settings, self.lexical = network, evidence, decoding, lexical
-        popularity = np.log1p(evidence.counts).astype(np.float32)
+        self.network, self.features, self.settings, self.lexical = network, features, decoding, lexical
+        popularity = np.log1p(features.counts).astype(np.float32)
         self.popular = PopularItems(popularity)
         with torch.inference_mode():
             self.items = network.item_encoder()
@@ -83,9 +83,9 @@ class CandidateGenerator:
                 self.searcher = Searcher(network.decoder, self.nodes, network.catalogue.trie, decoding)
         self.dense = DenseRetriever(self.index, lambda requests: requests.vectors, decoding.index)
         self.text = DenseRetriever(text, lambda requests: requests.query_text, decoding.index)
-        self.cooccurrence = CooccurrenceRetriever(evidence.cooccurrence)
+        self.cooccurrence = CooccurrenceRetriever(features.cooccurrence)
         self.words = None if lexical is None else WordRetriever(lexical)
-        self.query_items = None if evidence.asked is None else QueryItemRetriever(evidence.asked)
+        self.query_items = None if features.asked is None else QueryItemRetriever(features.asked)
         sources: list[tuple[Retriever | None, int]] = [
             (self.text, decoding.text),
             (self.words, decoding.text),
@@ -169,13 +169,13 @@ class CandidateGenerator:
         columns = self._source_features(result, asks, known, scale)
         items, until = known.cpu().numpy(), asks.requests.reference_times(self.network.config.request_time)
         log_probability, pair = columns[2], self.cooccurrence.score(asks, known).to(device)
-        evidence = torch.empty(*ids.shape, self.evidence.n_features, device=device)
-        self.evidence.fill(evidence, len(columns), items, until, asks.requests.histories)
+        features = torch.empty(*ids.shape, self.features.n_features, device=device)
+        self.features.fill(features, len(columns), items, until, asks.requests.histories)
         ranks = [log_rank(scores, result.ids >= 0) for scores in (log_probability, pair)]
         head = torch.zeros_like(pair) if result.ranked is None else result.ranked
         for column, values in zip((*range(len(columns)), -3, -2, -1), (*columns, *ranks, head), strict=True):
-            evidence[..., column] = values.to(device)
-        result.evidence = evidence
+            features[..., column] = values.to(device)
+        result.features = features
 
     def _source_features(
         self, result: Candidates, asks: RetrievalRequests, known: Tensor, scale: Tensor

@@ -138,9 +138,9 @@ class Run:
         network, fitted_config = load_network(self.folder / model, len(self.dataset.actions_chain), self.ids)
         network = network.to("cuda" if on_gpu(self.config.training.accelerator) else "cpu")
         facts = ItemFacts.from_table(self.dataset.item_table, self.ids.catalogue.text.cpu().numpy())
-        evidence = CandidateFeatures.load(self.folder / "candidate_features" / f"{table}.npz", facts)
+        features = CandidateFeatures.load(self.folder / "candidate_features" / f"{table}.npz", facts)
         assert isinstance(network, GenerativeRecommender)
-        generator = CandidateGenerator(network, evidence, self.config.decoding, self.lexical)
+        generator = CandidateGenerator(network, features, self.config.decoding, self.lexical)
         rerankers = None
         if fused:
             rerankers = {

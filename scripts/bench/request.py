@@ -39,7 +39,7 @@ def untrained(model: Recommender, run: Run, overrides: list[str]) -> None:
     if network.anchor_tables is not None and old.network.anchor_tables is not None:
         network.anchor_tables.load_state_dict(old.network.anchor_tables.state_dict())
     ranker.model, ranker.settings = config.model, config.decoding
-    ranker.generator = CandidateGenerator(network, old.evidence, config.decoding, old.lexical)
+    ranker.generator = CandidateGenerator(network, old.features, config.decoding, old.lexical)
 
 
 def main() -> None:

@@ -260,7 +260,7 @@ def test_growing_by_nothing_changes_nothing(model, history):
 
     generator = model.ranker.generator
     same = CandidateGenerator(
-        grow(generator.network, generator.network.catalogue), generator.evidence, generator.settings, generator.lexical
+        grow(generator.network, generator.network.catalogue), generator.features, generator.settings, generator.lexical
     )
     assert (
         torch.equal(same.items, generator.items)

@@ -106,7 +106,7 @@ def test_the_ranking_loss_does_not_move_the_retrieval_head_through_it(world):
 
 
 def test_no_candidate_tells_that_its_own_person_took_it(world, prepared_run):
-    """In training a candidate's evidence is what it would be had the person never been counted."""
+    """In training, a candidate's features exclude the user's own events."""
     network, make, windows = world
     data, tables = prepared_run.dataset, network.anchor_tables
     counted = data.histories(TRAIN)

@@ -23,7 +23,7 @@ from genrec.retrieval.sources import LastItemNeighbours
 
 
 @pytest.fixture(scope="module")
-def asked(prepared_run):
+def requested(prepared_run):
     data = prepared_run.dataset
     requests = data.requests("test", "logged").take(np.arange(12))
     features = QueryFeatures.build(data.query_texts, prepared_run.ids.encoder)
@@ -37,52 +37,52 @@ def unseen(requests, *modes, k=10) -> SearchOptions:
 
 
 def generator(run, network, **settings) -> CandidateGenerator:
-    evidence = CandidateFeatures.build(run.dataset, run.ids.catalogue.text.numpy(), TRAIN)
+    features = CandidateFeatures.build(run.dataset, run.ids.catalogue.text.numpy(), TRAIN)
     return CandidateGenerator(
-        network, evidence, replace(run.config.decoding, **settings), BM25().fit(run.dataset.item_table)
+        network, features, replace(run.config.decoding, **settings), BM25().fit(run.dataset.item_table)
     )
 
 
-def test_candidates_are_distinct_allowed_and_rightly_scored(prepared_run, network, asked):
-    requests, batch = asked
+def test_candidates_are_distinct_allowed_and_rightly_scored(prepared_run, network, requested):
+    requests, batch = requested
     exclude = seen_mask(requests, prepared_run.dataset.n_items)
     made = generator(prepared_run, network, beam=5, dense=6, cooccurrence=7)
     found = made.propose(batch, requests, unseen(requests, k=6))
-    similar, following = made.evidence.cooccurrence.score_parts(requests.histories)
+    similar, following = made.features.cooccurrence.score_parts(requests.histories)
     with torch.inference_mode():
         encoded = network.encode(batch)
         dense = network.retrieval_vectors(encoded.requests[:, 0]) @ network.item_index(encoded.items).T
         dense -= dense.masked_fill(exclude, -torch.inf).topk(6).values.logsumexp(1, keepdim=True)  # over the dense top
     words = made.lexical.score([requests.query_texts[query] for query in requests.request_queries])
-    column = {name: found.evidence[..., place] for place, name in enumerate(FEATURES)}
+    column = {name: found.features[..., index] for index, name in enumerate(FEATURES)}
     for row, ids in enumerate(found.ids.tolist()):
         live = [item for item in ids if item != MISSING]
         assert len(set(live)) == len(live) and live == sorted(live) and not exclude[row, live].any()
         assert set(dense[row].masked_fill(exclude[row], -torch.inf).topk(6).indices.tolist()) <= set(live)
         generated = [item for item in found.generated[0][row].tolist() if item != MISSING]
         assert set(generated) <= set(live) and generated
-        for lane, item in enumerate(ids):
+        for slot, item in enumerate(ids):
             if item == MISSING:
                 continue
-            assert float(column["retrieved"][row, lane]) == pytest.approx(float(dense[row, item]), abs=1e-5)
-            assert float(column["cooccurrence"][row, lane]) == pytest.approx(
+            assert float(column["retrieved"][row, slot]) == pytest.approx(float(dense[row, item]), abs=1e-5)
+            assert float(column["cooccurrence"][row, slot]) == pytest.approx(
                 np.log(similar[row, item] + 1e-3), abs=1e-4
             )
-            assert bool(column["transits"][row, lane]) == bool(following[row, item] > 0)
-            assert float(column["lexical"][row, lane]) == pytest.approx(np.log(words[row, item] + 1e-3), abs=1e-4)
-            assert float(column["lexical_share"][row, lane]) == pytest.approx(
+            assert bool(column["transits"][row, slot]) == bool(following[row, item] > 0)
+            assert float(column["lexical"][row, slot]) == pytest.approx(np.log(words[row, item] + 1e-3), abs=1e-4)
+            assert float(column["lexical_share"][row, slot]) == pytest.approx(
                 words[row, item] / max(words[row].max(), 1e-9), abs=1e-5
             )
-            assert bool(column["in_beam"][row, lane]) == (item in generated)
+            assert bool(column["in_beam"][row, slot]) == (item in generated)
             query = prepared_run.ids.encoder.encode([requests.query_texts[requests.request_queries[row]]])[0]
-            assert float(column["text"][row, lane]) == pytest.approx(
+            assert float(column["text"][row, slot]) == pytest.approx(
                 float(query @ prepared_run.ids.catalogue.text[item].numpy()), abs=1e-4
             )
 
 
-def test_an_item_that_is_certain_is_still_proposed(prepared_run, network, asked, monkeypatch):
+def test_an_item_that_is_certain_is_still_proposed(prepared_run, network, requested, monkeypatch):
     """Its log-probability is exactly 0, which must not read as "nothing there"."""
-    requests, batch = asked
+    requests, batch = requested
     made = generator(prepared_run, network, dense=3, cooccurrence=0)
     made.searcher, made.dense.vectors = None, made.index * 1000
     made.dense.index = dense_index("exact", made.dense.vectors)
@@ -96,9 +96,9 @@ def test_an_item_that_is_certain_is_still_proposed(prepared_run, network, asked,
     assert (found.ids == best[:, None]).any(1).all()
 
 
-def test_a_list_does_not_depend_on_what_else_is_computed(prepared_run, network, asked, monkeypatch):
+def test_a_list_does_not_depend_on_what_else_is_computed(prepared_run, network, requested, monkeypatch):
     """What only generates, or only retrieves, or comes in chunks of one request, equals what the whole pass finds."""
-    requests, batch = asked
+    requests, batch = requested
     made = generator(prepared_run, network, beam=5, dense=6)
     whole = made.propose(batch, requests, unseen(requests, k=5))
     generated = made.propose(batch, requests, unseen(requests, "generate", k=5))
@@ -117,7 +117,7 @@ def test_a_list_does_not_depend_on_what_else_is_computed(prepared_run, network, 
         np.testing.assert_allclose(scores, together[mode][1], rtol=0, atol=2e-6)
 
 
-def test_what_reads_like_the_last_event_is_proposed_where_nothing_is_asked(prepared_run, network, asked):
+def test_items_with_text_like_the_last_event_are_proposed_without_a_query(prepared_run, network, requested):
     """The nearest by text that may be proposed, not the event's own item; searches are left as they were."""
     data = prepared_run.dataset
     requests = data.requests("test").take(np.arange(12))
@@ -138,7 +138,7 @@ def test_what_reads_like_the_last_event_is_proposed_where_nothing_is_asked(prepa
         assert wanted | set(before[row].tolist()) - {MISSING} == set(after[row].tolist()) - {MISSING}
         more += len(wanted - set(before[row].tolist()))
     assert more > 0
-    searches, search_batch = asked
+    searches, search_batch = requested
     found = [made.propose(search_batch, searches, SearchOptions(k=2)).ids for made in (without, having)]
     assert torch.equal(*found)
     new = replace(requests, offsets=np.zeros_like(requests.offsets))

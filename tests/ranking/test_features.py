@@ -13,12 +13,12 @@ from genrec.ranking.features import HISTORY_FEATURES, ITEM_FEATURES, WINDOWS, Ca
 
 
 @pytest.fixture(scope="module")
-def evidence(prepared_run):
+def features(prepared_run):
     return CandidateFeatures.build(prepared_run.dataset, prepared_run.ids.catalogue.text.numpy(), TRAIN)
 
 
 @pytest.fixture(scope="module")
-def asked(prepared_run):
+def requested(prepared_run):
     requests = prepared_run.dataset.requests("test")
     items = np.random.default_rng(0).integers(0, prepared_run.dataset.n_items, (len(requests), 9))
     return requests, items
@@ -28,62 +28,62 @@ def named(names, columns):
     return dict(zip(names, columns, strict=True))
 
 
-def test_item_features_count_events_strictly_before_the_request(prepared_run, evidence, asked):
-    data, (requests, items) = prepared_run.dataset, asked
+def test_item_features_count_events_strictly_before_the_request(prepared_run, features, requested):
+    data, (requests, items) = prepared_run.dataset, requested
     until = requests.reference_times(False)
-    found = named(ITEM_FEATURES, evidence.item_features(items, until))
+    found = named(ITEM_FEATURES, features.item_features(items, until))
     train = np.asarray(data.split) == TRAIN
     times, had = np.asarray(data.timestamps)[train], np.asarray(data.items)[train]
     width = max((times.max() - times.min()) // WINDOWS[1], 1)
     for row in range(0, len(items), 7):
-        for lane, item in enumerate(items[row]):
+        for column, item in enumerate(items[row]):
             mine = times[had == item]
-            assert np.expm1(found["popularity"][row, lane]) == pytest.approx(len(mine))
+            assert np.expm1(found["popularity"][row, column]) == pytest.approx(len(mine))
             near = ((mine < until[row]) & (mine >= until[row] - width)).sum()
-            assert np.expm1(found["long_popularity"][row, lane]) == pytest.approx(near)
+            assert np.expm1(found["long_popularity"][row, column]) == pytest.approx(near)
             if len(mine):
-                assert found["unborn"][row, lane] == (mine.min() > until[row])
+                assert found["unborn"][row, column] == (mine.min() > until[row])
 
 
-def test_history_features_equal_a_loop(prepared_run, evidence, asked):
-    requests, items = asked
-    found = named(HISTORY_FEATURES, evidence.history_features(items, requests.histories))
-    table, facts = prepared_run.dataset.item_table, evidence.facts
+def test_history_features_equal_a_loop(prepared_run, features, requested):
+    requests, items = requested
+    found = named(HISTORY_FEATURES, features.history_features(items, requests.histories))
+    table, facts = prepared_run.dataset.item_table, features.facts
     for row in range(0, len(items), 11):
         past = requests.items[requests.offsets[row] : requests.offsets[row + 1]][::-1][:20].tolist()
         weights = 0.6 ** np.arange(len(past))
         weights /= weights.sum()
-        for lane, item in enumerate(items[row].tolist()):
+        for column, item in enumerate(items[row].tolist()):
             same = np.array(
                 [table["brand"][item] is not None and table["brand"][item] == table["brand"][other] for other in past]
             )
-            assert found["brand_share"][row, lane] == pytest.approx((same * weights).sum(), abs=1e-5)
-            assert found["brand_last"][row, lane] == same[0]
-            assert found["seen"][row, lane] == (item in past)
+            assert found["brand_share"][row, column] == pytest.approx((same * weights).sum(), abs=1e-5)
+            assert found["brand_last"][row, column] == same[0]
+            assert found["seen"][row, column] == (item in past)
             prices = np.array([facts.price[other] for other in past])
             known = ~np.isnan(prices)
             if known.any() and not np.isnan(facts.price[item]):
                 usual = (prices * weights)[known].sum() / weights[known].sum()
-                assert found["price_ratio"][row, lane] == pytest.approx(facts.price[item] - usual, abs=1e-4)
-            assert found["last_text"][row, lane] == pytest.approx(
+                assert found["price_ratio"][row, column] == pytest.approx(facts.price[item] - usual, abs=1e-4)
+            assert found["last_text"][row, column] == pytest.approx(
                 float(facts.text[past[0]] @ facts.text[item]), abs=1e-5
             )
 
 
-def test_forward_moves_are_recovered_from_their_symmetric_mix(prepared_run, evidence):
+def test_forward_moves_are_recovered_from_their_symmetric_mix(prepared_run, features):
     data = prepared_run.dataset
     counts = np.zeros((data.n_items, data.n_items))
     histories = data.histories(TRAIN)
     for start, stop in zip(histories.offsets[:-1], histories.offsets[1:], strict=True):
         for before, after in zip(histories.items[start : stop - 1], histories.items[start + 1 : stop], strict=True):
             counts[before, after] += before != after
-    assert np.allclose(evidence._moves[0].toarray(), np.log1p(counts), atol=1e-3)
-    assert np.allclose(evidence._moves[1].toarray(), np.log1p(counts).T, atol=1e-3)
+    assert np.allclose(features._moves[0].toarray(), np.log1p(counts), atol=1e-3)
+    assert np.allclose(features._moves[1].toarray(), np.log1p(counts).T, atol=1e-3)
 
 
-def test_later_events_and_heldout_events_change_nothing(prepared_run, evidence, asked):
+def test_later_events_and_heldout_events_change_nothing(prepared_run, features, requested):
     """Counting only train events, and only the request's own past: the test events may hold anything."""
-    requests, items = asked
+    requests, items = requested
     data = prepared_run.dataset
 
     class Changed:
@@ -100,12 +100,12 @@ def test_later_events_and_heldout_events_change_nothing(prepared_run, evidence, 
 
     changed = CandidateFeatures.build(Changed(), prepared_run.ids.catalogue.text.numpy(), TRAIN)
     until = requests.reference_times(False)
-    for one, two in zip(evidence.item_features(items, until), changed.item_features(items, until), strict=True):
+    for one, two in zip(features.item_features(items, until), changed.item_features(items, until), strict=True):
         assert np.array_equal(one, two)
     texts = data.query_texts
-    assert np.array_equal(evidence.asked.score(texts), changed.asked.score(texts))
+    assert np.array_equal(features.asked.score(texts), changed.asked.score(texts))
     full = CandidateFeatures.build(data, prepared_run.ids.catalogue.text.numpy(), TEST)
-    assert not np.array_equal(full.counts, evidence.counts)  # the perturbation would be seen
+    assert not np.array_equal(full.counts, features.counts)  # the perturbation would be seen
 
 
 def test_a_person_without_history_and_items_without_facts():
@@ -128,16 +128,16 @@ def test_a_person_without_history_and_items_without_facts():
     assert all(np.isfinite(np.asarray(column, np.float64)).all() for column in columns)
 
 
-def test_save_and_load(evidence, asked, tmp_path):
-    requests, items = asked
-    evidence.save(tmp_path / "evidence.npz")
-    again = CandidateFeatures.load(tmp_path / "evidence.npz", evidence.facts)
+def test_save_and_load(features, requested, tmp_path):
+    requests, items = requested
+    features.save(tmp_path / "features.npz")
+    again = CandidateFeatures.load(tmp_path / "features.npz", features.facts)
     for one, two in zip(
-        evidence.history_features(items, requests.histories),
+        features.history_features(items, requests.histories),
         again.history_features(items, requests.histories),
         strict=True,
     ):
         assert np.array_equal(one, two)
     (tmp_path / "broken.npz").write_bytes(b"no")
     with pytest.raises(UserError, match="not saved candidate features"):
-        CandidateFeatures.load(tmp_path / "broken.npz", evidence.facts)
+        CandidateFeatures.load(tmp_path / "broken.npz", features.facts)

@@ -1,4 +1,4 @@
-"""Reranker: evidence that decides is weighed, evidence that does not is not, and empty lanes never win."""
+"""Reranker: informative features get weight, others do not, and padding never wins."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def constructed(batch: int, width: int, seed: int) -> tuple[Candidates, torch.Te
     """Noise in every feature, except that one feature says (noisily) which candidate came next."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.stack([torch.randperm(200, generator=generator)[:width].sort().values for _ in range(batch)])
-    evidence = torch.randn(batch, width, len(FEATURES), generator=generator)
+    features = torch.randn(batch, width, len(FEATURES), generator=generator)
     gumbel = -torch.rand(batch, width, generator=generator).log().neg().log()
-    place = (3 * evidence[..., DECISIVE] + gumbel).argmax(1)
+    target = (3 * features[..., DECISIVE] + gumbel).argmax(1)
     ids[:, -2:] = MISSING
-    evidence[:, -2:] = 50.0  # an empty lane must not be read
-    return Candidates(ids, evidence), torch.where(place < width - 2, ids.gather(1, place[:, None])[:, 0], 999)
+    features[:, -2:] = 50.0  # padding must not be read
+    return Candidates(ids, features), torch.where(target < width - 2, ids.gather(1, target[:, None])[:, 0], 999)
 
 
 @pytest.fixture(scope="module")
@@ -54,34 +54,34 @@ def test_fit_beats_the_default_on_new_requests(fitted):
 def test_the_scale_of_a_feature_does_not_matter(fitted):
     parts = [constructed(300, 20, 0), constructed(200, 12, 1)]
     for candidates, _ in parts:
-        candidates.evidence[..., DECISIVE] *= 100
+        candidates.features[..., DECISIVE] *= 100
     scaled = Reranker.fit(parts)
     part = constructed(50, 20, 9)
     before = fitted.rank(part[0], 5)[0]
-    part[0].evidence[..., DECISIVE] *= 100
+    part[0].features[..., DECISIVE] *= 100
     assert (scaled.rank(part[0], 5)[0] == before).float().mean() > 0.97
 
 
 def test_a_constant_feature_does_no_harm():
     parts = [constructed(300, 20, 0)]
-    parts[0][0].evidence[..., 0] = 4.0
+    parts[0][0].features[..., 0] = 4.0
     reranker = Reranker.fit(parts)
     assert reranker.weights.isfinite().all() and reranker.weights.argmax() == DECISIVE
-    moved = parts[0][0].evidence.clone()
+    moved = parts[0][0].features.clone()
     moved[..., 0] = -1000.0  # never seen to vary, so it may not decide later
-    assert torch.allclose(reranker.scores(moved), reranker.scores(parts[0][0].evidence))
+    assert torch.allclose(reranker.scores(moved), reranker.scores(parts[0][0].features))
 
 
 def test_what_only_matters_together_needs_the_network():
     """Candidates for which two features agree in sign came next: no linear form can tell them."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.arange(20).repeat(3000, 1)
-    evidence = torch.randn(3000, 20, len(FEATURES), generator=generator)
+    features = torch.randn(3000, 20, len(FEATURES), generator=generator)
     gumbel = -torch.rand(3000, 20, generator=generator).log().neg().log()
-    place = (4 * (evidence[..., 3] * evidence[..., 10]).sign() + gumbel).argmax(1)
-    reranker = Reranker.fit([(Candidates(ids[:2500], evidence[:2500]), place[:2500])])
+    target = (4 * (features[..., 3] * features[..., 10]).sign() + gumbel).argmax(1)
+    reranker = Reranker.fit([(Candidates(ids[:2500], features[:2500]), target[:2500])])
     assert reranker.network is not None
-    part = (Candidates(ids[2500:], evidence[2500:]), place[2500:])
+    part = (Candidates(ids[2500:], features[2500:]), target[2500:])
     linear = Reranker(reranker.weights, reranker.mean, reranker.scale)
     assert hits(reranker, part) > hits(linear, part) + 0.04
     again = Reranker.from_state(reranker.state())
@@ -95,8 +95,8 @@ def test_requests_of_one_query_are_held_out_together():
     order = torch.randperm(1000, generator=generator)
     kept, held = hold_out(order, query)
     assert sorted([*kept.tolist(), *held.tolist()]) == list(range(1000)) and 150 < len(held) <= 250
-    asked = [set(query[rows][query[rows] >= 0].tolist()) for rows in (kept, held)]
-    assert asked[0] and asked[1] and not asked[0] & asked[1]
+    queries = [set(query[rows][query[rows] >= 0].tolist()) for rows in (kept, held)]
+    assert queries[0] and queries[1] and not queries[0] & queries[1]
     assert (query[kept] < 0).any() and (query[held] < 0).any()
     alone = hold_out(order, torch.full((1000,), -1))
     assert torch.equal(torch.cat(alone), order) and len(alone[1]) == 250
@@ -127,15 +127,15 @@ def test_a_few_requests_move_the_weights_less_than_many(fitted):
 def test_serialisation(fitted):
     again = Reranker.from_state(fitted.state())
     part = constructed(50, 20, 9)[0]
-    assert torch.equal(again.scores(part.evidence), fitted.scores(part.evidence))
+    assert torch.equal(again.scores(part.features), fitted.scores(part.features))
     with pytest.raises(UserError, match="other features"):
         Reranker.from_state({**fitted.state(), "features": torch.tensor(list(b"generated"), dtype=torch.uint8)})
 
 
-def test_ranking_ignores_empty_lanes_pads_and_breaks_ties_by_id():
-    evidence = torch.zeros(1, 4, len(FEATURES))
-    evidence[0, 3] = 100.0
-    ids, scores = Reranker.default().rank(Candidates(torch.tensor([[3, 5, 8, MISSING]]), evidence), 6)
+def test_ranking_ignores_padding_fills_and_breaks_ties_by_id():
+    features = torch.zeros(1, 4, len(FEATURES))
+    features[0, 3] = 100.0
+    ids, scores = Reranker.default().rank(Candidates(torch.tensor([[3, 5, 8, MISSING]]), features), 6)
     assert (
         ids.tolist() == [[3, 5, 8, MISSING, MISSING, MISSING]]
         and scores[0, 3:].isneginf().all()
