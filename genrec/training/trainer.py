@@ -47,8 +47,11 @@ def precision(settings: TrainingConfig) -> Any:
 def _strategy(settings: TrainingConfig) -> str | Strategy:
     if settings.strategy == "fsdp":
         return ModelParallelStrategy(launched(), 1, save_distributed_checkpoint=False)
-    # Which answers a batch trains can differ between processes (a batch without a query, say).
-    return DDPStrategy(find_unused_parameters=True) if launched() > 1 else "auto"
+    if launched() == 1:
+        return "auto"
+    # What a batch trains can differ between processes (a batch without a query, say), so some parameters may be unused.
+    # Buffers are constant tables, the same in every process.
+    return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
 
 
 def make_trainer(config: Config, plan: FitPlan, work: Path, keeper: Checkpoints, log_every: int) -> L.Trainer:

@@ -29,9 +29,9 @@ from genrec.training.trainer import check_launch
 WORKER = """
 import json, sys
 from pathlib import Path
-from genrec.config import config_from_dict
+from genrec.config.load import config_from_dict
 from genrec.data.dataset import Dataset
-from genrec.semantic_ids.tokenize import SemanticIds
+from genrec.catalogue.semantic_ids import SemanticIds
 from genrec.training.fit import FitPlan, fit
 run, config, target = Path(sys.argv[1]), config_from_dict(json.loads(sys.argv[2]), "test"), Path(sys.argv[3])
 fit(config, Dataset(run / "dataset"), SemanticIds.load(run / "semantic_ids"), target, FitPlan())
