@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
-ruff check --select F,I genrec tests scripts  # to become: ruff check genrec tests scripts && mypy genrec
+ruff check genrec tests scripts
 ruff format --check genrec tests scripts
+mypy genrec
 python -m pytest "$@"

@@ -23,8 +23,9 @@ _COMPACT = {8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 _CLOCKS = (" %H:%M:%S%.f", " %H:%M", " %I:%M:%S %p", " %I:%M %p", "")
 _ISO_DATE = "%Y-%m-%d"
 _DATES = (
-    _ISO_DATE, "%Y/%m/%d", "%Y.%m.%d", "%Y%m%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%d.%m.%y", "%d/%m/%y",
-    "%m/%d/%y", "%d-%b-%Y", "%d-%b-%y", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%a, %d %b %Y",
+    _ISO_DATE, "%Y/%m/%d", "%Y.%m.%d", "%Y%m%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%d.%m.%y",
+    "%d/%m/%y", "%m/%d/%y", "%d-%b-%Y", "%d-%b-%y", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y",
+    "%a, %d %b %Y",
 )  # fmt: skip
 # Numbers lose the leading zeros of a date: its digits.
 _WIDTHS = {
@@ -131,8 +132,8 @@ def _numeric(numbers: pl.Series, source: str) -> TimeNotation:
     if whole and abs(typical) < 100_000_000:
         return TimeNotation("order")
     raise UserError(
-        f"{source}: the times cannot be recognised, such as {numbers[0]:.16g}; set timestamp_unit (s, ms, us, ns, excel, order) or "
-        "timestamp_format, such as '%Y%m%d'"
+        f"{source}: the times cannot be recognised, such as {numbers[0]:.16g}; set timestamp_unit "
+        "(s, ms, us, ns, excel, order) or timestamp_format, such as '%Y%m%d'"
     )
 
 
@@ -161,7 +162,8 @@ def _textual(sample: pl.Series, source: str) -> TimeNotation:
     best = max(len(read) - read.null_count() for read in readings.values())
     if best < 0.5 * len(sample):
         raise UserError(
-            f"{source}: the times cannot be recognised, such as {sample[0]!r}; set timestamp_format, such as '%d.%m.%Y %H:%M'"
+            f"{source}: the times cannot be recognised, such as {sample[0]!r}; "
+            "set timestamp_format, such as '%d.%m.%Y %H:%M'"
         )
     chosen = [formats for formats, read in readings.items() if len(read) - read.null_count() == best]
     first = chosen[0]
@@ -169,9 +171,10 @@ def _textual(sample: pl.Series, source: str) -> TimeNotation:
     if other is not None:
         if sample.str.contains(r"(?i)[ap]m\s*$").any():  # clocks of twelve hours go with months first
             return TimeNotation("text", next((formats for formats in chosen if formats[0].startswith("%m")), first))
+        form = 1 if ":" in sample[0] else -1
         raise UserError(
-            f"{source}: {sample[0]!r} may be {utc(readings[first][0])[:10]} or {utc(readings[other][0])[:10]}; set timestamp_format to "
-            f"{first[1 if ':' in sample[0] else -1]!r} or {other[1 if ':' in sample[0] else -1]!r}"
+            f"{source}: {sample[0]!r} may be {utc(readings[first][0])[:10]} or {utc(readings[other][0])[:10]}; "
+            f"set timestamp_format to {first[form]!r} or {other[form]!r}"
         )
     return TimeNotation("iso") if first == _formats(_ISO_DATE) else TimeNotation("text", first)
 
@@ -199,7 +202,7 @@ def _text_seconds(text: pl.Series, formats: tuple[str, ...]) -> pl.Series:
 
 
 def _complete(column: pl.Expr, form: str) -> tuple[pl.Expr, str]:
-    """Texts and their format with what the parser needs: leading zeros, a clock, and the year 2000 where none is written."""
+    """Texts and their format with what the parser needs: leading zeros, a clock, and the century."""
     value, bare = column, form
     if (width := _WIDTHS.get(form)) is not None:
         value = value.str.zfill(width)
@@ -235,10 +238,11 @@ def _check_span(notation: TimeNotation, sample: pl.Series, source: str) -> None:
         return
     if float(typical) > YEAR_2200:  # type: ignore[arg-type]
         raise UserError(
-            f"{source}: read as {notation.kind!r} the times lie beyond the year 2200; set timestamp_unit to ms, us or ns"
+            f"{source}: read as {notation.kind!r} the times lie beyond the year 2200; "
+            "set timestamp_unit to ms, us or ns"
         )
     if notation.kind in ("ms", "us", "ns") and float(typical) < YEAR_1990:  # type: ignore[arg-type]
         raise UserError(
-            f"{source}: read as {notation.kind!r} the times lie around {utc(float(typical))[:10]}, such as {sample[0]}; "  # type: ignore[arg-type]
-            "leave timestamp_unit out and the unit is recognised"
+            f"{source}: read as {notation.kind!r} the times lie around {utc(float(typical))[:10]}, "  # type: ignore[arg-type]
+            f"such as {sample[0]}; leave timestamp_unit out and the unit is recognised"
         )

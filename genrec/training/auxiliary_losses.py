@@ -5,6 +5,8 @@ Each is switched by config.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -80,11 +82,17 @@ def progressive_loss(
             items, labels = encoded.items[impressions.items[request, slot]], impressions.reached[request, slot, stage]
             total = total + multi_label_loss(vectors, items, labels, bias, scale)
         else:  # without impressions, step k learns to find the items that reached stage k
-            positive = batch.where(lambda host, stage=stage: (host.targets >= 0) & host.reached[..., stage])
+            positive = batch.where(partial(_reached_targets, stage=stage))
             if len(positive[0]):
                 vectors = network.retrieval_vectors(states[positive])
                 total = total + full_softmax(vectors, network.item_index(encoded.items), batch.targets[positive])
     return total / len(steps)
+
+
+def _reached_targets(batch: Batch, stage: int) -> Tensor:
+    """Which requests have a target that reached ``stage``: (B, R) bool."""
+    assert batch.reached is not None
+    return (batch.targets >= 0) & batch.reached[..., stage]
 
 
 def _slots(batch: Batch) -> Tensor:

@@ -186,7 +186,7 @@ def generated(network: GenerativeRecommender, collator: Collator, requests: Requ
             leaves, scores = ideal_walk(trie, dense, beam)
         else:
             leaves, scores = generate(network.decoder, network.decoder_memory(encoded), nodes, trie, beam)
-        ids, scores = leaf_items(trie, leaves, scores, lambda some: dense.gather(1, some.clamp(min=0)))
+        ids, scores = leaf_items(trie, leaves, scores, lambda some, dense=dense: dense.gather(1, some.clamp(min=0)))
         seen = seen_mask(chunk, len(items))
         best = scores.masked_fill((ids < 0) | seen.gather(1, ids.clamp(min=0)), -torch.inf).topk(10, dim=1)
         result[rows] = ids.gather(1, best.indices).masked_fill(best.values.isneginf(), -1).numpy()

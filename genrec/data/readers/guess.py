@@ -532,7 +532,8 @@ def _add_catalogue(guess: Guess, tables: Sequence[Table], events: Sequence[Table
             guess.options["item_names"] = best.header
             guess.doubts.append(f"{best.files[0].name} has no header line: title and text are told by what they hold")
         guess.notes.append(
-            f"items come from {best.files[0].name}: {', '.join(f'{theirs!r} is {ours}' for ours, theirs in mapping.items())}"
+            f"items come from {best.files[0].name}: "
+            + ", ".join(f"{theirs!r} is {ours}" for ours, theirs in mapping.items())
         )
         _add_item_joins(guess, best, [table for table in rest if table is not best], base)
     elif main.items:

@@ -1,4 +1,4 @@
-"""The columns of a file under the names of the data contract: renamed, taken out of objects and lists, joined from several."""
+"""The columns of a file under the names of the data contract: renamed, unnested, joined."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Name = str | list[str]
 
 
 class Columns:
-    """The columns that a table of the contract takes from a file; a required or mapped one that no row has is a ``UserError``."""
+    """The columns that a table takes from a file; ``UserError`` for a required or mapped one that no row has."""
 
     def __init__(self, mapping: dict[str, Name], required: Sequence[str], option: str, file: Path, late: bool):
         """``late``: rows need not all have every field (JSON), so columns are checked at the end of the file."""

@@ -27,8 +27,8 @@ from genrec.data.readers.toolkit.lines import line_batches, open_stream
 from genrec.errors import UserError
 
 ENDINGS = {
-    ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "json", ".ndjson": "json",
-    ".json": "json", ".xlsx": "excel", ".xls": "excel",
+    ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "json",
+    ".ndjson": "json", ".json": "json", ".xlsx": "excel", ".xls": "excel",
 }  # fmt: skip
 PASSED_OVER = (".crc", ".md", ".pdf", ".sh", ".py", ".yaml", ".yml", ".html", ".log.bak", ".sql")
 SEPARATORS = ("\t", ";", ",", "|", "::")
@@ -47,7 +47,7 @@ class Layout:
 
 
 def table_files(path: Path) -> list[Path]:
-    """The files of a table at a path (file, folder with its subfolders, or pattern), sorted by name; ``UserError`` when none is there."""
+    """The files of a table at a path (file, folder, or pattern), sorted by name; ``UserError`` when there are none."""
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path)))
     elif path.exists() or is_glob(path):
@@ -115,7 +115,7 @@ def _head(file: Path) -> bytes:
 
 
 def guess_encoding(head: bytes) -> str:
-    """The encoding of a text file by its first bytes: by its mark, else UTF-8, else Windows-1252 where nothing speaks for UTF-8."""
+    """The encoding of a text file by its mark, else UTF-8, else Windows-1252 where nothing speaks for UTF-8."""
     for mark, name in ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8")):
         if head.startswith(mark) and (name == "utf-8" or b"\x00" in head[:400]):
             return name
@@ -132,7 +132,7 @@ def guess_encoding(head: bytes) -> str:
 
 
 def _in_words(line: bytes) -> bool:
-    """Whether the bytes above ASCII of a line stand next to letters, as accents do, or are a currency or degree sign."""
+    """Whether the bytes above ASCII stand next to letters, as accents do, or are a currency or degree sign."""
     pattern = rb"(?i)(?<=[a-z])[\xc0-\xff]{1,3}|[\xc0-\xff]{1,3}(?=[a-z])|[\x80\xa3\xa7\xb0]"
     accents = sum(map(len, re.findall(pattern, line)))
     return accents > 0 and accents == sum(byte > 0x7F for byte in line)
@@ -151,7 +151,7 @@ def _decodes(content: bytes, encoding: str) -> bool:
 
 
 def guess_separator(lines: Sequence[str], default: str | None) -> str:
-    """The separator whose number in the lines agrees best, outside quotes; ``default`` where it is in the first line."""
+    """The separator whose number per line agrees best; ``default`` where it is in the first line."""
     if lines and lines[0].lower().startswith("sep=") and len(lines[0]) > 4:
         return lines[0][4:].strip("\r\n") or "\t"
     if not lines or (
@@ -223,13 +223,13 @@ def _check_header(file: Path, header: list[str]) -> None:
     """Refuse a first line that is data, whose values would become the names of columns."""
     if looks_like_data(header):
         raise UserError(
-            f"{file}: the first line looks like data ({','.join(header)[:80]}), not like a header; set names to the list "
-            "of its columns"
+            f"{file}: the first line looks like data ({','.join(header)[:80]}), not like a header; set names to the "
+            "list of its columns"
         )
 
 
 def looks_like_data(first: Sequence[str], rows: pl.DataFrame | None = None) -> bool:
-    """Whether a first line is data: a date or long number in it, half of it numbers, or (of ``rows``) a shape like the rest."""
+    """Whether a first line is data: a date or long number, half of it numbers, or the shape of ``rows``."""
     values = [value.strip() for value in first if value and value.strip()]
     numbers = [value for value in values if re.fullmatch(r"-?\d+(?:[.,]\d+)?", value)]
     dated = any(re.match(r"\d{4}-\d\d-\d\d|\d{1,2}[./]\d{1,2}[./]\d{2,4}\b", value) for value in values)

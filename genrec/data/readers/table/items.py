@@ -97,7 +97,7 @@ def _filled_levels(column: pl.Series) -> pl.Series:
 
 
 def _separator_of(texts: pl.Series, stated: str | None, source: str) -> str:
-    """The stated separator, with a warning where it never splits and another would; else the one that most paths hold."""
+    """The stated separator, with a warning if it never splits and another would; else the most frequent one."""
     shares = {
         sign: float(texts.str.contains(sign, literal=True).sum()) / max(len(texts), 1) for sign in CATEGORY_SEPARATORS
     }

@@ -120,7 +120,7 @@ class _Join:
         self.table = table.drop_nulls(self.key).unique(self.key, keep="first", maintain_order=True)
 
     def look_up(self, batch: Batch) -> None:
-        """Add the columns to a batch; a row whose key the table lacks is quarantined, and a batch without any match is an error."""
+        """Add the columns to a batch; rows without a match are quarantined, and no match at all is an error."""
         batch.need([self.key], Path(batch.source))
         batch.table = batch.table.with_columns(id_text(batch.table[self.key], batch.source))
         other = self.table.drop(
@@ -129,8 +129,8 @@ class _Join:
         joined = batch.table.join(other.with_columns(_met=True), on=self.key, how="left", maintain_order="left")
         if batch.table.height and not joined["_met"].any():
             raise UserError(
-                f"{self.file}: no row matches {batch.source} by {self.key}: {list(self.table[self.key].head(3))} there, "
-                f"{list(batch.table[self.key].head(3))} here"
+                f"{self.file}: no row matches {batch.source} by {self.key}: {list(self.table[self.key].head(3))} "
+                f"there, {list(batch.table[self.key].head(3))} here"
             )
         batch.table = joined
         batch.refuse(pl.col("_met").is_null(), f"its {self.key} is not in {self.file.name}")
@@ -281,8 +281,9 @@ def _to_actions(batch: Batch, settings: TableOptions, file: Path) -> None:
         unknown = {name: count for name, count in counts if name not in settings.chain}
         if unknown and len(unknown) == len(counts):
             raise UserError(
-                f"{file}: no action of chain {settings.chain} is there; the file has: {', '.join(map(str, unknown))[:200]}; map them by "
-                "option actions"
+                f"{file}: no action of chain {settings.chain} is there; "
+                f"the file has: {', '.join(map(str, unknown))[:200]}; "
+                "map them by option actions"
             )
         for name in unknown:
             batch.leave_out(pl.col("action").eq_missing(name), f"action {name} is not in the chain")
@@ -297,7 +298,7 @@ def _to_actions(batch: Batch, settings: TableOptions, file: Path) -> None:
 
 
 def _text(table: pl.DataFrame, name: str) -> pl.Series:
-    """A column as text: a whole number held as a float loses its ``.0``, lists and objects become JSON, null words null."""
+    """A column as text: whole floats lose their ``.0``, lists and objects become JSON, null words null."""
     column = table[name]
     if column.dtype == pl.String:
         return column
