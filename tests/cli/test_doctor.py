@@ -17,7 +17,7 @@ from genrec.training.checkpoints import FolderIO
 
 @pytest.fixture
 def run(trained_run, tmp_path):
-    left_out = shutil.ignore_patterns("results*", "*refit", "sasrec", "tensorboard")
+    left_out = shutil.ignore_patterns("results*", "*refit", "sasrec", "baselines", "tensorboard")
     return shutil.copytree(trained_run.folder, tmp_path / "run", ignore=left_out)
 
 

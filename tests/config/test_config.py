@@ -186,8 +186,8 @@ def test_every_setting_states_what_it_does():
 
 
 def test_bounds_hold_for_elements_and_choices_for_keys():
-    with pytest.raises(UserError, match=r"decoding.level_beams: must be at least 1, is -1"):
-        load_config(None, ["decoding.level_beams=[1,-1]"])
+    with pytest.raises(UserError, match=r"semantic_ids.level_sizes: must be at least 1, is -1"):
+        load_config(None, ["semantic_ids.level_sizes=[1,-1]"])
     with pytest.raises(UserError, match="preference.reward: 'shown' is not one of click, next"):
         load_config(None, ["preference.reward.shown=1"])
     with pytest.raises(UserError, match=r"model.dropout: must lie between 0 and 1, is nan"):

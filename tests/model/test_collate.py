@@ -201,7 +201,7 @@ def test_requests_without_any_history(run, collator):
         run.dataset.query_texts,
     )
     batch = collator.requests(requests)
-    assert batch.items.shape == (2, 1) and batch.positions.tolist() == [[0], [0]] and (batch.request_times == 0).all()
+    assert len(batch.items) == 2 and batch.positions.tolist() == [[0], [0]] and (batch.request_times == 0).all()
     assert batch.request_queries.tolist() == [[0], [1]]
     mixed = replace(run.dataset.requests("test").take(np.array([0])), times=np.array([7]))
     assert collator.requests(mixed).positions[0, 0] > 0

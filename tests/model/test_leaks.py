@@ -149,8 +149,8 @@ def test_what_padding_holds_is_not_read(network, prepared_run, features):
     requests = prepared_run.dataset.requests("valid")
     lengths = np.minimum(np.diff(requests.offsets), 10)
     batch = Collator(prepared_run.config.model, features).requests(requests)
-    assert batch.items.shape[1] == 10 and (lengths < 10).any()
-    empty = torch.arange(10) >= torch.from_numpy(lengths)[:, None]
+    assert batch.items.shape[1] >= 10 and (lengths < 10).any()
+    empty = torch.arange(batch.items.shape[1]) >= torch.from_numpy(lengths)[:, None]
     filled = replace(batch, items=torch.where(empty, 7, batch.items), times=torch.where(empty, 99.0, batch.times))
     for old, new in zip(answers(network, batch), answers(network, filled), strict=True):
         torch.testing.assert_close(new, old, **EXACT)

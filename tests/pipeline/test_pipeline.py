@@ -18,8 +18,12 @@ from genrec.pipeline.stages import stage_evaluate, stage_train
 from genrec.runs.run import Run
 
 OURS = {"fused": "genrec, fused", "retrieve": "genrec, retrieval alone", "generate": "genrec, generation alone"}
-RECOMMENDATION = {*OURS.values(), "popularity", "ItemKNN", "co-occurrence + transitions", "SASRec, cross-entropy"}
-SEARCH = {*OURS.values(), "BM25", "dense text"}
+STACK = "LightGBM stack, no network"
+RECOMMENDATION = {
+    *OURS.values(),
+    *("popularity", "ItemKNN", "EASE^R", "implicit ALS", "co-occurrence + transitions", "SASRec, cross-entropy", STACK),
+}
+SEARCH = {*OURS.values(), "BM25", "dense text", STACK}
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,7 @@ def test_every_folder_is_whole(trained_run):
         "sasrec",
         "sasrec_refit",
         "candidate_features",
+        "baselines",
         "reranker",
     }
 

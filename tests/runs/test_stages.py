@@ -124,7 +124,7 @@ def test_a_preferred_model_of_other_settings_is_left_aside(run, caplog):
         with atomic_folder(run.folder / name, kind, key, {"kept": True}):
             pass
     assert "preferred" in run.fitted
-    assert "preferred" not in change_config(run, "preference", beta=0.7).fitted and "preference" in caplog.text
+    assert "preferred" not in change_config(run, "preference", kl=0.7).fitted and "preference" in caplog.text
 
 
 def test_a_run_of_an_older_version_is_refused_before_its_config_is_read(run, genrec):
