@@ -34,7 +34,7 @@ from collections import Counter
 from pathlib import Path
 
 STAGES = ("prepare", "tokenize", "train")
-COMPARED = ("dataset", "semantic_ids", "model", "model_refit", "cooccurrence", "reranker")
+COMPARED = ("dataset", "semantic_ids", "model", "model_refit", "candidate_features", "reranker")
 CONFIG = """
 name: run
 output: {output}
