@@ -98,7 +98,7 @@ def _frame(table: Any, name: str) -> pl.LazyFrame:
         return _file(Path(table), name)
     try:
         made = pl.from_pandas(table) if hasattr(table, "iloc") else pl.from_arrow(table)
-    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+    except (ImportError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
         raise UserError(
             f"{name}: a {type(table).__name__} is no table; give a Polars or pandas frame, an Arrow table or a path"
         ) from error
