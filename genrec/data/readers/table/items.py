@@ -42,10 +42,11 @@ def typed_items(table: pl.DataFrame, settings: TableOptions, source: str) -> pl.
     return table
 
 
-def _plain_text(table: pl.DataFrame, name: str) -> pl.Series:
+def as_text(table: pl.DataFrame, name: str) -> pl.Series:
+    """A column as text: whole floats lose their ``.0``, lists and objects become JSON, null words null."""
     column = table[name]
-    if isinstance(column.dtype, pl.List) and column.dtype.inner == pl.String:
-        return column.list.drop_nulls().list.join(" ")
+    if column.dtype == pl.String:
+        return column
     if column.dtype.is_nested():
         return table.select(json_text(name))[name]
     if column.dtype.is_float():
@@ -53,6 +54,13 @@ def _plain_text(table: pl.DataFrame, name: str) -> pl.Series:
         text = pl.when(whole == pl.col(name)).then(whole.cast(pl.String)).otherwise(pl.col(name).cast(pl.String))
         return table.select(text.alias(name))[name]
     return column.cast(pl.String, strict=False)
+
+
+def _plain_text(table: pl.DataFrame, name: str) -> pl.Series:
+    column = table[name]
+    if isinstance(column.dtype, pl.List) and column.dtype.inner == pl.String:
+        return column.list.drop_nulls().list.join(" ")
+    return as_text(table, name)
 
 
 def clean_text(column: pl.Series) -> pl.Series:

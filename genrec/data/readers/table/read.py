@@ -13,7 +13,7 @@ import polars as pl
 from genrec.data.ids import id_text
 from genrec.data.readers.table.columns import Columns, explode
 from genrec.data.readers.table.formats import layout_of, table_batches, table_files
-from genrec.data.readers.table.items import typed_items
+from genrec.data.readers.table.items import as_text, typed_items
 from genrec.data.readers.table.options import TableOptions, parse_options
 from genrec.data.readers.toolkit import LINE, Batch, LogSource, SeenKeys, finite, is_glob, parts_of, reaches
 from genrec.data.readers.toolkit.json_lines import parse_json
@@ -267,7 +267,7 @@ def _to_actions(batch: Batch, settings: TableOptions, file: Path) -> None:
     if settings.action is not None and "action" not in batch.table.columns:
         batch.table = batch.table.with_columns(pl.lit(settings.action).alias("action"))
     if "action" in batch.table.columns:
-        batch.table = batch.table.with_columns(_text(batch.table, "action"))
+        batch.table = batch.table.with_columns(as_text(batch.table, "action"))
         action = pl.col("action").str.strip_chars()
         if settings.actions:
             action = action.replace(settings.actions)
@@ -297,20 +297,6 @@ def _to_actions(batch: Batch, settings: TableOptions, file: Path) -> None:
         batch.leave_out(number <= 0, "returned or cancelled (quantity not above 0)")
 
 
-def _text(table: pl.DataFrame, name: str) -> pl.Series:
-    """A column as text: whole floats lose their ``.0``, lists and objects become JSON, null words null."""
-    column = table[name]
-    if column.dtype == pl.String:
-        return column
-    if column.dtype.is_nested():
-        return table.select(json_text(name))[name]
-    if column.dtype.is_float():
-        whole = pl.col(name).cast(pl.Int64, strict=False)
-        text = pl.when(whole == pl.col(name)).then(whole.cast(pl.String)).otherwise(pl.col(name).cast(pl.String))
-        return table.select(text.alias(name))[name]
-    return column.cast(pl.String, strict=False)
-
-
 def _items_of(batch: Batch, columns: Columns, seen: SeenKeys, settings: TableOptions) -> pl.DataFrame:
     """The items of a batch of events that were not met before in the file."""
     own = Batch(batch.table, batch.table.height, batch.source)
@@ -323,7 +309,7 @@ def _event_part(batch: Batch, settings: TableOptions, file: Path, items: pl.Data
     table = batch.table.drop(LINE)
     for name in ("query", "surface", "request_id"):
         if name in table.columns:
-            text = _text(table, name)
+            text = as_text(table, name)
             table = table.with_columns(text.set(text.is_in(settings.null_words), None))
     tables: dict[str, Any] = {} if items is None else {"items": items}
     if settings.chain and (lowest := settings.lowest_event) is not None:
@@ -395,7 +381,7 @@ def _items_from_properties(files: Sequence[Path], settings: TableOptions) -> Ite
         columns = Columns(mapping, list(mapping), "item_properties", file, late=False)
         for batch in _named_batches(file, settings, columns, None, None, []):
             _clean_ids(batch, ("item_id",), settings, file)
-            batch.table = batch.table.with_columns(_text(batch.table, "property"), _text(batch.table, "value"))
+            batch.table = batch.table.with_columns(as_text(batch.table, "property"), as_text(batch.table, "value"))
             rows = batch.table.filter(pl.col("property").is_in(list(wanted.values()))).select(*mapping)
             batch.count("rows of item properties, joined to one row an item", batch.table.height)
             kept = rows if kept is None else pl.concat([kept, rows])
