@@ -17,7 +17,6 @@ def validate(config: Config) -> None:
     _check_model(config.model)
     _check_ranking(config.model, config.training)
     _check_training(config)
-    seconds_of(config.preference.since, "preference.since")
 
 
 def seconds_of(value: str | None, key: str) -> int | None:

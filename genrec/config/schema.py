@@ -296,7 +296,6 @@ class PreferenceConfig:
     levels: dict[str, float] = setting(
         {}, "Value of a stage of the feedback chain, or of `similar` and `unrelated` items without an impression."
     )
-    click: str | None = setting(None, "Stage that counts as a click; null: the first after an impression.")
     order: str | None = setting(None, "Stage that counts as an order; null: the deepest.")
     reward: dict[str, float] = setting(
         {"click": 1.0, "next": 0.0, "both": 0.0, "relevance": 0.1},
@@ -308,19 +307,14 @@ class PreferenceConfig:
     )
     max_requests: int = setting(20_000, "Newest requests that are used from each part.", ge=1)
     epochs: int = setting(1, "Epochs of each phase.", ge=1)
-    batch_size: int = setting(64, "Requests per step.", ge=1)
     learning_rate: float = setting(2e-4, "Learning rate.", gt=0)
     anchor: float = setting(0.5, "Weight of supervised learning on the chosen item.", ge=0)
-    beam: int = setting(20, "Candidates from the model's own beam.", ge=1)
-    samples: int = setting(8, "Samples per request: items (grpo) or lists (plackett-luce).", ge=2)
     kl: float = setting(0.05, "Weight of the divergence from the reference (grpo).", ge=0)
     teacher: str = setting(
         "dense",
         "Teacher over the beam: retrieval head, re-ranker, ranking head or reward model (distil).",
         choices=("dense", "fused", "ranking", "reward"),
     )
-    since: str | None = setting(None, "Use only requests from this time on: ISO (UTC) or Unix seconds.")
-    checkpoint: str | None = setting(None, "Model folder to start from instead of the run's model.")
     tolerance: float = setting(0.02, "Acceptance gate: maximum relative loss of Recall and nDCG.", ge=0)
     in_run: bool = setting(False, "`genrec run` includes this stage.")
 

@@ -36,19 +36,16 @@ class Levels:
     unrelated: float
 
     @classmethod
-    def build(
-        cls, chain: Sequence[str], weights: Mapping[str, float], click: str | None = None, order: str | None = None
-    ) -> Levels:
-        """Levels of a chain.
+    def build(cls, chain: Sequence[str], weights: Mapping[str, float], order: str | None = None) -> Levels:
+        """Levels of a chain, whose click is the first stage beyond an impression.
 
         Stages without a given weight get one by rule: an impression .5, the first stage beyond it 1, the deepest 2, the
         others evenly between; items without an impression .2 where similar, else 0. Raises ``UserError`` for a stage
         that is not in the chain and for weights that fall along it.
         """
         chain = tuple(chain)
-        for name, value in (("click", click), ("order", order)):
-            if value is not None and value not in chain:
-                raise UserError(f"preference.{name}: '{value}' is not one of {', '.join(chain)}")
+        if order is not None and order not in chain:
+            raise UserError(f"preference.order: '{order}' is not one of {', '.join(chain)}")
         unknown = [name for name in weights if name not in (*chain, *UNOBSERVED)]
         if unknown:
             raise UserError(f"preference.levels: '{unknown[0]}' is not one of {', '.join((*chain, *UNOBSERVED))}")
@@ -60,14 +57,13 @@ class Levels:
                 f"preference.levels: weights {values.tolist()} of {', '.join(chain)} must not fall along the chain "
                 "or below 0"
             )
-        clicked = chain.index(click) if click else first
         ordered = chain.index(order) if order else len(chain) - 1
-        if ordered < clicked:
+        if ordered < first:
             raise UserError(
-                f"preference.order: '{chain[ordered]}' comes before preference.click = '{chain[clicked]}' in the chain"
+                f"preference.order: '{chain[ordered]}' comes before the click '{chain[first]}' in the chain"
             )
         similar, unrelated = (float(weights.get(name, usual)) for name, usual in UNOBSERVED.items())
-        return cls(chain, values, clicked, ordered, similar, unrelated)
+        return cls(chain, values, first, ordered, similar, unrelated)
 
 
 @dataclass(frozen=True)

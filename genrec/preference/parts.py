@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from genrec.config.checks import seconds_of
 from genrec.config.schema import PreferenceConfig
 from genrec.data.dataset import TEST, TRAIN, VALID, Requests
 from genrec.data.rates import FeedbackRates
@@ -38,18 +37,12 @@ def split_by_time(feedback: Feedback, settings: PreferenceConfig, seed: int, val
     """Training requests divided by time, and the held-out ones. ``UserError`` where a part would be empty."""
     train = np.flatnonzero((feedback.split == TRAIN) & (feedback.history_lengths > 0))
     times = feedback.times[train]
-    since = seconds_of(settings.since, "preference.since")
-    if since is None:
-        bounds = (np.array([FEATURES_FRACTION, FEATURES_FRACTION + REWARD_FRACTION]) * len(train)).astype(int)
-        cuts = [int(times[min(bound, len(times) - 1)]) for bound in bounds] if len(times) else [0, 0]
-    else:
-        earlier = times[times < since]
-        fraction = FEATURES_FRACTION / (FEATURES_FRACTION + REWARD_FRACTION)
-        cuts = [int(earlier[int(fraction * len(earlier))]) if len(earlier) else since, since]
+    bounds = (np.array([FEATURES_FRACTION, FEATURES_FRACTION + REWARD_FRACTION]) * len(train)).astype(int)
+    cuts = [int(times[min(bound, len(times) - 1)]) for bound in bounds] if len(times) else [0, 0]
     reward, policy = train[(times >= cuts[0]) & (times < cuts[1])], train[times >= cuts[1]]
     for name, part in (("the reward model", reward), ("the policy", policy)):
         if not len(part):
-            raise UserError(f"preference: no training request is left for {name}; change preference.since or add days")
+            raise UserError(f"preference: no training request is left for {name}; the log is too short")
     held = {}
     for name, split in (("valid", VALID), ("test", TEST)):
         rows = np.flatnonzero((feedback.split == split) & (feedback.history_lengths > 0))

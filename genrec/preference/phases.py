@@ -35,6 +35,8 @@ from genrec.ranking.ranker import seen_mask
 
 Outcome = tuple[Tensor, dict[str, float]]
 # What no run has had a reason to tune. The values are the papers' or those of the first sweep on Beauty and KuaiRand.
+BEAM = 20  # candidates of the model's own beam
+SAMPLES = 8  # of a request: items (grpo) or lists (plackett-luce)
 BETA = 0.1  # dpo: scale of the implicit reward, as in the DPO paper
 NEGATIVES = 12  # dpo: worse items of a list
 WEIGHT_LIMIT = 3.0  # dpo: pair weights lie between 1 / this and this
@@ -96,7 +98,7 @@ class PhaseTrainer:
 
     def _search_beams(self, value: Callable[[PolicyRequests, Tensor], Tensor] | None) -> None:
         """Every request's beam, and ``value`` of its items."""
-        width = self.settings.beam
+        width = BEAM
         self.beams = torch.full((len(self.feedback), width), -1, dtype=torch.long)
         self.values = torch.zeros(len(self.feedback), width)
         for rows, inputs in chunks(
@@ -187,7 +189,7 @@ class PhaseTrainer:
     def _grpo(self, inputs: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
         settings, trie = self.settings, self.policy.trie
         targets, known = self._chosen(inputs, rows)
-        drawn = self.policy.sample(inputs, settings.samples, generator_on(inputs.device, generator))
+        drawn = self.policy.sample(inputs, SAMPLES, generator_on(inputs.device, generator))
         # Items of the history are not recommended, so they do not count.
         live = ~seen_mask(inputs.requests, trie.n_items).to(inputs.device).gather(1, drawn.items)
         predicted, relevance = self.predict(inputs, drawn.items)
@@ -224,10 +226,10 @@ class PhaseTrainer:
         every = self.policy.steps(inputs, self._paths(torch.cat([ids, targets[:, None]], dim=1))).sum(-1)
         scores = every[:, :-1].masked_fill(~live, _NO_CANDIDATE)
         k = min(LIST_LENGTH, ids.shape[1])
-        drawn = sample_lists(scores, settings.samples, k, generator_on(scores.device, generator))
+        drawn = sample_lists(scores, SAMPLES, k, generator_on(scores.device, generator))
         values = torch.where(live, self.values[rows].to(scores), 0)
-        listed = values[:, None].expand(-1, settings.samples, -1).gather(2, drawn)
-        first = self._paths(ids)[..., 0][:, None].expand(-1, settings.samples, -1).gather(2, drawn)
+        listed = values[:, None].expand(-1, SAMPLES, -1).gather(2, drawn)
+        first = self._paths(ids)[..., 0][:, None].expand(-1, SAMPLES, -1).gather(2, drawn)
         spread = (first[..., :, None] != first[..., None, :]).float().mean((-1, -2))
         gain = discounted_gain(listed)
         utility = gain / gain.mean().abs().clamp(min=1e-6) + _LIST_DIVERSITY * spread

@@ -1,9 +1,8 @@
 """The stage ``genrec prefer``: reward model, phases, acceptance gate, report.
 
 Training requests are divided by time: the first are only counted for features, the next fit the reward model, the last
-train the policy. So the reward model never values what it was fitted on. ``preference.since`` makes the last part one
-day's log, and ``preference.checkpoint`` starts from an earlier decoder: the streaming form. Writes ``RUN/preference``
-(report, reward model) and, if the gate accepts, ``RUN/model_preferred``.
+train the policy. So the reward model never values what it was fitted on. Writes
+``RUN/preference`` (report, reward model) and, if the gate accepts, ``RUN/model_preferred``.
 """
 
 from __future__ import annotations
@@ -53,14 +52,14 @@ from genrec.preference.rewards import check_rewards
 from genrec.preference.training import learn
 from genrec.ranking.candidates import MISSING, CandidateGenerator
 from genrec.ranking.ranker import Ranker
-from genrec.runs.stages import PREFERENCE_KIND, preference_base, preference_key
+from genrec.runs.stages import PREFERENCE_KIND, preference_key
 from genrec.training.distributed import on_gpu
 
 if TYPE_CHECKING:
     from genrec.runs.run import Run
 
 log = logging.getLogger(__name__)
-TARGET, MODEL = "preference", "model_preferred"
+TARGET, BASE, MODEL = "preference", "model", "model_preferred"
 _CHUNK = 256  # requests at a time
 _TEACHER_ITEMS = 50  # candidates of the re-ranker as teacher
 _RERANKER_FLOOR = -30.0  # score of a missing candidate
@@ -73,23 +72,20 @@ def stage_prefer(run: Run) -> GateDecision:
     """
     settings, target = run.config.preference, run.folder / TARGET
     check_rewards(settings.rewards)
-    base = preference_base(run.folder, settings)
-    manifest = open_artifact(base, MODEL_KIND) if settings.checkpoint else run.stages.require("model")
+    manifest = run.stages.require("model")
     if not manifest["info"]["generate"]:
-        raise UserError(f"{base} has no code decoder (training.generate_weight=0): there is no policy to train")
+        raise UserError(
+            f"{run.folder / BASE} has no code decoder (training.generate_weight=0): there is no policy to train"
+        )
     key = preference_key(run.folder, run.config)
     run.save()  # its preference settings are those of the stage from now on
     if is_current(target, PREFERENCE_KIND, key):
         log.info("prefer: up to date (%s)", target)
         return read_decision(target)
-    if manifest["info"].get("ids", run.ids.key) != run.ids.key:
-        raise UserError(
-            f"preference.checkpoint: {base} was made for other semantic IDs than those of {run.folder}; train again"
-        )
     torch.set_flush_denormal(True)
     if run.config.training.threads:
         torch.set_num_threads(run.config.training.threads)
-    return Stage(run, base, key).run()
+    return Stage(run, key).run()
 
 
 def read_decision(folder: Path) -> GateDecision:
@@ -101,21 +97,19 @@ def read_decision(folder: Path) -> GateDecision:
 class Stage:
     """One run of the stage; the methods stand in the order in which ``run`` takes them."""
 
-    def __init__(self, run: Run, base: Path, key: str):
-        """``base``: the model folder the policy starts from; ``key`` identifies everything the result depends on."""
-        self.job, self.key, self.base = run, key, base
+    def __init__(self, run: Run, key: str):
+        """``key`` identifies everything the result depends on."""
+        self.job, self.key, self.base = run, key, run.folder / BASE
         self.settings: PreferenceConfig = run.config.preference
         try:
-            network, self.fitted = load_network(base, len(run.dataset.actions_chain), run.ids)
+            network, self.fitted = load_network(self.base, len(run.dataset.actions_chain), run.ids)
         except RuntimeError as error:
             raise UserError(
-                f"{base} does not fit the run's catalogue ({str(error).splitlines()[0]}); train again"
+                f"{self.base} does not fit the run's catalogue ({str(error).splitlines()[0]}); train again"
             ) from error
         assert isinstance(network, GenerativeRecommender)
         self.policy = Policy(network.to("cuda" if on_gpu(run.config.training.accelerator) else "cpu"))
-        self.levels = Levels.build(
-            feedback_chain(run.dataset), self.settings.levels, self.settings.click, self.settings.order
-        )
+        self.levels = Levels.build(feedback_chain(run.dataset), self.settings.levels, self.settings.order)
         feedback = collect(run.dataset, self.levels)
         self.parts = split_by_time(feedback, self.settings, run.config.seed, run.config.training.valid_requests)
         train = feedback.take(np.flatnonzero(feedback.split == TRAIN))
@@ -255,7 +249,6 @@ class Stage:
         """Write the report and the reward model."""
         report = {
             "gate": decision.to_dict(),
-            "base": str(self.base.name),
             "reward_model": quality,
             "curves": curves,
             "config": to_dict(self.settings),

@@ -24,6 +24,7 @@ from genrec.training.batches import step_seed
 log = logging.getLogger(__name__)
 KIND, STATE = "preference checkpoint", "state.pt"
 CHECKPOINT_STEPS = 100  # about a minute on two CPU cores
+BATCH_SIZE = 64  # requests of a step
 _WARMUP_STEPS = 20
 
 
@@ -77,7 +78,7 @@ def _learn_phase(
     """The steps of phase ``number`` on requests ``rows`` (n,); rows are added to ``curves``."""
     settings, policy = trainer.settings, trainer.policy
     begun = {name: value.clone() for name, value in policy.decoder.state_dict().items()}
-    per_epoch = -(-len(rows) // settings.batch_size)
+    per_epoch = -(-len(rows) // BATCH_SIZE)
     total = per_epoch * settings.epochs
     optimizer = torch.optim.AdamW(policy.decoder.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     first, sums = 0, {}

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from genrec.artifacts.folders import fingerprint, open_artifact, read_json
 from genrec.artifacts.stages import Stage, StageGraph
 from genrec.config.load import check_keys, to_dict
-from genrec.config.schema import Config, PreferenceConfig
+from genrec.config.schema import Config
 from genrec.data.dataset import KIND as DATASET_KIND
 from genrec.data.dataset import VALID, Dataset
 from genrec.data.prepare.pipeline import checksum_index, prepare_key
@@ -139,13 +139,12 @@ def run_stages(folder: Path, config: Config) -> StageGraph:
             return None
         return prepare_key(config, checksum_index(folder / "dataset"))
 
-    preferred_from = ("semantic_ids",) if config.preference.checkpoint else ("model",)
     stages = [
         Stage("dataset", DATASET_KIND, dataset_key),
         Stage("semantic_ids", IDS_KIND, lambda: tokenize_key(config, Dataset(folder / "dataset")), ("dataset",)),
         Stage("candidate_features", FEATURES_KIND, lambda: features_key(key("dataset")), ("dataset",)),
         Stage("reranker", RERANKER_KIND, lambda: reranker_key(config, key("model")), ("model",)),
-        Stage("preference", PREFERENCE_KIND, lambda: preference_key(folder, config), preferred_from),
+        Stage("preference", PREFERENCE_KIND, lambda: preference_key(folder, config), ("model",)),
         Stage("model_preferred", MODEL_KIND, lambda: key("preference"), ("preference",), lambda: _kept(folder)),
     ]
     fits = model_fits(config)
@@ -170,17 +169,11 @@ def reranker_key(config: Config, model_key: str) -> str:
     return fingerprint(RERANKER_VERSION, model_key, to_dict(config.decoding))
 
 
-def preference_base(folder: Path, settings: PreferenceConfig) -> Path:
-    """The model folder that the preference stage starts from."""
-    return Path(settings.checkpoint) if settings.checkpoint else folder / "model"
-
-
 def preference_key(folder: Path, config: Config) -> str:
     """The key of the preference stage, kept or refused."""
-    unread = ("in_run", "checkpoint")
-    settings = {name: value for name, value in to_dict(config.preference).items() if name not in unread}
+    settings = {name: value for name, value in to_dict(config.preference).items() if name != "in_run"}
     made_from = (
-        open_artifact(preference_base(folder, config.preference), MODEL_KIND)["key"],
+        open_artifact(folder / "model", MODEL_KIND)["key"],
         open_artifact(folder / "dataset", DATASET_KIND)["key"],
         open_artifact(folder / "semantic_ids", IDS_KIND)["key"],
     )

@@ -48,7 +48,7 @@ class Bench:
 
     def __init__(self, run: Run, test: bool, output: Path | None, most: int = 0):
         self.run, self.output, self.splits = run, output, ("valid", "test") if test else ("valid",)
-        self.stage = Stage(run, run.folder / "model", "bench")
+        self.stage = Stage(run, "bench")
         if most:
             parts = self.stage.parts
             self.stage.parts = replace(

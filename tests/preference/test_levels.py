@@ -26,17 +26,17 @@ def test_weights_by_rule_and_by_config():
 
 
 @pytest.mark.parametrize(
-    ("weights", "click", "order", "wrong"),
+    ("weights", "order", "wrong"),
     [
-        ({"buy": 1}, None, None, "buy"),
-        ({"click": 3.0}, None, None, "must not fall"),
-        ({}, "purchase", "cart", "before"),
-        ({}, None, "x", "x"),
+        ({"buy": 1}, None, "buy"),
+        ({"click": 3.0}, None, "must not fall"),
+        ({}, "impression", "before the click"),
+        ({}, "x", "x"),
     ],
 )
-def test_wrong_levels_are_named(weights, click, order, wrong):
+def test_wrong_levels_are_named(weights, order, wrong):
     with pytest.raises(UserError, match=wrong):
-        Levels.build(CHAIN, weights, click, order)
+        Levels.build(CHAIN, weights, order)
 
 
 def test_rates_and_reward_are_the_papers_formula():
