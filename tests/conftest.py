@@ -40,7 +40,6 @@ TINY = [
     "training.stride=5",
     "training.batch_size=64",
     "training.accelerator=cpu",
-    "training.threads=1",
     "evaluation.ks=[5,10,20]",
     "evaluation.bootstrap=50",
     "decoding.beam=30",

@@ -76,12 +76,6 @@ def _check_ranking(model: ModelConfig, training: TrainingConfig) -> None:
         )
     if model.stages and not model.ranking and training.progressive != "actions":
         raise UserError("model.stages: nothing learns them; set model.ranking=true or training.progressive=actions")
-    if model.ranking and not model.stages and not training.rank_negatives + training.hard_negatives:
-        raise UserError(
-            "model.ranking: without model.stages it needs training.rank_negatives or training.hard_negatives above 0"
-        )
-    if training.infonce_easy < 1 and not training.hard_negatives:
-        raise UserError("training.infonce_easy: below 1 it needs training.hard_negatives above 0")
 
 
 def _check_training(config: Config) -> None:

@@ -207,15 +207,12 @@ class TrainingConfig:
         choices=("none", "codes", "actions"),
     )
     infonce_easy: float = setting(
-        1.0, "Weight of InfoNCE against random items; the rest is against hard negatives.", ge=0, le=1
+        1.0,
+        "Weight of InfoNCE against random items; the rest is against ignored impressions or mined items.",
+        ge=0,
+        le=1,
     )
-    hard_negatives: int = setting(20, "Hard negatives of a request: ignored impressions, else mined items.", ge=0)
-    rank_weight: float = setting(1.0, "Weight of the ranking loss.", ge=0)
-    rank_pair_weight: float = setting(1.0, "Weight of its pairwise term.", ge=0)
-    rank_share: float = setting(
-        0.25, "Fraction of requests that rank in a step, in logs without impressions.", ge=0, le=1
-    )
-    rank_negatives: int = setting(20, "Random candidates of such a request.", ge=0)
+    rank_pair_weight: float = setting(1.0, "Weight of the pairwise term of the ranking loss.", ge=0)
     generate_share: float = setting(0.5, "Fraction of requests whose codes are learnt in a step.", ge=0, le=1)
     same_time: bool = setting(True, "A request may see other events of its own second.")
     negatives: int | None = setting(
@@ -225,7 +222,6 @@ class TrainingConfig:
     valid_requests: int = setting(4000, "Validation requests scored after each epoch.", ge=0)
     refit: bool = setting(True, "Also fit on train and validation, with everything chosen before.")
     compile: bool = setting(False, "Compile the backbone layers with torch.compile.")
-    threads: int = setting(0, "CPU threads; 0 leaves the choice to torch.", ge=0)
     accelerator: str = setting("auto", "Device: auto, cpu or gpu.")
     strategy: str = setting(
         "auto", "A copy of the network per process, or a sharded network (fsdp).", choices=("auto", "ddp", "fsdp")

@@ -83,8 +83,6 @@ def stage_prefer(run: Run) -> GateDecision:
         log.info("prefer: up to date (%s)", target)
         return read_decision(target)
     torch.set_flush_denormal(True)
-    if run.config.training.threads:
-        torch.set_num_threads(run.config.training.threads)
     return Stage(run, key).run()
 
 

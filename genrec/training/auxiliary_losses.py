@@ -20,6 +20,9 @@ from genrec.objectives.progressive import multi_label_loss, prefix_loss, step_le
 from genrec.objectives.ranking import pairwise, pointwise
 from genrec.objectives.retrieval import full_softmax
 
+HARD_NEGATIVES = 20  # of a request: ignored impressions, else mined items
+RANDOM_CANDIDATES = 20  # besides the hard ones, of a request that ranks
+RANKED_FRACTION = 0.25  # of the requests rank in a step, in logs without impressions
 ROUNDING = 1e-4  # of a score that was summed in another order
 
 
@@ -29,10 +32,9 @@ def hard_contrast(
     encoded: Encoded,
     live: tuple[Tensor, ...],
     requests: Tensor,
-    count: int,
     among: Tensor | None = None,
 ) -> Tensor:
-    """InfoNCE of the targets at ``live`` (rows and columns) against ``count`` hard negatives each.
+    """InfoNCE of the targets at ``live`` (rows and columns) against ``HARD_NEGATIVES`` hard negatives each.
 
     ``requests`` (N, dim) are their unit vectors. Hard negatives are impressions without a reaction where the log has
     impressions, else mined among the items ``among`` (n,), None for all.
@@ -40,9 +42,11 @@ def hard_contrast(
     row, column = live
     shown = batch.on_host.impressions
     if shown is not None:
-        hard = to_device(ignored_impressions(shown, count, len(batch.items), len(encoded.items)), row.device)[row]
+        hard = to_device(ignored_impressions(shown, HARD_NEGATIVES, len(batch.items), len(encoded.items)), row.device)[
+            row
+        ]
     else:
-        hard, _, _ = _mined(network, batch, encoded, row, column, requests, count, among)
+        hard, _, _ = _mined(network, batch, encoded, row, column, requests, among)
     return contrast(requests, network.item_index(encoded.items), batch.targets[live], hard)
 
 
@@ -53,13 +57,12 @@ def _mined(
     row: Tensor,
     column: Tensor,
     requests: Tensor,
-    count: int,
     among: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     # Padding and events that are not visible yet become the target, which mining leaves out anyway.
     targets = batch.targets[row, column]
     history = torch.where(encoded.visible[row, column], batch.items[row], targets[:, None])
-    return mined(requests.detach(), network.item_index(encoded.items).detach(), targets, history, count, among)
+    return mined(requests.detach(), network.item_index(encoded.items).detach(), targets, history, HARD_NEGATIVES, among)
 
 
 def progressive_loss(
@@ -135,12 +138,12 @@ def ranking_loss(
         logits = network.rank(encoded, impressions.row, impressions.column, candidates, impressions.features)
     else:
         row, column = live
-        drawn = (torch.rand(len(row)) < settings.rank_share).nonzero()[:, 0]  # on the host: it decides a shape
+        drawn = (torch.rand(len(row)) < RANKED_FRACTION).nonzero()[:, 0]  # on the host: it decides a shape
         if not len(drawn):
             return encoded.requests.sum() * 0
         drawn = to_device(drawn, row.device)
         row, column = row[drawn], column[drawn]
-        candidates, chance = drawn_candidates(network, batch, encoded, row, column, settings, among)
+        candidates, chance = drawn_candidates(network, batch, encoded, row, column, among)
         reached = torch.zeros(*candidates.shape, 1, dtype=torch.bool, device=row.device)
         reached[:, 0] = True
         # Hard negatives are drawn a thousand times as often as others: uncorrected, a high score would come to mean
@@ -162,7 +165,6 @@ def drawn_candidates(
     encoded: Encoded,
     row: Tensor,
     column: Tensor,
-    settings: TrainingConfig,
     among: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Candidates (N, 1 + random + hard) of each request: the target first, -1 where a random item is the target.
@@ -173,22 +175,13 @@ def drawn_candidates(
     """
     targets = batch.targets[row, column]
     count = len(encoded.items) if among is None else len(among)
-    columns = [targets[:, None]]
-    if settings.rank_negatives:
-        drawn = torch.randint(count, (len(row), settings.rank_negatives), device=row.device)
-        columns.append(drawn if among is None else among[drawn])
-    chance = settings.rank_negatives / count
-    if settings.hard_negatives:
-        vectors = network.retrieval_vectors(encoded.requests[row, column])
-        hard, lowest, share = _mined(network, batch, encoded, row, column, vectors, settings.hard_negatives, among)
-        columns.append(hard)
-    candidates = torch.cat(columns, dim=1)
-    chances = torch.full(candidates.shape, chance, device=row.device)
-    if settings.hard_negatives:
-        with torch.no_grad():
-            scores = network.relevance(encoded.requests[row, column], candidates.clamp(min=0), encoded.items)
-        chances = chances + share[:, None] * (scores >= lowest[:, None] - ROUNDING)
+    random = torch.randint(count, (len(row), RANDOM_CANDIDATES), device=row.device)
+    vectors = network.retrieval_vectors(encoded.requests[row, column])
+    hard, lowest, share = _mined(network, batch, encoded, row, column, vectors, among)
+    candidates = torch.cat([targets[:, None], random if among is None else among[random], hard], dim=1)
+    with torch.no_grad():
+        scores = network.relevance(encoded.requests[row, column], candidates.clamp(min=0), encoded.items)
+    chances = RANDOM_CANDIDATES / count + share[:, None] * (scores >= lowest[:, None] - ROUNDING)
     again = candidates == targets[:, None]
     again[:, 0] = False
-    # Without random negatives, items below the hard ones are never drawn; count them as drawn like one item.
-    return candidates.masked_fill(again, -1), chances.clamp(min=1 / count)
+    return candidates.masked_fill(again, -1), chances

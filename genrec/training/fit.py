@@ -68,8 +68,6 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
         )
     # Adam's second moments of rare rows become denormal and make steps several times slower.
     torch.set_flush_denormal(True)
-    if config.training.threads:
-        torch.set_num_threads(config.training.threads)
     check_launch(config.training)
     join()
     given, config = config, with_query_anchors(copy.deepcopy(config), dataset)

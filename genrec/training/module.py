@@ -122,9 +122,7 @@ class TrainingModule(L.LightningModule):
             else:
                 retrieve = sampled_softmax(requests, self.network.item_index(items[ids]), targets, candidates)
             if settings.infonce_easy < 1:
-                hard = hard_contrast(
-                    self.network, batch, encoded, live, requests, settings.hard_negatives, self.trained_items
-                )
+                hard = hard_contrast(self.network, batch, encoded, live, requests, self.trained_items)
                 retrieve = settings.infonce_easy * retrieve + (1 - settings.infonce_easy) * hard
             loss = loss + settings.retrieve_weight * retrieve
             self.log("train/retrieve", retrieve)
@@ -194,9 +192,9 @@ class TrainingModule(L.LightningModule):
             progress = progressive_loss(self.network, batch, encoded, live, settings)
             total = total + PROGRESSIVE_WEIGHT * progress
             self.log("train/progress", progress)
-        if self.network.ranking is not None and settings.rank_weight:
+        if self.network.ranking is not None:
             rank = ranking_loss(self.network, batch, encoded, live, settings, self.trained_items)
-            total = total + settings.rank_weight * rank
+            total = total + rank
             self.log("train/rank", rank)
         return total
 

@@ -20,7 +20,6 @@ TRAIN_VERSION = 7
 NON_RESULT_SETTINGS = (
     "refit",
     "compile",
-    "threads",
     "accelerator",
     "strategy",
     "checkpoint_minutes",

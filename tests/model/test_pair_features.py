@@ -21,6 +21,7 @@ from genrec.model.pair_features import SCALE, n_pair_features, pair_features
 from genrec.model.query_features import QueryFeatures
 from genrec.objectives.ranking import pairwise, pointwise
 from genrec.retrieval.neighbours import cooccurrence_neighbours
+from genrec.training import auxiliary_losses
 from genrec.training.auxiliary_losses import drawn_candidates, ranking_loss
 from genrec.training.fit import fill_anchors, new_network
 
@@ -135,10 +136,11 @@ def test_no_candidate_tells_that_its_own_person_took_it(world, prepared_run):
     torch.testing.assert_close(mine[:, 0, 1:], without[:, 0, 1:], rtol=0, atol=1e-4)
 
 
-def test_chances_are_how_often_negatives_are_drawn(world, prepared_run):
+def test_chances_are_how_often_negatives_are_drawn(world, monkeypatch):
     """Over many draws, the mean number of times an item is a negative is the chance that corrects the loss."""
     network, batch = world[0], world[1](np.arange(2))
-    settings = replace(prepared_run.config.training, rank_negatives=3, hard_negatives=2)
+    monkeypatch.setattr(auxiliary_losses, "RANDOM_CANDIDATES", 3)
+    monkeypatch.setattr(auxiliary_losses, "HARD_NEGATIVES", 2)
     n_items = network.catalogue.n_items
     with torch.no_grad():
         encoded = network.eval().encode(batch)
@@ -146,7 +148,7 @@ def test_chances_are_how_often_negatives_are_drawn(world, prepared_run):
         counted, said = torch.zeros(len(row), n_items), torch.zeros(len(row), n_items)
         torch.manual_seed(0)
         for _ in range(1500):
-            candidates, chance = drawn_candidates(network, batch, encoded, row, lane, settings)
+            candidates, chance = drawn_candidates(network, batch, encoded, row, lane)
             live = candidates[:, 1:] >= 0
             place = candidates[:, 1:].clamp(min=0)
             counted.scatter_add_(1, place, live.float() / 1500)
@@ -190,11 +192,11 @@ def test_a_ranking_loss_learns_whole_catalogue_odds_from_hard_draws():
     assert found[1][0] < found[1][2]
 
 
-def test_the_ranking_loss_corrects_its_logits(world, prepared_run):
+def test_the_ranking_loss_corrects_its_logits(world, prepared_run, monkeypatch):
     network, batch = world[0], world[1](np.arange(24))
-    settings = replace(
-        prepared_run.config.training, rank_negatives=3, hard_negatives=2, rank_share=1.0, rank_pair_weight=0.5
-    )
+    for name, value in (("RANDOM_CANDIDATES", 3), ("HARD_NEGATIVES", 2), ("RANKED_FRACTION", 1.0)):
+        monkeypatch.setattr(auxiliary_losses, name, value)
+    settings = replace(prepared_run.config.training, rank_pair_weight=0.5)
     with torch.no_grad():
         encoded = network.eval().encode(batch)
         live = row, lane = (batch.targets >= 0).nonzero(as_tuple=True)
@@ -202,7 +204,7 @@ def test_the_ranking_loss_corrects_its_logits(world, prepared_run):
         loss = ranking_loss(network, batch, encoded, live, settings)
         torch.manual_seed(0)
         torch.rand(len(row))  # which requests rank
-        candidates, chance = drawn_candidates(network, batch, encoded, row, lane, settings)
+        candidates, chance = drawn_candidates(network, batch, encoded, row, lane)
         values = network.rank(encoded, row, lane, candidates)[..., 0]
     known, labels = candidates >= 0, torch.zeros_like(candidates, dtype=torch.bool)
     labels[:, 0] = True

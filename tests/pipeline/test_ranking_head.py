@@ -32,8 +32,6 @@ def drawn(tmp_path_factory, tiny_overrides) -> Run:
         "model.reasoning_steps=2",
         "training.progressive=codes",
         "training.infonce_easy=0.6",
-        "training.hard_negatives=4",
-        "training.rank_negatives=5",
     ]
     run = Run.create(None, tiny_overrides(tmp_path_factory.mktemp("runs"), *LEAN, *more))
     stage_train(run)
@@ -119,8 +117,6 @@ def test_the_protocol_needs_a_head_with_stages(drawn, trained_run):
         (["training.progressive=codes"], "model.reasoning_steps above 0"),
         (["training.progressive=actions", "model.reasoning_steps=1"], "name the stages"),
         (["model.stages=[click]"], "nothing learns them"),
-        (["model.ranking=true", "training.rank_negatives=0", "training.hard_negatives=0"], "above 0"),
-        (["training.infonce_easy=0.5", "training.hard_negatives=0"], "hard_negatives above 0"),
         (["model.ranking=true", "model.stages=[click,love]"], "no action 'love'; it has"),
     ],
 )

@@ -201,7 +201,7 @@ def test_up_to_date_is_skipped(job, fitted, fits_nothing, caplog):
     path = fitted["choosing"] / "model.safetensors"
     before = path.stat().st_mtime_ns
     changed = copy.deepcopy(job[0])
-    changed.training.threads, changed.training.refit, changed.evaluation.ks, changed.name = 1, False, [3], "elsewhere"
+    changed.training.refit, changed.evaluation.ks, changed.name = False, [3], "elsewhere"
     changed.training.checkpoint_steps, changed.training.checkpoint_minutes = 3, 0.0
     with caplog.at_level(logging.INFO):
         fit(changed, *job[1:], fitted["choosing"], CHOOSING)
