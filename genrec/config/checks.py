@@ -55,11 +55,9 @@ def _check_data(config: Config) -> None:
 def _check_model(model: ModelConfig) -> None:
     if model.dim % (2 * model.heads):
         raise UserError(f"model.dim: {model.dim} is not a multiple of 2 x model.heads = {2 * model.heads}")
-    if not (model.use_ids or model.use_text or model.use_codes):
-        raise UserError("model: at least one of use_ids, use_text, use_codes must be true")
     for key in ("user_tokens", "summary_tokens"):
-        if getattr(model, key) and not model.use_codes:
-            raise UserError(f"model.{key}: needs code vectors; set model.use_codes=true")
+        if getattr(model, key) and "codes" not in model.item_inputs:
+            raise UserError(f"model.{key}: needs code vectors; add codes to model.item_inputs")
     if model.query_anchors and not model.anchors:
         raise UserError("model.query_anchors: there are no anchors; set model.anchors above 0")
 

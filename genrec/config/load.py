@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from genrec.config.checks import validate
-from genrec.config.schema import PRESETS, Config
+from genrec.config.schema import Config
 from genrec.config.setting import sections, settings
 from genrec.errors import UserError
 
@@ -31,8 +31,7 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     """
     with _reported(str(path or "command line")):
         given = OmegaConf.merge(read_yaml(path) if path is not None else {}, _dotlist(overrides))
-        preset = preset_values(OmegaConf.select(given, "model.preset"))
-        config = _config(OmegaConf.structured(Config), {"model": preset}, given)
+        config = _config(OmegaConf.structured(Config), given)
     validate(config)
     return config
 
@@ -96,15 +95,6 @@ def check_keys(keys: Iterable[str], source: str, schema: type = Config) -> None:
         if key not in valid and not key.startswith(free):
             near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
             raise UserError(f"{source}: unknown key '{key}'; did you mean '{near[0]}'?")
-
-
-def preset_values(name: str | None) -> dict[str, int]:
-    """The sizes of a preset; none without one. ``UserError`` for an unknown name."""
-    if name is None:
-        return {}
-    if name not in PRESETS:
-        raise UserError(f"model.preset: '{name}' is not one of {', '.join(PRESETS)}")
-    return dict(zip(("dim", "layers", "heads", "decoder_layers"), PRESETS[name], strict=True))
 
 
 def _config(*parts: Any) -> Config:

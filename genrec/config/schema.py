@@ -118,25 +118,22 @@ class SemanticIdConfig:
     keyword_share: float = setting(0.5, "Weight of the keywords' mean vector.", ge=0, le=1)
 
 
-# dim, layers, heads, decoder_layers
-PRESETS = {"nano": (32, 1, 1, 1), "small": (64, 1, 2, 1), "base": (128, 2, 4, 1), "large": (256, 4, 8, 2)}
-
-
 @dataclass
 class ModelConfig:
     """The network."""
 
-    preset: str | None = setting(
-        None, "Sizes for `dim`, `layers`, `heads` and `decoder_layers` where these are not given.", choices=PRESETS
-    )
     dim: int = setting(128, "Width of the backbone; a multiple of twice `heads`.", ge=1)
     layers: int = setting(2, "Layers of the backbone.", ge=1)
     heads: int = setting(4, "Attention heads.", ge=1)
     dropout: float = setting(0.3, "Dropout of the backbone.", ge=0, le=1)
     max_length: int = setting(50, "Events of history that are read.", ge=1)
-    use_ids: bool = setting(True, "Item vectors contain a trainable vector per item.")
-    use_text: bool = setting(True, "Item vectors contain the projected text vector.")
-    use_codes: bool = setting(True, "Item vectors contain the vectors of the item's codes.")
+    item_inputs: list[str] = setting(
+        ["ids", "text", "codes"],
+        "What item vectors are made of: a trainable vector per item, the projected text vector, and vectors of the "
+        "codes.",
+        choices=("ids", "text", "codes"),
+        nonempty=True,
+    )
     item_dropout: float = setting(0.1, "Fraction of item id vectors hidden in training, for cold items.", ge=0, le=1)
     time_share: float = setting(
         0.25,

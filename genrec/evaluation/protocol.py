@@ -94,13 +94,7 @@ class Evaluation:
         """Add our rows of a fit; ``model`` names another of the fit's models, ``suffix`` ends the names of its rows."""
         ranker = self.run.ranker(model or fitted)
         config = self.run.config.model
-        parts = {
-            "ids": config.use_ids,
-            "text": config.use_text,
-            "codes": config.use_codes,
-            "anchors": config.anchors > 0,  # co-occurrence, transitions, category, brand
-        }
-        inputs = " + ".join(name for name, used in parts.items() if used)
+        inputs = " + ".join([*config.item_inputs, *(["anchors"] if config.anchors else [])])
         options = SearchOptions(max(self.ks), ranker.modes)
         for task in self.tasks:
             ranked = ranker.rank(task.requests, options)

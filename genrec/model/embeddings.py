@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,9 +21,8 @@ class ItemEncoder(nn.Module):
     code_offsets: Tensor  # (levels,) first row of each level
     code_sizes: Tensor  # (levels,) codes in use at each level
 
-    def __init__(
-        self, catalogue: Catalogue, dim: int, use_ids: bool, use_text: bool, use_codes: bool, item_dropout: float
-    ):
+    def __init__(self, catalogue: Catalogue, dim: int, inputs: Collection[str], item_dropout: float):
+        """``inputs``: some of ``ids``, ``text`` and ``codes``."""
         super().__init__()
         self.item_dropout, self.catalogue = item_dropout, catalogue
         sizes = catalogue.codes.max(dim=0).values + 1
@@ -29,9 +30,9 @@ class ItemEncoder(nn.Module):
         self.register_buffer("code_rows", catalogue.codes + offsets, persistent=False)
         self.register_buffer("code_offsets", offsets, persistent=False)
         self.register_buffer("code_sizes", sizes, persistent=False)
-        self.project = nn.Linear(catalogue.text.shape[1], dim, bias=False) if use_text else None
-        self.ids = nn.Embedding(catalogue.n_items, dim) if use_ids else None
-        self.codes = nn.EmbeddingBag(int(sizes.sum()), dim, mode="sum") if use_codes else None
+        self.project = nn.Linear(catalogue.text.shape[1], dim, bias=False) if "text" in inputs else None
+        self.ids = nn.Embedding(catalogue.n_items, dim) if "ids" in inputs else None
+        self.codes = nn.EmbeddingBag(int(sizes.sum()), dim, mode="sum") if "codes" in inputs else None
         for table in (self.ids, self.codes):
             if table is not None:
                 nn.init.normal_(table.weight, std=0.02)

@@ -57,9 +57,7 @@ class GenerativeRecommender(nn.Module):
         catalogue = catalogue.share()  # it moves with this network alone
         self.config, self.catalogue, self.time_base = config, catalogue, time_base
         dim = config.dim
-        self.item_encoder = ItemEncoder(
-            catalogue, dim, config.use_ids, config.use_text, config.use_codes, config.item_dropout
-        )
+        self.item_encoder = ItemEncoder(catalogue, dim, config.item_inputs, config.item_dropout)
         self.query_encoder = QueryEncoder(catalogue.text.shape[1], dim)
         self.actions = nn.Embedding(n_actions, dim)
         self.query_of_event = nn.Linear(dim, dim, bias=False)

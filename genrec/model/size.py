@@ -29,5 +29,5 @@ def step_flops(
     projection of all ``n_items``.
     """
     softmax = 2.0 * sequences * requests * scored * model.dim
-    text = 2.0 * n_items * text_dim * model.dim if model.use_text else 0.0
+    text = 2.0 * n_items * text_dim * model.dim if "text" in model.item_inputs else 0.0
     return 3 * (encode_flops(model, sequences, events, requests) + softmax + text)

@@ -2,7 +2,7 @@
 untrained one of another size.
 
     python scripts/bench/request.py runs/amazon-beauty                                      # the run's own network
-    python scripts/bench/request.py runs/amazon-beauty model.preset=base model.max_length=60      # an untrained one
+    python scripts/bench/request.py runs/amazon-beauty model.max_length=60      # an untrained one
     over the run's catalogue
 
 Histories are drawn items. Wall and processor milliseconds of one thread, after ten requests to warm up; the tasks take

@@ -80,7 +80,7 @@ log = logging.getLogger("semantic_ids")
 def shared_trunk(base: Run, job: argparse.Namespace) -> Path:
     """The network without decoder and without codes that all rows stand on."""
     config = copy.deepcopy(base.config)
-    config.model.use_codes = False
+    config.model.item_inputs = ["ids", "text"]
     tokenize(config, base.dataset, base.folder / "semantic_ids")
     return fit(config, base.dataset, base.ids, base.folder / "trunk", FitPlan(TRAIN, job.trunk_epochs, generate=False))
 
@@ -118,9 +118,9 @@ def measure(base: Run, backbone_folder: Path, name: str, overrides: list[str], j
     """Fit and score one row; kept in OUTPUT/rows. Raises ``UserError`` where this version does not know one of the
     row's keys."""
     config = load_config(job.config, [*job.overrides, *overrides])
-    config.data, config.model.use_codes, config.training.decoder_epochs = (
+    config.data, config.model.item_inputs, config.training.decoder_epochs = (
         copy.deepcopy(base.config.data),
-        False,
+        ["ids", "text"],
         job.epochs,
     )
     config.training.generate_share = job.generate_share

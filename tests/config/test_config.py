@@ -61,7 +61,7 @@ def test_an_unknown_key_in_a_saved_config():
 
 @pytest.mark.parametrize(
     "override",
-    ["model.dim=wide", "model.use_ids=perhaps", "training.learning_rate=fast", "model=5", "evaluation.ks=ten"],
+    ["model.dim=wide", "model.pointer=perhaps", "training.learning_rate=fast", "model=5", "evaluation.ks=ten"],
 )
 def test_a_wrong_type_names_its_key(tmp_path, override):
     key, value = override.split("=")
@@ -120,8 +120,8 @@ def test_a_value_out_of_range_names_its_key(override):
 
 
 def test_a_network_needs_some_input():
-    with pytest.raises(UserError, match="use_ids"):
-        load_config(None, ["model.use_ids=false", "model.use_text=false", "model.use_codes=false"])
+    with pytest.raises(UserError, match="model.item_inputs: an empty list"):
+        load_config(None, ["model.item_inputs=[]"])
 
 
 def test_overrides_beat_the_file_and_the_later_beats_the_earlier(tmp_path):

@@ -63,14 +63,13 @@ def test_config(path, tmp_path, tiny_overrides):
         ["model.request_time=true", "model.time_share=1", "training.negatives=20", "training.refit=false"],
         [
             "data.options.search_share=0",
-            "model.use_ids=false",
+            "model.item_inputs=[text,codes]",
             "semantic_ids.behaviour_share=0",
             "training.generate_weight=0",
             "decoding.cooccurrence=0",
         ],
         [
-            "model.use_text=false",
-            "model.use_codes=false",
+            "model.item_inputs=[ids]",
             "training.retrieve_weight=0",
             "training.generate_share=1",
             "data.keep_unseen_items=true",

@@ -26,7 +26,7 @@ STEPS = {
         {"progressive": "actions", "infonce_easy": 0.5},
         SIZES,
     ),
-    "without text": ({"use_text": False}, {"negatives": 20}, SIZES),
+    "without text": ({"item_inputs": ["ids", "codes"]}, {"negatives": 20}, SIZES),
 }
 
 

@@ -156,6 +156,6 @@ def test_the_exported_halves_know_them(network, batch):
 
 def test_they_need_codes():
     config = Config()
-    config.model.use_codes, config.model.summary_tokens = False, 2
+    config.model.item_inputs, config.model.summary_tokens = ["ids", "text"], 2
     with pytest.raises(UserError, match=r"model\.summary_tokens"):
         validate(config)

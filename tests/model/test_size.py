@@ -1,4 +1,4 @@
-"""The printed cost against torch's own counter, and presets under what is given beside them."""
+"""The printed cost against torch's own counter."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from genrec.config.load import load_config
 from genrec.config.schema import ModelConfig
-from genrec.errors import UserError
 from genrec.model.backbone import Backbone, sequence_mask
 from genrec.model.reasoning import Reasoning
 from genrec.model.size import encode_flops, step_flops
@@ -35,14 +33,6 @@ def test_a_step_costs_three_passes_softmax_and_text():
     assert step_flops(model, 2, 5, 3, 100, 50, 7) == 3 * (
         encode_flops(model, 2, 5, 3) + 2 * 6 * 100 * 16 + 2 * 50 * 7 * 16
     )
-    assert step_flops(replace(model, use_text=False), 2, 5, 3, 0, 50, 7) == 3 * encode_flops(model, 2, 5, 3)
-
-
-def test_presets_give_way_to_what_is_given(tmp_path):
-    file = tmp_path / "c.yaml"
-    file.write_text("model: {preset: large, layers: 3}\n")
-    assert (lambda m: (m.dim, m.layers, m.heads, m.decoder_layers))(load_config(file).model) == (256, 3, 8, 2)
-    model = load_config(file, ["model.preset=nano", "model.dim=64"]).model
-    assert (model.dim, model.layers, model.heads) == (64, 3, 1)
-    with pytest.raises(UserError, match="model.preset: 'huge' is not one of nano, small, base, large"):
-        load_config(None, ["model.preset=huge"])
+    assert step_flops(replace(model, item_inputs=["ids", "codes"]), 2, 5, 3, 0, 50, 7) == 3 * encode_flops(
+        model, 2, 5, 3
+    )
