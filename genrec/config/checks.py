@@ -36,7 +36,7 @@ def seconds_of(value: str | None, key: str) -> int | None:
 
 
 def _check_data(config: Config) -> None:
-    data, text, size = config.data, config.text, config.semantic_ids.opq_size
+    data, text = config.data, config.text
     if data.target_action is not None and config.split.kind == "leave-last-out":
         raise UserError(
             "data.target_action: leave-last-out holds out each user's last event of any action; use another split.kind"
@@ -48,8 +48,6 @@ def _check_data(config: Config) -> None:
         raise UserError(
             f"text.model: is {text.model}; text.encoder=hf needs a Hugging Face name or a folder, others need null"
         )
-    if size is not None and size & (size - 1):
-        raise UserError(f"semantic_ids.opq_size: must be a power of two, is {size}")
 
 
 def _check_model(model: ModelConfig) -> None:

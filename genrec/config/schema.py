@@ -29,7 +29,6 @@ class DataConfig:
         "an event for the same item as the user's previous one.",
         choices=("keep", "drop-exact", "drop-consecutive"),
     )
-    max_user_events: int | None = setting(None, "Keep only this many of a user's newest events.", ge=1)
     min_user_events: int = setting(1, "Minimum number of events of a user (iterative k-core).", ge=0)
     min_item_events: int = setting(1, "Minimum number of events of an item (iterative k-core).", ge=0)
     keep_unseen_items: bool = setting(False, "Keep catalogue items without any event.")
@@ -81,15 +80,10 @@ class TextConfig:
         choices=("tfidf", "hf", "minilm"),
     )
     dim: int = setting(256, "Width of TF-IDF vectors.", ge=1)
-    min_df: int = setting(2, "Minimum number of texts that contain a term (TF-IDF).", ge=1)
-    character_share: float = setting(
-        0.5, "Weight of character n-grams against words, for typos and model numbers (TF-IDF).", ge=0, le=1
-    )
     model: str | None = setting(None, "Hugging Face name or local folder, with `text.encoder=hf`.")
     query_prefix: str = setting("", "Text that the model expects before a query.")
     item_prefix: str = setting("", "Text that the model expects before an item's text.")
     max_tokens: int = setting(128, "Maximum tokens of a text; the rest is cut off (hf, minilm).", ge=1)
-    cache: str | None = setting(None, "Folder of cached vectors (hf, minilm); null is OUTPUT/text-cache.")
     finetune: bool = setting(False, "Train a projection on query-item and item-item pairs of the training events.")
 
 
@@ -104,18 +98,17 @@ class SemanticIdConfig:
     )
     level_sizes: list[int] | None = setting(None, "Codes per residual level.", ge=1, nonempty=True)
     opq_subcodebooks: int | None = setting(None, "Number of OPQ codes after the residual levels; 0 is no OPQ.", ge=0)
-    opq_size: int | None = setting(None, "Size of an OPQ codebook, a power of two.", ge=1)
     balance: str = setting(
         "last-per-parent",
         "Where the last residual level of rq-opq is balanced: nowhere, over all items, per code, or below each prefix.",
         choices=("none", "last", "last-per-code", "last-per-parent"),
     )
-    fit_queries: bool = setting(False, "Fit codebooks on training queries as well as items, as OneSearch does.")
     behaviour_share: float = setting(
         0.5, "Weight of co-consumption vectors against text vectors; 0 is text alone.", ge=0, le=1
     )
-    keywords: bool = setting(True, "Add vectors of core keywords (brand, category, mined words) to the text vectors.")
-    keyword_share: float = setting(0.5, "Weight of the keywords' mean vector.", ge=0, le=1)
+    keywords: bool = setting(
+        True, "Add the mean vector of core keywords (brand, category, mined words) to the text vectors, half and half."
+    )
 
 
 @dataclass

@@ -180,7 +180,7 @@ def export(
 def _without_paths(config: Config) -> Config:
     """The config without the places of the machine it was trained on."""
     config = copy.deepcopy(config)
-    config.output, config.data.path, config.text.cache = "runs", None, None
+    config.output, config.data.path = "runs", None
     if config.text.model is not None:
         config.text.model = model_name(config.text.model)
     return config

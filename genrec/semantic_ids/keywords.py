@@ -277,8 +277,8 @@ def _best(matrix: sp.csr_matrix, limit: int | np.ndarray) -> sp.csr_matrix:
     return sp.csr_matrix((np.ones(int(kept.sum()), bool), matrix.indices[kept], offsets), shape=matrix.shape)
 
 
-def fuse(vectors: np.ndarray, matches: sp.csr_matrix, keyword_vectors: np.ndarray, share: float) -> np.ndarray:
-    """``norm((1 - share) e + share x mean of the keyword vectors)``: (n, d) float32; without a known keyword, e.
+def fuse(vectors: np.ndarray, matches: sp.csr_matrix, keyword_vectors: np.ndarray) -> np.ndarray:
+    """``norm(e / 2 + mean of the keyword vectors / 2)``: (n, d) float32; without a known keyword, e.
 
     ``vectors`` (n, d) unit or zero, ``matches`` (n, keywords) bool, ``keyword_vectors`` (keywords, d) unit, or zero
     where the encoder knows nothing; such keywords are not counted.
@@ -286,7 +286,7 @@ def fuse(vectors: np.ndarray, matches: sp.csr_matrix, keyword_vectors: np.ndarra
     known = matches.astype(np.float32) @ sp.diags((keyword_vectors != 0).any(1).astype(np.float32))
     count = np.asarray(known.sum(axis=1), np.float32).reshape(-1, 1)
     mean = (known @ keyword_vectors) / np.maximum(count, 1)
-    return np.where(count > 0, unit((1 - share) * vectors + share * mean), vectors).astype(np.float32)
+    return np.where(count > 0, unit((vectors + mean) / 2), vectors).astype(np.float32)
 
 
 assert len(ATTRIBUTES) == 18 and set(COLUMN_TYPES.values()) <= set(ATTRIBUTES)

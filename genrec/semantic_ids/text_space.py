@@ -29,7 +29,7 @@ def text_cache(config: Config) -> Path | None:
     """The folder of vectors by content; none for TF-IDF, which is faster than reading them."""
     if config.text.encoder == "tfidf":
         return None
-    return Path(config.text.cache) if config.text.cache else Path(config.output) / "text-cache"
+    return Path(config.output) / "text-cache"
 
 
 @dataclass
@@ -38,14 +38,13 @@ class TextSpace:
 
     ``keywords``: None where they are off. ``keyword_vectors``: (keywords, d).
 
-    ``share``: weight of the keywords in e'. ``item_keywords``: item_id, keyword, type of the catalogue; empty where
+    ``item_keywords``: item_id, keyword, type of the catalogue; empty where
     they are off.
     """
 
     encoder: TextEncoder
     keywords: KeywordDictionary | None
     keyword_vectors: np.ndarray
-    share: float
     item_keywords: pl.DataFrame
 
     @classmethod
@@ -57,7 +56,7 @@ class TextSpace:
         if config.text.finetune:
             encoder = finetuned(encoder, dataset, texts, config.seed)
         none = pl.DataFrame(schema={"item_id": pl.String, "keyword": pl.String, "type": pl.String})
-        space = cls(encoder, None, np.zeros((0, encoder.dim), np.float32), settings.keyword_share, none)
+        space = cls(encoder, None, np.zeros((0, encoder.dim), np.float32), none)
         if settings.keywords:
             space.keywords = KeywordDictionary.build(items, clicked_pairs(dataset), config.seed)
             space.keyword_vectors = encoder.encode(space.keywords.shown_keywords, "item")
@@ -71,14 +70,14 @@ class TextSpace:
         plain = self.encoder.encode(item_texts(items), "item")
         if self.keywords is None:
             return plain, plain
-        return plain, fuse(plain, self.keywords.of_items(items), self.keyword_vectors, self.share)
+        return plain, fuse(plain, self.keywords.of_items(items), self.keyword_vectors)
 
     def query_vectors(self, queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Vectors e and e' of queries: twice (n, d) float32."""
         plain = self.encoder.encode(queries, "query")
         if self.keywords is None:
             return plain, plain
-        return plain, fuse(plain, self.keywords.of_texts(queries), self.keyword_vectors, self.share)
+        return plain, fuse(plain, self.keywords.of_texts(queries), self.keyword_vectors)
 
     def keywords_of(self, item_id: str) -> list[tuple[str, str]]:
         """(keyword, type) of an item of the catalogue, the order of no meaning.
@@ -121,7 +120,7 @@ class TextSpace:
         """Write encoder, keyword dictionary and the items' keywords (``keywords.parquet``) into an existing folder."""
         self.encoder.save(folder)
         self.item_keywords.write_parquet(folder / ITEM_KEYWORDS)
-        write_json(folder / "text_space.json", {"keywords": self.keywords is not None, "keyword_share": self.share})
+        write_json(folder / "text_space.json", {"keywords": self.keywords is not None})
         if self.keywords is not None:
             self.keywords.save(folder)
             save_file({"vectors": np.ascontiguousarray(self.keyword_vectors)}, folder / VECTORS)
@@ -143,7 +142,7 @@ class TextSpace:
                 f"{folder / VECTORS}: shape {vectors.shape} does not fit its dictionary and encoder; run genrec "
                 f"tokenize again"
             )
-        return cls(encoder, keywords, vectors, settings["keyword_share"], pl.read_parquet(folder / ITEM_KEYWORDS))
+        return cls(encoder, keywords, vectors, pl.read_parquet(folder / ITEM_KEYWORDS))
 
 
 def clicked_pairs(dataset: Dataset) -> pl.DataFrame:

@@ -58,8 +58,7 @@ def tokenize(config: Config, dataset: Dataset, target: Path, words: TextSpace | 
     space = ItemSpace.fit(enhanced, behaviour, settings.behaviour_share)
     vectors = space.vectors(enhanced, behaviour)
     without = _without_vector(vectors)
-    extra = space.vectors(words.query_vectors(_training_queries(dataset))[1]) if settings.fit_queries else None
-    quantized = fit_quantizer(vectors, settings, config.seed, extra)
+    quantized = fit_quantizer(vectors, settings, config.seed)
     popularity = dataset.item_counts(TRAIN)
     codes, resolution = _resolved(quantized, vectors, popularity)
     codebooks = quantized.codebooks
@@ -114,17 +113,6 @@ def _resolved(quantized: Quantized, vectors: np.ndarray, popularity: np.ndarray)
     before = {"independent_coding_rate_before": float((np.bincount(leaf)[leaf] == 1).mean())}
     codes, report = resolve_collisions(quantized.codes, vectors, quantized.codebooks, popularity)
     return codes, asdict(report) | before
-
-
-def _training_queries(dataset: Dataset) -> list[str]:
-    """The distinct queries of training events. ``UserError`` where there are none."""
-    asked = np.unique(np.asarray(dataset.queries)[np.asarray(dataset.split) == TRAIN])
-    texts = [dataset.query_texts[query] for query in asked[asked >= 0]]
-    if not texts:
-        raise UserError(
-            "semantic_ids.fit_queries: the training events have no queries; set it to false, or queries.synthetic"
-        )
-    return texts
 
 
 def query_agreement(

@@ -34,7 +34,7 @@ class VectorCache:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"text.cache: {folder} cannot be made ({error.strerror}); name a folder that can be written"
+                f"text vectors: {folder} cannot be made ({error.strerror}); choose an `output` that can be written"
             ) from error
         self._shards: list[np.ndarray] = []
         self._index = np.zeros((0, 4), np.uint64)  # first key, second key, shard, row; sorted by first key
@@ -67,7 +67,7 @@ class VectorCache:
             _write(self.folder / f"keys-{name}.npy", keys)
         except OSError as error:
             raise UserError(
-                f"text.cache: {self.folder} cannot be written ({error.strerror}); name another folder or make room"
+                f"text vectors: {self.folder} cannot be written ({error.strerror}); set another `output` or make room"
             ) from error
         self._read_new_shards()
 

@@ -14,6 +14,9 @@ from genrec.config.schema import TextConfig
 from genrec.errors import UserError
 from genrec.text.encoder import DESCRIPTION, TextEncoder
 
+MIN_TEXTS = 2  # that contain a term of TF-IDF
+CHARACTER_WEIGHT = 0.5  # of character n-grams against words, for typos and model numbers
+
 
 def fit_encoder(config: TextConfig, texts: Sequence[str], seed: int, cache: Path | None = None) -> TextEncoder:
     """The encoder of a config.
@@ -23,7 +26,7 @@ def fit_encoder(config: TextConfig, texts: Sequence[str], seed: int, cache: Path
     if config.encoder == "tfidf":
         from genrec.text.tfidf import TfidfEncoder
 
-        return TfidfEncoder.fit(texts, config.dim, config.min_df, seed, config.character_share)
+        return TfidfEncoder.fit(texts, config.dim, MIN_TEXTS, seed, CHARACTER_WEIGHT)
     from genrec.text.transformer import TransformerEncoder
 
     return TransformerEncoder.open(config, cache)

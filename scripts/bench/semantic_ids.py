@@ -68,7 +68,6 @@ ROWS = {  # the quantizers, then one part of KHQE changed at a time; what matter
     "text alone": ["semantic_ids.behaviour_share=0"],
     "fine-tuned space": ["text.finetune=true"],
     "another seed": ["seed=7"],  # how much of a difference is chance
-    "queries in the fit": ["semantic_ids.fit_queries=true"],
 }
 COLUMNS = {
     "ICR before": "icr_before", "ICR": "icr", "used L1..2": "used_two", "Gini, worst": "gini", "error": "error", "same L1": "neighbours_one",
@@ -135,9 +134,7 @@ def measure(base: Run, backbone_folder: Path, name: str, overrides: list[str], j
     folder.mkdir(parents=True, exist_ok=True)
     begun = time.process_time()
     same_words = [
-        to_dict(one.text)
-        | {"keywords": one.semantic_ids.keywords, "share": one.semantic_ids.keyword_share, "seed": one.seed}
-        for one in (config, base.config)
+        to_dict(one.text) | {"keywords": one.semantic_ids.keywords, "seed": one.seed} for one in (config, base.config)
     ]
     words = base.ids.words if same_words[0] == same_words[1] else None
     own = SemanticIds.load(tokenize(config, base.dataset, folder / "semantic_ids", words))

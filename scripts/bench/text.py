@@ -133,7 +133,7 @@ def esci_rows(name: str, args: argparse.Namespace) -> list[dict]:
     keywords = KeywordDictionary.build(items, seed=args.seed)
     words = keyword_vectors(encoder, keywords)
     fused = tuple(
-        fuse(part, found, words, 0.5)
+        fuse(part, found, words)
         for part, found in zip(plain, (keywords.of_items(items), keywords.of_texts(queries.to_list())), strict=True)
     )
     rows = []
@@ -163,7 +163,7 @@ def dataset_rows(name: str, args: argparse.Namespace) -> list[dict]:
         encoder = finetuned(base, dataset, texts, args.seed) if trained else base
         seconds = time.perf_counter() - start
         plain, words = encoder.encode(texts, "item"), keyword_vectors(encoder, keywords)
-        for label, vectors in (("off", plain), ("on", fuse(plain, found, words, 0.5))):
+        for label, vectors in (("off", plain), ("on", fuse(plain, found, words))):
             near = faiss.knn(vectors, vectors, NEIGHBOURS + 1, metric=faiss.METRIC_INNER_PRODUCT)[1]
             row = {"encoder": name, "projection": "on" if trained else "off", "keywords": label,
                    f"transitions_in_{NEIGHBOURS}_nearest": ((near[last] == target[:, None]).any(1) & (last != target)).mean(),
@@ -173,7 +173,7 @@ def dataset_rows(name: str, args: argparse.Namespace) -> list[dict]:
                 asked = asked.take(np.random.default_rng(args.seed).permutation(len(asked))[:MAX_SEARCHES])
                 said = [asked.query_texts[query] for query in asked.request_queries]
                 vector = encoder.encode(said, "query")
-                vector = vector if label == "off" else fuse(vector, keywords.of_texts(said), words, 0.5)
+                vector = vector if label == "off" else fuse(vector, keywords.of_texts(said), words)
                 top = faiss.knn(vector, vectors, 10, metric=faiss.METRIC_INNER_PRODUCT)[1]
                 mark = " (synthetic)" if dataset.info["synthetic_queries"] else ""
                 row[f"search recall@10, {kind}{mark}"] = (top == asked.targets[:, None]).any(1).mean()

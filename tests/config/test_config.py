@@ -159,7 +159,6 @@ def test_lists_are_not_shared_between_configs():
         (["data.start_time=soon"], "data.start_time: 'soon' is neither"),
         (["data.start_time=2024-01-02", "data.end_time=2024-01-02"], "data.start_time: 2024-01-02 is not before"),
         (["data.actions=[]"], "data.actions: an empty list"),
-        (["data.max_user_events=0"], "data.max_user_events: must be at least 1"),
         (["split.kind=sessions"], "split.kind: 'sessions' is not one of"),
         (["split.session_by=day"], "split.session_by: 'day' is not one of gap, request"),
         (["split.session_gap=0"], "split.session_gap: must be above 0"),

@@ -223,7 +223,7 @@ def test_fusion_equals_the_formula(dictionary):
     words[0] = 0  # a keyword the encoder does not know is not counted
     matches = np.zeros((3, len(dictionary)), bool)
     matches[0, [0, 1, 2]] = matches[1, 0] = True
-    found = fuse(vectors, type(dictionary.of_texts([""]))(matches), words, 0.5)
+    found = fuse(vectors, type(dictionary.of_texts([""]))(matches), words)
     mean = 0.5 * vectors[0] + 0.5 * (words[1] + words[2]) / 2
     np.testing.assert_allclose(found[0], mean / np.linalg.norm(mean), atol=1e-6)
     np.testing.assert_allclose(found[1:], vectors[1:], atol=1e-6)

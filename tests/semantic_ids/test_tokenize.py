@@ -90,8 +90,8 @@ def test_a_codebook_of_another_encoder_is_refused(synthetic_run, tmp_path):
 @pytest.mark.parametrize(
     "override",
     [
-        "quantizer=rq-kmeans", "quantizer=opq", "level_sizes=[8,4]", "opq_subcodebooks=0", "opq_size=2", "balance=none",
-        "fit_queries=true", "behaviour_share=0",
+        "quantizer=rq-kmeans", "quantizer=opq", "level_sizes=[8,4]", "opq_subcodebooks=0", "balance=none",
+        "behaviour_share=0",
     ],
 )  # fmt: skip
 def test_every_setting_changes_the_codes(synthetic_run, tmp_path, override, no_figures):
@@ -113,19 +113,12 @@ def test_collisions_are_resolved(synthetic_run, tmp_path, no_figures):
     ("override", "named"),
     [
         ("quantizer=kmeans", "rq-kmeans"), ("balance=all", "last-per-parent"), ("level_sizes=[]", "level_sizes"),
-        ("opq_size=48", "power of two"),
         ("opq_subcodebooks=-1", "opq_subcodebooks"),
     ],
 )  # fmt: skip
 def test_impossible_settings_name_their_key(override, named):
     with pytest.raises(UserError, match=named):
         load_config(None, [f"semantic_ids.{override}"])
-
-
-def test_queries_cannot_be_fitted_where_there_are_none(prepare_table, tmp_path, no_figures):
-    dataset = prepare_table(EVENTS, [{"item_id": f"i{item}", "title": f"thing {item}"} for item in range(4)])
-    with pytest.raises(UserError, match="fit_queries"):
-        tokenize(load_config(None, ["semantic_ids.fit_queries=true"]), dataset, tmp_path / "ids")
 
 
 EVENTS = [

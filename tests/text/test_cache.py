@@ -44,5 +44,5 @@ def test_vectors_of_another_width_are_not_mixed_in(tmp_path):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="text.cache: .*cannot be made"):
+    with pytest.raises(UserError, match="text vectors: .*cannot be made"):
         VectorCache(tmp_path / "file" / "folder", 3)

@@ -7,11 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from genrec.config.load import load_config
 from genrec.data.queries import category_queries, title_queries, title_words
 from genrec.inference.recommender import Recommender
 from genrec.retrieval.bm25 import BM25
-from genrec.text.factory import fit_encoder
+from genrec.text.tfidf import TfidfEncoder
 
 TITLES = {
     "chinese": ["新款红茶壶 大容量", "红色连衣裙 夏季", "绿茶 茶叶 礼盒", "不锈钢保温杯"],
@@ -36,7 +35,7 @@ WANTED = {"chinese": 0, "japanese": 1, "thai": 2, "hindi": 2, "russian": 2, "ara
 def test_bm25_and_text_vectors_find_the_item(script):
     titles = TITLES[script]
     assert BM25().fit(titles).score([QUERIES[script]])[0].argmax() == WANTED[script]
-    encoder = fit_encoder(load_config(None, ["text.dim=16", "text.min_df=1"]).text, titles, 0)
+    encoder = TfidfEncoder.fit(titles, 16, 1, 0, 0.5)
     query, items = encoder.encode([QUERIES[script]]), encoder.encode(titles, "item")
     assert (query @ items.T)[0].argmax() == WANTED[script]
 

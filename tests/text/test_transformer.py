@@ -168,8 +168,6 @@ def test_minilm_without_its_package(monkeypatch):
         ("text.encoder=hf", "text.model: is None; text.encoder=hf needs"),
         ("text.model=some/model", "text.model: is some/model; .* others need null"),
         ("text.max_tokens=0", "text.max_tokens: must be at least 1"),
-        ("text.character_share=2", "text.character_share: must lie between 0 and 1"),
-        ("semantic_ids.keyword_share=-1", "semantic_ids.keyword_share: must lie between 0 and 1"),
     ],
 )
 def test_settings_that_cannot_work_are_named(override, message):

@@ -215,10 +215,6 @@ def clean(block: Columns, config: DataConfig, by_split: bool, removed: Counter) 
         again = np.zeros(len(block["user"]), bool)
         again[1:] = (block["user"][1:] == block["user"][:-1]) & (block["item"][1:] == block["item"][:-1])
         block = _filter(block, ~again, removed, "consecutive_repeats")
-    if config.max_user_events is not None and len(block["user"]):
-        lengths = np.diff(np.append(np.flatnonzero(np.diff(block["user"], prepend=-1)), len(block["user"])))
-        from_end = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(block["user"]))
-        block = _filter(block, from_end <= config.max_user_events, removed, "over_max_user_events")
     return block
 
 

@@ -172,7 +172,6 @@ def row_counts(parsed: ParsedLog, ordered: OrderedLog) -> dict:
         "outside_window",
         "duplicates",
         "consecutive_repeats",
-        "over_max_user_events",
         "below_minimum",
     )
     return {

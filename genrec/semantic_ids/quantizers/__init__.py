@@ -46,21 +46,15 @@ class Quantized:
     notes: dict = field(default_factory=dict)
 
 
-def fit_quantizer(
-    vectors: np.ndarray, settings: SemanticIdConfig, seed: int, extra: np.ndarray | None = None
-) -> Quantized:
+def fit_quantizer(vectors: np.ndarray, settings: SemanticIdConfig, seed: int) -> Quantized:
     """Fit the quantizer that `settings.quantizer` names to vectors (n, d), which may be a memory map.
 
-    Vectors `extra` (m, d), such as those of queries, are fitted too but get no codes and are not balanced.
     Sizes follow the number of vectors by `default_sizes` where the settings leave them open; a size beyond it is
     lowered to it, and the log says so. Raises UserError for vectors that are empty or not finite; zero vectors get the
     code nearest to the origin.
     """
     levels, n_sub, sub_size = _sizes(len(vectors), settings)
     flat = [*levels, *[sub_size] * n_sub]
-    items = vectors
-    if extra is not None and len(extra):
-        vectors = np.concatenate([vectors, extra])
     if settings.quantizer == "rq-vae":
         quantized = Quantized(*fit_rq_vae(vectors, flat, seed))
     elif settings.quantizer == "random":
@@ -83,10 +77,6 @@ def fit_quantizer(
                 normalise=is_paper,
             )
         )
-    if vectors is not items:
-        quantized.codes = encode_balanced(
-            quantized.codebooks, items, settings.balance if settings.quantizer == "rq-opq" else "none"
-        )
     quantized.notes |= {"quantizer": settings.quantizer, "sizes": list(quantized.codebooks.sizes)}
     return quantized
 
@@ -95,7 +85,6 @@ def _sizes(n: int, settings: SemanticIdConfig) -> tuple[list[int], int, int]:
     default_levels, n_sub, sub_size = default_sizes(n)
     levels = list(settings.level_sizes or default_levels)
     n_sub = n_sub if settings.opq_subcodebooks is None else settings.opq_subcodebooks
-    sub_size = settings.opq_size or sub_size
     if max([*levels, *[sub_size] * (n_sub > 0)]) > n:
         log.warning(
             "tokenize: %d items are fewer than the codes of a level (%s); that level gets one code per item at most",

@@ -85,14 +85,6 @@ def reference(log: list[dict], config) -> dict:
                 )
             ),
         )
-    if data.max_user_events:
-        remaining_events = Counter(row["user_id"] for row in rows)
-
-        def among_newest(row):
-            remaining_events[row["user_id"]] -= 1
-            return remaining_events[row["user_id"]] < data.max_user_events
-
-        keep("over_max_user_events", among_newest)
     while True:
         users, items = Counter(row["user_id"] for row in rows), Counter(row["item_id"] for row in rows)
         size = len(rows)
@@ -186,8 +178,6 @@ RULES = [
     ["data.min_user_events=4", "data.min_item_events=6"],
     ["data.duplicates=keep"],
     ["data.duplicates=drop-consecutive", "data.min_item_events=5"],
-    ["data.max_user_events=5"],
-    ["data.max_user_events=9", "data.min_user_events=3", "data.min_item_events=5"],
     ["data.actions=[buy,event]"],
     ["data.start_time=600", "data.end_time=2400"],
     ["split.kind=global-time"],
@@ -411,7 +401,6 @@ def test_every_row_is_accounted_for(tmp_path, reader):
         "outside_window",
         "duplicates",
         "consecutive_repeats",
-        "over_max_user_events",
         "below_minimum",
     )
     assert rows["events"] == rows["kept"] + sum(rows[rule] for rule in rules)

@@ -16,7 +16,6 @@ from genrec.semantic_ids.report import quality_report
 SETTINGS = {
     "level_sizes": [16, 8, 4],
     "opq_subcodebooks": 2,
-    "opq_size": 4,
 }
 
 
@@ -97,22 +96,6 @@ def test_zero_vectors_have_codes_and_nan_is_refused(name, clustered):
         fit_quantizer(vectors, SemanticIdConfig(quantizer=name, **SETTINGS), seed=0)
     with pytest.raises(UserError, match="dimensions"):
         encode(quantized.codebooks, np.zeros((2, 9), np.float32))
-
-
-@pytest.mark.parametrize("name", QUANTIZERS)
-def test_extra_vectors_are_fitted_but_get_no_codes(name, clustered):
-    vectors, extra = clustered(200, 6), clustered(100, 6, seed=3) + 2
-    settings = SemanticIdConfig(quantizer=name, **SETTINGS)
-    quantized = fit_quantizer(vectors, settings, 0, extra)
-    assert quantized.codes.shape == (200, 5)
-    alone = fit_quantizer(vectors, settings, 0)
-    table = "rotation" if name == "opq" else "residual.0"
-    assert not np.array_equal(quantized.codebooks.to_arrays()[table], alone.codebooks.to_arrays()[table])
-    if name == "rq-opq":
-        prefix = quantized.codes[:, 0] * 8 + quantized.codes[:, 1]
-        for parent in np.unique(prefix):  # the items alone are balanced, below each prefix, over 4 codes
-            below = quantized.codes[prefix == parent, 2]
-            assert np.bincount(below).max() <= -(-len(below) // 4)
 
 
 def test_rq_vae_reports_collapse(monkeypatch, caplog):
