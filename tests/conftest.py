@@ -41,7 +41,6 @@ TINY = [
     "training.batch_size=64",
     "training.accelerator=cpu",
     "evaluation.ks=[5,10,20]",
-    "evaluation.bootstrap=50",
     "decoding.beam=30",
     "decoding.dense=40",
     "decoding.cooccurrence=20",

@@ -263,7 +263,6 @@ class EvaluationConfig:
     )
     max_requests: int = setting(0, "Maximum requests of a kind, drawn at random; 0 is all.", ge=0)
     sasrec: dict[str, Any] = setting({}, "Overrides of `model` and `training` for the SASRec row.")
-    bootstrap: int = setting(1000, "Resamples behind each interval.", ge=1)
 
 
 @dataclass

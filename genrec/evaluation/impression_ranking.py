@@ -31,7 +31,6 @@ class AreaResult:
     name: str
     title: str
     seed: int
-    bootstrap: int
     notes: list[str] = field(default_factory=list)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     resampled: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
@@ -45,9 +44,7 @@ class AreaResult:
         for index, stage in enumerate(stages):
             one = scores[:, index], labels[:, index], users
             found |= {f"{stage}_auc": auc(*one[:2]), f"{stage}_gauc": gauc(*one)}
-            drawn |= {
-                f"{stage}_{name}": values for name, values in bootstrap_areas(*one, self.seed, self.bootstrap).items()
-            }
+            drawn |= {f"{stage}_{name}": values for name, values in bootstrap_areas(*one, self.seed).items()}
         self.metrics[model], self.resampled[model] = found, drawn
         log.info("%-34s %s", model, " ".join(f"{name} {value:.4f}" for name, value in found.items()))
 
@@ -126,7 +123,7 @@ def head_areas(run, ranker, split: str, last: int) -> tuple[AreaResult, Impressi
     config, info = run.config, dataset.info
     rows = Rows(shown, shown.rows(slates)[0])
     notes = _notes(shown, rows, slates, split, last, info)
-    result = AreaResult("ranking", f"Ranking what was shown, {split}", config.seed, config.evaluation.bootstrap, notes)
+    result = AreaResult("ranking", f"Ranking what was shown, {split}", config.seed, notes)
     index, logits = head_scores(network, ranker.collator(dataset.query_texts), dataset, shown, slates)
     result.add(HEAD, logits[np.argsort(index)], rows.labels, rows.users, stages)
     return result, shown, rows

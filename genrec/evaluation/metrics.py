@@ -166,7 +166,13 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
 
     nan where one of the two labels is missing.
     """
-    return float(_weighted_auc(*_by_score(scores, labels), np.ones((1, len(scores))))[0])
+    from scipy.stats import mannwhitneyu
+
+    labels = np.asarray(labels, bool)
+    positive, negative = np.asarray(scores)[labels], np.asarray(scores)[~labels]
+    if not len(positive) or not len(negative):
+        return float("nan")
+    return float(mannwhitneyu(positive, negative, method="asymptotic").statistic) / (len(positive) * len(negative))
 
 
 def user_aucs(scores: np.ndarray, labels: np.ndarray, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -46,9 +46,7 @@ def swapped(requests: Requests, seed: int) -> Requests:
     return replace(theirs, request_queries=requests.request_queries, targets=requests.targets)
 
 
-def ask(
-    rank: Callable[[Requests], np.ndarray], requests: Requests, seed: int, bootstrap: int
-) -> PersonalisationRequests:
+def ask(rank: Callable[[Requests], np.ndarray], requests: Requests, seed: int) -> PersonalisationRequests:
     """Rank the requests that have a history in each of ``WAYS``; ``rank``: requests -> ranked ids (N, 10)."""
     requests = requests.take(np.flatnonzero(np.diff(requests.offsets) > 0))
     variants = dict(zip(WAYS, (requests, without_history(requests), swapped(requests, seed)), strict=True))
@@ -60,7 +58,7 @@ def ask(
     own, none, _ = WAYS
     for name in METRICS:
         for other in WAYS[1:]:
-            difference = paired_test(result.metrics[own][name], result.metrics[other][name], seed, bootstrap)
+            difference = paired_test(result.metrics[own][name], result.metrics[other][name], seed)
             label = "personalised minus unpersonalised" if other == none else f"own minus {other}"
             result.notes.append(f"{label}, {name}: {difference_text(*difference)}")
     same = overlap(ranked[own], ranked[none])
@@ -123,9 +121,7 @@ def example(requests: Requests, asked: PersonalisationRequests, titles: list[str
     return {"query": query, "answers without a history": name(asked.ranked[none][pair[0]][:SHOWN]), "people": people}
 
 
-def draw(
-    path: Path, asked: PersonalisationRequests, title: str, seed: int, bootstrap: int, metric: str = "recall@10"
-) -> None:
+def draw(path: Path, asked: PersonalisationRequests, title: str, seed: int, metric: str = "recall@10") -> None:
     """A figure of the metric in each way, by length of the history."""
     ends = [*LENGTHS[1:], int(asked.lengths.max()) + 1]
     slices = {"all": asked.lengths > 0}
@@ -138,7 +134,7 @@ def draw(
             Bar(
                 label,
                 float(values[metric][rows].mean()),
-                *bootstrap_interval(values[metric][rows], seed, bootstrap),
+                *bootstrap_interval(values[metric][rows], seed),
                 int(rows.sum()),
             )
             for label, rows in slices.items()

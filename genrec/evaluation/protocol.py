@@ -83,7 +83,7 @@ class Evaluation:
             values |= {RAW + name: value for name, value in found.items()}
         intervals = {}
         for name in (name for name in values if name.endswith("@10")):
-            intervals[name] = bootstrap_interval(values[name], config.seed, config.evaluation.bootstrap)
+            intervals[name] = bootstrap_interval(values[name], config.seed)
         means = {name: float(value.mean()) for name, value in values.items()}
         self.rows.append(Row(model, inputs, fitted, task.name, task.query_kind, means, intervals, request_time))
         self.hits[model, fitted, task.query_kind] = values
@@ -131,9 +131,7 @@ class Evaluation:
 
     def _difference(self, ours: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> str:
         config = self.run.config
-        return difference_text(
-            *paired_test(ours["recall@10"], other["recall@10"], config.seed, config.evaluation.bootstrap)
-        )
+        return difference_text(*paired_test(ours["recall@10"], other["recall@10"], config.seed))
 
     def per_request(self) -> dict[str, PerRequest]:
         """Recall@10 by request of the recommendation rows fitted on train, for the slice figures."""

@@ -23,7 +23,6 @@ class ProtocolResult:
     name: str
     title: str
     seed: int
-    bootstrap: int
     notes: list[str] = field(default_factory=list)
     values: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     subject: str = FUSED  # the row that the others are compared with
@@ -41,9 +40,7 @@ class ProtocolResult:
             {
                 "model": model,
                 "metrics": {name: float(value.mean()) for name, value in metrics.items()},
-                "intervals": {
-                    name: bootstrap_interval(value, self.seed, self.bootstrap) for name, value in metrics.items()
-                },
+                "intervals": {name: bootstrap_interval(value, self.seed) for name, value in metrics.items()},
             }
             for model, metrics in self.values.items()
         ]
@@ -56,7 +53,7 @@ class ProtocolResult:
         lines = []
         for model, metrics in self.values.items():
             if model != self.subject:
-                found = paired_test(self.values[self.subject][name], metrics[name], self.seed, self.bootstrap)
+                found = paired_test(self.values[self.subject][name], metrics[name], self.seed)
                 lines.append(f"{self.title}: {short} minus {model}, {name}: {difference_text(*found)}")
         return lines
 

@@ -73,7 +73,7 @@ class Protocols:
         head += f"; model and baselines fitted on {self.fitted}"
         if info["synthetic_queries"] or self.run.config.data.reader == "product-search":
             head += "; queries are SYNTHETIC"
-        return ProtocolResult(name, title, self.run.config.seed, self.run.config.evaluation.bootstrap, [head, *notes])
+        return ProtocolResult(name, title, self.run.config.seed, [head, *notes])
 
     def ours(self) -> dict[str, Answerer]:
         """Our model's answers, by row."""
@@ -216,7 +216,6 @@ class Protocols:
                     result.values[f"{name}, with history"][first],
                     result.values[name][first],
                     result.seed,
-                    result.bootstrap,
                 )
                 result.notes.append(f"personalised minus unpersonalised, {name}, {first}: {difference_text(*found)}")
             results.append(result)
@@ -285,7 +284,7 @@ class Protocols:
             result = self.result("personalisation", f"Personalised search ({kind})", notes)
             for name, answerer in self.ours().items():
                 rank = partial(_first_ten, answerer, k)
-                asked = personal.ask(rank, chosen, result.seed, result.bootstrap)
+                asked = personal.ask(rank, chosen, result.seed)
                 for way, metrics in asked.metrics.items():
                     result.add(f"{name}, {way}", metrics)
                 result.notes += [f"{name}: {note}" for note in asked.notes]
@@ -321,7 +320,7 @@ PROTOCOLS: dict[str, Callable[..., list[Any]]] = {
 
 def _personal_figure(result: ProtocolResult, asked: personal.PersonalisationRequests) -> Callable[[Path], None]:
     title = f"{result.title}: what the history is worth"
-    return lambda path: personal.draw(path, asked, title, result.seed, result.bootstrap)
+    return lambda path: personal.draw(path, asked, title, result.seed)
 
 
 def _first_ten(answerer: Answerer, k: int, requests: Requests) -> np.ndarray:

@@ -251,9 +251,7 @@ def _decide(run: Run, candidate: Run, present: Ranker) -> GateDecision:
         for name in ("before", "after")
     }
     config = run.config
-    return decide(
-        measured["before"], measured["after"], config.preference.tolerance, config.seed, config.evaluation.bootstrap
-    )
+    return decide(measured["before"], measured["after"], config.preference.tolerance, config.seed)
 
 
 def _without_new_items(requests: Requests, n_items: int) -> Requests:

@@ -135,7 +135,7 @@ class GateDecision:
         return asdict(self)
 
 
-def decide(before: Measured, after: Measured, tolerance: float, seed: int, bootstrap: int = 1000) -> GateDecision:
+def decide(before: Measured, after: Measured, tolerance: float, seed: int) -> GateDecision:
     """Keep the new decoder if nothing fell beyond its tolerance and a measure of lists or scores rose.
 
     Recall and nDCG may fall by the fraction ``tolerance``, but not significantly; AUC, GAUC and reward nDCG by
@@ -148,9 +148,7 @@ def decide(before: Measured, after: Measured, tolerance: float, seed: int, boots
         if name in before.paired:
             both = np.isfinite(before.paired[name]) & np.isfinite(after.paired[name])
             if both.any():
-                _, row.low, row.high, row.p = paired_test(
-                    after.paired[name][both], before.paired[name][both], seed, bootstrap
-                )
+                _, row.low, row.high, row.p = paired_test(after.paired[name][both], before.paired[name][both], seed)
         row.fault = _fault(row, tolerance)
         rows.append(row)
     faults = [row.fault for row in rows if row.fault]

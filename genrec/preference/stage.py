@@ -143,7 +143,7 @@ class Stage:
         work = run.folder / f".{TARGET}-{self.key}"
         curves = learn(self.trainer(model), work, self.key, run.config.seed)
         after = self.measure("valid")
-        decision = decide(before, after, self.settings.tolerance, run.config.seed, run.config.evaluation.bootstrap)
+        decision = decide(before, after, self.settings.tolerance, run.config.seed)
         if decision.kept:
             self._keep()
         log.info("prefer: %s: %s", "kept" if decision.kept else "REFUSED", "; ".join(decision.reasons))

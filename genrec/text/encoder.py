@@ -52,9 +52,8 @@ class TextEncoder(ABC):
 
 
 def encoder_key(config: TextConfig) -> str:
-    """A fingerprint of the settings that change vectors: not the folder of the cache."""
-    settings = to_dict(config)
-    return fingerprint({name: value for name, value in settings.items() if name != "cache"})
+    """A fingerprint of the settings that change vectors."""
+    return fingerprint(to_dict(config))
 
 
 def item_texts(items: pl.DataFrame) -> list[str]:

@@ -22,7 +22,6 @@ SMALL = [
     "training.epochs=1",
     "training.valid_requests=50",
     "evaluation.sasrec={}",
-    "evaluation.bootstrap=20",
 ]
 
 

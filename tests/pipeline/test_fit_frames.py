@@ -20,7 +20,6 @@ TINY = {
     "model": {"dim": 16, "heads": 2, "layers": 1, "max_length": 10},
     "training": {"epochs": 1, "batch_size": 64, "accelerator": "cpu", "refit": False, "decoder_epochs": 1},
     "decoding__beam": 20,
-    "evaluation__bootstrap": 20,
 }
 
 

@@ -19,7 +19,6 @@ LEAN = [
     "evaluation.baselines=[popularity]",
     "training.epochs=1",
     "training.decoder_epochs=1",
-    "evaluation.bootstrap=30",
 ]
 
 

@@ -105,7 +105,6 @@ def test_impressions_are_compared_for_rows_with_a_ranking_head(little, tmp_path,
         "model.stages=[click,cart]",
         "split.kind=global-time",
         "training.decoder_epochs=0",
-        "evaluation.bootstrap=50",
     ]
     folder = run_sweep(little, tiny_overrides(tmp_path, *given))
     areas = json.loads((folder / "sweep.json").read_text())["impressions"]

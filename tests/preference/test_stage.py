@@ -299,5 +299,5 @@ def measured(recall, coverage=0.5, auc=0.6):
     ],
 )
 def test_what_the_gate_keeps(after, kept, why):
-    decision = decide(measured(0.10), after, 0.02, 0, 200)
+    decision = decide(measured(0.10), after, 0.02, 0)
     assert decision.kept == kept and why in " ".join(decision.reasons)
