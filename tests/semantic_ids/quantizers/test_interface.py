@@ -30,8 +30,8 @@ def test_codes_and_sizes(fitted):
     sizes = quantized.codebooks.sizes
     assert quantized.codes.shape == (400, 5) and quantized.codes.dtype == np.int64
     assert (quantized.codes >= 0).all() and (quantized.codes < sizes).all()
-    # equal code size: 16 * 8 * 4 * 4 * 4 = 2^13; flat OPQ has one size for all levels
-    assert np.log2(sizes).sum() == pytest.approx(13, abs=3) if name == "opq" else sizes == (16, 8, 4, 4, 4)
+    # equal code size: 16 * 8 * 4 * 8 * 8 = 2^15; flat OPQ has one size for all levels
+    assert np.log2(sizes).sum() == pytest.approx(15, abs=3) if name == "opq" else sizes == (16, 8, 4, 8, 8)
     assert quantized.notes["quantizer"] == name
 
 
