@@ -71,13 +71,19 @@ def compare(
             "--seeds", help="They are seeds of one setting: means, deviations, and the fused row against the others."
         ),
     ] = False,
+    rank: Annotated[
+        bool,
+        typer.Option("--rank", help="One order of the models over runs of any data sets: every metric votes (Borda)."),
+    ] = False,
     split: Split = "test",
     output: Annotated[Path | None, typer.Option(help="Also write the table here, as Markdown.")] = None,
 ) -> None:
     """Evaluated runs side by side, paired request by request: each against the first, or together as seeds."""
-    from genrec.evaluation.compare import compare as side_by_side
+    from genrec.evaluation import compare as comparison
 
-    table = side_by_side(runs, split, seeds)
+    if rank and seeds:
+        raise UserError("--rank and --seeds are two ways to join runs; give one of them")
+    table = comparison.rank(runs, split) if rank else comparison.compare(runs, split, seeds)
     console.print(table, highlight=False, markup=False, soft_wrap=True)
     if output:
         write_text(output, table)

@@ -19,6 +19,7 @@ from genrec.errors import UserError
 from genrec.evaluation.metrics import bootstrap_interval, difference_text, paired_test
 from genrec.evaluation.protocol import OUR_NAMES
 from genrec.evaluation.report import FITTED_ON, RAW
+from genrec.evaluation.social_choice import Electorate, standings
 
 FILE = "per_request.npz"
 KEPT = ("recall@10", "ndcg@10", f"{RAW}recall@10", f"{RAW}ndcg@10")
@@ -122,6 +123,37 @@ def compare(runs: Sequence[Path], split: str = "test", pooled: bool = False, see
         "Brackets: 95 % bootstrap over requests"
         + (" of each request's mean over runs; deviation: over runs." if pooled else ".")
     )
+    return "\n".join(lines) + "\n"
+
+
+def rank(runs: Sequence[Path], split: str = "test", seed: int = 0) -> str:
+    """One order of the models over runs of any data sets: a Markdown table for each kind of request.
+
+    Voters are Recall@10 and nDCG@10 of each run, fitted on train; models are those that all runs measured. Raises
+    ``UserError`` where fewer than two are.
+    """
+    answers = [Answers.read(run, split) for run in runs]
+    lines = [f"{split} split, fitted on train; Recall@10 and nDCG@10 of each run vote", ""]
+    for task in dict.fromkeys(task for one in answers for task in one.fingerprints):
+        measured = {
+            one.name: {key[2]: row for key, row in one.values.items() if key[:2] == (task, "train")}
+            for one in answers
+            if task in one.fingerprints
+        }
+        models = [name for name in next(iter(measured.values())) if all(name in rows for rows in measured.values())]
+        electorates = [
+            Electorate(name, np.array([[rows[model][metric] for metric in KEPT[:2]] for model in models]))
+            for name, rows in measured.items()
+        ]
+        title = task if task == RECOMMENDATION else f"search ({task})"
+        lines += [f"**{title}**: {', '.join(measured)}", "", "| model | Borda | majorities won, lost | first in |"]
+        lines += ["| --- " * 4 + "|"]
+        lines += [
+            f"| {one.model} | {one.borda:.3f} | {one.wins}, {one.losses} | {one.first:.0%} |"
+            for one in standings(models, electorates, seed)
+        ]
+        lines.append("")
+    lines.append("Borda: mean fraction of rivals beaten. Majorities: pairwise. First in: of 200 bootstrap draws.")
     return "\n".join(lines) + "\n"
 
 

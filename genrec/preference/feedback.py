@@ -15,7 +15,10 @@ import polars as pl
 
 from genrec.data.dataset import Dataset, Requests
 from genrec.data.impressions import SlateLog, events_before, query_indices, split_slates
+from genrec.errors import UserError
 from genrec.preference.levels import Levels
+
+PROPENSITY = "propensity"  # optional column of the impressions
 
 
 @dataclass(frozen=True)
@@ -23,16 +26,18 @@ class Feedback(SlateLog):
     """Slates in order of time.
 
     ``stages`` (n_rows,) index the feedback chain; ``targets`` (N,) the deepest-going item, -1 without a click.
+    ``propensities`` (n_rows,) are the logged chances that the item was shown in its slot, NaN where not logged.
 
     ``observed`` is false for a log without impressions: each slate is then one event.
     """
 
     targets: np.ndarray
     stages: np.ndarray
+    propensities: np.ndarray
     observed: bool
 
     _per_slate: ClassVar[tuple[str, ...]] = (*SlateLog._per_slate, "targets")
-    _per_row: ClassVar[tuple[str, ...]] = ("items", "stages")
+    _per_row: ClassVar[tuple[str, ...]] = ("items", "stages", "propensities")
 
     @cached_property
     def requests(self) -> Requests:
@@ -76,6 +81,7 @@ def _of_events(data: Dataset) -> Feedback:
         items=items,
         targets=items,
         stages=stages,
+        propensities=np.full(len(events), np.nan),
         observed=False,
     )
 
@@ -101,9 +107,20 @@ def _of_impressions(data: Dataset, table: pl.DataFrame, levels: Levels) -> Feedb
         items=item,
         targets=np.where(deepest >= levels.click, item[best], -1),
         stages=stages,
+        propensities=_propensities(table),
         observed=True,
     )
     return feedback.take(np.argsort(times, kind="stable"))
+
+
+def _propensities(table: pl.DataFrame) -> np.ndarray:
+    """Column ``propensity`` (n_rows,) in (0, 1]; NaN where the log does not state it."""
+    if PROPENSITY not in table.columns:
+        return np.full(table.height, np.nan)
+    values = table[PROPENSITY].cast(pl.Float64).fill_null(np.nan).to_numpy()
+    if not ((values > 0) & (values <= 1) | np.isnan(values)).all():
+        raise UserError(f"impressions: {PROPENSITY} must be above 0 and at most 1, or empty where it is not known")
+    return values
 
 
 def _all_queries(data: Dataset, table: pl.DataFrame) -> list[str]:

@@ -98,6 +98,17 @@ def _draw_items(
     return world.order[np.clip(slot, first, last) - row]  # rounding may step over a category's edge
 
 
+def _propensity(world: World, cluster: np.ndarray, leaf: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """The chance (session, slot) of ``_draw_items`` to draw each item for a slot: exploration or the category."""
+    within = np.exp(world.slot_log_chance[cluster, items])
+    anywhere = np.empty_like(world.slot_log_chance)
+    anywhere[:, world.order] = np.diff(
+        world.table.reshape(anywhere.shape) - np.arange(len(anywhere))[:, None], prepend=0
+    )
+    same = world.item_leaf[items] == leaf
+    return EXPLORE * anywhere[cluster, items] + (1 - EXPLORE) * within * same
+
+
 def play_round(
     config: SimulatorConfig, world: World, sessions: Sessions, number: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
@@ -128,6 +139,8 @@ def play_round(
     last = size - 1 - np.argmax(clicked[rows, ::-1], axis=1)
     fresh = RESEMBLANCE * world.item_vectors[items[rows, last]]
     sessions.wish[active[rows]] = sessions.taste[active[rows]] + fresh
+    propensity = _propensity(world, cluster, leaf, items)
+    propensity[placed] = np.nan  # the item in mind was put in: these slates were not drawn by the tables alone
     row, column = np.nonzero(kept)
     return {
         "session": active[row],
@@ -136,6 +149,7 @@ def play_round(
         "position": (np.cumsum(kept, axis=1) - 1)[row, column],
         "item": items[row, column],
         "stage": stage[row, column],
+        "propensity": propensity[row, column],
         "time": sessions.start[active[row]] + number * REQUEST_GAP,
         "parts": parts[row],
         "wanted": wanted[row],
@@ -171,6 +185,7 @@ def make_tables(world: World, sessions: Sessions, shown: dict[str, np.ndarray], 
             "action": pl.Series(ACTIONS).gather(shown["stage"]),
             "query": query.gather(index),
             "surface": pl.Series(("feed", "search")).gather((shown["parts"] >= 0).astype(np.int64)),
+            "propensity": pl.Series(shown["propensity"]).fill_nan(None),
         }
     )
     # One event for each step that was taken: a purchase is also a click and a cart.
