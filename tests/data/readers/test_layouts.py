@@ -211,6 +211,7 @@ LAYOUTS: dict[str, Layout] = {
         },
         titles={"N55689": 'Charles "Chuck" Rogers'},
         categories={"N55689": ["sports", "footballnfl"]},
+        guess=False,  # the guess reads the history as well: "mind-with-history" of test_more_layouts.py
     ),
     "lastfm-1k": Layout(
         {

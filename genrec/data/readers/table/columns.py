@@ -51,7 +51,7 @@ class Columns:
             if len(sources) >= (1 if isinstance(names, str) else len(names)):
                 self.found.add(ours)
             taken |= {*sources}
-            selected.append(_combined(ours, sources, isinstance(names, str) and "*" not in names).alias(ours))
+            selected.append(_combined(ours, sources, any("*" in name for name in names)).alias(ours))
         if not self.late:
             self.check()
         batch.table = batch.table.select(LINE, *selected, *[name for name in have if name not in taken])
@@ -78,16 +78,14 @@ def _matches(name: str, have: Sequence[str]) -> list[str]:
     return [column for column in have if fnmatch.fnmatchcase(column, name)]
 
 
-def _combined(ours: str, sources: list[str], single: bool) -> pl.Expr:
-    """One column out of several: levels of a category, items of a row, or texts one after the other."""
+def _combined(ours: str, sources: list[str], starred: bool) -> pl.Expr:
+    """One column out of several: levels of a category, items of a row (named with a star), or texts in a row."""
     if not sources:
         return pl.lit(None, dtype=pl.String)
-    if single or len(sources) == 1:
+    if len(sources) == 1 and not (starred and ours == "item_id"):
         return pl.col(sources[0])
     texts = [pl.col(name).cast(pl.String) for name in sources]
-    if ours == "category":
-        return pl.concat_list(texts).list.drop_nulls()
-    if ours == "item_id" and len(sources) > 2:
+    if ours == "category" or (ours == "item_id" and starred):
         return pl.concat_list(texts).list.drop_nulls()
     separator = " " if ours in ("timestamp", "title", "text", "query") else " / "
     return pl.concat_str(texts, separator=separator, ignore_nulls=ours in ("title", "text", "query"))

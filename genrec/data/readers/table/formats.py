@@ -21,6 +21,7 @@ from genrec.data.readers.toolkit import (
     parquet_batches,
     plain_name,
 )
+from genrec.data.readers.toolkit.delimited import SECTION
 from genrec.data.readers.toolkit.files import COMPRESSED
 from genrec.data.readers.toolkit.json_lines import parse_json, parse_json_lines
 from genrec.data.readers.toolkit.lines import line_batches, open_stream
@@ -32,6 +33,7 @@ ENDINGS = {
 }  # fmt: skip
 PASSED_OVER = (".crc", ".md", ".pdf", ".sh", ".py", ".yaml", ".yml", ".html", ".log.bak", ".sql")
 SEPARATORS = ("\t", ";", ",", "|", "::")
+ASIAN = ("cp932", "euc_jp", "gb18030", "big5", "cp949")
 SAMPLE_BYTES = 1 << 20
 SAMPLE_LINES = 200
 
@@ -44,6 +46,15 @@ class Layout:
     separator: str = ","
     quoted: bool = True
     encoding: str = "utf-8"
+    skip: int = 0
+    """Lines before the header: comments, or the title of a report."""
+    sections: bool = False
+    """Whether lines such as ``17:`` give the first field of the lines below them."""
+
+
+def is_empty(file: Path) -> bool:
+    """Whether a file holds nothing."""
+    return file.stat().st_size < 1_000 and not _head(file).strip()
 
 
 def table_files(path: Path) -> list[Path]:
@@ -94,14 +105,37 @@ def layout_of(file: Path, format: str | None = None, separator: str | None = Non
         if whole and first.startswith("{") and any(isinstance(parse_json(line), dict) for line in lines[:50]):
             whole = False  # lines of objects, the first of which is broken
         return Layout("array" if whole else "json", encoding=encoding)
-    lines = [line for line in text.splitlines() if line.strip()]
-    lines = lines[:SAMPLE_LINES] if len(lines) <= SAMPLE_LINES else lines[:SAMPLE_LINES]
+    raw = text.splitlines()[:SAMPLE_LINES]
+    skip = lines_before_header(raw, separator)
+    lines = [line for line in raw[skip:] if line.strip()]
+    sections = bool(lines) and re.fullmatch(SECTION, lines[0]) is not None
+    if sections:
+        lines = [line for line in lines if not re.fullmatch(SECTION, line)]
     chosen = separator or guess_separator(lines, "\t" if kind == "tsv" else "," if kind == "csv" else None)
     if quoted is None:
         quoted = chosen not in ("\t", "::") or (
             bool(lines) and all(len(name) > 1 and name[0] == name[-1] == '"' for name in lines[0].split("\t"))
         )
-    return Layout("text", chosen, quoted, encoding)
+    return Layout("text", chosen, quoted, encoding, skip, sections)
+
+
+def lines_before_header(lines: Sequence[str], separator: str | None) -> int:
+    """How many first lines are comments (``# ...``) or a report's title: lines without the separator of the others."""
+    body = [line for line in lines if line.strip() and not line.startswith("#")]
+    if body and re.fullmatch(SECTION, body[0]):
+        return 0
+    sign = separator or guess_separator(body[len(body) // 2 :], None)
+    for index, line in enumerate(lines[:20]):
+        if line.lower().startswith("sep="):
+            return index
+        if sign in line or not line.strip():
+            if line.startswith("#") and len(body) and line.count(sign) != body[-1].count(sign):
+                continue
+            if line.strip():
+                rest = [other for other in lines[index + 1 :] if other.strip()]
+                regular = len(rest) > 1 and all(sign in other for other in rest[:5])
+                return index if regular and index else 0
+    return 0
 
 
 def _head(file: Path) -> bytes:
@@ -126,9 +160,19 @@ def guess_encoding(head: bytes) -> str:
     if not odd or (len(odd) < 2 and odd[0] > 0 and len(lines) > 5):  # one bad line is damage, not an encoding
         return "utf-8"
     multibyte = any(not line.isascii() and _is_utf8(line) for line in lines)
-    if multibyte or not all(_in_words(lines[index]) for index in odd):
+    if multibyte:
         return "utf-8"
-    return "cp1252" if _decodes(head, "cp1252") else "latin-1"
+    if all(_in_words(lines[index]) for index in odd):
+        return "cp1252" if _decodes(head, "cp1252") else "latin-1"
+    return _asian_encoding(b"\n".join(lines)) or "utf-8"
+
+
+def _asian_encoding(content: bytes) -> str | None:
+    """The two-byte encoding of a text of Chinese, Japanese or Korean, by how frequent its letters are."""
+    import charset_normalizer
+
+    best = charset_normalizer.from_bytes(content[: 1 << 16], cp_isolation=list(ASIAN)).best()
+    return None if best is None or not _decodes(content, best.encoding) else best.encoding
 
 
 def _in_words(line: bytes) -> bool:
@@ -209,10 +253,14 @@ def _raw_batches(file: Path, layout: Layout, names: Sequence[str] | None, column
             columns=names,
             encoding=layout.encoding,
             is_header=lambda first: first == list(names),
+            skip=layout.skip,
+            sections=layout.sections,
         )
     else:
         for number, batch in enumerate(
-            delimited_batches(file, layout.separator, quoted=layout.quoted, encoding=layout.encoding)
+            delimited_batches(
+                file, layout.separator, quoted=layout.quoted, encoding=layout.encoding, skip=layout.skip, repeats=True
+            )
         ):
             if number == 0:
                 _check_header(file, [name for name in batch.table.columns if name != LINE])

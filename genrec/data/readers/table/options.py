@@ -14,7 +14,7 @@ from genrec.data.times import UNITS
 from genrec.errors import UserError
 
 FORMATS = ("csv", "tsv", "text", "json", "jsonl", "parquet", "excel")
-EVENT_COLUMNS = (*EVENT_SCHEMA, "quantity", "split", "position")
+EVENT_COLUMNS = (*EVENT_SCHEMA, "quantity", "split", "position", "rating", "history")
 TABLES = ("columns", "item_columns", "user_columns")
 
 
@@ -52,6 +52,9 @@ class TableOptions:
     item_properties: dict[str, str] | None = None
     """For items with one row a property: the columns ``item``, ``property`` and ``value``; the last value of a
     property counts."""
+    category_tree: dict[str, str] | None = None
+    """A table of categories: ``file`` and its columns ``id``, ``parent`` and perhaps ``name``; an item's category then
+    becomes the path from the root."""
     format: str | None = None
     """csv, tsv, text, json, jsonl, parquet or excel; null = by the file's name and content."""
     separator: str | None = None
@@ -81,6 +84,11 @@ class TableOptions:
     chain: list[str] | None = None
     """The feedback chain, shallow to deep, as ``[impression, click, purchase]``; rows with another action are left
     out and counted."""
+    action_flags: dict[str, str] | None = None
+    """True/false columns of the file -> the action each speaks of; an event has the deepest one of the chain that is
+    true, and the chain's first where none is."""
+    min_rating: float | None = None
+    """Rows whose column ``rating`` is below it are left out and counted; null = all are events."""
     min_action: str | None = None
     """The shallowest stage of the chain that makes an event; null = all but a first stage called impression."""
     item_separator: str | None = None
@@ -145,6 +153,14 @@ def parse_options(options: dict) -> TableOptions:
             raise UserError(f"reader 'table': option {key} must be a non-empty text")
     if settings.actions is not None:
         settings.actions = {str(theirs): str(ours) for theirs, ours in dict(settings.actions).items()}
+    for key in ("actions", "action_flags"):
+        if not isinstance(getattr(settings, key), Mapping | None):
+            raise UserError(f"reader 'table': option {key} must map names to actions, not {getattr(settings, key)!r}")
+    if settings.action_flags:
+        stages = [*settings.action_flags.values()]
+        unknown = [stage for stage in stages if stage not in (settings.chain or ())]
+        if unknown:
+            raise UserError(f"reader 'table': action_flags needs option chain with {unknown[0]!r} in it")
     if settings.min_action and settings.min_action not in (settings.chain or ()):
         raise UserError(f"reader 'table': min_action {settings.min_action!r} is no stage of chain {settings.chain}")
     return replace(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,8 +16,10 @@ from genrec.data.readers.toolkit.options import nearest
 from genrec.data.schema import QUARANTINE_SCHEMA
 from genrec.errors import UserError
 
+log = logging.getLogger(__name__)
 _ESCAPED = r'[^\\]\\"[^;,\t|"]'  # a quote inside a field, escaped as databases and programs do
 _ESCAPE = r'([^\\]|^)\\"'
+SECTION = r"^([^\s,;|]+):$"
 _HIDDEN = "\x1f"  # stands for a separator inside quotes; a line that holds one takes the slow path
 csv.field_size_limit(1 << 30)  # the default of 131,072 characters refuses long descriptions
 
@@ -32,6 +35,9 @@ def delimited_batches(
     required: Sequence[str] = (),
     reserved: Sequence[str] = (),
     encoding: str = "utf-8",
+    skip: int = 0,
+    repeats: bool = False,
+    sections: bool = False,
 ) -> Iterator[Batch]:
     """Rows of fields in batches, every field as text, an empty one as null.
 
@@ -47,6 +53,9 @@ def delimited_batches(
         required: columns that the header must name.
         reserved: names that the reader gives to columns of its own, which the header must not use.
         encoding: of the file.
+        skip: lines before the header (or the first row) that belong to no table.
+        repeats: number a column whose name the header repeats (``price_2``), with a warning, instead of refusing it.
+        sections: lines such as ``17:`` give the first field of the lines below them, and are no rows.
 
     Raises:
         UserError: for an empty file that should have a header, and for a header that names a column twice, lacks a
@@ -56,6 +65,7 @@ def delimited_batches(
     early: list[pl.DataFrame] = []  # undecodable lines before the header
     guess = quoted is not False and separator != "\t"
     escaped: bool | None = None
+    section = ""
     for lines, wrong in line_batches(file, encoding, quoted=guess):
         if escaped is None and guess:
             escaped = lines[RAW].str.contains(_ESCAPED).any()
@@ -64,6 +74,7 @@ def delimited_batches(
                 pl.col(RAW).str.replace_all(_ESCAPE, '$1""').str.replace_all("\\\\", "\\", literal=True)
             )
         if header is None:
+            lines, wrong = (table.filter(pl.col(number) > skip) for table, number in ((lines, LINE), (wrong, "line")))
             if not lines.is_empty() and lines[LINE][0] == 1 and lines[RAW][0].lower().startswith("sep="):
                 lines = lines.slice(1)  # a spreadsheet's own note of its separator
             if lines.is_empty():
@@ -75,11 +86,15 @@ def delimited_batches(
             first = header_fields(text, separator, file, quoted)
             named = columns is None or (is_header is not None and is_header(first))
             if named:
+                first[0] = first[0].removeprefix("#").strip() if skip or separator in first[0] else first[0]
+                first = _numbered_names(first, file) if repeats else first
                 header = check_header(first, required, reserved, file)
             else:
                 header = list(columns or ())[: max(len(first), len(columns or ()) - optional)]
             lines = lines.slice(int(named))
         assert separator is not None
+        if sections:
+            lines, section = _with_sections(lines, section, separator)
         table, ragged = split_fields(lines, header, separator, file.name, bool(quoted))
         table = nulls_for_blanks(table, header)
         rejected, early = [*early, wrong, ragged], []
@@ -90,6 +105,15 @@ def delimited_batches(
     if early:
         schema = {LINE: pl.Int64, **dict.fromkeys(columns or (), pl.String)}
         yield Batch(pl.DataFrame(schema=schema), sum(map(len, early)), file.name, early)
+
+
+def _with_sections(lines: pl.DataFrame, current: str, separator: str) -> tuple[pl.DataFrame, str]:
+    """Lines with the section above them as first field, and the last section; the sections' own lines are taken out."""
+    own = pl.col(RAW).str.extract(SECTION)
+    table = lines.with_columns(own.alias("own"), own.forward_fill().fill_null(current).alias("section"))
+    last = table["section"][-1] if table.height else current
+    rows = table.filter(pl.col("own").is_null())
+    return rows.select(LINE, pl.concat_str("section", pl.lit(separator), RAW).alias(RAW)), last
 
 
 def nulls_for_blanks(table: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
@@ -104,6 +128,20 @@ def header_fields(line: str, separator: str, file: Path, quoted: bool) -> list[s
     if isinstance(names, str):
         raise UserError(f"{file}: the header line cannot be read: {names}")
     return [name.strip() for name in names]
+
+
+def _numbered_names(names: list[str], file: Path) -> list[str]:
+    """The names, a repeated one with its number behind it."""
+    result: list[str] = []
+    for name in names:
+        fresh, number = name, 1
+        while fresh in result:
+            number += 1
+            fresh = f"{name}_{number}"
+        if fresh != name:
+            log.warning("%s: the header names column %r again; this one is called %r", file, name, fresh)
+        result.append(fresh)
+    return result
 
 
 def check_header(names: list[str], required: Sequence[str], reserved: Sequence[str], file: Path) -> list[str]:

@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import polars as pl
 import zstandard
@@ -23,6 +23,7 @@ RAW = "__raw__"  # the text of a line
 WRONG_ENCODING = "bytes that are not valid {encoding}"
 BATCH_BYTES = 64 << 20
 _MARK = "\ufeff"
+_NOTES = ("license", "readme", "license.txt", "readme.txt", ".md", ".pdf", ".html")  # beside the data in an archive
 
 
 def read_lines(path: Path, encoding: str = "utf-8") -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -81,27 +82,30 @@ def skipped_files(files: Sequence[Path], rule: str, header: bool = True) -> Iter
 
 def open_stream(path: Path) -> BinaryIO:
     """The unpacked bytes of a file: plain, ``.gz``, ``.zst``, ``.bz2``, ``.xz`` or ``.zip`` with one file in it."""
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]  # GzipFile is a binary stream without saying so
-    if path.suffix == ".zst":
-        return zstandard.open(path, "rb")
-    if path.suffix == ".bz2":
-        return bz2.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".xz":
-        return lzma.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".zip":
-        return _open_member(path)
-    return path.open("rb")
+    return _open_member(path) if path.suffix == ".zip" else _unpacked(path, path.suffix)
+
+
+def _unpacked(file: Path | IO[bytes], suffix: str) -> BinaryIO:
+    """The bytes behind one compression, of a file or of a stream."""
+    if suffix == ".gz":
+        return gzip.open(file, "rb")  # type: ignore[return-value]  # GzipFile is a binary stream without saying so
+    if suffix == ".zst":
+        return zstandard.open(file, "rb")  # type: ignore[arg-type]
+    if suffix == ".bz2":
+        return bz2.open(file, "rb")  # type: ignore[return-value]
+    if suffix == ".xz":
+        return lzma.open(file, "rb")  # type: ignore[return-value]
+    return file.open("rb") if isinstance(file, Path) else file  # type: ignore[return-value]
 
 
 def _open_member(path: Path) -> BinaryIO:
     """The one file of a zip archive."""
     archive = zipfile.ZipFile(path)
     names = [name for name in archive.namelist() if not name.endswith("/") and not Path(name).name.startswith(".")]
-    names = [name for name in names if not name.startswith("__MACOSX")]
+    names = [name for name in names if not name.startswith("__MACOSX") and not name.lower().endswith(_NOTES)]
     if len(names) != 1:
         raise UserError(f"{path}: holds {len(names)} files ({', '.join(names[:5])}); unpack it and give the folder")
-    return archive.open(names[0])  # type: ignore[return-value]  # a binary stream without saying so
+    return _unpacked(archive.open(names[0]), Path(names[0]).suffix)
 
 
 def _as_utf8(blocks: Iterator[bytes], encoding: str, path: Path) -> Iterator[bytes]:

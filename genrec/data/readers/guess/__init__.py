@@ -1,0 +1,62 @@
+"""Guess how a log is laid out: which files hold events, items and users, and what their columns mean.
+
+A guess is a config for the ``table`` reader with a note for each decision and each doubt; the reader checks it like
+any other.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from genrec.data.readers.guess.catalogue import add_catalogue
+from genrec.data.readers.guess.events import add_events, choose_events
+from genrec.data.readers.guess.roles import assign_roles
+from genrec.data.readers.guess.tables import Guess, Table, sampled_tables
+from genrec.data.readers.table.formats import table_files
+from genrec.data.readers.toolkit import plain_name
+
+__all__ = ["Guess", "Table", "guess_log", "guess_tables"]
+
+# Published layouts with a reader of their own, by the names of their files.
+KNOWN_LAYOUTS = {
+    "amazon-2014": r"reviews_.+\.json",
+    "kuairand": r"log_(standard|random)_.*\.csv",
+    "kuaisar": r"(rec|src)_inter.*\.csv",
+    "jdsearch": r"(release_data|user_behavior_data).*\.txt",
+    "product-search": r"(train|test)\.qrels\.txt",
+    "qilin": r"(search|recommendation)_(train|test)(-.*)?\.(parquet|csv)",
+    "movielens": r".+\.inter|u\.data",
+}
+
+
+def guess_log(path: Path) -> Guess:
+    """How the log at a file or folder is laid out. ``UserError`` where no table with users and items can be found."""
+    files = table_files(path)
+    for reader, pattern in KNOWN_LAYOUTS.items():
+        if any(re.fullmatch(pattern, plain_name(file)) for file in files):
+            note = f"the files have the names of the layout {reader!r}, which has a reader of its own"
+            return Guess(reader, path, notes=[note])
+    guess = Guess("table", path)
+    tables = sampled_tables(files, guess)
+    for table in tables:
+        assign_roles(table)
+    base = path if path.is_dir() else path.parent
+    events = choose_events(tables, guess, base)
+    add_events(guess, events, base, whole_path=len(tables) == 1 or not path.is_dir())
+    add_catalogue(guess, tables, events, base)
+    return guess
+
+
+def guess_tables(events: list[Path], items: Path | None, base: Path) -> Guess:
+    """How tables whose kind is stated are laid out: ``events`` files, and perhaps one of ``items``, below ``base``."""
+    guess = Guess("table", base)
+    tables = [sampled_tables([file], guess)[0] for file in events]
+    catalogue = [] if items is None else sampled_tables([items], guess)
+    for table in (*tables, *catalogue):
+        assign_roles(table)
+    for table in tables:
+        choose_events([table], guess, base)
+    add_events(guess, tables, base, whole_path=False)
+    add_catalogue(guess, [*tables, *catalogue], tables, base, stated=items is not None)
+    return guess
