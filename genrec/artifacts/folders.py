@@ -25,7 +25,7 @@ from typing import Any
 from genrec.errors import UserError
 
 log = logging.getLogger(__name__)
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 
 

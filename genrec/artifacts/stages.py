@@ -39,6 +39,10 @@ class StageGraph:
         self.folder = folder
         self.stages = {stage.name: stage for stage in stages}
 
+    def add(self, stage: Stage) -> None:
+        """Add a stage whose key depends on the rest of the graph."""
+        self.stages[stage.name] = stage
+
     def fault(self, name: str) -> str | None:
         """Why an artefact must not be used, in one line; None if it is whole and belongs to the present config."""
         try:

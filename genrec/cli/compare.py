@@ -55,7 +55,7 @@ def evaluate(
     options = {"sampled": {"seeds": seeds}, "personalisation": {"requests": requests}}.get(protocol, {})
     show_protocol(job, protocol, split, fitted_on or "train", options)
     if output:
-        write_text(output, (job.results(split) / f"protocol_{protocol}.json").read_text(encoding="utf-8"))
+        write_text(output, (job.results(split, protocol) / "tables.json").read_text(encoding="utf-8"))
 
 
 def compare(

@@ -60,7 +60,7 @@ def show_protocol(job: Run, name: str, split: str, fitted: str, options: dict) -
         console.print(table)
         for line in [*result.notes, *result.comparisons()]:
             console.print(line, highlight=False)
-    console.print(f"results: {job.results(split) / f'protocol_{name}.json'}")
+    console.print(f"results: {job.results(split, name) / 'tables.json'}")
 
 
 def show_results(result: Evaluation) -> None:

@@ -1,7 +1,7 @@
 """Compare runs request by request: as seeds of one setting, or as settings compared with the first.
 
-``genrec evaluate`` leaves the metrics of every request in ``results/per_request.npz``. This module reads nothing else,
-so a comparison takes seconds and needs neither models nor data.
+``genrec evaluate`` leaves the metrics of every request in ``results/per_request.npz``. This module loads nothing
+else, so a comparison takes seconds. Results that a run's present model and config did not make are refused.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from genrec.evaluation.metrics import bootstrap_interval, difference_text, paire
 from genrec.evaluation.protocol import OUR_NAMES
 from genrec.evaluation.report import FITTED_ON, RAW
 from genrec.evaluation.social_choice import Electorate, standings
+from genrec.runs.run import Run
 
 FILE = "per_request.npz"
 KEPT = ("recall@10", "ndcg@10", f"{RAW}recall@10", f"{RAW}ndcg@10")
@@ -46,10 +46,7 @@ def write_per_request(
         for (model, fitted, kind), one in values.items() for name in KEPT if name in one
     }  # fmt: skip
     arrays |= {f"{kind or RECOMMENDATION}|requests": np.array(found) for kind, found in fingerprints.items()}
-    partial = folder / f".{FILE}.part"
-    with open(partial, "wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # the stub takes the arrays for its own flags
-    partial.rename(folder / FILE)
+    np.savez_compressed(folder / FILE, **arrays)  # type: ignore[arg-type]  # the stub takes the arrays for its flags
 
 
 @dataclass(frozen=True)
@@ -64,27 +61,31 @@ class Answers:
     fingerprints: dict[str, str]
 
     @classmethod
-    def read(cls, run: Path, split: str) -> Answers:
-        """Read a run's results; ``UserError`` where it was not evaluated on ``split``."""
-        folder = Path(run) / ("results" if split == "test" else f"results_{split}")
+    def read(cls, folder: str | Path, split: str) -> Answers:
+        """The present results of a run folder.
+
+        Raises ``UserError`` where it was not evaluated on ``split``, or with another model, log or config.
+        """
+        run = Run.open(folder)
+        results = run.results(split)
         try:
-            with np.load(folder / FILE, allow_pickle=False) as arrays:
-                found = dict(arrays)
-        except FileNotFoundError:
-            raise UserError(
-                f"{folder / FILE} is not there; make it with: genrec evaluate {run} --split {split}"
-            ) from None
-        except (BadZipFile, ValueError, OSError) as error:
-            raise UserError(
-                f"{folder / FILE} cannot be read ({error}); make it again with: genrec evaluate {run} --split {split}"
-            ) from None
+            run.stages.require(results.name)
+        except UserError as error:
+            raise UserError(f"{error}; then: genrec evaluate {folder} --split {split}") from None
+        return cls.of(results, str(folder))
+
+    @classmethod
+    def of(cls, results: Path, name: str) -> Answers:
+        """A folder of results, as it is."""
+        with np.load(results / FILE, allow_pickle=False) as arrays:
+            found = dict(arrays)
         values: dict[Key, dict[str, np.ndarray]] = {}
         for key, array in found.items():
             if key.count("|") == 3:
                 task, fitted, model, metric = key.split("|")
                 values.setdefault((task, fitted, model), {})[metric] = array
         return cls(
-            str(run),
+            name,
             values,
             {key.partition("|")[0]: str(array) for key, array in found.items() if key.endswith("|requests")},
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from genrec.artifacts.folders import write_json
+from genrec.artifacts.folders import atomic_folder, write_json
 from genrec.data.dataset import TRAIN, VALID, Requests
 from genrec.errors import UserError
 from genrec.evaluation import personalisation as personal
@@ -36,6 +36,7 @@ from genrec.evaluation.qrels import qrels_metrics
 from genrec.generation.options import SearchOptions
 from genrec.ranking.ranker import Ranker
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
+from genrec.runs.stages import RESULTS_KIND, results_key
 
 SAMPLED_KS = (1, 5, 10)
 
@@ -329,13 +330,11 @@ def _first_ten(answerer: Answerer, k: int, requests: Requests) -> np.ndarray:
 
 
 def run_protocol(run, name: str, split: str = "test", fitted: str = "train", **options: Any) -> list[Any]:
-    """The tables of a protocol, also written as JSON and Markdown to ``RUN/results`` or ``RUN/results_valid``."""
+    """The tables of a protocol, also written to ``RUN/results_NAME`` or ``RUN/results_valid_NAME`` (JSON, Markdown)."""
     if name not in PROTOCOLS:
         near = difflib.get_close_matches(name, list(PROTOCOLS), n=1, cutoff=0.0)[0]
         raise UserError(f"--protocol: '{name}' is not one of {', '.join(PROTOCOLS)}; did you mean '{near}'?")
     results = PROTOCOLS[name](Protocols(run, split, fitted), **options)
-    folder: Path = run.folder / ("results" if split == "test" else f"results_{split}")
-    folder.mkdir(parents=True, exist_ok=True)
     tables = [
         {
             "title": one.title,
@@ -346,12 +345,14 @@ def run_protocol(run, name: str, split: str = "test", fitted: str = "train", **o
         }
         for one in results
     ]
-    for one in results:
-        if one.figure:
-            one.figure[1](folder / one.figure[0])
-    write_json(
-        folder / f"protocol_{name}.json",
-        {"protocol": name, "split": split, "fitted_on": fitted, "seed": run.config.seed, "tables": tables},
-    )
-    (folder / f"protocol_{name}.md").write_text("\n".join(one.markdown() for one in results))
+    key = results_key(run.stages, run.config, split, name, fitted, options)
+    with atomic_folder(run.results(split, name), RESULTS_KIND, key) as folder:
+        for one in results:
+            if one.figure:
+                one.figure[1](folder / one.figure[0])
+        write_json(
+            folder / "tables.json",
+            {"protocol": name, "split": split, "fitted_on": fitted, "seed": run.config.seed, "tables": tables},
+        )
+        (folder / "tables.md").write_text("\n".join(one.markdown() for one in results))
     return results

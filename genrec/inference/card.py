@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import torch
@@ -10,6 +11,7 @@ from genrec import __version__
 from genrec.artifacts.folders import read_json
 from genrec.data.registry import list_datasets
 
+log = logging.getLogger(__name__)
 _METRICS = ("recall@10", "ndcg@10")
 _PEOPLE = {True: "holds the histories of the users it was made from (personal data)", False: "holds no histories"}
 
@@ -21,8 +23,11 @@ def model_card(run, fitted_on: str, size: int, users: bool, licence: str | None,
     """
     info, config = run.dataset.info, run.config
     terms = next((known.terms for known in list_datasets() if known.name == config.data.fetch), None)
-    results = run.folder / "results" / "metrics.json"
-    measured = read_json(results) if results.is_file() else {"rows": [], "meta": {}}
+    measured: dict = {"rows": [], "meta": {}}
+    if (fault := run.stages.fault("results")) is None:
+        measured = read_json(run.results() / "metrics.json")
+    elif run.results().is_dir():
+        log.warning("the model card holds no metrics: %s", fault)
     rows = [row for row in measured["rows"] if row["fitted_on"] == fitted_on]
     return {
         "name": config.name, "genrec": __version__, "torch": torch.__version__,

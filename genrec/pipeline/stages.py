@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from genrec.artifacts.folders import atomic_folder, is_current, open_artifact, write_json
+from genrec.artifacts.folders import atomic_folder, is_current, write_json
 from genrec.config.load import to_dict
 from genrec.config.schema import Config
 from genrec.data.prepare.pipeline import prepare
@@ -29,10 +29,12 @@ from genrec.runs.run import FITTED, TASKS, Run
 from genrec.runs.stages import (
     FEATURES_KIND,
     RERANKER_KIND,
+    RESULTS_KIND,
     Fit,
     features_key,
     model_fits,
     reranker_key,
+    results_key,
     sasrec_fits,
 )
 from genrec.semantic_ids.tokenize import tokenize
@@ -135,8 +137,7 @@ def count_candidate_features(run: Run) -> None:
 def fit_reranker(run: Run) -> None:
     """Fit one ranking function for recommendations and one for searches, on validation requests."""
     target = run.folder / "reranker"
-    model_manifest = open_artifact(run.folder / "model", "model")
-    key = reranker_key(run.config, model_manifest["key"])
+    key = reranker_key(run.folder, run.config)
     if is_current(target, RERANKER_KIND, key):
         return
     ranker = run.ranker("train", fused=False)
@@ -198,14 +199,14 @@ def stage_evaluate(run: Run, split: str = "test") -> Evaluation:
         f"event before them (tie rule: {info['tie_rule']}).",
         *result.comparisons(),
     ]
-    folder = run.results(split)
-    write_report(folder, result.rows, meta, result.per_request(), notes=notes, seed=config.seed)
     fingerprints = {
         task.query_kind: requests_fingerprint(task.requests, info["items"])
         for task in result.tasks
         if len(task.requests)
     }
-    write_per_request(folder, result.hits, fingerprints)
+    with atomic_folder(run.results(split), RESULTS_KIND, results_key(run.stages, config, split)) as folder:
+        write_report(folder, result.rows, meta, result.per_request(), notes=notes, seed=config.seed)
+        write_per_request(folder, result.hits, fingerprints)
     if split == "test":
         write_report_page(run, result.rows, notes)
     return result

@@ -216,7 +216,7 @@ def _train(run: Run, candidate: Run, start: WarmStart, fitted_on: str) -> None:
         plan = replace(one.resolved(candidate.folder), warm_start=start)
         fit(one.config, candidate.dataset, candidate.ids, candidate.folder / one.name, plan)
     count_candidate_features(candidate)
-    key = reranker_key(config, open_artifact(candidate.folder / "model", "model")["key"])
+    key = reranker_key(candidate.folder, config)
     if not is_current(candidate.folder / "reranker", RERANKER_KIND, key):
         with atomic_folder(candidate.folder / "reranker", RERANKER_KIND, key, {"from": fitted_on}) as folder:
             ignored = shutil.ignore_patterns(MANIFEST)

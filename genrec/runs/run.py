@@ -27,7 +27,7 @@ from genrec.ranking.features import CandidateFeatures, ItemFacts
 from genrec.ranking.ranker import Ranker
 from genrec.ranking.reranker import Reranker
 from genrec.retrieval.bm25 import BM25
-from genrec.runs.stages import run_stages
+from genrec.runs.stages import SPLITS, run_stages
 from genrec.semantic_ids.text_space import text_cache
 from genrec.training.distributed import on_gpu
 
@@ -74,9 +74,12 @@ class Run:
         config = config_from_dict(read_json(folder / CONFIG), str(folder / CONFIG))
         return cls(folder, with_overrides(config, overrides) if overrides else config)
 
-    def results(self, split: str = "test") -> Path:
-        """The folder of a split's results."""
-        return self.folder / ("results" if split == "test" else f"results_{split}")
+    def results(self, split: str = "test", protocol: str | None = None) -> Path:
+        """The folder of a split's results, or of those of a protocol."""
+        if split not in SPLITS:
+            raise UserError(f"--split: '{split}' is not one of {', '.join(SPLITS)}")
+        name = SPLITS[split]
+        return self.folder / (name if protocol is None else f"{name}_{protocol}")
 
     def save(self) -> None:
         """Write the config; it is what later commands take as the present one."""

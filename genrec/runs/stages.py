@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -21,9 +23,12 @@ from genrec.semantic_ids.tokenize import KIND as IDS_KIND
 from genrec.semantic_ids.tokenize import tokenize_key
 from genrec.training.plan import FitPlan, model_key
 
-RERANKER_KIND, RERANKER_VERSION = "reranker", 6
+RERANKER_KIND, RERANKER_VERSION = "reranker", 7
 FEATURES_KIND, FEATURES_VERSION = "candidate_features", 3
 PREFERENCE_KIND, PREFERENCE_VERSION = "preference", 2
+RESULTS_KIND, RESULTS_VERSION = "results", 1
+SPLITS = {"test": "results", "valid": "results_valid"}  # the folder of each split's results
+EXECUTION = ("batch_size", "cuda_graph")  # settings of decoding that change no answer
 WHOLE_SOFTMAX = 1 << 15  # up to so many items the SASRec row is trained with a softmax over all of them
 
 
@@ -143,7 +148,7 @@ def run_stages(folder: Path, config: Config) -> StageGraph:
         Stage("dataset", DATASET_KIND, dataset_key),
         Stage("semantic_ids", IDS_KIND, lambda: tokenize_key(config, Dataset(folder / "dataset")), ("dataset",)),
         Stage("candidate_features", FEATURES_KIND, lambda: features_key(key("dataset")), ("dataset",)),
-        Stage("reranker", RERANKER_KIND, lambda: reranker_key(config, key("model")), ("model",)),
+        Stage("reranker", RERANKER_KIND, lambda: reranker_key(folder, config), ("model", "candidate_features")),
         Stage("preference", PREFERENCE_KIND, lambda: preference_key(folder, config), ("model",)),
         Stage("model_preferred", MODEL_KIND, lambda: key("preference"), ("preference",), lambda: _kept(folder)),
     ]
@@ -152,7 +157,10 @@ def run_stages(folder: Path, config: Config) -> StageGraph:
         fits += sasrec_fits(config, read_json(folder / "dataset" / "manifest.json")["info"]["items"])
     for fit in fits:
         stages.append(Stage(fit.name, MODEL_KIND, _fit_key(folder, fit, key), fit.inputs))
-    return StageGraph(folder, stages)
+    graph = StageGraph(folder, stages)
+    for split, name in SPLITS.items():
+        graph.add(Stage(name, RESULTS_KIND, partial(results_key, graph, config, split), ("reranker",)))
+    return graph
 
 
 def _fit_key(folder: Path, fit: Fit, key: Callable[[str], str]) -> Callable[[], str]:
@@ -164,9 +172,28 @@ def features_key(dataset_key: str) -> str:
     return fingerprint(FEATURES_VERSION, dataset_key)
 
 
-def reranker_key(config: Config, model_key: str) -> str:
-    """The key of the re-ranker."""
-    return fingerprint(RERANKER_VERSION, model_key, to_dict(config.decoding))
+def reranker_key(folder: Path, config: Config) -> str:
+    """The key of the re-ranker, from a run folder with a model and candidate features."""
+    made_from = [
+        open_artifact(folder / name, kind)["key"]
+        for name, kind in (("model", MODEL_KIND), ("candidate_features", FEATURES_KIND))
+    ]
+    return fingerprint(RERANKER_VERSION, *made_from, _search_settings(config))
+
+
+def results_key(graph: StageGraph, config: Config, split: str, *extra: Any) -> str:
+    """The key of an evaluation: of the re-ranker, every fit that has rows, and what the table shows.
+
+    ``extra``: what else the tables depend on, such as the name of a protocol.
+    """
+    rows = [name for name in graph.stages if name.startswith(("model", "sasrec")) and graph.fault(name) is None]
+    keys = {name: graph.require(name)["key"] for name in ("reranker", *rows)}
+    shown = to_dict(config.evaluation), _search_settings(config), config.seed
+    return fingerprint(RESULTS_VERSION, split, keys, *shown, *extra)
+
+
+def _search_settings(config: Config) -> dict[str, Any]:
+    return {name: value for name, value in to_dict(config.decoding).items() if name not in EXECUTION}
 
 
 def preference_key(folder: Path, config: Config) -> str:

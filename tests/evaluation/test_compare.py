@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from genrec.errors import UserError
-from genrec.evaluation.compare import FILE, Answers, compare, write_per_request
+from genrec.evaluation.compare import Answers, compare, write_per_request
 
 FUSED, OTHER = "genrec, fused", "ItemKNN"
 
 
 def made(folder, fused, other, fingerprint="same"):
-    """A run of whom nothing is left but two rows' Recall@10 (nDCG@10: half of it)."""
+    """A run of which nothing is left but two rows' Recall@10 (nDCG@10: half of it)."""
     (folder / "results").mkdir(parents=True)
     rows = {(FUSED, "train", None): fused, (OTHER, "train", None): other}
     values = {
@@ -56,14 +56,14 @@ def test_a_run_beside_itself_differs_by_nothing(trained_run, genrec, tmp_path):
     assert FUSED in out
 
 
-def test_against_the_first_by_hand(tmp_path):
+def test_against_the_first_by_hand(tmp_path, results_alone):
     one = made(tmp_path / "one", [1, 0, 0, 0], [0, 0, 0, 0])
     two = made(tmp_path / "two", [1, 1, 1, 0], [0, 0, 0, 1])
     cells = row(compare([one, two]), FUSED)
     assert cells[1:3] == ["0.2500 / 0.1250", "0.7500 / 0.3750"] and cells[3].startswith("+0.5000 [")
 
 
-def test_seeds_are_pooled_by_request(tmp_path):
+def test_seeds_are_pooled_by_request(tmp_path, results_alone):
     one = made(tmp_path / "one", [1, 0, 1, 0], [0, 0, 0, 0])
     two = made(tmp_path / "two", [1, 0, 0, 0], [0, 0, 0, 1])
     table = compare([one, two], pooled=True)
@@ -72,7 +72,7 @@ def test_seeds_are_pooled_by_request(tmp_path):
     assert other[1].startswith("0.1250 [") and other[6].startswith("+0.2500 [") and fused[6] == ""
 
 
-def test_a_run_that_was_not_asked_keeps_its_column(tmp_path):
+def test_a_run_that_was_not_asked_keeps_its_column(tmp_path, results_alone):
     """One that learnt no search is the first of the two, and the only figures are those of the second."""
     one, two = made(tmp_path / "one", [1, 0], [0, 1]), tmp_path / "two"
     (two / "results").mkdir(parents=True)
@@ -84,20 +84,17 @@ def test_a_run_that_was_not_asked_keeps_its_column(tmp_path):
 
 
 @pytest.mark.parametrize("pooled", [False, True])
-def test_what_was_asked_otherwise_is_not_compared(tmp_path, pooled):
+def test_what_was_asked_otherwise_is_not_compared(tmp_path, pooled, results_alone):
     one, two = made(tmp_path / "one", [1, 0], [0, 1]), made(tmp_path / "two", [1, 0], [0, 1], "others")
     with pytest.raises(UserError, match="different requests"):
         compare([one, two], pooled=pooled)
 
 
 def test_mistakes_are_named(tmp_path, trained_run):
-    one = made(tmp_path / "one", [1, 0], [0, 1])
     with pytest.raises(UserError, match="at least two"):
-        compare([one])
+        compare([trained_run.folder])
+    copy = shutil.copytree(trained_run.folder, tmp_path / "copy", ignore=shutil.ignore_patterns("results*"))
     with pytest.raises(UserError, match="genrec evaluate .* --split valid"):
-        compare([one, one], "valid")
-    broken = tmp_path / "broken"
-    shutil.copytree(one, broken)
-    (broken / "results" / FILE).write_bytes((one / "results" / FILE).read_bytes()[:100])
-    with pytest.raises(UserError, match="cannot be read"):
-        compare([one, broken])
+        compare([trained_run.folder, copy], "valid")
+    with pytest.raises(UserError, match="genrec evaluate .*copy --split test"):
+        compare([trained_run.folder, copy])

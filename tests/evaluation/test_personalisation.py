@@ -46,7 +46,7 @@ def by_history(requests: Requests) -> np.ndarray:
 
 def test_own_history_against_none_and_somebody_elses():
     requests = requests_of([[1], [2, 3], [], [4], [5]], [0, 0, 0, 1, 1], [11, 13, 0, 14, 15])
-    asked = ask(by_history, requests, 3, 100)
+    asked = ask(by_history, requests, 3)
     own, none, other = (asked.metrics[way]["recall@10"] for way in WAYS)
     assert own.tolist() == [1, 1, 1, 1] and not none.any() and not other.any(), "whoever has no history is not asked"
     assert any(note.startswith("personalised minus unpersonalised, recall@10: +1.0000") for note in asked.notes)
@@ -56,9 +56,7 @@ def test_own_history_against_none_and_somebody_elses():
         "query"
     ] in ("red", "blue")
     assert all(one["rank of it"] == 1 and one["answers"][0] == one["sought"] for one in shown["people"])
-    assert (
-        example(requests, ask(lambda one: np.tile(np.arange(10), (len(one), 1)), requests, 3, 100), ["x"] * 30) is None
-    )
+    assert example(requests, ask(lambda one: np.tile(np.arange(10), (len(one), 1)), requests, 3), ["x"] * 30) is None
 
 
 def test_nobody_keeps_their_own_history():
@@ -78,9 +76,9 @@ def test_overlap_and_pairs():
 def test_the_protocol_writes_table_figure_and_example(trained_run):
     (result,) = run_protocol(trained_run, "personalisation")
     assert {f"genrec, fused, {way}" for way in WAYS} < set(result.values)
-    folder = trained_run.folder / "results"
+    folder = trained_run.results("test", "personalisation")
     assert (folder / "personalisation_logged.png").stat().st_size > 5000
-    written = json.loads((folder / "protocol_personalisation.json").read_text())["tables"][0]
+    written = json.loads((folder / "tables.json").read_text())["tables"][0]
     assert "example" in written and any("personalised minus unpersonalised" in note for note in written["notes"])
 
 

@@ -21,7 +21,7 @@ def test_product_search_rows(trained_run):
             ((value >= 0) & (value <= 1)).all() for value in metrics.values()
         )
         assert (metrics["map"] <= metrics["mrr"] + 1e-12).all()
-    written = json.loads((trained_run.folder / "results" / "protocol_product-search.json").read_text())
+    written = json.loads((trained_run.folder / "results_product-search" / "tables.json").read_text())
     assert [row["model"] for row in written["tables"][0]["rows"]] == list(result.values) and written[
         "fitted_on"
     ] == "train"

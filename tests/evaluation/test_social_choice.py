@@ -39,7 +39,7 @@ def test_ties_count_half_and_noise_shows_in_the_draws():
     assert 0 < close[0].first < 1 and close[0].first + close[1].first == pytest.approx(1)
 
 
-def test_the_command_ranks_runs_of_different_data(tmp_path, genrec):
+def test_the_command_ranks_runs_of_different_data(tmp_path, genrec, results_alone):
     for name, n, ours in (("shop", 4, 0.3), ("films", 7, 0.6)):
         folder = tmp_path / name
         (folder / "results").mkdir(parents=True)
@@ -52,7 +52,7 @@ def test_the_command_ranks_runs_of_different_data(tmp_path, genrec):
     assert code == 2 and "--rank and --seeds" in err
 
 
-def test_one_model_is_no_ranking(tmp_path):
+def test_one_model_is_no_ranking(tmp_path, results_alone):
     (tmp_path / "results").mkdir()
     values = {("ItemKNN", "train", None): {"recall@10": np.ones(3), "ndcg@10": np.ones(3)}}
     write_per_request(tmp_path / "results", values, {None: "one"})

@@ -89,7 +89,7 @@ def test_a_model_without_the_head_says_so(trained_run):
 def test_the_ranking_protocol(shown, genrec):
     code, out, err = genrec("evaluate", shown.folder, "--protocol", "ranking")
     assert code == 0, err
-    found = json.loads((shown.folder / "results" / "protocol_ranking.json").read_text())["tables"][0]
+    found = json.loads((shown.folder / "results_ranking" / "tables.json").read_text())["tables"][0]
     models = [row["model"] for row in found["rows"]]
     assert (
         models[0] == "genrec, ranking head"

@@ -40,7 +40,9 @@ def change_key(folder: Path) -> None:
 
 def test_everything_of_a_finished_run_is_current(run, caplog):
     assert run.fitted == ["train", "train+valid"] and not caplog.records
-    assert {name: run.stages.fault(name) for name in run.stages.stages if "prefer" not in name} == dict.fromkeys(
+    assert {
+        name: run.stages.fault(name) for name in run.stages.stages if "prefer" not in name and "valid" not in name
+    } == dict.fromkeys(
         [
             "dataset",
             "semantic_ids",
@@ -52,6 +54,7 @@ def test_everything_of_a_finished_run_is_current(run, caplog):
             "model_refit",
             "sasrec",
             "sasrec_refit",
+            "results",
         ]
     )
 
@@ -127,9 +130,60 @@ def test_a_preferred_model_of_other_settings_is_left_aside(run, caplog):
     assert "preferred" not in change_config(run, "preference", kl=0.7).fitted and "preference" in caplog.text
 
 
-def test_a_run_of_an_older_version_is_refused_before_its_config_is_read(run, genrec):
-    manifest = json.loads((run.folder / "dataset" / MANIFEST).read_text())
-    (run.folder / "dataset" / MANIFEST).write_text(json.dumps(manifest | {"format_version": 2}))
-    write_json(run.folder / "config.json", {"a key": "of that time"})
-    code, _, err = genrec("recommend", run.folder)
-    assert code == 2 and "has format version 2, this genrec reads" in err and len(err.strip().splitlines()) == 1
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [("training", {"refit": False}), ("decoding", {"dense": 39}), ("evaluation", {"ks": [5, 10]})],
+)
+def test_results_of_another_config_are_named_and_not_used(run, section, change, genrec, tmp_path, caplog):
+    """No model has changed in a way that answering would refuse, but the table would be another one."""
+    other = Run.open(shutil.copytree(run.folder, tmp_path / "other"))
+    assert genrec("compare", run.folder, other.folder)[0] == 0
+    card = (export(run.folder, tmp_path / "measured", programs=False) / "README.md").read_text()
+    assert "| Recall@10 |" in card
+    other = change_config(other, section, **change)
+    code, out, err = genrec("compare", run.folder, other.folder)
+    assert code == 2 and str(other.folder) in err and "genrec run CONFIG" in err, out + err
+    assert len(err.strip().splitlines()) == 1
+    if section == "training":
+        with caplog.at_level(logging.WARNING):
+            card = (export(other.folder, tmp_path / "stale", programs=False) / "README.md").read_text()
+        assert "| Recall@10 |" not in card and "the model card holds no metrics" in caplog.text
+
+
+def test_results_of_an_older_model_are_named(run, genrec):
+    """The model was fitted again after the evaluation, under the same config."""
+    change_key(run.folder / "model")
+    assert "was made from another config" in run.stages.fault("results")
+    code, _, err = genrec("compare", run.folder, run.folder)
+    assert code == 2 and len(err.strip().splitlines()) == 1
+
+
+def test_half_written_results_are_named(run, genrec):
+    (run.folder / "results" / "per_request.npz").write_bytes(b"cut")
+    code, _, err = genrec("compare", run.folder, run.folder)
+    assert code == 2 and "per_request.npz is not what was written" in err
+
+
+def test_settings_of_execution_make_nothing_stale(run):
+    other = change_config(run, "decoding", batch_size=7, cuda_graph=False)
+    assert other.stages.fault("reranker") is None and other.stages.fault("results") is None
+    assert "was made from another config" in change_config(run, "decoding", dense=39).stages.fault("reranker")
+
+
+def age(folder: Path, config: Path) -> None:
+    """The folder as an older version wrote it: another format, and a config with keys that have gone."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"format_version": 2}))
+    write_json(config, {"a key": "of that time"})
+
+
+@pytest.mark.parametrize("what", ["run", "bundle"])
+def test_folders_of_an_older_version_are_refused_before_their_config_is_read(run, what, genrec, tmp_path):
+    folder = run.folder if what == "run" else export(run.folder, tmp_path / "bundle", programs=False)
+    age(folder / "dataset" if what == "run" else folder, folder / "config.json")
+    with pytest.raises(UserError, match="has format version 2, this genrec reads"):
+        Recommender.load(folder)
+    for arguments in (("recommend", folder), ("search", folder, "words"), ("serve", folder)):
+        code, _, err = genrec(*arguments)
+        assert code == 2 and "has format version 2, this genrec reads" in err, (arguments, err)
+        assert len(err.strip().splitlines()) == 1
