@@ -237,7 +237,7 @@ class DecodingConfig:
     dense: int = setting(100, "Candidates from dense retrieval.", ge=1)
     index: str = setting(
         "auto",
-        "Dense search by an exact product or a FAISS index; `auto` is exact up to 262,144 items, then IVF.",
+        "Dense search by an exact product or a FAISS index; `auto`: exact up to 262,144 items x 64 numbers, then IVF.",
         choices=("auto", "exact", "ivf", "hnsw"),
     )
     cooccurrence: int = setting(100, "Candidates from co-occurrence.", ge=0)

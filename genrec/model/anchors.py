@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genrec.model.dropout import Dropout
-from genrec.model.query_anchors import SHARPNESS, QueryHits, QueryTables
+from genrec.model.query_anchors import QueryHits, QueryTables
 from genrec.retrieval.neighbours import AnchorTable, strength
+from genrec.retrieval.similar_texts import SHARPNESS
 
 RECENT = 3  # newest events whose neighbours become anchors
 MIN_STRENGTH = 1e-4  # smaller values are rounding errors

@@ -43,10 +43,11 @@ class Batch:
     ``items``, ``actions`` and ``queries`` (B, T) int64; ``times`` (B, T) float64 buckets since the sequence's origin;
     ``positions`` (B, R) events visible to each request; ``request_times``, ``request_queries`` and ``targets`` (B,
     R), targets -1 for padding or unknown. Queries index the batch's own table, 0 for none: ``query_text`` (Q,
-    text_dim), ``query_words`` (n,) with ``query_offsets`` (Q,). With ``model.summary_tokens`` also the events before
-    each context: ``older_items`` and ``older_actions`` (n,), those of a sequence from ``older_offsets`` (B,) on. In
-    training with ``model.stages`` also ``reached`` (B, R, stages) bool, which stages the user reached with each
-    target, and ``impressions``.
+    text_dim), ``query_words`` (n,) with ``query_offsets`` (Q,), and where they were looked up before, the ids
+    ``similar_items`` (Q, W) of the items with similar texts and their cosines ``similarity`` (Q, W). With
+    ``model.summary_tokens`` also the events before each context: ``older_items`` and ``older_actions`` (n,), those of
+    a sequence from ``older_offsets`` (B,) on. In training with ``model.stages`` also ``reached`` (B, R, stages) bool,
+    which stages the user reached with each target, and ``impressions``.
 
     ``host`` is the batch on the CPU that this one was copied from: sizes and indices are computed there, so that
     nothing waits for the device.
@@ -63,6 +64,8 @@ class Batch:
     query_text: Tensor
     query_words: Tensor
     query_offsets: Tensor
+    similar_items: Tensor | None = None
+    similarity: Tensor | None = None
     older_items: Tensor | None = None
     older_actions: Tensor | None = None
     older_offsets: Tensor | None = None

@@ -214,6 +214,7 @@ class Collator:
         if len(table) == 0 or table[0] != -1:
             table, local = np.concatenate([[-1], table]), local + 1
         text, words, offsets = self.features.take(table[1:])
+        missing = 0
         if multiple > 1 and 0 < len(text) < MIN_QUERIES:
             missing = MIN_QUERIES - len(text)
             text = np.pad(text, ((0, missing), (0, 0)))
@@ -232,6 +233,10 @@ class Collator:
             "query_words": words,
             "query_offsets": offsets,
         }
+        if self.features.similar_items is not None and self.features.similarity is not None:
+            rows = np.concatenate([table[1:], np.zeros(missing, np.int64)])
+            arrays["similar_items"] = self.features.similar_items[rows].astype(np.int64)
+            arrays["similarity"] = self.features.similarity[rows]
         tensors: dict[str, Any] = {
             name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()
         }

@@ -21,9 +21,11 @@ from genrec.model.dropout import Dropout
 from genrec.model.embeddings import ItemEncoder, QueryEncoder
 from genrec.model.pair_features import initial_pair_weights, n_pair_features, pair_features
 from genrec.model.profile import Profile
+from genrec.model.query_anchors import QueryHits
 from genrec.model.ranking import RankingHead, request_rows
 from genrec.model.reasoning import Reasoning
 from genrec.model.rope import rotary_angles
+from genrec.retrieval.similar_texts import most_similar
 
 
 @dataclass
@@ -111,11 +113,26 @@ class GenerativeRecommender(nn.Module):
         if self.anchor_tables is None:
             return None
         leave_out = self.training if leave_out is None else leave_out
-        tables, hits = self.anchor_tables, None
-        if tables.queries is not None:
-            query = batch.query_text, batch.query_words, batch.query_offsets
-            hits = tables.queries.look_up(batch.request_queries, *query, self.item_encoder.text, tables.users)
-        return tables.choose(batch.items, batch.positions, batch.targets if leave_out else None, hits)
+        hits = self._query_hits(self.anchor_tables, batch)
+        return self.anchor_tables.choose(batch.items, batch.positions, batch.targets if leave_out else None, hits)
+
+    def _query_hits(self, tables: AnchorTables, batch: Batch) -> QueryHits | None:
+        """Items that go with the requests' queries; None for tables without queries.
+
+        A batch that was not collated with the similar items of its queries has them looked up here, unless none of its
+        requests has a query.
+        """
+        if tables.queries is None:
+            return None
+        if not torch.compiler.is_exporting() and not bool(batch.on_host.request_queries.any()):
+            return tables.queries.no_hits(batch.request_queries, self.catalogue.n_items)
+        if batch.similar_items is not None and batch.similarity is not None:
+            similar = batch.similar_items, batch.similarity
+        else:
+            width = min(tables.queries.width, self.catalogue.n_items)
+            with torch.no_grad():
+                similar = most_similar(batch.query_text, self.item_encoder.text, tables.users.log1p(), width)
+        return tables.queries.look_up(batch.request_queries, similar, batch.query_words, batch.query_offsets)
 
     def encode(self, batch: Batch, items: Tensor | None = None, anchors: Anchors | None = None) -> Encoded:
         """Run the backbone once over contexts and requests.

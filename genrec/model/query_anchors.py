@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from genrec.retrieval.neighbours import WordTable
 from genrec.text.query_tokens import WORD_BUCKETS
 
-SHARPNESS = 10.0  # a similarity higher by 0.1 outweighs e times as many users
 WORDS = 8  # words of a query that are looked up
 
 
@@ -57,20 +56,21 @@ class QueryTables(nn.Module):
 
     @torch.no_grad()
     def look_up(
-        self, request_queries: Tensor, text: Tensor, words: Tensor, offsets: Tensor, items: Tensor, users: Tensor
+        self, request_queries: Tensor, similar: tuple[Tensor, Tensor], words: Tensor, offsets: Tensor
     ) -> QueryHits:
         """Hits of ``request_queries`` (B, R).
 
-        0 for no query, else 1 + a row of ``text`` (Q, d) and of the ragged ``words`` (n,).
-
-        ``offsets`` (Q,) say where the words of each query begin; ``items`` (n_items, d) are unit vectors of the
-        items' texts, ``users`` (n_items,) counts of their users.
+        0 for no query, else 1 + a row of ``similar``, ids and cosines (Q, W) of the items with similar texts, and of
+        the ragged ``words`` (n,). ``offsets`` (Q,) say where the words of each query begin.
         """
-        similarity = F.pad(text, (0, 0, 1, 0)) @ items.T
-        similar = (similarity * SHARPNESS + users.log1p()).topk(min(self.width, len(items)), dim=1).indices
-        chosen = (F.pad(values, (0, 0, 1, 0)) for values in self._chosen_after(words, offsets))
-        hits = (similar, similarity.gather(1, similar), *chosen)
+        hits = (F.pad(values, (0, 0, 1, 0)) for values in (*similar, *self._chosen_after(words, offsets)))
         return QueryHits(*(values[request_queries] for values in hits))
+
+    def no_hits(self, request_queries: Tensor, n_items: int) -> QueryHits:
+        """The hits of requests without a query."""
+        empty = torch.zeros(*request_queries.shape, self.width, device=request_queries.device)
+        similar = empty[..., : min(self.width, n_items)]
+        return QueryHits(similar.long(), similar, empty.long(), empty, empty)
 
     def _chosen_after(self, words: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Items chosen after the words of each query, strongest first: ids, strength and unit, (Q, width) each."""

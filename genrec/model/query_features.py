@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from genrec.model.embeddings import CODE_SPAN
+from genrec.progress import Progress
+from genrec.retrieval.similar_texts import SimilarTexts
 from genrec.semantic_ids.query_codes import QueryCoder
 from genrec.text.encoder import TextEncoder
 from genrec.text.query_tokens import HASHED, hashed_tokens, readable
@@ -18,12 +21,15 @@ class QueryFeatures:
     """Features of a table of query texts: ``text`` (Q, text_dim) and tokens ``words[offsets[q]:offsets[q + 1]]``.
 
     Tokens below ``WORD_BUCKETS`` are hashed words, those below ``HASHED`` hashed character n-grams, the rest codes of
-    the query's semantic ID.
+    the query's semantic ID. ``similar_items`` (Q, W) and ``similarity`` (Q, W), where they were looked up, are the
+    items that ``SimilarTexts`` gives.
     """
 
     text: np.ndarray
     words: np.ndarray
     offsets: np.ndarray
+    similar_items: np.ndarray | None = None
+    similarity: np.ndarray | None = None
 
     @classmethod
     def build(cls, texts: Sequence[str], encoder: TextEncoder) -> QueryFeatures:
@@ -45,6 +51,12 @@ class QueryFeatures:
         order = np.argsort(rows, kind="stable")
         offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(texts)))]).astype(np.int64)
         return cls(text, tokens[order].astype(np.int64), offsets)
+
+    def with_similar(self, texts: SimilarTexts, shown: bool = False) -> QueryFeatures:
+        """The same with the items whose texts are similar to each query's. ``shown``: report progress."""
+        with Progress("items with similar texts, queries", len(self.text), shown) as progress:
+            ids, cosines = texts.of(torch.from_numpy(self.text), progress.advance)
+        return replace(self, similar_items=ids.numpy().astype(np.int32), similarity=cosines.numpy())
 
     def joined(self, other: QueryFeatures) -> QueryFeatures:
         """One table of both, this one's rows first."""

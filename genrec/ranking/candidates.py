@@ -21,6 +21,7 @@ from genrec.retrieval.bm25 import BM25
 from genrec.retrieval.dense import DenseRetriever
 from genrec.retrieval.popularity import PopularItems
 from genrec.retrieval.protocol import RetrievalRequests, Retriever
+from genrec.retrieval.similar_texts import SimilarTexts
 from genrec.retrieval.sources import (
     CooccurrenceRetriever,
     LastItemNeighbours,
@@ -83,6 +84,10 @@ class CandidateGenerator:
                 self.searcher = Searcher(network.decoder, self.nodes, network.catalogue.trie, decoding)
         self.dense = DenseRetriever(self.index, lambda requests: requests.vectors, decoding.index)
         self.text = DenseRetriever(text, lambda requests: requests.query_text, decoding.index)
+        self.similar_texts = None  # what the network's anchors read of a query
+        if network.anchor_tables is not None and network.anchor_tables.queries is not None:
+            tables = network.anchor_tables
+            self.similar_texts = SimilarTexts(self.text, tables.users, network.anchor_tables.queries.width)
         self.cooccurrence = CooccurrenceRetriever(features.cooccurrence)
         self.words = None if lexical is None else WordRetriever(lexical)
         self.query_items = None if features.asked is None else QueryItemRetriever(features.asked)

@@ -24,6 +24,7 @@ from genrec.errors import UserError
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
 from genrec.retrieval.query_items import QueryItemCounts
 from genrec.retrieval.sources import SparseScores
+from genrec.retrieval.sparse import product
 
 DECAY = 0.6  # weight of an event by its age in events, as in the co-occurrence model
 RECENT_EVENTS = 20  # events of a history that are compared with a candidate
@@ -265,7 +266,7 @@ class CandidateFeatures:
         decayed = histories.to_csr(n_items, weights=lambda ages: DECAY ** ages.astype(np.float64))
 
         def scores(rows: sp.csr_matrix, table: sp.csr_matrix) -> np.ndarray:
-            return SparseScores((rows @ table).tocsr()).at(items)
+            return SparseScores(product(rows, table)).at(items)
 
         return [
             np.log(scores(last, similar) + _FLOOR),

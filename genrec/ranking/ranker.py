@@ -59,7 +59,8 @@ class Ranker:
 
     def collator(self, texts: Sequence[str]) -> Collator:
         """Makes batches of requests whose query texts are ``texts``."""
-        return Collator(self.model, QueryFeatures.build(texts, self.encoder))
+        features, similar = QueryFeatures.build(texts, self.encoder), self.generator.similar_texts
+        return Collator(self.model, features if similar is None else features.with_similar(similar))
 
     def candidates(
         self,

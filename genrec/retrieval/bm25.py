@@ -14,6 +14,7 @@ import scipy.sparse as sp
 
 from genrec.data.queries import STOP_WORDS
 from genrec.errors import UserError
+from genrec.retrieval.sparse import product
 from genrec.text.encoder import TOKEN_PATTERN, item_texts
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it announces every step
@@ -109,7 +110,7 @@ class BM25:
             offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
             columns = np.concatenate([np.asarray(row, np.int64) for row in rows] or [np.zeros(0, np.int64)])
             asked = _sparse(np.ones(len(columns)), columns, offsets, (len(rows), segment.shape[0]))
-            parts.append((asked @ segment).tocsr())
+            parts.append(product(asked, segment))
         return parts[0] if len(parts) == 1 else sp.hstack(parts, format="csr", dtype=np.float32)
 
     def save(self, path: Path) -> None:

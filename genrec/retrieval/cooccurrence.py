@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from genrec.data.histories import Histories
 from genrec.errors import UserError
 from genrec.retrieval.neighbours import cooccurring_items, row_of, strongest, users_by_items
+from genrec.retrieval.sparse import product
 
 FORMAT_VERSION = 1
 TRANSITION_WEIGHTS = ("count", "log")
@@ -75,7 +76,7 @@ class CooccurrenceTransition:
         if self.similar is None or self.following is None:
             raise UserError("CooccurrenceTransition has not been fitted; call fit(train, n_items) first")
         weighted = histories.to_csr(self.similar.shape[0], weights=lambda ages: self.decay ** ages.astype(np.float64))
-        return (weighted @ self.similar).tocsr(), (weighted @ self.following).tocsr()
+        return product(weighted, self.similar), product(weighted, self.following)
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything fitted, as plain arrays that ``from_state`` takes back."""

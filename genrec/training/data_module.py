@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import lightning as L
 import numpy as np
@@ -193,8 +194,20 @@ class TrainingData(L.LightningDataModule):
         return validation_batches(self.dataset, self.collator, limit, self.seed, self.impressions, *tasks)
 
 
+_FEATURES: WeakKeyDictionary[Dataset, tuple[str, QueryFeatures]] = WeakKeyDictionary()
+
+
+def query_features(dataset: Dataset, ids: SemanticIds) -> QueryFeatures:
+    """Features of all distinct queries of a log, encoded once for all fits of a process."""
+    key, features = _FEATURES.get(dataset, (None, None))
+    if features is None or key != ids.key:
+        features = QueryFeatures.build(dataset.query_texts, ids.encoder)
+        _FEATURES[dataset] = ids.key, features
+    return features
+
+
 def training_collator(dataset: Dataset, ids: SemanticIds, config: Config, stages: np.ndarray | None = None) -> Collator:
     """A collator that knows the queries, and the items' texts where the training aligns them."""
     texts = QueryFeatures.build(item_texts(dataset.item_table), ids.encoder) if config.training.align_epochs else None
-    queries = QueryFeatures.build(dataset.query_texts, ids.encoder)
+    queries = query_features(dataset, ids)
     return Collator(config.model, queries, stages, texts=texts, target_level=dataset.target_level)

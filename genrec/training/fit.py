@@ -24,7 +24,9 @@ from genrec.model.network import GenerativeRecommender
 from genrec.model.sasrec import SASRec
 from genrec.model.saved import KIND, RESOLVED, build_network
 from genrec.model.size import step_flops
+from genrec.retrieval.dense import DenseRetriever
 from genrec.retrieval.neighbours import cooccurrence_neighbours, items_after_words, top_of_category_and_brand
+from genrec.retrieval.similar_texts import SimilarTexts
 from genrec.text.query_tokens import WORD_BUCKETS, hashed_tokens, readable
 from genrec.training import checkpoints
 from genrec.training.checkpoints import Checkpoints
@@ -81,6 +83,8 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
         assert isinstance(network, GenerativeRecommender)
         copy_weights(network, plan.warm_start.network, "decoder." if plan.backbone_folder else "")
     data = TrainingData(dataset, ids, config, plan)
+    if network.anchor_tables is not None and network.anchor_tables.queries is not None:
+        find_similar_texts(data, network.anchor_tables, ids.catalogue.text)
     if config.training.compile:
         compile_layers(network)
     trained = trained_items(dataset, plan)
@@ -147,6 +151,14 @@ def fill_anchors(tables: AnchorTables, dataset: Dataset, last: int) -> None:
         queries, items = (np.asarray(column[event]).astype(np.int64) for column in (dataset.queries, dataset.items))
         counts = items_after_words(tokens[order], offsets, queries, items, WORD_BUCKETS, dataset.n_items, width)
         tables.queries.fill(counts)
+
+
+def find_similar_texts(data: TrainingData, tables: AnchorTables, text: torch.Tensor) -> None:
+    """Look up, once for the whole fit, the items whose texts are similar to each query's."""
+    assert tables.queries is not None
+    texts = DenseRetriever(text, lambda requests: requests.query_text)
+    similar = SimilarTexts(texts, tables.users, tables.queries.width)
+    data.collator.features = data.collator.features.with_similar(similar, shown=True)
 
 
 def compile_layers(network: GenerativeRecommender) -> None:

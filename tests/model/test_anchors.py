@@ -9,6 +9,7 @@ import torch
 from genrec.data.histories import Histories
 from genrec.model.anchors import RECENT, AnchorAttention, AnchorTables, AnchorTokens, n_features
 from genrec.retrieval.neighbours import AnchorTable, cooccurrence_neighbours, items_after_words
+from genrec.retrieval.similar_texts import most_similar
 from genrec.text.query_tokens import WORD_BUCKETS
 
 N_ITEMS, SHOWN = 15, 4
@@ -141,7 +142,8 @@ NEAR, TAKEN = slice(-2 * SHOWN, -SHOWN), slice(-SHOWN, None)
 def look_up(made, asked: list[list[int]], rows: list[int], words: list[list[int]]):
     offsets = torch.tensor([0, *np.cumsum([len(one) for one in words])[:-1]])
     flat = torch.tensor([word for one in words for word in one], dtype=torch.long)
-    return made.queries.look_up(torch.tensor(asked), TEXT[rows], flat, offsets, TEXT, made.users)
+    similar = most_similar(TEXT[rows], TEXT, made.users.log1p(), 2 * SHOWN)
+    return made.queries.look_up(torch.tensor(asked), similar, flat, offsets)
 
 
 def taken_strengths(anchors) -> dict[int, float]:

@@ -1,0 +1,26 @@
+"""Products of few sparse rows with a table as wide as the catalogue."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+
+WIDE = 16  # a product of which the columns are more than this many times the entries works on its own columns
+
+
+def product(left: sp.csr_matrix, table: sp.csr_matrix) -> sp.csr_matrix:
+    """``left @ table`` in CSR, at a cost that follows the entries of the rows that ``left`` names.
+
+    SciPy fills buffers as long as the table is wide, which for a single request costs more than everything else. Where
+    few entries are involved, the product is made over the columns that occur alone: the same sums in the same order.
+    """
+    rows, column = np.unique(left.indices, return_inverse=True)
+    lengths = np.diff(table.indptr)[rows]
+    if int(lengths.sum()) * WIDE > table.shape[1]:
+        return (left @ table).tocsr()
+    part = table[rows]
+    columns, index = np.unique(part.indices, return_inverse=True)
+    narrow = sp.csr_matrix((part.data, index, part.indptr), shape=(len(rows), len(columns)))
+    named = sp.csr_matrix((left.data, column, left.indptr), shape=(left.shape[0], len(rows)))
+    small = (named @ narrow).tocsr()
+    return sp.csr_matrix((small.data, columns[small.indices], small.indptr), shape=(left.shape[0], table.shape[1]))
