@@ -120,11 +120,13 @@ def similar_items(snapshot: CatalogueSnapshot, item_id: str, k: int, filters: Fi
         allowed &= filters.mask(snapshot.table, snapshot.categories)
         allowed[snapshot.known_indices(filters.blocked or ())] = False
     allowed[item] = False
-    vectors = snapshot.ranker.generator.items
-    scores = functional.cosine_similarity(vectors, vectors[item][None]).cpu()
-    scores = scores.masked_fill(~torch.from_numpy(allowed), -torch.inf)
-    best = scores.sort(descending=True, stable=True).indices[: min(k, int(allowed.sum()))].tolist()
-    return [Answer(snapshot.item_ids[n], snapshot.titles[n], float(scores[n])) for n in best]
+    generator = snapshot.ranker.generator
+    query = functional.normalize(generator.items[item][None], dim=-1)
+    mask = AllowedItems(torch.from_numpy(allowed)).to(query.device)
+    ids, scores = generator.dense.search(query, min(k, max(int(allowed.sum()), 1)), mask)
+    cosines = scores * generator.network.config.temperature  # the index holds unit vectors over the temperature
+    found = zip(ids[0].tolist(), cosines[0].tolist(), strict=True)
+    return [Answer(snapshot.item_ids[n], snapshot.titles[n], score) for n, score in found if n >= 0]
 
 
 def _length(request: RecommendationRequest) -> int:

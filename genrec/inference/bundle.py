@@ -4,6 +4,7 @@ A bundle has the layout of a run folder (so the run's own code opens it) with on
 and besides
 
 * ``trie.safetensors``       the catalogue trie;
+* ``indexes/``             indexes of dense retrieval, for a catalogue that needs them;
 * ``programs/``              if asked for: ``torch.export`` programs (``genrec/inference/programs.py``);
 * ``card.json``, ``README.md`` the model card: data, split, metrics, licence;
 * ``manifest.json``          size and SHA-256 of every file, and a digest of itself.
@@ -45,6 +46,7 @@ from genrec.text.transformer import model_name
 
 KIND = "bundle"
 BUNDLE_FORMAT = 1
+INDEXES = "indexes"
 _LEFT_OUT = (".png", ".html", ".svg", "curves.json", MANIFEST)
 
 
@@ -67,6 +69,11 @@ class BundleRun(Run):
         ids = SemanticIds.load(self.folder / "semantic_ids")
         trie = CatalogueTrie.from_saved(load_file(self.folder / "trie.safetensors"))
         return dataclasses.replace(ids, catalogue=Catalogue(ids.catalogue.text, ids.catalogue.codes, trie))
+
+    @property
+    def indexes(self) -> Path | None:
+        """As ``Run.indexes``."""
+        return self.folder / INDEXES
 
     def ranker(self, fitted_on: str | None = None, fused: bool = True):
         """As ``Run.ranker``, for the one fit the bundle holds."""
@@ -159,11 +166,12 @@ def export(
                 shutil.copy(run.folder / "candidate_features" / name, part)
         _pack_dataset(run, folder, users)
         save_file(run.ids.catalogue.trie.saved_tensors(), folder / "trie.safetensors")
-        parity = {}
+        parity, generator = {}, run.ranker(fitted_on).generator
+        generator.save_indexes(folder / INDEXES)
         if programs:
             from genrec.inference.programs import export_programs  # here: torch.export is slow to import
 
-            parity = export_programs(run.ranker(fitted_on).generator, folder / "programs")
+            parity = export_programs(generator, folder / "programs")
         card = model_card(
             run,
             fitted_on,

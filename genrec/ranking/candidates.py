@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from genrec.model.network import Encoded, GenerativeRecommender
 from genrec.ranking.features import CandidateFeatures, log_rank, log_scores
 from genrec.retrieval.allowed import AllowedItems
 from genrec.retrieval.bm25 import BM25
-from genrec.retrieval.dense import DenseRetriever
+from genrec.retrieval.dense import DenseRetriever, FaissIndex
 from genrec.retrieval.popularity import PopularItems
 from genrec.retrieval.protocol import RetrievalRequests, Retriever
 from genrec.retrieval.similar_texts import SimilarTexts
@@ -31,6 +33,7 @@ from genrec.retrieval.sources import (
 )
 
 MISSING = -1  # item id where a row has no further item
+ITEM_INDEX, TEXT_INDEX = "items.faiss", "texts.faiss"
 
 
 @dataclass
@@ -70,7 +73,9 @@ class CandidateGenerator:
         features: CandidateFeatures,
         decoding: DecodingConfig,
         lexical: BM25 | None = None,
+        indexes: Path | None = None,
     ):
+        """``indexes``: folder of ``save_indexes``, None to build indexes where the catalogue needs them."""
         self.network, self.features, self.settings, self.lexical = network, features, decoding, lexical
         popularity = np.log1p(features.counts).astype(np.float32)
         self.popular = PopularItems(popularity)
@@ -82,8 +87,9 @@ class CandidateGenerator:
             if network.decoder is not None:
                 self.nodes = network.decoder.node_vectors(network.catalogue.trie, self.items)
                 self.searcher = Searcher(network.decoder, self.nodes, network.catalogue.trie, decoding)
-        self.dense = DenseRetriever(self.index, lambda requests: requests.vectors, decoding.index)
-        self.text = DenseRetriever(text, lambda requests: requests.query_text, decoding.index)
+        saved = None if indexes is None else indexes / ITEM_INDEX, None if indexes is None else indexes / TEXT_INDEX
+        self.dense = _retriever(self.index, lambda requests: requests.vectors, decoding.index, saved[0])
+        self.text = _retriever(text, lambda requests: requests.query_text, decoding.index, saved[1])
         self.similar_texts = None  # what the network's anchors read of a query
         if network.anchor_tables is not None and network.anchor_tables.queries is not None:
             tables = network.anchor_tables
@@ -103,6 +109,13 @@ class CandidateGenerator:
             (LastItemNeighbours(self.text), decoding.text_neighbours),
         ]
         self.history_sources = [(source, width) for source, width in sources if source is not None and width]
+
+    def save_indexes(self, folder: Path) -> None:
+        """Write the indexes of dense retrieval that took time to build, so that opening a bundle does not."""
+        for name, retriever in ((ITEM_INDEX, self.dense), (TEXT_INDEX, self.text)):
+            if isinstance(retriever.index, FaissIndex):
+                folder.mkdir(exist_ok=True)
+                retriever.index.save(folder / name)
 
     @torch.inference_mode()
     def propose(self, batch: Batch, requests: Requests, options: SearchOptions) -> Candidates:
@@ -203,6 +216,14 @@ class CandidateGenerator:
         searched = _search_features(known, result.generated)
         retrieved = self.dense.score(asks, known) - scale
         return [*searched, retrieved, *log_scores(similar), *log_scores(following), text, *words, *taken]
+
+
+def _retriever(
+    vectors: Tensor, queries: Callable[[RetrievalRequests], Tensor], kind: str, saved: Path | None
+) -> DenseRetriever:
+    """A retriever with the index that was saved for the same vectors, else with a new one."""
+    index = None if saved is None or vectors.device.type != "cpu" else FaissIndex.load(saved, vectors)
+    return DenseRetriever(vectors, queries, kind, index)
 
 
 def _distinct(ids: Tensor, empty: int) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import faiss
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from genrec.errors import UserError
 from genrec.retrieval.allowed import AllowedItems
@@ -21,6 +23,7 @@ EXACT_NUMBERS = 1 << 24
 GROUP = 32  # columns whose maximum is compared first
 # Scores of a block; a larger one on the CPU spends more on fresh pages than on the product.
 BLOCK, GPU_BLOCK = 1 << 22, 1 << 24
+POINTS, ADDED = 64, 1 << 16  # training points of an IVF list; vectors added to an index at once
 GATHER = 1 << 22  # numbers gathered at once for scores of given items
 
 
@@ -42,8 +45,17 @@ class DenseRetriever:
     pair's score is summed in a fixed order: it does not depend on the batch, and equal vectors have equal scores.
     """
 
-    def __init__(self, vectors: Tensor, queries: Callable[[RetrievalRequests], Tensor], kind: str = "auto"):
-        self.vectors, self.queries, self.index = vectors.detach(), queries, dense_index(kind, vectors)
+    def __init__(
+        self,
+        vectors: Tensor,
+        queries: Callable[[RetrievalRequests], Tensor],
+        kind: str = "auto",
+        index: DenseIndex | None = None,
+    ):
+        """``index``: one that exists already; None builds one of ``kind``."""
+        self.vectors, self.queries = vectors.detach(), queries
+        self.index = dense_index(kind, vectors) if index is None else index
+        self._subsets = WeakIdKeyDictionary()  # by mask, which requests share: the ids of its items
 
     def top(self, requests: RetrievalRequests, k: int, allowed: AllowedItems) -> tuple[Tensor, Tensor]:
         """As ``Retriever.top``."""
@@ -62,10 +74,24 @@ class DenseRetriever:
             ids = allowed.candidates
         else:  # excluded items are fetched too and dropped behind
             excluded = 0 if allowed.excluded is None else allowed.excluded.shape[1]
-            ids = self.index.nearest(queries, min(k + excluded, len(self.vectors)), allowed.mask)
+            ids = self._nearest(queries, min(k + excluded, len(self.vectors)), allowed.mask)
         scores = dot_products(queries, self.vectors, ids.clamp(min=0))
         kept = allowed.keep(ids) & (queries != 0).any(1, keepdim=True)
         return best(ids, scores.masked_fill(~kept, -torch.inf), k)
+
+    def _nearest(self, queries: Tensor, k: int, mask: Tensor | None) -> Tensor:
+        """The nearest items of a mask: by the index, or exactly where an index of all items would miss most of them."""
+        if mask is None or isinstance(self.index, ExactIndex):
+            return self.index.nearest(queries, k, mask)
+        subset = self._subsets.get(mask)
+        if subset is None:
+            subset = self._subsets[mask] = mask.nonzero()[:, 0]
+        if len(subset) * self.vectors.shape[1] > EXACT_NUMBERS // 4:
+            return self.index.nearest(queries, k, mask)
+        if not len(subset):
+            return torch.full((len(queries), k), -1, device=queries.device)
+        index = ExactIndex(self.vectors[subset].float()).nearest(queries, min(k, len(subset)))
+        return torch.where(index >= 0, subset[index.clamp(min=0)], -1)
 
 
 def dot_products(queries: Tensor, vectors: Tensor, ids: Tensor) -> Tensor:
@@ -114,7 +140,7 @@ class ExactIndex:
         start = 0
         while start < n_items:
             stop = min(start + self._size(batch, start, k), n_items)
-            products = (queries @ self.vectors[start:stop].T).float()
+            products = (queries @ self.vectors[start:stop].to(queries.dtype).T).float()
             if mask is not None:
                 products = products.masked_fill(~mask[start:stop], -torch.inf)
             if products.device.type != "cpu" or scores.shape[1] < k:
@@ -163,49 +189,79 @@ def _above(scores: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class FaissIndex:
-    """FAISS over inner products.
+    """FAISS over inner products, which proposes a few more items than asked for: exact products decide behind it.
 
-    HNSW has 32 links and a search width of 2 k. IVF probes as many lists as a sample of the item vectors needs for 99 %
-    recall of its nearest 100. The recall of requests that are unlike any item may be lower.
+    HNSW has 32 links and a search width of 2 k. IVF keeps a byte a number and probes as many lists as a sample of the
+    item vectors needs for 99 % recall of its nearest 100. The recall of requests that are unlike any item may be lower.
     """
 
     def __init__(self, kind: str, vectors: Tensor):
-        table = np.ascontiguousarray(vectors.detach().float().cpu().numpy())
-        self.kind, self.device, (n_items, dim) = kind, vectors.device, table.shape
+        self.kind, self.device, (n_items, dim) = kind, vectors.device, vectors.shape
         self.index: Any
         if kind == "ivf":
             lists = max(1, min(int(n_items**0.5), n_items // 39))  # FAISS wants 39 training points a list
             self._quantizer = faiss.IndexFlatIP(dim)
-            self.index = faiss.IndexIVFFlat(self._quantizer, dim, lists, faiss.METRIC_INNER_PRODUCT)
-            self.index.cp.max_points_per_centroid = 64
-            self.index.train(table)
+            eight_bit = faiss.ScalarQuantizer.QT_8bit
+            self.index = faiss.IndexIVFScalarQuantizer(
+                self._quantizer, dim, lists, eight_bit, faiss.METRIC_INNER_PRODUCT
+            )
+            self.index.cp.max_points_per_centroid = POINTS
+            drawn = np.random.default_rng(0).permutation(n_items)[: POINTS * lists]
+            self.index.train(_rows(vectors, torch.from_numpy(np.sort(drawn))))
         else:
             self.index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
-        self.index.add(table)
+        for begin in range(0, n_items, ADDED):
+            self.index.add(_rows(vectors, slice(begin, begin + ADDED)))
         if kind == "ivf":
-            self.index.nprobe = self._calibrated(table)
+            self.index.nprobe = self._calibrated(vectors)
 
-    def _calibrated(self, table: np.ndarray) -> int:
+    def _calibrated(self, vectors: Tensor) -> int:
         """The smallest power of two of lists to probe that finds 99 % of the nearest of a sample."""
-        sample = table[np.random.default_rng(0).choice(len(table), min(64, len(table)), replace=False)]
-        k = min(100, len(table))
-        truth = np.argpartition(-(sample @ table.T), k - 1, axis=1)[:, :k]
+        drawn = np.random.default_rng(0).choice(len(vectors), min(64, len(vectors)), replace=False)
+        sample, k = torch.from_numpy(_rows(vectors, torch.from_numpy(drawn))).to(vectors.device), min(100, len(vectors))
+        truth = ExactIndex(vectors).nearest(sample, k)
         for lists in (2**power for power in range(self.index.nlist.bit_length())):
             self.index.nprobe = lists
-            found = self.index.search(sample, k)[1]
-            if np.mean([np.isin(*pair).mean() for pair in zip(truth, found, strict=True)]) >= 0.99:
+            found = self.nearest(sample, k)
+            if np.mean([np.isin(*pair).mean() for pair in zip(truth.cpu(), found.cpu(), strict=True)]) >= 0.99:
                 return lists
         return self.index.nlist
 
     def nearest(self, queries: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
-        """As ``DenseIndex.nearest``."""
+        """As ``DenseIndex.nearest``, but somewhat more than ``k`` columns."""
         options: dict[str, Any] = {}
         if mask is not None:
             bits = np.packbits(mask.cpu().numpy(), bitorder="little")
             options["sel"] = faiss.IDSelectorBitmap(bits)  # type: ignore[call-arg, arg-type]  # faiss patches it in Python
+        fetched = min(k + k // 4 + 8, self.index.ntotal)
         if self.kind == "ivf":
             params = faiss.SearchParametersIVF(nprobe=self.index.nprobe, **options)  # type: ignore[call-arg]  # as above
         else:
             params = faiss.SearchParametersHNSW(efSearch=max(2 * k, 64), **options)  # type: ignore[attr-defined]  # as above
         rows = np.ascontiguousarray(queries.detach().float().cpu().numpy())
-        return torch.from_numpy(self.index.search(rows, k, params=params)[1]).to(self.device)
+        return torch.from_numpy(self.index.search(rows, fetched, params=params)[1]).to(self.device)
+
+    def save(self, path: Path) -> None:
+        """Write the index to a file, without the vectors themselves."""
+        faiss.write_index(self.index, str(path))
+
+    @classmethod
+    def load(cls, path: Path, vectors: Tensor) -> FaissIndex | None:
+        """The index that ``save`` wrote for the same vectors; None where the file is missing or of other vectors."""
+        if not path.is_file():
+            return None
+        try:
+            index = faiss.read_index(str(path))
+        except RuntimeError:
+            return None
+        if (index.ntotal, index.d) != tuple(vectors.shape):
+            return None
+        loaded = cls.__new__(cls)
+        loaded.kind = "ivf" if isinstance(index, faiss.IndexIVF) else "hnsw"
+        loaded.device, loaded.index = vectors.device, index
+        return loaded
+
+
+def _rows(vectors: Tensor, rows: Tensor | slice) -> np.ndarray:
+    part = vectors.detach()[rows if isinstance(rows, slice) else rows.to(vectors.device)]
+    return np.ascontiguousarray(part.float().cpu().numpy())

@@ -107,6 +107,11 @@ class Run:
         return BM25.load(index) if index.is_file() else BM25().fit(self.dataset.item_table)
 
     @property
+    def indexes(self) -> Path | None:
+        """The folder of saved indexes for dense retrieval: a bundle has one, for its only fit."""
+        return None
+
+    @property
     def fitted(self) -> list[str]:
         """The current fits: ``train``, ``preferred`` if the acceptance gate kept it, ``train+valid`` after a refit.
 
@@ -143,7 +148,7 @@ class Run:
         facts = ItemFacts.from_table(self.dataset.item_table, self.ids.catalogue.text.cpu().numpy())
         features = CandidateFeatures.load(self.folder / "candidate_features" / f"{table}.npz", facts)
         assert isinstance(network, GenerativeRecommender)
-        generator = CandidateGenerator(network, features, self.config.decoding, self.lexical)
+        generator = CandidateGenerator(network, features, self.config.decoding, self.lexical, self.indexes)
         rerankers = None
         if fused:
             rerankers = {
