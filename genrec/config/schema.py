@@ -189,7 +189,9 @@ class TrainingConfig:
     )
     decoder_learning_rate: float = setting(2e-3, "Learning rate of the frozen-backbone stage.", gt=0)
     distill_weight: float = setting(
-        1.0, "Weight of distillation from retrieval head to code decoder, up to 65,536 items.", ge=0
+        1.0,
+        "Weight of distillation from retrieval head to code decoder; over candidates alone above 65,536 items.",
+        ge=0,
     )
     progressive: str = setting(
         "none",

@@ -115,15 +115,13 @@ def similar_items(snapshot: CatalogueSnapshot, item_id: str, k: int, filters: Fi
     """The items nearest to one item; see ``Recommender.similar``."""
     if k < 1:
         raise UserError(f"k must be at least 1, is {k}")
-    item, allowed = int(snapshot.indices([item_id])[0]), ~snapshot.removed
-    if filters is not None:
-        allowed &= filters.mask(snapshot.table, snapshot.categories)
-        allowed[snapshot.known_indices(filters.blocked or ())] = False
-    allowed[item] = False
+    item = int(snapshot.indices([item_id])[0])
+    blocked = [] if filters is None else snapshot.known_indices(filters.blocked or ()).tolist()
+    mask = snapshot.available if filters is None or not filters.restricts else snapshot.mask_of(filters)
     generator = snapshot.ranker.generator
     query = functional.normalize(generator.items[item][None], dim=-1)
-    mask = AllowedItems(torch.from_numpy(allowed)).to(query.device)
-    ids, scores = generator.dense.search(query, min(k, max(int(allowed.sum()), 1)), mask)
+    allowed = AllowedItems(mask, id_lists([[item, *blocked]])).to(query.device)
+    ids, scores = generator.dense.search(query, min(k, snapshot.n_items), allowed)
     cosines = scores * generator.network.config.temperature  # the index holds unit vectors over the temperature
     found = zip(ids[0].tolist(), cosines[0].tolist(), strict=True)
     return [Answer(snapshot.item_ids[n], snapshot.titles[n], score) for n, score in found if n >= 0]
@@ -140,7 +138,7 @@ def _allowed(
     """What requests of one ``Filters.subset`` may be answered with."""
     filters, mask, excluded, only = group[0].filters, snapshot.available, None, None
     if filters is not None and filters.restricts:
-        mask = torch.from_numpy(filters.mask(snapshot.table, snapshot.categories) & ~snapshot.removed)
+        mask = snapshot.mask_of(filters)
     hidden = [_excluded(snapshot, request, stored) for request in group]
     if any(map(len, hidden)):
         excluded = id_lists(hidden)

@@ -75,10 +75,16 @@ class Categories:
             column = pl.Series([None] * len(items), dtype=pl.List(pl.String))
         rows = pl.DataFrame({"item": np.arange(len(items)), "level": column}).explode("level").drop_nulls("level")
         rows = rows.with_columns(pl.col("level").str.strip_chars())
-        self._rows = rows.with_columns(
-            depth=pl.col("level").cum_count().over("item").cast(pl.Int64), name=pl.col("level").str.to_lowercase()
-        )
         self.names: list[str] = rows["level"].unique(maintain_order=True).to_list()
+        # Items of each level's name, side by side: a look-up reads its own items, not all of the catalogue.
+        names = rows["level"].str.to_lowercase()
+        self._number = {name: number for number, name in enumerate(names.unique(maintain_order=True))}
+        number = names.replace_strict(self._number, return_dtype=pl.Int64).to_numpy() if len(rows) else np.zeros(0, int)
+        item = rows["item"].to_numpy()
+        first = np.searchsorted(item, item)  # the rows of an item are side by side, general to specific
+        order = np.argsort(number, kind="stable")
+        self._members, self._depths = item[order], (np.arange(len(item)) - first)[order]
+        self._bounds = np.searchsorted(number[order], np.arange(len(self._number) + 1))
 
     def mask(self, category: Category) -> np.ndarray:
         """Items of a category: (n_items,) bool, all False where no item has it.
@@ -110,10 +116,16 @@ class Categories:
     def _items(self, category: Category) -> np.ndarray:
         levels = [level.lower() for level in _levels(category)]
         if len(levels) == 1 and isinstance(category, str):
-            return self._rows.filter(pl.col("name") == levels[0])["item"].unique().to_numpy()
-        path = pl.DataFrame({"name": levels, "depth": np.arange(1, len(levels) + 1)})
-        matches = self._rows.join(path, on=["name", "depth"], how="semi").group_by("item").len()
-        return matches.filter(pl.col("len") == len(levels))["item"].to_numpy()
+            return np.unique(self._at(levels[0]))
+        return reduce(np.intersect1d, [self._at(level, depth) for depth, level in enumerate(levels)])
+
+    def _at(self, name: str, depth: int | None = None) -> np.ndarray:
+        """The items that have a lower-case name as their level, at one depth (0 is the top) or at any."""
+        number = self._number.get(name)
+        if number is None:
+            return np.zeros(0, np.int64)
+        rows = slice(self._bounds[number], self._bounds[number + 1])
+        return self._members[rows] if depth is None else self._members[rows][self._depths[rows] == depth]
 
 
 def _levels(category: Category) -> list[str]:

@@ -19,13 +19,14 @@ from genrec.catalogue.catalogue import Catalogue
 from genrec.catalogue.semantic_ids import SemanticIds
 from genrec.data.schema import ITEM_SCHEMA, conform
 from genrec.errors import UserError
-from genrec.inference.filters import Categories
+from genrec.inference.filters import Categories, Filters
 from genrec.inference.growth import grow, grown_features, with_text
 from genrec.model.network import GenerativeRecommender
 from genrec.ranking.candidates import CandidateGenerator
 from genrec.ranking.ranker import Ranker
 from genrec.retrieval.bm25 import BM25
 
+MASKS = 16  # filters whose masks a snapshot keeps
 TEXT_COLUMNS = ("title", "text", "brand", "category")  # what an item's vector is made of
 
 
@@ -86,6 +87,25 @@ class CatalogueSnapshot:
     def available(self) -> torch.Tensor | None:
         """Mask (n_items,) of the items that were not removed; None where none was."""
         return torch.from_numpy(~self.removed) if self.removed.any() else None
+
+    @cached_property
+    def _masks(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def mask_of(self, filters: Filters) -> torch.Tensor:
+        """Mask (n_items,) of the items that are not removed and satisfy all of ``filters`` but ``blocked``.
+
+        Requests with the same filters get the same tensor, on which searches keep what they derive from it. The masks
+        of the last ``MASKS`` filters are kept.
+        """
+        key = filters.subset
+        mask = self._masks.get(key)
+        if mask is None:
+            mask = torch.from_numpy(filters.mask(self.table, self.categories) & ~self.removed)
+            for old in list(self._masks)[: max(len(self._masks) - MASKS + 1, 0)]:
+                self._masks.pop(old, None)
+            self._masks[key] = mask
+        return mask
 
     def indices(self, item_ids: Sequence[str]) -> np.ndarray:
         """Indices of items; ``UserError`` for the first that is unknown or removed."""

@@ -51,11 +51,13 @@ class ItemEncoder(nn.Module):
         if self.codes is not None:
             parts.append(self.codes(self.code_rows if rows is None else self.code_rows[rows]))
         if self.ids is not None:
-            ids = self.ids.weight if rows is None else F.embedding(rows, self.ids.weight)
+            ids = self.ids.weight if rows is None else self.ids(rows)
             if self.training and self.item_dropout and parts:
-                # Drawn for all items, so that the same items are hidden whichever rows are computed.
-                kept = torch.rand(len(self.ids.weight), 1, device=ids.device) >= self.item_dropout
-                ids = ids * (kept if rows is None else kept[rows])
+                if rows is not None and self.ids.sparse:  # of a large table only distinct rows are computed
+                    ids = ids * (torch.rand(len(rows), 1, device=ids.device) >= self.item_dropout)
+                else:  # drawn for all items, so that the same items are hidden whichever rows are computed
+                    kept = torch.rand(len(self.ids.weight), 1, device=ids.device) >= self.item_dropout
+                    ids = ids * (kept if rows is None else kept[rows])
             parts.append(ids)
         return self.norm(sum(parts[1:], parts[0]))
 

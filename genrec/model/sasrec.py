@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from genrec.catalogue.catalogue import Catalogue
 from genrec.config.schema import ModelConfig
@@ -27,7 +26,7 @@ class ItemTable(nn.Module):
 
     def forward(self, rows: Tensor | None = None) -> Tensor:
         """All vectors (n_items, dim), or those of ``rows`` (N,): (N, dim)."""
-        return self.ids.weight if rows is None else F.embedding(rows, self.ids.weight)
+        return self.ids.weight if rows is None else self.ids(rows)
 
 
 class SASRec(nn.Module):

@@ -26,13 +26,32 @@ from genrec.model.device import read_back
 from genrec.model.pointer import CopyBias
 from genrec.objectives.distillation import TeacherMass
 
+LARGE_TRIE = 1 << 17  # nodes; of a larger trie, a CPU lists the walked nodes instead of marking them among all
 
-def walked_nodes(trie: CatalogueTrie, paths: Tensor) -> tuple[Tensor, Tensor]:
+
+class NodeRows:
+    """The row of each of some distinct nodes (M,), which rise; what it says of other nodes has no meaning."""
+
+    def __init__(self, nodes: Tensor):
+        self.nodes = nodes
+
+    def __getitem__(self, nodes: Tensor) -> Tensor:
+        """The rows of nodes of any shape."""
+        return torch.searchsorted(self.nodes, nodes.contiguous())
+
+
+def walked_nodes(trie: CatalogueTrie, paths: Tensor) -> tuple[Tensor, Tensor | NodeRows]:
     """The nodes that the loss of ``paths`` (N, levels) looks at: the root and the children of every node on the way.
 
-    Returns the distinct nodes (M,), rising, and the row of each node among them: (n_nodes,), meaningless for the
-    others.
+    Returns the distinct nodes (M,), rising, and the row of each node among them, by indexing: meaningless for the
+    others. On a CPU the cost of a large trie follows the paths, not the trie.
     """
+    if paths.device.type == "cpu" and trie.n_nodes > LARGE_TRIE:
+        parents = F.pad(paths[:, :-1].flatten(), (1, 0)).unique()  # the root is the parent of every first step
+        counts = trie.child_count[parents]
+        begin = (trie.child_start[parents] - (counts.cumsum(0) - counts)).repeat_interleave(counts)
+        nodes = F.pad(begin + torch.arange(len(begin)), (1, 0))
+        return nodes, NodeRows(nodes)
     chosen_from = torch.zeros(trie.n_nodes, dtype=torch.bool, device=paths.device)
     chosen_from[0] = True
     chosen_from.index_fill_(0, paths[:, :-1].flatten(), True)
@@ -54,7 +73,7 @@ def path_log_probabilities(
     vectors: Tensor,
     trie: CatalogueTrie,
     paths: Tensor,
-    row: Tensor | None = None,
+    row: Tensor | NodeRows | None = None,
     copy_bias: CopyBias | None = None,
     ignored: Tensor | None = None,
 ) -> Tensor:
@@ -75,7 +94,7 @@ def path_losses(
     vectors: Tensor,
     paths: Tensor,
     teacher: TeacherMass,
-    row: Tensor | None = None,
+    row: Tensor | NodeRows | None = None,
     requests: Tensor | None = None,
     copy_bias: CopyBias | None = None,
     ignored: Tensor | None = None,
@@ -102,7 +121,7 @@ class _Paths:
     vectors: Tensor
     trie: CatalogueTrie
     paths: Tensor
-    row: Tensor | None
+    row: Tensor | NodeRows | None
     copy_bias: CopyBias | None
     ignored: Tensor | None
 

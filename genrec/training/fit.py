@@ -34,7 +34,9 @@ from genrec.training.curriculum import BACKBONE_EPOCHS, DECODER_EPOCHS, SASREC_E
 from genrec.training.curves import plot_curves
 from genrec.training.data_module import TrainingData
 from genrec.training.distributed import join, leader_first, on_gpu, rank_and_world
+from genrec.training.generation_losses import TAUGHT_CATALOGUE
 from genrec.training.module import TrainingModule
+from genrec.training.optimizer import use_sparse_gradients
 from genrec.training.plan import FitPlan, model_key
 from genrec.training.trainer import check_launch, make_trainer
 from genrec.training.warm_start import copy_weights
@@ -87,8 +89,13 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
         find_similar_texts(data, network.anchor_tables, ids.catalogue.text)
     if config.training.compile:
         compile_layers(network)
+    if rank_and_world()[1] == 1 and not on_gpu(config.training.accelerator):
+        use_sparse_gradients(network)
     trained = trained_items(dataset, plan)
     module = TrainingModule(network, config, data.steps_per_epoch, plan.backbone_folder is not None, trained)
+    if plan.generate and config.training.distill_weight and config.training.retrieve_weight:
+        whole = dataset.n_items <= TAUGHT_CATALOGUE
+        log.info("%s: the teacher is over %s", plan.label, "all items" if whole else "anchors, target and drawn items")
     work = target.parent / f".{target.name}-{key}"
     log.info("%s: %s", plan.label, _size(config, module, data))
     keeper = _train(config, plan, work, module, data)

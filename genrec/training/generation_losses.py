@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,11 +11,13 @@ from torch.nn import functional as F
 from genrec.config.schema import TrainingConfig
 from genrec.model.device import to_device
 from genrec.model.network import Encoded, GenerativeRecommender
-from genrec.objectives.distillation import TeacherMass
+from genrec.objectives.distillation import TeacherMass, draw_items
 from genrec.objectives.generation import path_log_probabilities, path_losses, walked_nodes
 
-# A larger catalogue has no teacher: a row of all items for each request would cost more than it teaches.
+# Up to so many items the teacher's distribution is over all of them. Above, a row of all items for each request would
+# cost more than the rest of a step, and it is over candidates: the request's anchors, its target, and shared draws.
 TAUGHT_CATALOGUE = 1 << 16
+TEACHER_DRAWS = 1024
 
 
 def generation_loss(
@@ -42,9 +46,13 @@ def generation_loss(
     targets = targets[row, column]
     paths = trie.item_path[targets][None]  # (walks, N, levels): the observed walk of each request
     teacher, teacher_loss = None, torch.zeros((), device=row.device)
-    if settings.distill_weight and settings.retrieve_weight and trie.n_items <= TAUGHT_CATALOGUE:
-        teacher, teacher_loss = dense_teacher(network, encoded, row, column, targets)
-        paths = torch.stack([paths[0], trie.item_path[teacher.draw()]])  # and a walk that the teacher drew
+    if settings.distill_weight and settings.retrieve_weight:
+        if trie.n_items <= TAUGHT_CATALOGUE:
+            teacher, teacher_loss = dense_teacher(network, encoded, row, column, targets)
+            drawn_items = teacher.draw()
+        else:
+            teacher, teacher_loss, drawn_items = candidate_teacher(network, encoded, row, column, targets)
+        paths = torch.stack([paths[0], trie.item_path[drawn_items]])  # and a walk that the teacher drew
     entered = torch.cat([torch.zeros_like(paths[..., :1]), paths[..., :-1]], dim=-1)
     nodes, index = walked_nodes(trie, paths.flatten(0, 1))
     vectors = decoder.node_vectors(trie, encoded.items, nodes, means)
@@ -89,3 +97,43 @@ def dense_teacher(
     chosen = logs.gather(1, trie.item_position[targets][:, None])[:, 0] + copy_bias.for_pairs(rows, targets)
     logs = logs.scatter_add_(1, leaf, torch.where(exists & first, bonus.detach(), 0.0))
     return TeacherMass.in_leaf_order(trie, logs - gained.detach()[:, None]), (gained - chosen).mean()
+
+
+def candidate_teacher(
+    network: GenerativeRecommender, encoded: Encoded, row: Tensor, column: Tensor, targets: Tensor
+) -> tuple[TeacherMass, Tensor, Tensor]:
+    """As ``dense_teacher`` over candidates, at a cost that does not depend on the catalogue; also an item it drew (N,).
+
+    Candidates are the request's anchors and target, and ``TEACHER_DRAWS`` uniform draws that all requests share. A
+    drawn item stands for the items that were not drawn: its probability is multiplied by one over its chance.
+    """
+    decoder, trie, state = network.decoder, network.catalogue.trie, encoded.requests[row, column]
+    assert decoder is not None
+    n_items, device = trie.n_items, state.device
+    draws = torch.randint(n_items, (TEACHER_DRAWS,), device=device)
+    own, live = targets[:, None], torch.ones_like(targets, dtype=torch.bool)[:, None]
+    anchors = None if encoded.anchors is None else encoded.anchors.take(row, column)
+    if anchors is not None:
+        own, live = torch.cat([own, anchors.ids[:, 0]], 1), torch.cat([live, anchors.live[:, 0]], 1)
+    with torch.no_grad():
+        known = network.relevance(state, own, encoded.items)
+        drawn = network.retrieval_vectors(state) @ network.item_index(encoded.items[draws]).T
+        scores = torch.cat([known, drawn + math.log(n_items / TEACHER_DRAWS)], dim=1).float()
+    ids = torch.cat([torch.where(live, own, n_items), draws.expand(len(state), -1)], dim=1)
+    ids, order = ids.sort(dim=1, stable=True)  # of repeats the first stays: anchors stand before draws
+    exists = (ids < n_items) & F.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)
+    logs = scores.gather(1, order).masked_fill(~exists, -torch.inf).log_softmax(-1)
+    loss = logs.new_zeros(())
+    if decoder.pointer is not None:
+        assert anchors is not None
+        detached = state[:, None].detach()
+        with torch.no_grad():
+            relevance = network.relevance(detached, anchors.ids, encoded.items)
+        rows = torch.arange(len(ids), device=device).repeat_interleave(ids.shape[1])
+        copy_bias = decoder.pointer.items(detached, anchors, relevance, n_items)
+        gained = logs + copy_bias.for_pairs(rows, ids.flatten()).view_as(ids)
+        total, target = gained.logsumexp(1), ids.eq(targets[:, None]).long().argmax(1)
+        loss = (total - gained.gather(1, target[:, None])[:, 0]).mean()
+        logs = (gained - total[:, None]).detach()
+    items = ids.gather(1, draw_items(logs)[:, None])[:, 0]
+    return TeacherMass.of_candidates(trie, ids.masked_fill(~exists, -1), logs), loss, items

@@ -24,6 +24,7 @@ from genrec.training.batches import MicroBatch, step_seed
 from genrec.training.data_module import ValidationBatch
 from genrec.training.distributed import gather_rows
 from genrec.training.generation_losses import generation_loss
+from genrec.training.optimizer import TouchedRowsAdamW, clip_gradients
 from genrec.training.validation import Validation
 
 SMALL_CATALOGUE, NEGATIVES = 4096, 2048  # by rule: the whole softmax up to so many items, else so many drawn
@@ -92,7 +93,7 @@ class TrainingModule(L.LightningModule):
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         """Clip with PyTorch: Lightning refuses fused optimizers under bf16 because of float16's scaled gradients."""
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+        clip_gradients(self.network.parameters(), gradient_clip_val)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The mean loss of a micro-batch."""
@@ -247,7 +248,7 @@ class TrainingModule(L.LightningModule):
             if parameter.requires_grad:
                 (decayed if name in self.decayed else plain).append(parameter)
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+        optimizer = TouchedRowsAdamW(groups, lr=settings.learning_rate, fused=True)
         assert settings.epochs is not None
         total = max(self.steps_per_epoch * settings.epochs, 1)
         warmup = min(WARMUP_STEPS, total // 10 + 1)
