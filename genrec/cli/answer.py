@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from genrec.cli.arguments import BundlePath, Category, Count, FittedOn, Mode, RunPath, Split
+from genrec.cli.arguments import BundlePath, Category, Count, FittedOn, Mode, Ray, RunPath, Split
 from genrec.cli.show import show_answers
 from genrec.console import console
 from genrec.errors import UserError
@@ -70,18 +70,29 @@ def search(
 def predict(
     run: BundlePath,
     requests: Annotated[Path, typer.Option(help="Parquet: request_id, user_id or history, timestamp, query.")],
-    output: Annotated[Path, typer.Option(help="Parquet: request_id, rank, item_id, score.")],
+    output: Annotated[Path, typer.Option(help="Parquet: request_id, rank, item_id, score; a folder with --ray.")],
     k: Count = 100,
     mode: Mode = "fused",
     fitted_on: FittedOn = None,
     keep_seen: Annotated[
         bool, typer.Option("--keep-seen", help="Do not remove items the history already holds.")
     ] = False,
+    ray: Ray = None,
+    workers: Annotated[int, typer.Option(help="With --ray: models that answer; 0: one per CPU, less one.")] = 0,
 ) -> None:
-    """Answer a table of requests. By default with the model fitted on train, as in the results' first rows."""
-    from genrec.inference.predict import predict_file
+    """Answer a table of requests. By default with the model fitted on train, as in the results' first rows.
 
-    written = predict_file(run, requests, output, k, mode, fitted_on, not keep_seen)
+    With --ray, REQUESTS may be a folder of Parquet files, which a cluster answers side by side.
+    """
+    from genrec.inference.predict import default_fit, predict_file
+
+    if ray is None:
+        written = predict_file(run, requests, output, k, mode, fitted_on, not keep_seen)
+    else:
+        from genrec.serving.cluster import predict_folder
+
+        fitted_on = fitted_on or default_fit(run)
+        written = predict_folder(run, requests, output, k, mode, not keep_seen, workers, 2048, fitted_on, ray)
     console.print(f"{written} rows: {output}")
 
 

@@ -22,3 +22,6 @@ Category = Annotated[
     str | None, typer.Option("--category", help="Only this category: a name, or a path such as 'Beauty > Hair Care'.")
 ]
 Mode = Annotated[str, typer.Option("--mode", help="fused, retrieve, generate, or rank (with a ranking head).")]
+Ray = Annotated[
+    str | None, typer.Option(help="Run on a Ray cluster: local, auto, HOST:PORT or ray://HOST:PORT (extra 'ray').")
+]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from genrec.cli.arguments import Ray
 from genrec.console import console
 from genrec.errors import UserError
 
@@ -38,6 +39,8 @@ def serve(
     connections: Annotated[int, typer.Option(help="Open connections; one more is refused.")] = 1000,
     drain_s: Annotated[int, typer.Option(help="Seconds that taken requests have at a stop.")] = 20,
     threads: Annotated[int, typer.Option(help="Threads of torch; 0: one fewer than there are cores.")] = 0,
+    ray: Ray = None,
+    replicas: Annotated[int, typer.Option(help="With --ray: servers that share the requests.")] = 2,
 ) -> None:
     """Answer over HTTP: /v1/recommend, /v1/search, ... and a page to try it at /. SIGHUP reads the bundle again."""
     try:
@@ -46,27 +49,30 @@ def serve(
         raise UserError(f"genrec serve needs the package '{error.name}'; install: pip install '.[serve]'") from error
     from genrec.serving.settings import ServeSettings
 
-    answer(
-        ServeSettings(
-            bundle,
-            host,
-            port,
-            api_key_file,
-            events,
-            max_batch,
-            batch_wait_ms,
-            queue,
-            time_budget_ms,
-            max_body_bytes=max_body_bytes,
-            max_depth=max_depth,
-            header_timeout_ms=header_timeout_ms,
-            connections=connections,
-            drain_s=drain_s,
-            threads=threads,
-            hosts=tuple(allow_host or ()),
-            without_keys=without_keys,
-        )
+    settings = ServeSettings(
+        bundle,
+        host,
+        port,
+        api_key_file,
+        events,
+        max_batch,
+        batch_wait_ms,
+        queue,
+        time_budget_ms,
+        max_body_bytes=max_body_bytes,
+        max_depth=max_depth,
+        header_timeout_ms=header_timeout_ms,
+        connections=connections,
+        drain_s=drain_s,
+        threads=threads,
+        hosts=tuple(allow_host or ()),
+        without_keys=without_keys,
     )
+    if ray is None:
+        return answer(settings)
+    from genrec.serving.cluster import serve_on_ray
+
+    serve_on_ray(settings, ray, replicas)
 
 
 def export_events(

@@ -43,6 +43,11 @@ def request_table(table: pl.DataFrame, path: str) -> tuple[pl.DataFrame, pl.Seri
     return plain, table["history"] if "history" in table.columns else None
 
 
+def default_fit(run: Path) -> str | None:
+    """The model that answers a request file by default: the one fitted on train, or a bundle's only one."""
+    return None if is_bundle(run) else "train"
+
+
 def predict_file(
     run: Path, requests: Path, output: Path, k: int, mode: str, fitted_on: str | None, exclude_seen: bool
 ) -> int:
@@ -51,7 +56,7 @@ def predict_file(
     The default model is the one fitted on train, or a bundle's only one.
     """
     table, histories = read_requests(requests)
-    model = Recommender.load(run, fitted_on or (None if is_bundle(run) else "train"))
+    model = Recommender.load(run, fitted_on or default_fit(run))
     answers = model.predictions(table, model.requests(table, histories), k, mode, exclude_seen)
     output.parent.mkdir(parents=True, exist_ok=True)
     answers.write_parquet(output)

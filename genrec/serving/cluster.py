@@ -1,18 +1,25 @@
-"""More than one machine, by Ray (extra ``genrec[ray]``): replicas on Ray Serve, batch inference with Ray Data.
+"""More than one machine, by Ray (extra ``genrec[ray]``): ``genrec serve --ray`` and ``genrec predict --ray``.
 
-Replicas share users' events through their store: a Redis server across machines, one SQLite file on one machine.
-Items added through one replica reach the others when these reload or start.
+Replicas run on Ray Serve, batch prediction on Ray Data. Replicas share users' events through their store: a Redis
+server across machines, one SQLite file on one machine. They see each other's item changes as servers on one store do.
 """
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from genrec.errors import UserError
+from genrec.serving.logs import log
 from genrec.serving.settings import ServeSettings
+
+READING_CPUS = 1  # CPUs of a cluster that read requests and write answers while workers answer
 
 
 def _ray():
@@ -23,6 +30,28 @@ def _ray():
     except ImportError:
         raise UserError("replicas and batch inference on a cluster need: pip install '.[ray]'") from None
     return ray
+
+
+@contextmanager
+def cluster(address: str) -> Iterator[Any]:
+    """Ray, connected to the cluster at ``address``, or with one of this machine for ``local``.
+
+    A cluster that somebody else started is left running. Raises ``UserError`` where there is none.
+    """
+    ray = _ray()
+    if ray.is_initialized():  # by the caller, who also ends it
+        yield ray
+        return
+    try:
+        options = {"include_dashboard": False} if address == "local" else {}
+        ray.init(address=address, log_to_driver=False, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--ray: no cluster at '{address}' ({reason}); give 'local', 'auto' or HOST:PORT") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
 
 
 def application(settings: ServeSettings, replicas: int = 2, cpus: float = 1.0) -> Any:
@@ -51,10 +80,10 @@ def application(settings: ServeSettings, replicas: int = 2, cpus: float = 1.0) -
 class _Predictor:
     """One worker of the batch inference: the model is loaded once."""
 
-    def __init__(self, bundle: str, k: int, mode: str, exclude_seen: bool):
+    def __init__(self, bundle: str, fitted_on: str | None, k: int, mode: str, exclude_seen: bool):
         from genrec.inference.recommender import Recommender
 
-        self.model, self.options = Recommender.load(bundle), (k, mode, exclude_seen)
+        self.model, self.options = Recommender.load(bundle, fitted_on), (k, mode, exclude_seen)
 
     def __call__(self, batch: Any) -> Any:
         from genrec.inference.predict import request_table
@@ -70,23 +99,60 @@ def predict_folder(
     k: int = 100,
     mode: str = "fused",
     exclude_seen: bool = True,
-    workers: int = 2,
+    workers: int = 0,
     batch_size: int = 2048,
+    fitted_on: str | None = None,
+    address: str = "local",
 ) -> int:
-    """Answer a folder of Parquet files (columns as for ``genrec predict``) into another one; returns the rows written.
+    """Answer Parquet files of requests (columns as for ``genrec predict``) into a folder; returns the rows written.
 
-    Memory of a worker is bounded by ``batch_size`` requests, whatever the folder's size. Raises ``UserError`` when
-    ``output`` is not empty.
+    ``requests`` is a folder or one file. ``workers`` hold a model and a CPU each; 0 takes what the cluster at
+    ``address`` has, less one CPU for reading and writing. Memory of a worker is bounded by ``batch_size`` requests,
+    whatever the folder's size. Raises ``UserError`` when ``output`` is not empty.
     """
-    data = _ray().data
-    if not any(requests.glob("*.parquet")):
-        raise UserError(f"{requests}: holds no .parquet file")
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"{output}: is not empty; name another folder")
-    arguments = {"bundle": str(bundle), "k": k, "mode": mode, "exclude_seen": exclude_seen}
-    table = data.read_parquet(str(requests.resolve()))
-    answers = table.map_batches(
-        _Predictor, fn_constructor_kwargs=arguments, batch_size=batch_size, batch_format="pyarrow", concurrency=workers
-    )
-    answers.write_parquet(str(output.resolve()))
+    if workers < 0:
+        raise UserError(f"--workers: must not be below 0, is {workers}")
+    files = [requests] if requests.is_file() else sorted(requests.glob("*.parquet"))
+    if not files:
+        raise UserError(f"--requests: {requests} is no Parquet file and holds none")
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise UserError(f"--output: {output} is not an empty folder; with --ray, answers are a folder of Parquet files")
+    arguments = {
+        "bundle": str(bundle.resolve()),
+        "fitted_on": fitted_on,
+        "k": k,
+        "mode": mode,
+        "exclude_seen": exclude_seen,
+    }
+    with cluster(address) as ray:
+        cpus = float(ray.cluster_resources().get("CPU", 1))
+        workers = workers or max(int(cpus) - READING_CPUS, 1)
+        # With too few CPUs a worker takes a part of one, so that reading goes on beside it.
+        share = min(1.0, max(cpus - READING_CPUS, cpus / 2) / workers)
+        table = ray.data.read_parquet([str(file.resolve()) for file in files])
+        answers = table.map_batches(
+            _Predictor,
+            fn_constructor_kwargs=arguments,
+            batch_size=batch_size,
+            batch_format="pyarrow",
+            num_cpus=share,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+        )
+        answers.write_parquet(str(output.resolve()))
     return pl.scan_parquet(str(output / "*.parquet")).select(pl.len()).collect().item()
+
+
+def serve_on_ray(settings: ServeSettings, address: str, replicas: int) -> None:
+    """Start ``replicas`` behind Ray Serve's proxy at ``host`` and ``port``, and stop them at SIGINT or SIGTERM."""
+    stopped = threading.Event()
+    with cluster(address) as ray:
+        for stop in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(stop, lambda *_: stopped.set())
+        cpus = min(1.0, float(ray.cluster_resources().get("CPU", 1)) / (replicas + 1))
+        ray.serve.start(http_options={"host": settings.host, "port": settings.port})
+        try:
+            ray.serve.run(application(settings, replicas, cpus))
+            log.info("serving on Ray", extra={"fields": {"replicas": replicas, "port": settings.port}})
+            stopped.wait()
+        finally:
+            ray.serve.shutdown()
