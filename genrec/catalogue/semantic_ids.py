@@ -92,8 +92,8 @@ class SemanticIds:
         Raises ``UserError`` where the folder is not whole, or a codebook belongs to another encoder's vectors.
         """
         manifest = open_artifact(folder, KIND)
-        codes = torch.from_numpy(np.load(folder / "codes.npy", allow_pickle=False))
-        text = torch.from_numpy(np.load(folder / "text.npy", allow_pickle=False))
+        codes = torch.from_numpy(np.load(folder / "codes.npy", allow_pickle=False).astype(np.int64))
+        text = _text_vectors(folder / "text.npy")
         codebooks = Codebooks.load(folder / "codebooks.safetensors", manifest["key"])
         space = ItemSpace.from_arrays(load_file(folder / "space.safetensors"))
         catalogue = Catalogue(text, codes, build_trie(codes, codebooks.sizes))
@@ -139,7 +139,8 @@ class SemanticIds:
         moved, report = resolve_collisions(np.concatenate([near, new.codes]), vectors, self.codebooks, fixed=len(near))
         codes = np.concatenate([codes, moved[len(near) :]])
         trie, node_map = extend_trie(old.trie, torch.from_numpy(codes[old.n_items :]))
-        catalogue = Catalogue(torch.cat([old.text, torch.from_numpy(new.text)]), torch.from_numpy(codes), trie)
+        text = torch.cat([old.text, torch.from_numpy(new.text).to(old.text.dtype)])
+        catalogue = Catalogue(text, torch.from_numpy(codes), trie)
         return GrownSemanticIds(replace(self, catalogue=catalogue), node_map, report)
 
     def drift_report(self, items: pl.DataFrame | Sequence[str]) -> dict[str, Any]:
@@ -151,6 +152,12 @@ class SemanticIds:
         return drift_report(self.codebooks, self.baseline, self.catalogue.codes.numpy(), new.codes, new.vectors) | {
             "without_known_words": float(1 - new.known.mean()) if len(new.known) else 0.0
         }
+
+
+def _text_vectors(path: Path) -> torch.Tensor:
+    """Text vectors as they were written; half precision says that there are many, and these are memory-mapped."""
+    mapped = np.load(path, mmap_mode="c", allow_pickle=False)
+    return torch.from_numpy(mapped if mapped.dtype == np.float16 else np.array(mapped))
 
 
 def _item_columns(items: pl.DataFrame) -> pl.DataFrame:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from genrec.catalogue.catalogue import Catalogue
 from genrec.text.query_tokens import HASHED, WORD_BUCKETS
 
+BLOCK = 1 << 16  # items whose text vectors are made wide at once
 CODE_SPAN = 1 << 20  # code tokens of a query: level x CODE_SPAN + code, behind the hashed ones
 
 
@@ -47,7 +48,7 @@ class ItemEncoder(nn.Module):
         """Vectors of all items (n_items, dim), or of ``rows`` (N,) alone. Training hides some id vectors."""
         parts = []
         if self.project is not None:
-            parts.append(self.project(self.text if rows is None else self.text[rows]))
+            parts.append(self._projected(self.project, rows))
         if self.codes is not None:
             parts.append(self.codes(self.code_rows if rows is None else self.code_rows[rows]))
         if self.ids is not None:
@@ -60,6 +61,13 @@ class ItemEncoder(nn.Module):
                     ids = ids * (kept if rows is None else kept[rows])
             parts.append(ids)
         return self.norm(sum(parts[1:], parts[0]))
+
+    def _projected(self, project: nn.Linear, rows: Tensor | None) -> Tensor:
+        """Projected text vectors; those of all items in blocks where they are kept in half precision."""
+        text = self.text if rows is None else self.text[rows]
+        if text.dtype == project.weight.dtype:
+            return project(text)
+        return torch.cat([project(block.to(project.weight.dtype)) for block in text.split(BLOCK)])
 
     def sum_codes(self, tokens: Tensor, offsets: Tensor) -> Tensor:
         """Summed code vectors (Q, dim) of ragged code tokens (n,) with offsets (Q,); tokens below 0 add nothing.

@@ -113,7 +113,7 @@ class RewardFeatures:
     def relevance(self, batch: Batch, ids: Tensor) -> Tensor:
         """Cosine of the query's and the items' text vectors (B, K); 0 without a query."""
         table = torch.cat([batch.query_text.new_zeros(1, self.text.shape[1]), batch.query_text])
-        return (table[batch.request_queries[:, 0]][:, None] * self.text[ids]).sum(-1)
+        return (table[batch.request_queries[:, 0]][:, None] * self.text[ids].float()).sum(-1)
 
 
 @dataclass

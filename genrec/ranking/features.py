@@ -79,7 +79,7 @@ class ItemFacts:
     """Attributes of each item.
 
     ``brand``, ``category`` and ``path`` (n_items,): int64 codes, -1 unknown. ``price`` (n_items,): its logarithm, NaN
-    unknown. ``text`` (n_items, text_dim): unit vectors.
+    unknown. ``text`` (n_items, text_dim): unit vectors, perhaps a memory map in half precision.
     """
 
     brand: np.ndarray
@@ -100,7 +100,7 @@ class ItemFacts:
             item_codes(levels.list.last()),
             item_codes(levels.list.join("\x1f", ignore_nulls=True)),
             log_price,
-            np.asarray(text, np.float32),
+            np.asarray(text),
         )
 
 

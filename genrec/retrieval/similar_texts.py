@@ -68,6 +68,6 @@ def most_similar(queries: Tensor, texts: Tensor, popular: Tensor, width: int) ->
 
 
 def _block(queries: Tensor, texts: Tensor, popular: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    cosines = queries @ texts.T
+    cosines = queries @ texts.to(queries.dtype).T
     best = (cosines * SHARPNESS + popular).topk(width, dim=1).indices
     return best, cosines.gather(1, best)

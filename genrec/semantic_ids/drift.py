@@ -11,6 +11,7 @@ import numpy as np
 
 from genrec.semantic_ids.prefixes import prefix_ids
 from genrec.semantic_ids.quantizers import Codebooks, encode, reconstruct
+from genrec.semantic_ids.quantizers.balance import Rows
 
 FAR_QUANTILE = 0.95
 MAX_FAR_SHARE = 0.15  # three times the share that is that far in the fit's own catalogue
@@ -29,7 +30,7 @@ RULE = (
 )
 
 
-def drift_baseline(codebooks: Codebooks, vectors: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
+def drift_baseline(codebooks: Codebooks, vectors: Rows, codes: np.ndarray) -> dict[str, Any]:
     """What `drift_report` compares with; ready for JSON.
 
     `vectors` (n, d) are the catalogue's items *as new ones would be seen* (no co-consumption of their own), `codes` (n,
@@ -38,10 +39,11 @@ def drift_baseline(codebooks: Codebooks, vectors: np.ndarray, codes: np.ndarray)
     rows = np.arange(len(vectors))
     if len(rows) > SAMPLE:
         rows = np.sort(np.random.default_rng(0).choice(len(rows), SAMPLE, replace=False))
-    seen = encode(codebooks, vectors[rows])
+    some = vectors[rows]
+    seen = encode(codebooks, some)
     return {
         "items": len(vectors),
-        "far": float(np.quantile(_distance(codebooks, seen, vectors[rows]), FAR_QUANTILE)),
+        "far": float(np.quantile(_distance(codebooks, seen, some), FAR_QUANTILE)),
         "taken": float((_holders(codes, seen) > (seen == codes[rows]).all(1)).mean()),  # by another item than itself
         "first_codes": np.bincount(seen[:, 0], minlength=codebooks.sizes[0]).tolist(),
     }

@@ -11,7 +11,7 @@ import numpy as np
 from genrec.errors import UserError
 from genrec.semantic_ids.prefixes import prefix_ids
 from genrec.semantic_ids.quantizers import Codebooks, reconstruction_error
-from genrec.semantic_ids.quantizers.codebooks import unit
+from genrec.semantic_ids.quantizers.codebooks import blocks, unit
 
 NEIGHBOURS = 10
 NEIGHBOUR_SAMPLE = 2000
@@ -147,8 +147,7 @@ def _neighbours_kept(prefixes: np.ndarray, vectors: np.ndarray) -> dict[str, lis
     if n < 2:
         return {"shared": [1.0] * levels, "random": [1.0] * levels}
     sample = np.sort(np.random.default_rng(SAMPLE_SEED).choice(n, min(n, NEIGHBOUR_SAMPLE), replace=False))
-    table = np.ascontiguousarray(unit(vectors))
-    found = faiss.knn(table[sample], table, min(NEIGHBOURS + 1, n), faiss.METRIC_INNER_PRODUCT)[1]
+    found = _nearest(vectors, sample, min(NEIGHBOURS + 1, n))
     # an item is not its own neighbour; where duplicates pushed it out of the list, the last one found goes instead
     is_self = found == sample[:, None]
     is_self[~is_self.any(1), -1] = True
@@ -159,6 +158,18 @@ def _neighbours_kept(prefixes: np.ndarray, vectors: np.ndarray) -> dict[str, lis
         counts = np.bincount(column).astype(np.float64)
         random.append(float((counts * (counts - 1)).sum() / (n * (n - 1))))
     return {"shared": shared, "random": random}
+
+
+def _nearest(vectors: np.ndarray, sample: np.ndarray, k: int) -> np.ndarray:
+    """The k nearest rows by cosine of the rows ``sample`` (m,), block by block: (m, k), the row itself included."""
+    queries = np.ascontiguousarray(unit(vectors[sample]))
+    scores, ids = np.zeros((len(sample), 0), np.float32), np.zeros((len(sample), 0), np.int64)
+    for rows, block in blocks(vectors):
+        found = faiss.knn(queries, unit(block), min(k, len(block)), faiss.METRIC_INNER_PRODUCT)
+        scores, ids = np.concatenate([scores, found[0]], 1), np.concatenate([ids, found[1] + rows.start], 1)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        scores, ids = np.take_along_axis(scores, best, 1), np.take_along_axis(ids, best, 1)
+    return ids
 
 
 def _collisions(on_code: np.ndarray, weight: np.ndarray) -> dict[str, float | int]:

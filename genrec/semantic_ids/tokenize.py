@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,17 @@ from genrec.data.dataset import TRAIN, Dataset
 from genrec.errors import UserError
 from genrec.semantic_ids.collisions import resolve_collisions
 from genrec.semantic_ids.drift import drift_baseline
+from genrec.semantic_ids.item_vectors import TEXT, item_vectors
 from genrec.semantic_ids.prefixes import prefix_ids
 from genrec.semantic_ids.quantizers import Codebooks, Quantized, encode, fit_quantizer
 from genrec.semantic_ids.report import prefix_agreement, quality_report, summary
-from genrec.semantic_ids.space import ItemSpace, behaviour_vectors
+from genrec.semantic_ids.space import BehaviourSpace, ItemSpace
 from genrec.semantic_ids.text_space import TextSpace
 from genrec.text.encoder import encoder_key, item_texts
 
 log = logging.getLogger(__name__)
 KIND = "semantic-ids"
-TOKENIZE_VERSION = 6
+TOKENIZE_VERSION = 7
 QUERY_PAIRS = 10_000  # query-item pairs the report reads at most
 
 
@@ -45,18 +47,27 @@ def tokenize(config: Config, dataset: Dataset, target: Path, words: TextSpace | 
 
     ``words``: the text space where the caller has already fitted it to this dataset under the same settings.
     """
-    from genrec.semantic_ids.figures import code_tree, plot_codebook_use, plot_prefixes, plot_tree
-
     key = tokenize_key(config, dataset)
     if is_current(target, KIND, key):
         log.info("tokenize: up to date (%s)", target)
         return target
-    settings = config.semantic_ids
     words = words or TextSpace.fit(config, dataset)
-    text, enhanced = words.item_vectors(dataset.item_table)
-    behaviour = behaviour_vectors(dataset.histories(TRAIN), dataset.n_items, config.seed)
-    space = ItemSpace.fit(enhanced, behaviour, settings.behaviour_share)
-    vectors = space.vectors(enhanced, behaviour)
+    info: dict[str, Any] = {}
+    with atomic_folder(target, KIND, key, info) as folder, TemporaryDirectory(dir=folder) as scratch:
+        _write(config, dataset, words, folder, Path(scratch), key, info)
+    return target
+
+
+def _write(
+    config: Config, dataset: Dataset, words: TextSpace, folder: Path, scratch: Path, key: str, info: dict[str, Any]
+) -> None:
+    """Everything of the folder. ``scratch``: a folder on the same disk for vectors that are not kept."""
+    from genrec.semantic_ids.figures import code_tree, plot_codebook_use, plot_prefixes, plot_tree
+
+    settings = config.semantic_ids
+    behaviour = BehaviourSpace(dataset.histories(TRAIN), dataset.n_items, config.seed)
+    found = item_vectors(dataset.item_table, words, behaviour, settings.behaviour_share, scratch)
+    space, vectors = found.space, found.joint
     without = _without_vector(vectors)
     quantized = fit_quantizer(vectors, settings, config.seed)
     popularity = dataset.item_counts(TRAIN)
@@ -69,25 +80,23 @@ def tokenize(config: Config, dataset: Dataset, target: Path, words: TextSpace | 
         "queries": query_agreement(dataset, words, space, codebooks, codes),
         "tree": code_tree(codes, item_texts(dataset.item_table), words.names_of(dataset.item_table["item_id"])),
     }
-    info = quantized.notes | {
+    info |= quantized.notes | {
         "collisions_before": resolution["collisions_before"],
         "collisions_after": resolution["collisions_after"],
         "independent_coding_rate": report["independent_coding_rate"],
         "items_without_vector": without,
     }
-    with atomic_folder(target, KIND, key, info) as folder:
-        words.save(folder)
-        np.save(folder / "text.npy", text)
-        np.save(folder / "codes.npy", codes.astype(np.int64))
-        codebooks.save(folder / "codebooks.safetensors", key)
-        save_file(space.to_arrays(), folder / "space.safetensors")
-        write_json(folder / "drift.json", drift_baseline(codebooks, space.vectors(enhanced), codes))
-        write_json(folder / "report.json", report)
-        plot_codebook_use(report, folder / "codebook_use.png")
-        plot_prefixes(report, folder / "prefixes.png")
-        plot_tree(report["tree"], folder / "tree.png", report["distinct_prefixes"][0])
+    words.save(folder)
+    (scratch / TEXT).rename(folder / TEXT)
+    np.save(folder / "codes.npy", codes.astype(np.int32))
+    codebooks.save(folder / "codebooks.safetensors", key)
+    save_file(space.to_arrays(), folder / "space.safetensors")
+    write_json(folder / "drift.json", drift_baseline(codebooks, found.without_behaviour, codes))
+    write_json(folder / "report.json", report)
+    plot_codebook_use(report, folder / "codebook_use.png")
+    plot_prefixes(report, folder / "prefixes.png")
+    plot_tree(report["tree"], folder / "tree.png", report["distinct_prefixes"][0])
     log.info("tokenize: %s, codes %s; %s", settings.quantizer, info["sizes"], summary(report))
-    return target
 
 
 def _without_vector(vectors: np.ndarray) -> int:

@@ -18,7 +18,7 @@ from genrec.artifacts.folders import read_json
 from genrec.errors import UserError
 from genrec.text.encoder import TOKEN_PATTERN, TextEncoder, unit
 
-FIT_TEXTS = 200_000  # words and directions are learnt from at most so many texts, drawn by seed
+FIT_TEXTS = 100_000  # words and directions are learnt from at most so many texts, drawn by seed
 BLOCK = 20_000  # texts counted at a time
 MAX_TERMS = 50_000  # of words, and of character n-grams: the most frequent
 CHARACTERS_READ = 400  # of each text for character n-grams: title, brand and category come first in an item's text

@@ -36,7 +36,7 @@ from genrec.semantic_ids.quantizers.kmeans import k_means, nearest
 from genrec.semantic_ids.quantizers.opq import fit_opq
 
 BALANCE = ("none", "last", "last-per-code", "last-per-parent")
-FIT_SAMPLE = 1_000_000
+FIT_SAMPLE = 1 << 18  # vectors that codebooks are fitted on: 64 for each of 4,096 codes
 
 
 def fit_codebooks(
