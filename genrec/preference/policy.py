@@ -19,7 +19,7 @@ from genrec.model.code_decoder import CodeDecoder, Memory, node_means
 from genrec.model.collate import Collator
 from genrec.model.network import Encoded, GenerativeRecommender
 from genrec.objectives.distillation import TeacherMass
-from genrec.objectives.generation import path_log_probabilities, path_losses, walked_nodes
+from genrec.objectives.generation import NodeRows, path_log_probabilities, path_losses, walked_nodes
 from genrec.ranking.ranker import seen_mask
 
 
@@ -167,7 +167,7 @@ def _entered(paths: Tensor) -> Tensor:
 
 
 def _steps(
-    decoder: CodeDecoder, memory: Memory, vectors: Tensor, trie, paths: Tensor, columns: Tensor | None
+    decoder: CodeDecoder, memory: Memory, vectors: Tensor, trie, paths: Tensor, columns: Tensor | NodeRows | None
 ) -> Tensor:
     entered = _entered(paths)
     states, _ = decoder.hidden(memory, vectors, entered if columns is None else columns[entered])
