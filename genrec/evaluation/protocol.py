@@ -16,6 +16,7 @@ from genrec.evaluation.baselines import stack
 from genrec.evaluation.metrics import bootstrap_interval, difference_text, paired_test, per_request_metrics
 from genrec.evaluation.report import RAW, PerRequest, Row
 from genrec.generation.options import SearchOptions
+from genrec.progress import Progress
 
 log = logging.getLogger(__name__)
 AFTER = ", after preference"  # behind the names of rows whose code decoder went through the preference stage
@@ -97,10 +98,10 @@ class Evaluation:
         inputs = " + ".join([*config.item_inputs, *(["anchors"] if config.anchors else [])])
         options = SearchOptions(max(self.ks), ranker.modes)
         for task in self.tasks:
-            ranked = ranker.rank(task.requests, options)
-            raw = {}
-            if task.query_kind is None:
-                raw = ranker.rank(task.requests, replace(options, exclude_seen=False))
+            variants = [options] if task.query_kind else [options, replace(options, exclude_seen=False)]
+            with Progress(f"lists of {task.label}", len(task.requests)) as progress:
+                ranked, *others = ranker.rank_each(task.requests, variants, progress.advance)
+            raw = others[0] if others else {}
             for mode in ranker.modes:
                 extra = " + co-occurrence, brand, category, price, past times" if mode == "fused" else ""
                 unfiltered = raw[mode][0] if raw else None

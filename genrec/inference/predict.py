@@ -10,6 +10,7 @@ import polars as pl
 from genrec.errors import UserError
 from genrec.inference.bundle import is_bundle
 from genrec.inference.recommender import Recommender
+from genrec.progress import Progress
 from genrec.runs.run import Run
 
 
@@ -57,7 +58,8 @@ def predict_file(
     """
     table, histories = read_requests(requests)
     model = Recommender.load(run, fitted_on or default_fit(run))
-    answers = model.predictions(table, model.requests(table, histories), k, mode, exclude_seen)
+    with Progress("requests", len(table)) as progress:
+        answers = model.predictions(table, model.requests(table, histories), k, mode, exclude_seen, progress.advance)
     output.parent.mkdir(parents=True, exist_ok=True)
     answers.write_parquet(output)
     return len(answers)

@@ -22,8 +22,9 @@ from genrec.data.prepare.pipeline import prepare
 from genrec.data.registry import DatasetUnavailableError, fetch
 from genrec.errors import UserError
 from genrec.generation.options import SearchOptions
+from genrec.progress import Progress
 from genrec.ranking.features import CandidateFeatures
-from genrec.ranking.reranker import Reranker
+from genrec.ranking.reranker import Reranker, with_hits
 from genrec.retrieval.bm25 import BM25
 from genrec.runs.run import FITTED, TASKS, Run
 from genrec.runs.stages import (
@@ -149,12 +150,12 @@ def fit_reranker(run: Run) -> None:
         for kind in tasks:
             requests = run.dataset.requests("valid", kind)
             keep = rng.permutation(len(requests))[: MAX_RERANKER_REQUESTS[task] // max(len(tasks), 1)]
-            for _, chunk, found in ranker.candidates(requests.take(keep), SearchOptions()):
-                assert found.ids is not None
-                device = found.ids.device
-                found.retrieved = found.generated = None  # only the features are kept
-                parts.append((found, torch.from_numpy(chunk.targets.astype(np.int64)).to(device)))
-                queries.append(torch.from_numpy(chunk.request_queries.astype(np.int64)))
+            with Progress(f"candidates for the re-ranker, {kind or task}", len(keep)) as progress:
+                for _, chunk, found in ranker.candidates(requests.take(keep), SearchOptions(), progress.advance):
+                    targets = torch.from_numpy(chunk.targets.astype(np.int64)).to(found.union()[0].device)
+                    rows = with_hits(found, targets)
+                    parts.append((found, targets[rows]))
+                    queries.append(torch.from_numpy(chunk.request_queries.astype(np.int64))[rows.cpu()])
         rerankers[task] = Reranker.fit(parts, run.config.seed, queries)
         form = "linear" if rerankers[task].network is None else "linear + network"
         largest = sorted(rerankers[task].importance().items(), key=lambda pair: -abs(pair[1]))[:6]

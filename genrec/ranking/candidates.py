@@ -61,6 +61,14 @@ class Candidates:
         return self.ids, self.features
 
 
+@dataclass(frozen=True)
+class EncodedRequests:
+    """What the network made of requests, and the requests as retrievers read them: options do not change either."""
+
+    encoded: Encoded
+    asks: RetrievalRequests
+
+
 class CandidateGenerator:
     """Turns requests into candidates. Dense arithmetic runs on the network's device, counting on the CPU.
 
@@ -118,19 +126,23 @@ class CandidateGenerator:
                 retriever.index.save(folder / name)
 
     @torch.inference_mode()
-    def propose(self, batch: Batch, requests: Requests, options: SearchOptions) -> Candidates:
-        """Lists of the modes of ``options``, and the union of all sources with its features where a mode orders it.
+    def encode(self, batch: Batch, requests: Requests) -> EncodedRequests:
+        """One pass of the network over ``requests`` (B), those of ``batch``.
 
-        ``requests`` (B) are those of ``batch``, one for each row of ``options.allowed``. The batch may end with
-        repetitions of them (``request_batches``).
+        The batch may end with repetitions of them (``request_batches``).
         """
         encoded, n = self.network.encode(batch, self.items), len(requests)
         query_text = torch.cat([batch.query_text.new_zeros(1, batch.query_text.shape[1]), batch.query_text])
-        asks = RetrievalRequests(
-            requests,
-            self.network.retrieval_vectors(encoded.requests[:, 0])[:n].float(),
-            query_text[batch.request_queries[:n, 0]],
-        )
+        vectors = self.network.retrieval_vectors(encoded.requests[:, 0])[:n].float()
+        return EncodedRequests(encoded, RetrievalRequests(requests, vectors, query_text[batch.request_queries[:n, 0]]))
+
+    @torch.inference_mode()
+    def propose(self, asked: EncodedRequests, options: SearchOptions) -> Candidates:
+        """Lists of the modes of ``options``, and the union of all sources with its features where a mode orders it.
+
+        ``options.allowed`` has a row for each request.
+        """
+        encoded, asks, n = asked.encoded, asked.asks, len(asked.asks)
         beam, width = options.widths(self.settings)
         allowed = options.allowed.to(self.items.device)
         result = Candidates(None, None)

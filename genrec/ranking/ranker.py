@@ -14,7 +14,7 @@ from genrec.data.dataset import Requests
 from genrec.generation.options import MODES, SearchOptions
 from genrec.model.collate import Collator, request_batches
 from genrec.model.query_features import QueryFeatures
-from genrec.ranking.candidates import MISSING, CandidateGenerator, Candidates
+from genrec.ranking.candidates import MISSING, CandidateGenerator, Candidates, EncodedRequests
 from genrec.ranking.reranker import Reranker
 from genrec.retrieval.allowed import id_rows
 from genrec.retrieval.dense import ExactIndex
@@ -69,16 +69,27 @@ class Ranker:
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[np.ndarray, Requests, Candidates]]:
         """Yield (indices, requests, candidates) chunk by chunk."""
+        for rows, chunk, asked in self._encoded(requests, progress):
+            yield rows, chunk, self._proposed(rows, chunk, asked, options)
+
+    def _encoded(
+        self, requests: Requests, progress: Callable[[int], None] | None
+    ) -> Iterator[tuple[np.ndarray, Requests, EncodedRequests]]:
         device, requests = self.generator.items.device, requests.with_used_texts()
         collator = self.collator(requests.query_texts)
         for rows, chunk, batch in request_batches(requests, collator, self.settings.batch_size, MIN_ROWS):
-            mine = options.take(rows)
-            if options.exclude_seen:
-                seen = id_rows(chunk.offsets, chunk.items)
-                mine = replace(mine, allowed=mine.allowed.without(seen))
-            yield rows, chunk, self.generator.propose(batch.to(device), chunk, mine)
+            yield rows, chunk, self.generator.encode(batch.to(device), chunk)
             if progress:
                 progress(len(rows))
+
+    def _proposed(
+        self, rows: np.ndarray, chunk: Requests, asked: EncodedRequests, options: SearchOptions
+    ) -> Candidates:
+        mine = options.take(rows)
+        if options.exclude_seen:
+            seen = id_rows(chunk.offsets, chunk.items)
+            mine = replace(mine, allowed=mine.allowed.without(seen))
+        return self.generator.propose(asked, mine)
 
     def rank(
         self, requests: Requests, options: SearchOptions, progress: Callable[[int], None] | None = None
@@ -87,26 +98,31 @@ class Ranker:
 
         A request without history and query gets the most popular items.
         """
-        k = options.k
-        n = len(requests)
-        result = {
-            mode: Ranked(
-                np.full((n, k), MISSING, np.int64), np.full((n, k), -np.inf, np.float32), np.zeros(n, np.int64)
-            )
-            for mode in options.modes
-        }
-        for rows, chunk, found in self.candidates(requests, options, progress):
-            blank = torch.from_numpy((np.diff(chunk.offsets) == 0) & (chunk.request_queries < 0))
-            for mode in options.modes:
-                ids, scores = self._order(mode, found, chunk, k)
-                if blank.any():
-                    allowed = options.allowed.take(rows[blank.numpy()])
-                    popular = self.generator.popular.first(int(blank.sum()), k, allowed)
-                    ids[blank], scores[blank] = (part.to(ids.device) for part in popular)
-                lists = result[mode]
-                lists.ids[rows], lists.scores[rows] = ids.cpu().numpy(), scores.cpu().numpy()
-                lists.n_proven[rows] = self._proven(mode, found, lists.ids[rows], blank.numpy())
-        return result
+        return self.rank_each(requests, [options], progress)[0]
+
+    def rank_each(
+        self, requests: Requests, variants: Sequence[SearchOptions], progress: Callable[[int], None] | None = None
+    ) -> list[dict[str, Ranked]]:
+        """``rank`` for several options, such as with and without seen items, in one pass of the network."""
+        results = [_empty(len(requests), options) for options in variants]
+        for rows, chunk, asked in self._encoded(requests, progress):
+            for options, lists in zip(variants, results, strict=True):
+                self._fill(lists, rows, chunk, self._proposed(rows, chunk, asked, options), options)
+        return results
+
+    def _fill(
+        self, lists: dict[str, Ranked], rows: np.ndarray, chunk: Requests, found: Candidates, options: SearchOptions
+    ) -> None:
+        """Write the lists of a chunk of requests, those at ``rows``."""
+        blank = torch.from_numpy((np.diff(chunk.offsets) == 0) & (chunk.request_queries < 0))
+        for mode, ranked in lists.items():
+            ids, scores = self._order(mode, found, chunk, options.k)
+            if blank.any():
+                allowed = options.allowed.take(rows[blank.numpy()])
+                popular = self.generator.popular.first(int(blank.sum()), options.k, allowed)
+                ids[blank], scores[blank] = (part.to(ids.device) for part in popular)
+            ranked.ids[rows], ranked.scores[rows] = ids.cpu().numpy(), scores.cpu().numpy()
+            ranked.n_proven[rows] = self._proven(mode, found, ranked.ids[rows], blank.numpy())
 
     def _proven(self, mode: str, found: Candidates, ids: np.ndarray, blank: np.ndarray) -> np.ndarray:
         """Number of proven leading items of lists (B, k): all for an exact dense index, else those of the search."""
@@ -140,6 +156,14 @@ class Ranker:
         pad = max(0, k - ids.shape[1])
         ids = torch.nn.functional.pad(ids[:, :k], (0, pad), value=MISSING)
         return ids.clone(), torch.nn.functional.pad(scores[:, :k], (0, pad), value=-torch.inf).clone()
+
+
+def _empty(n: int, options: SearchOptions) -> dict[str, Ranked]:
+    shape = n, options.k
+    return {
+        mode: Ranked(np.full(shape, MISSING, np.int64), np.full(shape, -np.inf, np.float32), np.zeros(n, np.int64))
+        for mode in options.modes
+    }
 
 
 def seen_mask(requests: Requests, n_items: int) -> torch.Tensor:

@@ -76,9 +76,9 @@ class Reranker:
             return cls(linear, mean, scale)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            trial = lists.fit_network(lists.take(kept).fit_linear(scale), kept)
-            simple = lists.quality(lists.take(kept).fit_linear(scale), None, held)
-            if lists.quality(*trial, held) <= simple:
+            start = lists.take(kept).fit_linear(scale)
+            trial = lists.fit_network(start, kept)
+            if lists.quality(*trial, held) <= lists.quality(start, None, held):
                 return cls(linear, mean, scale)
             weights, network = lists.fit_network(linear, order)
         return cls(weights, mean, scale, network)
@@ -155,22 +155,27 @@ class _Lists:
 
     @classmethod
     def collect(cls, parts: list[tuple[Candidates, Tensor]], queries: list[Tensor]) -> _Lists | None:
-        width = max((part.union()[0].shape[1] for part, _ in parts), default=0)
-        features, live, target, query = [], [], [], []
-        for (part, targets), chunk_queries in zip(parts, queries, strict=True):
-            ids, values = part.union()
-            hit = (ids == targets[:, None]) & (ids != MISSING)
-            rows = hit.any(1)
-            pad = width - ids.shape[1]
-            features.append(nn.functional.pad(values[rows], (0, 0, 0, pad)))
-            live.append(nn.functional.pad(ids[rows] != MISSING, (0, pad)))
-            target.append(hit[rows].float().argmax(1))
-            query.append(chunk_queries.to(rows.device)[rows])
-        if not sum(len(rows) for rows in target):
+        hits = [_hits(part, targets) for part, targets in parts]
+        total, width = sum(int(hit.any(1).sum()) for hit in hits), max((hit.shape[1] for hit in hits), default=0)
+        if not total:
             return None
-        return cls(
-            torch.cat(features).float().cpu(), torch.cat(live).cpu(), torch.cat(target).cpu(), torch.cat(query).cpu()
+        found = cls(
+            torch.zeros(total, width, len(FEATURES)),
+            torch.zeros(total, width, dtype=torch.bool),
+            torch.zeros(total, dtype=torch.long),
+            torch.zeros(total, dtype=torch.long),
         )
+        begin = 0
+        for (part, _), hit, own in zip(parts, hits, queries, strict=True):
+            ids, values = part.union()
+            rows = hit.any(1)
+            some = slice(begin, begin + int(rows.sum()))
+            found.features[some, : ids.shape[1]] = values[rows].float().cpu()
+            found.live[some, : ids.shape[1]] = (ids[rows] != MISSING).cpu()
+            found.target[some] = hit[rows].float().argmax(1).cpu()
+            found.query[some] = own.cpu()[rows.cpu()]
+            begin = some.stop
+        return found
 
     def take(self, rows: Tensor) -> _Lists:
         return _Lists(self.features[rows], self.live[rows], self.target[rows], self.query[rows])
@@ -180,7 +185,7 @@ class _Lists:
         seen = self.features[self.live]
         mean, scale = seen.mean(0), seen.std(0)
         scale = torch.where(scale > 1e-5, scale, torch.inf)
-        self.features = _standard(self.features, mean, scale) * self.live[..., None]
+        self.features.sub_(mean).div_(scale).clamp_(-_CLIP, _CLIP).mul_(self.live[..., None])
         return mean, scale
 
     def fit_linear(self, scale: Tensor) -> Tensor:
@@ -228,6 +233,21 @@ class _Lists:
             rank = (scores > scores.gather(1, self.target[part][:, None])).sum(1).float()
             gains.append((rank < 10) / torch.log2(rank + 2))
         return float(torch.cat(gains).mean())
+
+
+def _hits(part: Candidates, targets: Tensor) -> Tensor:
+    """Which candidates (B, K) are the targets (B,)."""
+    ids = part.union()[0]
+    return (ids == targets[:, None]) & (ids != MISSING)
+
+
+def with_hits(part: Candidates, targets: Tensor) -> Tensor:
+    """Drop the lists that ``Reranker.fit`` would skip, and all but ids and features; returns which remained: (B,)."""
+    ids, features = part.union()
+    rows = _hits(part, targets).any(1)
+    part.ids, part.features = ids[rows], features[rows]
+    part.retrieved = part.generated = part.proven = part.ranked = None
+    return rows
 
 
 def hold_out(order: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:

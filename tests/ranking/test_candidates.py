@@ -47,7 +47,7 @@ def test_candidates_are_distinct_allowed_and_rightly_scored(prepared_run, networ
     requests, batch = requested
     exclude = seen_mask(requests, prepared_run.dataset.n_items)
     made = generator(prepared_run, network, beam=5, dense=6, cooccurrence=7)
-    found = made.propose(batch, requests, unseen(requests, k=6))
+    found = made.propose(made.encode(batch, requests), unseen(requests, k=6))
     similar, following = made.features.cooccurrence.score_parts(requests.histories)
     with torch.inference_mode():
         encoded = network.encode(batch)
@@ -86,11 +86,11 @@ def test_an_item_that_is_certain_is_still_proposed(prepared_run, network, reques
     made = generator(prepared_run, network, dense=3, cooccurrence=0)
     made.searcher, made.dense.vectors = None, made.index * 1000
     made.dense.index = dense_index("exact", made.dense.vectors)
-    found = made.propose(
+    asked = made.encode(
         replace(batch, request_queries=batch.request_queries * 0),
         replace(requests, request_queries=requests.request_queries * 0 - 1),
-        SearchOptions(k=3),
     )
+    found = made.propose(asked, SearchOptions(k=3))
     best, scores = (part[:, 0] for part in found.retrieved)
     assert (scores == 0).any()
     assert (found.ids == best[:, None]).any(1).all()
@@ -100,9 +100,9 @@ def test_a_list_does_not_depend_on_what_else_is_computed(prepared_run, network, 
     """What only generates, or only retrieves, or comes in chunks of one request, equals what the whole pass finds."""
     requests, batch = requested
     made = generator(prepared_run, network, beam=5, dense=6)
-    whole = made.propose(batch, requests, unseen(requests, k=5))
-    generated = made.propose(batch, requests, unseen(requests, "generate", k=5))
-    retrieved = made.propose(batch, requests, unseen(requests, "retrieve", k=6))
+    whole = made.propose(made.encode(batch, requests), unseen(requests, k=5))
+    generated = made.propose(made.encode(batch, requests), unseen(requests, "generate", k=5))
+    retrieved = made.propose(made.encode(batch, requests), unseen(requests, "retrieve", k=6))
     assert generated.ids is None and generated.retrieved is None and retrieved.generated is None
     for name, alone in (("generated", generated), ("retrieved", retrieved)):
         assert all(
@@ -129,7 +129,7 @@ def test_items_with_text_like_the_last_event_are_proposed_without_a_query(prepar
     options = SearchOptions(k=2, allowed=AllowedItems(mask=~exclude))
     few = {"beam": 2, "dense": 2, "cooccurrence": 0}
     without, having = (generator(prepared_run, network, **few, text_neighbours=count) for count in (0, 4))
-    before, after = (made.propose(batch, requests, options).ids for made in (without, having))
+    before, after = (made.propose(made.encode(batch, requests), options).ids for made in (without, having))
     text, more = prepared_run.ids.catalogue.text, 0
     for row, history in enumerate(requests.histories.last_n(1).items.tolist()):
         like = (text @ text[history]).masked_fill(exclude, -1)
@@ -139,7 +139,7 @@ def test_items_with_text_like_the_last_event_are_proposed_without_a_query(prepar
         more += len(wanted - set(before[row].tolist()))
     assert more > 0
     searches, search_batch = requested
-    found = [made.propose(search_batch, searches, SearchOptions(k=2)).ids for made in (without, having)]
+    found = [made.propose(made.encode(search_batch, searches), SearchOptions(k=2)).ids for made in (without, having)]
     assert torch.equal(*found)
     new = replace(requests, offsets=np.zeros_like(requests.offsets))
     asks = RetrievalRequests(new, torch.zeros(12, 16), torch.zeros(12, text.shape[1]))
