@@ -49,6 +49,10 @@ class Anchors:
         """Anchors of some requests (N,), each in a row of its own."""
         return Anchors(*(values[row, column][:, None] for values in (self.ids, self.live, self.features)))
 
+    def at(self, slots: Tensor) -> Anchors:
+        """Anchors of the requests with flat indices ``slots`` (N,), each in a row of its own."""
+        return Anchors(*(values.flatten(0, 1)[slots][:, None] for values in (self.ids, self.live, self.features)))
+
 
 class AnchorTables(nn.Module):
     """Neighbours of every item, and the choice among them for each request.
@@ -265,13 +269,67 @@ class AnchorAttention(nn.Module):
         self.out = nn.Linear(dim, dim, bias=False)
         self.drop = Dropout(dropout)
 
-    def forward(self, x: Tensor, anchors: Anchors, key: Tensor, value: Tensor) -> Tensor:
-        """The update (B, R, M, dim) of states x of each request's M tokens; key and value as in ``AnchorTokens``."""
-        query = self.query(self.norm(x)).unflatten(-1, (key.shape[-2], -1))  # (B, R, M, heads, dim / heads)
-        query = query * key.shape[-1] ** -0.5
-        bias = self.bias(anchors.features).transpose(2, 3)[:, :, None]
-        logits = torch.einsum("brmhd,brahd->brmha", query, key) + bias
-        logits = logits.masked_fill(~anchors.live[:, :, None, None], -torch.inf)
-        weights = torch.cat([(query * self.null[0]).sum(-1, keepdim=True), logits], dim=-1).softmax(-1)
-        mixed = weights[..., :1] * self.null[1] + torch.einsum("brmha,brahd->brmhd", weights[..., 1:], value)
-        return self.drop(self.out(mixed.flatten(3)))
+    def forward(self, x: Tensor, anchors: Anchors, vectors: Tensor, tokens: AnchorTokens) -> Tensor:
+        """The update (B, R, M, dim) of states x of each request's M tokens.
+
+        ``vectors`` (B, R, A, dim) are the anchors' item vectors, and ``tokens`` has the projections to keys and values.
+        Equals attention over ``tokens(anchors, items)`` but for rounding: the projections move to the side of the few
+        request tokens (as in DeepSeek-V2, arXiv 2405.04434, 2.1), so that the many anchors have no keys and values in
+        memory, nor gradients of them.
+        """
+        heads = tokens.heads
+        key, value = tokens.item.weight.unflatten(0, (2, heads, -1))  # (heads, dim / heads, dim) each
+        count_key, count_value = tokens.counts.weight.unflatten(0, (2, heads, -1))
+        query = self.query(self.norm(x)).unflatten(-1, (heads, -1))  # (B, R, M, heads, dim / heads)
+        query = query * query.shape[-1] ** -0.5
+        by_item = torch.einsum("brmhd,hdi->brmhi", query, key).flatten(2, 3)  # (B, R, M x heads, dim)
+        by_count = (torch.einsum("brmhd,hdf->brmhf", query, count_key) + self.bias.weight).flatten(2, 3)
+        features = anchors.features.to(by_count.dtype)
+        bias = (by_count @ features.transpose(2, 3)).unflatten(2, (-1, heads)) + self.bias.bias[:, None]
+        bias = bias.masked_fill(~anchors.live[:, :, None, None], -torch.inf).flatten(2, 3)
+        null = (query * self.null[0]).sum(-1).flatten(2, 3)[..., None]
+        weights, items = attend_shared(by_item, vectors, torch.cat([null, bias], dim=-1))
+        counts = (weights[..., 1:].to(features.dtype) @ features).unflatten(2, (-1, heads))
+        mixed = torch.einsum("brmhi,hdi->brmhd", items.unflatten(2, (-1, heads)), value)
+        mixed = mixed + torch.einsum("brmhf,hdf->brmhd", counts, count_value)
+        null_value = weights[..., :1].unflatten(2, (-1, heads)) * self.null[1]
+        return self.drop(self.out((null_value + mixed).flatten(3)))
+
+
+def attend_shared(query: Tensor, vectors: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention whose keys are its values: weights (..., Q, 1 + A) and mixtures (..., Q, dim).
+
+    ``query`` (..., Q, dim) sees ``vectors`` (..., A, dim), and ``bias`` (..., Q, 1 + A) is added to its dot products;
+    column 0 is a null key, which has no vector and only a bias.
+    """
+    if query.device.type == "cpu" and query.dtype == vectors.dtype == torch.float32:
+        return _AttendShared.apply(query, vectors, bias)
+    logits = torch.cat([bias[..., :1], bias[..., 1:] + query @ vectors.transpose(-1, -2)], dim=-1)
+    weights = logits.softmax(-1)
+    return weights, weights[..., 1:].to(vectors.dtype) @ vectors
+
+
+class _AttendShared(torch.autograd.Function):
+    """``attend_shared`` with one pass over the vectors for their gradient, and products in the order that CPUs do well.
+
+    A few queries times many vectors: measured on 420 requests of 2 queries and 48 vectors of 128, the product of
+    vectors and queries takes a third of the time of queries and vectors, and a joint gradient a sixth of two.
+    """
+
+    @staticmethod
+    def forward(ctx, query: Tensor, vectors: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        logits = bias.clone()
+        logits[..., 1:] += (vectors @ query.transpose(-1, -2)).transpose(-1, -2)
+        weights = logits.softmax(-1)
+        ctx.save_for_backward(query, vectors, weights)
+        return weights, weights[..., 1:] @ vectors
+
+    @staticmethod
+    def backward(ctx, d_weights: Tensor, d_mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        query, vectors, weights = ctx.saved_tensors
+        d_weights = d_weights.clone()
+        d_weights[..., 1:] += (vectors @ d_mixed.transpose(-1, -2)).transpose(-1, -2)
+        d_logits = weights * (d_weights - (weights * d_weights).sum(-1, keepdim=True))
+        both = torch.cat([d_logits[..., 1:], weights[..., 1:]], dim=-2).transpose(-1, -2)
+        d_vectors = both @ torch.cat([query, d_mixed], dim=-2)
+        return d_logits[..., 1:] @ vectors, d_vectors, d_logits

@@ -101,3 +101,13 @@ class Batch:
         """Indices (N,) per dimension where a mask of the batch is true, in row-major order, on the batch's device."""
         found = mask(self.on_host).nonzero(as_tuple=True)
         return tuple(to_device(index, self.items.device) for index in found)
+
+    def slots(self) -> Tensor | None:
+        """Which of the B x R request slots hold a request: indices (N,), rising; None where there is one a sequence."""
+        if self.positions.shape[1] == 1:
+            return None
+        host = self.on_host
+        exists = (host.targets >= 0) | (host.positions > 0) | (host.request_queries > 0)
+        if host.impressions is not None:
+            exists[host.impressions.row, host.impressions.column] = True
+        return to_device(exists.flatten().nonzero()[:, 0], self.items.device)

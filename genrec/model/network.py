@@ -144,8 +144,10 @@ class GenerativeRecommender(nn.Module):
         context, block = self._tokens(batch, items)
         anchors = self.choose_anchors(batch) if anchors is None else anchors
         if anchors is not None and self.early_anchors is not None:
-            tokens = self.anchor_tokens(anchors, items)
-            block = block + self.early_anchors(block, anchors, *tokens)
+            slots = batch.slots()  # padding between requests attends to nothing
+            own = anchors if slots is None else anchors.at(slots)
+            anchor_vectors = F.embedding(own.ids, items)
+            block = self._attend(self.early_anchors, block, own, anchor_vectors, slots)
         if self.profile is not None:
             older = None
             if batch.older_items is not None:
@@ -160,12 +162,23 @@ class GenerativeRecommender(nn.Module):
         visible, angles = mask[:, length::size, :length], angles[:, length:]
         blocks = [x[:, length - cache_only :].unflatten(1, (requests, size))]
         if anchors is not None and self.late_anchors is not None:
-            blocks = [blocks[0] + self.late_anchors(blocks[0], anchors, *tokens)]
+            blocks = [self._attend(self.late_anchors, blocks[0], own, anchor_vectors, slots)]
         if self.reasoning is not None:
             thoughts, cache = self.reasoning(self.backbone, blocks[0], angles, visible, cache)
             blocks += thoughts
         context = x[:, : length - cache_only]
         return Encoded(context, blocks[-1].mean(2), visible, items, blocks, angles, cache, anchors)
+
+    def _attend(
+        self, attention: AnchorAttention, block: Tensor, anchors: Anchors, vectors: Tensor, slots: Tensor | None
+    ) -> Tensor:
+        """Requests' tokens (B, R, M, dim) with what they attend to in ``anchors``, those of ``slots`` (N,) alone."""
+        if slots is None:
+            return block + attention(block, anchors, vectors, self.anchor_tokens)
+        flat = block.flatten(0, 1)
+        own = flat.index_select(0, slots)
+        own = own + attention(own[:, None], anchors, vectors, self.anchor_tokens)[:, 0]
+        return flat.index_copy(0, slots, own).view_as(block)
 
     def _tokens(self, batch: Batch, items: Tensor) -> tuple[Tensor, Tensor]:
         """Context tokens (B, T, dim), and the first token of each request's block (B, R, 1, dim)."""

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from genrec.data.dataset import TRAIN
 from genrec.data.histories import Histories
-from genrec.model.anchors import RECENT, AnchorAttention, AnchorTables, AnchorTokens, n_features
+from genrec.data.sequences import make_windows
+from genrec.model.anchors import RECENT, AnchorAttention, Anchors, AnchorTables, AnchorTokens, attend_shared, n_features
+from genrec.model.batch import Batch
+from genrec.model.collate import Collator
+from genrec.model.query_features import QueryFeatures
 from genrec.retrieval.neighbours import AnchorTable, cooccurrence_neighbours, items_after_words
 from genrec.retrieval.similar_texts import most_similar
 from genrec.text.query_tokens import WORD_BUCKETS
+from genrec.training.fit import fill_anchors, new_network
 
 N_ITEMS, SHOWN = 15, 4
 
@@ -111,12 +120,12 @@ def test_hidden_anchors_have_no_effect(people):
     anchors = made.choose(items, torch.tensor([[3]]))
     tokens, attention = AnchorTokens(8, 2, n_features(False)), AnchorAttention(8, 2, 0.0, n_features(False))
     vectors, x = torch.randn(N_ITEMS, 8), torch.randn(1, 1, 2, 8)
-    before = attention(x, anchors, *tokens(anchors, vectors))
+    before = attention(x, anchors, vectors[anchors.ids], tokens)
     other = torch.where(anchors.live, anchors.ids, (anchors.ids + 3) % N_ITEMS)
     anchors.ids = other
-    torch.testing.assert_close(attention(x, anchors, *tokens(anchors, vectors)), before)
+    torch.testing.assert_close(attention(x, anchors, vectors[anchors.ids], tokens), before)
     anchors.live = torch.zeros_like(anchors.live)
-    empty = attention(x, anchors, *tokens(anchors, vectors))
+    empty = attention(x, anchors, vectors[anchors.ids], tokens)
     assert empty.isfinite().all() and (empty - before).abs().max() > 1e-4
 
 
@@ -221,3 +230,64 @@ def test_a_search_in_training_counts_what_others_had(people):
         theirs = others.choose(context, positions, None, look_up(others, asked, row, [[0]]))
         for part in ("ids", "live", "features"):
             torch.testing.assert_close(getattr(ours, part)[:, :, NEAR], getattr(theirs, part)[:, :, NEAR])
+
+
+def test_anchor_attention_equals_attention_over_keys_and_values():
+    """Projections on the side of the requests, in one pass for the gradient, against the textbook's order."""
+    torch.manual_seed(0)
+    dim, heads, features = 8, 2, n_features(False)
+    tokens, attention = AnchorTokens(dim, heads, features), AnchorAttention(dim, heads, 0.0, features)
+    items = torch.randn(20, dim, requires_grad=True)
+    ids, live = torch.randint(20, (3, 2, 7)), torch.rand(3, 2, 7) < 0.7
+    live[0, 0] = False
+    anchors = Anchors(ids, live, torch.randn(3, 2, 7, features))
+    nn.init.normal_(attention.null)
+    x = torch.randn(3, 2, 2, dim, requires_grad=True)
+
+    def textbook():
+        key, value = tokens(anchors, items)
+        query = attention.query(attention.norm(x)).unflatten(-1, (heads, -1)) * (dim // heads) ** -0.5
+        bias = attention.bias(anchors.features).transpose(2, 3)[:, :, None]
+        logits = torch.einsum("brmhd,brahd->brmha", query, key) + bias
+        logits = logits.masked_fill(~live[:, :, None, None], -torch.inf)
+        weights = torch.cat([(query * attention.null[0]).sum(-1, keepdim=True), logits], dim=-1).softmax(-1)
+        mixed = weights[..., :1] * attention.null[1] + torch.einsum("brmha,brahd->brmhd", weights[..., 1:], value)
+        return attention.out(mixed.flatten(3))
+
+    ours, theirs = attention(x, anchors, items[ids], tokens), textbook()
+    torch.testing.assert_close(ours, theirs)
+    inputs = [x, items, *tokens.parameters(), *attention.parameters()]
+    grad = torch.randn_like(ours)
+    for a, b in zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(theirs, inputs, grad), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_shared_attention_is_the_same_in_both_ways():
+    """The CPU's own function against plain operations, with the gradient of both results."""
+    torch.manual_seed(0)
+    shapes = (3, 2, 2, 5), (3, 2, 7, 5), (3, 2, 2, 8)
+    query, vectors, bias = (torch.randn(shape).requires_grad_() for shape in shapes)
+    outside = tuple(part.double() for part in (query, vectors, bias))  # float64 takes the plain way
+    ours, plain = attend_shared(query, vectors, bias), attend_shared(*outside)
+    grads = tuple(torch.randn_like(part) for part in ours)
+    own = torch.autograd.grad(ours, (query, vectors, bias), grads)
+    other = torch.autograd.grad(plain, (query, vectors, bias), tuple(part.double() for part in grads))
+    for a, b in zip((*ours, *own), (*plain, *other), strict=True):
+        torch.testing.assert_close(a, b.float())
+
+
+@pytest.mark.parametrize("changes", [{}, {"stages": ["click", "cart"], "ranking": True, "reasoning_steps": 1}])
+def test_padding_between_requests_is_left_out(changes, prepared_run, monkeypatch):
+    """Requests' states are those of attention over the whole grid of sequences and requests."""
+    run = prepared_run
+    config = replace(run.config, model=replace(run.config.model, dropout=0.0, item_dropout=0.0, **changes))
+    windows = make_windows(run.dataset.offsets, run.dataset.known_lengths(TRAIN), 10, 5)
+    collator = Collator(config.model, QueryFeatures.build(run.dataset.query_texts, run.ids.encoder))
+    batch = collator.windows(run.dataset, windows, np.arange(0, len(windows), 7)[:12], True, True)
+    network = new_network(config, run.dataset, run.ids, generate=False).train()
+    fill_anchors(network.anchor_tables, run.dataset, TRAIN)
+    live = batch.targets >= 0
+    assert 0 < len(batch.slots()) == int(live.sum()) < live.numel()
+    ours = network.encode(batch).requests[live]
+    monkeypatch.setattr(Batch, "slots", lambda batch: None)
+    torch.testing.assert_close(ours, network.encode(batch).requests[live])
