@@ -275,14 +275,3 @@ def gini(ranked: np.ndarray, n_items: int) -> float:
         return 0.0
     weights = 2 * np.arange(1, n_items + 1) - n_items - 1
     return float((weights * counts).sum() / (n_items * counts.sum()))
-
-
-def novelty(ranked: np.ndarray, popularity: np.ndarray) -> float:
-    """Mean self-information -log2 p(item) in bits of the recommended items (Vargas & Castells 2011).
-
-    ``popularity`` (n_items,) events per item in the training data; one event is added to each, so unseen items stay
-    finite.
-    """
-    share = (np.asarray(popularity, np.float64) + 1) / (np.sum(popularity) + len(popularity))
-    shown = ranked[ranked != PAD]
-    return float(-np.log2(share[shown]).mean()) if len(shown) else 0.0

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from genrec.data.dataset import Dataset, Requests
 from genrec.errors import UserError
+from genrec.ranking.fitting import fit_network, fit_weights, list_loss
 
 FEATURES = (
     "place",
@@ -246,17 +247,8 @@ class SlateRanker:
             ],
             -1,
         )
-        weights = self.blend.clone().requires_grad_()
-        optimizer = torch.optim.LBFGS([weights], max_iter=50, line_search_fn="strong_wolfe")
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy((x @ weights).masked_fill(~live, -torch.inf), torch.from_numpy(column))
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
-        self.blend = weights.detach()
+        chosen = torch.from_numpy(column)
+        self.blend = fit_weights(self.blend, lambda weights: list_loss(x @ weights, live, chosen))
 
     def scores(self, own: np.ndarray, model: np.ndarray, shown: Slates) -> np.ndarray:
         """Blended scores (N, C); higher is better."""
@@ -282,14 +274,7 @@ def _target_columns(items: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray,
 
 
 def _train(network: nn.Sequential, x: Tensor, live: Tensor, column: Tensor) -> None:
-    optimizer = torch.optim.AdamW(network.parameters(), lr=_RATE, weight_decay=1e-2)
-    count = max(1, len(x) // _BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=count * _EPOCHS + 1)
-    network.train()
-    for _ in range(_EPOCHS):
-        for rows in torch.randperm(len(x)).tensor_split(count):
-            logits = network(x[rows])[..., 0].masked_fill(~live[rows], -torch.inf)
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(logits, column[rows]).backward()
-            optimizer.step()
-            schedule.step()
+    def loss(rows: Tensor) -> Tensor:
+        return list_loss(network(x[rows])[..., 0], live[rows], column[rows])
+
+    fit_network(list(network.train().parameters()), loss, torch.arange(len(x)), _RATE, _EPOCHS, _BATCH)

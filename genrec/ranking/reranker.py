@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from genrec.errors import UserError
 from genrec.ranking.candidates import MISSING, Candidates
 from genrec.ranking.features import FEATURES
+from genrec.ranking.fitting import fit_network, fit_weights, list_loss
 
 _PRIOR_STRENGTH = 5.0  # weight of the prior, in requests per squared standard deviation of a feature
 _PRIOR = {
@@ -30,7 +31,7 @@ _PRIOR = {
 }
 _CLIP = 6.0  # standard deviations; limits the effect of rare extreme values
 _HIDDEN = 64
-_EPOCHS = 10
+_EPOCHS, _RATE = 10, 3e-3
 _BATCH = 128
 _MIN_REQUESTS = 200  # with fewer usable requests only the linear form is fitted
 _HELD_OUT = 0.25  # fraction of the requests that selects the form
@@ -191,35 +192,23 @@ class _Lists:
     def fit_linear(self, scale: Tensor) -> Tensor:
         """Weights (F,) of the convex, prior-bound form."""
         prior = Reranker.default().weights * torch.where(scale.isfinite(), scale, 0)
-        weights = prior.clone().requires_grad_()
-        optimizer = torch.optim.LBFGS([weights], max_iter=60, line_search_fn="strong_wolfe")
 
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            logits = (self.features @ weights).masked_fill(~self.live, -torch.inf)
-            loss = nn.functional.cross_entropy(logits, self.target)
-            loss = loss + _PRIOR_STRENGTH / len(self.target) * (weights - prior).square().sum()
-            loss.backward()
-            return loss
+        def loss(weights: Tensor) -> Tensor:
+            distance = (weights - prior).square().sum()
+            fit = list_loss(self.features @ weights, self.live, self.target)
+            return fit + _PRIOR_STRENGTH / len(self.target) * distance
 
-        optimizer.step(closure)
-        return weights.detach()
+        return fit_weights(prior, loss)
 
     def fit_network(self, start: Tensor, rows: Tensor) -> tuple[Tensor, nn.Sequential]:
         """Linear weights, starting from ``start``, and the additional network, fitted on the lists ``rows``."""
         weights, network = nn.Parameter(start.clone()), _network(self.features.shape[-1], _HIDDEN)
-        optimizer = torch.optim.AdamW([weights, *network.parameters()], lr=3e-3, weight_decay=1e-2)
-        steps = max(1, len(rows) // _BATCH) * _EPOCHS
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps + 1)
-        network.train()
-        for _ in range(_EPOCHS):
-            for part in rows[torch.randperm(len(rows))].tensor_split(max(1, len(rows) // _BATCH)):
-                x = self.features[part]
-                logits = (x @ weights + network(x)[..., 0]).masked_fill(~self.live[part], -torch.inf)
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(logits, self.target[part]).backward()
-                optimizer.step()
-                schedule.step()
+
+        def loss(part: Tensor) -> Tensor:
+            x = self.features[part]
+            return list_loss(x @ weights + network(x)[..., 0], self.live[part], self.target[part])
+
+        fit_network([weights, *network.train().parameters()], loss, rows, _RATE, _EPOCHS, _BATCH)
         return weights.detach(), network.eval()
 
     @torch.no_grad()

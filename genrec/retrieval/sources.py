@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -66,12 +68,12 @@ class SparseScores:
         return np.asarray(self.matrix.max(axis=1).todense()).ravel()
 
 
-class SparseRetriever:
+class SparseRetriever(ABC):
     """A retriever whose scores are the rows of a sparse matrix, zero for most items."""
 
+    @abstractmethod
     def scores(self, requests: RetrievalRequests) -> SparseScores:
         """Scores of every item that has one."""
-        raise NotImplementedError
 
     def top(self, requests: RetrievalRequests, k: int, allowed: AllowedItems) -> tuple[Tensor, Tensor]:
         """As ``Retriever.top``; items without a score are not proposed."""

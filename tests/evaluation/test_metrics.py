@@ -9,7 +9,6 @@ from genrec.evaluation.metrics import (
     coverage,
     exposure,
     gini,
-    novelty,
     paired_test,
     per_request_metrics,
     top_k,
@@ -99,4 +98,3 @@ def test_beyond_accuracy():
     assert gini(np.array([[0, 1, 2, 3]]), 4) == 0 and gini(np.array([[0], [0]]), 4) == 0.75
     assert gini(ranked, 4) == pytest.approx((1 * 1 + 3 * 2) / (4 * 3))
     # two events on item 0 and none on item 1: shares 3/4 and 1/4 after adding one
-    assert novelty(ranked, np.array([2, 0])) == pytest.approx((2 * -np.log2(0.75) + 2) / 3)

@@ -161,11 +161,6 @@ def true_preference(
     return np.log(shown + 1e-12) - np.log1p(np.exp(-logit))
 
 
-def true_score(config: SimulatorConfig, user: str, item: str, when: float = 1.0, world: World | None = None) -> float:
-    """``true_preference`` of one user for one item."""
-    return float(true_preference(config, [user], [item], when, world=world)[0, 0])
-
-
 def _session_counts(config: SimulatorConfig, world: World) -> np.ndarray:
     """Sessions of each user, so that the log comes close to the wanted number of events."""
     rng = np.random.default_rng([config.seed, 1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -11,18 +11,18 @@ from torch import Tensor
 
 from genrec.data.histories import Histories
 from genrec.errors import UserError
-from genrec.evaluation.baselines.history_model import recency
+from genrec.evaluation.baselines.history_model import HistoryModel, recency
 
 _CELLS = 1 << 23  # numbers of a temporary table held at once
 
 
-class ImplicitALS:
+class ImplicitALS(HistoryModel):
     """Factors of users and items that reproduce who had what; an event's confidence is ``1 + alpha * decay ** age``.
 
     While fitting, all events count alike; ``decay`` is for the history of a request.
     """
 
-    SPACE: ClassVar[dict[str, tuple[Any, ...]]] = {
+    SPACE = {
         "decay": (0.9, 0.95, 0.8, 0.6),
         "alpha": (10.0, 3.0, 30.0, 100.0),
         "regularisation": (10.0, 1.0, 30.0, 100.0),
@@ -40,8 +40,9 @@ class ImplicitALS:
         max_history: int = 500,
         seed: int = 0,
     ):
-        self.factors, self.alpha, self.regularisation, self.decay = factors, alpha, regularisation, decay
-        self.iterations, self.max_history, self.seed = iterations, max_history, seed
+        super().__init__(decay, max_history)
+        self.factors, self.alpha, self.regularisation = factors, alpha, regularisation
+        self.iterations, self.seed = iterations, seed
 
     def fit(self, train: Histories, n_items: int, times: np.ndarray | None = None) -> Self:
         """Alternate between users and items."""

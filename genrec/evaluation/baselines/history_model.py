@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -11,7 +12,7 @@ from genrec.data.histories import Histories
 from genrec.errors import UserError
 
 
-class HistoryModel:
+class HistoryModel(ABC):
     """``score = h S``: history h weighs an item ``decay ** age`` of its newest event, S (n_items, n_items) is fitted.
 
     ``SPACE`` lists the values that a search on validation tries for each argument; see ``search.tuned``.
@@ -28,9 +29,9 @@ class HistoryModel:
             )
         self.decay, self.max_history = decay, max_history
 
+    @abstractmethod
     def fit(self, train: Histories, n_items: int, times: np.ndarray | None = None) -> Self:
         """Fit on one history per user; ``times`` (n_events,) seconds, for models that read them."""
-        raise NotImplementedError
 
     def score(self, histories: Histories) -> np.ndarray:
         """(B, n_items) float32."""

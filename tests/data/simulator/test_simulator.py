@@ -14,7 +14,6 @@ from genrec.data.simulator.simulate import (
     simulate,
     simulate_chunks,
     true_preference,
-    true_score,
     write,
 )
 from genrec.data.simulator.world import _brand_names
@@ -106,9 +105,7 @@ def test_the_truth_beats_popularity_and_sequence_adds_to_it(log):
     assert hit_rate(ranks_of(sequence, targets)) > 1.5 * taste
 
 
-def test_true_score_is_one_cell_of_true_preference():
-    table = true_preference(SMALL, ["u000005"], when=0.5)
-    assert true_score(SMALL, "u000005", "i000007", when=0.5) == pytest.approx(float(table[0, 7]), abs=1e-5)
+def test_an_unknown_user_is_named():
     with pytest.raises(UserError, match="u000299"):
         true_preference(SMALL, ["u000300"])
 
