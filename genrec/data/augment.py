@@ -52,15 +52,15 @@ def shuffled(data, start: np.ndarray, stop: np.ndarray, shuffle: Shuffle) -> tup
     def chance(values: np.ndarray, purpose: int) -> np.ndarray:
         return (mix(values.astype(np.uint64) ^ mix(salt + np.uint64(purpose))) >> np.uint64(11)) / 2.0**53
 
-    place = np.arange(len(event))
+    position = np.arange(len(event))
     group = (
         np.cumsum(np.concatenate([[True], (times[1:] != times[:-1]) | (window[1:] != window[:-1])]))
         if len(event)
-        else place
+        else position
     )
     group = np.where((chance(start, 1) < shuffle.whole)[window], begin[window], group + len(event))
     mixed = (chance(start, 2) < shuffle.ties)[window] | (group < len(event))
-    order = np.lexsort((place, np.where(mixed, chance(event, 3), 0.0), group, window))
+    order = np.lexsort((position, np.where(mixed, chance(event, 3), 0.0), group, window))
     event = event[order]
     items, actions, queries = (np.asarray(column)[event] for column in (data.items, data.actions, data.queries))
     return Events(items, actions, queries, times), begin

@@ -57,7 +57,7 @@ class FeedbackRates:
         self.origin = int(times[known].min()) if known.any() else 0
         self.span = (int(times[known].max()) - self.origin if known.any() else 0) + 2
         names = sorted(set(shown["surface"].drop_nulls())) if "surface" in shown.columns else []
-        self.surfaces = {name: place for place, name in enumerate(names)}
+        self.surfaces = {name: index for index, name in enumerate(names)}
         part = shown.filter(pl.Series(known))
         self.mean = reached[known].mean(0) if known.any() else np.zeros(self.stages)
         keys = self.keys(part["user"].to_numpy(), part["item"].to_numpy(), self.surface_codes(part))

@@ -29,9 +29,9 @@ def make_windows(offsets: np.ndarray, lengths: np.ndarray, max_length: int, stri
     extra = np.maximum(0, -(-(lengths - max_length - 1) // stride))
     count = np.where(lengths > 0, 1 + extra, 0)
     user = np.repeat(np.arange(len(lengths)), count)
-    place = np.arange(len(user)) - np.repeat(np.cumsum(count) - count, count)
-    first = np.where(place == 0, 0, max_length + 1 + (place - 1) * stride)
-    stop = np.minimum(lengths[user], max_length + 1 + place * stride)
+    number = np.arange(len(user)) - np.repeat(np.cumsum(count) - count, count)
+    first = np.where(number == 0, 0, max_length + 1 + (number - 1) * stride)
+    stop = np.minimum(lengths[user], max_length + 1 + number * stride)
     start = np.maximum(0, stop - 1 - max_length)
     begin = np.asarray(offsets)[user]
     return Windows(begin + start, begin + np.maximum(first, start), begin + stop)

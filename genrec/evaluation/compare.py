@@ -103,7 +103,7 @@ def compare(runs: Sequence[Path], split: str = "test", pooled: bool = False, see
         raise UserError("compare: give at least two run folders")
     answers = [Answers.read(run, split) for run in runs]
     tasks = list(dict.fromkeys(task for one in answers for task in one.fingerprints))
-    lines = [f"{split} split; " + "; ".join(f"run {place}: {one.name}" for place, one in enumerate(answers, 1)), ""]
+    lines = [f"{split} split; " + "; ".join(f"run {number}: {one.name}" for number, one in enumerate(answers, 1)), ""]
     for task in tasks:
         if len({one.fingerprints[task] for one in answers if task in one.fingerprints}) > 1:
             raise UserError(
@@ -188,8 +188,8 @@ def _pooled(rows: list[Key], answers: list[Answers], seed: int) -> list[str]:
 
 
 def _against_first(rows: list[Key], answers: list[Answers], seed: int) -> list[str]:
-    heads = [f"run {place}: Recall@10 / nDCG@10" for place in range(1, len(answers) + 1)]
-    heads += [f"run {place} minus run 1, Recall@10" for place in range(2, len(answers) + 1)]
+    heads = [f"run {number}: Recall@10 / nDCG@10" for number in range(1, len(answers) + 1)]
+    heads += [f"run {number} minus run 1, Recall@10" for number in range(2, len(answers) + 1)]
     lines = ["| model | " + " | ".join(heads) + " |", "| --- " * (len(heads) + 1) + "|"]
     for key in rows:
         found = [one.values.get(key) for one in answers]

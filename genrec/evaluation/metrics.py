@@ -11,7 +11,7 @@ import torch
 from genrec.data.histories import Histories
 from genrec.errors import UserError
 
-PAD = -1  # item id of an empty place in a ranked list
+PAD = -1  # item id of an empty position of a ranked list
 _CELLS = 1 << 22  # cells of a temporary table held at once
 _FEW_VALUES = 4096  # up to that many distinct values, resample their counts instead of the observations
 
@@ -54,7 +54,7 @@ def top_k(
 def _stable_top(table: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and values (B, k) of the k largest per row, lower column first among equals; k at most the width.
 
-    ``torch.topk`` breaks ties as it likes. That matters only for rows where place k and place k + 1 are equal, so
+    ``torch.topk`` breaks ties as it likes. That matters only for rows where positions k and k + 1 are equal, so
     only those are chosen again.
     """
     if k == 0 or not len(table):
@@ -215,7 +215,7 @@ def bootstrap_areas(
     known, owner = np.unique(users, return_inverse=True)
     rng = np.random.default_rng(seed)
     judged, area, weight = user_aucs(scores, labels, users)
-    place = np.searchsorted(known, judged)
+    index = np.searchsorted(known, judged)
     order, flags, start = _by_score(scores, labels)
     step = max(1, _CELLS // max(len(scores), 1))
     result: dict[str, list[np.ndarray]] = {"auc": [], "gauc": []}
@@ -224,7 +224,7 @@ def bootstrap_areas(
             np.float64
         )
         result["auc"].append(_weighted_auc(order, flags, start, draws[:, owner]))
-        mass = draws[:, place] * weight
+        mass = draws[:, index] * weight
         result["gauc"].append((mass @ area) / np.maximum(mass.sum(1), 1e-12))
     return {name: np.concatenate(parts) for name, parts in result.items()}
 

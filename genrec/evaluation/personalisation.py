@@ -76,7 +76,7 @@ def ask(rank: Callable[[Requests], np.ndarray], requests: Requests, seed: int) -
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Share of the filled places of ``a`` (N, K) whose item is in the same row of ``b`` (N, K): (N,)."""
+    """Fraction of the filled positions of ``a`` (N, K) whose item is in the same row of ``b`` (N, K): (N,)."""
     live = a >= 0
     return ((a[:, :, None] == b[:, None, :]) & live[:, :, None]).any(2).sum(1) / np.maximum(live.sum(1), 1)
 

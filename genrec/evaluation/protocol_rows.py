@@ -150,7 +150,7 @@ class Protocols:
             found = qrels_metrics(order, asked.qrels, (min(5, k),))
             result.add(model, {name: found[name] for name in ("mrr", f"recall@{min(5, k)}")})
         result.notes.append(
-            f"'{result.subject}' reads places and prices of the list and the click-out's own time, all others do not"
+            f"'{result.subject}' reads positions and prices of the list and the click-out's own time, all others do not"
         )
         return [result]
 

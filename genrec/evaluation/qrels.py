@@ -50,8 +50,8 @@ class Qrels:
         width = max(int(self.items.max()), int(ranked.max(initial=0))) + 1
         keys = self.topics * width + self.items  # sorted, as topics and items are
         asked = np.arange(len(ranked))[:, None] * width + np.maximum(ranked, 0)
-        place = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
-        return np.where((keys[place] == asked) & (ranked != PAD), self.gains[place], 0.0)
+        index = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+        return np.where((keys[index] == asked) & (ranked != PAD), self.gains[index], 0.0)
 
 
 def qrels_metrics(ranked: np.ndarray, qrels: Qrels, ks: Sequence[int] = (10,)) -> dict[str, np.ndarray]:
@@ -82,7 +82,7 @@ def qrels_metrics(ranked: np.ndarray, qrels: Qrels, ks: Sequence[int] = (10,)) -
 
 
 def _ideal(qrels: Qrels, k: int) -> np.ndarray:
-    """The highest possible discounted gain of k places: (n,)."""
+    """The highest possible discounted gain of k positions: (n,)."""
     order = np.lexsort((-qrels.gains, qrels.topics))
     topics, gains = qrels.topics[order], qrels.gains[order]
     start = np.searchsorted(topics, topics)  # where each one's topic begins

@@ -258,8 +258,8 @@ def _range_labels(bounds: Sequence[int]) -> list[str]:
 def _bars(values: np.ndarray, slices: np.ndarray, labels: Sequence[str], seed: int) -> list[figures.Bar]:
     """A bar per slice, empty slices included, so that the models of one figure share their labels."""
     bars = []
-    for place, label in enumerate(labels):
-        members = values[slices == place]
+    for index, label in enumerate(labels):
+        members = values[slices == index]
         low, high = bootstrap_interval(members, seed) if len(members) else (float("nan"), float("nan"))
         bars.append(
             figures.Bar(label, float(members.mean()) if len(members) else float("nan"), low, high, len(members))
@@ -325,11 +325,11 @@ def _plain(row: Row) -> dict[str, Any]:
 def _result_bars(section: Section, name: str) -> dict[str, list[figures.Bar]]:
     """Column group -> a bar per line of the table."""
     groups: dict[str, list[figures.Bar]] = {}
-    for place, group in enumerate(FITTED_ON.values()):
-        column = [line[place] for line in section.lines]
+    for index, group in enumerate(FITTED_ON.values()):
+        column = [line[index] for line in section.lines]
         if any(row is not None and name in row.metrics for row in column):
             groups[group] = [
-                _result_bar(line[place], next(row for row in line if row is not None), name) for line in section.lines
+                _result_bar(line[index], next(row for row in line if row is not None), name) for line in section.lines
             ]
     return groups
 

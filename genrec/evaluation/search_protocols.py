@@ -18,7 +18,7 @@ from genrec.evaluation.qrels import Qrels
 from genrec.ranking.impressions import Slates
 
 SAMPLED_NEGATIVES = 99
-LIST = 100  # places read by MAP and MRR of product search
+LIST = 100  # positions read by MAP and MRR of product search
 
 
 @dataclass(frozen=True)
@@ -191,8 +191,10 @@ def random_candidates(
         block = users[start : start + 1024]
         keys = np.stack([np.random.default_rng([seed, user]).random(dataset.n_items, np.float32) for user in block])
         lengths = np.diff(histories.offsets)[block]
-        place = np.repeat(histories.offsets[block] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
-        keys[np.repeat(np.arange(len(block)), lengths), histories.items[place].astype(np.int64)] = np.inf
+        position = np.repeat(histories.offsets[block] - (np.cumsum(lengths) - lengths), lengths) + np.arange(
+            lengths.sum()
+        )
+        keys[np.repeat(np.arange(len(block)), lengths), histories.items[position].astype(np.int64)] = np.inf
         keys[np.arange(len(block)), requests.targets[start : start + 1024]] = -1
         width = min(1 + negatives, dataset.n_items)
         chosen = np.argpartition(keys, width - 1, axis=1)[:, :width]
@@ -252,8 +254,8 @@ def last_interacted(requests: Requests, candidates: np.ndarray) -> np.ndarray:
     if not len(keys):
         return np.zeros(candidates.shape)
     asked = np.arange(len(candidates))[:, None] * width + np.maximum(candidates, 0)
-    place = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
-    return np.where((keys[place] == asked) & (candidates >= 0), 1 / (1.0 + ages[place]), 0.0)
+    position = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+    return np.where((keys[position] == asked) & (candidates >= 0), 1 / (1.0 + ages[position]), 0.0)
 
 
 def familiar(dataset: Dataset, requests: Requests, candidates: np.ndarray, last: int) -> np.ndarray:

@@ -27,8 +27,8 @@ def text_relevance(
     0). Judgments of items without a row are left out and counted, as are queries with no item of any gain. Equal
     scores: the lower item first, whatever its gain.
     """
-    places = items.select("item_id", pl.int_range(pl.len()).alias("item"))
-    judged = judgments.join(places, on="item_id", how="inner", maintain_order="left")
+    positions = items.select("item_id", pl.int_range(pl.len()).alias("item"))
+    judged = judgments.join(positions, on="item_id", how="inner", maintain_order="left")
     useful = pl.col("gain").max().over("query_id") > 0
     kept = judged.filter(useful)
     if kept.is_empty():

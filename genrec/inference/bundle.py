@@ -186,7 +186,7 @@ def export(
 
 
 def _without_paths(config: Config) -> Config:
-    """The config without the places of the machine it was trained on."""
+    """The config without the paths of the machine it was trained on."""
     config = copy.deepcopy(config)
     config.output, config.data.path = "runs", None
     if config.text.model is not None:
@@ -232,9 +232,9 @@ def _pack_dataset(run: Run, folder: Path, users: bool) -> None:
         else np.zeros(1, np.int64)
     )
     queries = np.asarray(data.queries)[keep]
-    used, place = np.unique(queries[queries >= 0], return_inverse=True)
+    used, index = np.unique(queries[queries >= 0], return_inverse=True)
     remapped = np.full(len(queries), -1, queries.dtype)
-    remapped[queries >= 0] = place
+    remapped[queries >= 0] = index
     arrays = {name: np.asarray(getattr(data, name))[keep] for name in ARRAYS if name not in ("offsets", "queries")}
     with _part(run, "dataset", folder) as part:
         for name, array in (arrays | {"offsets": offsets, "queries": remapped}).items():

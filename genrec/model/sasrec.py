@@ -42,8 +42,8 @@ class SASRec(nn.Module):
         self.config, self.catalogue, self.time_base = config, catalogue.share(), time_base
         dim, rate = config.dim, config.dropout
         self.item_encoder = ItemTable(catalogue.n_items, dim)
-        self.places = nn.Embedding(config.max_length, dim)
-        nn.init.normal_(self.places.weight, std=0.02)
+        self.positions = nn.Embedding(config.max_length, dim)
+        nn.init.normal_(self.positions.weight, std=0.02)
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(dim, config.heads, dim, rate, "relu", batch_first=True, norm_first=True)
             for _ in range(config.layers)
@@ -64,7 +64,7 @@ class SASRec(nn.Module):
         index = torch.arange(length, device=device)
         newest = batch.positions.amax(1, keepdim=True)
         position = (newest - 1 - index).clamp(0, self.config.max_length - 1)
-        x = self.drop(items[batch.items] * self.config.dim**0.5 + self.places(position))
+        x = self.drop(items[batch.items] * self.config.dim**0.5 + self.positions(position))
         mask = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
         for block in self.blocks:
             x = block(x, src_mask=mask, is_causal=True)

@@ -15,8 +15,8 @@ def graded_ndcg(scores: np.ndarray, gains: np.ndarray, groups: np.ndarray, k: in
     def gain(by: np.ndarray) -> np.ndarray:
         order = np.lexsort((-by, groups))
         starts = np.searchsorted(groups[order], np.arange(n))
-        place = np.arange(len(order)) - starts[groups[order]]
-        discount = np.where(place < k, 1 / np.log2(place + 2.0), 0.0)
+        position = np.arange(len(order)) - starts[groups[order]]
+        discount = np.where(position < k, 1 / np.log2(position + 2.0), 0.0)
         return np.bincount(groups[order], gains[order] * discount, minlength=n)
 
     with np.errstate(invalid="ignore", divide="ignore"):

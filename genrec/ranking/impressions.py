@@ -18,10 +18,10 @@ from genrec.errors import UserError
 from genrec.ranking.fitting import fit_network, fit_weights, list_loss
 
 FEATURES = (
-    "place",
+    "position",
     "first",
     "first_five",
-    "place_share",
+    "relative_position",
     "price",
     "price_rank",
     "cheapest",
@@ -55,17 +55,17 @@ NOTHING = -30.0  # log-score of an item that the model cannot score
 class Slates:
     """N impression lists of up to C items.
 
-    ``items`` (N, C): ids, -1 where empty; an id above the catalogue occurs only in lists. ``places`` (N, C): positions
+    ``items`` (N, C): ids, -1 where empty; an id above the catalogue occurs only in lists. ``positions`` (N, C):
     from 0. ``prices`` (N, C): NaN where unknown.
     """
 
     items: np.ndarray
-    places: np.ndarray
+    positions: np.ndarray
     prices: np.ndarray
 
     def take(self, rows: np.ndarray) -> Slates:
         """The lists at indices ``rows``."""
-        return Slates(self.items[rows], self.places[rows], self.prices[rows])
+        return Slates(self.items[rows], self.positions[rows], self.prices[rows])
 
 
 class SlateFeatures:
@@ -100,16 +100,16 @@ class SlateFeatures:
         price, rank = _prices(shown.prices, live)
         newest, any_newest = _best(past["recency"])
         clicked, any_clicked = _best(past["recency"] * (past["clicks"] > 0))
-        distance = shown.places - np.take_along_axis(shown.places, newest, 1)
+        distance = shown.positions - np.take_along_axis(shown.positions, newest, 1)
         known = (any_newest & live).astype(np.float64)
         popular, watched, seen = (
             self.before(keys, shown.items, requests.times) for keys in (self.clicks, self.looks, self.shown)
         )
         values = {
-            "place": np.log1p(shown.places),
-            "first": shown.places == 0,
-            "first_five": shown.places < 5,
-            "place_share": shown.places / size,
+            "position": np.log1p(shown.positions),
+            "first": shown.positions == 0,
+            "first_five": shown.positions < 5,
+            "relative_position": shown.positions / size,
             "price": price,
             "price_rank": rank / size,
             "cheapest": (rank == 0) & ~np.isnan(shown.prices),
@@ -125,11 +125,11 @@ class SlateFeatures:
             "before_newest": known * (distance < 0),
             "any_newest": known,
             "behind_clicked": any_clicked
-            * np.clip(shown.places - np.take_along_axis(shown.places, clicked, 1), -10, 10)
+            * np.clip(shown.positions - np.take_along_axis(shown.positions, clicked, 1), -10, 10)
             / 10,
             "any_clicked": any_clicked & live,
             "price_to_newest": known * (price - np.take_along_axis(price, newest, 1)),
-            "history": np.log1p(np.diff(requests.offsets))[:, None] + 0 * shown.places,
+            "history": np.log1p(np.diff(requests.offsets))[:, None] + 0 * shown.positions,
             "popular": np.log1p(popular),
             "watched": np.log1p(watched),
             "shown": np.log1p(seen),

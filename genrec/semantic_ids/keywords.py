@@ -271,8 +271,8 @@ def _best(matrix: sp.csr_matrix, limit: int | np.ndarray) -> sp.csr_matrix:
     """At most ``limit`` entries a row (one number or (n,)), the best-ranked, which are the lowest columns."""
     matrix = matrix.tocsr().astype(bool)
     matrix.sort_indices()
-    place = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], np.diff(matrix.indptr))
-    kept = place < np.repeat(np.broadcast_to(limit, matrix.shape[0]), np.diff(matrix.indptr))
+    position = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], np.diff(matrix.indptr))
+    kept = position < np.repeat(np.broadcast_to(limit, matrix.shape[0]), np.diff(matrix.indptr))
     offsets = np.concatenate([[0], np.cumsum(kept)])[matrix.indptr]
     return sp.csr_matrix((np.ones(int(kept.sum()), bool), matrix.indices[kept], offsets), shape=matrix.shape)
 

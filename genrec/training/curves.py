@@ -14,8 +14,8 @@ def plot_curves(curves: list[dict], path: Path) -> None:
     panels = [group for group in ("train/", "val/") if any(name.startswith(group) for name in names)]
     figure = Figure(figsize=(6 * max(len(panels), 1), 4), layout="constrained")
     FigureCanvasAgg(figure)
-    for place, group in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), place + 1)
+    for index, group in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), index + 1)
         for name in (name for name in names if name.startswith(group)):
             points = [(row["step"], row[name]) for row in curves if row.get(name) is not None]
             axes.plot(*zip(*points, strict=True), marker=".", label=name.removeprefix(group))

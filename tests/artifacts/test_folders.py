@@ -35,10 +35,10 @@ def folder(tmp_path):
 
 
 def make(target, text, key="key"):
-    with atomic_folder(target, "thing", key, {"note": text}) as place:
-        (place / "sub").mkdir()
-        (place / "sub" / "data.txt").write_text(text)
-        (place / "other.bin").write_bytes(bytes(100))
+    with atomic_folder(target, "thing", key, {"note": text}) as work:
+        (work / "sub").mkdir()
+        (work / "sub" / "data.txt").write_text(text)
+        (work / "other.bin").write_bytes(bytes(100))
 
 
 def edit_manifest(folder, **changes):
@@ -101,8 +101,8 @@ def test_a_changed_byte_is_found_when_asked(folder):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_an_exception_inside_leaves_the_old_folder(folder, error):
-    with pytest.raises(error), atomic_folder(folder, "thing", "new") as place:
-        (place / "data.txt").write_text("second")
+    with pytest.raises(error), atomic_folder(folder, "thing", "new") as work:
+        (work / "data.txt").write_text("second")
         raise error
     assert (
         open_artifact(folder, "thing", verify=True)["key"] == "key"
@@ -126,9 +126,9 @@ def test_a_new_folder_replaces_all_of_the_old_one(folder):
 
 
 def test_what_is_being_written_is_not_visible(folder):
-    with atomic_folder(folder, "thing", "new") as place:
-        (place / "sub").mkdir()
-        assert place != folder and open_artifact(folder, "thing")["key"] == "key"
+    with atomic_folder(folder, "thing", "new") as work:
+        (work / "sub").mkdir()
+        assert work != folder and open_artifact(folder, "thing")["key"] == "key"
     assert open_artifact(folder, "thing")["key"] == "new"
 
 
@@ -201,10 +201,10 @@ def test_a_living_process_keeps_its_temporary_folder(folder):
 
 
 def test_a_folder_set_aside_by_a_living_process_is_left_to_it(folder):
-    with atomic_folder(folder, "thing", "new") as place:
-        folder.rename(place.with_suffix(".old"))
-        assert not is_current(folder, "thing", "key") and place.with_suffix(".old").is_dir()
-        (place / "data.txt").write_text("second")
+    with atomic_folder(folder, "thing", "new") as work:
+        folder.rename(work.with_suffix(".old"))
+        assert not is_current(folder, "thing", "key") and work.with_suffix(".old").is_dir()
+        (work / "data.txt").write_text("second")
     assert is_current(folder, "thing", "new") and [path.name for path in folder.parent.iterdir()] == ["stage"]
 
 

@@ -15,8 +15,8 @@ START, STOP = np.arange(0, 240, 12), np.arange(0, 240, 12) + 10  # the last two 
 
 def test_ties_only_move_among_themselves():
     found, begin = shuffled(LOG, START, STOP, Shuffle(1.0, 0.0, 5))
-    for place, start in zip(begin, START, strict=True):
-        part = found.items[place : place + 10] - start
+    for position, start in zip(begin, START, strict=True):
+        part = found.items[position : position + 10] - start
         assert (
             part[0] == 0
             and part[4] == 4
@@ -31,8 +31,8 @@ def test_ties_only_move_among_themselves():
 
 def test_whole_windows_are_permuted_within_themselves():
     found, begin = shuffled(LOG, START, STOP, Shuffle(0.0, 1.0, 5))
-    for place, start in zip(begin, START, strict=True):
-        assert set(found.items[place : place + 10]) == set(range(start, start + 10))
+    for position, start in zip(begin, START, strict=True):
+        assert set(found.items[position : position + 10]) == set(range(start, start + 10))
     assert (found.items.reshape(20, 10)[:, 0] != START).any()
 
 

@@ -45,14 +45,14 @@ def test_resampling_users_repeats_their_rows(rows):
     found = bootstrap_areas(scores, labels, users, seed=3, n=5)
     known = np.unique(users)
     draws = np.random.default_rng(3).multinomial(len(known), np.full(len(known), 1 / len(known)), size=5)
-    for place in range(5):
+    for draw in range(5):
         copies = [
             (np.flatnonzero(users == user), copy)
-            for user, count in zip(known, draws[place], strict=True)
+            for user, count in zip(known, draws[draw], strict=True)
             for copy in range(count)
         ]
         index = np.concatenate([rows_of for rows_of, _ in copies])
-        assert found["auc"][place] == pytest.approx(roc_auc_score(labels[index], scores[index]), abs=1e-12)
+        assert found["auc"][draw] == pytest.approx(roc_auc_score(labels[index], scores[index]), abs=1e-12)
         people = np.concatenate([np.full(len(rows_of), number) for number, (rows_of, _) in enumerate(copies)])
-        assert found["gauc"][place] == pytest.approx(gauc(scores[index], labels[index], people), abs=1e-12)
+        assert found["gauc"][draw] == pytest.approx(gauc(scores[index], labels[index], people), abs=1e-12)
     assert np.array_equal(bootstrap_areas(scores, labels, users, 3, 5)["auc"], found["auc"])

@@ -155,7 +155,7 @@ def test_lists_hold_what_the_catalogue_does_not_know(clicks):
     shown = [[names.get(item, "?") for item in row if item >= 0] for row in asked.shown.items.tolist()]
     assert ["?", "13", "12"] in shown and "ranked is 100.0%" in asked.notes[0]
     row = shown.index(["?", "13", "12"])
-    assert asked.shown.prices[row].tolist() == [10, 20, 40] and asked.shown.places[row].tolist() == [0, 1, 2]
+    assert asked.shown.prices[row].tolist() == [10, 20, 40] and asked.shown.positions[row].tolist() == [0, 1, 2]
     ranked = completed(np.array([[asked.shown.items[row, 2], -1, -1]]), asked.shown.items[row : row + 1])
     assert ranked.tolist() == [[asked.shown.items[row, 2], asked.shown.items[row, 0], asked.shown.items[row, 1]]]
 

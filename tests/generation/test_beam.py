@@ -245,7 +245,7 @@ def test_shared_leaves_split_their_mass(parts, trie, scored):
     torch.testing.assert_close(scores.view(BATCH, -1, largest).logsumexp(-1), total, rtol=0, atol=1e-5)
     for row in range(BATCH):
         assert sorted(ids[row][ids[row] >= 0].tolist()) == list(range(ITEMS))
-        lane = {item: place for place, item in enumerate(ids[row].tolist())}
+        lane = {item: position for position, item in enumerate(ids[row].tolist())}
         shares = scores[row, [lane[item] for item in range(4)]]
         expected = torch.zeros(4) if guide is None else guide[row, trie.leaf_items[_range_of(trie, 0)]]
         members = trie.leaf_items[_range_of(trie, 0)].tolist()

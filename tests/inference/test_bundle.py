@@ -90,9 +90,9 @@ def test_any_changed_byte_is_found(copied):
     assert len(paths) > 20
     for path in paths:
         before = path.read_bytes()
-        place = int(rng.integers(len(before)))
+        position = int(rng.integers(len(before)))
         changed = bytearray(before)
-        changed[place] ^= 1
+        changed[position] ^= 1
         path.write_bytes(bytes(changed))
         if path.name == MANIFEST and _means_the_same(before, bytes(changed)):
             continue

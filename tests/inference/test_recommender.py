@@ -23,7 +23,7 @@ def ids(answers) -> list[str]:
 
 @pytest.fixture
 def history(model):
-    return [model.snapshot.item_ids[place] for place in (3, 9, 27)]
+    return [model.snapshot.item_ids[position] for position in (3, 9, 27)]
 
 
 # --- filters and lists ------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def test_batches_equal_single_answers(model, history):
 
 
 def test_histories_with_times_are_put_in_order(model, history):
-    events = [{"item_id": item, "timestamp": 1_000_000 + place * 86_400} for place, item in enumerate(history)]
+    events = [{"item_id": item, "timestamp": 1_000_000 + position * 86_400} for position, item in enumerate(history)]
     assert model.recommend(history=events) == model.recommend(history=events[::-1])
     assert model.recommend(history=[events[0] | {"timestamp": np.int64(1_000_000)}, *events[1:]]) == model.recommend(
         history=events
@@ -279,11 +279,11 @@ def test_an_added_item_equals_a_cold_item_of_training(model):
     starts = trained.code_rows[0] - catalogue.codes[0]
     sizes = torch.cat([starts[1:], torch.tensor([trained.codes.num_embeddings])]) - starts
     for name in "abc":
-        place = model.snapshot.index[name]
-        codes = catalogue.codes[place]
+        position = model.snapshot.index[name]
+        codes = catalogue.codes[position]
         learnt = trained.codes.weight[(codes + starts)[codes < sizes]].sum(0)
-        expected = encoder.norm(encoder.project(catalogue.text[place]) + learnt)
-        assert torch.allclose(model.ranker.generator.items[place], expected, atol=1e-5)
+        expected = encoder.norm(encoder.project(catalogue.text[position]) + learnt)
+        assert torch.allclose(model.ranker.generator.items[position], expected, atol=1e-5)
     a, b, c = (model.item(name)["codes"] for name in "abc")
     assert a[:3] == b[:3] and a != b and a[:3] != c[:3], "codes that are taken give way in the last two levels alone"
 

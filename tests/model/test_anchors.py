@@ -60,9 +60,9 @@ def test_training_sees_the_counts_of_everybody_else(people):
         positions = torch.arange(1, len(items))[None]
         context, targets = items[None, :-1], items[1:][None]
         mine = tables(Histories.from_lists(people)).choose(context, positions, targets)
-        others = tables(Histories.from_lists([row for place, row in enumerate(people) if place != person])).choose(
-            context, positions
-        )
+        others = tables(
+            Histories.from_lists([row for position, row in enumerate(people) if position != person])
+        ).choose(context, positions)
         for lane in range(len(items) - 1):
             ours, theirs = shown(mine, lane), shown(others, lane)
             # Wide tables are cut: what stands at the very end of one may be missing in the other, never what both hold.
@@ -211,7 +211,7 @@ def test_a_search_in_training_does_not_count_itself(people):
     for own, words in ((0, [0]), (2, [0, 1, 1]), (3, [2])):
         target = torch.tensor([[taken[own][1]]])
         ours = made.choose(nobody, nobody, target, look_up(made, [[1]], [3], [words]))
-        rest = searching(people, [pair for place, pair in enumerate(taken) if place != own])
+        rest = searching(people, [pair for position, pair in enumerate(taken) if position != own])
         rest.queries.weight.copy_(made.queries.weight)  # how rare a word is says nothing of the item
         theirs = rest.choose(nobody, nobody, None, look_up(rest, [[1]], [3], [words]))
         assert taken_strengths(ours) == pytest.approx(taken_strengths(theirs), rel=1e-4)
@@ -224,7 +224,7 @@ def test_a_search_in_training_counts_what_others_had(people):
     for person in range(6):
         items = torch.from_numpy(people[person].astype(np.int64))
         positions, asked = torch.arange(1, len(items))[None], [[1] * (len(items) - 1)]
-        mine, others = searching(people), searching([row for place, row in enumerate(people) if place != person])
+        mine, others = searching(people), searching([row for position, row in enumerate(people) if position != person])
         context, targets, row = items[None, :-1], items[1:][None], [int(items[-1])]
         ours = mine.choose(context, positions, targets, look_up(mine, asked, row, [[0]]))
         theirs = others.choose(context, positions, None, look_up(others, asked, row, [[0]]))

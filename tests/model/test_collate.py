@@ -76,16 +76,16 @@ def test_training_batches_hold_what_the_log_says(run, collator, recommend_search
     batch = collator.windows(data, windows, rows, recommend_searches, True)
     ids = table_ids(batch, collator.features)
     searches = 0
-    for place, row in enumerate(rows):
+    for position, row in enumerate(rows):
         start, first, stop = int(windows.start[row]), int(windows.first[row]), int(windows.stop[row])
         context = slice(start, stop - 1)
         length = stop - 1 - start
-        assert batch.items[place, :length].tolist() == data.items[context].tolist()
-        assert batch.actions[place, :length].tolist() == data.actions[context].tolist()
-        assert [ids[query] for query in batch.queries[place, :length].tolist()] == data.queries[context].tolist()
-        assert (batch.queries[place, length:] == 0).all()
+        assert batch.items[position, :length].tolist() == data.items[context].tolist()
+        assert batch.actions[position, :length].tolist() == data.actions[context].tolist()
+        assert [ids[query] for query in batch.queries[position, :length].tolist()] == data.queries[context].tolist()
+        assert (batch.queries[position, length:] == 0).all()
         days = (data.timestamps[context] - data.timestamps[start]) / model.time_bucket
-        np.testing.assert_allclose(batch.times[place, :length], days, rtol=1e-6)
+        np.testing.assert_allclose(batch.times[position, :length], days, rtol=1e-6)
         wanted = []
         for event in range(first, stop):
             query = int(data.queries[event])
@@ -95,11 +95,11 @@ def test_training_batches_hold_what_the_log_says(run, collator, recommend_search
             if query >= 0:
                 wanted.append((event - start, int(data.items[event]), query, round(float(time), 3)))
                 searches += 1
-        live = batch.targets[place] >= 0
+        live = batch.targets[position] >= 0
         found = zip(
-            batch.positions[place][live].tolist(), batch.targets[place][live].tolist(),
-            [ids[query] for query in batch.request_queries[place][live].tolist()],
-            [round(time, 3) for time in batch.request_times[place][live].tolist()], strict=True,
+            batch.positions[position][live].tolist(), batch.targets[position][live].tolist(),
+            [ids[query] for query in batch.request_queries[position][live].tolist()],
+            [round(time, 3) for time in batch.request_times[position][live].tolist()], strict=True,
         )  # fmt: skip
         assert sorted(found) == sorted(wanted)
     assert searches > 0

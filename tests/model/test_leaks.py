@@ -52,27 +52,27 @@ def other(values: torch.Tensor, size: int) -> torch.Tensor:
     return (values + 1) % size
 
 
-def perturb(batch: Batch, network, what: str, place: int) -> Batch:
+def perturb(batch: Batch, network, what: str, position: int) -> Batch:
     values = getattr(batch, what).clone()
     if what == "times":
-        values[:, place] += 1000.0
+        values[:, position] += 1000.0
     else:
         size = {
             "items": network.catalogue.n_items,
             "actions": network.actions.num_embeddings,
             "queries": len(batch.query_text) + 1,
         }[what]
-        values[:, place] = other(values[:, place], size)
+        values[:, position] = other(values[:, position], size)
     return replace(batch, **{what: values})
 
 
 @pytest.mark.parametrize("what", ["items", "actions", "times", "queries"])
-@pytest.mark.parametrize("place", [0, 4, 8])
-def test_requests_see_earlier_events_and_no_later_ones(network, batch, what, place):
-    before, after = answers(network, batch), answers(network, perturb(batch, network, what, place))
+@pytest.mark.parametrize("position", [0, 4, 8])
+def test_requests_see_earlier_events_and_no_later_ones(network, batch, what, position):
+    before, after = answers(network, batch), answers(network, perturb(batch, network, what, position))
     live = batch.targets >= 0
-    blind, sees = live & (batch.positions <= place), live & (batch.positions > place)
-    assert (place == 0 or blind.any()) and sees.any()
+    blind, sees = live & (batch.positions <= position), live & (batch.positions > position)
+    assert (position == 0 or blind.any()) and sees.any()
     for old, new in zip(before, after, strict=True):
         torch.testing.assert_close(new[blind], old[blind], **EXACT)
         assert ((new - old).flatten(2).abs().amax(-1)[sees] > 1e-6).all(), f"{what} of an earlier event has no effect"
@@ -139,10 +139,10 @@ def test_padding_changes_nothing(network, prepared_run, features):
     short, longest = np.flatnonzero((lengths > 0) & (lengths < 6))[:5], int(lengths.argmax())
     collator = Collator(prepared_run.config.model, features)
     together = answers(network, collator.requests(requests.take(np.append(short, longest))))
-    for place, row in enumerate(short):
+    for position, row in enumerate(short):
         alone = answers(network, collator.requests(requests.take(np.array([row]))))
         for padded, exact in zip(together, alone, strict=True):
-            torch.testing.assert_close(padded[place], exact[0], **EXACT)
+            torch.testing.assert_close(padded[position], exact[0], **EXACT)
 
 
 def test_what_padding_holds_is_not_read(network, prepared_run, features):

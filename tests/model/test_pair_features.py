@@ -70,7 +70,9 @@ def test_features_equal_a_loop():
     for row in range(3):
         for column in range(3):
             places = [
-                place for place in range(5) if live[row, 0, place] and ids[row, 0, place] == candidates[row, column]
+                position
+                for position in range(5)
+                if live[row, 0, position] and ids[row, 0, position] == candidates[row, column]
             ]
             named += len(places) > 1
             wanted = torch.cat(
@@ -150,9 +152,9 @@ def test_chances_are_how_often_negatives_are_drawn(world, monkeypatch):
         for _ in range(1500):
             candidates, chance = drawn_candidates(network, batch, encoded, row, lane)
             live = candidates[:, 1:] >= 0
-            place = candidates[:, 1:].clamp(min=0)
-            counted.scatter_add_(1, place, live.float() / 1500)
-            said.scatter_(1, place, torch.where(live, chance[:, 1:], said.gather(1, place)))
+            position = candidates[:, 1:].clamp(min=0)
+            counted.scatter_add_(1, position, live.float() / 1500)
+            said.scatter_(1, position, torch.where(live, chance[:, 1:], said.gather(1, position)))
     target = batch.targets[row, lane]
     assert (candidates[:, 0] == target).all() and (counted.gather(1, target[:, None]) == 0).all()
     hard = said > 3.5 / n_items

@@ -76,13 +76,13 @@ def test_they_stand_in_the_block_and_have_an_effect(network, batch):
 
 @pytest.mark.parametrize("what", ["items", "actions"])
 def test_no_later_event_is_read(network, batch, what):
-    before, place = tokens(network, batch), 4
+    before, position = tokens(network, batch), 4
     values = getattr(batch, what).clone()
-    values[:, place] = (values[:, place] + 1) % (
+    values[:, position] = (values[:, position] + 1) % (
         network.catalogue.n_items if what == "items" else network.actions.num_embeddings
     )
     after = tokens(network, replace(batch, **{what: values}))
-    sees = batch.positions > place
+    sees = batch.positions > position
     assert sees.any() and (~sees).any()
     torch.testing.assert_close(after[~sees], before[~sees], rtol=0, atol=0)
     assert ((after - before).abs().amax((-1, -2))[sees] > 1e-6).all()

@@ -31,7 +31,7 @@ def test_a_query_vector_is_the_sum_of_its_parts(network, prepared_run, features)
     ids = [0, 7, 2, 6, 8, 9, 2]
     got = encode(network, encoder, features, ids)
     assert not got[0].any() and got.isfinite().all()
-    for place, query in enumerate(ids, 1):
+    for position, query in enumerate(ids, 1):
         tokens = features.words[features.offsets[query] : features.offsets[query + 1]]
         wanted = encoder.project(torch.from_numpy(features.text[query]))
         for low, high in ((0, WORD_BUCKETS), (WORD_BUCKETS, HASHED)):
@@ -42,7 +42,7 @@ def test_a_query_vector_is_the_sum_of_its_parts(network, prepared_run, features)
             level, code = divmod(int(token), CODE_SPAN)
             if code < items.code_sizes[level]:
                 wanted = wanted + items.codes.weight[items.code_offsets[level] + code]
-        torch.testing.assert_close(got[place], encoder.norm(wanted), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(got[position], encoder.norm(wanted), atol=1e-5, rtol=1e-4)
     assert torch.equal(got[3], got[7])
 
 

@@ -91,10 +91,10 @@ def test_shown_requests_are_further_lanes_of_their_windows(world, batch):
     own = collator.impressions.take(index)
     positions = own.before - windows.start[collator.impression_windows[index]]
     assert batch.positions[shown.row, shown.column].tolist() == positions.tolist() and positions.min() >= 0
-    for place in range(len(index)):
-        mine = slice(own.offsets[place], own.offsets[place + 1])
-        assert shown.items[place][shown.items[place] >= 0].tolist() == own.items[mine].tolist()
-        assert np.array_equal(shown.reached[place, : mine.stop - mine.start], own.reached[mine])
+    for position in range(len(index)):
+        mine = slice(own.offsets[position], own.offsets[position + 1])
+        assert shown.items[position][shown.items[position] >= 0].tolist() == own.items[mine].tolist()
+        assert np.array_equal(shown.reached[position, : mine.stop - mine.start], own.reached[mine])
     live = batch.targets >= 0
     assert (
         batch.reached.shape == (*live.shape, 2) and not batch.reached[~live].any() and batch.reached[live].any(0).all()
@@ -111,18 +111,18 @@ def test_every_shown_training_request_is_in_exactly_one_window(world):
 
 
 @pytest.mark.parametrize("what", ["items", "actions", "times"])
-@pytest.mark.parametrize("place", [1, 4, 7])
-def test_no_step_and_no_candidate_sees_a_later_event(network, batch, what, place):
+@pytest.mark.parametrize("position", [1, 4, 7])
+def test_no_step_and_no_candidate_sees_a_later_event(network, batch, what, position):
     values = getattr(batch, what).clone()
-    values[:, place] = (
-        values[:, place] + 999.0
+    values[:, position] = (
+        values[:, position] + 999.0
         if what == "times"
-        else (values[:, place] + 1)
+        else (values[:, position] + 1)
         % (network.actions.num_embeddings if what == "actions" else network.catalogue.n_items)
     )
     old, new = answers(network, batch), answers(network, replace(batch, **{what: values}))
-    sees = (batch.targets >= 0) & (batch.positions > place)
-    blind = batch.positions <= place
+    sees = (batch.targets >= 0) & (batch.positions > position)
+    blind = batch.positions <= position
     for before, after in zip(old[:2], new[:2], strict=True):
         torch.testing.assert_close(after[blind], before[blind], **EXACT)
         assert ((after - before).flatten(2).abs().amax(-1)[sees] > 1e-6).all()

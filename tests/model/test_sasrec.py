@@ -44,13 +44,13 @@ def vectors(network, batch):
         return network.retrieval_vectors(network.encode(batch).requests)
 
 
-@pytest.mark.parametrize("place", [0, 4, 8])
-def test_it_sees_earlier_events_and_no_later_ones(network, batch, place):
+@pytest.mark.parametrize("position", [0, 4, 8])
+def test_it_sees_earlier_events_and_no_later_ones(network, batch, position):
     items = batch.items.clone()
-    items[:, place] = (items[:, place] + 1) % network.catalogue.n_items
+    items[:, position] = (items[:, position] + 1) % network.catalogue.n_items
     old, new = vectors(network, batch), vectors(network, replace(batch, items=items))
     live = batch.targets >= 0
-    blind, sees = live & (batch.positions <= place), live & (batch.positions > place)
+    blind, sees = live & (batch.positions <= position), live & (batch.positions > position)
     torch.testing.assert_close(new[blind], old[blind], **EXACT)
     assert ((new - old).abs().amax(-1)[sees] > 1e-4).all()
 

@@ -106,9 +106,9 @@ def test_a_certain_teacher_gives_cross_entropy_and_chosen_equals_the_generation_
     targets = torch.arange(0, ITEMS, 3)
     paths = trie.item_path[targets]
     certain = torch.full((len(targets), ITEMS), -torch.inf).scatter(1, targets[:, None], 0.0)
-    nodes, place = walked_nodes(trie, paths)
+    nodes, position = walked_nodes(trie, paths)
     chosen, divergence = path_losses(
-        states[before(paths)], scale, vectors[nodes], paths, TeacherMass.of_items(trie, certain), place
+        states[before(paths)], scale, vectors[nodes], paths, TeacherMass.of_items(trie, certain), position
     )
     torch.testing.assert_close(divergence, -chosen)
     torch.testing.assert_close(chosen, path_log_probabilities(states[before(paths)], scale, vectors, trie, paths))

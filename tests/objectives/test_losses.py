@@ -101,14 +101,14 @@ def test_nodes_of_items_that_were_never_answers_are_no_wrong_ones(trie, walk, ta
 def test_vectors_of_the_walked_nodes_alone_are_enough(trie, walk):
     states, scale, vectors, paths = walk
     paths = paths[:4]
-    nodes, place = walked_nodes(trie, paths)
+    nodes, position = walked_nodes(trie, paths)
     assert (
         len(nodes) < trie.n_nodes
         and nodes.tolist() == sorted(set(nodes.tolist()))
         and set(paths.flatten().tolist()) < set(nodes.tolist())
     )
     whole = path_log_probabilities(states[:4].float(), scale.float(), vectors.float(), trie, paths)
-    some = path_log_probabilities(states[:4].float(), scale.float(), vectors.float()[nodes], trie, paths, place)
+    some = path_log_probabilities(states[:4].float(), scale.float(), vectors.float()[nodes], trie, paths, position)
     assert torch.equal(some, whole)
 
 

@@ -146,9 +146,9 @@ def test_plackett_luce_probabilities_sum_to_one_and_follow_the_definition():
         slow = []
         for one in drawn[0].tolist():
             left, total = list(range(4)), 0
-            for place in one:
-                total = total + scores[0, place] - scores[0, left].logsumexp(0)
-                left.remove(place)
+            for position in one:
+                total = total + scores[0, position] - scores[0, left].logsumexp(0)
+                left.remove(position)
             slow.append(total)
         torch.testing.assert_close(logs.sum(-1)[0], torch.stack(slow))
         weight = torch.arange(len(slow), dtype=torch.float64)

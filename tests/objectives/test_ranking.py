@@ -104,7 +104,7 @@ def test_prefix_loss_is_the_softmax_over_prefixes(catalogue, level):
             prefixes = [tuple(row) for row in codes[:, :level].tolist()]
             names = sorted(set(prefixes))
             means = torch.stack(
-                [vectors[[place for place, one in enumerate(prefixes) if one == name]].mean(0) for name in names]
+                [vectors[[position for position, one in enumerate(prefixes) if one == name]].mean(0) for name in names]
             )
             logits = given @ (means / means.norm(dim=-1, keepdim=True)).T / 0.2
             loss = torch.stack(

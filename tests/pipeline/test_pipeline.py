@@ -211,7 +211,7 @@ def test_an_explicit_history_in_every_form(model, trained_run):
     assert plain == model.recommend(history=[{"item_id": item} for item in items[:3]])
     assert plain == model.recommend(history=[*items[:2], "never heard of", items[2]])
     assert plain != model.recommend(history=items[3:6])
-    newest_last = [{"item_id": item, "timestamp": 1_000_000 * place} for place, item in enumerate(items[:3])]
+    newest_last = [{"item_id": item, "timestamp": 1_000_000 * position} for position, item in enumerate(items[:3])]
     assert model.recommend(history=newest_last) == model.recommend(history=newest_last[::-1])
     acted = [event | {"action": data.actions_chain[-1]} for event in newest_last]
     assert model.recommend(history=acted) != model.recommend(history=newest_last)
@@ -219,7 +219,7 @@ def test_an_explicit_history_in_every_form(model, trained_run):
 
 def test_queries_of_the_history_matter(model, trained_run):
     items = trained_run.dataset.item_table["item_id"].to_list()
-    quiet = [{"item_id": item, "timestamp": place} for place, item in enumerate(items[:3])]
+    quiet = [{"item_id": item, "timestamp": position} for position, item in enumerate(items[:3])]
     text = trained_run.dataset.query_texts[0]
     searched, invented = ([*quiet[:2], quiet[2] | {"query": query}] for query in (text, f"{text} zzzz"))
     scores = [

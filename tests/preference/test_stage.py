@@ -265,8 +265,10 @@ def test_the_ranking_head_can_teach(copied_run):
     network.ranking = RankingHead(network.config.dim, initial, 0.0).eval()
     rows = trainer.prepare("distil")
     inputs = stage.policy.encode(stage.collator, stage.parts.policy.requests.take(rows[:5]), counted=True)
-    place = torch.arange(5)
-    found = network.rank(inputs.encoded, place, torch.zeros_like(place), trainer.beams[rows[:5]])[..., 0].sigmoid()
+    position = torch.arange(5)
+    found = network.rank(inputs.encoded, position, torch.zeros_like(position), trainer.beams[rows[:5]])[
+        ..., 0
+    ].sigmoid()
     live = trainer.beams[rows[:5]] >= 0
     torch.testing.assert_close(trainer.values[rows[:5]][live], found[live], rtol=1e-4, atol=1e-5)
     loss, seen = trainer.step("distil", rows, torch.Generator().manual_seed(1))

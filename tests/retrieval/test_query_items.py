@@ -47,14 +47,14 @@ def test_texts_are_compared_as_people_mean_them():
 def test_a_known_query_reaches_the_ranking(trained_run):
     ranker, data = trained_run.ranker("train"), trained_run.dataset
     requests = data.requests("test", "logged")
-    place = FEATURES.index("asked"), FEATURES.index("was_asked")
+    position = FEATURES.index("asked"), FEATURES.index("was_asked")
     shares = QueryItemCounts.build(data, TRAIN).score(requests.request_texts)
     assert shares.any()
     for rows, _, found in ranker.candidates(requests, SearchOptions(exclude_seen=False)):
         own = np.take_along_axis(shares[rows], np.maximum(found.ids.numpy(), 0), 1)
         live = found.ids.numpy() >= 0
-        np.testing.assert_allclose(found.features[..., place[0]].numpy()[live], np.log(own + 1e-3)[live], rtol=1e-4)
-        assert np.array_equal(found.features[..., place[1]].numpy()[live] > 0, own[live] > 0)
+        np.testing.assert_allclose(found.features[..., position[0]].numpy()[live], np.log(own + 1e-3)[live], rtol=1e-4)
+        assert np.array_equal(found.features[..., position[1]].numpy()[live] > 0, own[live] > 0)
         top = (shares[rows] > 0).sum(1) <= ranker.settings.text
         assert all(
             set(np.flatnonzero(shares[row])) <= set(ids[ids >= 0].tolist())

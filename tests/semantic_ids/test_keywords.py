@@ -15,7 +15,9 @@ from genrec.semantic_ids.keywords import PER_TEXT, KeywordDictionary, fuse, stru
 
 def table(rows: list[dict]) -> pl.DataFrame:
     return conform(
-        pl.DataFrame([{"item_id": str(place), **row} for place, row in enumerate(rows)], infer_schema_length=None),
+        pl.DataFrame(
+            [{"item_id": str(position), **row} for position, row in enumerate(rows)], infer_schema_length=None
+        ),
         ITEM_SCHEMA,
         "test",
     )

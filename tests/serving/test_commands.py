@@ -8,29 +8,36 @@ from genrec.inference.recommender import Recommender
 
 
 def test_export_and_ask(genrec, trained_run, tmp_path):
-    place = tmp_path / "bundle"
+    position = tmp_path / "bundle"
     code, out, _ = genrec(
         "export",
         trained_run.folder,
         "--output",
-        place,
+        position,
         "--fitted-on",
         "train",
         "--licence",
         "mine",
     )
-    assert code == 0 and "bundle:" in out and "MB" in out and "mine" in (place / "README.md").read_text()
+    assert code == 0 and "bundle:" in out and "MB" in out and "mine" in (position / "README.md").read_text()
     user = trained_run.dataset.user_ids[0]
     answers = [answer.item_id for answer in Recommender.load(trained_run.folder, "train").recommend(user, k=3)]
-    code, out, _ = genrec("recommend", place, "--user", user, "-k", "3")
+    code, out, _ = genrec("recommend", position, "--user", user, "-k", "3")
     assert code == 0 and all(item in out for item in answers)
-    assert genrec("search", place, "scarf", "-k", "3")[0] == 0
+    assert genrec("search", position, "scarf", "-k", "3")[0] == 0
     pl.DataFrame({"request_id": ["a"], "user_id": [user]}).write_parquet(tmp_path / "requests.parquet")
     code, _, _ = genrec(
-        "predict", place, "--requests", tmp_path / "requests.parquet", "--output", tmp_path / "out.parquet", "-k", "3"
+        "predict",
+        position,
+        "--requests",
+        tmp_path / "requests.parquet",
+        "--output",
+        tmp_path / "out.parquet",
+        "-k",
+        "3",
     )
     assert code == 0 and pl.read_parquet(tmp_path / "out.parquet")["item_id"].to_list() == answers
-    code, out, _ = genrec("doctor", place)
+    code, out, _ = genrec("doctor", position)
     assert code == 0 and "bundle: whole" in out
 
 

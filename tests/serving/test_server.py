@@ -295,18 +295,18 @@ def test_full_queues_and_spent_budgets(serving):
 
 def test_a_reload_swaps_and_a_bad_bundle_is_refused(trained_run, bundle, serving, tmp_path):
     async def go():
-        place = tmp_path / "live"
-        shutil.copytree(bundle, place)
-        async with serving(bundle=place) as (client, _):
+        position = tmp_path / "live"
+        shutil.copytree(bundle, position)
+        async with serving(bundle=position) as (client, _):
             before = await client.post("/v1/recommend", json={"k": 3})
-            weights = place / "model_refit" / "model.safetensors"
+            weights = position / "model_refit" / "model.safetensors"
             weights.write_bytes(weights.read_bytes()[:-1] + b"?")
             problem(await client.post("/v1/admin/reload"), 409, "model.safetensors", "not what was written")
             again = await client.post("/v1/recommend", json={"k": 3})
             assert ids(again) == ids(before)
-            shutil.rmtree(place)
+            shutil.rmtree(position)
             problem(await client.post("/v1/admin/reload"), 409)
-            export(trained_run.folder, place, "train", programs=False)
+            export(trained_run.folder, position, "train", programs=False)
             requests = [asyncio.create_task(client.post("/v1/recommend", json={"k": 3})) for _ in range(10)]
             swapped = await client.post("/v1/admin/reload")
             assert {reply.status_code for reply in await asyncio.gather(*requests)} == {200}

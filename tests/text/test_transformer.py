@@ -176,8 +176,8 @@ def test_settings_that_cannot_work_are_named(override, message):
 
 @pytest.mark.parametrize("projected", [False, True])
 def test_a_packed_encoder_needs_nothing_but_its_folder(tmp_path, projected):
-    place = make_model(tmp_path / "somewhere" / "tiny")
-    encoder = fit_encoder(config_of(place, query_prefix="query "), [], 0)
+    position = make_model(tmp_path / "somewhere" / "tiny")
+    encoder = fit_encoder(config_of(position, query_prefix="query "), [], 0)
     if projected:
         encoder = ProjectedEncoder(encoder, np.random.default_rng(0).normal(0, 0.1, (16, 16)))
     folder = tmp_path / "bundle"

@@ -77,13 +77,13 @@ class StoppedError(Exception):
     """Stands for a kill: nothing is saved after it."""
 
 
-def stopped_at(patch, place: tuple[int, int] | None) -> list[tuple[int, int]]:
-    """Make training stop before the batch ``place`` (epoch, index); returns the list of batches that are trained on."""
+def stopped_at(patch, position: tuple[int, int] | None) -> list[tuple[int, int]]:
+    """Make training stop before the batch ``position`` (epoch, index); returns the list of trained batches."""
     seen: list[tuple[int, int]] = []
     train_step = TrainingModule.training_step
 
     def step(self, batch, index):
-        if (self.current_epoch, index) == place:
+        if (self.current_epoch, index) == position:
             raise StoppedError
         seen.append((self.current_epoch, index))
         return train_step(self, batch, index)
@@ -93,7 +93,7 @@ def stopped_at(patch, place: tuple[int, int] | None) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize(
-    ("plan", "place", "steps"),
+    ("plan", "position", "steps"),
     [
         ("choosing", (1, 0), 0),
         ("choosing", (1, 3), 1),
@@ -103,13 +103,13 @@ def stopped_at(patch, place: tuple[int, int] | None) -> list[tuple[int, int]]:
         ("refit", (0, 3), 1),
     ],
 )
-def test_a_stopped_run_goes_on_as_if_uninterrupted(job, fitted, tmp_path, monkeypatch, plan, place, steps):
+def test_a_stopped_run_goes_on_as_if_uninterrupted(job, fitted, tmp_path, monkeypatch, plan, position, steps):
     config, *rest = job
     config = copy.deepcopy(config)
     config.training.checkpoint_steps = steps
     target, how = tmp_path / "model", CHOOSING if plan == "choosing" else REFIT
     with monkeypatch.context() as patch:
-        before = stopped_at(patch, place)
+        before = stopped_at(patch, position)
         with pytest.raises(StoppedError):
             fit(config, *rest, target, how)
     assert not target.exists()
@@ -117,8 +117,14 @@ def test_a_stopped_run_goes_on_as_if_uninterrupted(job, fitted, tmp_path, monkey
         after = stopped_at(patch, None)
         fit(config, *rest, target, how)
     per_epoch = max(index for epoch, index in after if epoch == 2) + 1
-    lost = 0 if steps == 1 or place[1] == 0 else (place[0] * per_epoch + place[1]) % steps if steps else place[1]
-    assert after[0] == (place[0], place[1] - lost), "more was trained again than since the last checkpoint"
+    lost = (
+        0
+        if steps == 1 or position[1] == 0
+        else (position[0] * per_epoch + position[1]) % steps
+        if steps
+        else position[1]
+    )
+    assert after[0] == (position[0], position[1] - lost), "more was trained again than since the last checkpoint"
     assert len(before) - lost + len(after) == 3 * per_epoch
     assert same(weights(target), weights(fitted[plan]))
     assert open_artifact(target, "model")["info"] == open_artifact(fitted[plan], "model")["info"]
@@ -214,8 +220,8 @@ def test_up_to_date_is_skipped(job, fitted, fits_nothing, caplog):
 def test_changed_settings_fit_again(job, fitted, fits_nothing, change, tiny_overrides):
     changed = copy.deepcopy(job[0])
     section, _, name = change.split("=")[0].rpartition(".")
-    place = getattr(changed, section) if section else changed
-    setattr(place, name, type(getattr(place, name))(float(change.split("=")[1])))
+    position = getattr(changed, section) if section else changed
+    setattr(position, name, type(getattr(position, name))(float(change.split("=")[1])))
     with pytest.raises(AssertionError, match="fitted again"):
         fit(changed, *job[1:], fitted["choosing"], CHOOSING)
 

@@ -122,8 +122,8 @@ def write_arrays(ordered: OrderedLog, numbering: Numbering, actions: np.ndarray,
         0,
     )
 
-    def place(file: BlockFile) -> tuple[int, int] | None:
-        block = remaining_events(ordered, file, [name for name in dtypes if name != "place"])
+    def write(file: BlockFile) -> tuple[int, int] | None:
+        block = remaining_events(ordered, file, [name for name in dtypes if name != "position"])
         file.remove()
         if not len(block["user"]):
             return None
@@ -135,32 +135,32 @@ def write_arrays(ordered: OrderedLog, numbering: Numbering, actions: np.ndarray,
         }
         if extra and arrays.extra is not None:
             targets[arrays.extra] = block[extra]
-        _put(targets, _places(block["user"], numbering.user_index, offsets))
+        _put(targets, _positions(block["user"], numbering.user_index, offsets))
         return int(block["time"].min()), int(block["time"].max())
 
-    spans = [span for span in in_threads(place, ordered.files) if span]
+    spans = [span for span in in_threads(write, ordered.files) if span]
     if spans:
         arrays.first_time, arrays.last_time = min(first for first, _ in spans), max(last for _, last in spans)
     return arrays
 
 
-def _places(user: np.ndarray, user_index: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def _positions(user: np.ndarray, user_index: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Where each event of a partition goes: users are whole and sorted, so an event's rank within its user is known."""
     starts = np.flatnonzero(np.diff(user, prepend=-1))
     lengths = np.diff(np.append(starts, len(user)))
     return np.repeat(offsets[user_index[user[starts]]] - starts, lengths) + np.arange(len(user))
 
 
-def _put(targets: dict[ArrayFile, np.ndarray], places: np.ndarray) -> None:
-    """Write all columns of a partition: one piece where the places follow each other, else one by one."""
+def _put(targets: dict[ArrayFile, np.ndarray], positions: np.ndarray) -> None:
+    """Write all columns of a partition: one piece where the positions follow each other, else one by one."""
     order = None
-    if (np.diff(places) < 0).any():
-        order = np.argsort(places)  # long runs: users are whole
-        places = places[order]
-    whole = places[-1] - places[0] + 1 == len(places)
+    if (np.diff(positions) < 0).any():
+        order = np.argsort(positions)  # long runs: users are whole
+        positions = positions[order]
+    whole = positions[-1] - positions[0] + 1 == len(positions)
     for file, values in targets.items():
         values = values if order is None else values[order]
         if whole:
-            file.write(int(places[0]), values)
+            file.write(int(positions[0]), values)
         else:
-            file.scatter(places, values)
+            file.scatter(positions, values)

@@ -84,7 +84,7 @@ class ArrayFile:
             file.seek(self._begin + start * self.dtype.itemsize)
             np.ascontiguousarray(values, self.dtype).tofile(file)
 
-    def scatter(self, places: np.ndarray, values: np.ndarray) -> None:
-        """Put ``values`` (n,) at ``places`` (n,)."""
+    def scatter(self, positions: np.ndarray, values: np.ndarray) -> None:
+        """Put ``values`` (n,) at ``positions`` (n,)."""
         array = np.load(self.path, mmap_mode="r+", allow_pickle=False)
-        array[places] = values
+        array[positions] = values

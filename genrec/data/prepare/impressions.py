@@ -48,9 +48,9 @@ def write_impressions(
             )
             owner = part_of[users[rows]]
             for part in np.unique(owner):
-                place = scratch / f"{name}-{part:03d}-{number:06d}.parquet"
-                known.filter(owner == part).write_parquet(place, compression="lz4")
-                dealt[name].setdefault(int(part), []).append(place)
+                path = scratch / f"{name}-{part:03d}-{number:06d}.parquet"
+                known.filter(owner == part).write_parquet(path, compression="lz4")
+                dealt[name].setdefault(int(part), []).append(path)
     for name, parts in dealt.items():
         _write_sorted(parts, name, folder, scratch)
     return {"kept": kept, "of_unknown_users_or_items": total - kept}
@@ -60,12 +60,12 @@ def _write_sorted(dealt: dict[int, list[Path]], name: str, folder: Path, scratch
     """One file of the partitions, each sorted by itself."""
     ready = []
     for part in sorted(dealt):
-        table = stack([pl.read_parquet(place) for place in dealt[part]])
+        table = stack([pl.read_parquet(path) for path in dealt[part]])
         table = table.select("user", "item", pl.exclude("user", "item")).sort(*ORDER, maintain_order=True)
         ready.append(scratch / f"{name}-{part:03d}.parquet")
         table.write_parquet(ready[-1], compression="lz4")
-        for place in dealt[part]:
-            place.unlink()
+        for path in dealt[part]:
+            path.unlink()
     write_together(ready, folder / f"{name}.parquet")
 
 

@@ -42,8 +42,8 @@ class LeakageReport:
         if not train.any():
             return
         np.add.at(self.train_items, items[train], 1)
-        place = times[train] - self.first_time
-        np.add.at(self.train_times, place if self.resolution == 1 else place // self.resolution, 1)
+        index = times[train] - self.first_time
+        np.add.at(self.train_times, index if self.resolution == 1 else index // self.resolution, 1)
         latest = int(times[train].max())
         self.last_train = latest if self.last_train is None else max(latest, self.last_train)
 

@@ -1,4 +1,4 @@
-"""Cleaning and sorting a log of any size: events by user, then time, then their place in the log.
+"""Cleaning and sorting a log of any size: events by user, then time, then their position in the log.
 
 Events are dealt into partitions, each a range of users that fits into memory; a partition is read, sorted, cleaned and
 written back. The rules, in this order: chosen actions and time window, duplicates, the newest events of each user,
@@ -44,7 +44,7 @@ class OrderedLog:
     """The cleaned events in partitions of whole users, sorted; users and items are codes of the parsed log.
 
     ``user_counts`` (n_user_codes,) and ``item_counts`` (n_item_codes,) count the events that are left; an event is left
-    when both its user and its item have a count above 0. ``first_user`` and ``first_item``: place in the log of the
+    when both its user and its item have a count above 0. ``first_user`` and ``first_item``: position in the log of the
     first event that is left.
     """
 
@@ -94,7 +94,7 @@ def partition_events(parsed: ParsedLog, config: Config, scratch: Path, n_users: 
     total = parsed.total("events")
     size = max(PARTITION_EVENTS, -(-total // MAX_PARTITIONS))
     columns = [name for name in DTYPES if name in parsed.columns and (name != "given" or config.split.kind == "given")]
-    dtypes = {name: DTYPES[name] for name in columns} | {"place": np.uint32 if total < 2**32 else np.int64}
+    dtypes = {name: DTYPES[name] for name in columns} | {"position": np.uint32 if total < 2**32 else np.int64}
     part_of = None
     if total > size:
         counts = np.zeros(n_users, np.int64)
@@ -111,10 +111,10 @@ def partition_events(parsed: ParsedLog, config: Config, scratch: Path, n_users: 
 
     def by_partition(given: tuple[int, pl.DataFrame]) -> tuple[Columns, np.ndarray, Counter]:
         """A part's events, those of one partition together, and where each partition begins."""
-        place, part = given
+        position, part = given
         left_out: Counter = Counter()
         block = {name: _column(part, name) for name in columns}
-        block["place"] = np.arange(place, place + part.height, dtype=dtypes["place"])
+        block["position"] = np.arange(position, position + part.height, dtype=dtypes["position"])
         block = _choose(block, allowed, window, left_out)
         if part_of is None:
             return block, np.array([0, len(block["user"])]), left_out
@@ -197,12 +197,14 @@ def add_counts(counts: np.ndarray, codes: np.ndarray) -> None:
 
 
 def note_first(ordered: OrderedLog, block: Columns) -> None:
-    """Bring the first places of users and items up to date with the events of a block."""
-    np.minimum.at(ordered.first_item, block["item"], block["place"].astype(np.int64))
+    """Bring the first positions of users and items up to date with the events of a block."""
+    np.minimum.at(ordered.first_item, block["item"], block["position"].astype(np.int64))
     starts = np.flatnonzero(np.diff(block["user"], prepend=-1))
     if len(starts):
         users = block["user"][starts]
-        ordered.first_user[users] = np.minimum(ordered.first_user[users], np.minimum.reduceat(block["place"], starts))
+        ordered.first_user[users] = np.minimum(
+            ordered.first_user[users], np.minimum.reduceat(block["position"], starts)
+        )
 
 
 def clean(block: Columns, config: DataConfig, by_split: bool, removed: Counter) -> Columns:
@@ -234,7 +236,8 @@ def sort_order(user: np.ndarray, time: np.ndarray, given: np.ndarray | None = No
     key = key * span + (time - low_time)
     if (key[1:] >= key[:-1]).all():
         return None
-    # The place in the low bits makes every key distinct: sorting the keys themselves is stable, and much faster than an
+    # The position in the low bits makes every key distinct: sorting the keys themselves is stable, and much faster than
+    # an
     # argsort.
     key = (key << bits) | np.arange(len(key))
     key.sort()
@@ -261,7 +264,7 @@ def _exact_repeats(block: Columns, by_split: bool) -> np.ndarray:
         return repeated
     group = np.cumsum(np.concatenate([[True], ~tied]))[rows]
     same = [block[name][rows] for name in ("query", "action", "item") if name in block] + [group]
-    order = np.lexsort(same)  # stable: among equals the earlier place stays first
+    order = np.lexsort(same)  # stable: among equals the earlier position stays first
     equal = np.ones(len(rows) - 1, bool)
     for column in same:
         equal &= column[order][1:] == column[order][:-1]
@@ -270,7 +273,7 @@ def _exact_repeats(block: Columns, by_split: bool) -> np.ndarray:
 
 
 def k_core(ordered: OrderedLog, min_user: int, min_item: int) -> None:
-    """Drop users and items with too few events until none is left; counts and first places are brought up to date.
+    """Drop users and items with too few events until none is left; counts and first positions are brought up to date.
 
     Only counts are held in memory, one for each id; the events are read from disk once a round.
     """
@@ -293,7 +296,9 @@ def k_core(ordered: OrderedLog, min_user: int, min_item: int) -> None:
         log.info("prepare: k-core took %d rounds", rounds)
         ordered.first_user.fill(NEVER)
         ordered.first_item.fill(NEVER)
-        for block in in_threads(lambda file: remaining_events(ordered, file, ["user", "item", "place"]), ordered.files):
+        for block in in_threads(
+            lambda file: remaining_events(ordered, file, ["user", "item", "position"]), ordered.files
+        ):
             note_first(ordered, block)
 
 

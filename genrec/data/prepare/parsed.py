@@ -93,13 +93,13 @@ class ParsedLog:
         return pl.concat([pl.Series("name", [], pl.String), *parts])
 
     def events(self, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
-        """The events part by part: the place of the first one in the log, and the columns asked for."""
-        place = 0
+        """The events part by part: the position of the first one in the log, and the columns asked for."""
+        start = 0
         for folder in self.folders:
             for file in sorted(folder.glob("events-*.arrow")):
                 part = pl.read_ipc(file, columns=[name for name in columns if name in pl.read_ipc_schema(file)])
-                yield place, part
-                place += part.height
+                yield start, part
+                start += part.height
 
 
 def parse_log(config: Config, folder: Path, checksums: ChecksumIndex) -> ParsedLog:
@@ -112,13 +112,13 @@ def parse_log(config: Config, folder: Path, checksums: ChecksumIndex) -> ParsedL
     chained = [source for source in sources if source.events]
     for number, source in enumerate(chained):
         key = fingerprint(key, _stamp(source, checksums))
-        place = folder / f"{number:06d}"
-        if not _is_good(place, key):
+        target = folder / f"{number:06d}"
+        if not _is_good(target, key):
             if reader is None:
                 _forget(folder, number, source)
                 reader = _Parser(parsed, with_request)
-            reader.parse(source, place, key)
-        _add(parsed, place)
+            reader.parse(source, target, key)
+        _add(parsed, target)
     surplus = _forget(folder, len(chained), None) if reader is None else 0
     log.info(
         "prepare: %d events in %d sources are parsed%s",
@@ -129,11 +129,11 @@ def parse_log(config: Config, folder: Path, checksums: ChecksumIndex) -> ParsedL
     # Tables that come with the events share no ids with them: each is read by itself.
     options = to_dict(config.data)["options"]
     for number, source in enumerate(source for source in sources if not source.events):
-        place = folder / (f"tables-{number}" if number else "tables")
+        target = folder / (f"tables-{number}" if number else "tables")
         key = fingerprint(PARSE_VERSION, config.data.reader, options, _stamp(source, checksums))
-        if not _is_good(place, key):
-            _Parser(ParsedLog([], []), with_request).parse(source, place, key, chained=False)
-        _add(parsed, place)
+        if not _is_good(target, key):
+            _Parser(ParsedLog([], []), with_request).parse(source, target, key, chained=False)
+        _add(parsed, target)
     return parsed
 
 
@@ -146,18 +146,18 @@ def _stamp(source: LogSource, checksums: ChecksumIndex) -> list:
     return [checksums.fingerprint(file) for file in source.files]
 
 
-def _is_good(place: Path, key: str) -> bool:
-    return (place / NOTE).is_file() and read_json(place / NOTE)["key"] == key
+def _is_good(target: Path, key: str) -> bool:
+    return (target / NOTE).is_file() and read_json(target / NOTE)["key"] == key
 
 
-def _add(parsed: ParsedLog, place: Path) -> None:
-    parsed.folders.append(place)
-    parsed.notes.append(read_json(place / NOTE))
+def _add(parsed: ParsedLog, target: Path) -> None:
+    parsed.folders.append(target)
+    parsed.notes.append(read_json(target / NOTE))
 
 
 def _forget(folder: Path, first: int, source: LogSource | None) -> int:
     """Drop parsed sources from number ``first`` on, and say so: the log is not the old one with new files behind it."""
-    stale = [place for place in sorted(folder.glob("[0-9]" * 6)) if int(place.name) >= first]
+    stale = [target for target in sorted(folder.glob("[0-9]" * 6)) if int(target.name) >= first]
     if stale and (stale[0] / NOTE).is_file():
         was = ", ".join(read_json(stale[0] / NOTE)["files"]) or "the log"
         now = ", ".join(file.name for file in source.files) if source else "nothing"
@@ -166,8 +166,8 @@ def _forget(folder: Path, first: int, source: LogSource | None) -> int:
             was,
             now,
         )
-    for place in [*stale, *folder.glob("*.partial")]:
-        shutil.rmtree(place)
+    for target in [*stale, *folder.glob("*.partial")]:
+        shutil.rmtree(target)
     return len(stale)
 
 
@@ -180,9 +180,9 @@ class _Parser:
         self.rows, self.said = parsed.total("events"), parsed.total("events")
         self.pool = ThreadPoolExecutor(THREADS)  # two id columns are looked up at the same time
 
-    def parse(self, source: LogSource, place: Path, key: str, chained: bool = True) -> None:
+    def parse(self, source: LogSource, target: Path, key: str, chained: bool = True) -> None:
         """Write one source; the folder appears under its name when it is whole."""
-        work = place.with_name(f"{place.name}.{os.getpid()}.partial")
+        work = target.with_name(f"{target.name}.{os.getpid()}.partial")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         fresh: dict[str, list[pl.Series]] = {kind: [] for kind in IDS}
@@ -203,8 +203,8 @@ class _Parser:
                 joined = pl.concat([pl.Series("name", [], pl.String), *(series.alias("name") for series in names)])
                 joined.to_frame().write_parquet(work / f"ids-{kind}.parquet", compression="lz4")
             write_json(work / NOTE, note)
-            shutil.rmtree(place, ignore_errors=True)
-            work.rename(place)
+            shutil.rmtree(target, ignore_errors=True)
+            work.rename(target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 

@@ -1,6 +1,7 @@
 """From a raw log of any size to a prepared dataset: parse, order and clean, dense ids, split, queries, leakage report.
 
-Tie rule: events are ordered by user, then time, then their place in the log. Memory is bounded by a part of the reader,
+Tie rule: events are ordered by user, then time, then their position in the log. Memory is bounded by a part of the
+reader,
 a partition of events and the distinct ids; events lie on disk between the steps. The parsed log stays in
 ``.<dataset>.parsed`` beside the dataset (``data.cache``): when new files are appended to the log only these are parsed,
 and everything behind parsing is done again from numbers. Users and items then keep their ids, and new ones come behind.
@@ -57,7 +58,7 @@ from genrec.errors import UserError
 
 log = logging.getLogger(__name__)
 PREPARE_VERSION = 4  # raised when the same config would give another dataset
-TIE_RULE = "time, then place in the log"
+TIE_RULE = "time, then position in the log"
 
 
 def checksum_index(target: Path) -> ChecksumIndex:
@@ -283,7 +284,7 @@ def order_actions(parsed: ParsedLog, config: Config) -> tuple[list[str], np.ndar
 
 
 def first_target(config: Config, parsed: ParsedLog, actions: list[str]) -> int:
-    """The least place in the feedback chain that an event must have reached to be predicted."""
+    """The lowest stage of the feedback chain that an event must have reached to be predicted."""
     wanted = config.data.target_action
     if wanted is None:
         return 0

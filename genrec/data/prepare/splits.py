@@ -80,9 +80,9 @@ def _ordered(chunks: Callable[[], Iterator[np.ndarray]], rank: int, low: int, hi
         for chunk in chunks():
             inside = chunk[(chunk >= low) & (chunk <= high)]
             counts += np.bincount((inside - low) // width, minlength=QUANTILE_BINS)
-        place = int(np.searchsorted(np.cumsum(counts), rank, side="right"))
-        rank -= int(counts[:place].sum())
-        low, high = low + place * width, min(high, low + (place + 1) * width - 1)
+        index = int(np.searchsorted(np.cumsum(counts), rank, side="right"))
+        rank -= int(counts[:index].sum())
+        low, high = low + index * width, min(high, low + (index + 1) * width - 1)
     return low
 
 
@@ -198,5 +198,5 @@ class SplitFingerprint:
 def digest(start: int, values: np.ndarray) -> int:
     """A checksum of the values (n,), the first of which has index ``start``; checksums of chunks add up."""
     with np.errstate(over="ignore"):
-        place = np.arange(start, start + len(values), dtype=np.uint64)
-        return int(mix(values.astype(np.uint64) * np.uint64(31) + place).sum(dtype=np.uint64))
+        position = np.arange(start, start + len(values), dtype=np.uint64)
+        return int(mix(values.astype(np.uint64) * np.uint64(31) + position).sum(dtype=np.uint64))

@@ -20,7 +20,7 @@ Recall and rank tell of the same searches, rank only of some and with more colum
 ``requests``) and the rows of the other are counted as filtered.
 
 The chain is impression < click < purchase. ``impressions`` has a row for each shown item, with ``query``, ``split``,
-``click`` and ``purchase``, and with recall the place in the list as ``position`` (from 0). Events are the items
+``click`` and ``purchase``, and with recall the position in the list as ``position`` (from 0). Events are the items
 clicked or bought, also those that the list of shown items leaves out. ``request_id`` is user, session and time.
 ``timestamp`` is ``time_index`` as it stands: a relative time whose unit and origin are not published, so take it as
 an order, not as a clock.

@@ -50,7 +50,7 @@ def draw_sessions(
 ) -> Sessions:
     """Times and intents of ``counts`` sessions for each of ``users``."""
     owner = np.repeat(np.arange(len(users)), counts)
-    place = np.arange(len(owner)) - np.repeat(
+    session = np.arange(len(owner)) - np.repeat(
         np.cumsum(counts) - counts, counts
     )  # number of the session within its user
     # Two humps a day, morning and evening; times are sorted within the user and kept half an hour apart.
@@ -61,23 +61,23 @@ def draw_sessions(
     start = start[np.lexsort((start, owner))]
     # A running maximum pushes later sessions back; the large step keeps users from touching each other.
     step = owner * (config.days * 86_400 + int(counts.max()) * SESSION_GAP) * 2
-    start = np.maximum.accumulate(start - place * SESSION_GAP + step) + place * SESSION_GAP - step
+    start = np.maximum.accumulate(start - session * SESSION_GAP + step) + session * SESSION_GAP - step
     user = users[owner]
     taste = world.taste(user, np.minimum(start / (config.days * 86_400), 1.0))
     n_requests = 1 + rng.binomial(MAX_REQUESTS - 1, 0.35, len(owner))
-    leaf = _draw_intents(world, taste, place, rng)
+    leaf = _draw_intents(world, taste, session, rng)
     return Sessions(user, start, leaf, n_requests, np.cumsum(n_requests) - n_requests, TASTE * taste, TASTE * taste)
 
 
-def _draw_intents(world: World, taste: np.ndarray, place: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _draw_intents(world: World, taste: np.ndarray, session: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The category of each session: the taste's own, the last session's, or the one that follows that."""
     cumulative = np.cumsum(world.leaf_chances(taste), axis=1)
     leaf = (cumulative < rng.random(len(taste))[:, None] * cumulative[:, -1:]).sum(axis=1)
     mood = rng.random(len(taste))
-    by_place = np.argsort(place, kind="stable")
-    edges = np.searchsorted(place[by_place], np.arange(1, place.max() + 2))
+    by_session = np.argsort(session, kind="stable")
+    edges = np.searchsorted(session[by_session], np.arange(1, session.max() + 2))
     for begin, end in pairwise(edges):  # one step per session of the most active user, all users at once
-        rows = by_place[begin:end]
+        rows = by_session[begin:end]
         before = leaf[rows - 1]
         leaf[rows] = np.select(
             [mood[rows] < STAY, mood[rows] < STAY + FOLLOW], [before, world.leaf_next[before]], leaf[rows]

@@ -1,6 +1,7 @@
 """The world behind the simulated log: what items are, what people like, and the words for both.
 
-Every item has a latent vector built from its category, brand and attributes, so its text tells its place in the space;
+Every item has a latent vector built from its category, brand and attributes, so its text tells its position in the
+space;
 every user has a vector that drifts slowly from one taste to another. Nothing here is a log: see
 ``genrec.data.simulator.simulate``.
 """

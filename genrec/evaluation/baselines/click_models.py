@@ -137,11 +137,11 @@ class TargetAttention:
         shown = rows.shown
         items, categories = shown.items[rows.index], shown.rates.categories
         before, start = shown.before[rows.owner], np.asarray(dataset.offsets)[rows.users]
-        place = before[:, None] - 1 - np.arange(self.length)
-        live = place >= start[:, None]
-        place = np.where(live, place, 0)
-        past = np.where(live, np.asarray(dataset.items)[place].astype(np.int64), -1)
-        actions = np.where(live, np.asarray(dataset.actions)[place].astype(np.int64), 0)
+        position = before[:, None] - 1 - np.arange(self.length)
+        live = position >= start[:, None]
+        position = np.where(live, position, 0)
+        past = np.where(live, np.asarray(dataset.items)[position].astype(np.int64), -1)
+        actions = np.where(live, np.asarray(dataset.actions)[position].astype(np.int64), 0)
         past_categories = np.where(live, categories[np.maximum(past, 0)], -1)
         arrays = (
             items,

@@ -153,7 +153,7 @@ def test_other_rules_need_no_parsing_and_a_switched_off_cache_leaves_nothing(log
     assert log.read == [] and same(again, log.prepare("new", "data.min_user_events=3", "queries.share=0.1"))
     log(2)
     bare = log.prepare("kept", "data.cache=false", "data.min_user_events=3")
-    left = {place.name for place in (tmp_path / "kept").iterdir()} - {".dataset.checksums.json"}
+    left = {path.name for path in (tmp_path / "kept").iterdir()} - {".dataset.checksums.json"}
     assert len(log.read) == 3 and left == {"dataset"}
     assert (
         log.prepare("kept", "data.cache=true", "data.min_user_events=3").manifest["created"] == bare.manifest["created"]
@@ -178,8 +178,8 @@ def test_what_a_killed_job_left_is_removed(log, tmp_path):
     for name in (".dataset.999999999.scratch", ".dataset.parsed/000000.999999999.partial"):
         (work / name).mkdir(parents=True)
     log.prepare("kept")
-    assert sorted(place.name for place in work.iterdir()) == [".dataset.parsed", "dataset"]
-    assert [place.name for place in (work / ".dataset.parsed").iterdir()] == ["000000"]
+    assert sorted(path.name for path in work.iterdir()) == [".dataset.parsed", "dataset"]
+    assert [path.name for path in (work / ".dataset.parsed").iterdir()] == ["000000"]
 
 
 def test_codes_of_strings_over_batches():

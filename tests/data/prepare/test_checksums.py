@@ -34,10 +34,10 @@ def settled(monkeypatch):
 
 
 def test_content_is_the_identity(tmp_path):
-    for place in ("here", "there"):
-        (tmp_path / place).mkdir()
-        (tmp_path / place / "log.csv").write_text("u,i,1\n")
-        os.utime(tmp_path / place / "log.csv", (LONG_AGO, LONG_AGO + len(place)))
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.csv").write_text("u,i,1\n")
+        os.utime(tmp_path / name / "log.csv", (LONG_AGO, LONG_AGO + len(name)))
     index = ChecksumIndex()
     first = index.fingerprint(tmp_path / "here" / "log.csv")
     assert first == index.fingerprint(tmp_path / "there" / "log.csv")

@@ -20,9 +20,14 @@ from genrec.runs.run import Run
 def log(users: int = 40, items: int = 30) -> list[dict]:
     rng = np.random.default_rng(0)
     return [
-        {"user_id": f"u{user}", "item_id": f"i{item}", "timestamp": place, "action": "click" if place % 2 else "view"}
+        {
+            "user_id": f"u{user}",
+            "item_id": f"i{item}",
+            "timestamp": position,
+            "action": "click" if position % 2 else "view",
+        }
         for user in range(users)
-        for place, item in enumerate(rng.permutation(items)[: rng.integers(6, 12)])
+        for position, item in enumerate(rng.permutation(items)[: rng.integers(6, 12)])
     ]
 
 

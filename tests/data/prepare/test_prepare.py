@@ -33,7 +33,7 @@ def rows(n_users=12, per_user=6, n_items=10, seed=0, **extra) -> list[dict]:
         {"user_id": f"u{e % n_users}", "item_id": f"i{rng.integers(n_items)}", "timestamp": int(times[e]), **extra}
         for e in range(total)
     ]
-    return [made[place] for place in rng.permutation(total)]
+    return [made[position] for position in rng.permutation(total)]
 
 
 ITEMS = [
@@ -144,7 +144,7 @@ def test_equal_times_keep_the_order_of_the_log(prepare_table):
     ]
     data = prepare_table(events)
     assert log_of(data)["item_id"].to_list() == ["i0", "i4", "i2", "i9", "i1"]
-    assert data.info["test_targets_tied_in_time"] == 1 and "place in the log" in data.info["tie_rule"]
+    assert data.info["test_targets_tied_in_time"] == 1 and "position in the log" in data.info["tie_rule"]
     assert prepare_table(rows()).info["test_targets_tied_in_time"] == 0
 
 

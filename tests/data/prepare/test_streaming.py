@@ -42,8 +42,8 @@ def reference(log: list[dict], config) -> dict:
     """The same rules one event at a time, in memory."""
     data, removed = config.data, Counter()
     rows = [
-        {**row, "place": place, "action": row["action"] or "event", "query": (row["query"] or "").strip() or None}
-        for place, row in enumerate(log)
+        {**row, "position": position, "action": row["action"] or "event", "query": (row["query"] or "").strip() or None}
+        for position, row in enumerate(log)
     ]
 
     def keep(name, test):
@@ -60,7 +60,7 @@ def reference(log: list[dict], config) -> dict:
             row["user_id"],
             row["split"] == "test" if config.split.kind == "given" else 0,
             row["timestamp"],
-            row["place"],
+            row["position"],
         )
     )
     if data.duplicates != "keep":
@@ -75,12 +75,12 @@ def reference(log: list[dict], config) -> dict:
         ]
         keep("duplicates", lambda row: (key := tuple(row[name] for name in columns)) not in seen and not seen.add(key))
     if data.duplicates == "drop-consecutive":
-        before = {row["place"]: rows[number - 1] if number else None for number, row in enumerate(rows)}
+        before = {row["position"]: rows[number - 1] if number else None for number, row in enumerate(rows)}
         keep(
             "consecutive_repeats",
             lambda row: (
                 not (
-                    (last := before[row["place"]])
+                    (last := before[row["position"]])
                     and (last["user_id"], last["item_id"]) == (row["user_id"], row["item_id"])
                 )
             ),
@@ -89,22 +89,22 @@ def reference(log: list[dict], config) -> dict:
         users, items = Counter(row["user_id"] for row in rows), Counter(row["item_id"] for row in rows)
         size = len(rows)
         strong = {
-            row["place"]
+            row["position"]
             for row in rows
             if users[row["user_id"]] >= data.min_user_events and items[row["item_id"]] >= data.min_item_events
         }
-        keep("below_minimum", lambda row, strong=strong: row["place"] in strong)
+        keep("below_minimum", lambda row, strong=strong: row["position"] in strong)
         if len(rows) == size:
             break
-    by_place = sorted(rows, key=lambda row: row["place"])
-    users = list(dict.fromkeys(row["user_id"] for row in by_place))
+    by_position = sorted(rows, key=lambda row: row["position"])
+    users = list(dict.fromkeys(row["user_id"] for row in by_position))
     rows = [row for user in users for row in rows if row["user_id"] == user]
     actions = list(dict.fromkeys(row["action"] or "event" for row in log))
     actions = [action for action in actions if not data.actions or action in data.actions]
     return {
         "rows": rows,
         "users": users,
-        "items": list(dict.fromkeys(row["item_id"] for row in by_place)),
+        "items": list(dict.fromkeys(row["item_id"] for row in by_position)),
         "actions": actions,
         "queries": list(dict.fromkeys(row["query"] for row in rows if row["query"])),
         "removed": removed,

@@ -87,14 +87,14 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
     """The content after one to four random edits: bytes changed, removed, inserted, or a line twice."""
     data = bytearray(content)
     for _ in range(rng.randint(1, 4)):
-        place = rng.randrange(len(data) + 1)
+        position = rng.randrange(len(data) + 1)
         kind = rng.randrange(4)
-        if kind == 0 and place < len(data):
-            data[place] = rng.randrange(256)
+        if kind == 0 and position < len(data):
+            data[position] = rng.randrange(256)
         elif kind == 1:
-            del data[place : place + rng.randint(1, 8)]
+            del data[position : position + rng.randint(1, 8)]
         elif kind == 2:
-            data[place:place] = rng.choice(
+            data[position:position] = rng.choice(
                 [b'"', b"\n", b",", b"\t", b"_", b"[", b"{}", b"null", b"\xff\xfe", b"NaN", b"-1", b"\x00", b"'"]
             )
         else:

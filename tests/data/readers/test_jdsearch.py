@@ -68,8 +68,8 @@ def test_people_and_products(tmp_path, header, suffix):
 def test_bad_lines_have_their_reason(tmp_path):
     fields = PERSON.split("\t")
 
-    def changed(place: int, value: str) -> str:
-        return "\t".join([*fields[:place], value, *fields[place + 1 :]])
+    def changed(position: int, value: str) -> str:
+        return "\t".join([*fields[:position], value, *fields[position + 1 :]])
 
     bad = {
         changed(0, " "): "no query",

@@ -15,7 +15,7 @@ from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
 
 
-def result(note: int, place: int, seconds: float, page_time: float = float("nan"), **feedback: float) -> dict:
+def result(note: int, position: int, seconds: float, page_time: float = float("nan"), **feedback: float) -> dict:
     zero = dict.fromkeys(("click", "collect", "comment", "like", "share"), 0.0)
     time = {"request_timestamp": int(seconds * 1000)} if seconds > 2_000 else {"search_timestamp": seconds}
     return {
@@ -24,7 +24,7 @@ def result(note: int, place: int, seconds: float, page_time: float = float("nan"
         "note_id": f"6f{note}",
         "note_idx": note,
         "page_time": page_time,
-        "position": place,
+        "position": position,
         **time,
     }
 
