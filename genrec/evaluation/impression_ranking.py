@@ -98,9 +98,11 @@ def head_scores(
     for begin in range(0, len(requests), CHUNK):
         part = requests[begin : begin + CHUNK]
         batch = collator.impression_batch(shown, part).to(device)
-        asked = batch.impressions
-        found = network.rank(network.encode(batch, items), asked.row, asked.column, asked.items, asked.features)
-        logits.append(found[asked.items >= 0].float().cpu().numpy())
+        impressions = batch.impressions
+        found = network.rank(
+            network.encode(batch, items), impressions.row, impressions.column, impressions.items, impressions.features
+        )
+        logits.append(found[impressions.items >= 0].float().cpu().numpy())
         index.append(shown.rows(part)[0])
     return np.concatenate(index), np.concatenate(logits)
 

@@ -88,14 +88,14 @@ def same_query_pairs(requests: Requests) -> np.ndarray:
     return np.stack([order[:-1][same], order[1:][same]], axis=1)
 
 
-def example(requests: Requests, asked: PersonalisationRequests, titles: list[str]) -> dict | None:
+def example(requests: Requests, outcome: PersonalisationRequests, titles: list[str]) -> dict | None:
     """One query and two users who find their targets only with their own histories; None without such a pair.
 
     Of all such pairs the one with the fewest common answers.
     """
     requests = requests.take(np.flatnonzero(np.diff(requests.offsets) > 0))
     own, none, _ = WAYS
-    gained = (asked.metrics[own]["recall@10"] == 1) & (asked.metrics[none]["recall@10"] == 0)
+    gained = (outcome.metrics[own]["recall@10"] == 1) & (outcome.metrics[none]["recall@10"] == 0)
     pairs = same_query_pairs(requests)
     pairs = (
         pairs[gained[pairs].all(1) & (requests.targets[pairs[:, 0]] != requests.targets[pairs[:, 1]])]
@@ -104,7 +104,7 @@ def example(requests: Requests, asked: PersonalisationRequests, titles: list[str
     )
     if not len(pairs):
         return None
-    pair = pairs[overlap(asked.ranked[own][pairs[:, 0]], asked.ranked[own][pairs[:, 1]]).argmin()]
+    pair = pairs[overlap(outcome.ranked[own][pairs[:, 0]], outcome.ranked[own][pairs[:, 1]]).argmin()]
 
     def name(ids: np.ndarray) -> list[str]:
         return [titles[item] for item in ids if item >= 0]
@@ -112,21 +112,21 @@ def example(requests: Requests, asked: PersonalisationRequests, titles: list[str
     people = []
     for row in pair:
         past = requests.items[requests.offsets[row] : requests.offsets[row + 1]][-SHOWN:]
-        rank = int(np.flatnonzero(asked.ranked[own][row] == requests.targets[row])[0]) + 1
-        answers = name(asked.ranked[own][row][:SHOWN])
+        rank = int(np.flatnonzero(outcome.ranked[own][row] == requests.targets[row])[0]) + 1
+        answers = name(outcome.ranked[own][row][:SHOWN])
         people.append(
             {"last events": name(past), "sought": titles[requests.targets[row]], "rank of it": rank, "answers": answers}
         )
     query = requests.query_texts[requests.request_queries[pair[0]]]
-    return {"query": query, "answers without a history": name(asked.ranked[none][pair[0]][:SHOWN]), "people": people}
+    return {"query": query, "answers without a history": name(outcome.ranked[none][pair[0]][:SHOWN]), "people": people}
 
 
-def draw(path: Path, asked: PersonalisationRequests, title: str, seed: int, metric: str = "recall@10") -> None:
+def draw(path: Path, outcome: PersonalisationRequests, title: str, seed: int, metric: str = "recall@10") -> None:
     """A figure of the metric in each way, by length of the history."""
-    ends = [*LENGTHS[1:], int(asked.lengths.max()) + 1]
-    slices = {"all": asked.lengths > 0}
+    ends = [*LENGTHS[1:], int(outcome.lengths.max()) + 1]
+    slices = {"all": outcome.lengths > 0}
     for begin, end in zip(LENGTHS, ends, strict=True):
-        inside = (asked.lengths >= begin) & (asked.lengths < end)
+        inside = (outcome.lengths >= begin) & (outcome.lengths < end)
         if inside.any():
             slices[f"{begin} to {end - 1} events" if end - 1 > begin else f"{begin} events"] = inside
     series = {
@@ -139,7 +139,7 @@ def draw(path: Path, asked: PersonalisationRequests, title: str, seed: int, metr
             )
             for label, rows in slices.items()
         ]
-        for way, values in asked.metrics.items()
+        for way, values in outcome.metrics.items()
     }
     grouped_bars(path, series, title, metric)
 

@@ -95,7 +95,7 @@ class Protocols:
     def measure(
         self,
         result: ProtocolResult,
-        asked: protocols.ProtocolRequests,
+        protocol: protocols.ProtocolRequests,
         answerers: dict[str, Answerer],
         k: int,
         ks=(10,),
@@ -103,18 +103,18 @@ class Protocols:
     ) -> None:
         """Add a row per answerer: metrics of its first ``k`` items at ``ks``, or those named by ``metrics``."""
         for model, answerer in answerers.items():
-            ranked = answered(answerer, asked.requests, k, asked.candidates, self.data.n_items)
-            found = qrels_metrics(ranked, asked.qrels, [one for one in ks if one <= k])
+            ranked = answered(answerer, protocol.requests, k, protocol.candidates, self.data.n_items)
+            found = qrels_metrics(ranked, protocol.qrels, [one for one in ks if one <= k])
             result.add(model, {name: found[name] for name in metrics or found})
 
     def product_search(self) -> list[ProtocolResult]:
         """Product search: a user and a query, answered by all purchases of the split."""
-        asked = protocols.product_search(self.data, self.split)
-        result = self.result("product-search", "Product search", asked.notes)
+        protocol = protocols.product_search(self.data, self.split)
+        result = self.result("product-search", "Product search", protocol.notes)
         k = min(protocols.LIST, self.data.n_items)
         self.measure(
             result,
-            asked,
+            protocol,
             self.ours() | self.search_baselines(self._valid("logged")),
             k,
             (min(10, k),),
@@ -124,20 +124,22 @@ class Protocols:
 
     def session_search(self) -> list[ProtocolResult]:
         """Click-outs among the items of a slate."""
-        asked = protocols.session_search(self.data, self.split)
-        result = self.result("session-search", "Session search: click-outs among the items shown", asked.notes)
-        lists = asked.slates.items
+        protocol = protocols.session_search(self.data, self.split)
+        result = self.result("session-search", "Session search: click-outs among the items shown", protocol.notes)
+        lists = protocol.slates.items
         k = lists.shape[1]
-        inside = np.where(protocols.familiar(self.data, asked.requests, lists, self.last), lists, PAD)
+        inside = np.where(protocols.familiar(self.data, protocol.requests, lists, self.last), lists, PAD)
         known = np.concatenate([protocols.click_counts(self.data, self.last), [0]])
         clicks, recent = (
             known[np.where(inside < 0, self.data.n_items, inside)],
-            protocols.last_interacted(asked.requests, lists),
+            protocols.last_interacted(protocol.requests, lists),
         )
         result.subject = f"{FUSED} with the list"
-        ranked = {result.subject: impression_rows(self, asked)} if self.split == "test" else {}
+        ranked = {result.subject: impression_rows(self, protocol)} if self.split == "test" else {}
         for model, answerer in self.ours().items():
-            ranked[model] = protocols.completed(answered(answerer, asked.requests, k, inside, self.data.n_items), lists)
+            ranked[model] = protocols.completed(
+                answered(answerer, protocol.requests, k, inside, self.data.n_items), lists
+            )
         ranked |= {
             "as shown": protocols.shown_order(lists),
             "popularity of click-outs": protocols.shown_order(lists, clicks),
@@ -147,7 +149,7 @@ class Protocols:
             ),
         }
         for model, order in ranked.items():
-            found = qrels_metrics(order, asked.qrels, (min(5, k),))
+            found = qrels_metrics(order, protocol.qrels, (min(5, k),))
             result.add(model, {name: found[name] for name in ("mrr", f"recall@{min(5, k)}")})
         result.notes.append(
             f"'{result.subject}' reads positions and prices of the list and the click-out's own time, all others do not"
@@ -174,13 +176,15 @@ class Protocols:
                 answerers |= self.search_baselines(self._valid(kind))
             draws = []
             for seed in range(seeds):
-                asked = protocols.sampled(self.data, self.split, kind, seed)
+                protocol = protocols.sampled(self.data, self.split, kind, seed)
                 draws.append(
-                    self.result("sampled", f"SAMPLED, 1 + 99 random: {task}", (*asked.notes, f"mean of {seeds} draws"))
+                    self.result(
+                        "sampled", f"SAMPLED, 1 + 99 random: {task}", (*protocol.notes, f"mean of {seeds} draws")
+                    )
                 )
                 self.measure(
                     draws[-1],
-                    asked,
+                    protocol,
                     answerers,
                     10,
                     SAMPLED_KS,
@@ -285,13 +289,13 @@ class Protocols:
             result = self.result("personalisation", f"Personalised search ({kind})", notes)
             for name, answerer in self.ours().items():
                 rank = partial(_first_ten, answerer, k)
-                asked = personal.ask(rank, chosen, result.seed)
-                for way, metrics in asked.metrics.items():
+                outcome = personal.ask(rank, chosen, result.seed)
+                for way, metrics in outcome.metrics.items():
                     result.add(f"{name}, {way}", metrics)
-                result.notes += [f"{name}: {note}" for note in asked.notes]
+                result.notes += [f"{name}: {note}" for note in outcome.notes]
                 if name == FUSED:
-                    result.example = personal.example(chosen, asked, personal.titles_of(self.data.item_table))
-                    result.figure = f"personalisation_{kind}.png", _personal_figure(result, asked)
+                    result.example = personal.example(chosen, outcome, personal.titles_of(self.data.item_table))
+                    result.figure = f"personalisation_{kind}.png", _personal_figure(result, outcome)
             results.append(result)
         if not results:
             raise UserError(
@@ -319,9 +323,9 @@ PROTOCOLS: dict[str, Callable[..., list[Any]]] = {
 }
 
 
-def _personal_figure(result: ProtocolResult, asked: personal.PersonalisationRequests) -> Callable[[Path], None]:
+def _personal_figure(result: ProtocolResult, outcome: personal.PersonalisationRequests) -> Callable[[Path], None]:
     title = f"{result.title}: what the history is worth"
-    return lambda path: personal.draw(path, asked, title, result.seed)
+    return lambda path: personal.draw(path, outcome, title, result.seed)
 
 
 def _first_ten(answerer: Answerer, k: int, requests: Requests) -> np.ndarray:

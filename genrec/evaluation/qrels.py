@@ -49,9 +49,9 @@ class Qrels:
             return np.zeros(ranked.shape)
         width = max(int(self.items.max()), int(ranked.max(initial=0))) + 1
         keys = self.topics * width + self.items  # sorted, as topics and items are
-        asked = np.arange(len(ranked))[:, None] * width + np.maximum(ranked, 0)
-        index = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
-        return np.where((keys[index] == asked) & (ranked != PAD), self.gains[index], 0.0)
+        pairs = np.arange(len(ranked))[:, None] * width + np.maximum(ranked, 0)
+        index = np.minimum(np.searchsorted(keys, pairs), len(keys) - 1)
+        return np.where((keys[index] == pairs) & (ranked != PAD), self.gains[index], 0.0)
 
 
 def qrels_metrics(ranked: np.ndarray, qrels: Qrels, ks: Sequence[int] = (10,)) -> dict[str, np.ndarray]:

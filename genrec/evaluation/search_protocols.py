@@ -89,60 +89,55 @@ def session_search(dataset: Dataset, split: str = "test", action: str = "clickou
         )
     clicked = np.asarray(dataset.actions) == dataset.actions_chain.index(action)
     rows = np.flatnonzero((np.asarray(dataset.split) == part) & clicked)
+    clicks = _clicks_with_slate(dataset, rows, part, action)
+    if clicks.is_empty():
+        raise UserError(f"protocol session-search: no {action} of the {split} split has its shown list")
+    table = _slate_rows(dataset, clicks)
+    slates = _lists(table, len(clicks))
+    events = clicks["event"].to_numpy()
+    requests = dataset.requests_before(events, np.asarray(dataset.queries[events]).astype(np.int64))
+    length = max(table.group_by("row").agg(pl.col("position").max() + 1)["position"].sum(), 1)
+    inside = familiar(dataset, requests, slates.items, max(part - 1, 0))
+    note = (
+        f"{len(clicks)} of {len(rows)} click-outs of the {split} split have their list; ranked is "
+        f"{(slates.items >= 0).sum() / length:.1%} of what was shown. {inside.sum() / length:.1%} of it had an event "
+        "before the split or in the person's own past; what had none follows in the order shown in rows that rank by "
+        "item alone"
+    )
+    qrels = Qrels.build(np.arange(len(clicks)), clicks["clicked"].to_numpy(), n=len(clicks))
+    return ProtocolRequests(requests, qrels, slates.items, (note,), slates)
+
+
+def _clicks_with_slate(dataset: Dataset, rows: np.ndarray, part: int, action: str) -> pl.DataFrame:
+    """The events ``rows`` whose item is in a slate of the same split: ``event``, ``user``, ``request_id`` and more."""
     events = pl.DataFrame({
         "event": rows, "user": np.searchsorted(dataset.offsets, rows, side="right") - 1,
         "timestamp": np.asarray(dataset.timestamps[rows]), "clicked": np.asarray(dataset.items[rows]).astype(np.int64),
     })  # fmt: skip
-    shown = dataset.impressions_all
-    assert shown is not None
-    price = (
-        pl.col("price").cast(pl.Float64) if "price" in shown.columns else pl.lit(None, dtype=pl.Float64).alias("price")
-    )
-    shown = shown.select(
-        pl.col("user").cast(pl.Int64), "timestamp", "request_id", "position", pl.col("item").cast(pl.Int64), price,
-    )  # fmt: skip
     splits = split_slates(dataset)
     assert splits is not None
-    slates = splits.filter((pl.col("action") == action) & (pl.col("split") == part))
-    lists = slates.select(
+    lists = splits.filter((pl.col("action") == action) & (pl.col("split") == part)).select(
         pl.col("user").cast(pl.Int64), "timestamp", pl.col("item").cast(pl.Int64).alias("clicked"), "request_id"
     )
-    found = events.join(lists, on=["user", "timestamp", "clicked"], how="inner", maintain_order="left").unique(
-        "event", keep="first", maintain_order=True
-    )
-    if found.is_empty():
-        raise UserError(f"protocol session-search: no {action} of the {split} split has its shown list")
-    table = (
-        found.with_row_index("row")
-        .join(
-            shown.select("user", "timestamp", "request_id", "position", "item", "price"),
-            on=["user", "timestamp", "request_id"],
-            maintain_order="left",
-        )
+    matches = events.join(lists, on=["user", "timestamp", "clicked"], how="inner", maintain_order="left")
+    return matches.unique("event", keep="first", maintain_order=True)
+
+
+def _slate_rows(dataset: Dataset, clicks: pl.DataFrame) -> pl.DataFrame:
+    """The distinct items of each click's slate: ``row`` of the click, ``column``, ``item``, ``position``, ``price``."""
+    shown = dataset.impressions_all
+    assert shown is not None
+    price = pl.col("price") if "price" in shown.columns else pl.lit(None)
+    shown = shown.select(
+        pl.col("user").cast(pl.Int64), "timestamp", "request_id", "position", pl.col("item").cast(pl.Int64),
+        price.cast(pl.Float64).alias("price"),
+    )  # fmt: skip
+    return (
+        clicks.with_row_index("row")
+        .join(shown, on=["user", "timestamp", "request_id"], maintain_order="left")
         .unique(["row", "item"], keep="first", maintain_order=True)
         .sort("row", "position", maintain_order=True)
         .with_columns(pl.int_range(pl.len()).over("row").alias("column"))
-    )
-    ranked_slates = _lists(table, len(found))
-    asked = found["event"].to_numpy()
-    requests = dataset.requests_before(asked, np.asarray(dataset.queries[asked]).astype(np.int64))
-    length = table.group_by("row").agg(pl.col("position").max() + 1)["position"].sum()
-    inside = familiar(dataset, requests, ranked_slates.items, max(part - 1, 0))
-    notes = (
-        (
-            f"{len(found)} of {len(rows)} click-outs of the {split} split have their list; ranked is "
-            f"{(ranked_slates.items >= 0).sum() / max(length, 1):.1%} "
-            f"of what was shown. {inside.sum() / max(length, 1):.1%} of it had an event before the split or in the "
-            "person's own past; what had none "
-            "follows in the order shown in rows that rank by item alone"
-        ),
-    )
-    return ProtocolRequests(
-        requests,
-        Qrels.build(np.arange(len(found)), found["clicked"].to_numpy(), n=len(found)),
-        ranked_slates.items,
-        notes,
-        ranked_slates,
     )
 
 
@@ -253,9 +248,9 @@ def last_interacted(requests: Requests, candidates: np.ndarray) -> np.ndarray:
     keys, ages = keys[order], ages[order]
     if not len(keys):
         return np.zeros(candidates.shape)
-    asked = np.arange(len(candidates))[:, None] * width + np.maximum(candidates, 0)
-    position = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
-    return np.where((keys[position] == asked) & (candidates >= 0), 1 / (1.0 + ages[position]), 0.0)
+    pairs = np.arange(len(candidates))[:, None] * width + np.maximum(candidates, 0)
+    position = np.minimum(np.searchsorted(keys, pairs), len(keys) - 1)
+    return np.where((keys[position] == pairs) & (candidates >= 0), 1 / (1.0 + ages[position]), 0.0)
 
 
 def familiar(dataset: Dataset, requests: Requests, candidates: np.ndarray, last: int) -> np.ndarray:

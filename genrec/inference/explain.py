@@ -170,8 +170,8 @@ def _keywords(snapshot: CatalogueSnapshot, query: str, item: int) -> list[Keywor
     finder = snapshot.ids.words.keywords
     if finder is None:
         return []
-    asked = set(finder.shown(finder.of_texts([query]), pl.Series("query", [query]))["keyword"])
-    keywords = [Keyword(keyword, kind, keyword in asked) for keyword, kind in _item_keywords(snapshot, item)]
+    query_keywords = set(finder.shown(finder.of_texts([query]), pl.Series("query", [query]))["keyword"])
+    keywords = [Keyword(keyword, kind, keyword in query_keywords) for keyword, kind in _item_keywords(snapshot, item)]
     return sorted(keywords, key=lambda keyword: not keyword.in_query)
 
 

@@ -26,9 +26,9 @@ def grown_features(old: CandidateFeatures, table: pl.DataFrame, ids: SemanticIds
     counted = copy.copy(old.cooccurrence)
     counted.similar, counted.following = (widen(matrix, len(table)) for matrix in (counted.similar, counted.following))
     # An event's key is item x (span + 1) + seconds, so new items behind the old ones change no key.
-    asked = old.asked.widen(len(table)) if old.asked else None
+    query_items = old.query_items.widen(len(table)) if old.query_items else None
     facts = ItemFacts.from_table(table, ids.catalogue.text.cpu().numpy())
-    return CandidateFeatures(counted, facts, old.keys, old.origin, old.span, asked)
+    return CandidateFeatures(counted, facts, old.keys, old.origin, old.span, query_items)
 
 
 def widen(matrix: sp.csr_matrix | None, n: int) -> sp.csr_matrix:

@@ -66,7 +66,7 @@ class EncodedRequests:
     """What the network made of requests, and the requests as retrievers read them: options do not change either."""
 
     encoded: Encoded
-    asks: RetrievalRequests
+    retrieval: RetrievalRequests
 
 
 class CandidateGenerator:
@@ -104,7 +104,7 @@ class CandidateGenerator:
             self.similar_texts = SimilarTexts(self.text, tables.users, network.anchor_tables.queries.width)
         self.cooccurrence = CooccurrenceRetriever(features.cooccurrence)
         self.words = None if lexical is None else WordRetriever(lexical)
-        self.query_items = None if features.asked is None else QueryItemRetriever(features.asked)
+        self.query_items = None if features.query_items is None else QueryItemRetriever(features.query_items)
         sources: list[tuple[Retriever | None, int]] = [
             (self.text, decoding.text),
             (self.words, decoding.text),
@@ -137,43 +137,43 @@ class CandidateGenerator:
         return EncodedRequests(encoded, RetrievalRequests(requests, vectors, query_text[batch.request_queries[:n, 0]]))
 
     @torch.inference_mode()
-    def propose(self, asked: EncodedRequests, options: SearchOptions) -> Candidates:
+    def propose(self, batch: EncodedRequests, options: SearchOptions) -> Candidates:
         """Lists of the modes of ``options``, and the union of all sources with its features where a mode orders it.
 
         ``options.allowed`` has a row for each request.
         """
-        encoded, asks, n = asked.encoded, asked.asks, len(asked.asks)
+        encoded, retrieval, n = batch.encoded, batch.retrieval, len(batch.retrieval)
         beam, width = options.widths(self.settings)
         allowed = options.allowed.to(self.items.device)
         result = Candidates(None, None)
         scale = None
         if options.fuses or "retrieve" in options.modes:
-            ids, scores = self.dense.top(asks, width, allowed)
+            ids, scores = self.dense.top(retrieval, width, allowed)
             scale = scores[:, : self.settings.dense].logsumexp(1, keepdim=True)
             scale = torch.where(scale.isfinite(), scale, 0.0)
             result.retrieved = ids, (scores - scale).masked_fill(ids == MISSING, -torch.inf)
         if self.searcher is not None and (options.fuses or "generate" in options.modes):
             rows = np.resize(np.arange(n), len(encoded.requests))
             search = self.searcher.search(self.network.decoder_memory(encoded), allowed.take(rows), beam, options.k)
-            result.generated = self._items(asks, search.leaves[:n], search.scores[:n], allowed)
+            result.generated = self._items(retrieval, search.leaves[:n], search.scores[:n], allowed)
             result.proven = proven(result.generated[1], search.bound[:n])
         if options.fuses:
             assert scale is not None
-            self._fuse(result, encoded, asks, scale, options.allowed)
+            self._fuse(result, encoded, retrieval, scale, options.allowed)
         return result
 
     def _items(
-        self, asks: RetrievalRequests, leaves: Tensor, scores: Tensor, allowed: AllowedItems
+        self, retrieval: RetrievalRequests, leaves: Tensor, scores: Tensor, allowed: AllowedItems
     ) -> tuple[Tensor, Tensor]:
         """The allowed items of leaves (B, W), best first, and their log-probabilities."""
         trie = self.network.catalogue.trie
-        ids, scores = leaf_items(trie, leaves, scores, lambda some: self.dense.score(asks, some.clamp(min=0)))
+        ids, scores = leaf_items(trie, leaves, scores, lambda some: self.dense.score(retrieval, some.clamp(min=0)))
         scores = scores.masked_fill(~allowed.keep(ids), -torch.inf)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         return ids.gather(1, order).masked_fill(scores.isneginf(), MISSING), scores
 
     def _fuse(
-        self, result: Candidates, encoded: Encoded, asks: RetrievalRequests, scale: Tensor, allowed: AllowedItems
+        self, result: Candidates, encoded: Encoded, retrieval: RetrievalRequests, scale: Tensor, allowed: AllowedItems
     ) -> None:
         """Set the union of all sources, its features, and the logits of the ranking head, if any.
 
@@ -182,10 +182,10 @@ class CandidateGenerator:
         device, there = self.items.device, allowed.to(self.items.device)
         assert result.retrieved is not None
         proposed = [result.retrieved[0]]
-        searches = (asks.requests.request_queries >= 0).any()
+        searches = (retrieval.requests.request_queries >= 0).any()
         for source, width in self.history_sources + (self.query_sources if searches else []):
             on_device = isinstance(source, DenseRetriever | LastItemNeighbours)
-            proposed.append(source.top(asks, width, there if on_device else allowed)[0].to(device))
+            proposed.append(source.top(retrieval, width, there if on_device else allowed)[0].to(device))
         if result.generated is not None:
             proposed.append(result.generated[0])
         n_items = len(self.items)
@@ -196,11 +196,11 @@ class CandidateGenerator:
             logits = self.network.rank(encoded, row, torch.zeros_like(row), result.ids)[..., 0].float()
             result.ranked = logits.masked_fill(result.ids == MISSING, 0.0)
         known = ids.clamp(max=n_items - 1)
-        columns = self._source_features(result, asks, known, scale)
-        items, until = known.cpu().numpy(), asks.requests.reference_times(self.network.config.request_time)
-        log_probability, pair = columns[2], self.cooccurrence.score(asks, known).to(device)
+        columns = self._source_features(result, retrieval, known, scale)
+        items, until = known.cpu().numpy(), retrieval.requests.reference_times(self.network.config.request_time)
+        log_probability, pair = columns[2], self.cooccurrence.score(retrieval, known).to(device)
         features = torch.empty(*ids.shape, self.features.n_features, device=device)
-        self.features.fill(features, len(columns), items, until, asks.requests.histories)
+        self.features.fill(features, len(columns), items, until, retrieval.requests.histories)
         ranks = [log_rank(scores, result.ids >= 0) for scores in (log_probability, pair)]
         head = torch.zeros_like(pair) if result.ranked is None else result.ranked
         for column, values in zip((*range(len(columns)), -3, -2, -1), (*columns, *ranks, head), strict=True):
@@ -208,25 +208,25 @@ class CandidateGenerator:
         result.features = features
 
     def _source_features(
-        self, result: Candidates, asks: RetrievalRequests, known: Tensor, scale: Tensor
+        self, result: Candidates, retrieval: RetrievalRequests, known: Tensor, scale: Tensor
     ) -> list[Tensor]:
         """``SOURCE_FEATURES`` of the candidates, (B, K) each; ``known`` are their ids, any item where empty."""
         nothing = torch.zeros(known.shape)
         items = known.cpu().numpy()
-        similar, following = (torch.from_numpy(part.at(items)) for part in self.cooccurrence.parts(asks))
+        similar, following = (torch.from_numpy(part.at(items)) for part in self.cooccurrence.parts(retrieval))
         words, taken = [nothing] * 3, [nothing] * 2
         text = nothing
-        if (asks.requests.request_queries >= 0).any():
-            text = self.text.score(asks, known)
+        if (retrieval.requests.request_queries >= 0).any():
+            text = self.text.score(retrieval, known)
             if self.words is not None:
-                matches = self.words.score(asks, known)
+                matches = self.words.score(retrieval, known)
                 # The logarithm hides small differences between hundreds of matches: add the ratio to the best.
-                top = torch.from_numpy(self.words.scores(asks).maxima())[:, None]
+                top = torch.from_numpy(self.words.scores(retrieval).maxima())[:, None]
                 words = [*log_scores(matches), matches / top.clamp(min=torch.finfo(torch.float32).tiny)]
             if self.query_items is not None:
-                taken = list(log_scores(self.query_items.score(asks, known)))
+                taken = list(log_scores(self.query_items.score(retrieval, known)))
         searched = _search_features(known, result.generated)
-        retrieved = self.dense.score(asks, known) - scale
+        retrieved = self.dense.score(retrieval, known) - scale
         return [*searched, retrieved, *log_scores(similar), *log_scores(following), text, *words, *taken]
 
 

@@ -44,8 +44,8 @@ SOURCE_FEATURES = (
     "lexical",
     "matches_words",
     "lexical_share",
-    "asked",
-    "was_asked",
+    "query_hits",
+    "has_query_hits",
 )
 ITEM_FEATURES = ("popularity", "short_popularity", "long_popularity", "age", "unborn")
 HISTORY_FEATURES = (
@@ -129,13 +129,13 @@ class CandidateFeatures:
         keys: np.ndarray,
         origin: int,
         span: int,
-        asked: QueryItemCounts | None = None,
+        query_items: QueryItemCounts | None = None,
     ):
         """``keys`` (n_events,) int64, sorted: item x (span + 1) + seconds since ``origin``, one per event.
 
-        ``asked``: counts of the items chosen after each query.
+        ``query_items``: counts of the items chosen after each query.
         """
-        self.asked = asked
+        self.query_items = query_items
         self.cooccurrence, self.facts, self.keys, self.origin, self.span = cooccurrence, facts, keys, origin, span
         n_items = len(facts.brand)
         bounds = np.searchsorted(keys, np.arange(n_items + 1, dtype=np.int64) * (span + 1))
@@ -170,7 +170,7 @@ class CandidateFeatures:
             "origin": np.asarray(self.origin, np.int64),
             "span": np.asarray(self.span, np.int64),
             **self.cooccurrence.state(),
-            **(self.asked.state() if self.asked else {}),
+            **(self.query_items.state() if self.query_items else {}),
         }
 
     @classmethod
@@ -178,14 +178,14 @@ class CandidateFeatures:
         """The features that ``state`` describes."""
         if "event_keys" not in state:
             raise UserError("the candidate features lack event_keys; make them again (genrec train)")
-        asked = QueryItemCounts.from_state(state, len(facts.brand)) if "asked_keys" in state else None
+        query_items = QueryItemCounts.from_state(state, len(facts.brand)) if "query_item_keys" in state else None
         return cls(
             CooccurrenceTransition.from_state(state),
             facts,
             state["event_keys"],
             int(state["origin"]),
             int(state["span"]),
-            asked,
+            query_items,
         )
 
     def save(self, path: Path) -> None:

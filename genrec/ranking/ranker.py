@@ -69,8 +69,8 @@ class Ranker:
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[np.ndarray, Requests, Candidates]]:
         """Yield (indices, requests, candidates) chunk by chunk."""
-        for rows, chunk, asked in self._encoded(requests, progress):
-            yield rows, chunk, self._proposed(rows, chunk, asked, options)
+        for rows, chunk, batch in self._encoded(requests, progress):
+            yield rows, chunk, self._proposed(rows, chunk, batch, options)
 
     def _encoded(
         self, requests: Requests, progress: Callable[[int], None] | None
@@ -83,13 +83,13 @@ class Ranker:
                 progress(len(rows))
 
     def _proposed(
-        self, rows: np.ndarray, chunk: Requests, asked: EncodedRequests, options: SearchOptions
+        self, rows: np.ndarray, chunk: Requests, batch: EncodedRequests, options: SearchOptions
     ) -> Candidates:
         mine = options.take(rows)
         if options.exclude_seen:
             seen = id_rows(chunk.offsets, chunk.items)
             mine = replace(mine, allowed=mine.allowed.without(seen))
-        return self.generator.propose(asked, mine)
+        return self.generator.propose(batch, mine)
 
     def rank(
         self, requests: Requests, options: SearchOptions, progress: Callable[[int], None] | None = None
@@ -105,9 +105,9 @@ class Ranker:
     ) -> list[dict[str, Ranked]]:
         """``rank`` for several options, such as with and without seen items, in one pass of the network."""
         results = [_empty(len(requests), options) for options in variants]
-        for rows, chunk, asked in self._encoded(requests, progress):
+        for rows, chunk, batch in self._encoded(requests, progress):
             for options, lists in zip(variants, results, strict=True):
-                self._fill(lists, rows, chunk, self._proposed(rows, chunk, asked, options), options)
+                self._fill(lists, rows, chunk, self._proposed(rows, chunk, batch, options), options)
         return results
 
     def _fill(

@@ -109,8 +109,8 @@ class BM25:
             rows = [[row for row in words if row < segment.shape[0]] for words in known]
             offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
             columns = np.concatenate([np.asarray(row, np.int64) for row in rows] or [np.zeros(0, np.int64)])
-            asked = _sparse(np.ones(len(columns)), columns, offsets, (len(rows), segment.shape[0]))
-            parts.append(product(asked, segment))
+            query_terms = _sparse(np.ones(len(columns)), columns, offsets, (len(rows), segment.shape[0]))
+            parts.append(product(query_terms, segment))
         return parts[0] if len(parts) == 1 else sp.hstack(parts, format="csr", dtype=np.float32)
 
     def save(self, path: Path) -> None:

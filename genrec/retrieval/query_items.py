@@ -68,17 +68,17 @@ class QueryItemCounts:
         """Plain arrays that ``from_state`` takes back."""
         counts = self.counts
         return {
-            "asked_keys": self.keys,
-            "asked_data": counts.data,
-            "asked_indices": counts.indices,
-            "asked_indptr": counts.indptr,
+            "query_item_keys": self.keys,
+            "query_item_data": counts.data,
+            "query_item_indices": counts.indices,
+            "query_item_indptr": counts.indptr,
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray], n_items: int) -> QueryItemCounts:
         """Inverse of ``state``."""
-        keys = state["asked_keys"]
-        parts = state["asked_data"], state["asked_indices"], state["asked_indptr"]
+        keys = state["query_item_keys"]
+        parts = state["query_item_data"], state["query_item_indices"], state["query_item_indptr"]
         return cls(keys, sp.csr_matrix(parts, shape=(len(keys), n_items)))
 
 

@@ -96,7 +96,7 @@ class KeywordDictionary:
     def _ranked_by(self, clicked: pl.DataFrame, items: pl.DataFrame) -> KeywordDictionary:
         """The same keywords, those shared by most clicked query-item pairs first."""
         queries = clicked["query"].unique(maintain_order=True)
-        asked = self._in_text(queries, limit=None)
+        query_keywords = self._in_text(queries, limit=None)
         row = clicked["query"].replace_strict(queries, np.arange(len(queries)), return_dtype=pl.Int64).to_numpy()
         has = self._in_text(_titles(items), limit=None) + self._in_columns(items)
         has.data[:] = 1
@@ -104,7 +104,7 @@ class KeywordDictionary:
         item = clicked["item"].to_numpy()
         for start in range(0, len(row), _MATCH_BLOCK):
             block = slice(start, start + _MATCH_BLOCK)
-            shared += np.asarray(asked[row[block]].multiply(has[item[block]]).sum(axis=0)).ravel()
+            shared += np.asarray(query_keywords[row[block]].multiply(has[item[block]]).sum(axis=0)).ravel()
         table = self.table.with_columns(pl.Series("shared", shared)).sort(
             "shared", "score", "keyword", descending=[True, True, False]
         )

@@ -155,9 +155,9 @@ def clicked_pairs(dataset: Dataset) -> pl.DataFrame:
 def finetuned(encoder: TextEncoder, dataset: Dataset, texts: Sequence[str], seed: int) -> TextEncoder:
     """The encoder with a projection trained on the training events' query-item and item-item pairs."""
     searched, together = training_pairs(dataset)
-    asked = np.unique(searched.left)  # only texts of training searches are read
+    used = np.unique(searched.left)  # only texts of training searches are read
     query_vectors = np.zeros((len(dataset.query_texts), encoder.dim), np.float32)
-    query_vectors[asked] = encoder.encode(dataset.texts_of(asked).to_list(), "query")
+    query_vectors[used] = encoder.encode(dataset.texts_of(used).to_list(), "query")
     weight, losses = fit_projection(query_vectors, encoder.encode(texts, "item"), searched, together, seed)
     if losses:
         log.info("tokenize: fine-tuned on %d query-item and %d item-item pairs, held-out InfoNCE %.3f -> %.3f",

@@ -136,8 +136,8 @@ def query_agreement(
     if not len(events):
         return None
     events = np.sort(np.random.default_rng(0).permutation(events)[:QUERY_PAIRS])
-    asked, at = np.unique(np.asarray(dataset.queries[events]), return_inverse=True)
-    text, enhanced = words.query_vectors([dataset.query_texts[query] for query in asked])
+    query_ids, at = np.unique(np.asarray(dataset.queries[events]), return_inverse=True)
+    text, enhanced = words.query_vectors([dataset.query_texts[query] for query in query_ids])
     known = np.asarray(text.any(1))[at]
     kind = "synthetic" if dataset.info["synthetic_queries"] else "logged"
     result = {"kind": kind, "pairs": int(known.sum()), "without_known_words": float(1 - known.mean())}

@@ -120,9 +120,9 @@ def clicked_for_query(
     ids, -1 for none. Ties go to the lower item id. This is how OneSearch gives a user without any history an ID. A
     query never seen gives an empty history.
     """
-    asked = queries >= 0
+    searched = queries >= 0
     pairs, clicks = np.unique(
-        np.column_stack([queries[asked], items[asked]]).astype(np.int64), axis=0, return_counts=True
+        np.column_stack([queries[searched], items[searched]]).astype(np.int64), axis=0, return_counts=True
     )
     pairs = pairs[np.lexsort((pairs[:, 1], -clicks, pairs[:, 0]))]
     start = np.searchsorted(pairs[:, 0], request_queries, side="left")

@@ -107,8 +107,8 @@ def training_pairs(dataset: Dataset) -> tuple[Pairs, Pairs]:
         np.asarray(dataset.items)[train].astype(np.int64),
         np.asarray(dataset.queries)[train].astype(np.int64),
     )
-    asked = queries >= 0
-    searched = np.unique(np.column_stack([queries[asked], items[asked]]), axis=0)
+    has_query = queries >= 0
+    searched = np.unique(np.column_stack([queries[has_query], items[has_query]]), axis=0)
     next_to = (owner[train][1:] == owner[train][:-1]) & (items[1:] != items[:-1])
     moves = np.column_stack([items[:-1][next_to], items[1:][next_to]])
     shape = (dataset.n_items,) * 2

@@ -103,7 +103,7 @@ def test_later_events_and_heldout_events_change_nothing(prepared_run, features, 
     for one, two in zip(features.item_features(items, until), changed.item_features(items, until), strict=True):
         assert np.array_equal(one, two)
     texts = data.query_texts
-    assert np.array_equal(features.asked.score(texts), changed.asked.score(texts))
+    assert np.array_equal(features.query_items.score(texts), changed.query_items.score(texts))
     full = CandidateFeatures.build(data, prepared_run.ids.catalogue.text.numpy(), TEST)
     assert not np.array_equal(full.counts, features.counts)  # the perturbation would be seen
 

@@ -47,7 +47,7 @@ def test_texts_are_compared_as_people_mean_them():
 def test_a_known_query_reaches_the_ranking(trained_run):
     ranker, data = trained_run.ranker("train"), trained_run.dataset
     requests = data.requests("test", "logged")
-    position = FEATURES.index("asked"), FEATURES.index("was_asked")
+    position = FEATURES.index("query_hits"), FEATURES.index("has_query_hits")
     shares = QueryItemCounts.build(data, TRAIN).score(requests.request_texts)
     assert shares.any()
     for rows, _, found in ranker.candidates(requests, SearchOptions(exclude_seen=False)):

@@ -67,22 +67,22 @@ class LeakageReport:
             held = np.flatnonzero(split == number if wanted is None else (split == number) & wanted)
             owner = np.searchsorted(chunk.offsets, held, side="right") - 1
             first = np.diff(owner, prepend=-1) > 0  # the first held-out event of each user
-            rows, asked = held[first], owner[first]
+            rows, owners = held[first], owner[first]
             target = np.full(len(lengths), -1, items.dtype)
-            target[asked] = items[rows]
+            target[owners] = items[rows]
             same = np.flatnonzero(train & (items == np.repeat(target, lengths)))
             owner = np.searchsorted(chunk.offsets, same, side="right") - 1
             target_time = np.zeros(len(lengths), np.int64)
-            target_time[asked] = times[rows]
+            target_time[owners] = times[rows]
             pair, exact = np.zeros(len(lengths), bool), np.zeros(len(lengths), bool)
             pair[owner] = True
             exact[owner[times[same] == target_time[owner]]] = True
             found[name] = {
                 "item": items[rows],
                 "time": times[rows],
-                "cold": ~warm[asked],
-                "pair": pair[asked],
-                "exact": exact[asked],
+                "cold": ~warm[owners],
+                "pair": pair[owners],
+                "exact": exact[owners],
             }
         return found
 

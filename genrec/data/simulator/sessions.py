@@ -127,8 +127,8 @@ def play_round(
     logit = np.einsum("sd,skd->sk", sessions.wish[active], world.item_vectors[items])
     logit += BIAS + INTENT * (world.item_leaf[items] == leaf)
     for bit, trait in enumerate((world.item_brand, world.item_colour, world.item_style)):
-        asked = (searches & (parts >> bit & 1 == 1))[:, None]
-        logit += QUERY_MATCH * (asked & (trait[items] == trait[wanted][:, None]))
+        queried = (searches & (parts >> bit & 1 == 1))[:, None]
+        logit += QUERY_MATCH * (queried & (trait[items] == trait[wanted][:, None]))
     kept = np.ones(items.shape, dtype=bool)
     for slot in range(1, size):
         kept[:, slot] = (items[:, slot : slot + 1] != items[:, :slot]).all(axis=1)
