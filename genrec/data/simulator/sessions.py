@@ -13,7 +13,8 @@ import numpy as np
 import polars as pl
 
 from genrec.data.schema import EVENT_SCHEMA, IMPRESSION_SCHEMA, conform
-from genrec.data.simulator.world import COLOURS, FOLLOW, STAY, STYLES, SimulatorConfig, World
+from genrec.data.simulator.vocabulary import COLOURS, STYLES
+from genrec.data.simulator.world import FOLLOW, STAY, SimulatorConfig, World
 
 ACTIONS = ("impression", "click", "cart", "purchase")
 EPOCH = 1_700_000_000 - 1_700_000_000 % 86_400  # the midnight the log starts at

@@ -1,8 +1,7 @@
 """The world behind the simulated log: what items are, what people like, and the words for both.
 
 Every item has a latent vector built from its category, brand and attributes, so its text tells its position in the
-space;
-every user has a vector that drifts slowly from one taste to another. Nothing here is a log: see
+space; every user has a vector that drifts slowly from one taste to another. Nothing here is a log: see
 ``genrec.data.simulator.simulate``.
 """
 
@@ -13,126 +12,20 @@ from dataclasses import dataclass, fields
 import numpy as np
 import polars as pl
 
+from genrec.data.simulator.vocabulary import (
+    AGE_GROUPS,
+    COLOURS,
+    COUNTRIES,
+    DEPARTMENTS,
+    MATERIALS,
+    NOUNS,
+    QUALIFIERS,
+    STYLES,
+    SYLLABLES,
+)
 from genrec.errors import UserError
 
 TOP = "Shop"
-DEPARTMENTS = [
-    "Beauty",
-    "Kitchen",
-    "Garden",
-    "Sports",
-    "Toys",
-    "Office",
-    "Music",
-    "Pets",
-    "Home",
-    "Travel",
-    "Fashion",
-    "Electronics",
-]
-NOUNS = [
-    "lamp",
-    "kettle",
-    "backpack",
-    "shampoo",
-    "guitar",
-    "notebook",
-    "tent",
-    "scarf",
-    "blender",
-    "keyboard",
-    "puzzle",
-    "leash",
-    "perfume",
-    "chair",
-    "bottle",
-    "jacket",
-    "headphones",
-    "racket",
-    "vase",
-    "speaker",
-    "brush",
-    "wallet",
-    "pan",
-    "helmet",
-    "drum",
-    "stapler",
-    "rug",
-    "watch",
-    "pillow",
-    "camera",
-    "sandals",
-    "toaster",
-    "lotion",
-    "bicycle",
-    "mirror",
-    "basket",
-    "charger",
-    "violin",
-    "collar",
-    "bench",
-    "mug",
-    "gloves",
-    "printer",
-    "doll",
-    "candle",
-    "suitcase",
-    "necklace",
-    "shovel",
-    "skillet",
-    "lipstick",
-    "dumbbell",
-    "tripod",
-    "desk",
-    "hammock",
-    "feeder",
-    "sofa",
-    "ladder",
-    "cushion",
-    "globe",
-    "tray",
-]
-QUALIFIERS = [
-    "classic",
-    "travel",
-    "kids",
-    "outdoor",
-    "compact",
-    "deluxe",
-    "mini",
-    "pro",
-    "eco",
-    "folding",
-    "vintage",
-    "smart",
-]
-COLOURS = ["red", "blue", "green", "black", "white", "yellow", "purple", "orange", "silver", "pink"]
-MATERIALS = ["cotton", "steel", "wooden", "leather", "glass", "bamboo", "ceramic", "silicone", "wool", "carbon"]
-STYLES = ["modern", "rustic", "elegant", "playful", "minimal", "sturdy", "delicate", "bold"]
-SYLLABLES = [
-    "ve",
-    "lo",
-    "ra",
-    "mi",
-    "ka",
-    "no",
-    "ti",
-    "su",
-    "be",
-    "da",
-    "fen",
-    "gor",
-    "lin",
-    "mar",
-    "nel",
-    "pol",
-    "quin",
-    "ros",
-    "tar",
-    "vox",
-]
-AGE_GROUPS = ("18-24", "25-34", "35-44", "45-54", "55+")
-COUNTRIES = ("DE", "FR", "GB", "JP", "US")
 LEAF_TEMPERATURE = 0.12  # how sharply a user's taste prefers some categories
 TABLE_TASTE = 4.0  # how much a cluster's taste bends which items of a category are shown
 CLUSTERS = 32
