@@ -174,7 +174,14 @@ class TrainingConfig:
         0, "Next epochs that learn query to item and item to following item, without a user.", ge=0
     )
     patience: int = setting(3, "Epochs without improvement on validation before training stops.", ge=1)
-    batch_size: int = setting(128, "Sequences per optimiser step, over all devices and chunks.", ge=1)
+    single_target: bool | None = setting(
+        None,
+        "Each training sequence predicts one event, so that a step mixes many users; else all its events. "
+        "null: where a target has at most 16 events before it on average.",
+    )
+    batch_size: int | None = setting(
+        None, "Sequences per optimiser step, over all devices and chunks; null: 256 with one target, else 128.", ge=1
+    )
     accumulate: int | None = setting(
         None,
         "Chunks of similar length that a step is computed in, with the same result; null: 4 on a CPU, else 1.",

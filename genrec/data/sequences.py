@@ -9,11 +9,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Windows:
-    """Training windows (W,): events ``start`` to ``stop`` - 1 of the log; those from ``first`` on are predicted."""
+    """Training windows (W,): events ``start`` to ``stop`` - 1 of the log; those from ``first`` on are predicted.
+
+    ``end``: behind the last event of the window's user that the training may count.
+    """
 
     start: np.ndarray
     first: np.ndarray
     stop: np.ndarray
+    end: np.ndarray
 
     def __len__(self) -> int:
         return len(self.start)
@@ -34,4 +38,18 @@ def make_windows(offsets: np.ndarray, lengths: np.ndarray, max_length: int, stri
     stop = np.minimum(lengths[user], max_length + 1 + number * stride)
     start = np.maximum(0, stop - 1 - max_length)
     begin = np.asarray(offsets)[user]
-    return Windows(begin + start, begin + np.maximum(first, start), begin + stop)
+    return Windows(begin + start, begin + np.maximum(first, start), begin + stop, begin + lengths[user])
+
+
+def single_target_windows(offsets: np.ndarray, lengths: np.ndarray, max_length: int) -> Windows:
+    """A window for each of a user's first ``lengths`` events, which it predicts from up to ``max_length`` before.
+
+    Steps then hold targets of as many users as targets, which learns better than all targets of few users: on Amazon
+    Beauty it lifts SASRec's Recall@10 by a third (PAPERS: arXiv 2604.05309). It reads a history again for each of its
+    events, so it costs more the longer histories are.
+    """
+    user = np.repeat(np.arange(len(lengths)), lengths)
+    index = np.arange(len(user)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    begin = np.asarray(offsets)[user]
+    start = np.maximum(0, index - max_length)
+    return Windows(begin + start, begin + index, begin + index + 1, begin + np.asarray(lengths)[user])

@@ -89,18 +89,24 @@ class AnchorTables(nn.Module):
 
     @torch.no_grad()
     def choose(
-        self, items: Tensor, lengths_before: Tensor, targets: Tensor | None = None, hits: QueryHits | None = None
+        self,
+        items: Tensor,
+        lengths_before: Tensor,
+        targets: Tensor | None = None,
+        hits: QueryHits | None = None,
+        later: Tensor | None = None,
     ) -> Anchors:
         """Anchors of requests that see the first ``lengths_before`` (B, R) events of ``items`` (B, T).
 
         With ``targets`` (B, R), -1 for none, all events of the sequence, later ones and targets included, are taken
-        out of the counts. ``hits``: items that go with the requests' queries.
+        out of the counts, and with them the users' ``later`` (B, L) events. ``hits``: items that go with the requests'
+        queries.
         """
         index = (
             lengths_before[..., None] - 1 - torch.arange(RECENT, device=items.device)
         )  # (B, R, RECENT), newest first
         recent = items.gather(1, index.clamp(min=0).flatten(1)).view(index.shape)
-        exists, user = index >= 0, _User(items, lengths_before, targets)
+        exists, user = index >= 0, _User(items, lengths_before, targets, later)
         neighbours = tuple(values.flatten(2, 3) for values in self._cooccurring(user, recent, exists))
         groups = [neighbours, *self._top_of_category_and_brand(user, recent[:, :, 0], exists[:, :, :1])]
         kinds = torch.eye(RECENT + 1 + 2 * (self.queries is not None), device=items.device)
@@ -189,11 +195,15 @@ class AnchorTables(nn.Module):
 
 @dataclass(frozen=True)
 class _User:
-    """Events (B, T) of the user of each sequence, how many each request sees (B, R), and targets (B, R), or None."""
+    """Events (B, T) of the user of each sequence, how many each request sees (B, R), and targets (B, R), or None.
+
+    With targets perhaps also ``later`` events (B, L), -1 for padding.
+    """
 
     items: Tensor
     before: Tensor
     targets: Tensor | None
+    later: Tensor | None = None
 
     def contains(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Whether ids (B, R, A) are among the events a request sees, and among all counted events of the user.
@@ -207,6 +217,10 @@ class _User:
         items = torch.where(index < self.before.amax(1, keepdim=True), items, -1)
         if self.targets is not None:
             items, index = torch.cat([items, self.targets], 1), torch.cat([index, self.before], 1)
+            if self.later is not None:
+                unseen = index.amax(1, keepdim=True) + 1
+                items = torch.cat([items, self.later], 1)
+                index = torch.cat([index, unseen.expand_as(self.later)], 1)
         keys, order = items.sort(dim=1, stable=True)
         match = torch.searchsorted(keys, ids.flatten(1)).clamp(max=keys.shape[1] - 1)
         own = (keys.gather(1, match) == ids.flatten(1)).view_as(ids)
@@ -248,7 +262,10 @@ class AnchorTokens(nn.Module):
 
     def forward(self, anchors: Anchors, items: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, R, A, heads, dim / heads) of anchors, given item vectors (n_items, dim)."""
-        if anchors.ids.numel() > items.shape[0]:  # projecting all items costs less than projecting repeats
+        if self.training and items.device.type == "cpu":  # a training batch repeats popular and hidden anchors
+            ids, index = anchors.ids.unique(return_inverse=True)
+            tokens = F.embedding(index, self.item(F.embedding(ids, items)))
+        elif anchors.ids.numel() > items.shape[0]:  # projecting all items costs less than projecting repeats
             tokens = F.embedding(anchors.ids, self.item(items))
         else:
             tokens = self.item(F.embedding(anchors.ids, items))

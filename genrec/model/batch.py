@@ -46,8 +46,9 @@ class Batch:
     text_dim), ``query_words`` (n,) with ``query_offsets`` (Q,), and where they were looked up before, the ids
     ``similar_items`` (Q, W) of the items with similar texts and their cosines ``similarity`` (Q, W). With
     ``model.summary_tokens`` also the events before each context: ``older_items`` and ``older_actions`` (n,), those of
-    a sequence from ``older_offsets`` (B,) on. In training with ``model.stages`` also ``reached`` (B, R, stages) bool,
-    which stages the user reached with each target, and ``impressions``.
+    a sequence from ``older_offsets`` (B,) on. In training also ``later_items`` (B, L), -1 for padding, the users' next
+    events after the window, which are counted in the anchors' tables; with ``model.stages`` also ``reached`` (B, R,
+    stages) bool, which stages the user reached with each target, and ``impressions``.
 
     ``host`` is the batch on the CPU that this one was copied from: sizes and indices are computed there, so that
     nothing waits for the device.
@@ -69,6 +70,7 @@ class Batch:
     older_items: Tensor | None = None
     older_actions: Tensor | None = None
     older_offsets: Tensor | None = None
+    later_items: Tensor | None = None
     reached: Tensor | None = None
     impressions: BatchImpressions | None = None
     host: Batch | None = None

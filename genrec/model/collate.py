@@ -84,6 +84,7 @@ class Collator:
         start, first, stop = windows.start[rows], windows.first[rows], windows.stop[rows]
         shown_row, shown_index, shown_position = self._impressions_in(rows[:0] if cold_searches else rows, start)
         older = _older(data, data.offsets, start) if self.model.summary_tokens else None
+        later = self._later(data, stop, windows.end[rows]) if self.model.anchors else None
         source: Any = data
         if shuffle is not None:
             source, begin = shuffled(data, start, stop, shuffle)
@@ -117,6 +118,7 @@ class Collator:
         )
         if older is not None:
             _add_older(batch, *older)
+        batch.later_items = later
         if self.stages is not None:
             reached = np.zeros((*shape, len(self.stages)), bool)
             reached[row, column] = np.asarray(source.actions)[event][:, None] >= self.stages
@@ -124,6 +126,14 @@ class Collator:
         if len(shown_row) and self.impressions is not None:
             batch.impressions = _batch_impressions(self.impressions, shown_row, shown_column, shown_index)
         return batch
+
+    def _later(self, data: Dataset, stop: np.ndarray, end: np.ndarray) -> torch.Tensor:
+        """The up to ``max_length`` events from ``stop`` (B,) on, before ``end`` (B,): (B, L) item ids, -1 padding."""
+        count = np.minimum(end - stop, self.model.max_length)
+        column = np.arange(int(count.max(initial=0)))
+        live = column < count[:, None]
+        items = np.asarray(data.items)[np.where(live, stop[:, None] + column, 0)]
+        return torch.from_numpy(np.where(live, items, -1).astype(np.int64))
 
     def _requests_in(
         self,

@@ -114,7 +114,8 @@ class GenerativeRecommender(nn.Module):
             return None
         leave_out = self.training if leave_out is None else leave_out
         hits = self._query_hits(self.anchor_tables, batch)
-        return self.anchor_tables.choose(batch.items, batch.positions, batch.targets if leave_out else None, hits)
+        targets, later = (batch.targets, batch.later_items) if leave_out else (None, None)
+        return self.anchor_tables.choose(batch.items, batch.positions, targets, hits, later)
 
     def _query_hits(self, tables: AnchorTables, batch: Batch) -> QueryHits | None:
         """Items that go with the requests' queries; None for tables without queries.

@@ -23,11 +23,11 @@ def full_softmax(requests: Tensor, index: Tensor, targets: Tensor) -> Tensor:
 class Candidates:
     """The items of one step's softmax: ``ids`` (C,), the batch's distinct targets first, rising.
 
-    ``log_chance`` (C,) of being one.
+    ``log_chance`` (C,) of being one; None where all are certain.
     """
 
     ids: Tensor
-    log_chance: Tensor
+    log_chance: Tensor | None
     in_batch: int
 
     def index_of(self, targets: Tensor) -> Tensor:
@@ -36,7 +36,8 @@ class Candidates:
 
     def to(self, device: torch.device) -> Candidates:
         """A copy on ``device``."""
-        return Candidates(to_device(self.ids, device), to_device(self.log_chance, device), self.in_batch)
+        chance = None if self.log_chance is None else to_device(self.log_chance, device)
+        return Candidates(to_device(self.ids, device), chance, self.in_batch)
 
 
 def draw_candidates(
@@ -72,4 +73,5 @@ def sampled_softmax(requests: Tensor, vectors: Tensor, targets: Tensor, candidat
 
     With all items drawn and no duplicates the value equals ``full_softmax``.
     """
-    return linear_cross_entropy(requests, vectors, candidates.index_of(targets), -candidates.log_chance)
+    bias = None if candidates.log_chance is None else -candidates.log_chance
+    return linear_cross_entropy(requests, vectors, candidates.index_of(targets), bias)

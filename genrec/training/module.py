@@ -22,9 +22,10 @@ from genrec.objectives.retrieval import Candidates, draw_candidates, full_softma
 from genrec.training.auxiliary_losses import hard_contrast, progressive_loss, ranking_loss
 from genrec.training.batches import MicroBatch, step_seed
 from genrec.training.data_module import ValidationBatch
-from genrec.training.distributed import gather_rows
+from genrec.training.distributed import gather_rows, rank_and_world
 from genrec.training.generation_losses import generation_loss
 from genrec.training.optimizer import TouchedRowsAdamW, clip_gradients
+from genrec.training.step_tensors import StepTensors
 from genrec.training.validation import Validation
 
 SMALL_CATALOGUE, NEGATIVES = 4096, 2048  # by rule: the whole softmax up to so many items, else so many drawn
@@ -60,20 +61,25 @@ class TrainingModule(L.LightningModule):
         nodes = None if trained_items is None else nodes_without(network.catalogue.trie, trained_items)
         self.register_buffer("untrained_nodes", nodes, persistent=False)
         self.frozen: tuple[Tensor, Tensor] | None = None  # item vectors and node means of a frozen backbone
+        self.shared = StepTensors()
+        self.n_trained = network.catalogue.n_items if trained_items is None else len(trained_items)
         self.network, self.settings, self.seed = network, config.training, config.seed
         self.steps_per_epoch = steps_per_epoch
         self.validation = Validation(network)
-        self.weight = 1.0  # of the micro-batch in the step's mean loss
+        self.weight, self.chunk = 1.0, 0  # of the micro-batch in the step's mean loss; its index in the epoch
         # Named now: sharded parameters lose their shape.
         self.decayed = {name for name, parameter in network.named_parameters() if parameter.ndim > 1}
 
     def on_train_batch_start(self, batch: MicroBatch, batch_idx: int) -> None:
         """Seed the step by its index alone, so that a resumed run equals an uninterrupted one."""
         torch.manual_seed(step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
+        self.chunk = batch_idx
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Weigh the micro-batch's loss."""
+        """Weigh the micro-batch's loss; behind the step's last chunk, take gradients on into what chunks share."""
         super().backward(loss * self.weight, *args, **kwargs)
+        if (self.chunk + 1) % (self.settings.accumulate or 1) == 0:
+            self.shared.backward()
 
     def log(self, name: str, value: Any, **kwargs: Any) -> None:  # type: ignore[override]  # options pass through
         """Log the mean over processes; a training loss by its weight, for the mean over the step's requests."""
@@ -119,9 +125,9 @@ class TrainingModule(L.LightningModule):
         if retrieves:
             requests = self.network.retrieval_vectors(encoded.requests[live])
             if candidates is None:
-                retrieve = full_softmax(requests, self.network.item_index(items), targets)
+                retrieve = full_softmax(requests, self.item_index(items, None), targets)
             else:
-                retrieve = sampled_softmax(requests, self.network.item_index(items[ids]), targets, candidates)
+                retrieve = sampled_softmax(requests, self.item_index(items, ids), targets, candidates)
             if settings.infonce_easy < 1:
                 hard = hard_contrast(self.network, batch, encoded, live, requests, self.trained_items)
                 retrieve = settings.infonce_easy * retrieve + (1 - settings.infonce_easy) * hard
@@ -149,7 +155,7 @@ class TrainingModule(L.LightningModule):
         negatives, device = self.negatives(n_items), batch.targets.device
         if not negatives:
             items = self.softmax_items
-            return None if items is None else Candidates(items, torch.zeros(n_items, device=device), n_items)
+            return None if items is None else Candidates(items, None, n_items)
         draw = torch.Generator().manual_seed(step_seed(self.seed, self.current_epoch, index, -1))
         targets = batch.on_host.targets
         everyones = gather_rows(targets[targets >= 0])
@@ -173,8 +179,9 @@ class TrainingModule(L.LightningModule):
         decodes = decoder is not None and settings.generate_weight > 0  # node vectors are means of item vectors
         reasons = network.reasoning is not None and settings.progressive != "none"
         by_id = decodes or reasons or network.profile is not None or network.ranking is not None
-        if candidates is None or by_id or settings.infonce_easy < 1:
-            return batch, anchors, network.item_encoder(), None if candidates is None else candidates.ids
+        whole = candidates is None or len(candidates.ids) >= self.n_trained
+        if whole or by_id or settings.infonce_easy < 1:
+            return batch, anchors, self.catalogue(), None if candidates is None else candidates.ids
         used = [candidates.ids, batch.items.flatten(), *([] if anchors is None else [anchors.ids.flatten()])]
         rows = torch.cat(used)
         if rows.device.type == "cpu":
@@ -185,6 +192,26 @@ class TrainingModule(L.LightningModule):
         batch = replace(batch, items=context.view_as(batch.items))
         anchors = replace(anchors, ids=anchor_rows[0].view_as(anchors.ids)) if anchors is not None else None
         return batch, anchors, network.item_encoder(rows), ids
+
+    def catalogue(self) -> Tensor:
+        """The vectors of all items (n_items, dim), computed once a step where chunks may share them."""
+        return self.shared.get("items", self.network.item_encoder) if self.shares else self.network.item_encoder()
+
+    def item_index(self, items: Tensor, ids: Tensor | None) -> Tensor:
+        """What the softmax multiplies with, of item vectors (N, dim), or of those of their rows ``ids`` (C,)."""
+
+        def index(items: Tensor) -> Tensor:
+            return self.network.item_index(items if ids is None else items[ids])
+
+        # Candidates that are not the whole catalogue are drawn for each chunk.
+        if not self.shares or "items" not in self.shared.made or (ids is not None and len(ids) < self.n_trained):
+            return index(items)
+        return self.shared.get("index", lambda: index(self.shared.source("items")))
+
+    @property
+    def shares(self) -> bool:
+        """Whether the chunks of a step share tensors: not across processes, which average gradients chunk by chunk."""
+        return (self.settings.accumulate or 1) > 1 and rank_and_world()[1] == 1
 
     def auxiliary_losses(self, batch: Batch, encoded: Encoded, live: tuple[Tensor, ...]) -> Tensor:
         """What reasoning steps and the ranking head learn, weighted; each is switched by config."""

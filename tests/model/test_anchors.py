@@ -72,6 +72,23 @@ def test_training_sees_the_counts_of_everybody_else(people):
                 assert ours[key] == pytest.approx(theirs[key], abs=1e-5)
 
 
+def test_a_single_target_sees_the_counts_of_everybody_else(people):
+    """What the user chose after the window is in the counts as well."""
+    for person in range(6):
+        items = torch.from_numpy(people[person].astype(np.int64))[None]
+        without = tables(Histories.from_lists([row for place, row in enumerate(people) if place != person]))
+        for before in range(1, items.shape[1]):
+            positions, context = torch.tensor([[before]]), items[:, :before]
+            mine = tables(Histories.from_lists(people)).choose(
+                context, positions, items[:, before : before + 1], later=items[:, before + 1 :]
+            )
+            ours, theirs = shown(mine, 0), shown(without.choose(context, positions), 0)
+            both = ours.keys() & theirs.keys()
+            assert len(both) >= max(len(ours), len(theirs)) - 2 and both
+            for key in both:
+                assert ours[key] == pytest.approx(theirs[key], abs=1e-5)
+
+
 def test_an_answer_counted_once_by_its_own_person_is_no_anchor():
     histories = Histories.from_lists([[0, 1, 2], [3, 4]])
     made = tables(histories)
@@ -189,6 +206,14 @@ def test_a_search_is_shown_what_is_next_to_its_query(people):
     other = choose([0, 2, 2])
     for lane, same in ((0, True), (1, False), (2, True)):
         assert torch.equal(other.ids[0, lane], anchors.ids[0, lane]) is same
+
+
+def test_training_projects_distinct_anchors_alone(people):
+    made, tokens = tables(Histories.from_lists(people)), AnchorTokens(8, 2, n_features(False))
+    items = torch.from_numpy(people[0].astype(np.int64))[None]
+    anchors, vectors = made.choose(items, torch.tensor([[1, 2]])), torch.randn(N_ITEMS, 8)
+    for some, whole in zip(tokens.train()(anchors, vectors), tokens.eval()(anchors, vectors), strict=True):
+        torch.testing.assert_close(some, whole)
 
 
 def test_a_search_is_shown_what_was_taken_after_its_words(people):

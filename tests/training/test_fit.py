@@ -303,7 +303,7 @@ def test_a_step_holds_sequences_of_all_lengths_and_its_parts_similar_ones():
     """Steps of one length weigh the requests of short sequences many times as much as those of long ones."""
     length = np.minimum(2 + np.random.default_rng(0).pareto(1.5, 4000) * 3, 50).astype(np.int64)
     stop = np.cumsum(length)
-    windows = Windows(stop - length, stop - length, stop)
+    windows = Windows(stop - length, stop - length, stop, stop)
     batches = epoch_batches(windows, 128, 1, 0, length - 1)
     means = np.array([length[rows].mean() for rows in batches])
     assert means.std() < 2 * length.std() / 128**0.5
