@@ -8,9 +8,11 @@ from genrec.catalogue.trie import CatalogueTrie
 
 
 class Catalogue(nn.Module):
-    """Text vectors (n_items, text_dim) float32, codes (n_items, levels) and trie of all items.
+    """Text vectors (n_items, text_dim) float32 or float16, codes (n_items, levels) and trie.
 
-    Buffers, so that they move with the network; not persistent, as the tokenize folder saves them.
+    The trie may lack the last items, the *pending* ones, which were added since it was made: the code search does not
+    find these yet, everything else does. Buffers, so that they move with the network; not persistent, as the tokenize
+    folder saves them.
     """
 
     text: Tensor
@@ -27,6 +29,11 @@ class Catalogue(nn.Module):
     def n_items(self) -> int:
         """The number of items."""
         return self.codes.shape[0]
+
+    @property
+    def n_pending(self) -> int:
+        """Items at the end that the trie does not hold yet."""
+        return self.n_items - self.trie.n_items
 
     def share(self) -> Catalogue:
         """Another module over the same tensors: moving one leaves the other where it is."""

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from genrec.artifacts.folders import open_artifact, read_json
 from genrec.catalogue.catalogue import Catalogue
+from genrec.catalogue.growing import append_rows, with_room
 from genrec.catalogue.trie import build_trie
 from genrec.catalogue.trie_growth import extend_trie
 from genrec.errors import UserError
@@ -33,6 +34,8 @@ ITEM_COLUMNS: dict[str, Any] = {
 }
 
 
+LARGE = 1 << 17  # items
+PENDING = 1 / 50
 OTHER_COLUMNS = {"price": pl.Float64}  # read where it is there
 
 
@@ -56,12 +59,10 @@ class NewCodes:
 class GrownSemanticIds:
     """A catalogue that grew: ``ids`` holds the new items after the old ones.
 
-    ``node_map`` (old n_nodes,): the new id of every old trie node, for tables kept per node. ``collisions``: how
-    collisions of the new items were resolved.
+    ``collisions``: how collisions of the new items were resolved.
     """
 
     ids: SemanticIds
-    node_map: torch.Tensor
     collisions: CollisionReport
 
 
@@ -96,7 +97,7 @@ class SemanticIds:
         text = _text_vectors(folder / "text.npy")
         codebooks = Codebooks.load(folder / "codebooks.safetensors", manifest["key"])
         space = ItemSpace.from_arrays(load_file(folder / "space.safetensors"))
-        catalogue = Catalogue(text, codes, build_trie(codes, codebooks.sizes))
+        catalogue = Catalogue(with_room(text), with_room(codes), build_trie(codes, codebooks.sizes))
         return cls(
             TextSpace.load(folder, cache),
             codebooks,
@@ -129,7 +130,8 @@ class SemanticIds:
         """The catalogue with these items after the old ones, whose codes stay as they are.
 
         A new item whose code is taken moves to the nearest free one, as `resolve_collisions` says. Earlier rows choose
-        first. Nothing on disk changes.
+        first. Nothing on disk changes. In a catalogue of more than ``LARGE`` items the new ones are pending until a
+        fraction ``PENDING`` of it is: a new trie costs time in proportion to all items.
         """
         new, old = self.encode_new(items), self.catalogue
         codes = old.codes.numpy()
@@ -137,11 +139,19 @@ class SemanticIds:
         near = codes[np.isin(codes[:, 0], new.codes[:, 0])] if codes.shape[1] > 2 else codes
         vectors = np.concatenate([np.zeros((len(near), self.codebooks.dimension), np.float32), new.vectors])
         moved, report = resolve_collisions(np.concatenate([near, new.codes]), vectors, self.codebooks, fixed=len(near))
-        codes = np.concatenate([codes, moved[len(near) :]])
-        trie, node_map = extend_trie(old.trie, torch.from_numpy(codes[old.n_items :]))
-        text = torch.cat([old.text, torch.from_numpy(new.text).to(old.text.dtype)])
-        catalogue = Catalogue(text, torch.from_numpy(codes), trie)
-        return GrownSemanticIds(replace(self, catalogue=catalogue), node_map, report)
+        all_codes = append_rows(old.codes, torch.from_numpy(moved[len(near) :]))
+        text = append_rows(old.text, torch.from_numpy(new.text).to(old.text.dtype))
+        grown = replace(self, catalogue=Catalogue(text, all_codes, old.trie))
+        limit = PENDING * old.trie.n_items if old.n_items > LARGE else 0
+        return GrownSemanticIds(grown if grown.catalogue.n_pending <= limit else grown.merged(), report)
+
+    def merged(self) -> SemanticIds:
+        """The same with the pending items in the trie."""
+        catalogue = self.catalogue
+        if not catalogue.n_pending:
+            return self
+        trie, _ = extend_trie(catalogue.trie, catalogue.codes[catalogue.trie.n_items :])
+        return replace(self, catalogue=Catalogue(catalogue.text, catalogue.codes, trie))
 
     def drift_report(self, items: pl.DataFrame | Sequence[str]) -> dict[str, Any]:
         """Do the codebooks still fit these new items? See ``genrec.semantic_ids.drift``; ``retokenize`` is the answer.

@@ -59,7 +59,7 @@ class AllowedNodes:
         """
         if allowed.only is not None:
             ids = allowed.candidates
-            return cls(_paths(trie, ids, ids >= 0), None)
+            return cls(_paths(trie, ids, (ids >= 0) & (ids < trie.n_items)), None)
         if counts is None:
             counts = trie.node_item_count if allowed.mask is None else trie.allowed_count(allowed.mask)
         if allowed.excluded is None:

@@ -5,6 +5,7 @@ Masks are applied before anything is proposed, so answers stay exact.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import operator
 from collections.abc import Mapping, Sequence
@@ -70,6 +71,7 @@ class Categories:
 
     def __init__(self, items: pl.DataFrame):
         self.n_items = len(items)
+        self._added: tuple[tuple[int, pl.DataFrame, Categories], ...] = ()  # first item, table and index of later items
         column = items["category"]
         if column.dtype != pl.List(pl.String):
             column = pl.Series([None] * len(items), dtype=pl.List(pl.String))
@@ -85,6 +87,22 @@ class Categories:
         order = np.argsort(number, kind="stable")
         self._members, self._depths = item[order], (np.arange(len(item)) - first)[order]
         self._bounds = np.searchsorted(number[order], np.arange(len(self._number) + 1))
+
+    def grown(self, new: pl.DataFrame) -> Categories:
+        """The same with ``new`` items behind the known ones.
+
+        They are kept apart, in a few parts of which each is smaller than the one before: the cost is amortised.
+        """
+        grown, tables = copy.copy(self), [new]
+        parts = list(self._added)
+        while parts and len(parts[-1][1]) <= sum(map(len, tables)):
+            tables.insert(0, parts.pop()[1])
+        joined = pl.concat(tables, how="diagonal_relaxed")
+        first = self.n_items + len(new) - len(joined)
+        grown.n_items = self.n_items + len(new)
+        grown._added = (*parts, (first, joined, Categories(joined)))
+        grown.names = list(dict.fromkeys([*self.names, *grown._added[-1][2].names]))
+        return grown
 
     def mask(self, category: Category) -> np.ndarray:
         """Items of a category: (n_items,) bool, all False where no item has it.
@@ -116,8 +134,10 @@ class Categories:
     def _items(self, category: Category) -> np.ndarray:
         levels = [level.lower() for level in _levels(category)]
         if len(levels) == 1 and isinstance(category, str):
-            return np.unique(self._at(levels[0]))
-        return reduce(np.intersect1d, [self._at(level, depth) for depth, level in enumerate(levels)])
+            found = np.unique(self._at(levels[0]))
+        else:
+            found = reduce(np.intersect1d, [self._at(level, depth) for depth, level in enumerate(levels)])
+        return np.concatenate([found, *(first + part._items(category) for first, _, part in self._added)])
 
     def _at(self, name: str, depth: int | None = None) -> np.ndarray:
         """The items that have a lower-case name as their level, at one depth (0 is the top) or at any."""

@@ -8,47 +8,37 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import polars as pl
-import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
 from genrec.catalogue.catalogue import Catalogue
+from genrec.catalogue.growing import append_rows
 from genrec.catalogue.semantic_ids import SemanticIds
 from genrec.catalogue.trie import CatalogueTrie
 from genrec.model.network import GenerativeRecommender
 from genrec.ranking.features import CandidateFeatures, ItemFacts
 
 
-def grown_features(old: CandidateFeatures, table: pl.DataFrame, ids: SemanticIds) -> CandidateFeatures:
-    """The features over a changed item table: nothing was counted of new items, but their columns are known."""
-    counted = copy.copy(old.cooccurrence)
-    counted.similar, counted.following = (widen(matrix, len(table)) for matrix in (counted.similar, counted.following))
-    # An event's key is item x (span + 1) + seconds, so new items behind the old ones change no key.
-    query_items = old.query_items.widen(len(table)) if old.query_items else None
-    facts = ItemFacts.from_table(table, ids.catalogue.text.cpu().numpy())
-    return CandidateFeatures(counted, facts, old.keys, old.origin, old.span, query_items)
-
-
-def widen(matrix: sp.csr_matrix | None, n: int) -> sp.csr_matrix:
-    """A square sparse matrix with empty rows and columns behind its own; the values are shared, not copied."""
-    assert matrix is not None
-    indptr = np.concatenate([matrix.indptr, np.full(n - matrix.shape[0], matrix.indptr[-1], matrix.indptr.dtype)])
-    return sp.csr_matrix((matrix.data, matrix.indices, indptr), shape=(n, n))
+def refreshed(old: CandidateFeatures, table: pl.DataFrame, ids: SemanticIds) -> CandidateFeatures:
+    """The features over items whose columns changed; counts stay."""
+    refreshed = copy.copy(old)
+    refreshed.facts = ItemFacts.from_table(table, ids.catalogue.text.cpu().numpy())
+    return refreshed
 
 
 @torch.no_grad()
 def grow(network: GenerativeRecommender, catalogue: Catalogue) -> GenerativeRecommender:
     """The network over a catalogue that begins with its own items and goes on with new ones.
 
-    Every weight that does not belong to an item, a code or a trie node is shared with ``network``. New items have a
-    zero id vector, new nodes a zero vector of their own, and codes that no trained item had a zero code vector. The
-    scores of old items stay, except that probability now also goes to the new ones.
+    Every weight that does not belong to a code or a trie node is shared with ``network``. New items have no row of the
+    id table, which counts as a zero vector; new nodes have a zero vector of their own, and codes that no trained item
+    had a zero code vector. The scores of old items stay, except that probability now also goes to the new ones.
     """
     clone = _shared(network, catalogue)
-    _grow_items(clone, network, clone.catalogue)
-    if network.decoder is not None:
+    if catalogue.n_items > network.catalogue.n_items:
+        _grow_items(clone, network, clone.catalogue)
+    if network.decoder is not None and catalogue.trie.n_items > network.catalogue.trie.n_items:
         _grow_decoder(clone, network.catalogue.trie, clone.catalogue.trie)
     return clone.eval()
 
@@ -62,22 +52,23 @@ def with_text(network: GenerativeRecommender, catalogue: Catalogue) -> Generativ
 def _shared(network: GenerativeRecommender, catalogue: Catalogue) -> GenerativeRecommender:
     """A copy of the modules that shares every tensor, over another catalogue."""
     shared: dict[int, object] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    catalogue = catalogue.share().to(network.catalogue.codes.device)
+    catalogue, device = catalogue.share(), network.catalogue.codes.device
+    if catalogue.codes.device != device:
+        catalogue = catalogue.to(device)
     return copy.deepcopy(network, shared | {id(network.catalogue): catalogue})
 
 
 def _grow_items(clone: GenerativeRecommender, network: GenerativeRecommender, catalogue: Catalogue) -> None:
     encoder, old = clone.item_encoder, network.catalogue
     starts = encoder.code_rows[0] - old.codes[0]  # the code table's first row of each level
+    rows = catalogue.codes[old.n_items :] + starts
     if encoder.codes is not None:
-        sizes = torch.cat([starts[1:], starts.new_tensor([encoder.codes.num_embeddings])]) - starts
-        rows, missing = _code_rows(catalogue.codes, starts, sizes, encoder.codes.num_embeddings)
-        encoder.codes = nn.EmbeddingBag.from_pretrained(_with_zeros(encoder.codes.weight, int(missing)), mode="sum")
-        encoder.code_rows = rows
-    if clone.anchor_tables is not None:
-        clone.anchor_tables.grow(catalogue.n_items)
-    if encoder.ids is not None:
-        encoder.ids = nn.Embedding.from_pretrained(_with_zeros(encoder.ids.weight, catalogue.n_items - old.n_items))
+        n_rows = encoder.codes.num_embeddings
+        sizes = torch.cat([starts[1:], starts.new_tensor([n_rows])]) - starts
+        rows, missing = _code_rows(catalogue.codes[old.n_items :], starts, sizes, n_rows)
+        if missing:
+            encoder.codes = nn.EmbeddingBag.from_pretrained(_with_zeros(encoder.codes.weight, 1), mode="sum")
+    encoder.code_rows = append_rows(encoder.code_rows, rows)
 
 
 def _grow_decoder(clone: GenerativeRecommender, old: CatalogueTrie, new: CatalogueTrie) -> None:
@@ -94,7 +85,8 @@ def _grow_decoder(clone: GenerativeRecommender, old: CatalogueTrie, new: Catalog
     if decoder.nodes is not None:
         weight = decoder.nodes.weight.new_zeros(new.n_nodes, decoder.nodes.weight.shape[1])
         weight[0] = decoder.nodes.weight[0]
-        weight[new.item_path[: old.n_items].flatten()] = decoder.nodes.weight[old.item_path.flatten()]
+        for depth in range(old.depth):  # one level at a time: rows of all of them would be as large as the table
+            weight[new.item_path[: old.n_items, depth]] = decoder.nodes.weight[old.item_path[:, depth]]
         decoder.nodes = nn.Embedding.from_pretrained(weight)
 
 

@@ -216,7 +216,7 @@ def _columns(events: list[tuple], snapshot: CatalogueSnapshot, chain: dict[str, 
     """Events (row, item id, time, action, query) as columns."""
     return _Events(
         np.array([event[0] for event in events], np.int64),
-        np.array([snapshot.index.get(event[1], -1) for event in events], np.int64),
+        np.array([snapshot.index_of(event[1]) for event in events], np.int64),
         np.array([_NO_TIME if event[2] is None else event[2] for event in events], np.int64),
         np.array([chain.get(event[3], 0) for event in events], np.int64),
         [event[4] for event in events],

@@ -302,6 +302,8 @@ class Recommender:
     ) -> Explanation:
         """Why ``item_id`` is recommended: nearest history items, shared words, features, and its path of codes."""
         snapshot, query = self._snapshot, None if query is None else query_words(query)
+        if snapshot.index_of(item_id) >= snapshot.catalogue.trie.n_items:  # its path is part of the explanation
+            snapshot = self.merge_items()
         request = RecommendationRequest(user, history, query, timestamp=timestamp)
         return explain(snapshot, self._requests(snapshot, [request], strict), item_id)
 
@@ -331,11 +333,12 @@ class Recommender:
     def add_items(self, items: Items, commit: Callable[[AddedItemIds], None] | None = None) -> AddedItemIds:
         """Add items: encoded with the fixed codebooks, nothing is trained.
 
-        Columns are those of ``genrec/data/schema.py``; ``item_id`` is required.
-        They can be recommended, searched, ranked and read in histories as soon as this returns; a bundle on disk is
-        not changed. An item that exists already stays as it is; a removed one comes back with the columns given.
-        ``commit`` makes the change durable: it is called before anybody sees the change, and nothing changes where it
-        raises. Raises ``UserError`` for a missing, empty or double id.
+        Columns are those of ``genrec/data/schema.py``; ``item_id`` is required. They can be recommended, searched,
+        ranked and read in histories as soon as this returns; a bundle on disk is not changed. In a catalogue of more
+        than 131,072 items the code search (mode ``generate``) finds them once 2 % of the catalogue are new, or after
+        ``merge_items``; all other candidate sources do at once. An item that exists already stays as it is; a removed
+        one comes back with the columns given. ``commit`` makes the change durable: it is called before anybody sees the
+        change, and nothing changes where it raises. Raises ``UserError`` for a missing, empty or double id.
         """
         with self._changing:
             snapshot, added = self._snapshot.add(_table(items))
@@ -343,6 +346,12 @@ class Recommender:
                 commit(added)
             self._snapshot = snapshot
         return added
+
+    def merge_items(self) -> CatalogueSnapshot:
+        """Let the code search find all added items now, in time that follows the size of the catalogue."""
+        with self._changing:
+            self._snapshot = self._snapshot.merged()
+            return self._snapshot
 
     def update_items(self, items: Items, commit: Callable[[], None] | None = None) -> None:
         """Replace the given columns of known items; ``commit`` as in ``add_items``. ``UserError`` for an unknown item.

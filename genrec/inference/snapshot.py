@@ -16,16 +16,17 @@ import polars as pl
 import torch
 
 from genrec.catalogue.catalogue import Catalogue
+from genrec.catalogue.growing import append_rows
 from genrec.catalogue.semantic_ids import SemanticIds
 from genrec.data.schema import ITEM_SCHEMA, conform
 from genrec.errors import UserError
 from genrec.inference.filters import Categories, Filters
-from genrec.inference.growth import grow, grown_features, with_text
-from genrec.model.network import GenerativeRecommender
+from genrec.inference.growth import grow, refreshed, with_text
 from genrec.ranking.candidates import CandidateGenerator
 from genrec.ranking.ranker import Ranker
 from genrec.retrieval.bm25 import BM25
 
+CHUNKS = 64  # of the item table, before they are joined
 MASKS = 16  # filters whose masks a snapshot keeps
 TEXT_COLUMNS = ("title", "text", "brand", "category")  # what an item's vector is made of
 
@@ -40,6 +41,33 @@ class AddedItemIds:
 
 
 @dataclass(frozen=True, eq=False)
+class ItemNames:
+    """Ids and titles by index, and indices by id. Snapshots that follow each other share one, which only grows."""
+
+    ids: list[str]
+    titles: list[str | None]
+    index: dict[str, int]
+
+    @classmethod
+    def of(cls, table: pl.DataFrame) -> ItemNames:
+        """The names of an item table."""
+        ids = table["item_id"].to_list()
+        return cls(ids, table["title"].to_list(), {item: index for index, item in enumerate(ids)})
+
+    def extended(self, size: int, new: pl.DataFrame) -> ItemNames:
+        """With ``new`` items behind the first ``size``; a copy where a snapshot that was given up left others there."""
+        names = self
+        if len(self.ids) > size:
+            ids = self.ids[:size]
+            names = ItemNames(ids, self.titles[:size], {item: index for index, item in enumerate(ids)})
+        added = new["item_id"].to_list()
+        names.ids.extend(added)
+        names.titles.extend(new["title"].to_list())
+        names.index.update((item, size + number) for number, item in enumerate(added))
+        return names
+
+
+@dataclass(frozen=True, eq=False)
 class CatalogueSnapshot:
     """The item table (rows are indices), semantic IDs, what ranks them, and the mask (n_items,) of removed items."""
 
@@ -47,6 +75,7 @@ class CatalogueSnapshot:
     ids: SemanticIds
     ranker: Ranker
     removed: np.ndarray
+    names: ItemNames | None = None
 
     @property
     def n_items(self) -> int:
@@ -64,19 +93,23 @@ class CatalogueSnapshot:
         return self.ranker.generator.network.catalogue
 
     @cached_property
+    def _names(self) -> ItemNames:
+        return ItemNames.of(self.table) if self.names is None else self.names
+
+    @property
     def item_ids(self) -> list[str]:
-        """Item ids by index."""
-        return self.table["item_id"].to_list()
+        """Item ids by index; behind those of this snapshot there may be some of later ones."""
+        return self._names.ids
 
-    @cached_property
+    @property
     def titles(self) -> list[str | None]:
-        """Titles by index."""
-        return self.table["title"].to_list()
+        """Titles by index, as ``item_ids``."""
+        return self._names.titles
 
-    @cached_property
-    def index(self) -> dict[str, int]:
-        """Index by item id."""
-        return {item: index for index, item in enumerate(self.item_ids)}
+    def index_of(self, item_id: str) -> int:
+        """The index of an item, -1 where this snapshot does not have it."""
+        index = self._names.index.get(item_id, -1)
+        return index if index < self.n_items else -1
 
     @cached_property
     def categories(self) -> Categories:
@@ -109,7 +142,7 @@ class CatalogueSnapshot:
 
     def indices(self, item_ids: Sequence[str]) -> np.ndarray:
         """Indices of items; ``UserError`` for the first that is unknown or removed."""
-        indices = np.array([self.index.get(item, -1) for item in item_ids], np.int64)
+        indices = np.array([self.index_of(item) for item in item_ids], np.int64)
         bad = np.flatnonzero((indices < 0) | self.removed[indices])
         if len(bad):
             raise UserError(f"item '{item_ids[int(bad[0])]}' is not in the catalogue")
@@ -117,11 +150,13 @@ class CatalogueSnapshot:
 
     def known_indices(self, item_ids: Sequence[str]) -> np.ndarray:
         """Indices of the items that the catalogue has, removed ones included; the others are left out."""
-        return np.array([self.index[item] for item in item_ids if item in self.index], np.int64)
+        found = [index for item in item_ids if (index := self.index_of(item)) >= 0]
+        return np.array(found, np.int64)
 
     def has(self, item_id: str) -> bool:
         """Whether an item can be recommended."""
-        return item_id in self.index and not self.removed[self.index[item_id]]
+        index = self.index_of(item_id)
+        return index >= 0 and not self.removed[index]
 
     def remove(self, item_ids: Sequence[str]) -> CatalogueSnapshot:
         """Without these items; ``UserError`` for an unknown one."""
@@ -136,7 +171,7 @@ class CatalogueSnapshot:
         """
         given = items.columns
         items = self._checked(items, "add_items")
-        indices = np.array([self.index.get(item, -1) for item in items["item_id"]], np.int64)
+        indices = np.array([self.index_of(item) for item in items["item_id"]], np.int64)
         gone = (indices >= 0) & self.removed[indices]
         existing = items["item_id"].filter(pl.Series((indices >= 0) & ~gone)).to_list()
         restored, new = items.filter(pl.Series(gone)), items.filter(pl.Series(indices < 0))
@@ -166,15 +201,28 @@ class CatalogueSnapshot:
             else _scattered(self.table[name], indices, items[name]).alias(name)
             for name in columns
         )
-        generator, network = self.ranker.generator, self.ranker.generator.network
-        ids, lexical = self.ids, generator.lexical
+        generator, ids, ranker = self.ranker.generator, self.ids, copy.copy(self.ranker)
         if set(columns) & set(TEXT_COLUMNS):
             old = self.ids.catalogue
             text = old.text.clone()
             text[torch.from_numpy(indices)] = torch.from_numpy(ids.encode_new(table[indices.tolist()]).text).to(text)
-            catalogue = Catalogue(text, old.codes, old.trie)
-            ids, network, lexical = replace(ids, catalogue=catalogue), with_text(network, catalogue), BM25().fit(table)
-        return self._with(table, ids, network, lexical, self.removed)
+            ids = replace(ids, catalogue=Catalogue(text, old.codes, old.trie))
+            network, features = with_text(generator.network, ids.catalogue), refreshed(generator.features, table, ids)
+            ranker.generator = CandidateGenerator(network, features, generator.settings, BM25().fit(table))
+        else:
+            features = refreshed(generator.features, table, ids)
+            ranker.generator = generator.grown(generator.network, features, generator.lexical)
+        return CatalogueSnapshot(table, ids, ranker, self.removed)
+
+    def merged(self) -> CatalogueSnapshot:
+        """With the pending items in the trie, so that the code search finds them."""
+        ids = self.ids.merged()
+        if ids is self.ids:
+            return self
+        generator, ranker = self.ranker.generator, copy.copy(self.ranker)
+        network = grow(generator.network, ids.catalogue)
+        ranker.generator = generator.grown(network, generator.features, generator.lexical)
+        return replace(self, ids=ids, ranker=ranker)
 
     def _checked(self, items: pl.DataFrame, call: str) -> pl.DataFrame:
         for name in items.columns:
@@ -195,23 +243,17 @@ class CatalogueSnapshot:
         ids = self.ids.append(new).ids
         new = new.cast({name: self.table.schema[name] for name in new.columns})
         table = pl.concat([self.table, new], how="diagonal")
-        removed = np.concatenate([self.removed, np.zeros(len(new), bool)])
-        generator = self.ranker.generator
-        lexical = None if generator.lexical is None else generator.lexical.grow(table.tail(len(new)))
-        return self._with(table, ids, grow(generator.network, ids.catalogue), lexical, removed)
-
-    def _with(
-        self,
-        table: pl.DataFrame,
-        ids: SemanticIds,
-        network: GenerativeRecommender,
-        lexical: BM25 | None,
-        removed: np.ndarray,
-    ) -> CatalogueSnapshot:
+        if table.n_chunks() > CHUNKS:  # amortised; look-ups slow down with the number of chunks
+            table = table.rechunk()
+        new, removed = table.tail(len(new)), append_rows(self.removed, np.zeros(len(new), bool))
         generator, ranker = self.ranker.generator, copy.copy(self.ranker)
-        features = grown_features(generator.features, table, ids)
-        ranker.generator = CandidateGenerator(network, features, generator.settings, lexical)
-        return CatalogueSnapshot(table, ids, ranker, removed)
+        lexical = None if generator.lexical is None else generator.lexical.grow(new)
+        features = generator.features.grown(self.table, new, ids.catalogue.text.cpu().numpy())
+        ranker.generator = generator.grown(grow(generator.network, ids.catalogue), features, lexical)
+        snapshot = CatalogueSnapshot(table, ids, ranker, removed, self._names.extended(self.n_items, new))
+        if "categories" in self.__dict__:
+            snapshot.__dict__["categories"] = self.categories.grown(new)
+        return snapshot
 
 
 def _scattered(column: pl.Series, indices: np.ndarray, values: pl.Series) -> pl.Series:

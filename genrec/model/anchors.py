@@ -58,7 +58,7 @@ class AnchorTables(nn.Module):
     """Neighbours of every item, and the choice among them for each request.
 
     ``per_event`` neighbours of each recent event become anchors; as many of the top of category and brand, and with
-    ``queries`` of each kind that goes with the request's query.
+    ``queries`` of each kind that goes with the request's query. Items that were added since have no rows.
     """
 
     neighbours: Tensor  # (n_items, width) int32, -1 for none
@@ -81,12 +81,6 @@ class AnchorTables(nn.Module):
         for name, values in counted.items():
             getattr(self, name).copy_(torch.as_tensor(values))
 
-    def grow(self, n_items: int) -> None:
-        """Append empty rows for new items."""
-        for name, empty in (("neighbours", -1), ("counts", 0), ("top_items", -1), ("users", 0)):
-            old = getattr(self, name)
-            setattr(self, name, torch.cat([old, old.new_full((n_items - len(old), *old.shape[1:]), empty)]))
-
     @torch.no_grad()
     def choose(
         self,
@@ -106,7 +100,9 @@ class AnchorTables(nn.Module):
             lengths_before[..., None] - 1 - torch.arange(RECENT, device=items.device)
         )  # (B, R, RECENT), newest first
         recent = items.gather(1, index.clamp(min=0).flatten(1)).view(index.shape)
-        exists, user = index >= 0, _User(items, lengths_before, targets, later)
+        counted = recent < self.users.shape[0]  # not an item that was added after the counts were made
+        exists, user = (index >= 0) & counted, _User(items, lengths_before, targets, later)
+        recent = torch.where(counted, recent, 0)
         neighbours = tuple(values.flatten(2, 3) for values in self._cooccurring(user, recent, exists))
         groups = [neighbours, *self._top_of_category_and_brand(user, recent[:, :, 0], exists[:, :, :1])]
         kinds = torch.eye(RECENT + 1 + 2 * (self.queries is not None), device=items.device)
@@ -181,7 +177,9 @@ class AnchorTables(nn.Module):
     def _users(self, user: _User, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Whether each request has seen ids (B, R, A), and how many other users they have."""
         seen, own = user.contains(ids)
-        return seen, (self.users[ids.clamp(min=0)] - own.float()).clamp(min=0)
+        n_counted = self.users.shape[0]
+        users = torch.where(ids < n_counted, self.users[ids.clamp(min=0, max=n_counted - 1)], 0.0)
+        return seen, (users - own.float()).clamp(min=0)
 
     def _plain(self, users: Tensor, score: Tensor) -> Tensor:
         """Features of anchors without co-occurrence counts."""

@@ -206,7 +206,7 @@ class CodeDecoder(nn.Module):
 
 def node_means(trie: CatalogueTrie, items: Tensor) -> Tensor:
     """The mean of the item vectors (n_items, dim) below each node: (n_nodes, dim), summed from the leaves up."""
-    bounds = trie.level_bounds
+    bounds, items = trie.level_bounds, items[: trie.n_items]
     sums = [items.new_zeros(trie.n_leaves, items.shape[1]).index_add(0, trie.item_leaf - bounds[trie.depth], items)]
     for level in range(trie.depth - 1, -1, -1):
         parent = trie.node_parent[bounds[level + 1] : bounds[level + 2]] - bounds[level]

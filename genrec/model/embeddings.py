@@ -52,7 +52,7 @@ class ItemEncoder(nn.Module):
         if self.codes is not None:
             parts.append(self.codes(self.code_rows if rows is None else self.code_rows[rows]))
         if self.ids is not None:
-            ids = self.ids.weight if rows is None else self.ids(rows)
+            ids = self._id_vectors(self.ids, rows)
             if self.training and self.item_dropout and parts:
                 if rows is not None and self.ids.sparse:  # of a large table only distinct rows are computed
                     ids = ids * (torch.rand(len(rows), 1, device=ids.device) >= self.item_dropout)
@@ -61,6 +61,15 @@ class ItemEncoder(nn.Module):
                     ids = ids * (kept if rows is None else kept[rows])
             parts.append(ids)
         return self.norm(sum(parts[1:], parts[0]))
+
+    def _id_vectors(self, table: nn.Embedding, rows: Tensor | None) -> Tensor:
+        """Rows of the id table; items that were added after training have none and get zeros."""
+        known = table.num_embeddings
+        if self.catalogue.n_items == known:
+            return table.weight if rows is None else table(rows)
+        if rows is None:
+            return F.pad(table.weight, (0, 0, 0, self.catalogue.n_items - known))
+        return table(rows.clamp(max=known - 1)) * (rows < known)[:, None]
 
     def _projected(self, project: nn.Linear, rows: Tensor | None) -> Tensor:
         """Projected text vectors; those of all items in blocks where they are kept in half precision."""

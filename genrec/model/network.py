@@ -130,9 +130,11 @@ class GenerativeRecommender(nn.Module):
         if batch.similar_items is not None and batch.similarity is not None:
             similar = batch.similar_items, batch.similarity
         else:
-            width = min(tables.queries.width, self.catalogue.n_items)
+            texts = self.item_encoder.text
+            users = F.pad(tables.users, (0, texts.shape[0] - tables.users.shape[0]))
+            width = min(tables.queries.width, texts.shape[0])
             with torch.no_grad():
-                similar = most_similar(batch.query_text, self.item_encoder.text, tables.users.log1p(), width)
+                similar = most_similar(batch.query_text, texts, users.log1p(), width)
         return tables.queries.look_up(batch.request_queries, similar, batch.query_words, batch.query_offsets)
 
     def encode(self, batch: Batch, items: Tensor | None = None, anchors: Anchors | None = None) -> Encoded:

@@ -65,7 +65,9 @@ class Pointer(nn.Module):
 
     def forward(self, state: Tensor, anchors: Anchors, relevance: Tensor, trie: CatalogueTrie) -> CopyBias:
         """Copy bias of trie nodes, given request states (B, R, dim) and retrieval scores of anchors (B, R, A)."""
-        nodes = torch.where(anchors.live[..., None], trie.item_path[anchors.ids], trie.n_nodes)
+        n_items = trie.item_path.shape[0]  # anchors behind them are pending: they have no nodes yet
+        live = anchors.live & (anchors.ids < n_items)
+        nodes = torch.where(live[..., None], trie.item_path[anchors.ids.clamp(max=n_items - 1)], trie.n_nodes)
         return _merge(nodes.flatten(2), self._mass(state, anchors, relevance)[..., :-1].flatten(2))
 
     def items(self, state: Tensor, anchors: Anchors, relevance: Tensor, n_items: int) -> CopyBias:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genrec.catalogue.growing import append_rows, with_room
 from genrec.config.schema import DecodingConfig
 from genrec.data.dataset import Requests
 from genrec.generation.beam import leaf_items, proven
@@ -88,13 +90,10 @@ class CandidateGenerator:
         popularity = np.log1p(features.counts).astype(np.float32)
         self.popular = PopularItems(popularity)
         with torch.inference_mode():
-            self.items = network.item_encoder()
-            self.index = network.item_index(self.items)
+            self.items = with_room(network.item_encoder())
+            self.index = with_room(network.item_index(self.items))
             text = network.catalogue.text.to(self.items.device)
-            self.nodes = self.searcher = None
-            if network.decoder is not None:
-                self.nodes = network.decoder.node_vectors(network.catalogue.trie, self.items)
-                self.searcher = Searcher(network.decoder, self.nodes, network.catalogue.trie, decoding)
+        self._set_searcher()
         saved = None if indexes is None else indexes / ITEM_INDEX, None if indexes is None else indexes / TEXT_INDEX
         self.dense = _retriever(self.index, lambda requests: requests.vectors, decoding.index, saved[0])
         self.text = _retriever(text, lambda requests: requests.query_text, decoding.index, saved[1])
@@ -102,6 +101,49 @@ class CandidateGenerator:
         if network.anchor_tables is not None and network.anchor_tables.queries is not None:
             tables = network.anchor_tables
             self.similar_texts = SimilarTexts(self.text, tables.users, network.anchor_tables.queries.width)
+        self._set_sources()
+
+    def grown(
+        self, network: GenerativeRecommender, features: CandidateFeatures, lexical: BM25 | None
+    ) -> CandidateGenerator:
+        """The generator over a catalogue that begins with this one's: only new items are computed.
+
+        The trie may be the same, if the new items are pending.
+        """
+        grown, old = copy.copy(self), len(self.items)
+        grown.network, grown.features, grown.lexical = network, features, lexical
+        if network.catalogue.n_items > old:
+            with torch.inference_mode():
+                added = network.item_encoder(torch.arange(old, network.catalogue.n_items, device=self.items.device))
+                index = network.item_index(added)
+            grown.items, grown.index = append_rows(self.items, added), append_rows(self.index, index)
+            grown.dense = self.dense.grown(grown.index)
+            grown.text = self.text.grown(network.catalogue.text.to(self.items.device))
+            grown.popular = self.popular.grown(network.catalogue.n_items)
+            if self.similar_texts is not None:
+                grown.similar_texts = self.similar_texts.grown(grown.text)
+        if network.catalogue.trie.n_items != self.network.catalogue.trie.n_items:
+            grown._set_searcher()
+        grown._set_sources()
+        return grown
+
+    def _set_searcher(self) -> None:
+        """The vectors of the trie's nodes, and what searches with them."""
+        network = self.network
+        self.nodes = self.searcher = None
+        if network.decoder is not None:
+            with torch.inference_mode():
+                self.nodes = network.decoder.node_vectors(network.catalogue.trie, self.items)
+            self.searcher = Searcher(network.decoder, self.nodes, network.catalogue.trie, self.settings)
+
+    def _set_sources(self) -> None:
+        """The retrievers in the order in which their candidates are joined."""
+        features, lexical, decoding, popularity = (
+            self.features,
+            self.lexical,
+            self.settings,
+            self.popular.scores.numpy(),
+        )
         self.cooccurrence = CooccurrenceRetriever(features.cooccurrence)
         self.words = None if lexical is None else WordRetriever(lexical)
         self.query_items = None if features.query_items is None else QueryItemRetriever(features.query_items)

@@ -6,8 +6,9 @@ future: popularity in a time window counts events strictly before the request's 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from genrec.catalogue.growing import append_rows
 from genrec.data.dataset import Dataset
 from genrec.data.histories import Histories
 from genrec.errors import UserError
@@ -87,21 +89,47 @@ class ItemFacts:
     path: np.ndarray
     price: np.ndarray
     text: np.ndarray
+    numbers: dict[str, dict[str, int]] = field(default_factory=dict)  # code by text, made when items are added
 
     @classmethod
     def from_table(cls, items: pl.DataFrame, text: np.ndarray) -> ItemFacts:
         """``items`` in item id order. ``category`` is the most specific level, ``path`` the whole category path."""
-        levels = category_levels(items)
-        price = items["price"].cast(pl.Float64).to_numpy()
-        with np.errstate(invalid="ignore", divide="ignore"):
-            log_price = np.where(price > 0, np.log(price), np.nan)
-        return cls(
-            item_codes(items["brand"]),
-            item_codes(levels.list.last()),
-            item_codes(levels.list.join("\x1f", ignore_nulls=True)),
-            log_price,
-            np.asarray(text),
-        )
+        codes = {name: item_codes(values) for name, values in _fact_texts(items).items()}
+        return cls(codes["brand"], codes["category"], codes["path"], _log_prices(items), np.asarray(text))
+
+    def grown(self, items: pl.DataFrame, new: pl.DataFrame, text: np.ndarray) -> ItemFacts:
+        """The facts of ``items``, whose facts these are, and of ``new`` items behind them; ``text`` is that of both.
+
+        A value that the old items have keeps its code; what codes stand for is looked up once for all growth.
+        """
+        codes = {}
+        for name, values in _fact_texts(new).items():
+            old = getattr(self, name)
+            if name not in self.numbers:
+                known = pl.DataFrame({"value": _fact_texts(items)[name], "code": old}).filter(pl.col("code") >= 0)
+                known = known.unique("value")
+                self.numbers[name] = dict(zip(known["value"], known["code"], strict=True))
+            numbers = self.numbers[name]
+            added = [numbers.setdefault(value, len(numbers)) if value else -1 for value in values]
+            codes[name] = append_rows(old, np.array(added, np.int64))
+        price = append_rows(self.price, _log_prices(new))
+        return ItemFacts(codes["brand"], codes["category"], codes["path"], price, text, self.numbers)
+
+
+def _fact_texts(items: pl.DataFrame) -> dict[str, pl.Series]:
+    """Brand, most specific category, and category path of each item, as texts."""
+    levels = category_levels(items)
+    return {
+        "brand": items["brand"],
+        "category": levels.list.last(),
+        "path": levels.list.join("\x1f", ignore_nulls=True),
+    }
+
+
+def _log_prices(items: pl.DataFrame) -> np.ndarray:
+    price = items["price"].cast(pl.Float64).to_numpy()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(price > 0, np.log(price), np.nan)
 
 
 def category_levels(items: pl.DataFrame) -> pl.Series:
@@ -144,6 +172,17 @@ class CandidateFeatures:
         born = self.counts > 0
         first[born] = keys[bounds[:-1][born]] % (span + 1)
         self.first = first
+
+    def grown(self, items: pl.DataFrame, new: pl.DataFrame, text: np.ndarray) -> CandidateFeatures:
+        """The features over ``items`` and ``new`` ones behind them, of which nothing was counted.
+
+        Counts are shared: an event's key is item x (span + 1) + seconds, so new items change none.
+        """
+        grown = copy.copy(self)
+        grown.facts = self.facts.grown(items, new, text)
+        grown.counts = append_rows(self.counts, np.zeros(len(new), self.counts.dtype))
+        grown.first = append_rows(self.first, np.full(len(new), self.span, np.int64))
+        return grown
 
     @classmethod
     def build(cls, dataset: Dataset, text: np.ndarray, last: int, transitions: str = "log") -> CandidateFeatures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ GROUP = 32  # columns whose maximum is compared first
 # Scores of a block; a larger one on the CPU spends more on fresh pages than on the product.
 BLOCK, GPU_BLOCK = 1 << 22, 1 << 24
 POINTS, ADDED = 64, 1 << 16  # training points of an IVF list; vectors added to an index at once
+TAIL = 1 << 14  # added items that are multiplied exactly before an index takes them in
 GATHER = 1 << 22  # numbers gathered at once for scores of given items
 
 
@@ -56,6 +58,17 @@ class DenseRetriever:
         self.vectors, self.queries = vectors.detach(), queries
         self.index = dense_index(kind, vectors) if index is None else index
         self._subsets = WeakIdKeyDictionary()  # by mask, which requests share: the ids of its items
+
+    def grown(self, vectors: Tensor) -> DenseRetriever:
+        """A retriever over ``vectors``, which begin with this one's; the index stays, and covers them all."""
+        index = self.index
+        if isinstance(index, ExactIndex):
+            index = ExactIndex(vectors)
+        elif isinstance(index, GrownIndex):
+            index = index.grown(vectors)
+        else:
+            index = GrownIndex(index, len(self.vectors), vectors)
+        return DenseRetriever(vectors, self.queries, index=index)
 
     def top(self, requests: RetrievalRequests, k: int, allowed: AllowedItems) -> tuple[Tensor, Tensor]:
         """As ``Retriever.top``."""
@@ -241,6 +254,16 @@ class FaissIndex:
         rows = np.ascontiguousarray(queries.detach().float().cpu().numpy())
         return torch.from_numpy(self.index.search(rows, fetched, params=params)[1]).to(self.device)
 
+    def extended(self, vectors: Tensor) -> FaissIndex:
+        """A copy with more vectors behind its own."""
+        grown = copy.copy(self)
+        grown.index = faiss.clone_index(self.index)
+        if self.kind == "ivf":
+            grown.index.nprobe = self.index.nprobe
+        for begin in range(0, len(vectors), ADDED):
+            grown.index.add(_rows(vectors, slice(begin, begin + ADDED)))
+        return grown
+
     def save(self, path: Path) -> None:
         """Write the index to a file, without the vectors themselves."""
         faiss.write_index(self.index, str(path))
@@ -260,6 +283,33 @@ class FaissIndex:
         loaded.kind = "ivf" if isinstance(index, faiss.IndexIVF) else "hnsw"
         loaded.device, loaded.index = vectors.device, index
         return loaded
+
+
+class GrownIndex:
+    """A FAISS index over the first items, and an exact product with those that were added since.
+
+    After ``TAIL`` added items they go into a copy of the index, as searches may be reading this one.
+    """
+
+    def __init__(self, base: DenseIndex, covered: int, vectors: Tensor):
+        """``base`` holds the first ``covered`` of ``vectors`` (n_items, dim)."""
+        self.base, self.covered, self.vectors = base, covered, vectors.detach()
+
+    def grown(self, vectors: Tensor) -> GrownIndex:
+        """The same over ``vectors``, which begin with this one's."""
+        base, covered = self.base, self.covered
+        if len(vectors) - covered > TAIL and isinstance(base, FaissIndex):
+            base, covered = base.extended(vectors[covered:]), len(vectors)
+        return GrownIndex(base, covered, vectors)
+
+    def nearest(self, queries: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
+        """As ``DenseIndex.nearest``, but more than ``k`` columns."""
+        old, new = (None, None) if mask is None else (mask[: self.covered], mask[self.covered :])
+        ids, tail = self.base.nearest(queries, k, old), self.vectors[self.covered :].to(queries.dtype)
+        if not len(tail):
+            return ids
+        added = ExactIndex(tail).nearest(queries, min(k, len(tail)), new)
+        return torch.cat([ids, torch.where(added >= 0, added + self.covered, -1)], dim=1)
 
 
 def _rows(vectors: Tensor, rows: Tensor | slice) -> np.ndarray:

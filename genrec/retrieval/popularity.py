@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from genrec.catalogue.growing import append_rows
 from genrec.retrieval.allowed import AllowedItems
 from genrec.retrieval.protocol import RetrievalRequests
 from genrec.retrieval.top_k import best
@@ -20,6 +23,13 @@ class PopularItems:
     def __init__(self, popularity: np.ndarray):
         self.scores = torch.from_numpy(popularity)
         self.order = torch.from_numpy(np.argsort(-popularity, kind="stable"))
+
+    def grown(self, n_items: int) -> PopularItems:
+        """The same for a catalogue with more items behind its own, which nobody has had."""
+        grown, n = copy.copy(self), len(self.scores)
+        grown.scores = append_rows(self.scores, self.scores.new_zeros(n_items - n))
+        grown.order = append_rows(self.order, torch.arange(n, n_items))
+        return grown
 
     def top(self, requests: RetrievalRequests, k: int, allowed: AllowedItems) -> tuple[Tensor, Tensor]:
         """As ``Retriever.top``."""

@@ -57,13 +57,6 @@ class QueryItemCounts:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         return sp.csr_matrix((data, found.indices, offsets), shape=(len(texts), self.counts.shape[1]))
 
-    def widen(self, n_items: int) -> QueryItemCounts:
-        """The same for a longer catalogue."""
-        old = self.counts
-        return QueryItemCounts(
-            self.keys, sp.csr_matrix((old.data, old.indices, old.indptr), shape=(old.shape[0], n_items))
-        )
-
     def state(self) -> dict[str, np.ndarray]:
         """Plain arrays that ``from_state`` takes back."""
         counts = self.counts

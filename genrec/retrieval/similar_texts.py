@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from genrec.catalogue.growing import append_rows
 from genrec.retrieval.allowed import AllowedItems
 from genrec.retrieval.dense import DenseRetriever, ExactIndex
 
@@ -26,7 +28,16 @@ class SimilarTexts:
 
     def __init__(self, texts: DenseRetriever, users: Tensor, width: int):
         """``texts``: retriever over the items' text vectors (n_items, d). ``users`` (n_items,) counts their users."""
-        self.texts, self.popular, self.width = texts, users.log1p(), min(width, len(users))
+        missing = len(texts.vectors) - len(users)  # items that were added since the users were counted
+        self.texts, self.popular = texts, torch.nn.functional.pad(users, (0, missing)).log1p()
+        self.width = min(width, len(texts.vectors))
+
+    def grown(self, texts: DenseRetriever) -> SimilarTexts:
+        """The same for ``texts`` with more items behind its own, which nobody has had."""
+        grown = copy.copy(self)
+        grown.texts = texts
+        grown.popular = append_rows(self.popular, self.popular.new_zeros(len(texts.vectors) - len(self.popular)))
+        return grown
 
     def of(self, queries: Tensor, progress: Callable[[int], None] | None = None) -> tuple[Tensor, Tensor]:
         """Item ids (Q, width) int64 of text vectors (Q, d), best first, and the cosines of the texts (Q, width)."""

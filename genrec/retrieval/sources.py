@@ -18,19 +18,23 @@ from genrec.retrieval.query_items import QueryItemCounts
 from genrec.retrieval.top_k import best
 
 NEARLY = 0.8  # of a query's best BM25 score: nearly as good a match
+SPAN = 1 << 40  # above every item id: row x SPAN + item is a key of both
 ROOM = 1 << 22  # entries of a padded block of sparse rows
 
 
 class SparseScores:
-    """Positive scores of B requests as a CSR matrix (B, n_items); every other item scores 0."""
+    """Positive scores of B requests as a CSR matrix (B, n_items); every other item scores 0.
+
+    The matrix may be narrower than the catalogue: items that were added since score 0.
+    """
 
     def __init__(self, matrix: sp.csr_matrix):
         matrix.sort_indices()
-        self.matrix, self.width = matrix, matrix.shape[1]
+        self.matrix = matrix
 
     def at(self, ids: np.ndarray) -> np.ndarray:
         """Scores (B, K) float32 of item ids (B, K)."""
-        matrix, offset = self.matrix, np.int64(self.width)
+        matrix, offset = self.matrix, np.int64(SPAN)
         if not matrix.nnz:
             return np.zeros(ids.shape, np.float32)
         rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))

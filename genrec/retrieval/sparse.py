@@ -14,6 +14,8 @@ def product(left: sp.csr_matrix, table: sp.csr_matrix) -> sp.csr_matrix:
     SciPy fills buffers as long as the table is wide, which for a single request costs more than everything else. Where
     few entries are involved, the product is made over the columns that occur alone: the same sums in the same order.
     """
+    if left.shape[1] > table.shape[0]:  # items that were added since the table was counted have no rows
+        left = left[:, : table.shape[0]]
     rows, column = np.unique(left.indices, return_inverse=True)
     lengths = np.diff(table.indptr)[rows]
     if int(lengths.sum()) * WIDE > table.shape[1]:

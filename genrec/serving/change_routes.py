@@ -35,7 +35,7 @@ async def events(body: s.EventsBody, request: Request) -> Any:
     for index, (event, result) in enumerate(zip(body.events, kept, strict=True)):
         if result != "kept":
             details.append({"index": index, "problem": result, "kept": result == "repeated"})
-        elif event.item_id not in model.snapshot.index:
+        elif model.snapshot.index_of(event.item_id) < 0:
             details.append({"index": index, "problem": "unknown_item", "kept": True})
         elif event.action is not None and event.action not in actions:
             details.append({"index": index, "problem": "unknown_action", "kept": True})

@@ -128,12 +128,12 @@ class Engine:
         """Make the stored item changes after a version in a model; returns the version reached."""
         version = self.store.version()
         changes = self.store.changed_items(after)
-        known, snapshot = model.snapshot.index, model.snapshot
+        snapshot = model.snapshot
         given = {item: columns for item, columns in changes.items() if columns is not None}
-        new = [columns for item, columns in given.items() if item not in known or snapshot.removed[known[item]]]
+        new = [columns for item, columns in given.items() if not snapshot.has(item)]
         if new:
             model.add_items(pl.DataFrame(new, infer_schema_length=None))
-        old = [columns for item, columns in given.items() if item in known and not snapshot.removed[known[item]]]
+        old = [columns for item, columns in given.items() if snapshot.has(item)]
         changed = [columns for columns in old if _differs(columns, model.item(columns["item_id"]))]
         if changed:
             model.update_items(pl.DataFrame(changed, infer_schema_length=None))

@@ -54,7 +54,6 @@ def overrides(items: int, options: argparse.Namespace) -> list[str]:
         "training.decoder_epochs": 1,
         "training.refit": "false",
         "training.valid_requests": 64,
-        "training.threads": 1,
         "training.accelerator": "cpu",
         "evaluation.baselines": "[]",
         "output": options.output,

@@ -83,7 +83,7 @@ def test_rank_orders_exactly_the_candidates(model, history, mode):
 def test_diversity_by_code_prefix(model, history):
     plain = ids(model.recommend(history=history, k=40))
     codes = {
-        item: int(model.snapshot.catalogue.codes[model.snapshot.index[item], 0]) for item in model.snapshot.item_ids
+        item: int(model.snapshot.catalogue.codes[model.snapshot.index_of(item), 0]) for item in model.snapshot.item_ids
     }
     mixed = ids(model.recommend(history=history, k=8, diversity=Diversity(1, 1)))
     assert len({codes[item] for item in mixed}) == 8 > len({codes[item] for item in plain[:8]})
@@ -279,7 +279,7 @@ def test_an_added_item_equals_a_cold_item_of_training(model):
     starts = trained.code_rows[0] - catalogue.codes[0]
     sizes = torch.cat([starts[1:], torch.tensor([trained.codes.num_embeddings])]) - starts
     for name in "abc":
-        position = model.snapshot.index[name]
+        position = model.snapshot.index_of(name)
         codes = catalogue.codes[position]
         learnt = trained.codes.weight[(codes + starts)[codes < sizes]].sum(0)
         expected = encoder.norm(encoder.project(catalogue.text[position]) + learnt)
@@ -362,3 +362,64 @@ def test_many_threads_while_items_come_and_go(model, history):
     for thread in threads:
         thread.join()
     assert not errors, errors[0]
+
+
+@pytest.mark.parametrize("pending", [False, True])
+def test_items_added_one_by_one_equal_items_added_at_once(model, history, monkeypatch, pending):
+    """Tables, indexes, words and categories grow in place; ``pending`` items wait outside the trie until merged."""
+    if pending:
+        monkeypatch.setattr("genrec.catalogue.semantic_ids.LARGE", 0)
+        monkeypatch.setattr("genrec.catalogue.semantic_ids.PENDING", 10)
+    words = ["zyx", "lamp", "blue wool", "quux"]
+    items = [
+        {"item_id": f"n{n}", "title": f"{words[n % 4]} thing {n}", "brand": f"b{n % 3}", "category": [f"C{n % 5}", "D"]}
+        for n in range(20)
+    ]
+    other, old = type(model)(model.run), model.snapshot
+    category = old.categories.names[0]
+    model.recommend(history=history, filters=Filters(category=[category]))  # makes the index of categories
+    for item in items:
+        model.add_items([item])
+    other.add_items(items)
+    grown = model.snapshot
+    assert grown.catalogue.n_pending == (20 if pending else 0) and old.index_of("n0") == -1 and grown.index_of("n0") > 0
+    assert np.array_equal(grown.categories.mask("C2"), other.snapshot.categories.mask("C2"))
+    assert grown.categories.mask("C2").sum() == 4 and "C2" in grown.categories.names
+    for name in ("brand", "category", "path"):
+        ours, theirs = (getattr(one.ranker.generator.features.facts, name) for one in (grown, other.snapshot))
+        assert np.array_equal(ours == ours[-1], theirs == theirs[-1]) and (ours == ours[-1]).sum() >= 4
+    first = [item["item_id"] for item in items[:3]]
+    for mode in ("retrieve", "fused"):
+        assert ids(model.recommend(history=first, k=30, mode=mode)) == ids(
+            other.recommend(history=first, k=30, mode=mode)
+        )
+        found = ids(model.search("zyx thing", k=10, mode=mode))
+        assert found == ids(other.search("zyx thing", k=10, mode=mode))
+    assert found[0] in {"n0", "n4", "n8", "n12", "n16"}  # fused; it finds pending items
+    inside = ids(model.recommend(history=history, k=9, filters=Filters(category=["C2"])))
+    assert set(inside) == {"n2", "n7", "n12", "n17"}
+    generated = set(ids(model.recommend(history=first, k=grown.n_items, mode="generate")))
+    assert bool(generated & {item["item_id"] for item in items}) is not pending
+    assert model.explain("n3", history=history).path and not model.snapshot.catalogue.n_pending
+    whole = build_trie(model.snapshot.catalogue.codes, model.snapshot.ids.codebooks.sizes)
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(tensor, getattr(model.snapshot.catalogue.trie, name)), name
+    for mode in ("generate", "fused"):
+        assert ids(model.recommend(history=first, k=30, mode=mode)) == ids(
+            other.merge_items() and other.recommend(history=first, k=30, mode=mode)
+        )
+
+
+def test_an_approximate_index_grows(model, history, monkeypatch):
+    """Added items are found beside a FAISS index, and in it after enough of them."""
+    for name, value in (("EXACT_NUMBERS", 0), ("TAIL", 8)):
+        monkeypatch.setattr(f"genrec.retrieval.dense.{name}", value)
+    other = type(model)(model.run)
+    sizes = set()
+    for number in range(20):
+        other.add_items([{"item_id": f"n{number}", "title": f"Quux thing {number}"}])
+        sizes.add(other.ranker.generator.dense.index.base.index.ntotal)
+    assert len(sizes) == 3
+    found = {answer.item_id for answer in other.search("quux thing", k=30)}
+    assert {f"n{number}" for number in range(20)} <= found
+    assert other.similar("n3", k=5)[0].item_id.startswith("n")

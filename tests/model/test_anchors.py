@@ -125,7 +125,6 @@ def test_requests_of_one_sequence_are_those_asked_alone(people):
 def test_a_request_without_history_and_new_items_have_no_anchors(people):
     made = tables(Histories.from_lists(people))
     assert not made.choose(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.long)).live.any()
-    made.grow(N_ITEMS + 2)
     anchors = made.choose(torch.tensor([[N_ITEMS + 1]]), torch.tensor([[1]]))
     assert not anchors.live.any() and anchors.ids.max() < N_ITEMS + 2
 
