@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from genrec.artifacts.folders import open_artifact, read_json
 from genrec.catalogue.catalogue import Catalogue
 from genrec.catalogue.growing import append_rows, with_room
-from genrec.catalogue.trie import build_trie
+from genrec.catalogue.trie import CatalogueTrie, build_trie
 from genrec.catalogue.trie_growth import extend_trie
 from genrec.errors import UserError
 from genrec.semantic_ids.collisions import CollisionReport, resolve_collisions
@@ -87,8 +87,10 @@ class SemanticIds:
         return self.words.keywords_of(item_id)
 
     @classmethod
-    def load(cls, folder: Path, cache: Path | None = None) -> SemanticIds:
+    def load(cls, folder: Path, cache: Path | None = None, trie: CatalogueTrie | None = None) -> SemanticIds:
         """Open a tokenize folder. ``cache``: where a slow text encoder keeps vectors of texts it has seen.
+
+        ``trie``: that of the codes, where it was saved; else it is built.
 
         Raises ``UserError`` where the folder is not whole, or a codebook belongs to another encoder's vectors.
         """
@@ -97,7 +99,8 @@ class SemanticIds:
         text = _text_vectors(folder / "text.npy")
         codebooks = Codebooks.load(folder / "codebooks.safetensors", manifest["key"])
         space = ItemSpace.from_arrays(load_file(folder / "space.safetensors"))
-        catalogue = Catalogue(with_room(text), with_room(codes), build_trie(codes, codebooks.sizes))
+        trie = build_trie(codes, codebooks.sizes) if trie is None else trie
+        catalogue = Catalogue(with_room(text), with_room(codes), trie)
         return cls(
             TextSpace.load(folder, cache),
             codebooks,

@@ -175,8 +175,8 @@ class CatalogueTrie(nn.Module):
         return {name: getattr(self, name) for name in TENSORS}
 
     def saved_tensors(self) -> dict[str, Tensor]:
-        """Plain tensors, ready for safetensors; `from_saved` reads them back."""
-        return {name: tensor.contiguous() for name, tensor in self.tensors().items()} | {
+        """Plain tensors of 4 bytes a number, ready for safetensors; `from_saved` reads them back."""
+        return {name: tensor.to(torch.int32).contiguous() for name, tensor in self.tensors().items()} | {
             name: torch.tensor(getattr(self, name), dtype=torch.int64) for name in BOUNDS
         }
 
@@ -186,7 +186,8 @@ class CatalogueTrie(nn.Module):
         missing = [name for name in (*TENSORS, *BOUNDS) if name not in saved]
         if missing:
             raise UserError(f"catalogue trie: missing {', '.join(missing)}; build it again with genrec tokenize")
-        return cls(saved, **{name: saved[name].tolist() for name in BOUNDS})
+        tensors = {name: saved[name].long() for name in TENSORS}
+        return cls(tensors, **{name: saved[name].tolist() for name in BOUNDS})
 
     def save(self, path: str | Path) -> None:
         """Write the tensors to a safetensors file."""
@@ -194,7 +195,7 @@ class CatalogueTrie(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> CatalogueTrie:
-        """Read what `save` wrote, memory-mapped: pages are read at their first use.
+        """Read what `save` wrote.
 
         Raises UserError for another file.
         """

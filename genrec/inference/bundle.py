@@ -16,7 +16,6 @@ Nothing in it is unpickled when it is opened: safetensors, JSON, Parquet, and ``
 from __future__ import annotations
 
 import copy
-import dataclasses
 import shutil
 from collections.abc import Callable
 from functools import cached_property
@@ -28,7 +27,6 @@ from safetensors.torch import load_file, save_file
 
 from genrec.artifacts.folders import MANIFEST, atomic_folder, fingerprint, open_artifact, read_json, write_json
 from genrec.artifacts.stages import Stage, StageGraph
-from genrec.catalogue.catalogue import Catalogue
 from genrec.catalogue.semantic_ids import SemanticIds
 from genrec.catalogue.trie import CatalogueTrie
 from genrec.config.load import config_from_dict, to_dict
@@ -37,6 +35,7 @@ from genrec.data.dataset import ARRAYS, VALID
 from genrec.data.dataset import KIND as DATASET_KIND
 from genrec.errors import UserError
 from genrec.inference.card import card_text, model_card
+from genrec.model.packed import packed
 from genrec.model.saved import KIND as MODEL_KIND
 from genrec.model.saved import RESOLVED
 from genrec.runs.run import FITTED, Run
@@ -47,6 +46,7 @@ from genrec.text.transformer import model_name
 KIND = "bundle"
 BUNDLE_FORMAT = 1
 INDEXES = "indexes"
+NODES = "decoder.nodes.weight"
 _LEFT_OUT = (".png", ".html", ".svg", "curves.json", MANIFEST)
 
 
@@ -66,9 +66,8 @@ class BundleRun(Run):
     @cached_property
     def ids(self) -> SemanticIds:
         """The semantic IDs, with the saved trie."""
-        ids = SemanticIds.load(self.folder / "semantic_ids")
         trie = CatalogueTrie.from_saved(load_file(self.folder / "trie.safetensors"))
-        return dataclasses.replace(ids, catalogue=Catalogue(ids.catalogue.text, ids.catalogue.codes, trie))
+        return SemanticIds.load(self.folder / "semantic_ids", trie=trie)
 
     @property
     def indexes(self) -> Path | None:
@@ -159,7 +158,7 @@ def export(
     with atomic_folder(output, KIND, fingerprint(BUNDLE_FORMAT, sources, fitted_on, users), info) as folder:
         write_json(folder / "config.json", to_dict(config))
         _pack(run, "semantic_ids", folder, more=run.ids.words.encoder.pack)
-        _pack(run, model, folder, rewrite_config=True)
+        _pack(run, model, folder, rewrite_config=True, more=lambda part: _pack_weights(run, part))
         _pack(run, "reranker", folder)
         with _part(run, "candidate_features", folder) as part:
             for name in (f"{table}.npz", "bm25.npz"):
@@ -217,6 +216,20 @@ def _pack(
             for path in (part / "config.json", part / RESOLVED):
                 written = config_from_dict(read_json(path), str(path))
                 write_json(path, to_dict(_without_paths(written)))
+
+
+def _pack_weights(run: Run, part: Path) -> None:
+    """Write a model's weights in less space. Node vectors that no search can read are left out.
+
+    These belong to nodes whose parent has a single leaf below: the rest of a path through it is certain.
+    """
+    path, trie = part / "model.safetensors", run.ids.catalogue.trie
+    weights = load_file(path)
+    if NODES in weights:
+        decided = trie.only_leaf[trie.node_parent.clamp(min=0)] >= 0
+        decided[0] = False
+        weights[NODES][decided] = 0
+    save_file(packed(weights), path)
 
 
 def _pack_dataset(run: Run, folder: Path, users: bool) -> None:

@@ -20,6 +20,8 @@ from genrec.model.anchors import Anchors, AnchorTokens
 from genrec.model.dropout import Dropout
 from genrec.model.pointer import CopyBias, Pointer
 
+BLOCK = 1 << 17  # nodes whose vectors are made at once
+
 
 @dataclass
 class Memory:
@@ -132,6 +134,8 @@ class CodeDecoder(nn.Module):
 
         ``items`` (n_items, dim) are item vectors; ``means`` their ``node_means``, where the caller keeps them.
         """
+        if nodes is None and len(self.code_row) > BLOCK and not torch.is_grad_enabled():
+            return self._all_node_vectors(trie, items, means)
         rows = slice(None) if nodes is None else nodes
         vectors = self.codes(self.code_row[rows]) + (self.nodes.weight if nodes is None else self.nodes(nodes))
         if means is None and nodes is None:  # fewer items than nodes: project before the mean
@@ -140,6 +144,14 @@ class CodeDecoder(nn.Module):
             means = node_means(trie, items) if means is None else means
             vectors = vectors + self.project(means[rows])
         return self.node_norm(vectors)
+
+    def _all_node_vectors(self, trie: CatalogueTrie, items: Tensor, means: Tensor | None) -> Tensor:
+        """``node_vectors`` of a large trie, written over the means block by block."""
+        vectors = node_means(trie, self.project(items)) if means is None else self.project(means)
+        for begin in range(0, len(vectors), BLOCK):
+            rows = slice(begin, begin + BLOCK)
+            vectors[rows] = self.node_norm(vectors[rows] + self.codes(self.code_row[rows]) + self.nodes.weight[rows])
+        return vectors
 
     @property
     def _layers(self) -> Iterator[DecoderLayer]:
@@ -211,4 +223,7 @@ def node_means(trie: CatalogueTrie, items: Tensor) -> Tensor:
     for level in range(trie.depth - 1, -1, -1):
         parent = trie.node_parent[bounds[level + 1] : bounds[level + 2]] - bounds[level]
         sums.append(items.new_zeros(bounds[level + 1] - bounds[level], items.shape[1]).index_add(0, parent, sums[-1]))
-    return torch.cat(sums[::-1]) / trie.node_item_count[:, None]
+    joined = torch.cat(sums[::-1])
+    del sums
+    counts = trie.node_item_count[:, None]
+    return joined / counts if joined.requires_grad else joined.div_(counts)

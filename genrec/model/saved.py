@@ -16,6 +16,7 @@ from genrec.config.load import config_from_dict
 from genrec.config.schema import Config
 from genrec.errors import UserError
 from genrec.model.network import GenerativeRecommender
+from genrec.model.packed import unpacked
 from genrec.model.sasrec import SASRec
 
 KIND = "model"
@@ -40,7 +41,7 @@ def load_network(folder: Path, dataset_actions: int, ids: SemanticIds) -> tuple[
         info["network"], config, ids.catalogue, dataset_actions, info["time_base"], info["generate"]
     )
     try:
-        network.load_state_dict(load_file(folder / "model.safetensors"))
+        network.load_state_dict(unpacked(load_file(folder / "model.safetensors")))
     except RuntimeError as error:  # a folder of a version whose network had other parts
         raise UserError(f"{folder}: its weights do not fit this version of genrec; train it again") from error
     return network.eval(), config

@@ -122,7 +122,8 @@ class BM25:
                 words[row] = word
         np.savez(
             path,
-            words=np.frombuffer("\n".join(words).encode(), np.uint8), data=weights.data, indices=weights.indices,
+            words=np.frombuffer("\n".join(words).encode(), np.uint8), data=weights.data,
+            indices=weights.indices.astype(np.int32),
             indptr=weights.indptr, settings=np.array([self.k1, self.b, self.mean_length, self.n_fitted]),
         )  # fmt: skip
 

@@ -1,0 +1,58 @@
+"""Weights in less space, with no digit lost: whole numbers in few bytes, tables without their zero rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+WHOLE = (torch.uint8, torch.int16, torch.int32)  # types that hold whole numbers, smallest first
+ROWS, VALUES = "@rows", "@values"  # behind the name of a table: which rows it has (its length last), and their values
+TABLE = 1 << 16  # numbers; smaller tensors stay as they are
+
+
+def packed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors in a form that ``unpacked`` reads."""
+    result: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if tensor.numel() < TABLE:
+            result[name] = tensor
+            continue
+        smaller = _whole(tensor)
+        if smaller.ndim > 1:
+            kept = (smaller != 0).flatten(1).any(1)
+            if 2 * int(kept.sum()) < len(kept):
+                rows = kept.nonzero()[:, 0].to(torch.int32)
+                result[name + ROWS] = torch.cat([rows, torch.tensor([len(kept)], dtype=torch.int32)])
+                smaller, name = smaller[kept], name + VALUES
+        result[name] = smaller.contiguous()
+    return result
+
+
+def unpacked(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inverse of ``packed``, but for the types of whole numbers: a module casts them to its own when it loads them."""
+    result = {}
+    for name, tensor in weights.items():
+        if name.endswith(ROWS):
+            continue
+        if name.endswith(VALUES):
+            name = name.removesuffix(VALUES)
+            rows = weights[name + ROWS]
+            table = tensor.new_zeros(int(rows[-1]), *tensor.shape[1:])
+            table[rows[:-1].long()] = tensor
+            tensor = table
+        result[name] = tensor
+    return result
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The tensor in the smallest integer type that holds all its values, if these are whole numbers."""
+    if tensor.is_floating_point() and not bool((tensor == tensor.round()).all()):
+        return tensor
+    low, high = (float(value) for value in tensor.aminmax())
+    for kind in WHOLE:
+        limits = torch.iinfo(kind)
+        if kind.itemsize < tensor.element_size() and limits.min <= low and high <= limits.max:
+            return tensor.to(kind)
+    return tensor
