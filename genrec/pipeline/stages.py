@@ -129,7 +129,7 @@ def count_candidate_features(run: Run) -> None:
         return
     with atomic_folder(target, FEATURES_KIND, key) as folder:
         BM25().fit(run.dataset.item_table).save(folder / "bm25.npz")
-        for _, table, last in FITTED.values():
+        for table, last in {table: last for _, table, last in FITTED.values()}.items():  # two fits share one
             CandidateFeatures.build(run.dataset, run.ids.catalogue.text.cpu().numpy(), last).save(
                 folder / f"{table}.npz"
             )

@@ -21,9 +21,11 @@ import torch
 from torch import Tensor
 
 from genrec.data.histories import Histories
+from genrec.progress import Progress
 
 MAX_HISTORY = 500  # newest events of a user that are counted, as co-occurrence costs their square
 PAIRS = 1 << 24  # pairs of items that are counted at a time: 200 MB
+LONG = 16  # blocks of pairs from which progress is reported
 COUNTS = ("together", "after", "before")  # what is counted of a pair (item, neighbour)
 
 
@@ -95,16 +97,18 @@ def cooccurring_items(had: sp.csr_matrix) -> Iterator[tuple[int, sp.csr_matrix]]
     turned, n_items = had.T.tocsr(), had.shape[1]
     work = np.cumsum(turned @ np.diff(had.indptr).astype(np.int64))  # at least the pairs of each item
     begin = 0
-    while begin < n_items:
-        done = work[begin - 1] if begin else 0
-        end = max(begin + 1, int(np.searchsorted(work, done + PAIRS, side="right")))
-        together = (turned[begin:end] @ had).tocsr()
-        own = together.indices == row_of(together) + begin
-        together.data[own] = 0
-        together.eliminate_zeros()
-        together.sort_indices()
-        yield begin, together
-        begin = end
+    with Progress("co-occurrence, items", n_items, shown=bool(n_items) and work[-1] > LONG * PAIRS) as progress:
+        while begin < n_items:
+            done = work[begin - 1] if begin else 0
+            end = max(begin + 1, int(np.searchsorted(work, done + PAIRS, side="right")))
+            together = (turned[begin:end] @ had).tocsr()
+            own = together.indices == row_of(together) + begin
+            together.data[own] = 0
+            together.eliminate_zeros()
+            together.sort_indices()
+            yield begin, together
+            progress.advance(end - begin)
+            begin = end
 
 
 def row_of(matrix: sp.csr_matrix) -> np.ndarray:
