@@ -146,11 +146,10 @@ def _neighbours(snapshot: CatalogueSnapshot, history: np.ndarray, item: int) -> 
     seen = np.unique(history[history != item])
     if not len(seen):
         return []
-    vectors = F.normalize(generator.items, dim=-1)
-    similarity = (vectors[torch.from_numpy(seen.astype(np.int64)).to(vectors.device)] @ vectors[item]).cpu().numpy()
-    table = generator.features.cooccurrence
-    assert table.similar is not None and table.following is not None
-    together = np.asarray((table.similar[seen, item] + table.following[seen, item]).todense()).ravel()
+    vectors = generator.items
+    rows = torch.from_numpy(seen.astype(np.int64)).to(vectors.device)
+    similarity = (F.normalize(vectors[rows], dim=-1) @ F.normalize(vectors[item], dim=-1)).cpu().numpy()
+    together = generator.features.cooccurrence.between(seen, item)
     relation = similarity / max(np.abs(similarity).max(), 1e-9) + together / max(together.max(), 1e-9)
     order = np.argsort(-relation, kind="stable")[:NEIGHBOURS]
     return [

@@ -75,8 +75,21 @@ class CooccurrenceTransition:
         """The same two parts as sparse matrices."""
         if self.similar is None or self.following is None:
             raise UserError("CooccurrenceTransition has not been fitted; call fit(train, n_items) first")
-        weighted = histories.to_csr(self.similar.shape[0], weights=lambda ages: self.decay ** ages.astype(np.float64))
+        # Items that were added since the fit are wider than the table; they count nothing.
+        n_items = max(self.similar.shape[0], int(histories.items.max(initial=-1)) + 1)
+        weighted = histories.to_csr(n_items, weights=lambda ages: self.decay ** ages.astype(np.float64))
         return product(weighted, self.similar), product(weighted, self.following)
+
+    def between(self, items: np.ndarray, other: int) -> np.ndarray:
+        """The score that each of ``items`` (n,) in a history gives to ``other``; 0 for items added since the fit."""
+        if self.similar is None or self.following is None:
+            raise UserError("CooccurrenceTransition has not been fitted; call fit(train, n_items) first")
+        scores, known = np.zeros(len(items), np.float32), np.flatnonzero(items < self.similar.shape[0])
+        if other < self.similar.shape[0] and len(known):
+            rows = items[known]
+            both = self.similar[rows, other] + self.following[rows, other]
+            scores[known] = np.asarray(both.todense()).ravel()
+        return scores
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything fitted, as plain arrays that ``from_state`` takes back."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -55,7 +56,7 @@ class TouchedRowsAdamW(torch.optim.AdamW):
         rows, values, state = gradient.indices()[0], gradient.values(), self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            state["exp_avg"], state["exp_avg_sq"] = _untouched(parameter), _untouched(parameter)
             state["touched"] = torch.zeros(len(parameter), device=parameter.device)  # the last step of each row
         state["step"] += 1
         step, (beta1, beta2), rate = float(state["step"]), group["betas"], float(group["lr"])
@@ -67,6 +68,13 @@ class TouchedRowsAdamW(torch.optim.AdamW):
         weights = parameter[rows] * (1 - rate * group["weight_decay"]) ** idle
         scale = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])
         parameter[rows] = weights - rate / (1 - beta1**step) * mean / scale
+
+
+def _untouched(parameter: Tensor) -> Tensor:
+    """Zeros like a parameter. NumPy takes no memory for rows of zeros before they are written."""
+    if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+        return torch.zeros_like(parameter)
+    return torch.from_numpy(np.zeros(tuple(parameter.shape), np.float32))
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> None:
