@@ -15,6 +15,7 @@ ROOMS = (
     "progress",
     "processor",
     "console",
+    "drawing",
     "config",
     "artifacts",
     "data",

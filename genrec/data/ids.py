@@ -102,6 +102,14 @@ def id_text(column: pl.Series, source: str) -> pl.Series:
     return text
 
 
+def plain_id(value: str) -> str:
+    """One id as ``id_text`` writes it; ``UserError`` for one that stands for none, as ``undefined`` and ``null``."""
+    text = id_text(pl.Series("id", [value]), "id")[0] if "." in value or "+" in value else value.strip()
+    if not text or text in NULL_WORDS:
+        raise UserError(f"{value!r} stands for no id")
+    return text
+
+
 def _decoded(column: pl.Series) -> pl.Series:
     """Bytes as text; null where they are not UTF-8."""
     try:

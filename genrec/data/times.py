@@ -17,6 +17,7 @@ from genrec.errors import UserError
 UNITS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 UNITS = (*UNITS_PER_SECOND, "iso", "excel", "order")
 YEAR_1990, YEAR_2200 = 631_152_000, 7_258_118_400
+LATEST = 253_402_300_799  # the end of the year 9999
 SAMPLE = 2_000
 EXCEL_EPOCH_DAYS = 25_569  # the day number of 1970-01-01
 _COMPACT = {8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
@@ -71,6 +72,12 @@ def utc(seconds: int | float) -> str:
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
     except (OverflowError, ValueError, OSError):
         return str(seconds)
+
+
+def checked_seconds(seconds: float, source: str) -> None:
+    """``UserError`` for a time that cannot be seconds since 1970: it lies beyond the year 9999, as milliseconds do."""
+    if not 0 <= seconds <= LATEST:
+        raise UserError(f"{source}: {seconds:.16g} is no number of seconds since 1970 (are these milliseconds?)")
 
 
 def recognise(column: pl.Series, source: str, unit: str | None = None, form: str | None = None) -> TimeNotation:

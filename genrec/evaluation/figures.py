@@ -1,4 +1,4 @@
-"""Bar charts with intervals, drawn without a display."""
+"""Bar charts with intervals."""
 
 from __future__ import annotations
 
@@ -9,21 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from genrec.drawing import Theme, plain, save_figure
 from genrec.errors import UserError
-
-_COLOURS = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#D55E00",
-    "#F0E442",
-    "#000000",
-)  # Okabe & Ito, colour-blind safe
 
 
 @dataclass(frozen=True)
@@ -44,44 +33,45 @@ class Bar:
 
 
 def grouped_bars(path: Path, series: Mapping[str, Sequence[Bar]], title: str, measure: str = "recall") -> None:
-    """Write a PNG: one colour per series, whose bars stand side by side under shared labels.
+    """Write horizontal bars with intervals: a group for each label, in it a bar for each series.
 
     All series hold the same labels in the same order, else ``UserError``. Counts, where given, are those of the first
-    series. Uses its own canvas, not pyplot, so it changes no state of a notebook.
+    series.
     """
     first = next(iter(series.values()), ())
     if any([bar.label for bar in bars] != [bar.label for bar in first] for bars in series.values()):
         raise UserError(
             f"figure '{title}': the models have different slices; give all of them arrays for the same requests"
         )
-    width = 0.8 / max(1, len(series))
-    figure = Figure(figsize=(max(5.0, 1.6 + len(first) * max(0.9, 0.35 * len(series))), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    rows = max(1, len(first) * max(1, len(series)))
+    height = 0.9 + 0.22 * rows + 0.12 * len(first) + (0.25 if len(series) > 1 else 0)
+    save_figure(path, (7.2, height), lambda figure, theme: _draw(figure, theme, series, title, measure))
+
+
+def _draw(figure: Figure, theme: Theme, series: Mapping[str, Sequence[Bar]], title: str, measure: str) -> None:
     axes = figure.add_subplot()
-    centres = np.arange(len(first))
+    first = next(iter(series.values()), ())
+    width = 0.8 / max(1, len(series))
+    reach = [bar.high if math.isfinite(bar.high) else bar.value for bars in series.values() for bar in bars]
+    right = max([value for value in reach if math.isfinite(value)], default=1.0) or 1.0
     for order, (name, bars) in enumerate(series.items()):
-        values = np.array([bar.value for bar in bars])
-        reach = np.array([[bar.value - bar.low, bar.high - bar.value] for bar in bars]).T
-        axes.bar(
-            centres + (order - (len(series) - 1) / 2) * width,
-            values,
-            width,
-            label=name,
-            color=_COLOURS[order % len(_COLOURS)],
-            yerr=np.clip(np.nan_to_num(reach), 0, None),
-            capsize=2,
-            error_kw={"linewidth": 0.8},
-        )
-    labels = [bar.label if bar.count is None else f"{bar.label}\nn={bar.count:,}" for bar in first]
-    is_crowded = max((len(bar.label) for bar in first), default=0) > 12
-    axes.set_xticks(
-        centres, labels, rotation=25 if is_crowded else 0, ha="right" if is_crowded else "center", fontsize=8
-    )
-    axes.set_ylabel(measure)
+        centres = np.arange(len(bars)) + (order - (len(series) - 1) / 2) * width
+        values = np.array([bar.value for bar in bars], float)
+        error = np.array([[bar.value - bar.low, bar.high - bar.value] for bar in bars], float).reshape(-1, 2).T
+        axes.barh(
+            centres, np.nan_to_num(values), width * 0.86, label=name, color=theme.series[order % len(theme.series)],
+            xerr=np.clip(np.nan_to_num(error), 0, None), error_kw={"linewidth": 1.0, "ecolor": theme.ink}, capsize=2,
+        )  # fmt: skip
+        for centre, bar in zip(centres, bars, strict=True):
+            text = f"{bar.value:.3f}".replace("0.", ".", 1) if math.isfinite(bar.value) else "no requests"
+            end = bar.high if math.isfinite(bar.high) else bar.value if math.isfinite(bar.value) else 0.0
+            axes.text(end + 0.012 * right, centre, text, va="center", fontsize=7.5)
+    labels = [bar.label if bar.count is None else f"{bar.label}  (n = {bar.count:,})" for bar in first]
+    axes.set_yticks(np.arange(len(first)), labels)
+    axes.set(xlim=(0, right * 1.12), xlabel=measure)
+    axes.invert_yaxis()
     axes.set_title(title)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_axisbelow(True)
-    axes.grid(axis="y", linewidth=0.4)
-    if series:
-        axes.legend(fontsize=8, frameon=False)
-    figure.savefig(path, dpi=120)
+    plain(axes)
+    axes.spines["left"].set_visible(False)
+    if len(series) > 1:
+        figure.legend(loc="outside lower left", ncols=3, fontsize=8)

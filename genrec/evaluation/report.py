@@ -296,7 +296,8 @@ def write_report(
     }
     for name, models in slices.items():
         if models:
-            figures.grouped_bars(folder / f"{name}.png", models, name.replace("_", " "), measure)
+            title = name.replace("_", " ").capitalize()
+            figures.grouped_bars(folder / f"{name}.png", _filled(models), title, measure)
     for section in sections(rows):
         figures.grouped_bars(
             folder / f"results_{section.name}.png", _result_bars(section, measure), section.title, measure
@@ -313,6 +314,12 @@ def write_report(
         "notes": [*caveats(rows), *notes],
     }
     write_json(folder / "metrics.json", report)
+
+
+def _filled(models: Mapping[str, list[figures.Bar]]) -> dict[str, list[figures.Bar]]:
+    """The slices that hold a request: a figure has no room for empty ones, the file lists them."""
+    keep = [any(bars[index].count for bars in models.values()) for index in range(len(next(iter(models.values()))))]
+    return {model: [bar for bar, kept in zip(bars, keep, strict=True) if kept] for model, bars in models.items()}
 
 
 def _plain(row: Row) -> dict[str, Any]:
@@ -337,4 +344,4 @@ def _result_bars(section: Section, name: str) -> dict[str, list[figures.Bar]]:
 def _result_bar(row: Row | None, line: Row, name: str) -> figures.Bar:
     value = float("nan") if row is None else row.metrics.get(name, float("nan"))
     low, high = (value, value) if row is None else row.intervals.get(name, (value, value))
-    return figures.Bar(f"{line.model} ({line.inputs})", value, low, high)
+    return figures.Bar(line.model, value, low, high)

@@ -10,6 +10,8 @@ import numpy as np
 import polars as pl
 
 from genrec.data.dataset import VALID, Dataset, Requests
+from genrec.data.ids import id_text
+from genrec.data.times import LATEST, checked_seconds, recognise
 from genrec.errors import UserError
 from genrec.inference.requests import History, StoredUsers
 from genrec.inference.snapshot import CatalogueSnapshot
@@ -53,6 +55,8 @@ def build_requests(
     Plain NumPy: a single request passes here on its way to the network, and one call of a table engine costs more
     than all of this.
     """
+    for late in times[(times < 0) | (times > LATEST)][:1]:
+        checked_seconds(float(late), "timestamp")
     given = np.zeros(len(users), bool)
     if isinstance(histories, pl.Series):
         given = histories.is_not_null().to_numpy()
@@ -207,8 +211,8 @@ def _checked(name: str, kind: type, value: object) -> object:
     if not isinstance(value, kind) and not (kind is int and isinstance(value, np.integer)):
         found = f"{value!r:.40}"
         raise UserError(f"history: field '{name}' has the wrong type; expected {kind.__name__}, found {found}")
-    if isinstance(value, int | np.integer) and not 0 <= value < 2**53:
-        raise UserError(f"history: timestamp {value!r:.40} is no number of seconds since 1970")
+    if isinstance(value, int | np.integer):
+        checked_seconds(float(value), "history: timestamp")
     return value
 
 
@@ -240,8 +244,8 @@ def _given_column(histories: pl.Series, snapshot: CatalogueSnapshot, chain: dict
     events = events.with_columns(pl.lit(None).alias(name) for name in EVENT_FIELDS if name not in events.columns)
     catalogue = snapshot.table["item_id"], np.arange(snapshot.n_items)
     events = events.with_columns(
-        pl.col("item_id").cast(pl.String).replace_strict(*catalogue, default=-1, return_dtype=pl.Int64),
-        pl.col("timestamp").cast(pl.Int64).fill_null(_NO_TIME),
+        id_text(events["item_id"], "history").replace_strict(*catalogue, default=-1, return_dtype=pl.Int64),
+        recognise(events["timestamp"], "history").seconds(events["timestamp"]).fill_null(_NO_TIME),
         pl.col("action").cast(pl.String).replace_strict(chain, default=0, return_dtype=pl.Int64).fill_null(0),
         pl.col("query").cast(pl.String),
     )

@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from genrec.data.ids import id_text
+from genrec.data.readers.table.items import as_text
+from genrec.data.times import recognise
 from genrec.errors import UserError
 from genrec.inference.bundle import is_bundle
 from genrec.inference.recommender import Recommender
@@ -31,22 +34,30 @@ def request_table(table: pl.DataFrame, path: str) -> tuple[pl.DataFrame, pl.Seri
         raise UserError(f"{path}: column 'request_id' is missing; the file has {', '.join(table.columns)}")
     if "user_id" not in table.columns and "history" not in table.columns:
         raise UserError(f"{path}: needs a column 'user_id' or 'history'; the file has {', '.join(table.columns)}")
+    columns = [id_text(table[name], path) for name in ("request_id", "user_id") if name in table.columns]
+    if "timestamp" in table.columns:
+        columns.append(_seconds(table["timestamp"], path))
+    if "query" in table.columns:
+        columns.append(as_text(table, "query"))
+    have = {column.name: column for column in columns}
     types = {"request_id": pl.String, "user_id": pl.String, "timestamp": pl.Int64, "query": pl.String}
-    try:
-        plain = table.select(
-            [
-                pl.col(name).cast(dtype) if name in table.columns else pl.lit(None, dtype=dtype).alias(name)
-                for name, dtype in types.items()
-            ]
-        )
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+    missing = {name: pl.Series(name, [None] * len(table), dtype=dtype) for name, dtype in types.items()}
+    plain = pl.DataFrame([have.get(name, missing[name]) for name in types])
     return plain, table["history"] if "history" in table.columns else None
 
 
 def default_fit(run: Path) -> str | None:
     """The model that answers a request file by default: the one fitted on train, or a bundle's only one."""
     return None if is_bundle(run) else "train"
+
+
+def _seconds(column: pl.Series, path: str) -> pl.Series:
+    """Times in any common notation as seconds; ``UserError`` names one that is not read."""
+    seconds = recognise(column, path).seconds(column)
+    unread = column.filter(seconds.is_null() & column.is_not_null())
+    if len(unread):
+        raise UserError(f"{path}: timestamp {unread[0]!r} is no time")
+    return seconds
 
 
 def predict_file(

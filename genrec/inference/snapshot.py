@@ -18,6 +18,9 @@ import torch
 from genrec.catalogue.catalogue import Catalogue
 from genrec.catalogue.growing import append_rows
 from genrec.catalogue.semantic_ids import SemanticIds
+from genrec.data.ids import id_text
+from genrec.data.readers.table.items import typed_items
+from genrec.data.readers.table.options import TableOptions
 from genrec.data.schema import ITEM_SCHEMA, conform
 from genrec.errors import UserError
 from genrec.inference.filters import Categories, Filters
@@ -231,6 +234,7 @@ class CatalogueSnapshot:
                 raise UserError(f"{call}: unknown column '{name}'; did you mean '{near}'?")
         if "item_id" not in items.columns:
             raise UserError(f"{call}: column 'item_id' is missing; the table has {', '.join(items.columns)}")
+        items = typed_items(items.with_columns(id_text(items["item_id"], call)), TableOptions(), call)
         items = conform(items, ITEM_SCHEMA, call) if call == "add_items" else _conformed(items, self.table, call)
         if items["item_id"].null_count() or (items["item_id"] == "").any():
             raise UserError(f"{call}: a row has no item_id; every item needs one")

@@ -176,7 +176,7 @@ def stage_evaluate(run: Run, split: str = "test") -> Evaluation:
     from genrec.evaluation.compare import requests_fingerprint, write_per_request
     from genrec.evaluation.protocol import commit, evaluate
     from genrec.evaluation.report import write_report
-    from genrec.pipeline.report_page import write_report_page
+    from genrec.pipeline.report_page import examples, write_report_page
 
     result = evaluate(run, split)
     config, info = run.config, run.dataset.info
@@ -209,5 +209,5 @@ def stage_evaluate(run: Run, split: str = "test") -> Evaluation:
         write_report(folder, result.rows, meta, result.per_request(), notes=notes, seed=config.seed)
         write_per_request(folder, result.hits, fingerprints)
     if split == "test":
-        write_report_page(run, result.rows, notes)
+        write_report_page(run, result.rows, notes, examples(run, split))
     return result

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, StringConstraints
 
+from genrec.data.ids import plain_id
 from genrec.errors import UserError
 from genrec.inference.filters import Filters
 from genrec.inference.requests import Diversity, RecommendationRequest
@@ -17,7 +18,18 @@ MAX_EVENTS = 1000
 MAX_ITEMS = 10_000
 MAX_IDS = 100_000
 MAX_LIST = 1000  # offset + k
+
+
+def stored_id(value: str) -> str:
+    """An id as logs are read; ``ValueError`` for one that stands for none."""
+    try:
+        return plain_id(value)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+
+
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+StoredId = Annotated[Id, AfterValidator(stored_id)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"\S")]
 Short = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Count = Annotated[int, Field(strict=True)]
@@ -238,9 +250,13 @@ class WalkBody(Person):
 
 
 class EventBody(HistoryEvent):
-    """An action of a user. With an `event_id` it may be sent again safely."""
+    """An action of a user. With an `event_id` it may be sent again safely.
 
-    user_id: Id
+    Ids are read as logs are: without outer spaces; `null`, `undefined` and the like are refused.
+    """
+
+    user_id: StoredId
+    item_id: StoredId
     event_id: Id | None = None
     surface: Short | None = None
     recommendation_id: Short | None = Field(None, description="The answer that this action followed.")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from importlib.util import find_spec
+from pathlib import Path
 
 import polars as pl
 import pytest
 
 from genrec.data.dataset import Dataset
+from genrec.data.readers import read_log
+from genrec.data.schema import RawLog, join_parts
 from genrec.data.simulator.simulate import simulate
 from genrec.data.simulator.world import SimulatorConfig
 from genrec.errors import UserError
 from genrec.pipeline import fit_frames as module
-from genrec.pipeline.fit_frames import _dotted, _frame, _named, _with_seconds, evaluate, fit_frames
+from genrec.pipeline.fit_frames import _dotted, evaluate, fit_frames
 
 TINY = {
     "text": {"dim": 16},
@@ -59,8 +62,22 @@ found = model.search("red lamp", k=5)
     assert (tmp_path / "runs/shop/model/manifest.json").stat().st_mtime_ns == made
 
 
-def test_every_kind_of_table_gives_the_same_log(shop, tmp_path, monkeypatch):
+@pytest.fixture
+def untrained(monkeypatch):
     monkeypatch.setattr(module, "stage_train", lambda run: None)
+
+
+def read(run) -> RawLog:
+    """The log as the run reads it."""
+    data = run.config.data
+    return join_parts(read_log(data.reader, Path(data.path), data.options))
+
+
+EVENT = ["user_id", "item_id", "timestamp", "action", "query"]
+
+
+@pytest.mark.usefixtures("untrained")
+def test_every_kind_of_table_gives_the_same_log(shop, tmp_path):
     events = shop[0].head(200)
     events.write_csv(tmp_path / "e.csv")
     events.write_parquet(tmp_path / "e.parquet")
@@ -72,74 +89,113 @@ def test_every_kind_of_table_gives_the_same_log(shop, tmp_path, monkeypatch):
         *(tmp_path / f"e.{kind}" for kind in ("csv", "parquet", "jsonl")),
     ]
     if find_spec("pandas"):
-        given.append(events.to_pandas())
-    written = []
-    for table in given:
-        fit_frames(table, output=tmp_path / "run")
-        log = pl.read_parquet(tmp_path / "run/log/events.parquet")
-        written.append(log.select("user_id", "item_id", "timestamp", "action", "query"))
-    assert all(one.equals(written[0]) for one in written[1:])
+        given += [events.to_pandas(), events.to_pandas().set_index("customer_id")]
+    logs = [read(fit_frames(table, output=tmp_path / "run")).events.select(EVENT) for table in given]
+    assert logs[0].height == 200 and all(one.equals(logs[0]) for one in logs[1:])
 
 
-def test_searches_may_be_a_table_of_their_own(shop, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "stage_train", lambda run: None)
+@pytest.mark.usefixtures("untrained")
+def test_searches_may_be_a_table_of_their_own(shop, tmp_path):
     searches = shop[0].filter(pl.col("search_term").is_not_null())
     plain = shop[0].filter(pl.col("search_term").is_null()).drop("search_term")
-    fit_frames(plain, queries=searches, output=tmp_path / "run")
-    log = pl.read_parquet(tmp_path / "run/log/events.parquet")
-    assert log.height == shop[0].height and log["query"].count() == searches.height
+    log = read(fit_frames(plain, queries=searches, output=tmp_path / "run"))
+    assert log.events.height == shop[0].height and log.events["query"].count() == searches.height
+    with pytest.raises(UserError, match="queries: no column 'query'"):
+        fit_frames(plain, queries=plain, output=tmp_path / "other")
+
+
+@pytest.mark.usefixtures("untrained")
+def test_a_folder_and_items_in_memory(shop, tmp_path):
+    for day in range(3):
+        (tmp_path / "log").mkdir(exist_ok=True)
+        shop[0][day * 100 : day * 100 + 100].write_csv(tmp_path / f"log/day-{day}.csv")
+    log = read(fit_frames(tmp_path / "log", shop[1], output=tmp_path / "run"))
+    assert log.events.height == 300 and log.items["title"].count() == log.items.height == 60
 
 
 MOMENT = datetime(2024, 5, 1, 12, 30, tzinfo=UTC)
 SECONDS = int(MOMENT.timestamp())
+FRAME = {"user_id": ["a", "b"], "item_id": ["x", "y"]}
 
 
+@pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize(
-    "values",
+    "value",
     [
-        [SECONDS],
-        [float(SECONDS)],
-        [SECONDS * 1000],
-        [SECONDS * 10**6],
-        [SECONDS * 10**9],
-        [MOMENT],
-        [MOMENT.replace(tzinfo=None)],
-        [str(SECONDS)],
-        ["2024-05-01 12:30:00"],
-        ["2024-05-01T12:30:00Z"],
-        ["2024-05-01T14:30:00+02:00"],
+        SECONDS,
+        float(SECONDS),
+        SECONDS * 1000,
+        SECONDS * 10**6,
+        SECONDS * 10**9,
+        MOMENT,
+        MOMENT.replace(tzinfo=None),
+        str(SECONDS),
+        "2024-05-01 12:30:00",
+        "2024-05-01T12:30:00Z",
+        "2024-05-01T14:30:00+02:00",
+        "2024-05-01 12:30:00+00",
+        "13.05.2024 12:30",
+        45413.520833333336,
     ],
 )
-def test_times_become_seconds(values):
-    frame = _with_seconds(pl.LazyFrame({"timestamp": values})).collect()
-    assert frame["timestamp"].to_list() == [SECONDS] and frame["timestamp"].dtype == pl.Int64
+def test_times_become_seconds(value, tmp_path):
+    log = read(fit_frames(pl.DataFrame(FRAME | {"time": [value, value]}), output=tmp_path / "run"))
+    assert set(log.events["timestamp"]) == {SECONDS + (12 * 86_400 if str(value).startswith("13.") else 0)}
 
 
-def test_dates_and_missing_times():
-    days = _with_seconds(pl.LazyFrame({"timestamp": [MOMENT.date()]})).collect()
-    assert days["timestamp"].to_list() == [SECONDS // 86_400 * 86_400]
-    assert _with_seconds(pl.LazyFrame({"user_id": ["a", "b"]})).collect()["timestamp"].to_list() == [0, 1]
-    with pytest.raises(UserError, match="'yesterday' is neither"):
-        _with_seconds(pl.LazyFrame({"timestamp": ["yesterday"]}))
+@pytest.mark.usefixtures("untrained")
+def test_dates_and_missing_times(tmp_path):
+    days = read(fit_frames(pl.DataFrame(FRAME | {"day": [MOMENT.date()] * 2}), output=tmp_path / "days"))
+    assert set(days.events["timestamp"]) == {SECONDS // 86_400 * 86_400}
+    rows = read(fit_frames(pl.DataFrame(FRAME), output=tmp_path / "rows"))
+    assert rows.events["timestamp"].is_sorted() and rows.events["timestamp"].n_unique() == 2
+    run = fit_frames(pl.DataFrame(FRAME | {"timestamp": ["05/06/2024", "07/08/2024"]}), output=tmp_path / "two")
+    assert read(run).events["timestamp"][0] == 1717545600  # the day first, and said so
+
+
+@pytest.mark.usefixtures("untrained")
+def test_frames_are_read_as_files_are(tmp_path):
+    """Kinds of silent mistakes: what the table reader mends in files is mended in frames."""
+    events = pl.DataFrame(
+        {
+            "Kunde": [1.0, 2.0, None, float("nan"), 1.0],
+            "Artikel": ["007", "008", "007", "007", " 008 "],
+            "Zeit": [SECONDS] * 5,
+            "Menge": [1, 1, 1, 1, -1],
+        }
+    )
+    items = pl.DataFrame({"Artikel": ["007", "008"], "Bezeichnung": ["L&amp;M", "NULL"], "Preis": ["1.299,05", "4,50"]})
+    log = read(fit_frames(events, items, output=tmp_path / "run"))
+    assert log.events.select("user_id", "item_id").rows() == [("1", "007"), ("2", "008")]
+    assert log.items.select("title", "price").rows() == [("L&M", 1299.05), (None, 4.5)]
+    assert log.quarantine.height == 2 and log.filtered == {"returned or cancelled (quantity not above 0)": 1}
+    flags = pl.DataFrame(FRAME | {"timestamp": [SECONDS] * 2, "clicked": [True, False]})
+    log = read(fit_frames(flags, output=tmp_path / "flags"))
+    assert log.events["action"].to_list() == ["click"] and log.chain == ("impression", "click")
 
 
 def test_what_is_wrong_is_named(tmp_path):
     with pytest.raises(UserError, match=r"events: no column 'user_id'; the table has who, item_id"):
         fit_frames(pl.DataFrame({"who": ["a"], "item_id": ["b"]}), output=tmp_path / "run")
+    with pytest.raises(UserError, match="items: no column 'item_id'; the table has what"):
+        fit_frames(pl.DataFrame(FRAME), pl.DataFrame({"what": ["q"]}), output=tmp_path / "run")
     with pytest.raises(UserError, match="items: a int is no table"):
-        _frame(3, "items")
+        fit_frames(pl.DataFrame(FRAME), 3, output=tmp_path / "run")
     with pytest.raises(UserError, match=r"nothing\.csv does not exist"):
-        _frame(tmp_path / "nothing.csv", "events")
-    (tmp_path / "log.xls").write_text("")
-    with pytest.raises(UserError, match="is no .csv"):
-        _frame(tmp_path / "log.xls", "events")
+        fit_frames(tmp_path / "nothing.csv", output=tmp_path / "run")
+    if find_spec("pandas"):
+        import pandas as pd
+
+        with pytest.raises(UserError, match=r"mixes types .*astype"):
+            fit_frames(pd.DataFrame({"user": ["a", 1], "item": ["b", "c"]}), output=tmp_path / "run")
     with pytest.raises(UserError, match="did you mean 'training.epochs'"):
         fit_frames(pl.DataFrame({"user": ["a"], "item": ["b"]}), output=tmp_path / "run", training={"epoch": 3})
     assert _dotted({"a": {"b": 1, "c": {"d": 2}}, "e__f": [3], "g": 4}) == {"a.b": 1, "a.c.d": 2, "e.f": [3], "g": 4}
 
 
-def test_a_name_of_the_contract_wins_over_others():
-    frame = _named(
-        pl.LazyFrame({"item": ["x"], "item_id": ["y"], "Title": ["z"]}), ("item_id", "title"), ("item_id",), "items"
-    )
-    assert frame.collect().columns == ["item", "item_id", "title"]
+@pytest.mark.usefixtures("untrained")
+def test_a_name_of_the_contract_wins_and_a_stated_one_wins_over_all(tmp_path):
+    frame = pl.DataFrame({"user": ["a"], "item": ["x"], "item_id": ["y"], "who": ["z"]})
+    assert read(fit_frames(frame, output=tmp_path / "run")).events.row(0)[:2] == ("a", "y")
+    run = fit_frames(frame, output=tmp_path / "run2", data={"options": {"columns": {"user_id": "who"}}})
+    assert read(run).events.row(0)[:2] == ("z", "y")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from genrec.evaluation.report import Row
-from genrec.pipeline.report_page import write_report_page
+from genrec.pipeline.report_page import Example, write_report_page
 
 
 def test_the_page_holds_tables_figures_and_data_summary(prepared_run):
@@ -12,7 +12,11 @@ def test_the_page_holds_tables_figures_and_data_summary(prepared_run):
         Row("<ours>", "ids", "train", "recommendation", None, metrics, intervals),
         Row("BM25", "text", "train", "search", "category", metrics),
     ]
-    page = write_report_page(prepared_run, rows, ["a note"]).read_text(encoding="utf-8")
+    shown = [Example(["Lamp <x>", "Cup"], "Plate", ["Bowl", "Plate"])]
+    page = write_report_page(prepared_run, rows, ["a note"], shown).read_text(encoding="utf-8")
     assert "&lt;ours&gt;" in page and "0.2500 [0.2000, 0.3000]" in page and "SYNTHETIC" in page and "a note" in page
-    assert prepared_run.dataset.info["split_fingerprint"] in page and 'alt="tree" src="data:image/png;base64,' in page
+    assert "Lamp &lt;x&gt;<br>Cup" in page and "Bowl<br><b>Plate</b>" in page
+    assert "prefers-color-scheme: dark" in page
+    assert prepared_run.dataset.info["split_fingerprint"] in page
+    assert 'alt="tree" src="data:image/svg+xml;base64,' in page
     assert "http" not in page and "src=" in page and "<script" not in page

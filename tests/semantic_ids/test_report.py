@@ -91,6 +91,20 @@ def test_the_tree_names_nodes_by_their_own_words(tmp_path):
     assert "blue" in tree[0]["children"][1]["words"]
     plot_tree(tree, tmp_path / "tree.png", 2)
     assert (tmp_path / "tree.png").stat().st_size > 1000
+    for name in ("tree.svg", "tree-dark.png", "tree-dark.svg"):
+        assert (tmp_path / name).is_file()
+    assert "lipstick" in (tmp_path / "tree.svg").read_text()
+
+
+def test_children_are_named_by_contrast_with_their_siblings():
+    """ "shampoo" is rare in the catalogue and common to both children: it names the parent, not them."""
+    texts = ["shampoo dry"] * 3 + ["shampoo oily"] * 3 + ["lamp"] * 6
+    codes = np.array([[0, 0]] * 3 + [[0, 1]] * 3 + [[1, 0]] * 6)
+    tree = code_tree(codes, texts)
+    parent = next(node for node in tree if node["code"] == 0)
+    assert "shampoo" in parent["words"]
+    assert [child["words"] for child in parent["children"]] == [["dry"], ["oily"]]
+    assert tree[0]["example"] == "lamp" or tree[1]["example"] == "lamp"
 
 
 def test_keywords_name_nodes_before_words_do():

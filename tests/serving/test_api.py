@@ -7,9 +7,10 @@ import json
 
 import polars as pl
 import pytest
+from pydantic import ValidationError
 
 from genrec.serving.export import write_events
-from genrec.serving.schemas import MAX_HISTORY
+from genrec.serving.schemas import MAX_HISTORY, EventBody
 
 
 def ids(reply) -> list[str]:
@@ -252,3 +253,12 @@ def test_examples_of_the_description_work(serving, path):
                 assert (await client.post(path, json=example)).status_code == 200, example
 
     asyncio.run(go())
+
+
+def test_ids_of_events_are_read_as_those_of_logs():
+    body = {"user_id": " u1 ", "item_id": "7.0"}
+    stored = EventBody.model_validate(body).stored()
+    assert (stored.user_id, stored.item_id) == ("u1", "7")
+    for word in ("undefined", "null", " "):
+        with pytest.raises(ValidationError, match="stands for no id"):
+            EventBody.model_validate(body | {"user_id": word})

@@ -7,14 +7,17 @@ any other.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from genrec.data.readers.guess.catalogue import add_catalogue
-from genrec.data.readers.guess.events import add_events, choose_events
+from genrec.data.readers.guess.events import add_events, choose_events, name_by_group
 from genrec.data.readers.guess.roles import assign_roles
 from genrec.data.readers.guess.tables import Guess, Table, sampled_tables
 from genrec.data.readers.table.formats import table_files
 from genrec.data.readers.toolkit import plain_name
+from genrec.errors import UserError
 
 __all__ = ["Guess", "Table", "guess_log", "guess_tables"]
 
@@ -48,15 +51,45 @@ def guess_log(path: Path) -> Guess:
     return guess
 
 
-def guess_tables(events: list[Path], items: Path | None, base: Path) -> Guess:
-    """How tables whose kind is stated are laid out: ``events`` files, and perhaps one of ``items``, below ``base``."""
+def guess_tables(
+    events: Mapping[str, Path],
+    items: Path | None,
+    base: Path,
+    columns: Mapping[str, str] = MappingProxyType({}),
+    item_columns: Mapping[str, str] = MappingProxyType({}),
+) -> Guess:
+    """How tables whose kind is stated are laid out.
+
+    ``events``: name in messages -> file or folder, all of them events; ``items``: one of items. ``columns`` and
+    ``item_columns`` are stated and win over what is guessed. ``UserError`` names a table without user or item, and one
+    called ``queries`` without a query.
+    """
     guess = Guess("table", base)
-    tables = [sampled_tables([file], guess)[0] for file in events]
-    catalogue = [] if items is None else sampled_tables([items], guess)
-    for table in (*tables, *catalogue):
+    tables = []
+    for name, path in events.items():
+        table = sampled_tables(table_files(path), guess)[0]
         assign_roles(table)
-    for table in tables:
-        choose_events([table], guess, base)
+        table.columns |= {ours: theirs for ours, theirs in columns.items() if theirs in table.sample.columns}
+        _check_roles(table, name)
+        tables.append(table)
+    catalogue = []
+    if items is not None:
+        catalogue = sampled_tables(table_files(items), guess)[:1]
+        assign_roles(catalogue[0])
+        catalogue[0].columns |= {ours: theirs for ours, theirs in item_columns.items() if ours == "item_id"}
+        catalogue[0].items |= {ours: theirs for ours, theirs in item_columns.items() if ours != "item_id"}
     add_events(guess, tables, base, whole_path=False)
     add_catalogue(guess, [*tables, *catalogue], tables, base, stated=items is not None)
     return guess
+
+
+def _check_roles(table: Table, name: str) -> None:
+    required = ["user_id", "item_id"] + (["query"] if name == "queries" else [])
+    missing = [role for role in required if role not in table.columns]
+    if missing == ["user_id"] and name_by_group(table):
+        return
+    if missing:
+        raise UserError(
+            f"{name}: no column '{missing[0]}'; the table has {', '.join(table.sample.columns)}. "
+            "Rename the column that holds it"
+        )

@@ -29,10 +29,7 @@ def choose_events(tables: Sequence[Table], guess: Guess, base: Path) -> list[Tab
     if joined is not None:
         return [joined]
     for table in tables:
-        groups = [(rank, name) for name in table.sample.columns if (rank := rank_of(name, GROUPS)) is not None]
-        groups = [(rank, name) for rank, name in groups if rank < 100 and name != table.columns.get("item_id")]
-        if "item_id" in table.columns and groups:
-            table.columns["user_id"] = min(groups)[1]
+        if name_by_group(table):
             return [table]
     have = "; ".join(f"{table.files[0].name}: {', '.join(table.sample.columns)}"[:160] for table in tables[:3])
     raise UserError(
@@ -40,6 +37,16 @@ def choose_events(tables: Sequence[Table], guess: Guess, base: Path) -> list[Tab
         "write a config with data.reader=table and "
         "data.options.columns"
     )
+
+
+def name_by_group(table: Table) -> bool:
+    """Let the session, basket or playlist of a table stand for the user; False where it has none, or no item."""
+    groups = [(rank, name) for name in table.sample.columns if (rank := rank_of(name, GROUPS)) is not None]
+    groups = [(rank, name) for rank, name in groups if rank < 100 and name != table.columns.get("item_id")]
+    if "item_id" not in table.columns or not groups:
+        return False
+    table.columns["user_id"] = min(groups)[1]
+    return True
 
 
 def _joined(tables: Sequence[Table], guess: Guess, base: Path) -> Table | None:
