@@ -42,7 +42,7 @@ def test_a_date_is_no_number_of_days_and_a_word_is_named() -> None:
 
 
 @pytest.mark.parametrize("notation", ["datetime", "milliseconds"])
-def test_histories_of_a_table_are_read_alike(model, notation) -> None:
+def test_histories_of_a_table_are_read_alike(model, history, notation) -> None:
     def answers(times: list, items: list) -> list:
         rows = [[{"item_id": item, "timestamp": time} for item, time in zip(items, times, strict=True)]]
         table = pl.DataFrame({"request_id": ["r"], "timestamp": [SECONDS + 9], "history": rows})
