@@ -15,6 +15,7 @@ from genrec.cli.compare import compare, evaluate, sweep
 from genrec.cli.init import init
 from genrec.cli.make import prefer, prepare, run, tokenize, train
 from genrec.cli.serve import export_events, serve
+from genrec.cli.tune import tune
 from genrec.cli.update import update
 from genrec.console import log_handler
 from genrec.errors import UserError, machine_limit
@@ -29,7 +30,7 @@ datasets_app = typer.Typer(no_args_is_help=True, help="Data sets that arrive by 
 app.add_typer(datasets_app, name="datasets")
 VERBS = (
     *(init, run, prepare, tokenize, train, update, prefer),
-    *(evaluate, compare, sweep),
+    *(evaluate, compare, sweep, tune),
     *(recommend, search, suggest, predict, requests),
     *(export, export_events, serve),
     *(drift, doctor),

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ def make_trainer(config: Config, plan: FitPlan, work: Path, keeper: Checkpoints,
     if choosing:
         patience = settings.patience + settings.align_epochs + settings.cooccur_epochs
         callbacks.append(EarlyStopping("val/quality", mode="max", patience=patience, check_on_train_epoch_end=False))
+    if plan.report is not None:
+        callbacks.append(ReportQuality(plan.report))
     terminal = sys.stderr.isatty()
     if terminal:
         callbacks.append(TQDMProgressBar(refresh_rate=10))
@@ -87,6 +90,18 @@ def make_trainer(config: Config, plan: FitPlan, work: Path, keeper: Checkpoints,
         limit_val_batches=1.0 if choosing else 0,
         log_every_n_steps=log_every,
     )
+
+
+class ReportQuality(Callback):
+    """Tells somebody the validation quality of every epoch."""
+
+    def __init__(self, report: Callable[[int, float], None]):
+        self.report = report
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Hand over epoch and quality."""
+        if "val/quality" in trainer.callback_metrics:
+            self.report(trainer.current_epoch, float(trainer.callback_metrics["val/quality"]))
 
 
 class ProgressLines(Callback):
