@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom."""
+"""Every notebook runs from top to bottom, and holds the outputs of a run."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path):
     notebook = nbformat.read(path, as_version=4)
+    saved = [bool(cell.outputs) for cell in notebook.cells if cell.cell_type == "code"]
+    assert notebook.cells[0].source.count("One question: ") == 1
     NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
     ).execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert any("recall" not in str(output) and "Answer(" in str(output) for output in outputs), (
-        "the notebook printed no answer"
-    )
+    fresh = [bool(cell.outputs) for cell in notebook.cells if cell.cell_type == "code"]
+    assert fresh == saved and any(saved)  # what the page shows is what a run shows
