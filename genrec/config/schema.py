@@ -309,6 +309,13 @@ class PreferenceConfig:
         "Teacher over the beam: retrieval head, re-ranker, ranking head or reward model (distil).",
         choices=("dense", "fused", "ranking", "reward"),
     )
+    strengths: list[float] = setting(
+        [1.0],
+        "Weights of the value's logarithm against the decoder's own log-probability (distil by reward, ranking). "
+        "Each is tried; of those that the gate accepts, the one with the highest reward is kept.",
+        ge=0,
+        nonempty=True,
+    )
     tolerance: float = setting(0.02, "Acceptance gate: maximum relative loss of Recall and nDCG.", ge=0)
     in_run: bool = setting(False, "`genrec run` includes this stage.")
 

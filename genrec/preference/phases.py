@@ -68,7 +68,9 @@ class PhaseTrainer:
     category: np.ndarray
     popularity: np.ndarray
     reranker_teacher: Callable[[np.ndarray], tuple[Tensor, Tensor]] | None = None
+    strength: float = 1.0  # of the value against the decoder's own log-probability, see ``preference.strengths``
     beams: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))  # (N, W) items, -1 empty
+    chances: Tensor = field(default_factory=lambda: torch.zeros(0, 0))  # (N, W) log-probabilities of the beam's items
     values: Tensor = field(default_factory=lambda: torch.zeros(0, 0))  # (N, W) of the beam's items
 
     def __post_init__(self) -> None:
@@ -100,13 +102,13 @@ class PhaseTrainer:
         """Every request's beam, and ``value`` of its items."""
         width = BEAM
         self.beams = torch.full((len(self.feedback), width), -1, dtype=torch.long)
-        self.values = torch.zeros(len(self.feedback), width)
+        self.chances, self.values = torch.zeros(len(self.feedback), width), torch.zeros(len(self.feedback), width)
         for rows, inputs in chunks(
             self.policy, self.collator, self.feedback.requests, _BEAM_CHUNK, self.feedback.users, counted=True
         ):
-            ids = self.policy.beam(inputs, width)[0][:, :width]
+            ids, chances = (part[:, :width] for part in self.policy.beam(inputs, width))
             index = torch.from_numpy(rows)
-            self.beams[index, : ids.shape[1]] = ids.cpu()
+            self.beams[index, : ids.shape[1]], self.chances[index, : ids.shape[1]] = ids.cpu(), chances.cpu()
             if value:
                 self.values[index, : ids.shape[1]] = value(inputs, ids).cpu()
 
@@ -177,14 +179,19 @@ class PhaseTrainer:
         return loss, {"hard": float(hard.detach()), "taught": float(taught.detach())}
 
     def _candidate_teacher(self, inputs: PolicyRequests, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Candidates (B, W), the teacher's best first, and its scores: the re-ranker's, or logarithms of its values."""
+        """Candidates (B, W), the teacher's best first, and its scores.
+
+        Over the beam the teacher is ``reference x value ** strength``: what maximises the logarithm of the value under
+        a penalty on the divergence from the reference (as in the DPO paper, eq. 4). Values alone would order the beam
+        worse than the decoder does, because they were learnt on what a logging policy had already chosen.
+        """
         if self.reranker_teacher is not None and self.settings.teacher == "fused":
             return self.reranker_teacher(rows)
-        ids, values = self.beams[rows], self.values[rows]
-        scores = values.clamp(min=1e-4).log().masked_fill(ids < 0, -torch.inf)
+        ids = self.beams[rows]
+        scores = regularised(self.chances[rows], self.values[rows], self.strength).masked_fill(ids < 0, -torch.inf)
         scores, order = scores.sort(dim=1, descending=True)
         ids = ids.gather(1, order)
-        return ids.to(inputs.device), scores.masked_fill(ids < 0, -30.0).to(inputs.device)
+        return ids.to(inputs.device), scores.masked_fill(ids < 0, _NO_CANDIDATE).to(inputs.device)
 
     def _grpo(self, inputs: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
         settings, trie = self.settings, self.policy.trie
@@ -308,6 +315,11 @@ class PhaseTrainer:
             "accuracy": float(outcome.accuracy),
             "gap": float(outcome.gap),
         }
+
+
+def regularised(chances: Tensor, values: Tensor, strength: float) -> Tensor:
+    """Logarithm of ``chance x value ** strength`` from log-probabilities and values of the same shape."""
+    return chances + strength * values.clamp(min=1e-4).log()
 
 
 def _repeated(pool: np.ndarray) -> np.ndarray:

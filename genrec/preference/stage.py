@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from genrec.artifacts.folders import atomic_folder, is_current, open_artifact, read_json, write_json
 from genrec.config.load import to_dict
 from genrec.config.schema import PreferenceConfig
-from genrec.data.dataset import TRAIN
+from genrec.data.dataset import TRAIN, Requests
 from genrec.data.impressions import feedback_chain
 from genrec.errors import UserError
 from genrec.evaluation.metrics import auc, gauc
@@ -33,6 +33,7 @@ from genrec.model.query_features import QueryFeatures
 from genrec.model.saved import KIND as MODEL_KIND
 from genrec.model.saved import RESOLVED, load_network
 from genrec.preference.acceptance import GateDecision, GateRow, Measured, decide, markdown, measure
+from genrec.preference.beam_reward import beam_agreement, list_reward, teaches_by_value
 from genrec.preference.feedback import Feedback, collect
 from genrec.preference.levels import Levels, Rates
 from genrec.preference.parts import draw_requests, impression_rates, split_by_time, with_random_items
@@ -139,17 +140,70 @@ class Stage:
         for name, towers in quality.items():
             numbers = [towers["click"][measure] for measure in ("auc", "gauc", "error")]
             log.info("prefer: reward model on %s: click AUC %.4f GAUC %.4f, calibration error %.4f", name, *numbers)
-        before = self.measure("valid")
-        work = run.folder / f".{TARGET}-{self.key}"
-        curves = learn(self.trainer(model), work, self.key, run.config.seed)
-        after = self.measure("valid")
-        decision = decide(before, after, self.settings.tolerance, run.config.seed)
-        if decision.kept:
-            self._keep()
+        decision, curves, frontier = self._best_policy(model)
         log.info("prefer: %s: %s", "kept" if decision.kept else "REFUSED", "; ".join(decision.reasons))
-        self._write(decision, model, quality, curves)
-        shutil.rmtree(work, ignore_errors=True)
+        self._write(decision, model, quality, curves, frontier)
+        shutil.rmtree(self._work(), ignore_errors=True)
         return decision
+
+    def _best_policy(self, model: RewardModel) -> tuple[GateDecision, list[dict], list[dict]]:
+        """Train the policy at each strength and keep the best that the gate accepts.
+
+        Returns the decision, the curves of the kept (else the last) training, and the frontier: recall and the reward
+        model's value of the generated lists at each strength.
+        """
+        run, decoder = self.job, self.policy.decoder
+        start = {name: value.clone() for name, value in decoder.state_dict().items()}
+        before = self.measure("valid")
+        tried: list[tuple[GateDecision, list[dict], dict, dict[str, Tensor]]] = []
+        strengths = self.settings.strengths if teaches_by_value(self.settings) else [1.0]
+        for number, strength in enumerate(strengths):
+            decoder.load_state_dict(start)
+            self.policy.version += 1
+            trainer = self.trainer(model, strength)
+            row: dict = {"strength": strength}
+            if self.parts.valid.observed and len(self.parts.valid) and self._reads_reward():
+                agreement = beam_agreement(trainer, self.parts.valid, self.levels, run.config.seed)
+                row["beam"] = agreement.to_dict()
+                if agreement.fault:
+                    tried.append((GateDecision(False, [agreement.fault], []), [], row, start))
+                    continue
+            if number == 0:
+                row["reward before"] = self._list_reward(trainer, before)
+            curves = learn(trainer, self._work(strength), self.key, run.config.seed)
+            after = self.measure("valid")
+            decision = decide(before, after, self.settings.tolerance, run.config.seed)
+            row |= after.means() | {"reward": self._list_reward(trainer, after), "kept": decision.kept}
+            tried.append((decision, curves, row, {name: value.clone() for name, value in decoder.state_dict().items()}))
+        kept = [one for one in tried if one[0].kept]
+        best = max(kept, key=lambda one: one[2]["reward"]) if kept else tried[-1]
+        decoder.load_state_dict(best[3])
+        self.policy.version += 1
+        if best[0].kept:
+            self._keep()
+        return best[0], best[1], [row for _, _, row, _ in tried]
+
+    def _reads_reward(self) -> bool:
+        """Whether a phase learns from the reward model."""
+        phases, grpo = (
+            self.settings.phases,
+            "grpo" in self.settings.phases and self.settings.rewards.get("model", 0) > 0,
+        )
+        by_value = "distil" in phases and self.settings.teacher == "reward"
+        return bool(grpo or by_value or {"guided-dpo", "plackett-luce"} & set(phases))
+
+    def _work(self, strength: float | None = None) -> Path:
+        """The folder of checkpoints; that of one strength lies in it."""
+        folder = self.job.folder / f".{TARGET}-{self.key}"
+        return folder if strength is None else folder / f"strength-{strength:g}"
+
+    def _list_reward(self, trainer: PhaseTrainer, measured: Measured) -> float:
+        """The reward model's mean value of the validation lists of the first task."""
+        run = self.job
+        requests = next(iter(self._tasks("valid").values()))
+        assert len(requests) == len(measured.lists)
+        collator = Collator(self.fitted.model, QueryFeatures.build(run.dataset.query_texts, run.ids.encoder))
+        return list_reward(trainer, collator, requests, measured.lists)
 
     def reward_data(self, part: Feedback, seed: int) -> RewardData:
         """Features and stages of the rows of a part.
@@ -190,19 +244,23 @@ class Stage:
 
     def measure(self, split: str) -> Measured:
         """The gate's measures on a split, with the policy as it is now."""
+        run, tasks = self.job, self._tasks(split)
+        collator = Collator(self.fitted.model, QueryFeatures.build(run.dataset.query_texts, run.ids.encoder))
+        feedback, beam = getattr(self.parts, split), run.config.decoding.beam
+        return measure(self.policy, collator, tasks, feedback, self.levels, self.rates, beam, self.collator)
+
+    def _tasks(self, split: str) -> dict[str, Requests]:
+        """The requests of the gate by task: recommendations first, under the name "", then each kind of search."""
         run, limit = self.job, self.job.config.training.valid_requests
         kinds: list[str | None] = [None, *run.dataset.query_kinds]
         tasks = {
             f"{kind} search" if kind else "": draw_requests(run.dataset.requests(split, kind), limit, run.config.seed)
             for kind in kinds
         }
-        tasks = {task: requests for task, requests in tasks.items() if len(requests)}
-        collator = Collator(self.fitted.model, QueryFeatures.build(run.dataset.query_texts, run.ids.encoder))
-        feedback, beam = getattr(self.parts, split), run.config.decoding.beam
-        return measure(self.policy, collator, tasks, feedback, self.levels, self.rates, beam, self.collator)
+        return {task: requests for task, requests in tasks.items() if len(requests)}
 
-    def trainer(self, model: RewardModel) -> PhaseTrainer:
-        """What the phases learn from."""
+    def trainer(self, model: RewardModel, strength: float = 1.0) -> PhaseTrainer:
+        """What the phases learn from; ``strength`` of the value where a phase joins it with the decoder."""
         return PhaseTrainer(
             policy=self.policy,
             collator=self.collator,
@@ -215,6 +273,7 @@ class Stage:
             category=self.counted.facts.category,
             popularity=np.log1p(self.counted.counts),
             reranker_teacher=self.reranker_teacher(),
+            strength=strength,
         )
 
     def reranker_teacher(self) -> Callable[[np.ndarray], tuple[Tensor, Tensor]] | None:
@@ -243,12 +302,15 @@ class Stage:
             for name, config in (("config.json", self.job.config), (RESOLVED, self.fitted)):
                 write_json(folder / name, to_dict(config))
 
-    def _write(self, decision: GateDecision, model: RewardModel, quality: dict, curves: list[dict]) -> None:
+    def _write(
+        self, decision: GateDecision, model: RewardModel, quality: dict, curves: list[dict], frontier: list[dict]
+    ) -> None:
         """Write the report and the reward model."""
         report = {
             "gate": decision.to_dict(),
             "reward_model": quality,
             "curves": curves,
+            "frontier": frontier,
             "config": to_dict(self.settings),
             "levels": dict(zip(self.levels.chain, self.levels.weights.tolist(), strict=True)),
             "seed": self.job.config.seed,
@@ -258,18 +320,25 @@ class Stage:
         with atomic_folder(self.job.folder / TARGET, PREFERENCE_KIND, self.key, {"kept": decision.kept}) as folder:
             save_file(_tensors(model), folder / "reward_model.safetensors")
             write_json(folder / "report.json", report)
-            (folder / "report.md").write_text(_page(decision, quality))
+            (folder / "report.md").write_text(_page(decision, quality, frontier))
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.contiguous().cpu() for name, value in module.state_dict().items()}
 
 
-def _page(decision: GateDecision, quality: dict) -> str:
+def _page(decision: GateDecision, quality: dict, frontier: list[dict]) -> str:
     lines = [f"# Preference stage: {'kept' if decision.kept else 'refused'}", ""]
     lines += [*(f"- {reason}" for reason in decision.reasons), "", markdown(decision)]
     lines += ["| reward model | tower | AUC | GAUC | calibration error |", "|---|---|---|---|---|"]
     for part, towers in quality.items():
         for name, row in towers.items():
             lines.append(f"| {part} | {name} | {row['auc']:.4f} | {row['gauc']:.4f} | {row['error']:.4f} |")
+    lines += ["", "| strength | recall | reward of the lists | shown in the beam, GAUC: decoder, taught | |"]
+    lines += ["|---|---|---|---|---|"]
+    for row in frontier:
+        beam = row.get("beam")
+        judged = "" if beam is None or not beam["users"] else f"{beam['decoder']:.4f}, {beam['taught']:.4f}"
+        values = " | ".join(f"{row[name]:.4f}" if name in row else "not trained" for name in ("recall", "reward"))
+        lines.append(f"| {row['strength']:g} | {values} | {judged} | {'kept' if row.get('kept') else 'refused'} |")
     return "\n".join(lines) + "\n"

@@ -118,6 +118,54 @@ def test_a_hacked_reward_is_refused(copied_run, monkeypatch):
     assert rows["coverage"].after < 0.8 * rows["coverage"].before
 
 
+def test_a_reward_that_is_wrong_about_the_beam_never_teaches(copied_run, monkeypatch):
+    run = copied_run(*FAST, "preference.phases=[distil]", "preference.teacher=reward", "preference.strengths=[5]")
+    valid = Stage(run, "key").parts.valid
+    clicked = set(
+        zip(valid.users[valid.owner[valid.stages > 0]].tolist(), valid.items[valid.stages > 0].tolist(), strict=True)
+    )
+
+    def wrong(self, inputs, ids):
+        """What was clicked on validation is worth nothing, everything else a lot."""
+        pairs = [
+            [(user, item) in clicked for item in row]
+            for user, row in zip(inputs.users.tolist(), ids.tolist(), strict=True)
+        ]
+        return torch.where(torch.tensor(pairs), 1e-4, 1.0), torch.zeros(ids.shape)
+
+    monkeypatch.setattr(PhaseTrainer, "predict", wrong)
+    decision = stage_prefer(run)
+    report = read_json(run.folder / "preference" / "report.json")
+    beam = report["frontier"][0]["beam"]
+    assert not decision.kept and "orders shown items of the beam worse" in decision.reasons[0]
+    assert beam["high"] < 0 and beam["taught"] < beam["decoder"] and beam["users"] > 10
+    assert not report["curves"] and not (run.folder / MODEL).exists()
+
+
+def test_strengths_make_a_frontier_and_the_best_accepted_one_is_kept(copied_run, monkeypatch):
+    monkeypatch.setattr(acceptance, "AUC_TOLERANCE", 1.0)
+    monkeypatch.setattr(acceptance, "BREADTH_TOLERANCE", 1.0)
+    run = copied_run(
+        *FAST, "preference.tolerance=1", "preference.phases=[distil]", "preference.teacher=reward",
+        "preference.strengths=[0,4]", "preference.anchor=0", "preference.learning_rate=0.005", "preference.epochs=2",
+    )  # fmt: skip
+    monkeypatch.setattr(acceptance, "_fault", lambda row, tolerance: None)
+    decision = stage_prefer(run)
+    weak, strong = read_json(run.folder / "preference" / "report.json")["frontier"]
+    assert (weak["strength"], strong["strength"]) == (0, 4) and strong["reward"] > weak["reward before"]
+    assert strong["reward"] > weak["reward"] and decision.kept
+    assert {row.name: row.after for row in decision.rows}["recall"] == pytest.approx(strong["recall"])
+    page = (run.folder / "preference" / "report.md").read_text()
+    assert "| strength | recall | reward of the lists |" in page
+
+
+def test_a_value_of_one_or_no_strength_leaves_the_decoders_order():
+    chances, values = torch.log(torch.tensor([0.5, 0.2, 0.1])), torch.tensor([0.1, 0.9, 0.5])
+    assert torch.equal(phases.regularised(chances, values, 0.0), chances)
+    assert torch.equal(phases.regularised(chances, torch.ones(3), 3.0), chances)
+    assert phases.regularised(chances, values, 2.0).argsort(descending=True).tolist() == [1, 2, 0]
+
+
 def test_a_stopped_stage_ends_with_the_same_decoder(copied_run, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_STEPS", 2)
     monkeypatch.setattr(acceptance, "AUC_TOLERANCE", 1.0)
@@ -142,7 +190,7 @@ def test_a_stopped_stage_ends_with_the_same_decoder(copied_run, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 stage_prefer(run)
             monkeypatch.setattr(PhaseTrainer, "step", step)
-            assert list(run.folder.glob(".preference-*/state.pt"))
+            assert list(run.folder.glob(".preference-*/*/state.pt"))
             assert not (run.folder / "preference").exists()
         stage_prefer(run)
         found.append(read_json(run.folder / "preference" / "report.json"))
