@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,38 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """A context in which operations keep the precision of their inputs."""
+    known = torch.amp.is_autocast_available(device.type)  # not on meta
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
+def scores(rows: Tensor, table: Tensor) -> Tensor:
+    """Dot products (N, V) of rows (N, dim) and table (V, dim), in float32 also under autocast and of half precisions.
+
+    Two scores that differ by less than bfloat16's third digit are a tie there, and ranks and probabilities change.
+    """
+    with without_autocast(rows.device):
+        return wide(rows) @ wide(table).T
+
+
+def wide(x: Tensor) -> Tensor:
+    """Half precisions as float32."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def seed(device: torch.device, value: int) -> None:
+    """Seed all random numbers of a step on ``device``.
+
+    ``torch.manual_seed`` keeps a stack trace for each kind of GPU that has not started: on a CPU 2 ms, and memory, a
+    call.
+    """
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(value)
+    else:
+        torch.manual_seed(value)
 
 
 def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:

@@ -38,7 +38,11 @@ class TeacherMass:
     @classmethod
     def in_leaf_order(cls, trie: CatalogueTrie, log_probabilities: Tensor) -> TeacherMass:
         """``of_items`` for columns that are in the order of ``trie.leaf_items`` already."""
-        mass = log_probabilities.detach().exp()
+        return cls.of_mass(trie, log_probabilities.detach().exp())
+
+    @classmethod
+    def of_mass(cls, trie: CatalogueTrie, mass: Tensor) -> TeacherMass:
+        """From probabilities (N, n_items) in the order of ``trie.leaf_items``."""
         running = torch.zeros(len(mass), trie.n_items + 1, dtype=torch.float64, device=mass.device)
         torch.cumsum(mass, 1, dtype=torch.float64, out=running[:, 1:])
         return cls(trie, running)

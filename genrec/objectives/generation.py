@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genrec.catalogue.trie import CatalogueTrie
-from genrec.model.device import read_back
+from genrec.model.device import read_back, scores, wide
 from genrec.model.pointer import CopyBias
 from genrec.objectives.distillation import TeacherMass
 
@@ -146,7 +146,7 @@ class _Paths:
         start, stop = self.trie.level_bounds[1:3]
         states = self.states[:, 0] * self.scale[0]
         nodes = torch.arange(start, stop, device=states.device)
-        logits = _wide(states @ self.vectors[self._vectors(nodes)].T)
+        logits = scores(states, self.vectors[self._vectors(nodes)])
         if self.copy_bias is not None:
             logits = logits + self.copy_bias.for_rows(nodes.expand(len(states), -1))
         logs = logits.log_softmax(-1)
@@ -164,7 +164,7 @@ class _Paths:
         """A further step of ``open_paths`` (n,), those with a choice; their children lie side by side."""
         trie, device = self.trie, self.paths.device
         states = self.states[:, level] * self.scale[level]
-        free = _wide(states.new_zeros(len(states)))
+        free = wide(states.new_zeros(len(states)))
         if not len(open_paths):
             return free, free
         parents = self.paths[open_paths, level - 1]
@@ -174,7 +174,7 @@ class _Paths:
         child = trie.child_start[parents][owner] + torch.arange(n_children, device=device) - begin[owner]
         # Embedding look-ups, not indexing: their backward pass adds rows faster.
         states = F.embedding(owner, states[open_paths])
-        logits = _wide((states * F.embedding(self._vectors(child), self.vectors)).sum(-1))
+        logits = wide((states * F.embedding(self._vectors(child), self.vectors)).sum(-1))
         if self.copy_bias is not None:
             logits = logits + self.copy_bias.for_pairs(open_paths[owner], child)
         top, log_total = _log_sum_exp(logits, owner, len(open_paths))
@@ -198,11 +198,6 @@ def _log_sum_exp(logits: Tensor, owner: Tensor, groups: int) -> tuple[Tensor, Te
     """Per group of ragged logits (c,) the maximum, without a gradient, and the log of the sum above it."""
     top = logits.new_full((groups,), -torch.inf).scatter_reduce(0, owner, logits.detach(), "amax")
     return top, torch.zeros_like(top).index_add(0, owner, (logits - top[owner]).exp()).log()
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Half precisions (autocast) as float32: probabilities of deep levels need its digits."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _divergence(target: Tensor, logs: Tensor) -> Tensor:

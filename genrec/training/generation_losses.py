@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genrec.config.schema import TrainingConfig
+from genrec.model.device import scores as float_scores
 from genrec.model.device import to_device
 from genrec.model.network import Encoded, GenerativeRecommender
 from genrec.objectives.distillation import TeacherMass, draw_items
@@ -80,10 +81,10 @@ def dense_teacher(
     assert decoder is not None
     state = encoded.requests[row, column]
     with torch.no_grad():
-        index = network.item_index(encoded.items[trie.leaf_items])
-        logs = (network.retrieval_vectors(state) @ index.T).float().log_softmax(-1)
-    if decoder.pointer is None:
-        return TeacherMass.in_leaf_order(trie, logs), logs.new_zeros(())
+        logits = float_scores(network.retrieval_vectors(state), network.item_index(encoded.items[trie.leaf_items]))
+        log_total = logits.logsumexp(1, keepdim=True)
+    if decoder.pointer is None:  # in place from here on: a row is as long as the catalogue
+        return TeacherMass.of_mass(trie, logits.sub_(log_total).exp_()), logits.new_zeros(())
     assert encoded.anchors is not None
     anchors, state = encoded.anchors.take(row, column), state[:, None].detach()
     with torch.no_grad():
@@ -92,11 +93,14 @@ def dense_teacher(
     ids, bonus = copy_bias.nodes[:, 0], copy_bias.bonus[:, 0]
     exists, first = ids < trie.n_items, F.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)
     leaf = trie.item_position[ids.clamp(max=trie.n_items - 1)]
-    gained = torch.where(exists & first, logs.gather(1, leaf).exp() * bonus.expm1(), 0.0).sum(1).log1p()
+    own = (logits.gather(1, leaf) - log_total).exp()
+    gained = torch.where(exists & first, own * bonus.expm1(), 0.0).sum(1).log1p()
     rows = torch.arange(len(ids), device=ids.device)
-    chosen = logs.gather(1, trie.item_position[targets][:, None])[:, 0] + copy_bias.for_pairs(rows, targets)
-    logs = logs.scatter_add_(1, leaf, torch.where(exists & first, bonus.detach(), 0.0))
-    return TeacherMass.in_leaf_order(trie, logs - gained.detach()[:, None]), (gained - chosen).mean()
+    known = (logits.gather(1, trie.item_position[targets][:, None]) - log_total)[:, 0]
+    chosen = known + copy_bias.for_pairs(rows, targets)
+    logits.scatter_add_(1, leaf, torch.where(exists & first, bonus.detach(), 0.0))
+    mass = logits.sub_(log_total + gained.detach()[:, None]).exp_()
+    return TeacherMass.of_mass(trie, mass), (gained - chosen).mean()
 
 
 def candidate_teacher(
@@ -117,7 +121,7 @@ def candidate_teacher(
         own, live = torch.cat([own, anchors.ids[:, 0]], 1), torch.cat([live, anchors.live[:, 0]], 1)
     with torch.no_grad():
         known = network.relevance(state, own, encoded.items)
-        drawn = network.retrieval_vectors(state) @ network.item_index(encoded.items[draws]).T
+        drawn = float_scores(network.retrieval_vectors(state), network.item_index(encoded.items[draws]))
         scores = torch.cat([known, drawn + math.log(n_items / TEACHER_DRAWS)], dim=1).float()
     ids = torch.cat([torch.where(live, own, n_items), draws.expand(len(state), -1)], dim=1)
     ids, order = ids.sort(dim=1, stable=True)  # of repeats the first stays: anchors stand before draws

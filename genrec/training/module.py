@@ -16,6 +16,7 @@ from genrec.config.schema import Config
 from genrec.model.anchors import Anchors
 from genrec.model.batch import Batch
 from genrec.model.code_decoder import node_means
+from genrec.model.device import seed
 from genrec.model.network import Encoded, GenerativeRecommender
 from genrec.objectives.generation import nodes_without
 from genrec.objectives.retrieval import Candidates, draw_candidates, full_softmax, sampled_softmax
@@ -72,7 +73,7 @@ class TrainingModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: MicroBatch, batch_idx: int) -> None:
         """Seed the step by its index alone, so that a resumed run equals an uninterrupted one."""
-        torch.manual_seed(step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
+        seed(self.device, step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
         self.chunk = batch_idx
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -237,7 +238,8 @@ class TrainingModule(L.LightningModule):
                 self.network.eval()
                 items = self.network.item_encoder()
                 self.frozen = items, node_means(self.network.catalogue.trie, items)
-            self.network.train()
+            if not self.network.training:
+                self.network.train()
             encoded = self.network.encode(batch, self.frozen[0], self.network.choose_anchors(batch, leave_out=True))
         live = batch.where(lambda host: host.targets >= 0)
         if not len(live[0]):

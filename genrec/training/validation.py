@@ -9,6 +9,7 @@ from torch import Tensor
 
 from genrec.generation.beam import leaf_items
 from genrec.generation.scorers import generate
+from genrec.model.device import scores as float_scores
 from genrec.model.network import GenerativeRecommender
 from genrec.objectives.ranking import area_under_curve
 from genrec.training.data_module import ValidationBatch
@@ -49,7 +50,7 @@ class Validation:
             self.reached.append(impressions.reached[exists])
             return
         targets, kind = batch.targets[:, :1], "search_" if (batch.request_queries > 0).all() else ""
-        scores = network.retrieval_vectors(encoded.requests[:, 0]) @ network.item_index(items).T
+        scores = float_scores(network.retrieval_vectors(encoded.requests[:, 0]), network.item_index(items))
         scores[part.seen_rows, part.seen_items] = -torch.inf
         # "Not below" counts ties and NaN as above: neither a constant nor a broken network may rank every target first.
         ranks = (~(scores < scores.gather(1, targets))).sum(1) - 1
