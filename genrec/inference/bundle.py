@@ -135,24 +135,14 @@ def export(
     output = Path(output)
     if is_bundle(run_folder):
         raise UserError(f"{run_folder} is a bundle already; export takes a run folder")
+    if output.exists() and any(output.iterdir() if output.is_dir() else [output]) and not is_bundle(output):
+        raise UserError(f"--output: {output} exists and is not a bundle; name another folder")
     run = Run.open(run_folder)
     fitted_on = fitted_on or run.default_fit()
     if fitted_on not in run.fitted:
         raise UserError(f"--fitted-on: '{fitted_on}' is not one of {', '.join(run.fitted)}, the fits of {run.folder}")
-    if output.exists() and any(output.iterdir() if output.is_dir() else [output]) and not is_bundle(output):
-        raise UserError(f"--output: {output} exists and is not a bundle; name another folder")
     model, table, _ = FITTED[fitted_on]
-    parts = {
-        "dataset": DATASET_KIND,
-        "semantic_ids": IDS_KIND,
-        model: MODEL_KIND,
-        "candidate_features": FEATURES_KIND,
-        "reranker": RERANKER_KIND,
-    }
-    stages = run.stages
-    for name in parts:
-        stages.require(name)
-    sources = {name: open_artifact(run.folder / name, kind, verify=True)["key"] for name, kind in parts.items()}
+    sources = _source_keys(run, model)
     config = _without_paths(run.config)
     info = {"bundle_format": BUNDLE_FORMAT, "fitted_on": fitted_on, "users": users}
     with atomic_folder(output, KIND, fingerprint(BUNDLE_FORMAT, sources, fitted_on, users), info) as folder:
@@ -182,6 +172,21 @@ def export(
         write_json(folder / "card.json", card)
         (folder / "README.md").write_text(card_text(card))
     return output
+
+
+def _source_keys(run: Run, model: str) -> dict[str, str]:
+    """The keys of the artefacts that a bundle is made from, each current and whole to the last byte."""
+    kinds = {
+        "dataset": DATASET_KIND,
+        "semantic_ids": IDS_KIND,
+        model: MODEL_KIND,
+        "candidate_features": FEATURES_KIND,
+        "reranker": RERANKER_KIND,
+    }
+    stages = run.stages
+    for name in kinds:
+        stages.require(name)
+    return {name: open_artifact(run.folder / name, kind, verify=True)["key"] for name, kind in kinds.items()}
 
 
 def _without_paths(config: Config) -> Config:
