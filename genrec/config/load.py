@@ -38,10 +38,10 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
 
 def read_yaml(path: str | Path, schema: type = Config, what: str = "config") -> Any:
     """A YAML mapping whose keys the schema knows. Raises ``UserError`` for any other file."""
-    found = find_file(path)
-    if found is None:
+    file = find_file(path)
+    if file is None:
         raise UserError(f"{what} file not found: {path}")
-    path = found
+    path = file
     with _reported(str(path)):
         loaded = OmegaConf.load(path)
         if not OmegaConf.is_dict(loaded):

@@ -90,11 +90,11 @@ class Setting:
 
 def sections(schema: type) -> dict[str, type]:
     """The sections of a schema by name: its fields that are dataclasses themselves."""
-    found: dict[str, type] = {}
+    result: dict[str, type] = {}
     for item in fields(schema):
         if isinstance(item.default_factory, type) and is_dataclass(item.default_factory):
-            found[item.name] = item.default_factory
-    return found
+            result[item.name] = item.default_factory
+    return result
 
 
 def settings(schema: type, prefix: str = "") -> Iterator[Setting]:

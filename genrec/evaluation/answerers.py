@@ -106,8 +106,8 @@ def answered(
     for start in range(0, len(requests), CHUNK):
         rows = np.arange(start, min(start + CHUNK, len(requests)))
         allowed = None if candidates is None else candidate_mask(candidates[rows], n_items)
-        found = answerer(requests.take(rows), k, allowed)
-        ranked[rows, : found.shape[1]] = found
+        lists = answerer(requests.take(rows), k, allowed)
+        ranked[rows, : lists.shape[1]] = lists
     return ranked
 
 

@@ -45,7 +45,7 @@ def write_per_request(
         f"{kind or RECOMMENDATION}|{fitted}|{model}|{name}": one[name].astype(np.float32)
         for (model, fitted, kind), one in values.items() for name in KEPT if name in one
     }  # fmt: skip
-    arrays |= {f"{kind or RECOMMENDATION}|requests": np.array(found) for kind, found in fingerprints.items()}
+    arrays |= {f"{kind or RECOMMENDATION}|requests": np.array(one) for kind, one in fingerprints.items()}
     np.savez_compressed(folder / FILE, **arrays)  # type: ignore[arg-type]  # the stub takes the arrays for its flags
 
 
@@ -78,16 +78,16 @@ class Answers:
     def of(cls, results: Path, name: str) -> Answers:
         """A folder of results, as it is."""
         with np.load(results / FILE, allow_pickle=False) as arrays:
-            found = dict(arrays)
+            stored = dict(arrays)
         values: dict[Key, dict[str, np.ndarray]] = {}
-        for key, array in found.items():
+        for key, array in stored.items():
             if key.count("|") == 3:
                 task, fitted, model, metric = key.split("|")
                 values.setdefault((task, fitted, model), {})[metric] = array
         return cls(
             name,
             values,
-            {key.partition("|")[0]: str(array) for key, array in found.items() if key.endswith("|requests")},
+            {key.partition("|")[0]: str(array) for key, array in stored.items() if key.endswith("|requests")},
         )
 
 
@@ -192,13 +192,15 @@ def _against_first(rows: list[Key], answers: list[Answers], seed: int) -> list[s
     heads += [f"run {number} minus run 1, Recall@10" for number in range(2, len(answers) + 1)]
     lines = ["| model | " + " | ".join(heads) + " |", "| --- " * (len(heads) + 1) + "|"]
     for key in rows:
-        found = [one.values.get(key) for one in answers]
+        columns = [one.values.get(key) for one in answers]
         cells = [
-            "–" if one is None else f"{one['recall@10'].mean():.4f} / {one['ndcg@10'].mean():.4f}" for one in found
+            "–" if one is None else f"{one['recall@10'].mean():.4f} / {one['ndcg@10'].mean():.4f}" for one in columns
         ]
-        for one in found[1:]:
+        for one in columns[1:]:
             cells.append(
-                "–" if one is None or found[0] is None else _difference(one["recall@10"], found[0]["recall@10"], seed)
+                "–"
+                if one is None or columns[0] is None
+                else _difference(one["recall@10"], columns[0]["recall@10"], seed)
             )
         lines.append(f"| {key[2]} | " + " | ".join(cells) + " |")
     return lines

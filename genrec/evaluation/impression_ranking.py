@@ -39,34 +39,34 @@ class AreaResult:
 
     def add(self, model: str, scores: np.ndarray, labels: np.ndarray, users: np.ndarray, stages: list[str]) -> None:
         """``scores`` and ``labels`` (n, stages), ``users`` (n,)."""
-        found: dict[str, float] = {}
+        areas: dict[str, float] = {}
         drawn: dict[str, np.ndarray] = {}
         for index, stage in enumerate(stages):
             one = scores[:, index], labels[:, index], users
-            found |= {f"{stage}_auc": auc(*one[:2]), f"{stage}_gauc": gauc(*one)}
+            areas |= {f"{stage}_auc": auc(*one[:2]), f"{stage}_gauc": gauc(*one)}
             drawn |= {f"{stage}_{name}": values for name, values in bootstrap_areas(*one, self.seed).items()}
-        self.metrics[model], self.resampled[model] = found, drawn
-        log.info("%-34s %s", model, " ".join(f"{name} {value:.4f}" for name, value in found.items()))
+        self.metrics[model], self.resampled[model] = areas, drawn
+        log.info("%-34s %s", model, " ".join(f"{name} {value:.4f}" for name, value in areas.items()))
 
     def rows(self) -> list[dict]:
         """Per model: values, and 95 % bootstrap intervals over users."""
         rows = []
-        for model, found in self.metrics.items():
+        for model, areas in self.metrics.items():
             bounds = {name: np.nanquantile(drawn, [0.025, 0.975]) for name, drawn in self.resampled[model].items()}
             intervals = {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
-            rows.append({"model": model, "metrics": found, "intervals": intervals})
+            rows.append({"model": model, "metrics": areas, "intervals": intervals})
         return rows
 
     def comparisons(self) -> list[str]:
         """The ranking head minus every other row, paired by user."""
         lines = []
-        for model, found in self.metrics.items():
+        for model, areas in self.metrics.items():
             if model == HEAD or HEAD not in self.metrics:
                 continue
-            for name in found:
+            for name in areas:
                 drawn = self.resampled[HEAD][name] - self.resampled[model][name]
                 low, high = np.nanquantile(drawn, [0.025, 0.975])
-                difference = self.metrics[HEAD][name] - found[name]
+                difference = self.metrics[HEAD][name] - areas[name]
                 lines.append(f"ranking head minus {model}, {name}: {difference:+.4f} [{low:+.4f}, {high:+.4f}]")
         return lines
 
@@ -99,10 +99,10 @@ def head_scores(
         part = requests[begin : begin + CHUNK]
         batch = collator.impression_batch(shown, part).to(device)
         impressions = batch.impressions
-        found = network.rank(
+        scores = network.rank(
             network.encode(batch, items), impressions.row, impressions.column, impressions.items, impressions.features
         )
-        logits.append(found[impressions.items >= 0].float().cpu().numpy())
+        logits.append(scores[impressions.items >= 0].float().cpu().numpy())
         index.append(shown.rows(part)[0])
     return np.concatenate(index), np.concatenate(logits)
 

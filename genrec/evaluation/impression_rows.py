@@ -27,8 +27,8 @@ def dense_scores(ranker: Ranker, requests: Requests, items: np.ndarray, inside: 
     for rows, _, batch in request_batches(requests, ranker.collator(requests.query_texts), ranker.settings.batch_size):
         encoded = generator.network.encode(batch.to(generator.items.device), generator.items)
         scores = (generator.network.retrieval_vectors(encoded.requests[:, 0]) @ generator.index.T).log_softmax(-1).cpu()
-        found = scores.gather(1, torch.from_numpy(np.where(inside[rows], items[rows], 0))).numpy()
-        result[rows] = np.where(inside[rows], found, NOTHING)
+        scored = scores.gather(1, torch.from_numpy(np.where(inside[rows], items[rows], 0))).numpy()
+        result[rows] = np.where(inside[rows], scored, NOTHING)
     return result
 
 

@@ -94,10 +94,10 @@ def per_request_metrics(ranked: np.ndarray, targets: np.ndarray, ks: Sequence[in
     rank = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1.0, np.inf)  # (N,) from 1
     metrics: dict[str, np.ndarray] = {}
     for k in ks:
-        found = rank <= k
-        metrics[f"recall@{k}"] = found.astype(np.float64)
-        metrics[f"ndcg@{k}"] = np.where(found, 1 / np.log2(rank + 1), 0.0)
-        metrics[f"mrr@{k}"] = np.where(found, 1 / rank, 0.0)
+        hit = rank <= k
+        metrics[f"recall@{k}"] = hit.astype(np.float64)
+        metrics[f"ndcg@{k}"] = np.where(hit, 1 / np.log2(rank + 1), 0.0)
+        metrics[f"mrr@{k}"] = np.where(hit, 1 / rank, 0.0)
     return metrics
 
 

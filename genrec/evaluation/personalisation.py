@@ -51,9 +51,9 @@ def ask(rank: Callable[[Requests], np.ndarray], requests: Requests, seed: int) -
     requests = requests.take(np.flatnonzero(np.diff(requests.offsets) > 0))
     variants = dict(zip(WAYS, (requests, without_history(requests), swapped(requests, seed)), strict=True))
     ranked = {way: rank(one) for way, one in variants.items()}
-    found = {way: per_request_metrics(ids, requests.targets, [10]) for way, ids in ranked.items()}
+    measured = {way: per_request_metrics(ids, requests.targets, [10]) for way, ids in ranked.items()}
     result = PersonalisationRequests(
-        {way: {name: one[name] for name in METRICS} for way, one in found.items()}, ranked, np.diff(requests.offsets)
+        {way: {name: one[name] for name in METRICS} for way, one in measured.items()}, ranked, np.diff(requests.offsets)
     )
     own, none, _ = WAYS
     for name in METRICS:

@@ -80,8 +80,8 @@ class Evaluation:
         config = self.run.config
         values = per_request_metrics(ranked, task.requests.targets, self.ks)
         if raw is not None:
-            found = per_request_metrics(raw, task.requests.targets, self.ks)
-            values |= {RAW + name: value for name, value in found.items()}
+            measured = per_request_metrics(raw, task.requests.targets, self.ks)
+            values |= {RAW + name: value for name, value in measured.items()}
         intervals = {}
         for name in (name for name in values if name.endswith("@10")):
             intervals[name] = bootstrap_interval(values[name], config.seed)

@@ -53,8 +53,8 @@ class ProtocolResult:
         lines = []
         for model, metrics in self.values.items():
             if model != self.subject:
-                found = paired_test(self.values[self.subject][name], metrics[name], self.seed)
-                lines.append(f"{self.title}: {short} minus {model}, {name}: {difference_text(*found)}")
+                difference = paired_test(self.values[self.subject][name], metrics[name], self.seed)
+                lines.append(f"{self.title}: {short} minus {model}, {name}: {difference_text(*difference)}")
         return lines
 
     def markdown(self) -> str:

@@ -61,8 +61,8 @@ class Protocols:
             result = self.result("baselines", f"Baselines: {task.label}", ("full ranking, already-had items removed",))
             result.subject = stack.NAME
             for row in made.rows(task.requests, task.query_kind, self.fitted, 20):
-                found = per_request_metrics(row.ranked, task.requests.targets, [10, 20])
-                result.add(row.model, {name: found[name] for name in ("recall@10", "ndcg@10", "recall@20")})
+                measured = per_request_metrics(row.ranked, task.requests.targets, [10, 20])
+                result.add(row.model, {name: measured[name] for name in ("recall@10", "ndcg@10", "recall@20")})
             result.notes += made.notes()
             results += [result] if result.values else []
         return results
@@ -104,8 +104,8 @@ class Protocols:
         """Add a row per answerer: metrics of its first ``k`` items at ``ks``, or those named by ``metrics``."""
         for model, answerer in answerers.items():
             ranked = answered(answerer, protocol.requests, k, protocol.candidates, self.data.n_items)
-            found = qrels_metrics(ranked, protocol.qrels, [one for one in ks if one <= k])
-            result.add(model, {name: found[name] for name in metrics or found})
+            measured = qrels_metrics(ranked, protocol.qrels, [one for one in ks if one <= k])
+            result.add(model, {name: measured[name] for name in metrics or measured})
 
     def product_search(self) -> list[ProtocolResult]:
         """Product search: a user and a query, answered by all purchases of the split."""
@@ -149,8 +149,8 @@ class Protocols:
             ),
         }
         for model, order in ranked.items():
-            found = qrels_metrics(order, protocol.qrels, (min(5, k),))
-            result.add(model, {name: found[name] for name in ("mrr", f"recall@{min(5, k)}")})
+            measured = qrels_metrics(order, protocol.qrels, (min(5, k),))
+            result.add(model, {name: measured[name] for name in ("mrr", f"recall@{min(5, k)}")})
         result.notes.append(
             f"'{result.subject}' reads positions and prices of the list and the click-out's own time, all others do not"
         )
@@ -217,12 +217,14 @@ class Protocols:
             self.measure(result, protocols.ProtocolRequests(requests, qrels), warm, k, ks, metrics)
             first = metrics[0]
             for name in self.ours():
-                found = paired_test(
+                difference = paired_test(
                     result.values[f"{name}, with history"][first],
                     result.values[name][first],
                     result.seed,
                 )
-                result.notes.append(f"personalised minus unpersonalised, {name}, {first}: {difference_text(*found)}")
+                result.notes.append(
+                    f"personalised minus unpersonalised, {name}, {first}: {difference_text(*difference)}"
+                )
             results.append(result)
         if not results:
             raise UserError(

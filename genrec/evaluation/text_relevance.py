@@ -47,8 +47,8 @@ def text_relevance(
     results = {}
     for name, scorer in scorers.items():
         ranked = top_k(np.where(allowed, scorer(queries["query"].to_list()), -np.inf), max(width, 10))[0]
-        found = qrels_metrics(ranked, qrels, (10,))
-        results[name] = {key: found[key] for key in ("ndcg", "ndcg@10")}
+        measured = qrels_metrics(ranked, qrels, (10,))
+        results[name] = {key: measured[key] for key in ("ndcg", "ndcg@10")}
     notes = [
         (
             f"{len(queries)} queries, {len(kept)} judgments; left out: {len(judgments) - len(judged)} of items "

@@ -117,14 +117,14 @@ class Run:
 
         A model on disk that does not belong to the present config is named in the log and left aside.
         """
-        stages, found = self.stages, []
+        stages, fits = self.stages, []
         for name, (model, _, _) in FITTED.items():
             fault = stages.fault(model)
             if fault is None:
-                found.append(name)
+                fits.append(name)
             elif (self.folder / model).is_dir():
                 log.warning("%s", fault)
-        return found
+        return fits
 
     def default_fit(self) -> str:
         """The refit if there is a current one, else what comes before it. ``UserError`` if there is none."""

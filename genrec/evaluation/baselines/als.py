@@ -63,7 +63,7 @@ class ImplicitALS(HistoryModel):
 
     def _solve(self, weights: sp.csr_matrix, other: Tensor) -> Tensor:
         """The factors (n, factors) of the rows of ``weights`` (n, m), given those of its columns (m, factors)."""
-        counts, found = np.diff(weights.indptr), torch.zeros(weights.shape[0], other.shape[1])
+        counts, solution = np.diff(weights.indptr), torch.zeros(weights.shape[0], other.shape[1])
         common = other.T @ other + self.regularisation * torch.eye(other.shape[1])
         order = np.argsort(counts, kind="stable")
         order = order[counts[order] > 0]
@@ -81,7 +81,7 @@ class ImplicitALS(HistoryModel):
             vectors = other[torch.from_numpy(weights.indices[index].astype(np.int64))]  # (rows, columns, factors)
             matrix = common + (vectors * confidence[..., None]).transpose(1, 2) @ vectors
             preference = torch.from_numpy(live.astype(np.float32)) + confidence
-            found[torch.from_numpy(rows)] = torch.cholesky_solve(
+            solution[torch.from_numpy(rows)] = torch.cholesky_solve(
                 (preference[:, None] @ vectors).transpose(1, 2), torch.linalg.cholesky(matrix)
             )[..., 0]
-        return found
+        return solution

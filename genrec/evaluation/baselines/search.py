@@ -67,9 +67,9 @@ def tuned(kind: Any, dataset: Dataset, requests: Requests) -> dict[str, Any]:
             else:
                 model = kind(**{key: getattr(best_model, key) for key in kind.SPACE} | {name: value})
                 model.fit(train, n_items, times)
-            found = quality(model, requests, n_items)
-            if found > best:
-                best, best_model = found, model
+            score = quality(model, requests, n_items)
+            if score > best:
+                best, best_model = score, model
     chosen = {name: getattr(best_model, name) for name in kind.SPACE}
     return chosen | {"valid_ndcg@10": round(best, 4)}
 
