@@ -56,9 +56,6 @@ class SplitConfig:
     cold_share: float = setting(
         0.0, "Fraction of items that lose all training events, for `--protocol cold-items`.", ge=0, le=1
     )
-    session_by: str = setting(
-        "gap", "What starts a new session: a pause, or a new `request_id`.", choices=("gap", "request")
-    )
     session_gap: float = setting(30.0, "Minutes of the pause that starts a new session.", gt=0)
 
 

@@ -160,7 +160,6 @@ def test_lists_are_not_shared_between_configs():
         (["data.start_time=2024-01-02", "data.end_time=2024-01-02"], "data.start_time: 2024-01-02 is not before"),
         (["data.actions=[]"], "data.actions: an empty list"),
         (["split.kind=sessions"], "split.kind: 'sessions' is not one of"),
-        (["split.session_by=day"], "split.session_by: 'day' is not one of gap, request"),
         (["split.session_gap=0"], "split.session_gap: must be above 0"),
     ],
 )

@@ -29,14 +29,14 @@ class Numbering:
 
 @dataclass
 class Arrays:
-    """The arrays of a dataset, on disk; ``extra`` is the request or the given split where the split rule needs it."""
+    """The arrays of a dataset, on disk; ``given`` is the log's own split where the split rule needs it."""
 
     offsets: np.ndarray
     items: ArrayFile
     timestamps: ArrayFile
     actions: ArrayFile
     queries: ArrayFile
-    extra: ArrayFile | None
+    given: ArrayFile | None
     first_time: int
     last_time: int
 
@@ -110,14 +110,13 @@ def write_arrays(ordered: OrderedLog, numbering: Numbering, actions: np.ndarray,
     np.save(folder / "offsets.npy", offsets, allow_pickle=False)
     total = int(offsets[-1])
     dtypes = ordered.files[0].dtypes if ordered.files else {}
-    extra = next((name for name in ("request", "given") if name in dtypes), None)
     arrays = Arrays(
         offsets,
         ArrayFile(folder / "items.npy", np.int32, total),
         ArrayFile(folder / "timestamps.npy", np.int64, total),
         ArrayFile(folder / "actions.npy", np.int16, total),
         ArrayFile(folder / "queries.npy", np.int32, total),
-        ArrayFile(scratch / "extra.npy", dtypes[extra], total) if extra else None,
+        ArrayFile(scratch / "given.npy", dtypes["given"], total) if "given" in dtypes else None,
         0,
         0,
     )
@@ -133,8 +132,8 @@ def write_arrays(ordered: OrderedLog, numbering: Numbering, actions: np.ndarray,
             arrays.actions: actions[block["action"]],
             arrays.queries: block.get("query", np.full(len(block["user"]), -1, np.int32)),
         }
-        if extra and arrays.extra is not None:
-            targets[arrays.extra] = block[extra]
+        if arrays.given is not None:
+            targets[arrays.given] = block["given"]
         _put(targets, _positions(block["user"], numbering.user_index, offsets))
         return int(block["time"].min()), int(block["time"].max())
 

@@ -36,8 +36,8 @@ def without_cold(
     offsets, decided = arrays.offsets, ArrayFile(scratch / "decided.npy", np.uint8, len(arrays.items))
     keep, parts = ArrayFile(scratch / "keep.npy", np.bool_, len(arrays.items)), list[np.ndarray]()
     for chunk in user_chunks(offsets):
-        extra = arrays.extra.read(chunk.start, chunk.stop) if arrays.extra else None
-        split = splitter(chunk, arrays.timestamps.read(chunk.start, chunk.stop), extra)
+        given = arrays.given.read(chunk.start, chunk.stop) if arrays.given else None
+        split = splitter(chunk, arrays.timestamps.read(chunk.start, chunk.stop), given)
         kept = ~cold[arrays.items.read(chunk.start, chunk.stop)] | (split != TRAIN)
         decided.write(chunk.start, split)
         keep.write(chunk.start, kept)
@@ -61,7 +61,7 @@ def without_cold(
         timestamps=remaining(arrays.timestamps),
         actions=remaining(arrays.actions),
         queries=remaining(arrays.queries),
-        extra=remaining(arrays.extra) if arrays.extra else None,
+        given=remaining(arrays.given) if arrays.given else None,
     )
     return changed, remaining(decided)
 

@@ -34,7 +34,6 @@ DTYPES = {
     "time": np.int64,
     "action": np.int16,
     "query": np.int32,
-    "request": np.uint64,
     "given": np.int8,
 }
 
@@ -131,9 +130,9 @@ def partition_events(parsed: ParsedLog, config: Config, scratch: Path, n_users: 
 
 
 def _column(part: pl.DataFrame, name: str) -> np.ndarray:
-    """A column of a parsed part; sources without it have no query, an unknown request or split."""
+    """A column of a parsed part; sources without it have no query and an unknown split."""
     if name not in part.columns:
-        return np.full(part.height, 0 if name == "request" else -1, DTYPES[name])
+        return np.full(part.height, -1, DTYPES[name])
     return part[name].to_numpy()
 
 

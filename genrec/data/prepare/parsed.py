@@ -102,12 +102,14 @@ class ParsedLog:
                 start += part.height
 
 
+EVENT_COLUMNS = ["user_id", "item_id", "timestamp", "action", "query", "split"]  # that preparing makes use of
+
+
 def parse_log(config: Config, folder: Path, checksums: ChecksumIndex) -> ParsedLog:
     """Bring ``folder`` up to date with the configured log: known sources are kept, new and changed ones are parsed."""
-    with_request = config.split.kind == "session" and config.split.session_by == "request"
-    key = fingerprint(PARSE_VERSION, pl.__version__, config.data.reader, to_dict(config.data)["options"], with_request)
+    key = fingerprint(PARSE_VERSION, pl.__version__, config.data.reader, to_dict(config.data)["options"])
     folder.mkdir(parents=True, exist_ok=True)
-    sources = all_log_sources(config.data, _event_columns(with_request))
+    sources = all_log_sources(config.data, EVENT_COLUMNS)
     parsed, reader = ParsedLog([], []), None
     chained = [source for source in sources if source.events]
     for number, source in enumerate(chained):
@@ -116,7 +118,7 @@ def parse_log(config: Config, folder: Path, checksums: ChecksumIndex) -> ParsedL
         if not _is_good(target, key):
             if reader is None:
                 _forget(folder, number, source)
-                reader = _Parser(parsed, with_request)
+                reader = _Parser(parsed)
             reader.parse(source, target, key)
         _add(parsed, target)
     surplus = _forget(folder, len(chained), None) if reader is None else 0
@@ -132,14 +134,9 @@ def parse_log(config: Config, folder: Path, checksums: ChecksumIndex) -> ParsedL
         target = folder / (f"tables-{number}" if number else "tables")
         key = fingerprint(PARSE_VERSION, config.data.reader, options, _stamp(source, checksums))
         if not _is_good(target, key):
-            _Parser(ParsedLog([], []), with_request).parse(source, target, key, chained=False)
+            _Parser(ParsedLog([], [])).parse(source, target, key, chained=False)
         _add(parsed, target)
     return parsed
-
-
-def _event_columns(with_request: bool) -> list[str]:
-    """The event columns that preparing makes use of."""
-    return ["user_id", "item_id", "timestamp", "action", "query", "split", *(["request_id"] if with_request else [])]
 
 
 def _stamp(source: LogSource, checksums: ChecksumIndex) -> list:
@@ -174,9 +171,8 @@ def _forget(folder: Path, first: int, source: LogSource | None) -> int:
 class _Parser:
     """Parses sources one after another, with the id maps of all before them."""
 
-    def __init__(self, parsed: ParsedLog, with_request: bool):
+    def __init__(self, parsed: ParsedLog):
         self.maps = {kind: IdMap(parsed.names(kind)) for kind in IDS}
-        self.with_request = with_request
         self.rows, self.said = parsed.total("events"), parsed.total("events")
         self.pool = ThreadPoolExecutor(THREADS)  # two id columns are looked up at the same time
 
@@ -243,7 +239,6 @@ class _Parser:
             "user_id",
             "item_id",
             "timestamp",
-            "request_id",
             query=pl.when(query != "").then(query),
             action=pl.col("action").fill_null("event"),
             **extra,
@@ -255,12 +250,6 @@ class _Parser:
             self._coded(table, kinds, fresh).rename({"timestamp": "time"}).with_columns(pl.col("action").cast(pl.Int16))
         )
         wanted = [name for name in ("user", "item", "time", "action", "query") if name != "query" or "query" in kinds]
-        if self.with_request:
-            # Only ever compared with the request of the event before it; 0 stands for an unknown one.
-            coded = coded.with_columns(
-                request=pl.when(pl.col("request_id").is_not_null()).then(pl.col("request_id").hash(0)).fill_null(0)
-            )
-            wanted.append("request")
         if extra:
             coded = coded.with_columns(
                 given=pl.col("split").replace_strict(GIVEN_SPLITS, default=-1, return_dtype=pl.Int8).fill_null(-1)

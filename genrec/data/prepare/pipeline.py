@@ -304,8 +304,8 @@ def split_arrays(
     events from ``target_level`` on.
     """
     given_valid = False
-    if config.split.kind == "given" and arrays.extra is not None:
-        given_valid = any((arrays.extra.read(p.start, p.stop) == VALID).any() for p in user_chunks(arrays.offsets))
+    if config.split.kind == "given" and arrays.given is not None:
+        given_valid = any((arrays.given.read(p.start, p.stop) == VALID).any() for p in user_chunks(arrays.offsets))
     splitter, before = Splitter(config.split, arrays.timestamps, arrays.offsets, given_valid), None
     if config.split.cold_share:
         cold = cold_items(numbering.items["item_id"], config.split.cold_share, config.seed)
@@ -317,8 +317,8 @@ def split_arrays(
 
     def decide(chunk: UserChunk) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, dict[str, int]]:
         times, items = arrays.timestamps.read(chunk.start, chunk.stop), arrays.items.read(chunk.start, chunk.stop)
-        extra = arrays.extra.read(chunk.start, chunk.stop) if arrays.extra else None
-        decided = splitter(chunk, times, extra) if before is None else before.read(chunk.start, chunk.stop)
+        given = arrays.given.read(chunk.start, chunk.stop) if arrays.given else None
+        decided = splitter(chunk, times, given) if before is None else before.read(chunk.start, chunk.stop)
         split.write(chunk.start, decided)
         digests = {"items": digest(chunk.start, items), "split": digest(chunk.start, decided)}
         return items, times, decided, np.bincount(decided, minlength=3), tied_targets(chunk, times, decided), digests

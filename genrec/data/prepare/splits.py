@@ -97,10 +97,10 @@ class Splitter:
             shares = [1 - config.valid_share - config.test_share, 1 - config.test_share]
             self.cuts = quantile_higher(lambda: (times.read(p.start, p.stop) for p in user_chunks(offsets)), shares)
 
-    def __call__(self, chunk: UserChunk, times: np.ndarray, extra: np.ndarray | None) -> np.ndarray:
+    def __call__(self, chunk: UserChunk, times: np.ndarray, given: np.ndarray | None) -> np.ndarray:
         """TRAIN, VALID or TEST (n,) uint8 of a piece.
 
-        ``times`` (n,), ``extra`` (n,) the request or given split where the rule needs it.
+        ``times`` (n,), ``given`` (n,) the log's own split where the rule needs it.
         """
         if self.config.kind == "global-time":
             split = np.zeros(len(times), np.uint8)
@@ -108,19 +108,15 @@ class Splitter:
             split[times >= self.cuts[1]] = TEST
             return split
         if self.config.kind == "given":
-            assert extra is not None
-            return self._given(chunk, times, extra)
+            assert given is not None
+            return self._given(chunk, times, given)
         if self.config.kind == "session":
-            return _last_groups(chunk, self._session_starts(chunk, times, extra))
+            return _last_groups(chunk, self._session_starts(chunk, times))
         return _last_events(chunk)
 
-    def _session_starts(self, chunk: UserChunk, times: np.ndarray, requests: np.ndarray | None) -> np.ndarray:
+    def _session_starts(self, chunk: UserChunk, times: np.ndarray) -> np.ndarray:
         starts = np.ones(len(times), bool)
-        if self.config.session_by == "request":
-            assert requests is not None
-            starts[1:] = (requests[1:] != requests[:-1]) | (requests[1:] == 0)
-        else:
-            starts[1:] = np.diff(times) > self.config.session_gap * 60
+        starts[1:] = np.diff(times) > self.config.session_gap * 60
         starts[chunk.offsets[:-1]] = True
         return starts
 

@@ -128,15 +128,8 @@ def reference_split(rows: list[dict], users: list[str], config) -> list[int]:
         groups: list[list] = []
         for row in own:
             last = groups[-1][-1] if groups else None
-            if kind == "session" and config.split.session_by == "gap":
-                joined = last and row["timestamp"] - last["timestamp"] <= config.split.session_gap * 60
-            else:
-                joined = (
-                    kind == "session"
-                    and last
-                    and row["request_id"] is not None
-                    and last["request_id"] == row["request_id"]
-                )
+            gap = config.split.session_gap * 60
+            joined = kind == "session" and last and row["timestamp"] - last["timestamp"] <= gap
             groups = [*groups[:-1], [*groups[-1], row]] if joined else [*groups, [row]]
         names = [TRAIN] * len(groups) if len(groups) < 3 else [TRAIN] * (len(groups) - 2) + [VALID, TEST]
         split += [name for name, group in zip(names, groups, strict=True) for _ in group]
@@ -182,7 +175,6 @@ RULES = [
     ["data.start_time=600", "data.end_time=2400"],
     ["split.kind=global-time"],
     ["split.kind=session", "split.session_gap=3"],
-    ["split.kind=session", "split.session_by=request", "data.min_item_events=3"],
     ["split.kind=given", "data.min_user_events=2"],
 ]
 
