@@ -55,7 +55,7 @@ def machine() -> Iterator[tuple[str, str]]:
         try:
             yield package, version(package)
         except PackageNotFoundError:
-            yield package, "missing; install it with: pip install genrec"
+            yield package, "missing; install genrec again: pip install ."
     yield "device", ", ".join(devices())
     yield "cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     page = os.sysconf("SC_PAGE_SIZE")
