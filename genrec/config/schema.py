@@ -171,14 +171,10 @@ class TrainingConfig:
         0, "Next epochs that learn query to item and item to following item, without a user.", ge=0
     )
     patience: int = setting(3, "Epochs without improvement on validation before training stops.", ge=1)
-    single_target: bool | None = setting(
-        None,
-        "Each training sequence predicts one event, so that a step mixes many users; else all its events. "
-        "null: where a target has at most 16 events before it on average.",
+    single_target: bool = setting(
+        False, "Each training sequence predicts one event, so that a step mixes many users; else all its events."
     )
-    batch_size: int | None = setting(
-        None, "Sequences per optimiser step, over all devices and chunks; null: 256 with one target, else 128.", ge=1
-    )
+    batch_size: int = setting(128, "Sequences per optimiser step, over all devices and chunks.", ge=1)
     accumulate: int | None = setting(
         None,
         "Chunks of similar length that a step is computed in, with the same result; null: 4 on a CPU, else 1.",
@@ -264,7 +260,7 @@ class EvaluationConfig:
     ks: list[int] = setting([5, 10, 20], "Cut-offs of Recall and nDCG.", ge=1, nonempty=True)
     baselines: list[str] = setting(
         list(BASELINES),
-        "Rows of the table beside the model; `stack` (the classic two-stage stack) needs the extra `stack`.",
+        "Rows of the table beside the model; `stack` (the classic stack, and that with our retrieval): extra `stack`.",
         choices=BASELINES,
     )
     max_requests: int = setting(0, "Maximum requests of a kind, drawn at random; 0 is all.", ge=0)

@@ -35,9 +35,9 @@ class Baselines:
 
     def __init__(self, run: Any, fits: bool = True):
         """``fits`` false leaves out what ``genrec train`` makes."""
-        self.run = run
+        self.run, self.fits = run, fits
         self.names = [name for name in run.config.evaluation.baselines if fits or name != "sasrec"]
-        self.stacks: dict[str | None, stack.Stack] = {}
+        self.stacks: dict[tuple[str | None, bool], stack.Stack] = {}
         self._scorers: dict[tuple[int, bool], dict[str, tuple[str, Scorer]]] = {}
 
     @cached_property
@@ -75,36 +75,42 @@ class Baselines:
         last, searches = VALID if fit == "train+valid" else TRAIN, kind is not None
         scorers = dict(self.scorers(last, searches))
         if "sasrec" in self.names and not searches:
-            scorers["SASRec, cross-entropy"] = "ids", self.run.sasrec_scorer(fit)
+            scorers["SASRec, cross-entropy"] = "ids", self.run.network_scorer("sasrec", fit)
         for name, (inputs, scorer) in scorers.items():
             yield BaselineRow(
                 name, inputs, *ranked_by_scores(scorer, requests, k, self.run.dataset.n_items, not searches)
             )
         if "stack" in self.names and stack.installed():
-            row = self._stack(requests, kind, last, k)
-            if row is not None:
-                yield row
+            for networked in (False, True)[: 1 + self.fits]:
+                row = self._stack(requests, kind, last, k, networked)
+                if row is not None:
+                    yield row
 
-    def _stack(self, requests: Requests, kind: str | None, last: int, k: int) -> BaselineRow | None:
-        if kind not in self.stacks:
+    def _stack(self, requests: Requests, kind: str | None, last: int, k: int, networked: bool) -> BaselineRow | None:
+        """The stack's row; ``networked`` adds our network's retrieval scores to its sources."""
+        if (kind, networked) not in self.stacks:
             valid = self.run.dataset.requests("valid", kind)
             if len(valid) < stack.MIN_REQUESTS:
                 return None
-            self.stacks[kind] = stack.Stack(self.run.config.seed).fit(self._sources(TRAIN, kind is not None), valid)
-        trees = self.stacks[kind]
+            sources = self._sources(TRAIN, kind is not None, networked)
+            self.stacks[kind, networked] = stack.Stack(self.run.config.seed).fit(sources, valid)
+        trees = self.stacks[kind, networked]
         if not trees.trees:
             return None
-        sources = self._sources(last, kind is not None)
+        sources = self._sources(last, kind is not None, networked)
         raw = trees.rank(sources, requests, k, exclude_seen=False) if kind is None else None
-        return BaselineRow(stack.NAME, "ids + text + features", trees.rank(sources, requests, k), raw)
+        name = stack.NETWORKED if networked else stack.NAME
+        return BaselineRow(name, "ids + text + features", trees.rank(sources, requests, k), raw)
 
-    def _sources(self, last: int, searches: bool) -> stack.Sources:
+    def _sources(self, last: int, searches: bool, networked: bool) -> stack.Sources:
         text = self.run.ids.catalogue.text.cpu().numpy()
         scorers = {name: scorer for name, (_, scorer) in self.scorers(last, False).items()}
         if searches:
             scorers |= {name: scorer for name, (_, scorer) in self.scorers(last, True).items()}
         else:
             scorers["text of the last event"] = lambda chunk: last_text(chunk, text)
+        if networked:
+            scorers["our retrieval"] = self.run.network_scorer("model", "train+valid" if last == VALID else "train")
         features = CandidateFeatures.build(self.run.dataset, text, last)
         return stack.Sources(scorers, features, self.run.config.model.request_time)
 

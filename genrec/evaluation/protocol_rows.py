@@ -256,7 +256,7 @@ class Protocols:
             if kind is None:
                 scorers = {"text of the last event": lambda chunk: protocols.last_text(chunk, text)}
                 if "sasrec" in self.run.config.evaluation.baselines:
-                    scorers["SASRec, cross-entropy"] = self.run.sasrec_scorer(self.fitted)
+                    scorers["SASRec, cross-entropy"] = self.run.network_scorer("sasrec", self.fitted)
             rows |= {
                 name: top_k(np.asarray(scorer(requests), np.float64), 20, requests.histories)[0]
                 for name, scorer in scorers.items()

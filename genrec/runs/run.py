@@ -156,14 +156,14 @@ class Run:
             }
         return Ranker(generator, fitted_config.model, self.ids.encoder, self.config.decoding, rerankers)
 
-    def sasrec_scorer(self, fitted_on: str) -> Callable[[Requests], np.ndarray]:
-        """Scores of the SASRec baseline over the catalogue: requests -> (N, n_items)."""
-        self.stages.require("sasrec" if fitted_on == "train" else "sasrec_refit")
-        network, config = load_network(
-            self.folder / ("sasrec" if fitted_on == "train" else "sasrec_refit"),
-            len(self.dataset.actions_chain),
-            self.ids,
-        )
+    def network_scorer(self, name: str, fitted_on: str) -> Callable[[Requests], np.ndarray]:
+        """Scores over the catalogue, requests -> (N, n_items), of the retrieval head of a network.
+
+        ``name``: ``model``, our network, or ``sasrec``, the baseline.
+        """
+        folder = name if fitted_on == "train" else f"{name}_refit"
+        self.stages.require(folder)
+        network, config = load_network(self.folder / folder, len(self.dataset.actions_chain), self.ids)
         collator = Collator(config.model, QueryFeatures.build(self.dataset.query_texts, self.ids.encoder))
         with torch.inference_mode():
             items = network.item_encoder()

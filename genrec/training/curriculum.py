@@ -24,7 +24,6 @@ BACKBONE_EPOCHS, DECODER_EPOCHS, SASREC_EPOCHS = (4, 20), (2, 8), (8, 30)  # min
 FULL_EVENTS = (
     200_000  # up to so many training events: the maximum. Amazon Beauty (154,000) still rises after 8 of 20 epochs
 )
-SHORT_HISTORY = 16.0  # events before a target, on average, up to which a window has a single target, by rule
 ALIGN, CO_OCCUR, PERSONALISE = "align", "co-occur", "personalise"
 
 
@@ -36,14 +35,6 @@ def epochs_by_size(events: int, bounds: tuple[int, int]) -> int:
     """
     minimum, maximum = bounds
     return max(minimum, min(maximum, round(maximum * FULL_EVENTS / max(events, 1))))
-
-
-def mean_history(lengths: np.ndarray, max_length: int) -> float:
-    """The mean number of events, at most ``max_length``, before a target, of users with ``lengths`` (U,) events."""
-    lengths = lengths.astype(np.float64)
-    inside = np.minimum(lengths, max_length + 1)
-    before = inside * (inside - 1) / 2 + (lengths - inside) * max_length
-    return float(before.sum() / max(np.maximum(lengths - 1, 0).sum(), 1))
 
 
 def stage_name(training: TrainingConfig, epoch: int) -> str:

@@ -30,14 +30,7 @@ from genrec.retrieval.similar_texts import SimilarTexts
 from genrec.text.query_tokens import WORD_BUCKETS, hashed_tokens, readable
 from genrec.training import checkpoints
 from genrec.training.checkpoints import Checkpoints
-from genrec.training.curriculum import (
-    BACKBONE_EPOCHS,
-    DECODER_EPOCHS,
-    SASREC_EPOCHS,
-    SHORT_HISTORY,
-    epochs_by_size,
-    mean_history,
-)
+from genrec.training.curriculum import BACKBONE_EPOCHS, DECODER_EPOCHS, SASREC_EPOCHS, epochs_by_size
 from genrec.training.curves import plot_curves
 from genrec.training.data_module import TrainingData
 from genrec.training.distributed import join, leader_first, on_gpu, rank_and_world
@@ -52,7 +45,6 @@ __all__ = ["FitPlan", "fit", "model_key", "new_network"]
 
 log = logging.getLogger(__name__)
 EPOCHS = {"genrec": BACKBONE_EPOCHS, "sasrec": SASREC_EPOCHS}
-SEQUENCES, SINGLE_TARGETS = 128, 256  # sequences of a step, by rule: each with all its targets, or with one
 CPU_PARTS = 4  # micro-batches of a step, by rule: on a CPU padding costs as much as content
 
 
@@ -83,7 +75,7 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
     check_launch(config.training)
     join()
     given, config = config, with_query_anchors(copy.deepcopy(config), dataset)
-    _settle(config.training, dataset, plan, config.model.max_length)
+    _settle(config.training, dataset, plan)
     network: Any = new_network(config, dataset, ids, plan.generate, plan.network)  # SASRec has the same interface
     if plan.backbone_folder:
         _load_backbone(network, plan.backbone_folder)
@@ -116,7 +108,7 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
     return target
 
 
-def _settle(training: TrainingConfig, dataset: Dataset, plan: FitPlan, max_length: int) -> None:
+def _settle(training: TrainingConfig, dataset: Dataset, plan: FitPlan) -> None:
     """Set what the config leaves to rules."""
     if training.accumulate is None:
         training.accumulate = 1 if on_gpu(training.accelerator) else CPU_PARTS
@@ -126,10 +118,6 @@ def _settle(training: TrainingConfig, dataset: Dataset, plan: FitPlan, max_lengt
         training.single_target = False  # nothing below the decoder learns, and one pass serves all events of a user
     if plan.warm_start:  # one pass over the chosen windows
         training.epochs, training.align_epochs, training.cooccur_epochs = 1, 0, 0
-    if training.single_target is None:  # by the training split for the refit too
-        training.single_target = mean_history(dataset.known_lengths(TRAIN), max_length) <= SHORT_HISTORY
-    if training.batch_size is None:
-        training.batch_size = SINGLE_TARGETS if training.single_target else SEQUENCES
     if training.epochs is None:  # by the training split for the refit too: its schedule is the first fit's
         bounds = DECODER_EPOCHS if plan.backbone_folder else EPOCHS[plan.network]
         training.epochs = epochs_by_size(int(dataset.known_lengths(TRAIN).sum()), bounds)

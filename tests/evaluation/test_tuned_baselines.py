@@ -83,7 +83,7 @@ def test_the_stack_ranks_what_its_sources_propose(prepared_run):
     requests = prepared_run.dataset.requests("test")
     rows = {row.model: row for row in made.rows(requests, None, "train", 10)}
     assert list(rows)[-1] == stack.NAME and "SASRec, cross-entropy" not in rows
-    sources = made._sources(0, False)
+    sources = made._sources(0, False, networked=False)
     ids, features = sources.candidates(requests)
     assert features.shape[:2] == ids.shape and np.isfinite(features).all()
     for ranked, row, history in zip(rows[stack.NAME].ranked, ids, range(len(requests)), strict=True):

@@ -18,12 +18,20 @@ from genrec.pipeline.stages import stage_evaluate, stage_train
 from genrec.runs.run import Run
 
 OURS = {"fused": "genrec, fused", "retrieve": "genrec, retrieval alone", "generate": "genrec, generation alone"}
-STACK = "LightGBM stack, no network"
+STACKS = "LightGBM stack, no network", "LightGBM stack, with our retrieval"
 RECOMMENDATION = {
     *OURS.values(),
-    *("popularity", "ItemKNN", "EASE^R", "implicit ALS", "co-occurrence + transitions", "SASRec, cross-entropy", STACK),
+    *(
+        "popularity",
+        "ItemKNN",
+        "EASE^R",
+        "implicit ALS",
+        "co-occurrence + transitions",
+        "SASRec, cross-entropy",
+        *STACKS,
+    ),
 }
-SEARCH = {*OURS.values(), "BM25", "dense text", STACK}
+SEARCH = {*OURS.values(), "BM25", "dense text", *STACKS}
 
 
 @pytest.fixture(scope="module")

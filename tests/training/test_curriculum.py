@@ -21,7 +21,6 @@ from genrec.training.curriculum import (
     PERSONALISE,
     Curriculum,
     epochs_by_size,
-    mean_history,
     stage_name,
 )
 from genrec.training.data_module import TrainingData, training_collator, validation_batches
@@ -48,29 +47,6 @@ def train_events(data) -> np.ndarray:
 
 def test_the_stage_of_an_epoch(job):
     assert [stage_name(job[0].training, epoch) for epoch in range(4)] == [ALIGN, CO_OCCUR, PERSONALISE, PERSONALISE]
-
-
-def test_the_mean_history_of_a_target():
-    lengths = np.array([0, 1, 2, 5, 9])
-    before = [min(event, 4) for length in lengths for event in range(1, length)]
-    assert mean_history(lengths, 4) == pytest.approx(np.mean(before))
-    assert mean_history(np.array([1, 0]), 4) == 0
-
-
-@pytest.mark.parametrize(
-    ("asked", "short", "expected"), [(None, True, True), (None, False, False), (False, True, False)]
-)
-def test_short_histories_are_learnt_target_by_target(job, tmp_path, monkeypatch, asked, short, expected):
-    config, data, ids = copy.deepcopy(job[0]), *job[1:]
-    settings = config.training
-    settings.align_epochs = settings.cooccur_epochs = 0
-    settings.single_target, settings.batch_size = asked, None
-    mean = mean_history(data.known_lengths(TRAIN), config.model.max_length)
-    monkeypatch.setattr("genrec.training.fit.SHORT_HISTORY", mean if short else mean - 0.01)
-    folder = fit(config, data, ids, tmp_path / "model", FitPlan(epochs=1, generate=False))
-    resolved = read_json(folder / "resolved.json")["training"]
-    assert resolved["single_target"] is expected and resolved["batch_size"] == (256 if expected else 128)
-    assert read_json(folder / "config.json")["training"]["single_target"] is asked
 
 
 def test_single_targets_are_the_same_requests(job):

@@ -21,7 +21,7 @@ from genrec.ranking.features import CandidateFeatures
 
 log = logging.getLogger(__name__)
 Scorer = Callable[[Requests], np.ndarray]
-NAME = "LightGBM stack, no network"
+NAME, NETWORKED = "LightGBM stack, no network", "LightGBM stack, with our retrieval"
 DEPTH = 50  # candidates of each source
 FIT_REQUESTS = 8000  # validation requests that the trees are fitted on
 MIN_REQUESTS = 50  # with fewer there is no row
