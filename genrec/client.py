@@ -41,6 +41,8 @@ class Listing:
     bundle: str
     n_proven: int
     no_match: bool
+    match: float
+    corrected: str | None
     next_offset: int | None
     notes: list[str] = field(default_factory=list)
     facets: dict[str, Any] | None = None

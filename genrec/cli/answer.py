@@ -62,6 +62,10 @@ def search(
     if not query.strip():
         raise UserError("the query is empty; give at least one word, or use: genrec recommend")
     answers = Recommender.load(run, fitted_on).search(query, user, k=k, mode=mode, category=category)
+    if answers.no_match:
+        console.print(f"'{query}' names nothing of the catalogue; the answers are those without a query")
+    elif answers.corrected:
+        console.print(f"'{query}' was read as '{answers.corrected}'")
     show_answers(
         answers, f"'{query}'" + (f" for user {user}" if user else "") + (f" in {category}" if category else "")
     )

@@ -7,6 +7,12 @@ from typing import Any
 
 from genrec.config.setting import setting
 
+# Snowball's names of the languages whose function words are known.
+LANGUAGES = (
+    "english", "german", "dutch", "french", "spanish", "portuguese", "italian", "russian", "swedish", "norwegian",
+    "danish", "turkish",
+)  # fmt: skip
+
 
 @dataclass
 class DataConfig:
@@ -63,7 +69,12 @@ class SplitConfig:
 class QueryConfig:
     """Synthetic queries for logs without searches. Tables always label them as synthetic."""
 
-    synthetic: list[str] = setting([], "Kinds of synthetic query.", choices=("category", "title"))
+    synthetic: list[str] = setting(
+        [],
+        "Kinds of synthetic query; `everyday`: one word, brand or attribute with category, and for held-out events "
+        "also half-typed, misspelt and joined words.",
+        choices=("category", "title", "everyday"),
+    )
     share: float = setting(0.3, "Fraction of training events that also get a synthetic query.", ge=0, le=1)
 
 
@@ -75,6 +86,11 @@ class TextConfig:
         "tfidf",
         "TF-IDF with truncated SVD (no download), a Hugging Face model, or MiniLM from the `minilm` extra.",
         choices=("tfidf", "hf", "minilm"),
+    )
+    language: str = setting(
+        "auto",
+        "Language whose words are stemmed in lexical search; `auto` is told by function words, `none` stems nothing.",
+        choices=("auto", "none", *LANGUAGES),
     )
     dim: int = setting(256, "Width of TF-IDF vectors.", ge=1)
     model: str | None = setting(None, "Hugging Face name or local folder, with `text.encoder=hf`.")

@@ -12,7 +12,7 @@ from genrec.evaluation.metrics import per_request_metrics, top_k
 from genrec.generation.options import SearchOptions
 from genrec.ranking.ranker import Ranker
 from genrec.retrieval.allowed import AllowedItems, id_lists
-from genrec.retrieval.bm25 import BM25
+from genrec.retrieval.lexical import LexicalIndex
 
 Answerer = Callable[[Requests, int, np.ndarray | None], np.ndarray]
 """(requests, k, allowed) -> ranked item ids (N, k), -1 where empty.
@@ -74,7 +74,7 @@ def query_texts(requests: Requests) -> list[str]:
     return [requests.query_texts[query] if query >= 0 else "" for query in requests.request_queries]
 
 
-def with_popularity(lexical: BM25, counts: np.ndarray, weight: float) -> Scorer:
+def with_popularity(lexical: LexicalIndex, counts: np.ndarray, weight: float) -> Scorer:
     """BM25, each query's scores divided by its best, plus ``weight`` times log popularity scaled to at most 1."""
     popularity = np.log1p(counts) / max(float(np.log1p(counts).max(initial=0)), 1e-9)
 
@@ -85,7 +85,7 @@ def with_popularity(lexical: BM25, counts: np.ndarray, weight: float) -> Scorer:
     return score
 
 
-def best_popularity_weight(lexical: BM25, counts: np.ndarray, valid: Requests) -> float:
+def best_popularity_weight(lexical: LexicalIndex, counts: np.ndarray, valid: Requests) -> float:
     """The weight with the highest nDCG@10 on validation searches, the smaller of equals; 0.1 without searches."""
     if not len(valid):
         return 0.1

@@ -11,7 +11,7 @@ from genrec.errors import UserError
 from genrec.evaluation.baselines import DenseText
 from genrec.evaluation.metrics import top_k
 from genrec.evaluation.qrels import Qrels, qrels_metrics
-from genrec.retrieval.bm25 import BM25
+from genrec.retrieval.lexical import LexicalIndex
 from genrec.text.encoder import TextEncoder, item_texts
 
 TextScorer = Callable[[Sequence[str]], np.ndarray]
@@ -61,7 +61,7 @@ def text_relevance(
 
 def text_scorers(items: pl.DataFrame, encoder: TextEncoder) -> dict[str, TextScorer]:
     """BM25, the text encoder's cosine, and their sum with BM25 divided by the query's best; no training on queries."""
-    lexical, dense = BM25().fit(items), DenseText().fit(encoder.encode(item_texts(items), "item"))
+    lexical, dense = LexicalIndex.fit(items), DenseText().fit(encoder.encode(item_texts(items), "item"))
 
     def cosine(texts: Sequence[str]) -> np.ndarray:
         return dense.score(encoder.encode(texts, "query"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from genrec.errors import UserError
 from genrec.generation.options import MODES, SearchOptions
 from genrec.inference.filters import Filters
 from genrec.inference.histories import build_requests
+from genrec.inference.query_prices import with_price
 from genrec.inference.requests import Answer, Diversity, RecommendationRequest, Response, StoredUsers
 from genrec.inference.snapshot import CatalogueSnapshot
 from genrec.ranking.ranker import Ranked
@@ -31,11 +33,18 @@ def answer_all(
     strict: bool,
 ) -> list[Response]:
     """One response per request, in order; see ``Recommender.ask``."""
+    priced: dict[int, str] = {}
+    if snapshot.has_prices:
+        requests = list(requests)
+        for number, request in enumerate(requests):
+            requests[number], note = with_price(request)
+            if note is not None:
+                priced[number] = note
     responses: list[Response | None] = [None] * len(requests)
     groups: dict[tuple, list[int]] = defaultdict(list)
     notes: dict[int, list[str]] = {}
     for number, request in enumerate(requests):
-        notes[number] = _notes(snapshot, request, strict)
+        notes[number] = _notes(snapshot, request, strict) + ([priced[number]] if number in priced else [])
         if request.candidates is not None and not strict:
             known = tuple(item for item in request.candidates if snapshot.has(item))
             if not known:
@@ -82,12 +91,13 @@ def _answer_group(
     allowed = _allowed(snapshot, group, stored, strict)
     options = SearchOptions(max(map(_length, group)), (group[0].mode,), group[0].exclude_seen, allowed=allowed)
     ids, scores, n_proven = lists(snapshot, requests, options)
-    blank = (np.diff(requests.offsets) == 0) & (requests.request_queries < 0)
+    read = snapshot.ranker.understood(requests)  # a query that names nothing is none
+    blank = (np.diff(requests.offsets) == 0) & (read.request_queries < 0)
     return [
         replace(
             _response(snapshot, request, ids[row], scores[row], int(n_proven[row])),
             source="popular" if blank[row] else "model",
-            no_match=request.query is not None and _matches_nothing(snapshot, request.query),
+            **_matched(snapshot, request.query),
         )
         for row, request in enumerate(group)
     ]
@@ -186,7 +196,10 @@ def diversified(codes: torch.Tensor, diversity: Diversity) -> np.ndarray:
     return np.argsort(rank // diversity.at_most, kind="stable")
 
 
-def _matches_nothing(snapshot: CatalogueSnapshot, query: str) -> bool:
-    """Whether no word of the query occurs in the catalogue."""
-    lexical = snapshot.ranker.generator.lexical
-    return lexical is not None and not lexical.knows(query)
+def _matched(snapshot: CatalogueSnapshot, query: str | None) -> dict[str, Any]:
+    """The fields of a response that say how its query matches the catalogue."""
+    match = None if query is None else snapshot.ranker.match(query)
+    if match is None:
+        return {}
+    corrected = None if match.no_match else match.read.corrected
+    return {"no_match": match.no_match, "match": match.probability, "corrected": corrected}

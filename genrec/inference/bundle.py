@@ -151,7 +151,7 @@ def export(
         _pack(run, model, folder, rewrite_config=True, more=lambda part: _pack_weights(run, part))
         _pack(run, "reranker", folder)
         with _part(run, "candidate_features", folder) as part:
-            for name in (f"{table}.npz", "bm25.npz"):
+            for name in (f"{table}.npz", "lexical.npz"):
                 shutil.copy(run.folder / "candidate_features" / name, part)
         _pack_dataset(run, folder, users)
         save_file(run.ids.catalogue.trie.saved_tensors(), folder / "trie.safetensors")

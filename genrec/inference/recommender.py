@@ -22,6 +22,7 @@ from genrec.inference.filters import Category, Filters, facet
 from genrec.inference.histories import build_requests, read_events
 from genrec.inference.requests import (
     Answer,
+    Answers,
     Diversity,
     EventSource,
     History,
@@ -144,14 +145,16 @@ class Recommender:
         filters: Filters | None = None,
         diversity: Diversity | None = None,
         category: Category | None = None,
-    ) -> list[Answer]:
+    ) -> Answers:
         """The items that ``query`` means to this user or history; the other arguments as in ``recommend``.
 
+        Misspelt, joined, split and half-typed words are read as words of the catalogue: ``corrected`` of the answers
+        says how. ``no_match`` of the answers: the query names nothing, and they are those of a request without one.
         The first 256 characters of a query are read. Raises ``UserError`` for an empty query.
         """
         filters, query = _with_category(filters, category), query_words(query)
         request = RecommendationRequest(user, history, query, k, mode, exclude_seen, timestamp, filters, diversity)
-        return self.ask([request])[0].items
+        return Answers(self.ask([request])[0])
 
     def rank(
         self,

@@ -69,8 +69,9 @@ class Response:
 
     ``source``: ``model``, or ``popular`` for a request without history and query. ``n_proven``: how many of the first
     answers are provably the exact best (``generate`` and ``retrieve``; 0 for an order that has no certificate).
-    ``notes``: what of the request was left aside. ``no_match``: no word of the query occurs in the catalogue or in a
-    logged query.
+    ``notes``: what of the request was left aside. ``match``: the probability that the query names something of
+    the catalogue, 1 for a logged query; ``no_match``: it is too low, and the answers are those of a request without a
+    query. ``corrected``: the query as it was read where its words were misspelt, joined, split or half typed.
     """
 
     items: list[Answer]
@@ -79,6 +80,16 @@ class Response:
     n_proven: int = 0
     notes: list[str] = field(default_factory=list)
     no_match: bool = False
+    match: float = 1.0
+    corrected: str | None = None
+
+
+class Answers(list[Answer]):
+    """The answers to a search, best first; ``no_match``, ``match`` and ``corrected`` as in ``Response``."""
+
+    def __init__(self, response: Response):
+        super().__init__(response.items)
+        self.no_match, self.match, self.corrected = response.no_match, response.match, response.corrected
 
 
 class EventSource(Protocol):

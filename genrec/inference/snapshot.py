@@ -27,7 +27,6 @@ from genrec.inference.filters import Categories, Filters
 from genrec.inference.growth import grow, refreshed, with_text
 from genrec.ranking.candidates import CandidateGenerator
 from genrec.ranking.ranker import Ranker
-from genrec.retrieval.bm25 import BM25
 
 CHUNKS = 64  # of the item table, before they are joined
 MASKS = 16  # filters whose masks a snapshot keeps
@@ -143,6 +142,11 @@ class CatalogueSnapshot:
             self._masks[key] = mask
         return mask
 
+    @cached_property
+    def has_prices(self) -> bool:
+        """Whether any item has a price."""
+        return self.table["price"].count() > 0
+
     def indices(self, item_ids: Sequence[str]) -> np.ndarray:
         """Indices of items; ``UserError`` for the first that is unknown or removed."""
         indices = np.array([self.index_of(item) for item in item_ids], np.int64)
@@ -205,16 +209,19 @@ class CatalogueSnapshot:
             for name in columns
         )
         generator, ids, ranker = self.ranker.generator, self.ids, copy.copy(self.ranker)
+        lexical = generator.lexical
+        if lexical is not None and set(columns) - {"price"}:  # attributes are searched, too
+            lexical = lexical.refit(table)
         if set(columns) & set(TEXT_COLUMNS):
             old = self.ids.catalogue
             text = old.text.clone()
             text[torch.from_numpy(indices)] = torch.from_numpy(ids.encode_new(table[indices.tolist()]).text).to(text)
             ids = replace(ids, catalogue=Catalogue(text, old.codes, old.trie))
             network, features = with_text(generator.network, ids.catalogue), refreshed(generator.features, table, ids)
-            ranker.generator = CandidateGenerator(network, features, generator.settings, BM25().fit(table))
+            ranker.generator = CandidateGenerator(network, features, generator.settings, lexical)
         else:
             features = refreshed(generator.features, table, ids)
-            ranker.generator = generator.grown(generator.network, features, generator.lexical)
+            ranker.generator = generator.grown(generator.network, features, lexical)
         return CatalogueSnapshot(table, ids, ranker, self.removed)
 
     def merged(self) -> CatalogueSnapshot:

@@ -25,7 +25,7 @@ from genrec.generation.options import SearchOptions
 from genrec.progress import Progress
 from genrec.ranking.features import CandidateFeatures
 from genrec.ranking.reranker import Reranker, with_hits
-from genrec.retrieval.bm25 import BM25
+from genrec.retrieval.lexical_fit import fit_lexical
 from genrec.runs.run import FITTED, TASKS, Run
 from genrec.runs.stages import (
     FEATURES_KIND,
@@ -124,11 +124,11 @@ def _fit(run: Run, fits: list[Fit]) -> None:
 
 def count_candidate_features(run: Run) -> None:
     """Count co-occurrence, popularity and query hits up to each fit's split, and index the items' words."""
-    target, key = run.folder / "candidate_features", features_key(run.dataset.manifest["key"])
+    target, key = run.folder / "candidate_features", features_key(run.config, run.dataset.manifest["key"])
     if is_current(target, FEATURES_KIND, key):
         return
     with atomic_folder(target, FEATURES_KIND, key) as folder:
-        BM25().fit(run.dataset.item_table).save(folder / "bm25.npz")
+        fit_lexical(run.dataset, run.config.text.language, run.config.seed).save(folder / "lexical.npz")
         for table, last in {table: last for _, table, last in FITTED.values()}.items():  # two fits share one
             CandidateFeatures.build(run.dataset, run.ids.catalogue.text.cpu().numpy(), last).save(
                 folder / f"{table}.npz"

@@ -21,8 +21,8 @@ from genrec.model.batch import Batch
 from genrec.model.network import Encoded, GenerativeRecommender
 from genrec.ranking.features import CandidateFeatures, log_rank, log_scores
 from genrec.retrieval.allowed import AllowedItems
-from genrec.retrieval.bm25 import BM25
 from genrec.retrieval.dense import DenseRetriever, FaissIndex
+from genrec.retrieval.lexical import LexicalIndex
 from genrec.retrieval.popularity import PopularItems
 from genrec.retrieval.protocol import RetrievalRequests, Retriever
 from genrec.retrieval.similar_texts import SimilarTexts
@@ -82,7 +82,7 @@ class CandidateGenerator:
         network: GenerativeRecommender,
         features: CandidateFeatures,
         decoding: DecodingConfig,
-        lexical: BM25 | None = None,
+        lexical: LexicalIndex | None = None,
         indexes: Path | None = None,
     ):
         """``indexes``: folder of ``save_indexes``, None to build indexes where the catalogue needs them."""
@@ -104,7 +104,7 @@ class CandidateGenerator:
         self._set_sources()
 
     def grown(
-        self, network: GenerativeRecommender, features: CandidateFeatures, lexical: BM25 | None
+        self, network: GenerativeRecommender, features: CandidateFeatures, lexical: LexicalIndex | None
     ) -> CandidateGenerator:
         """The generator over a catalogue that begins with this one's: only new items are computed.
 
@@ -147,10 +147,11 @@ class CandidateGenerator:
         self.cooccurrence = CooccurrenceRetriever(features.cooccurrence)
         self.words = None if lexical is None else WordRetriever(lexical)
         self.query_items = None if features.query_items is None else QueryItemRetriever(features.query_items)
+        self.popular_matches = None if self.words is None else PopularMatchRetriever(self.words, popularity)
         sources: list[tuple[Retriever | None, int]] = [
             (self.text, decoding.text),
             (self.words, decoding.text),
-            (None if self.words is None else PopularMatchRetriever(self.words, popularity), decoding.text),
+            (self.popular_matches, decoding.text),
             (self.query_items, decoding.text),
         ]
         self.query_sources = [(source, width) for source, width in sources if source is not None and width]
@@ -256,15 +257,19 @@ class CandidateGenerator:
         nothing = torch.zeros(known.shape)
         items = known.cpu().numpy()
         similar, following = (torch.from_numpy(part.at(items)) for part in self.cooccurrence.parts(retrieval))
-        words, taken = [nothing] * 3, [nothing] * 2
+        words, taken = [nothing] * 6, [nothing] * 2
         text = nothing
         if (retrieval.requests.request_queries >= 0).any():
             text = self.text.score(retrieval, known)
-            if self.words is not None:
+            if self.words is not None and self.popular_matches is not None:
                 matches = self.words.score(retrieval, known)
                 # The logarithm hides small differences between hundreds of matches: add the ratio to the best.
                 top = torch.from_numpy(self.words.scores(retrieval).maxima())[:, None]
                 words = [*log_scores(matches), matches / top.clamp(min=torch.finfo(torch.float32).tiny)]
+                # Of equal matches the popular one is meant; how much so depends on how little the query says.
+                words.append(self.popular_matches.score(retrieval, known))
+                for counts in (self.words.lengths(retrieval), self.popular_matches.ambiguity(retrieval)):
+                    words.append(torch.from_numpy(np.log1p(counts)).float()[:, None].expand(known.shape))
             if self.query_items is not None:
                 taken = list(log_scores(self.query_items.score(retrieval, known)))
         searched = _search_features(known, result.generated)

@@ -46,6 +46,9 @@ SOURCE_FEATURES = (
     "lexical",
     "matches_words",
     "lexical_share",
+    "popular_match",
+    "query_words",
+    "near_matches",
     "query_hits",
     "has_query_hits",
 )

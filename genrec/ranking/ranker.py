@@ -18,11 +18,13 @@ from genrec.ranking.candidates import MISSING, CandidateGenerator, Candidates, E
 from genrec.ranking.reranker import Reranker
 from genrec.retrieval.allowed import id_rows
 from genrec.retrieval.dense import ExactIndex
+from genrec.retrieval.lexical import Match
 from genrec.text.encoder import TextEncoder
 
 # Minimum rows of a network batch. With fewer rows, matrix products on the CPU sum in another order, and a request's
 # list would depend on its batch (measured: equal to the last bit from 4 on).
 MIN_ROWS = 4
+TFIDF = "tfidf"  # the text encoder that knows the words of the catalogue alone
 
 
 class Ranked(NamedTuple):
@@ -62,6 +64,36 @@ class Ranker:
         features, similar = QueryFeatures.build(texts, self.encoder), self.generator.similar_texts
         return Collator(self.model, features if similar is None else features.with_similar(similar))
 
+    def understood(self, requests: Requests) -> Requests:
+        """Requests with misspelt, joined, split and half-typed words of their queries as the catalogue writes them.
+
+        A query that names nothing is no query. Queries of the training log stay as they are, and with a pretrained text
+        encoder those that share no word with the catalogue do, too: it may know their words.
+        """
+        lexical, logged = self.generator.lexical, self.generator.features.query_items
+        used = np.unique(requests.request_queries)
+        used = used[used >= 0]
+        if lexical is None or not len(used):
+            return requests
+        texts = [requests.query_texts[query] for query in used.tolist()]
+        known = np.zeros(len(texts), bool) if logged is None else logged.knows(texts)
+        table, queries = list(requests.query_texts), requests.request_queries.copy()
+        for query, text in zip(used[~known].tolist(), [texts[row] for row in np.flatnonzero(~known)], strict=True):
+            match = lexical.match(text)
+            if match.no_match and self.encoder.name == TFIDF:
+                queries[requests.request_queries == query] = -1
+            elif match.read.corrected is not None:
+                queries[requests.request_queries == query] = len(table)
+                table.append(match.read.corrected)
+        return replace(requests, request_queries=queries, query_texts=table)
+
+    def match(self, text: str) -> Match | None:
+        """How a query text matches the catalogue; None without a lexical index or for a query of the training log."""
+        lexical, logged = self.generator.lexical, self.generator.features.query_items
+        if lexical is None or (logged is not None and logged.knows([text])[0]):
+            return None
+        return lexical.match(text)
+
     def candidates(
         self,
         requests: Requests,
@@ -75,7 +107,7 @@ class Ranker:
     def _encoded(
         self, requests: Requests, progress: Callable[[int], None] | None
     ) -> Iterator[tuple[np.ndarray, Requests, EncodedRequests]]:
-        device, requests = self.generator.items.device, requests.with_used_texts()
+        device, requests = self.generator.items.device, self.understood(requests).with_used_texts()
         collator = self.collator(requests.query_texts)
         for rows, chunk, batch in request_batches(requests, collator, self.settings.batch_size, MIN_ROWS):
             yield rows, chunk, self.generator.encode(batch.to(device), chunk)

@@ -27,6 +27,7 @@ _PRIOR = {
     "text": 5.0,
     "lexical": 0.5,
     "lexical_share": 5.0,
+    "popular_match": 0.2,
     "query_hits": 0.3,
 }
 _CLIP = 6.0  # standard deviations; limits the effect of rare extreme values

@@ -1,173 +1,330 @@
-"""BM25 over the items' words."""
+"""BM25F over the fields of items.
+
+Source: Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond" (2009), section 3.6: the term
+frequencies of all fields, each normalised by its field's length and weighed, are added before they saturate.
+"""
 
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Sequence
-from pathlib import Path
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
-import bm25s
 import numpy as np
 import polars as pl
 import scipy.sparse as sp
 
-from genrec.data.queries import STOP_WORDS
 from genrec.errors import UserError
-from genrec.retrieval.sparse import product
-from genrec.text.encoder import TOKEN_PATTERN, item_texts
+from genrec.text.analysis import analyzer, detect_language, words_of
+from genrec.text.fields import item_fields
 
-logging.getLogger("bm25s").setLevel(logging.WARNING)  # it announces every step
+# Relative importance of one occurrence in a field, where no validation searches choose it (chosen on ESCI).
+WEIGHTS = {"title": 2.0, "brand": 1.0, "category": 1.0, "attributes": 1.0, "text": 0.1}
+HEAD = 1024  # a term's best items that a request reads; a longer list is cut
+STATIC = 0.5  # how much the most popular item's weight counts more in what is kept of a long list
+
+Alternatives = Sequence[tuple[int, float]]
+"""Terms that may stand for one word of a query, each with a weight; an item counts the best of them."""
+
+
+@dataclass
+class FieldCounts:
+    """Occurrences of words in items: ``words`` distinct words, ``counts`` a matrix (n_items, n_words) per field."""
+
+    words: list[str]
+    counts: dict[str, sp.csr_matrix]
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Sequence[str]]) -> FieldCounts:
+        """Count the words of each field's texts (n_items,)."""
+        index: dict[str, int] = {}
+        rows = {}
+        for field, texts in fields.items():
+            columns, offsets = array("q"), array("q", [0])
+            for text in texts:
+                if text:
+                    columns.extend([index.setdefault(word, len(index)) for word in words_of(text)])
+                offsets.append(len(columns))
+            rows[field] = np.frombuffer(columns, np.int64), np.frombuffer(offsets, np.int64)
+        counts = {}
+        for field, (ids, starts) in rows.items():
+            matrix = sp.csr_matrix((np.ones(len(ids), np.float32), ids, starts), shape=(len(starts) - 1, len(index)))
+            matrix.sum_duplicates()
+            counts[field] = matrix
+        return cls(list(index), counts)
+
+    def by_term(self, terms: np.ndarray, n_terms: int) -> dict[str, sp.csr_matrix]:
+        """The same with words of one term added up: (n_items, n_terms) per field. ``terms`` (n_words,)."""
+        join = sp.csr_matrix((np.ones(len(terms), np.float32), (np.arange(len(terms)), terms)), (len(terms), n_terms))
+        return {field: (matrix @ join).tocsr() for field, matrix in self.counts.items()}
+
+    def presence(self) -> sp.csr_matrix:
+        """Which word an item has in any field: (n_items, n_words) of 1."""
+        return _present(self.counts.values())
 
 
 class BM25:
-    """BM25 (Robertson's ranking function in Lucene's form, by ``bm25s``) over title, brand, category and text.
+    """BM25F in Lucene's form; with a single field it is BM25.
 
-    The words are those the library's text encoder reads, so scripts without spaces work too. ``segments`` are sparse
-    matrices (words, items) of what one occurrence of a word in a query is worth, one for the items of the fit and a
-    few for items added later. A segment may know fewer words than the vocabulary, which all versions of one fit share.
+    ``terms`` maps the stems of words to rows of ``segments``: sparse matrices (terms, items) of what a term in a query
+    is worth, one for the items of the fit and a few for items added later. A segment may know fewer terms than the
+    vocabulary, which all versions of one fit share. ``language``: see ``genrec.text.analysis``.
     """
 
-    def __init__(self, k1: float = 1.2, b: float = 0.75):
+    def __init__(
+        self, k1: float = 1.2, b: float = 0.75, weights: Mapping[str, float] = WEIGHTS, language: str = "auto"
+    ):
         if k1 < 0 or not 0 <= b <= 1:
             raise UserError(f"BM25 got k1={k1}, b={b}; expected k1 >= 0 and 0 <= b <= 1")
-        self.k1, self.b = k1, b
-        self.vocabulary: dict[str, int] = {}
+        self.k1, self.b, self.weights, self.language = k1, b, dict(weights), language
+        self.terms: dict[str, int] = {}
         self.segments: list[sp.csr_matrix] = []
-        self.idf = np.zeros(0, np.float32)  # (words of the fit,)
-        self.n_fitted, self.mean_length = 0, 1.0  # items of the fit, and words an item of it has
-        self.unnamed = 0  # rows of the fit that belong to no word: 1 where it has texts without words
+        self.heads: list[dict[int, np.ndarray]] = []  # of each segment: best items of terms with long lists
+        self.idf = np.zeros(0, np.float32)  # (terms of the fit,)
+        self.n_fitted = 0
+        self.lengths: dict[str, float] = {}  # mean words of a field
 
     @property
     def n_items(self) -> int:
         """Items of the fit and added ones."""
         return sum(segment.shape[1] for segment in self.segments)
 
-    def fit(self, items: pl.DataFrame | Sequence[str]) -> BM25:
-        """Index ``items``: a table with the items' columns in item id order, or one text per item."""
-        tokens = _tokens(_texts(items))
-        self.n_fitted = len(tokens)
-        if not any(tokens):  # bare ids: every query scores every item 0
-            self.vocabulary, self.segments = {}, [_sparse([], [], [0], (0, len(tokens)))]
-            return self
-        index = bm25s.BM25(method="lucene", k1=self.k1, b=self.b)
-        index.index(tokens, show_progress=False)
-        scores = index.scores  # a CSC matrix of items by words, so its arrays are a CSR matrix of words by items
-        n_words = len(scores["indptr"]) - 1
-        weights = _sparse(scores["data"], scores["indices"], scores["indptr"], (n_words, len(tokens)))
-        self.segments, self.idf = [weights], self._idf(np.diff(weights.indptr))
-        self.mean_length = float(np.mean([max(len(words), 1) for words in tokens]))  # bm25s counts a text without words
-        # bm25s indexes a text without words under the word "", which no query may match
-        self.vocabulary = {word: row for word, row in index.vocab_dict.items() if word and row < n_words}
-        self.unnamed = n_words - len(self.vocabulary)
+    @property
+    def starts(self) -> list[int]:
+        """The first item of each segment."""
+        return list(accumulate((segment.shape[1] for segment in self.segments[:-1]), initial=0))
+
+    def fit(self, items: pl.DataFrame | Sequence[str], prior: np.ndarray | None = None) -> BM25:
+        """Index ``items``: a table with the items' columns in item id order, or one text per item.
+
+        ``prior`` (n_items,): popularity, not negative; it decides what is kept of lists longer than ``HEAD``.
+        """
+        fields = item_fields(items)
+        if self.language == "auto":
+            self.language = detect_language(text for texts in fields.values() for text in texts[:1000])
+        return self.index(FieldCounts.of(fields), prior)
+
+    def index(self, counted: FieldCounts, prior: np.ndarray | None = None) -> BM25:
+        """Index counted words; ``language`` must be known."""
+        self.terms = {}
+        counts = counted.by_term(self._rows(counted.words), len(self.terms))
+        self.n_fitted = next(iter(counts.values())).shape[0]
+        totals = {field: np.asarray(matrix.sum(axis=1)).ravel() for field, matrix in counts.items()}
+        self.lengths = {name: float(total[total > 0].mean()) if total.any() else 1.0 for name, total in totals.items()}
+        self.idf = self._idf(np.bincount(_present(counts.values()).indices, minlength=len(self.terms)))
+        segment = self._weighed(counts)
+        self.segments, self.heads = [segment], [_heads(segment, prior)]
         return self
 
-    def knows(self, query: str) -> bool:
-        """Whether a word of the query occurs in the items. A query of stop words alone has no word that could."""
-        return any(word in self.vocabulary for word in _tokens([query])[0])
+    def _rows(self, words: Sequence[str]) -> np.ndarray:
+        """The row of each word's term; unknown terms get new rows."""
+        stems = analyzer(self.language).stems(words)
+        return np.array([self.terms.setdefault(stem, len(self.terms)) for stem in stems], np.int64)
+
+    def _weighed(self, counts: Mapping[str, sp.csr_matrix]) -> sp.csr_matrix:
+        """What each term is worth in each item: (terms, items)."""
+        total: sp.csr_matrix | None = None
+        for field, matrix in counts.items():
+            length = np.asarray(matrix.sum(axis=1)).ravel()
+            damping = 1 - self.b + self.b * length / self.lengths.get(field, 1.0)
+            scale = sp.diags((self.weights.get(field, 1.0) / np.maximum(damping, 1e-9)).astype(np.float32))
+            part = (scale @ matrix).tocsr()
+            total = part if total is None else total + part
+        assert total is not None
+        result = total.T.tocsr()
+        rows = np.repeat(np.arange(result.shape[0]), np.diff(result.indptr))
+        result.data = (self.idf_of(rows) * result.data / (self.k1 + result.data)).astype(np.float32)
+        result.eliminate_zeros()
+        result.sort_indices()
+        return result
+
+    def idf_of(self, rows: np.ndarray) -> np.ndarray:
+        """Inverse document frequency of term rows; a term that the fit did not know counts as in one item."""
+        if not len(self.idf):
+            return np.full(len(rows), self._idf(np.ones(1))[0])
+        return np.where(rows < len(self.idf), self.idf[np.minimum(rows, len(self.idf) - 1)], self._idf(np.ones(1))[0])
+
+    def _idf(self, frequency: np.ndarray) -> np.ndarray:
+        return np.log1p((max(self.n_fitted, 1) - frequency + 0.5) / (frequency + 0.5)).astype(np.float32)
 
     def grow(self, items: pl.DataFrame | Sequence[str]) -> BM25:
         """A version with more items after the known ones, at a cost that follows their number alone, amortised.
 
-        Word frequencies and the mean length stay those of the fit; a word the fit did not know counts as one that a
-        single item has. So an old item's scores do not change, and the order in which items come does not matter.
+        Word frequencies and mean lengths stay those of the fit. So an old item's scores do not change, and the order in
+        which items come does not matter.
         """
-        tokens = _tokens(_texts(items))
-        rows, columns, values = [], [], []
-        unseen, fitted = float(self._idf(np.ones(1))[0]), len(self.idf)
-        for column, words in enumerate(tokens):
-            damping = self.k1 * (1 - self.b + self.b * len(words) / self.mean_length)
-            for word in set(words) - {""}:
-                row = self.vocabulary.setdefault(word, len(self.vocabulary) + self.unnamed)
-                count = words.count(word)
-                rows.append(row)
-                columns.append(column)
-                values.append((self.idf[row] if row < fitted else unseen) * count / (count + damping))
-        shape = (len(self.vocabulary) + self.unnamed, len(tokens))
-        entries = (np.asarray(rows, np.int64), np.asarray(columns, np.int64))
-        added = sp.coo_matrix((np.asarray(values, np.float32), entries), shape=shape).tocsr()
+        counted = FieldCounts.of(item_fields(items))
+        counts = counted.by_term(self._rows(counted.words), len(self.terms))
         grown = copy.copy(self)
-        grown.segments = [*self.segments, added]
-        while len(grown.segments) > 1 and grown.segments[-2].shape[1] <= grown.segments[-1].shape[1]:
+        grown.segments, grown.heads = [*self.segments, self._weighed(counts)], [*self.heads, {}]
+        while len(grown.segments) > 2 and grown.segments[-2].shape[1] <= grown.segments[-1].shape[1]:
             grown.segments[-2:] = [_joined(*grown.segments[-2:])]
+            grown.heads[-2:] = [{}]
         return grown
 
-    def _idf(self, frequency: np.ndarray) -> np.ndarray:
-        return np.log1p((self.n_fitted - frequency + 0.5) / (frequency + 0.5)).astype(np.float32)
+    def term(self, word: str) -> int:
+        """The row of a word's term, -1 where no item has it."""
+        row = self.terms.get(analyzer(self.language).stems([word])[0], -1)
+        return row if any(self._length(segment, row) for segment in self.segments) else -1
+
+    def items_of(self, row: int, limit: int = HEAD) -> np.ndarray:
+        """Items that have a term, rising; of a long list the best ``limit``."""
+        parts = [start + self._listed(number, row, limit) for number, start in enumerate(self.starts)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    @staticmethod
+    def _length(segment: sp.csr_matrix, row: int) -> int:
+        return int(segment.indptr[row + 1] - segment.indptr[row]) if 0 <= row < segment.shape[0] else 0
+
+    def _listed(self, number: int, row: int, limit: int | None) -> np.ndarray:
+        segment = self.segments[number]
+        if not 0 <= row < segment.shape[0]:
+            return np.zeros(0, np.int64)
+        if limit is not None and row in self.heads[number]:
+            return self.heads[number][row]
+        return segment.indices[segment.indptr[row] : segment.indptr[row + 1]]
+
+    def match(self, groups: Sequence[Alternatives], limit: int | None = HEAD) -> tuple[np.ndarray, np.ndarray]:
+        """Items that have a term of a query, rising, and their scores: (n,) int64 and (n,) float32.
+
+        ``groups``: one per word of the query. With a ``limit`` a term with a longer list proposes only its best items;
+        the scores of what is proposed are exact.
+        """
+        ids, scores = [], []
+        for number, start in enumerate(self.starts):
+            lists = [self._listed(number, row, limit) for group in groups for row, _ in group]
+            found = _distinct(lists)
+            ids.append(found.astype(np.int64) + start)
+            scores.append(self._scores(number, groups, found))
+        if not ids:
+            raise UserError("BM25 has not been fitted; call fit(items) first")
+        return np.concatenate(ids), np.concatenate(scores)
+
+    def score_at(self, groups: Sequence[Alternatives], ids: np.ndarray) -> np.ndarray:
+        """Scores (n,) float32 of some items (n,)."""
+        result = np.zeros(len(ids), np.float32)
+        bounds = [*self.starts, self.n_items]
+        for number, (start, stop) in enumerate(pairwise(bounds)):
+            own = (ids >= start) & (ids < stop)
+            if own.any():
+                result[own] = self._scores(number, groups, ids[own] - start)
+        return result
+
+    def _scores(self, number: int, groups: Sequence[Alternatives], items: np.ndarray) -> np.ndarray:
+        """The sum over groups of the best alternative's weight in each of ``items`` (n,) of one segment."""
+        segment = self.segments[number]
+        total = np.zeros(len(items), np.float32)
+        for group in groups:
+            best = np.zeros(len(items), np.float32)
+            for row, weight in group:
+                listed, values = self._row(segment, row)
+                if not len(listed):
+                    continue
+                position = np.minimum(np.searchsorted(listed, items), len(listed) - 1)
+                value = np.where(listed[position] == items, values[position], np.float32(0)) * np.float32(weight)
+                best = np.maximum(best, value)
+            total += best
+        return total
+
+    @staticmethod
+    def _row(segment: sp.csr_matrix, row: int) -> tuple[np.ndarray, np.ndarray]:
+        if not 0 <= row < segment.shape[0]:
+            return np.zeros(0, np.int32), np.zeros(0, np.float32)
+        span = slice(segment.indptr[row], segment.indptr[row + 1])
+        return segment.indices[span], segment.data[span]
 
     def score(self, queries: Sequence[str]) -> np.ndarray:
-        """(B, n_items) float32. A query without known words scores 0 everywhere."""
-        return self.sparse_scores(queries).toarray()
+        """(B, n_items) float32, words as they are typed. A query without known words scores 0 everywhere."""
+        result = np.zeros((len(queries), self.n_items), np.float32)
+        for row, query in enumerate(queries):
+            ids, scores = self.match(self.groups(query), None)
+            result[row, ids] = scores
+        return result
 
-    def sparse_scores(self, queries: Sequence[str]) -> sp.csr_matrix:
-        """The same as a sparse matrix: one sparse product for all queries and each segment."""
-        if not self.segments:
-            raise UserError("BM25 has not been fitted; call fit(items) first")
-        known = [[self.vocabulary[word] for word in words if word in self.vocabulary] for words in _tokens(queries)]
-        parts = []
-        for segment in self.segments:
-            rows = [[row for row in words if row < segment.shape[0]] for words in known]
-            offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-            columns = np.concatenate([np.asarray(row, np.int64) for row in rows] or [np.zeros(0, np.int64)])
-            query_terms = _sparse(np.ones(len(columns)), columns, offsets, (len(rows), segment.shape[0]))
-            parts.append(product(query_terms, segment))
-        return parts[0] if len(parts) == 1 else sp.hstack(parts, format="csr", dtype=np.float32)
+    def groups(self, query: str) -> list[list[tuple[int, float]]]:
+        """The terms of a query's words as they are typed; unknown ones are left out."""
+        rows = (self.term(word) for word in dict.fromkeys(analyzer(self.language).content(words_of(query))))
+        return [[(row, 1.0)] for row in rows if row >= 0]
 
-    def save(self, path: Path) -> None:
-        """Write an npz file that ``load`` reads: the items of the fit, without added ones."""
+    def state(self) -> tuple[dict, dict[str, np.ndarray]]:
+        """JSON-ready settings and arrays, without items added later, that ``from_state`` takes back."""
         weights = self.segments[0]
-        words = [""] * weights.shape[0]
-        for word, row in self.vocabulary.items():
-            if row < len(words):
-                words[row] = word
-        np.savez(
-            path,
-            words=np.frombuffer("\n".join(words).encode(), np.uint8), data=weights.data,
-            indices=weights.indices.astype(np.int32),
-            indptr=weights.indptr, settings=np.array([self.k1, self.b, self.mean_length, self.n_fitted]),
-        )  # fmt: skip
+        terms = [""] * weights.shape[0]
+        for term, row in self.terms.items():
+            if row < len(terms):
+                terms[row] = term
+        settings = {
+            "k1": self.k1,
+            "b": self.b,
+            "weights": self.weights,
+            "language": self.language,
+            "lengths": self.lengths,
+            "n_items": self.n_fitted,
+        }
+        arrays = {
+            "terms": np.frombuffer("\n".join(terms).encode(), np.uint8),
+            "data": weights.data,
+            "indices": weights.indices.astype(np.int32),
+            "indptr": weights.indptr,
+            "idf": self.idf,
+        }
+        return settings, arrays
 
     @classmethod
-    def load(cls, path: Path) -> BM25:
-        """Read the file that ``save`` wrote. Raises ``UserError`` where it is missing or another kind of file."""
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                k1, b, mean_length, n_items = arrays["settings"].tolist()
-                model, words = cls(k1, b), bytes(arrays["words"]).decode().split("\n")
-                shape = (len(arrays["indptr"]) - 1, int(n_items))
-                weights = _sparse(arrays["data"], arrays["indices"], arrays["indptr"], shape)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path}: not a saved BM25 index ({error}); run genrec train again") from error
-        model.n_fitted, model.mean_length, model.segments = shape[1], mean_length, [weights]
-        model.idf = model._idf(np.diff(weights.indptr))
-        model.vocabulary = {word: row for row, word in enumerate(words) if word}
-        model.unnamed = shape[0] - len(model.vocabulary)
+    def from_state(cls, settings: dict, arrays: Mapping[str, np.ndarray], prior: np.ndarray | None = None) -> BM25:
+        """Inverse of ``state``."""
+        model = cls(settings["k1"], settings["b"], settings["weights"], settings["language"])
+        terms = bytes(arrays["terms"]).decode().split("\n")
+        shape = len(arrays["indptr"]) - 1, int(settings["n_items"])
+        segment = sp.csr_matrix((arrays["data"], arrays["indices"], arrays["indptr"]), shape=shape)
+        model.terms = {term: row for row, term in enumerate(terms[: shape[0]])} if shape[0] else {}
+        model.n_fitted, model.lengths, model.idf = shape[1], settings["lengths"], arrays["idf"]
+        model.segments, model.heads = [segment], [_heads(segment, prior)]
         return model
 
 
-def _texts(items: pl.DataFrame | Sequence[str]) -> list[str]:
-    return item_texts(items) if isinstance(items, pl.DataFrame) else list(items)
+def _heads(segment: sp.csr_matrix, prior: np.ndarray | None) -> dict[int, np.ndarray]:
+    """Of every term with more than ``HEAD`` items the best ones, rising: by weight and popularity."""
+    boost = np.ones(segment.shape[1], np.float32)
+    if prior is not None and prior.any():
+        boost += STATIC * (prior / prior.max()).astype(np.float32)
+    heads = {}
+    for row in np.flatnonzero(np.diff(segment.indptr) > HEAD).tolist():
+        span = slice(segment.indptr[row], segment.indptr[row + 1])
+        ids = segment.indices[span]
+        value = segment.data[span] * boost[ids]
+        heads[row] = np.sort(ids[np.argpartition(-value, HEAD)[:HEAD]])
+    return heads
 
 
-def _sparse(data, indices, indptr, shape: tuple[int, int]) -> sp.csr_matrix:
-    return sp.csr_matrix((np.asarray(data, np.float32), np.asarray(indices), np.asarray(indptr)), shape=shape)
+def _distinct(lists: Sequence[np.ndarray]) -> np.ndarray:
+    """The distinct values of rising arrays, rising."""
+    if len(lists) < 2:
+        return lists[0] if lists else np.zeros(0, np.int64)
+    values = np.concatenate(lists)
+    values.sort()
+    kept = np.empty(len(values), bool)
+    kept[:1] = True
+    np.not_equal(values[1:], values[:-1], out=kept[1:])
+    return values[kept]
+
+
+def _present(counts: Iterable[sp.csr_matrix]) -> sp.csr_matrix:
+    """1 where any of some matrices of one shape has a value."""
+    first, *others = counts
+    total = first.copy()
+    for matrix in others:
+        total = (total + matrix).tocsr()
+    total.data[:] = 1
+    return total
 
 
 def _joined(left: sp.csr_matrix, right: sp.csr_matrix) -> sp.csr_matrix:
-    """Two segments side by side; the first may know fewer words."""
+    """Two segments side by side; the first may know fewer terms."""
     indptr = np.concatenate([left.indptr, np.full(right.shape[0] - left.shape[0], left.indptr[-1], left.indptr.dtype)])
-    padded = _sparse(left.data, left.indices, indptr, (right.shape[0], left.shape[1]))
-    return sp.hstack([padded, right], format="csr", dtype=np.float32)
-
-
-def _tokens(texts: Sequence[str]) -> list[list[str]]:
-    """Lower-case words of each text without stop words."""
-    if not len(texts):
-        return []
-    options = {
-        "token_pattern": TOKEN_PATTERN,
-        "stopwords": sorted(STOP_WORDS),
-        "return_ids": False,
-        "show_progress": False,
-    }
-    return bm25s.tokenize(list(texts), allow_empty=False, **options)
+    padded = sp.csr_matrix((left.data, left.indices, indptr), shape=(right.shape[0], left.shape[1]))
+    joined = sp.hstack([padded, right], format="csr", dtype=np.float32)
+    joined.sort_indices()
+    return joined

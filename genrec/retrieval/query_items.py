@@ -57,6 +57,13 @@ class QueryItemCounts:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         return sp.csr_matrix((data, found.indices, offsets), shape=(len(texts), self.counts.shape[1]))
 
+    def knows(self, texts: Sequence[str]) -> np.ndarray:
+        """Which query texts have been searched: (N,) bool."""
+        keys = text_keys(texts)
+        if not len(self.keys):
+            return np.zeros(len(keys), bool)
+        return self.keys[np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)] == keys
+
     def state(self) -> dict[str, np.ndarray]:
         """Plain arrays that ``from_state`` takes back."""
         counts = self.counts

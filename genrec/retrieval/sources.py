@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from genrec.retrieval.allowed import EMPTY, AllowedItems, contains
-from genrec.retrieval.bm25 import BM25
+from genrec.retrieval.bm25 import HEAD
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
 from genrec.retrieval.dense import DenseRetriever, dot_products
+from genrec.retrieval.lexical import LexicalIndex
 from genrec.retrieval.protocol import RetrievalRequests
 from genrec.retrieval.query_items import QueryItemCounts
 from genrec.retrieval.top_k import best
 
 NEARLY = 0.8  # of a query's best BM25 score: nearly as good a match
+NEARLY_ALONE = 0.5  # the same for a query of one word, which says little about which of its items is meant
 SPAN = 1 << 40  # above every item id: row x SPAN + item is a key of both
 ROOM = 1 << 22  # entries of a padded block of sparse rows
 
@@ -107,20 +109,30 @@ class CooccurrenceRetriever(SparseRetriever):
 
 
 class WordRetriever(SparseRetriever):
-    """Items that share words with the query, by BM25."""
+    """Items that share words with the query, by BM25F; misspelt and half-typed words are read as known ones."""
 
-    def __init__(self, lexical: BM25):
+    def __init__(self, lexical: LexicalIndex):
         self.lexical = lexical
 
     def scores(self, requests: RetrievalRequests) -> SparseScores:
-        """As ``SparseRetriever.scores``."""
-        return requests.once("words", lambda: SparseScores(self.lexical.sparse_scores(requests.requests.request_texts)))
+        """As ``SparseRetriever.scores``; of words that very many items have, only the best items."""
+        texts = requests.requests.request_texts
+        return requests.once("words", lambda: SparseScores(self.lexical.sparse_scores(texts, HEAD)))
+
+    def lengths(self, requests: RetrievalRequests) -> np.ndarray:
+        """Words of each query that carry meaning: (B,), 0 without a query."""
+        texts = requests.requests.request_texts
+        return np.array([len(self.lexical.read(text).words) if text else 0 for text in texts], np.int64)
+
+    def score(self, requests: RetrievalRequests, ids: Tensor) -> Tensor:
+        """As ``Retriever.score``: exact for every item, whether it was proposed or not."""
+        return torch.from_numpy(self.lexical.score_at(requests.requests.request_texts, ids.cpu().numpy()))
 
 
 class PopularMatchRetriever(SparseRetriever):
     """Popularity of the items whose words match the query nearly as well as the best one's.
 
-    Hundreds may match a category's name equally well; then popular items are the likely targets.
+    Hundreds may match a category's name or a single word equally well; then popular items are the likely targets.
     """
 
     def __init__(self, words: WordRetriever, popularity: np.ndarray):
@@ -129,11 +141,21 @@ class PopularMatchRetriever(SparseRetriever):
 
     def scores(self, requests: RetrievalRequests) -> SparseScores:
         """As ``SparseRetriever.scores``."""
+        return requests.once("popular matches", lambda: self._scores(requests))
+
+    def _scores(self, requests: RetrievalRequests) -> SparseScores:
         words = self.words.scores(requests)
         matrix = words.matrix
-        near = matrix.data >= NEARLY * np.repeat(words.maxima(), np.diff(matrix.indptr))
+        least = words.maxima() * np.where(self.words.lengths(requests) > 1, NEARLY, NEARLY_ALONE)
+        near = matrix.data >= np.repeat(least, np.diff(matrix.indptr))
         data = np.where(near, 1 + self.popularity[matrix.indices], np.float32(0))
         return SparseScores(sp.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape))
+
+    def ambiguity(self, requests: RetrievalRequests) -> np.ndarray:
+        """How many items match nearly as well as the best one: (B,)."""
+        matrix = self.scores(requests).matrix
+        owner = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+        return np.bincount(owner[matrix.data > 0], minlength=matrix.shape[0])
 
 
 class QueryItemRetriever(SparseRetriever):

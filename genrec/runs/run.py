@@ -26,7 +26,7 @@ from genrec.ranking.candidates import CandidateGenerator
 from genrec.ranking.features import CandidateFeatures, ItemFacts
 from genrec.ranking.ranker import Ranker
 from genrec.ranking.reranker import Reranker
-from genrec.retrieval.bm25 import BM25
+from genrec.retrieval.lexical import LexicalIndex
 from genrec.runs.stages import SPLITS, run_stages
 from genrec.semantic_ids.text_space import text_cache
 from genrec.training.distributed import on_gpu
@@ -101,10 +101,12 @@ class Run:
         return SemanticIds.load(self.folder / "semantic_ids", text_cache(self.config))
 
     @cached_property
-    def lexical(self) -> BM25:
-        """BM25 over the catalogue."""
-        index = self.folder / "candidate_features" / "bm25.npz"
-        return BM25.load(index) if index.is_file() else BM25().fit(self.dataset.item_table)
+    def lexical(self) -> LexicalIndex:
+        """The words of the catalogue."""
+        index = self.folder / "candidate_features" / "lexical.npz"
+        if index.is_file():
+            return LexicalIndex.load(index)
+        return LexicalIndex.fit(self.dataset.item_table, self.dataset.item_counts(TRAIN))
 
     @property
     def indexes(self) -> Path | None:

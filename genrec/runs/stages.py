@@ -23,8 +23,8 @@ from genrec.semantic_ids.tokenize import KIND as IDS_KIND
 from genrec.semantic_ids.tokenize import tokenize_key
 from genrec.training.plan import FitPlan, model_key
 
-RERANKER_KIND, RERANKER_VERSION = "reranker", 7
-FEATURES_KIND, FEATURES_VERSION = "candidate_features", 3
+RERANKER_KIND, RERANKER_VERSION = "reranker", 8
+FEATURES_KIND, FEATURES_VERSION = "candidate_features", 4
 PREFERENCE_KIND, PREFERENCE_VERSION = "preference", 2
 RESULTS_KIND, RESULTS_VERSION = "results", 1
 SPLITS = {"test": "results", "valid": "results_valid"}  # the folder of each split's results
@@ -147,7 +147,7 @@ def run_stages(folder: Path, config: Config) -> StageGraph:
     stages = [
         Stage("dataset", DATASET_KIND, dataset_key),
         Stage("semantic_ids", IDS_KIND, lambda: tokenize_key(config, Dataset(folder / "dataset")), ("dataset",)),
-        Stage("candidate_features", FEATURES_KIND, lambda: features_key(key("dataset")), ("dataset",)),
+        Stage("candidate_features", FEATURES_KIND, lambda: features_key(config, key("dataset")), ("dataset",)),
         Stage("reranker", RERANKER_KIND, lambda: reranker_key(folder, config), ("model", "candidate_features")),
         Stage("preference", PREFERENCE_KIND, lambda: preference_key(folder, config), ("model",)),
         Stage("model_preferred", MODEL_KIND, lambda: key("preference"), ("preference",), lambda: _kept(folder)),
@@ -167,9 +167,9 @@ def _fit_key(folder: Path, fit: Fit, key: Callable[[str], str]) -> Callable[[], 
     return lambda: model_key(fit.config, key("semantic_ids"), fit.resolved(folder))
 
 
-def features_key(dataset_key: str) -> str:
-    """The key of the counts behind candidate features."""
-    return fingerprint(FEATURES_VERSION, dataset_key)
+def features_key(config: Config, dataset_key: str) -> str:
+    """The key of the counts and of the lexical index behind candidate features."""
+    return fingerprint(FEATURES_VERSION, dataset_key, config.text.language, config.seed)
 
 
 def reranker_key(folder: Path, config: Config) -> str:

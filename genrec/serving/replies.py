@@ -36,7 +36,11 @@ class Listing(BaseModel):
     source: Literal["model", "popular"] = Field(description="`popular`: nothing is known of the person, and no query.")
     bundle: str = Field(description="The key of the bundle that gave the answer.")
     n_proven: int = Field(description="How many of the first answers are provably the exact best.")
-    no_match: bool = Field(description="No word of the query occurs in the catalogue.")
+    no_match: bool = Field(
+        description="The query names nothing of the catalogue; the items are those of a request without a query."
+    )
+    match: float = Field(description="Probability that the query names something of the catalogue.")
+    corrected: str | None = Field(description="The query as it was read where words were misspelt or half typed.")
     next_offset: int | None = Field(description="The offset of the next page; null where there is none.")
     notes: list[str] = Field(description="What of the request was left aside.")
     facets: dict[str, Facet] | None = None

@@ -87,6 +87,8 @@ class Server:
             "bundle": self.engine.key,
             "n_proven": response.n_proven,
             "no_match": response.no_match,
+            "match": response.match,
+            "corrected": response.corrected,
             "next_offset": offset + k if more else None,
             "notes": response.notes,
             **({"facets": model.facets(facets, filters)} if facets else {}),

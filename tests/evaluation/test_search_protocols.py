@@ -22,7 +22,7 @@ from genrec.evaluation.search_protocols import (
     without_history,
 )
 from genrec.evaluation.text_relevance import text_relevance
-from genrec.retrieval.bm25 import BM25
+from genrec.retrieval.lexical import LexicalIndex
 
 
 @pytest.fixture
@@ -172,19 +172,19 @@ def test_a_cold_user_has_no_history(prepared_run):
 
 
 def test_popularity_weight_is_chosen_on_validation(prepared_run):
-    lexical = BM25().fit(["red lamp", "red lamp", "blue cup"])
+    lexical = LexicalIndex.fit(["red lamp", "red lamp", "blue cup"])
     requests = SimpleNamespace(query_texts=["red"], request_queries=np.array([0]))
     assert by_scores(with_popularity(lexical, np.array([1, 9, 99]), 0.1))(requests, 3, None).tolist() == [[1, 0, 2]]
     assert by_scores(with_popularity(lexical, np.array([1, 9, 99]), 5.0))(requests, 3, None).tolist() == [[2, 1, 0]]
     data = prepared_run.dataset
     valid = data.requests("valid", "logged")
     useless, perfect = np.zeros(data.n_items), np.zeros(data.n_items)
-    assert best_popularity_weight(BM25().fit(data.item_table), useless, valid) == 0
+    assert best_popularity_weight(LexicalIndex.fit(data.item_table), useless, valid) == 0
     target = np.bincount(valid.targets, minlength=data.n_items).argmax()
     one = valid.take(np.flatnonzero(valid.targets == target))
     perfect[target] = 1000
-    assert best_popularity_weight(BM25().fit(["word"] * data.n_items), perfect, one) > 0
-    assert best_popularity_weight(BM25().fit(data.item_table), useless, valid.take(np.zeros(0, np.int64))) == 0.1
+    assert best_popularity_weight(LexicalIndex.fit(["word"] * data.n_items), perfect, one) > 0
+    assert best_popularity_weight(LexicalIndex.fit(data.item_table), useless, valid.take(np.zeros(0, np.int64))) == 0.1
 
 
 def test_text_relevance_by_hand():

@@ -16,8 +16,8 @@ from genrec.ranking.candidates import MISSING, CandidateGenerator
 from genrec.ranking.features import FEATURES, CandidateFeatures
 from genrec.ranking.ranker import Ranker, seen_mask
 from genrec.retrieval.allowed import AllowedItems, id_rows
-from genrec.retrieval.bm25 import BM25
 from genrec.retrieval.dense import dense_index
+from genrec.retrieval.lexical import LexicalIndex
 from genrec.retrieval.protocol import RetrievalRequests
 from genrec.retrieval.sources import LastItemNeighbours
 
@@ -39,7 +39,7 @@ def unseen(requests, *modes, k=10) -> SearchOptions:
 def generator(run, network, **settings) -> CandidateGenerator:
     features = CandidateFeatures.build(run.dataset, run.ids.catalogue.text.numpy(), TRAIN)
     return CandidateGenerator(
-        network, features, replace(run.config.decoding, **settings), BM25().fit(run.dataset.item_table)
+        network, features, replace(run.config.decoding, **settings), LexicalIndex.fit(run.dataset.item_table)
     )
 
 

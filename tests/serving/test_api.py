@@ -35,6 +35,8 @@ def test_answers_say_how_they_were_made(serving, model):
             nothing = (await client.post("/v1/search", json={"query": "qqqzzz xxyyzz"})).json()
             assert (
                 nothing["no_match"]
+                and nothing["match"] < 0.5
+                and nothing["source"] == "popular"
                 and not (await client.post("/v1/search", json={"query": "scarf"})).json()["no_match"]
             )
 

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from genrec.config.schema import Config
+from genrec.data import everyday_queries as everyday
 from genrec.data import queries as rules
 from genrec.data.dataset import TRAIN
 from genrec.data.ids import IdMap, first_order
@@ -63,18 +64,24 @@ def _synthetic(
     """
     ids = IdMap()
     texts: list[pl.Series] = []
-    held: dict[str, list[pl.DataFrame]] = {
-        kind: [] for kind in ("category", "title") if kind in config.queries.synthetic
-    }
-    for chunk, made, chosen in _made(arrays, users, items, config):
+    kinds = [kind for kind in ("category", "title") if kind in config.queries.synthetic]
+    maker = everyday.EverydayQueries(items) if "everyday" in config.queries.synthetic else None
+    held: dict[str, list[pl.DataFrame]] = {kind: [] for kind in (*kinds, *(everyday.EVERYDAY if maker else ()))}
+    for chunk, made, chosen, draws in _made(arrays, users, items, config, maker):
         codes, fresh = ids.encode(chosen)
         texts.append(fresh)
         arrays.queries.write(chunk.start, codes)
         rows = np.flatnonzero(split.read(chunk.start, chunk.stop) != TRAIN)
-        for kind, series in made.items():
-            held[kind].append(
-                pl.DataFrame({"event": chunk.start + rows, "text": series[rows]}).filter(pl.col("text").is_not_null())
-            )
+        found = {kind: (rows, series[rows]) for kind, series in made.items()}
+        if maker is not None:
+            turn = everyday.kind_of(draws[rows])
+            event_items = arrays.items.read(chunk.start, chunk.stop).astype(np.int64)
+            for number, kind in enumerate(everyday.EVERYDAY):
+                own = rows[turn == number]
+                found[kind] = own, maker.queries(kind, event_items[own], draws[own])
+        for kind, (own, series) in found.items():
+            frame = pl.DataFrame({"event": chunk.start + own, "text": series}, schema_overrides={"text": pl.String})
+            held[kind].append(frame.filter(pl.col("text").is_not_null()))
     heldout = [pl.DataFrame(schema=HELDOUT_SCHEMA)]
     for kind, frames in held.items():
         for frame in frames:
@@ -86,9 +93,12 @@ def _synthetic(
 
 
 def _made(
-    arrays: Arrays, users: pl.DataFrame, items: pl.DataFrame, config: Config
-) -> Iterator[tuple[UserChunk, dict[str, pl.Series], pl.Series]]:
-    """For each piece: the query of every kind for every event, and the one that the event gets (null for most)."""
+    arrays: Arrays, users: pl.DataFrame, items: pl.DataFrame, config: Config, maker: everyday.EverydayQueries | None
+) -> Iterator[tuple[UserChunk, dict[str, pl.Series], pl.Series, np.ndarray]]:
+    """For each chunk: the category and title query of every event, the query that it gets, and its random number.
+
+    Most events get none (null).
+    """
     kinds = config.queries.synthetic
     user_hash, item_hash = rules.string_hash(users["user_id"]), rules.string_hash(items["item_id"])
     by_item = rules.category_queries(items) if "category" in kinds else None
@@ -107,8 +117,23 @@ def _made(
             made["title"] = rules.title_queries(words, event_items, event_hash)
         kind = pl.Series((turn % np.uint64(len(kinds))).astype(np.int64))
         wanted = pl.Series((draw % np.uint64(10_000)) < config.queries.share * 10_000)
-        frame = pl.DataFrame({name: series.alias(name) for name, series in made.items()}).with_columns(
+        drawn = dict(made)
+        if maker is not None:
+            mine = np.flatnonzero((kind == kinds.index("everyday")) & wanted)
+            drawn["everyday"] = _everyday(maker, event_items, event_hash, mine)
+        frame = pl.DataFrame({name: series.alias(name) for name, series in drawn.items()}).with_columns(
             kind=kind, wanted=wanted
         )
         pick = pl.coalesce([pl.when(pl.col("kind") == index).then(pl.col(name)) for index, name in enumerate(kinds)])
-        yield chunk, made, frame.select(pl.when("wanted").then(pick).alias("query"))["query"]
+        yield chunk, made, frame.select(pl.when("wanted").then(pick).alias("query"))["query"], event_hash
+
+
+def _everyday(maker: everyday.EverydayQueries, items: np.ndarray, draws: np.ndarray, rows: np.ndarray) -> pl.Series:
+    """Queries (n_events,) of the trained kinds for the events ``rows``, null for the others."""
+    turn = rules.mix(draws[rows] + np.uint64(5)) % np.uint64(len(everyday.TRAINED))
+    texts = pl.repeat(None, len(items), dtype=pl.String, eager=True)
+    for number, name in enumerate(everyday.TRAINED):
+        own = rows[turn == number]
+        if len(own):
+            texts = texts.scatter(own, maker.queries(name, items[own], draws[own]))
+    return texts
