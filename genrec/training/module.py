@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 from genrec.config.schema import Config
 from genrec.model.anchors import Anchors
@@ -89,10 +90,18 @@ class TrainingModule(L.LightningModule):
         super().log(name, value, sync_dist=self.trainer.world_size > 1, **kwargs)
 
     def configure_model(self) -> None:
-        """With ``training.strategy=fsdp``, shard parameters, gradients and moments over the processes."""
+        """With ``training.strategy=fsdp``, shard parameters, gradients and moments over the processes.
+
+        Each backbone block is a unit, whole only while it computes. Everything else is one unit that is whole during a
+        step: tables of items, words and nodes, which several answers read outside any module's ``forward``.
+        """
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and not isinstance(self, FSDPModule):
             assert self.device_mesh is not None
-            fully_shard(self, mesh=self.device_mesh["data_parallel"])
+            mesh = self.device_mesh["data_parallel"]
+            for block in self.network.backbone.blocks if isinstance(self.network, GenerativeRecommender) else ():
+                fully_shard(block, mesh=mesh)
+                register_fsdp_forward_method(block, "forward_separately")
+            fully_shard(self, mesh=mesh)
             for name in ("training_step", "validation_step"):
                 register_fsdp_forward_method(self, name)
 
@@ -105,8 +114,11 @@ class TrainingModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The mean loss of a micro-batch."""
         loss = self.step_loss(batch, batch_idx)
-        if isinstance(self, FSDPModule):  # shards are summed over processes, so each parameter needs a gradient on all
-            loss = loss + 0 * sum(parameter.sum() for parameter in self.network.parameters() if parameter.requires_grad)
+        if isinstance(self, FSDPModule):
+            # Shards are summed over processes, so each parameter needs a gradient on all. Blocks always get one, and
+            # are sharded again here: a sum with their shards would mix DTensors into the loss.
+            whole = [parameter for parameter in self.network.parameters() if not isinstance(parameter, DTensor)]
+            loss = loss + 0 * sum(parameter.sum() for parameter in whole if parameter.requires_grad)
         return loss
 
     def step_loss(self, batch: Batch, index: int) -> Tensor:

@@ -33,6 +33,17 @@ from genrec.config.load import config_from_dict
 from genrec.data.dataset import Dataset
 from genrec.catalogue.semantic_ids import SemanticIds
 from genrec.training.fit import FitPlan, fit
+from genrec.training.module import TrainingModule
+
+def write_held(module):
+    parameters = [parameter for parameter in module.network.parameters() if hasattr(parameter, "to_local")]
+    if parameters:
+        held = sum(parameter.to_local().numel() for parameter in parameters)
+        blocks = [type(block).__name__ for block in module.network.backbone.blocks]
+        text = json.dumps([held / sum(parameter.numel() for parameter in parameters), blocks])
+        Path(sys.argv[3] + f"-held-{module.global_rank}.json").write_text(text)
+
+TrainingModule.on_train_end = write_held
 run, config, target = Path(sys.argv[1]), config_from_dict(json.loads(sys.argv[2]), "test"), Path(sys.argv[3])
 fit(config, Dataset(run / "dataset"), SemanticIds.load(run / "semantic_ids"), target, FitPlan())
 """
@@ -108,12 +119,17 @@ def test_two_processes_equal_one(job, tmp_path):
 
 
 def test_two_shards_equal_one_process(job, tmp_path):
+    """Each process holds half; blocks are units of their own, which a reasoning step runs again."""
     config, run = copy.deepcopy(job[0]), job[1]
+    config.model.layers, config.model.reasoning_steps = 2, 1
     config.training.accelerator, config.training.checkpoint_steps, config.training.epochs = "cpu", 4, 1
     one = train(config, run, tmp_path / "one")
     config.training.strategy = "fsdp"
     together(config, run, tmp_path / "two", 2)
     assert_alike(one, tmp_path / "two")
+    for rank in range(2):
+        share, blocks = read_json(tmp_path / f"two-held-{rank}.json")
+        assert 0.45 < share < 0.55 and blocks == ["FSDPBlock"] * 2
 
 
 def test_accumulated_parts_equal_the_whole_step(job, tmp_path):
