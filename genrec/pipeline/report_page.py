@@ -22,6 +22,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 0.5rem 0 1.5rem; }
 th, td { padding: 0.2rem 0.8rem; border-bottom: 1px solid #8885; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
+th { text-align: left; }
 td.list { white-space: normal; text-align: left; vertical-align: top; }
 img { max-width: 100%; }
 """
@@ -80,7 +81,13 @@ def write_report_page(run: Run, rows: Sequence[Row], notes: Sequence[str], shown
 
 def _data(run: Run) -> str:
     info = run.dataset.info
-    return _table(["what", "value"], [[name, str(info[name])] for name in DATA if name in info])
+    return _table(["what", "value"], [[name.replace("_", " "), _text(info[name])] for name in DATA if name in info])
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _results(rows: Sequence[Row]) -> list[str]:

@@ -139,7 +139,7 @@ def _event_options(table: Table, guess: Guess) -> dict[str, Any]:
     options["columns"] = {role: name for role, name in table.columns.items() if name != role or role == "quantity"}
     name = table.files[0].name
     for role in ("user_id", "item_id", "timestamp", "action", "query", "quantity", "rating"):
-        if role in table.columns:
+        if role in table.columns and table.columns[role] != role:
             guess.notes.append(f"{name}: column {table.columns[role]!r} is {role}")
     options |= _time_options(table, guess)
     if _is_session(table.columns["user_id"]):
