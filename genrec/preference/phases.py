@@ -174,7 +174,11 @@ class PhaseTrainer:
             live = ids >= 0
             every = self.policy.steps(inputs, self._paths(torch.cat([ids, targets[:, None]], dim=1))).sum(-1)
             student, hard = every[:, :-1], self._anchor(every[:, -1], known)
-            taught = candidate_kl(student, teacher, live) + _MARGIN_WEIGHT * margin_mse(student, teacher, live)
+            taught = candidate_kl(student, teacher, live)
+            if self.settings.teacher != "fused":
+                # The teacher holds the decoder's own probabilities: chosen items would only be learnt by heart again.
+                return taught, {"hard": float(hard.detach()), "taught": float(taught.detach())}
+            taught = taught + _MARGIN_WEIGHT * margin_mse(student, teacher, live)
         loss = (1 - SOFT_WEIGHT) * hard + SOFT_WEIGHT * taught
         return loss, {"hard": float(hard.detach()), "taught": float(taught.detach())}
 
