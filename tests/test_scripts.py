@@ -7,6 +7,9 @@ import runpy
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
@@ -28,3 +31,17 @@ def test_joint_against_separate(tmp_path, tiny_overrides, monkeypatch, capsys):
     }  # fmt: skip
     assert {row["mode"] for row in rows} == {"fused", "retrieve", "generate"}
     assert "recall@10 minus joint" in rows[-1] and "| arm |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sampling", ["packed", "single"])
+def test_sampling(prepared_run, monkeypatch, capsys, sampling):
+    how = ["--sampling", sampling, "--epochs", "2", "--dim", "8", "--test"]
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(sys, "argv", ["sampling", str(prepared_run.folder), *how])
+    try:
+        runpy.run_path(str(SCRIPTS / "bench" / "sampling.py"), run_name="__main__")
+    finally:
+        torch.set_num_threads(threads)
+    lines = capsys.readouterr().out.splitlines()
+    losses = [float(line.split()[3]) for line in lines[:2]]
+    assert losses[1] < losses[0] and lines[2].startswith("test 0.")
