@@ -45,3 +45,11 @@ def test_sampling(prepared_run, monkeypatch, capsys, sampling):
     lines = capsys.readouterr().out.splitlines()
     losses = [float(line.split()[3]) for line in lines[:2]]
     assert losses[1] < losses[0] and lines[2].startswith("test 0.")
+
+
+def test_growth_with_the_catalogue_is_per_tenfold():
+    module = runpy.run_path(str(SCRIPTS / "bench" / "scale.py"), run_name="scale")
+    assert module["growth"]({1_000: 2.0, 100_000: 8.0}) == "2.00" and module["growth"]({1_000: 2.0}) == ""
+    written = module["table"]({1_000: {"load s": 2.0}, 10_000: {"load s": 3.0, "bundle GB": 0.5}}).splitlines()
+    assert written[0] == "| | 1,000 | 10,000 | per tenfold |"
+    assert written[2:] == ["| load s | 2 | 3 | 1.50 |", "| bundle GB |  | 0.5 |  |"]

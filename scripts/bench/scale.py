@@ -271,6 +271,90 @@ def add(run, options: argparse.Namespace) -> Values:
     return values | {"memory after / before": resident() / before}
 
 
+# --- stand-ins for the slow stages: what a request costs does not depend on what codes and weights say ---
+
+
+def random_ids(run, options: argparse.Namespace) -> Values:
+    """Semantic IDs of random codes and clustered random text vectors, in place of ``tokenize``."""
+    import polars as pl
+    from safetensors.numpy import save_file
+
+    from genrec.artifacts.folders import atomic_folder, write_json
+    from genrec.semantic_ids.item_vectors import HALF_ITEMS
+    from genrec.semantic_ids.quantizers import Codebooks, default_sizes
+    from genrec.semantic_ids.space import ItemSpace
+    from genrec.semantic_ids.text_space import TextSpace
+    from genrec.semantic_ids.tokenize import KIND, tokenize_key
+    from genrec.text.encoder import item_texts
+    from genrec.text.factory import fit_encoder
+
+    data, draw = run.dataset, np.random.default_rng(0)
+    n, key = data.n_items, tokenize_key(run.config, run.dataset)
+    levels, books, size = default_sizes(n)
+    sizes = [*levels, *[size] * books]
+    encoder = fit_encoder(run.config.text, item_texts(data.item_table.head(5_000)), 0)
+    nothing = pl.DataFrame(schema={"item_id": pl.String, "keyword": pl.String, "type": pl.String})
+    words = TextSpace(encoder, None, np.zeros((0, encoder.dim), np.float32), nothing)
+    centres = draw.normal(size=(max(n // 500, 10), encoder.dim)).astype(np.float32)
+    width = encoder.dim + 1  # text, and the one dimension of an empty co-consumption
+    codebooks = Codebooks([draw.normal(size=(one, width)).astype(np.float32) for one in sizes])
+    space = ItemSpace(np.zeros((encoder.dim, 1), np.float32), 0.0)
+    with atomic_folder(run.folder / "semantic_ids", KIND, key) as folder:
+        words.save(folder)
+        dtype = np.float16 if n > HALF_ITEMS else np.float32
+        text = np.lib.format.open_memmap(folder / "text.npy", "w+", dtype, (n, encoder.dim))
+        for begin in range(0, n, 1 << 16):
+            rows = slice(begin, min(begin + (1 << 16), n))
+            count = rows.stop - begin
+            near = centres[draw.integers(0, len(centres), count)]
+            near = near + 0.5 * draw.random((count, encoder.dim), np.float32)
+            text[rows] = near / np.linalg.norm(near, axis=1, keepdims=True)
+        text.flush()
+        codes = np.column_stack([draw.integers(0, one, n) for one in sizes])
+        np.save(folder / "codes.npy", codes.astype(np.int32))
+        codebooks.save(folder / "codebooks.safetensors", key)
+        save_file(space.to_arrays(), folder / "space.safetensors")
+        write_json(folder / "drift.json", {})
+    return {}
+
+
+def random_weights(run, options: argparse.Namespace) -> Values:
+    """A network as it is before training, with counted anchors, and a re-ranker before fitting."""
+    from safetensors.torch import save_file
+
+    from genrec.artifacts.folders import atomic_folder, write_json
+    from genrec.config.load import to_dict
+    from genrec.model.saved import RESOLVED
+    from genrec.ranking.reranker import Reranker
+    from genrec.runs.stages import RERANKER_KIND, model_fits, reranker_key
+    from genrec.training.fit import fill_anchors, new_network, with_query_anchors
+    from genrec.training.plan import model_key
+
+    for one in model_fits(run.config):
+        config, plan = with_query_anchors(one.config, run.dataset), one.resolved(run.folder)
+        network = new_network(config, run.dataset, run.ids, plan.generate)
+        if plan.generate:
+            fill_anchors(network.anchor_tables, run.dataset, 0)
+        key = model_key(one.config, run.ids.key, plan)
+        info = {
+            "epochs": 1,
+            "time_base": network.time_base,
+            "generate": plan.generate,
+            "network": "genrec",
+            "fitted_on": "train",
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        }
+        with atomic_folder(run.folder / one.name, "model", key, info) as folder:
+            weights = network.state_dict() if plan.generate else {}
+            save_file(weights, folder / "model.safetensors")
+            for name, settings in (("config.json", one.config), (RESOLVED, config)):
+                write_json(folder / name, to_dict(settings))
+    with atomic_folder(run.folder / "reranker", RERANKER_KIND, reranker_key(run.folder, run.config)) as folder:
+        for task in ("recommendation", "search"):
+            save_file(Reranker.default().state(), folder / f"{task}.safetensors")
+    return {}
+
+
 def _people(model, count: int) -> tuple[list[str], list[str]]:
     """Users of the data and logged queries, drawn by a fixed seed."""
     data, draw = model.dataset, np.random.default_rng(0)
@@ -284,6 +368,7 @@ STAGES = {
     stage.__name__: stage
     for stage in (prepare, tokenize, neighbours, features, fit, rerank, evaluate, export, requests, add)
 }
+STAND_INS: dict[str, Callable] = {"tokenize": random_ids, "fit": random_weights}
 
 
 def run_stage(name: str, items: int, options: argparse.Namespace) -> None:
@@ -295,7 +380,10 @@ def run_stage(name: str, items: int, options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING)
     run = Run.create(None, overrides(items, options))
-    values = STAGES[name](run, options)
+    stage = STAGES[name]
+    if options.random and name in STAND_INS:
+        stage = STAND_INS[name]
+    values = stage(run, options)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(json.dumps(values | {f"{name}: peak GB": peak}))
 
@@ -346,11 +434,14 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=500, help="requests of re-ranker and evaluation")
     parser.add_argument("--repeats", type=int, default=20, help="single requests behind a median")
     parser.add_argument("--batch", type=int, default=256, help="requests answered at once")
+    parser.add_argument("--random", action="store_true", help="random codes and weights: no tokenize, no training")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings")
     parser.add_argument("--output", default="runs/scale", help="folder of the runs, kept for a second look")
     parser.add_argument("--stage", choices=list(STAGES), help=argparse.SUPPRESS)
     parser.add_argument("--items", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.random:
+        options.stages = [name for name in options.stages if name not in ("neighbours", "rerank")]
     if options.stage:
         return run_stage(options.stage, options.items, options)
     begin, last, results = time.monotonic(), 0.0, {}
