@@ -192,9 +192,11 @@ class TrainingModule(L.LightningModule):
         decodes = decoder is not None and settings.generate_weight > 0  # node vectors are means of item vectors
         reasons = network.reasoning is not None and settings.progressive != "none"
         by_id = decodes or reasons or network.profile is not None or network.ranking is not None
-        whole = candidates is None or len(candidates.ids) >= self.n_trained
+        if candidates is None:
+            return batch, anchors, self.catalogue(), None
+        whole = len(candidates.ids) >= self.n_trained
         if whole or by_id or settings.infonce_easy < 1:
-            return batch, anchors, self.catalogue(), None if candidates is None else candidates.ids
+            return batch, anchors, self.catalogue(), candidates.ids
         used = [candidates.ids, batch.items.flatten(), *([] if anchors is None else [anchors.ids.flatten()])]
         rows = torch.cat(used)
         if rows.device.type == "cpu":
