@@ -28,6 +28,7 @@ class Item:
     title: str | None
     score: float
     attributes: dict[str, Any] | None = None
+    reason: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Listing:
     match: float
     corrected: str | None
     next_offset: int | None
+    next_cursor: str | None
     notes: list[str] = field(default_factory=list)
     facets: dict[str, Any] | None = None
 

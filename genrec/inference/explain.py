@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from genrec.data.dataset import Requests
 from genrec.generation.beam import beam_search
 from genrec.generation.options import SearchOptions
 from genrec.generation.scorers import CachedScorer
+from genrec.inference.reasons import Neighbour, related, shared_words
 from genrec.inference.snapshot import CatalogueSnapshot
 from genrec.model.code_decoder import Memory
 from genrec.objectives.generation import path_log_probabilities
 from genrec.ranking.features import FEATURES
 from genrec.retrieval.allowed import AllowedItems
-from genrec.text.encoder import TOKEN_PATTERN, item_texts
 
 NEIGHBOURS = 5
 INTERACTIONS = "interactions"
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """A history item, its cosine to the explained item, and their co-occurrence weight in training (0: none)."""
-
-    item_id: str
-    title: str | None
-    similarity: float
-    cooccurrence: float
 
 
 @dataclass(frozen=True)
@@ -131,37 +120,13 @@ def explain(snapshot: CatalogueSnapshot, requests: Requests, item_id: str) -> Ex
     return Explanation(
         item_id,
         snapshot.titles[item],
-        _neighbours(snapshot, requests.items, item),
-        _shared_words(snapshot, query, item),
+        related(snapshot, requests.items, np.array([item]), NEIGHBOURS)[0],
+        shared_words(snapshot, query, np.array([item]))[0],
         _keywords(snapshot, query, item),
         _path(snapshot, requests, item),
         features,
         score,
     )
-
-
-def _neighbours(snapshot: CatalogueSnapshot, history: np.ndarray, item: int) -> list[Neighbour]:
-    """The history items related most to an item: by cosine and co-occurrence, each divided by its maximum."""
-    generator = snapshot.ranker.generator
-    seen = np.unique(history[history != item])
-    if not len(seen):
-        return []
-    vectors = generator.items
-    rows = torch.from_numpy(seen.astype(np.int64)).to(vectors.device)
-    similarity = (F.normalize(vectors[rows], dim=-1) @ F.normalize(vectors[item], dim=-1)).cpu().numpy()
-    together = generator.features.cooccurrence.between(seen, item)
-    relation = similarity / max(np.abs(similarity).max(), 1e-9) + together / max(together.max(), 1e-9)
-    order = np.argsort(-relation, kind="stable")[:NEIGHBOURS]
-    return [
-        Neighbour(snapshot.item_ids[seen[n]], snapshot.titles[seen[n]], float(similarity[n]), float(together[n]))
-        for n in order
-    ]
-
-
-def _shared_words(snapshot: CatalogueSnapshot, query: str, item: int) -> list[str]:
-    """Words of the query that the item's own text has, in the query's order."""
-    own = set(re.findall(TOKEN_PATTERN, item_texts(snapshot.table[item])[0].lower()))
-    return [word for word in dict.fromkeys(re.findall(TOKEN_PATTERN, query.lower())) if word in own]
 
 
 def _keywords(snapshot: CatalogueSnapshot, query: str, item: int) -> list[Keyword]:
@@ -235,18 +200,24 @@ def _path(snapshot: CatalogueSnapshot, requests: Requests, item: int) -> list[St
 
 
 @torch.inference_mode()
-def walk(snapshot: CatalogueSnapshot, requests: Requests, width: int) -> Walk:
+def walk(
+    snapshot: CatalogueSnapshot, requests: Requests, width: int, exclude_seen: bool = False, blocked: Sequence[str] = ()
+) -> Walk:
     """The beam search of one request: the leaves it ends at and the nodes on the way to them, level by level.
 
-    Removed items are not reached. Empty for a model without generation.
+    Removed and ``blocked`` items are not reached, with ``exclude_seen`` those of the history neither. Empty for a
+    model without generation.
     """
     generator = snapshot.ranker.generator
     if generator.nodes is None or generator.network.decoder is None:
         return Walk([], [])
     trie = snapshot.catalogue.trie
     scorer = CachedScorer(generator.network.decoder, _memory(snapshot, requests), generator.nodes)
-    available = snapshot.available
-    allowed = None if available is None else trie.restrict(available.to(trie.node_code.device))
+    available = ~snapshot.removed
+    available[snapshot.known_indices(blocked)] = False
+    if exclude_seen:
+        available[requests.items] = False
+    allowed = None if available.all() else trie.restrict(torch.from_numpy(available).to(trie.node_code.device))
     search = beam_search(trie, scorer, 1, width, allowed)
     live = search.leaves[0] >= 0
     levels = [search.leaves[0][live]]
@@ -254,14 +225,14 @@ def walk(snapshot: CatalogueSnapshot, requests: Requests, width: int) -> Walk:
         levels.append(trie.node_parent[levels[-1]])
     nodes = [_nodes(snapshot, level) for level in levels[::-1]]
     leaves = zip(search.leaves[0][live].tolist(), search.scores[0][live].tolist(), strict=True)
-    return Walk(nodes, [WalkLeaf(leaf, score, _leaf_items(snapshot, leaf)) for leaf, score in leaves])
+    return Walk(nodes, [WalkLeaf(leaf, score, _leaf_items(snapshot, leaf, available)) for leaf, score in leaves])
 
 
-def _leaf_items(snapshot: CatalogueSnapshot, leaf: int) -> list[WalkItem]:
+def _leaf_items(snapshot: CatalogueSnapshot, leaf: int, allowed: np.ndarray) -> list[WalkItem]:
     return [
         WalkItem(snapshot.item_ids[item], snapshot.titles[item])
         for item in _items_below(snapshot, leaf)
-        if not snapshot.removed[item]
+        if allowed[item]
     ]
 
 

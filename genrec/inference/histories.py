@@ -98,17 +98,18 @@ def build_requests(
     return Requests(offsets, items, stamps, actions, event_queries, when, request_queries, targets, table)
 
 
-def read_events(snapshot: CatalogueSnapshot, requests: Requests) -> list[dict[str, Any]]:
-    """The events of requests: item_id, title, timestamp and query of each."""
-    events = zip(requests.items.tolist(), requests.timestamps.tolist(), requests.queries.tolist(), strict=True)
+def read_events(snapshot: CatalogueSnapshot, requests: Requests, chain: Sequence[str]) -> list[dict[str, Any]]:
+    """The events of requests: item_id, title, timestamp, action (of the feedback ``chain``) and query of each."""
+    columns = (requests.items, requests.timestamps, requests.actions, requests.queries)
     return [
         {
             "item_id": snapshot.item_ids[item],
             "title": snapshot.titles[item],
             "timestamp": time,
+            "action": chain[action] if 0 <= action < len(chain) else None,
             "query": requests.query_texts[query] if query >= 0 else None,
         }
-        for item, time, query in events
+        for item, time, action, query in zip(*(column.tolist() for column in columns), strict=True)
     ]
 
 

@@ -16,10 +16,12 @@ from genrec.data.dataset import TRAIN, VALID, Requests
 from genrec.errors import UserError
 from genrec.generation.options import SearchOptions
 from genrec.inference.answering import answer_all, lists, similar_items
+from genrec.inference.baselines import baseline_lists
 from genrec.inference.bundle import BundleRun, export, open_run
 from genrec.inference.explain import Explanation, Walk, explain, walk
 from genrec.inference.filters import Category, Filters, facet
 from genrec.inference.histories import build_requests, read_events
+from genrec.inference.reasons import Reason, reasons
 from genrec.inference.requests import (
     Answer,
     Answers,
@@ -198,6 +200,11 @@ class Recommender:
         requests = self._requests(snapshot, [RecommendationRequest(user, history)], strict)
         return suggester.best(snapshot.ranker, requests, k, exclude_asked, prefix)
 
+    @property
+    def has_suggestions(self) -> bool:
+        """Whether the training events have queries to suggest."""
+        return bool(self._suggester.texts)
+
     @cached_property
     def _suggester(self) -> Suggester:
         return Suggester(self._base, self.dataset, VALID if self.fitted_on == "train+valid" else TRAIN)
@@ -310,17 +317,42 @@ class Recommender:
         request = RecommendationRequest(user, history, query, timestamp=timestamp)
         return explain(snapshot, self._requests(snapshot, [request], strict), item_id)
 
+    def reasons(
+        self,
+        item_ids: Sequence[str],
+        user: str | None = None,
+        history: History | None = None,
+        query: str | None = None,
+    ) -> list[Reason]:
+        """For each item of a list the related items of the history and the words of the query that it has.
+
+        Cheaper than ``explain``: the network does not run.
+        """
+        snapshot, query = self._snapshot, None if query is None else query_words(query)
+        return reasons(
+            snapshot, self._requests(snapshot, [RecommendationRequest(user, history, query)], False), item_ids
+        )
+
+    def baselines(
+        self, query: str | None = None, k: int = 10, filters: Filters | None = None
+    ) -> dict[str, list[Answer]]:
+        """The ``popular`` items and, for a query, the ``bm25`` list: what simple methods answer."""
+        return baseline_lists(self._snapshot, None if query is None else query_words(query), k, filters)
+
     def walk(
         self,
         user: str | None = None,
         history: History | None = None,
         query: str | None = None,
         width: int = 8,
+        exclude_seen: bool = False,
+        blocked: Sequence[str] = (),
         strict: bool = True,
     ) -> Walk:
         """The beam search of one request down the code tree, level by level: what the demo page draws."""
         snapshot, query = self._snapshot, None if query is None else query_words(query)
-        return walk(snapshot, self._requests(snapshot, [RecommendationRequest(user, history, query)], strict), width)
+        requests = self._requests(snapshot, [RecommendationRequest(user, history, query)], strict)
+        return walk(snapshot, requests, width, exclude_seen, blocked)
 
     def _requests(
         self, snapshot: CatalogueSnapshot, requests: Sequence[RecommendationRequest], strict: bool
@@ -381,10 +413,10 @@ class Recommender:
             self._snapshot = snapshot
 
     def history(self, user: str | None = None, history: History | None = None) -> list[dict[str, Any]]:
-        """What is read of a user or history, oldest first: item_id, title, timestamp and query of each event."""
+        """What is read of a user or history, oldest first: item_id, title, timestamp, action and query."""
         snapshot = self._snapshot
         requests = self._requests(snapshot, [RecommendationRequest(user, history)], strict=False)
-        return read_events(snapshot, requests)
+        return read_events(snapshot, requests, self.dataset.actions_chain)
 
     def item(self, item_id: str) -> dict[str, Any]:
         """An item's columns and its ``codes``. ``UserError`` for an unknown or removed item."""

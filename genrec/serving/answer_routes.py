@@ -24,10 +24,8 @@ missing = problems(404)
 async def _listed(body: s.RecommendBody | s.SearchBody | s.RankBody, request: Request) -> JSONResponse:
     server = server_of(request)
     asked = body.asked()
-    response = await server.ask(asked)
-    if getattr(body, "facets", None):
-        return JSONResponse(await server.call(lambda: server.listing(response, body, asked.filters)))
-    return JSONResponse(server.listing(response, body))
+    response = await server.ask(asked, body.timeout_ms)
+    return JSONResponse(await server.described(response, body, asked))
 
 
 @router.post("/v1/recommend", response_model=replies.Listing, tags=["answers"], operation_id="recommend")
@@ -56,10 +54,8 @@ async def questions(body: s.QuestionsBody, request: Request) -> Any:
     async def one(question: s.RecommendQuestion | s.SearchQuestion | s.RankQuestion) -> dict[str, Any]:
         try:
             asked = question.asked()
-            response = await server.ask(asked)
-            if getattr(question, "facets", None):
-                return await server.call(lambda: server.listing(response, question, asked.filters))
-            return server.listing(response, question)
+            response = await server.ask(asked, question.timeout_ms)
+            return await server.described(response, question, asked)
         except TimeBudgetError:
             return {"error": "too_late", "message": "no answer within the time budget"}
         except QueueFullError as error:
@@ -80,6 +76,22 @@ async def similar(body: s.SimilarBody, request: Request) -> Any:
     filters = None if body.filters is None else body.filters.filters()
     items = await server.call(lambda: model.similar(body.item_id, body.k, filters))
     return JSONResponse(server.listing(Response(items, "retrieve", n_proven=len(items)), body))
+
+
+@router.post("/v1/baselines", response_model=replies.Baselines, tags=["reasons"], operation_id="baselines")
+async def baselines(body: s.BaselinesBody, request: Request) -> Any:
+    """The most popular items and, for a query, BM25 on its words: what to compare the model's list with."""
+    server = server_of(request)
+    filters = None if body.filters is None else body.filters.filters()
+    lists = await server.call(lambda: server.engine.model.baselines(body.query, body.k, filters))
+    return {name: server.items(found, body.fields) for name, found in lists.items()}
+
+
+@router.get("/v1/bundle", response_model=replies.Description, tags=["reasons"], operation_id="describeBundle")
+async def bundle(request: Request) -> Any:
+    """What answers now: items, users, columns and modes."""
+    server = server_of(request)
+    return await server.call(server.engine.describe)
 
 
 @router.post("/v1/suggest", response_model=replies.Suggestions, tags=["answers"], operation_id="suggest")
@@ -117,7 +129,8 @@ async def walk(body: s.WalkBody, request: Request) -> Any:
     """The beam on the code tree, level by level."""
     server = server_of(request)
     model = server.engine.model
-    return await server.call(lambda: model.walk(body.user_id, body.events(), body.query, body.width, strict=False))
+    person = (body.user_id, body.events(), body.query)
+    return await server.call(lambda: model.walk(*person, body.width, body.exclude_seen, body.blocked, strict=False))
 
 
 def known(server: Server, item_id: str) -> None:

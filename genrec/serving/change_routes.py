@@ -64,7 +64,7 @@ async def add_items(body: s.ItemsBody, request: Request) -> Any:
     """Add items; they are visible when this answers, and stay through restarts and reloads."""
     server = server_of(request)
     items = [item.model_dump(exclude_unset=True) for item in body.items]
-    added = await server.call(lambda: server.engine.add_items(items), server.settings.change_budget_ms)
+    added = await server.change(lambda: server.engine.add_items(items))
     server.count_items()
     return {"added": len(added.added), "restored": len(added.restored), "unchanged": len(added.unchanged)}
 
@@ -114,7 +114,7 @@ async def _update(request: Request, item_id: str, columns: dict[str, Any]) -> di
     if columns.get("item_id", item_id) != item_id:
         raise UserError("item_id: the body names another item than the path")
     item = columns | {"item_id": item_id}
-    await server.call(lambda: server.engine.update_items([item]), server.settings.change_budget_ms)
+    await server.change(lambda: server.engine.update_items([item]))
     return {"updated": 1}
 
 
@@ -129,6 +129,6 @@ async def remove_item(item_id: PathId, request: Request) -> Any:
     """Never recommend an item again; it still counts in histories."""
     server = server_of(request)
     known(server, item_id)
-    await server.call(lambda: server.engine.remove_items([item_id]), server.settings.change_budget_ms)
+    await server.change(lambda: server.engine.remove_items([item_id]))
     server.count_items()
     return {"removed": 1}

@@ -112,6 +112,20 @@ class Engine:
         """Erase a user; returns the number of events erased, and whether the bundle has some, suppressed now."""
         return self.store.forget(user_id), user_id in self.model.dataset.user_index
 
+    def describe(self) -> dict[str, Any]:
+        """What answers now: see ``replies.Description``."""
+        model = self.model
+        return {
+            "bundle": self.key,
+            "name": model.run.config.name,
+            "fitted_on": model.fitted_on,
+            "items": model.snapshot.n_available,
+            "users": len(model.dataset.user_ids),
+            "columns": {name: str(kind) for name, kind in model.snapshot.table.schema.items()},
+            "modes": list(model.ranker.modes),
+            "suggestions": model.has_suggestions,
+        }
+
     def _key(self) -> str:
         """The fingerprint of what lies in the bundle's folder now."""
         return read_json(self.settings.bundle / MANIFEST)["digest"][:16] if is_bundle(self.settings.bundle) else "run"
@@ -122,6 +136,8 @@ class Engine:
         item = model.snapshot.item_ids[0]
         warm_up = RecommendationRequest(query="warm up", exclude_seen=False)
         model.ask([RecommendationRequest(history=[item]), warm_up], strict=False)
+        if model.has_suggestions:
+            model.suggest(history=[item], k=1)
         return model
 
     def _replay(self, model: Recommender, after: int) -> int:

@@ -18,6 +18,7 @@ from genrec.serving.settings import ROLES, Keys, ServeSettings
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 OPEN_PATHS = ("/", "/docs", "/healthz", "/readyz", "/metrics", "/openapi.json")
+OPEN_FILES = "/page/"  # scripts and styles of the demo page
 ASK_BYTES = 262_144  # bodies of questions
 EVENT_BYTES = 1_048_576  # bodies of events and impressions
 OFF_LOOP = 32_768  # larger bodies are read by a thread, so that other requests go on
@@ -142,7 +143,7 @@ class RequestMiddleware:
 
     def _check_key(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         path = scope["path"]
-        if self.keys is None or path in OPEN_PATHS:
+        if self.keys is None or path in OPEN_PATHS or path.startswith(OPEN_FILES):
             return
         given = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
         role = self.keys.role(given)

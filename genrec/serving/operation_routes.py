@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any
 
-from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse, Response
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from genrec import __version__
@@ -17,9 +17,15 @@ from genrec.serving.state import server_of
 
 router = APIRouter(route_class=BoundedRoute, responses=problems())
 _PAGE_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data: https:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+_PAGE_FILES = {
+    entry.name: entry.read_bytes()
+    for entry in files("genrec.serving").joinpath("page").iterdir()
+    if entry.name.rpartition(".")[2] in _MEDIA_TYPES
+}
 _PAGE_HEADERS = {"content-security-policy": _PAGE_POLICY, "cache-control": "no-store", "referrer-policy": "no-referrer"}
 
 
@@ -64,17 +70,25 @@ async def metrics(request: Request) -> Response:
     return Response(generate_latest(server.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/", response_class=HTMLResponse, include_in_schema=False)
-async def page() -> HTMLResponse:
+@router.get("/", include_in_schema=False)
+async def page() -> Response:
     """The demo page."""
-    return _html("demo.html")
+    return _file("index.html")
 
 
-@router.get("/docs", response_class=HTMLResponse, include_in_schema=False)
-async def docs() -> HTMLResponse:
+@router.get("/docs", include_in_schema=False)
+async def docs() -> Response:
     """The API's description, made from ``/openapi.json`` without external scripts."""
-    return _html("docs.html")
+    return _file("docs.html")
 
 
-def _html(name: str) -> HTMLResponse:
-    return HTMLResponse(files("genrec.serving").joinpath(name).read_text(encoding="utf-8"), headers=_PAGE_HEADERS)
+@router.get("/page/{name}", include_in_schema=False)
+async def page_file(name: str) -> Response:
+    """A script or style of these pages."""
+    if name not in _PAGE_FILES:
+        raise HTTPException(404, "no such file")
+    return _file(name)
+
+
+def _file(name: str) -> Response:
+    return Response(_PAGE_FILES[name], media_type=_MEDIA_TYPES[name.rpartition(".")[2]], headers=_PAGE_HEADERS)

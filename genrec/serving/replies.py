@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from genrec.inference.reasons import Reason
 from genrec.serving.schemas import Mode
 
 
@@ -16,6 +17,7 @@ class Item(BaseModel):
     title: str | None
     score: float
     attributes: dict[str, Any] | None = None
+    reason: Reason | None = None
 
 
 class Facet(BaseModel):
@@ -42,6 +44,7 @@ class Listing(BaseModel):
     match: float = Field(description="Probability that the query names something of the catalogue.")
     corrected: str | None = Field(description="The query as it was read where words were misspelt or half typed.")
     next_offset: int | None = Field(description="The offset of the next page; null where there is none.")
+    next_cursor: str | None = Field(description="The cursor of the next page; null where there is none.")
     notes: list[str] = Field(description="What of the request was left aside.")
     facets: dict[str, Facet] | None = None
 
@@ -57,6 +60,13 @@ class Listings(BaseModel):
     """One answer or problem per question, in order."""
 
     answers: list[Listing | Problem]
+
+
+class Baselines(BaseModel):
+    """Lists of simple methods, best first."""
+
+    popular: list[Item]
+    bm25: list[Item] | None = Field(None, description="Only for a query.")
 
 
 class SuggestedQuery(BaseModel):
@@ -79,6 +89,7 @@ class Event(BaseModel):
     item_id: str
     title: str | None
     timestamp: int
+    action: str | None
     query: str | None
 
 
@@ -155,6 +166,18 @@ class Bundle(BaseModel):
     """The key of a bundle."""
 
     bundle: str
+
+
+class Description(Bundle):
+    """What a bundle holds."""
+
+    name: str = Field(description="The name of the run it was made from.")
+    fitted_on: str
+    items: int = Field(description="Items that can be recommended.")
+    users: int = Field(description="Users whose histories the bundle holds.")
+    columns: dict[str, str] = Field(description="Item columns and their types, for `fields`, `facets` and filters.")
+    modes: list[Mode]
+    suggestions: bool = Field(description="Whether there are logged queries to suggest.")
 
 
 class Health(BaseModel):

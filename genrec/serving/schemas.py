@@ -11,6 +11,7 @@ from genrec.data.ids import plain_id
 from genrec.errors import UserError
 from genrec.inference.filters import Filters
 from genrec.inference.requests import Diversity, RecommendationRequest
+from genrec.serving.cursors import read_cursor
 from genrec.serving.store import StoredEvent, StoredImpression
 
 MAX_HISTORY = 1000  # newest events of a given history that are read
@@ -35,6 +36,9 @@ Short = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Count = Annotated[int, Field(strict=True)]
 Seconds = Annotated[int, Field(ge=0, le=253_402_300_799, strict=True, description="Seconds since 1970, UTC.")]
 Flag = Annotated[bool, Field(strict=True)]
+Timeout = Annotated[
+    int | None, Field(ge=1, le=3_600_000, strict=True, description="Time for this answer, below the server's budget.")
+]
 Mode = Literal["fused", "retrieve", "generate", "rank"]
 
 
@@ -117,11 +121,17 @@ class Person(_Body):
         return [event if isinstance(event, str) else event.model_dump() for event in self.history]
 
 
-class _Listing(Person):
+class Pages(Person):
+    """A list of which pages can be asked for."""
+
     k: Count = Field(10, ge=1, le=MAX_LIST)
     offset: Count = Field(
         0, ge=0, le=MAX_LIST, description="Results to leave out at the head: the next page's is `next_offset`."
     )
+    cursor: str | None = Field(
+        None, max_length=1024, description="`next_cursor` of the page before; it replaces `offset`."
+    )
+    timeout_ms: Timeout = None
     mode: Mode = "fused"
     filters: FilterBody | None = None
     diversity: DiversityBody | None = None
@@ -129,20 +139,26 @@ class _Listing(Person):
     facets: list[Short] | None = Field(
         None, max_length=20, description="Item columns to count among all items that the filters leave."
     )
+    reasons: Flag = Field(False, description="Name the history items and words that each result is related to.")
+
+    def start(self) -> tuple[int, str | None]:
+        """Where the page starts, and the bundle that gave the page before. ``UserError`` for a wrong cursor."""
+        return (self.offset, None) if self.cursor is None else read_cursor(self, self.cursor)
 
     def request(self, query: str | None, exclude_seen: bool) -> RecommendationRequest:
         """The request behind the body."""
-        if self.offset + self.k > MAX_LIST:
-            raise UserError(f"offset + k may be {MAX_LIST} at most, is {self.offset + self.k}")
+        offset, _ = self.start()
+        if offset + self.k > MAX_LIST:
+            raise UserError(f"offset + k may be {MAX_LIST} at most, is {offset + self.k}")
         diversity = None if self.diversity is None else Diversity(self.diversity.levels, self.diversity.at_most)
         filters = None if self.filters is None else self.filters.filters()
         return RecommendationRequest(
             self.user_id, self.events(), query, self.k, self.mode, exclude_seen, self.timestamp, filters, diversity,
-            offset=self.offset,
+            offset=offset,
         )  # fmt: skip
 
 
-class RecommendBody(_Listing):
+class RecommendBody(Pages):
     """What does this person want next?"""
 
     exclude_seen: Flag = True
@@ -153,7 +169,7 @@ class RecommendBody(_Listing):
         return self.request(None, self.exclude_seen)
 
 
-class SearchBody(_Listing):
+class SearchBody(Pages):
     """What does this person mean by this query?"""
 
     query: Text
@@ -174,7 +190,9 @@ class RankBody(Person):
     candidates: Annotated[list[Id], FIRST_ERROR] = Field(min_length=1, max_length=1000)
     query: Text | None = None
     mode: Mode = "fused"
+    timeout_ms: Timeout = None
     fields: list[Short] | None = Field(None, max_length=50, description="Item columns to return as `attributes`.")
+    reasons: Flag = False
     model_config = _examples({"candidates": ["item-1", "item-2", "item-3"], "history": ["item-4"]})
 
     def asked(self) -> RecommendationRequest:
@@ -215,6 +233,16 @@ class QuestionsBody(_Body):
     )
 
 
+class BaselinesBody(_Body):
+    """What simple methods answer, to compare with."""
+
+    query: Text | None = None
+    k: Count = Field(10, ge=1, le=MAX_LIST)
+    filters: FilterBody | None = None
+    fields: list[Short] | None = Field(None, max_length=50)
+    model_config = _examples({"query": "warm scarf", "k": 5})
+
+
 class SimilarBody(_Body):
     """The items nearest to one item."""
 
@@ -223,6 +251,9 @@ class SimilarBody(_Body):
     filters: FilterBody | None = None
     fields: list[Short] | None = Field(None, max_length=50)
     model_config = _examples({"item_id": "item-1", "k": 5})
+
+
+ListingBody = RecommendBody | SearchBody | RankBody | SimilarBody
 
 
 class SuggestBody(Person):
@@ -246,6 +277,8 @@ class WalkBody(Person):
 
     query: Text | None = None
     width: Count = Field(8, ge=1, le=50)
+    exclude_seen: Flag = False
+    blocked: Annotated[list[Id], FIRST_ERROR] = Field([], max_length=MAX_LIST, description="None of these items.")
     model_config = _examples({"history": ["item-1"], "width": 8})
 
 

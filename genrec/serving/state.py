@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import Request
 
 from genrec.errors import UserError
-from genrec.inference.filters import Filters
-from genrec.inference.requests import RecommendationRequest, Response
+from genrec.inference.requests import Answer, RecommendationRequest, Response
 from genrec.serving import schemas as s
 from genrec.serving.batching import Batcher
+from genrec.serving.cursors import next_cursor
 from genrec.serving.engine import Engine
 from genrec.serving.logs import Metrics, log
 from genrec.serving.store import Kept, StoredEvent, StoreError, StoreFullError
@@ -31,6 +32,7 @@ class Server:
         self.answers = Batcher(engine.ask, settings.max_batch, wait, settings.queue, self._on_batch, "answers")
         self.events = Batcher(self._keep, _EVENTS_AT_ONCE, 0.0, settings.queue, name="events")
         self.calls = Batcher(_each, 1, 0.0, max(1, settings.queue // 8), name="calls")
+        self.changes = Batcher(_each, 1, 0.0, max(1, settings.queue // 8), name="changes")
         engine.store.on_call = self._on_store_call
         self.metrics.store_up.labels(engine.store.name).set(1)
 
@@ -56,30 +58,54 @@ class Server:
         ends = iter(kept)
         return [[next(ends) for _ in batch] for batch in batches]
 
-    async def ask(self, request: RecommendationRequest) -> Response:
-        """The response to one request, in a batch with others."""
-        return await self.answers.submit(request, self.settings.time_budget_ms / 1000)
+    async def ask(self, request: RecommendationRequest, timeout_ms: int | None = None) -> Response:
+        """The response to one request, in a batch with others, within its own timeout or the server's time budget."""
+        budget = self.settings.time_budget_ms
+        return await self.answers.submit(request, min(timeout_ms or budget, budget) / 1000)
 
-    async def call(self, work: Callable[[], Any], budget_ms: float | None = None) -> Any:
-        """Rare work (explanations, catalogue changes), one at a time, beside the answers."""
-        return await self.calls.submit(work, (budget_ms or self.settings.time_budget_ms) / 1000)
+    async def call(self, work: Callable[[], Any]) -> Any:
+        """Work that is no list (explanations, suggestions, ...), one at a time, beside the answers."""
+        return await self.calls.submit(work, self.settings.time_budget_ms / 1000)
 
-    def listing(
-        self, response: Response, body: s.Person | s.SimilarBody, filters: Filters | None = None
-    ) -> dict[str, Any]:
-        """The JSON of a response, with the columns and counts that the body asks for."""
-        model = self.engine.model
-        items = [{"item_id": one.item_id, "title": one.title, "score": one.score} for one in response.items]
-        fields = getattr(body, "fields", None)
+    async def change(self, work: Callable[[], Any]) -> Any:
+        """Catalogue changes, one at a time: they take longer, and do not hold ``call`` up."""
+        return await self.changes.submit(work, self.settings.change_budget_ms / 1000)
+
+    async def described(self, response: Response, body: s.ListingBody, asked: RecommendationRequest) -> dict[str, Any]:
+        """``listing`` with what else the body asks for: facets and reasons are made beside the answers."""
+        answer = self.listing(response, body)
+        facets, reasons = getattr(body, "facets", None), getattr(body, "reasons", False)
+        if not facets and not reasons:
+            return answer
+
+        def work() -> None:
+            model, ids = self.engine.model, [item["item_id"] for item in answer["items"]]
+            if facets:
+                answer["facets"] = model.facets(facets, asked.filters)
+            if reasons:
+                for item, reason in zip(
+                    answer["items"], model.reasons(ids, asked.user, asked.history, asked.query), strict=False
+                ):
+                    item["reason"] = asdict(reason)
+
+        await self.call(work)
+        return answer
+
+    def items(self, answers: Sequence[Answer], fields: Sequence[str] | None) -> list[dict[str, Any]]:
+        """Answers as the API gives them, with the columns ``fields``."""
+        items: list[dict[str, Any]] = [
+            {"item_id": one.item_id, "title": one.title, "score": one.score} for one in answers
+        ]
         if fields:
-            for item, columns in zip(
-                items, model.columns([one.item_id for one in response.items], fields), strict=True
-            ):
-                item["attributes"] = columns  # type: ignore[assignment]  # the other values are no dictionaries
-        facets = getattr(body, "facets", None)
-        offset, k = getattr(body, "offset", 0), getattr(body, "k", len(items))
-        more = len(items) == k and offset + k < s.MAX_LIST and hasattr(body, "offset")
-        return {
+            columns = self.engine.model.columns([one.item_id for one in answers], fields)
+            for item, attributes in zip(items, columns, strict=True):
+                item["attributes"] = attributes
+        return items
+
+    def listing(self, response: Response, body: s.ListingBody) -> dict[str, Any]:
+        """A response as the API gives it, with what the body asks of its form."""
+        items, notes = self.items(response.items, body.fields), list(response.notes)
+        answer = {
             "recommendation_id": uuid.uuid4().hex,
             "items": items,
             "mode": response.mode,
@@ -89,10 +115,18 @@ class Server:
             "no_match": response.no_match,
             "match": response.match,
             "corrected": response.corrected,
-            "next_offset": offset + k if more else None,
-            "notes": response.notes,
-            **({"facets": model.facets(facets, filters)} if facets else {}),
+            "next_offset": None,
+            "next_cursor": None,
+            "notes": notes,
         }
+        if isinstance(body, s.Pages):
+            start, bundle = body.start()
+            if bundle not in (None, self.engine.key):
+                notes.append("the bundle changed after the page before; items may be repeated or missing")
+            end = start + body.k
+            if len(items) == body.k and end < s.MAX_LIST:
+                answer |= {"next_offset": end, "next_cursor": next_cursor(body, end, self.engine.key)}
+        return answer
 
     async def reload(self) -> str:
         """Read the bundle again; ``UserError`` for a bad one."""
@@ -124,7 +158,7 @@ class Server:
 
     def close(self) -> None:
         """Finish what was taken and close the store."""
-        for batcher in (self.answers, self.events, self.calls):
+        for batcher in (self.answers, self.events, self.calls, self.changes):
             batcher.close(self.settings.drain_s)
         self.engine.store.close()
 

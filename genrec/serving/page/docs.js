@@ -1,24 +1,6 @@
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>genrec API</title>
-<link rel="icon" href="data:,">
-<style>
-  :root { color-scheme: light dark; }
-  body { font: 16px/1.5 system-ui, sans-serif; max-width: 900px; margin: auto; padding: 16px; }
-  code, pre { font: 14px/1.4 ui-monospace, monospace; } pre { overflow: auto; border: 1px solid #8888; border-radius: 8px; padding: 10px; }
-  summary { cursor: pointer; padding: 6px 0; } summary b { display: inline-block; min-width: 68px; }
-</style>
-</head>
-<body>
-<h1>genrec API</h1>
-<p>Made from <a href="openapi.json">openapi.json</a>. Problems have the form <code>{"error", "message"}</code>. <a href="./">Demo page</a></p>
-<main id="routes" aria-live="polite">Loading …</main>
-<script>
+// The API page, made from openapi.json.
 "use strict";
-const make = (tag, text) => { const node = document.createElement(tag); if (text !== undefined) node.textContent = text; return node; };
+const make = (tag, text) => { const node = document.createElement(tag); if (text !== undefined) node.textContent = text; if (tag === "pre") node.tabIndex = 0; return node; };
 fetch("openapi.json").then(reply => reply.json()).then(document_ => {
   const schemas = document_.components.schemas, main = document.getElementById("routes"), groups = new Map();
   for (const [path, operations] of Object.entries(document_.paths)) for (const [method, operation] of Object.entries(operations)) {
@@ -32,6 +14,3 @@ fetch("openapi.json").then(reply => reply.json()).then(document_ => {
   }
   main.replaceChildren(...[...groups].flatMap(([tag, boxes]) => [make("h2", tag), ...boxes]));
 }).catch(() => { document.getElementById("routes").textContent = "The server does not answer."; });
-</script>
-</body>
-</html>
