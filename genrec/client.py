@@ -84,6 +84,15 @@ class Client:
         body = _person(user, history) | {"prefix": prefix, "k": k}
         return [one["query"] for one in self.call("POST", "/v1/suggest", body)["suggestions"]]
 
+    def baselines(self, query: str | None = None, k: int = 10) -> dict[str, list[Item]]:
+        """What simple methods answer: ``popular`` and, for a query, ``bm25``."""
+        lists = self.call("POST", "/v1/baselines", {"k": k} | ({} if query is None else {"query": query}))
+        return {name: [Item(**item) for item in items] for name, items in lists.items() if items is not None}
+
+    def describe(self) -> dict[str, Any]:
+        """What the server's bundle holds: items, users, columns, modes."""
+        return self.call("GET", "/v1/bundle")
+
     def add_events(self, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Remember events {user_id, item_id, ...}; the report of single ones comes back."""
         return self.call("POST", "/v1/events", {"events": [dict(event) for event in events]})

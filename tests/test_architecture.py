@@ -13,6 +13,7 @@ ROOT = Path(genrec.__file__).parent
 ROOMS = (
     "errors",
     "progress",
+    "timing",
     "processor",
     "console",
     "drawing",

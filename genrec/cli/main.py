@@ -14,7 +14,7 @@ from genrec.cli.artifacts import doctor, drift, export, fetch, list_datasets
 from genrec.cli.compare import compare, evaluate, sweep
 from genrec.cli.init import init
 from genrec.cli.make import prefer, prepare, run, tokenize, train
-from genrec.cli.serve import export_events, serve
+from genrec.cli.serve import backup_events, export_events, serve, trim_events
 from genrec.cli.tune import tune
 from genrec.cli.update import update
 from genrec.console import log_handler
@@ -32,7 +32,7 @@ VERBS = (
     *(init, run, prepare, tokenize, train, update, prefer),
     *(evaluate, compare, sweep, tune),
     *(recommend, search, suggest, predict, requests),
-    *(export, export_events, serve),
+    *(export, export_events, backup_events, trim_events, serve),
     *(drift, doctor),
 )
 for verb in VERBS:

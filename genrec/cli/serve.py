@@ -1,7 +1,8 @@
-"""The verbs of a server: ``genrec serve`` and ``genrec export-events``."""
+"""The verbs of a server and its store: ``serve``, ``export-events``, ``backup-events`` and ``trim-events``."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,9 @@ def serve(
         list[str] | None, typer.Option(help="Host name that requests may name; repeat for several.")
     ] = None,
     events: Events = None,
+    canary: Annotated[Path | None, typer.Option(help="A second bundle, which answers some of the users.")] = None,
+    canary_weight: Annotated[float, typer.Option(help="Fraction of the users that the canary answers.")] = 0.1,
+    traces: Annotated[bool, typer.Option("--traces", help="Send OpenTelemetry traces (OTEL_* variables).")] = False,
     max_batch: Annotated[int, typer.Option(help="Requests answered in one pass; 1 switches batching off.")] = 64,
     batch_wait_ms: Annotated[float, typer.Option(help="How long a batch waits for more requests.")] = 4.0,
     queue: Annotated[int, typer.Option(help="Requests that may wait; one more gets 429.")] = 512,
@@ -67,6 +71,9 @@ def serve(
         threads=threads,
         hosts=tuple(allow_host or ()),
         without_keys=without_keys,
+        canary=canary,
+        canary_weight=canary_weight,
+        traces=traces,
     )
     if ray is None:
         return answer(settings)
@@ -86,3 +93,36 @@ def export_events(
 
     counts = write_events(ServeSettings(bundle, events=events).store_path, output)
     console.print(f"{output}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()), highlight=False)
+
+
+def backup_events(
+    bundle: Annotated[Path, typer.Argument(help="The bundle that is served; its store is BUNDLE.events.sqlite.")],
+    output: Annotated[Path, typer.Option(help="File for the copy; an older one is replaced.")],
+    events: Events = None,
+) -> None:
+    """Copy a server's store while it runs: events, impressions, item changes and erasures. Serve it with --events."""
+    store = _store(bundle, events)
+    store.backup(output)
+    store.close()
+    console.print(f"{output}: {output.stat().st_size:,} bytes", highlight=False)
+
+
+def trim_events(
+    bundle: Annotated[Path, typer.Argument(help="The bundle that is served; its store is BUNDLE.events.sqlite.")],
+    days: Annotated[float, typer.Option(help="Older events and impressions are deleted.")],
+    events: Events = None,
+) -> None:
+    """Delete a store's old events and impressions while the server runs; item changes and erasures stay."""
+    if not days >= 0:
+        raise UserError(f"--days: must not be below 0, is {days}")
+    store = _store(bundle, events)
+    removed = store.trim(int(time.time() - 86_400 * days))
+    store.close()
+    console.print(f"deleted {removed[0]:,} events and {removed[1]:,} impressions", highlight=False)
+
+
+def _store(bundle: Path, events: str | None):
+    from genrec.serving.settings import ServeSettings
+    from genrec.serving.stores import existing_store
+
+    return existing_store(ServeSettings(bundle, events=events).store_path)

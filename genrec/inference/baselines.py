@@ -8,7 +8,7 @@ from genrec.errors import UserError
 from genrec.inference.filters import Filters
 from genrec.inference.requests import Answer
 from genrec.inference.snapshot import CatalogueSnapshot
-from genrec.retrieval.allowed import AllowedItems
+from genrec.retrieval.allowed import AllowedItems, id_lists
 from genrec.retrieval.sources import SparseScores
 
 
@@ -21,11 +21,11 @@ def baseline_lists(
     """
     if k < 1:
         raise UserError(f"k must be at least 1, is {k}")
-    mask, generator = ~snapshot.removed, snapshot.ranker.generator
-    if filters is not None:
-        mask &= filters.mask(snapshot.table, snapshot.categories)
-        mask[snapshot.known_indices(filters.blocked or ())] = False
-    allowed = AllowedItems(torch.from_numpy(mask))
+    generator, mask = snapshot.ranker.generator, snapshot.available
+    if filters is not None and filters.restricts:
+        mask = snapshot.mask_of(filters)
+    blocked = [] if filters is None else snapshot.known_indices(filters.blocked or ())
+    allowed = AllowedItems(mask, id_lists([blocked]) if len(blocked) else None)
     k = min(k, snapshot.n_items)
     lists = {"popular": generator.popular.first(1, k, allowed)}
     if query is not None and generator.lexical is not None:

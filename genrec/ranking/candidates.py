@@ -33,6 +33,7 @@ from genrec.retrieval.sources import (
     QueryItemRetriever,
     WordRetriever,
 )
+from genrec.timing import stage
 
 MISSING = -1  # item id where a row has no further item
 ITEM_INDEX, TEXT_INDEX = "items.faiss", "texts.faiss"
@@ -174,7 +175,8 @@ class CandidateGenerator:
 
         The batch may end with repetitions of them (``request_batches``).
         """
-        encoded, n = self.network.encode(batch, self.items), len(requests)
+        with stage("network"):
+            encoded, n = self.network.encode(batch, self.items), len(requests)
         query_text = torch.cat([batch.query_text.new_zeros(1, batch.query_text.shape[1]), batch.query_text])
         vectors = self.network.retrieval_vectors(encoded.requests[:, 0])[:n].float()
         return EncodedRequests(encoded, RetrievalRequests(requests, vectors, query_text[batch.request_queries[:n, 0]]))
@@ -191,18 +193,21 @@ class CandidateGenerator:
         result = Candidates(None, None)
         scale = None
         if options.fuses or "retrieve" in options.modes:
-            ids, scores = self.dense.top(retrieval, width, allowed)
-            scale = scores[:, : self.settings.dense].logsumexp(1, keepdim=True)
-            scale = torch.where(scale.isfinite(), scale, 0.0)
-            result.retrieved = ids, (scores - scale).masked_fill(ids == MISSING, -torch.inf)
+            with stage("search"):
+                ids, scores = self.dense.top(retrieval, width, allowed)
+                scale = scores[:, : self.settings.dense].logsumexp(1, keepdim=True)
+                scale = torch.where(scale.isfinite(), scale, 0.0)
+                result.retrieved = ids, (scores - scale).masked_fill(ids == MISSING, -torch.inf)
         if self.searcher is not None and (options.fuses or "generate" in options.modes):
-            rows = np.resize(np.arange(n), len(encoded.requests))
-            search = self.searcher.search(self.network.decoder_memory(encoded), allowed.take(rows), beam, options.k)
-            result.generated = self._items(retrieval, search.leaves[:n], search.scores[:n], allowed)
-            result.proven = proven(result.generated[1], search.bound[:n])
+            with stage("search"):
+                rows = np.resize(np.arange(n), len(encoded.requests))
+                search = self.searcher.search(self.network.decoder_memory(encoded), allowed.take(rows), beam, options.k)
+                result.generated = self._items(retrieval, search.leaves[:n], search.scores[:n], allowed)
+                result.proven = proven(result.generated[1], search.bound[:n])
         if options.fuses:
             assert scale is not None
-            self._fuse(result, encoded, retrieval, scale, options.allowed)
+            with stage("ranking"):
+                self._fuse(result, encoded, retrieval, scale, options.allowed)
         return result
 
     def _items(

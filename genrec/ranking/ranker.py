@@ -20,6 +20,7 @@ from genrec.retrieval.allowed import id_rows
 from genrec.retrieval.dense import ExactIndex
 from genrec.retrieval.lexical import Match
 from genrec.text.encoder import TextEncoder
+from genrec.timing import stage
 
 # Minimum rows of a network batch. With fewer rows, matrix products on the CPU sum in another order, and a request's
 # list would depend on its batch (measured: equal to the last bit from 4 on).
@@ -148,7 +149,8 @@ class Ranker:
         """Write the lists of a chunk of requests, those at ``rows``."""
         blank = torch.from_numpy((np.diff(chunk.offsets) == 0) & (chunk.request_queries < 0))
         for mode, ranked in lists.items():
-            ids, scores = self._order(mode, found, chunk, options.k)
+            with stage("ranking"):
+                ids, scores = self._order(mode, found, chunk, options.k)
             if blank.any():
                 allowed = options.allowed.take(rows[blank.numpy()])
                 popular = self.generator.popular.first(int(blank.sum()), options.k, allowed)

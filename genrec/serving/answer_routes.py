@@ -23,9 +23,9 @@ missing = problems(404)
 
 async def _listed(body: s.RecommendBody | s.SearchBody | s.RankBody, request: Request) -> JSONResponse:
     server = server_of(request)
-    asked = body.asked()
-    response = await server.ask(asked, body.timeout_ms)
-    return JSONResponse(await server.described(response, body, asked))
+    asked, served = body.asked(), server.bundle_of(request, body)
+    response = await server.ask(served, asked, body.timeout_ms)
+    return JSONResponse(await server.described(served, response, body, asked))
 
 
 @router.post("/v1/recommend", response_model=replies.Listing, tags=["answers"], operation_id="recommend")
@@ -53,9 +53,9 @@ async def questions(body: s.QuestionsBody, request: Request) -> Any:
 
     async def one(question: s.RecommendQuestion | s.SearchQuestion | s.RankQuestion) -> dict[str, Any]:
         try:
-            asked = question.asked()
-            response = await server.ask(asked, question.timeout_ms)
-            return await server.described(response, question, asked)
+            asked, served = question.asked(), server.bundle_of(request, question)
+            response = await server.ask(served, asked, question.timeout_ms)
+            return await server.described(served, response, question, asked)
         except TimeBudgetError:
             return {"error": "too_late", "message": "no answer within the time budget"}
         except QueueFullError as error:
@@ -75,7 +75,7 @@ async def similar(body: s.SimilarBody, request: Request) -> Any:
     known(server, body.item_id)
     filters = None if body.filters is None else body.filters.filters()
     items = await server.call(lambda: model.similar(body.item_id, body.k, filters))
-    return JSONResponse(server.listing(Response(items, "retrieve", n_proven=len(items)), body))
+    return JSONResponse(server.listing(server.main, Response(items, "retrieve", n_proven=len(items)), body))
 
 
 @router.post("/v1/baselines", response_model=replies.Baselines, tags=["reasons"], operation_id="baselines")
@@ -84,7 +84,7 @@ async def baselines(body: s.BaselinesBody, request: Request) -> Any:
     server = server_of(request)
     filters = None if body.filters is None else body.filters.filters()
     lists = await server.call(lambda: server.engine.model.baselines(body.query, body.k, filters))
-    return {name: server.items(found, body.fields) for name, found in lists.items()}
+    return {name: server.items(server.main, found, body.fields) for name, found in lists.items()}
 
 
 @router.get("/v1/bundle", response_model=replies.Description, tags=["reasons"], operation_id="describeBundle")
@@ -98,7 +98,7 @@ async def bundle(request: Request) -> Any:
 async def suggest(body: s.SuggestBody, request: Request) -> Any:
     """Logged queries that the person is likely to search next."""
     server = server_of(request)
-    model = server.engine.model
+    model = server.bundle_of(request, body).engine.model
     found = await server.call(
         lambda: model.suggest(body.user_id, body.events(), body.k, prefix=body.prefix, strict=False)
     )
@@ -108,7 +108,7 @@ async def suggest(body: s.SuggestBody, request: Request) -> Any:
 @router.post("/v1/history", response_model=replies.Events, tags=["reasons"], operation_id="readHistory")
 async def history(body: s.Person, request: Request) -> Any:
     """What is read of a person's history, oldest first: at most the newest 200 events."""
-    model = server_of(request).engine.model
+    model = server_of(request).bundle_of(request, body).engine.model
     events = await server_of(request).call(lambda: model.history(body.user_id, body.events()))
     return {"events": events[-200:]}
 
@@ -117,7 +117,7 @@ async def history(body: s.Person, request: Request) -> Any:
 async def explain(body: s.ExplainBody, request: Request) -> Any:
     """Why this item: nearest history items, shared words, features, and its path through the code tree."""
     server = server_of(request)
-    model = server.engine.model
+    model = server.bundle_of(request, body).engine.model
     known(server, body.item_id)
     return await server.call(
         lambda: model.explain(body.item_id, body.user_id, body.events(), body.query, body.timestamp, strict=False)
@@ -128,7 +128,7 @@ async def explain(body: s.ExplainBody, request: Request) -> Any:
 async def walk(body: s.WalkBody, request: Request) -> Any:
     """The beam on the code tree, level by level."""
     server = server_of(request)
-    model = server.engine.model
+    model = server.bundle_of(request, body).engine.model
     person = (body.user_id, body.events(), body.query)
     return await server.call(lambda: model.walk(*person, body.width, body.exclude_seen, body.blocked, strict=False))
 

@@ -28,15 +28,15 @@ from genrec.serving.middleware import OPEN_PATHS, RequestMiddleware
 from genrec.serving.settings import Keys, ServeSettings
 from genrec.serving.state import Server, problem_of
 from genrec.serving.store import StoreError
+from genrec.serving.tracing import Tracing
 
 _CODES = {400: "not_json", 404: "not_found", 405: "method_not_allowed", 422: "invalid"}
 _DESCRIPTION = "One generative model for recommendation and search. Every problem has the form `{error, message}`."
 
 
-def create_app(engine: Engine) -> FastAPI:
+def create_app(engine: Engine, tracing: Tracing | None = None) -> FastAPI:
     """The ASGI application around an engine; it closes the engine's store when it stops."""
-    server = Server(engine)
-    server.count_items()
+    server = Server(engine, engine.canary(), tracing)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -69,6 +69,8 @@ def create_app(engine: Engine) -> FastAPI:
     for routes in (answer_routes, change_routes, operation_routes):
         app.include_router(routes.router)
     app.add_middleware(RequestMiddleware, settings=engine.settings, metrics=server.metrics, bundle=server)
+    if tracing is not None:
+        tracing.add_to(app)
     handlers: dict[type[Exception], Callable[[Any], JSONResponse]] = {
         RequestValidationError: invalid,
         UserError: lambda error: problem(*problem_of(error)),
@@ -119,6 +121,7 @@ def serve(settings: ServeSettings) -> None:
 
     # Before the load: it takes long, and whoever waits for it should not learn only then that a setting is wrong.
     listening = _listen(settings)
+    tracing = Tracing.to_collector() if settings.traces else None
     if settings.key_file is not None:
         Keys(settings.key_file)
     # One core is left to HTTP: threads that wait for a core at every barrier halve the rate under load.
@@ -130,7 +133,7 @@ def serve(settings: ServeSettings) -> None:
     log.info("loaded", extra={"fields": fields})
     if settings.key_file is None and settings.without_keys:
         log.warning("no key is asked for", extra={"fields": {"host": settings.host}})
-    app = create_app(engine)
+    app = create_app(engine, tracing)
     limit = ConnectionLimit(settings, app.state.server.metrics)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, http=limited_protocol(limit),

@@ -58,9 +58,10 @@ class Cost:
 
 @dataclass
 class _Waiting:
-    """One request in the queue; ``deadline`` is of ``time.monotonic``."""
+    """One request in the queue; ``since`` and ``deadline`` are of ``time.monotonic``."""
 
     payload: Any
+    since: float
     deadline: float
     future: asyncio.Future
     loop: asyncio.AbstractEventLoop
@@ -82,10 +83,10 @@ class Batcher:
         max_batch: int,
         max_wait: float,
         max_queue: int,
-        on_batch: Callable[[int, float], None] | None = None,
+        on_batch: Callable[[Sequence[float], float], None] | None = None,
         name: str = "batcher",
     ):
-        """``on_batch`` is called with each batch's size and the longest time that one of its requests waited."""
+        """``on_batch`` is called after each batch with the seconds that each request waited, and those of the work."""
         self.work, self.max_batch, self.max_wait, self.max_queue = work, max_batch, max_wait, max_queue
         self.on_batch, self.cost = on_batch, Cost()
         self._queue: deque[_Waiting] = deque()
@@ -112,7 +113,8 @@ class Batcher:
         Raises ``QueueFullError``, ``TimeBudgetError``, or what the work raised for this payload.
         """
         loop = asyncio.get_running_loop()
-        one = _Waiting(payload, time.monotonic() + budget, loop.create_future(), loop)
+        now = time.monotonic()
+        one = _Waiting(payload, now, now + budget, loop.create_future(), loop)
         with self._changed:
             wait = self.expected_wait()
             if self._closed or len(self._queue) >= self.max_queue or wait > _WAIT * budget:
@@ -167,7 +169,7 @@ class Batcher:
             self.cost.add(len(batch), spent)
             self._busy_until = 0.0
             if self.on_batch is not None:
-                self.on_batch(len(batch), spent)
+                self.on_batch([began - one.since for one in batch], spent)
             for one, result in zip(batch, results, strict=True):
                 with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits for this answer any more
                     one.loop.call_soon_threadsafe(_settle, one.future, result)

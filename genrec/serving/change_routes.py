@@ -55,7 +55,7 @@ async def impressions(body: s.ImpressionsBody, request: Request) -> Any:
 async def forget(user_id: PathId, request: Request) -> Any:
     """Erase a user: stored events and impressions are removed, and events in the bundle are not read any more."""
     server = server_of(request)
-    removed, in_bundle = await server.call(lambda: server.engine.forget(user_id))
+    removed, in_bundle = await server.call(lambda: server.forget(user_id))
     return {"removed": removed, "in_bundle": in_bundle}
 
 

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import polars as pl
@@ -28,14 +29,23 @@ Result = TypeVar("Result")
 class Engine:
     """Holds one ``Recommender`` and replaces it as a whole. The store remembers what was changed since the export."""
 
-    def __init__(self, settings: ServeSettings, store: Store | None = None):
+    def __init__(self, settings: ServeSettings, store: Store | WatchedStore | None = None):
         self.settings = settings
-        self.store = WatchedStore(store or open_store(settings.store_path))
+        self.store = (
+            store if isinstance(store, WatchedStore) else WatchedStore(store or open_store(settings.store_path))
+        )
         self._changing = threading.Lock()  # the catalogue, or which model it belongs to
         self._reloading = threading.Lock()
         self.model = self._load()
         self._version = self._replay(self.model, 0)
         self.key = self._key()
+
+    def canary(self) -> Engine | None:
+        """The engine of the settings' canary bundle, on the same store; None without one."""
+        if self.settings.canary is None:
+            return None
+        settings = replace(self.settings, bundle=self.settings.canary, canary=None, events=self.settings.store_path)
+        return Engine(settings, self.store)
 
     def ask(self, requests: Sequence[RecommendationRequest]) -> list[Response | Exception]:
         """Responses in order; an error is the result of its own request alone.

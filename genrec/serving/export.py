@@ -12,8 +12,7 @@ import polars as pl
 
 from genrec.artifacts.folders import atomic_folder, fingerprint
 from genrec.data.schema import EVENT_SCHEMA, IMPRESSION_SCHEMA
-from genrec.errors import UserError
-from genrec.serving.stores import open_store
+from genrec.serving.stores import existing_store
 
 KIND = "exported_events"
 _CHUNK = 100_000  # records held as Python objects at once
@@ -24,9 +23,7 @@ def write_events(store_path: str, output: Path) -> dict[str, int]:
 
     Raises ``UserError`` where there is no such store.
     """
-    if not store_path.startswith(("redis://", "rediss://")) and not Path(store_path).is_file():
-        raise UserError(f"{store_path} does not exist; name the server's store with --events")
-    store = open_store(store_path)
+    store = existing_store(store_path)
     tables = {
         "events": _table(store.all_events(), EVENT_SCHEMA),
         "impressions": _table(store.all_impressions(), IMPRESSION_SCHEMA),

@@ -120,10 +120,11 @@ class RequestMiddleware:
 
     def _record(self, scope: Scope, method: str, status: int, request_id: str, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")  # the template, never the path itself: paths hold ids
-        self.metrics.requests.labels(route, str(status), getattr(self.bundle, "key", "")).inc()
-        self.metrics.seconds.labels(route).observe(seconds)
+        bundle = scope.get("bundle") or getattr(self.bundle, "key", "")
+        self.metrics.requests.labels(route, str(status), bundle).inc()
+        self.metrics.seconds.labels(route, bundle).observe(seconds)
         fields = {"request_id": request_id, "method": method, "route": route, "status": status}
-        log.info("request", extra={"fields": fields | {"ms": round(1000 * seconds, 2)}})
+        log.info("request", extra={"fields": fields | {"bundle": bundle, "ms": round(1000 * seconds, 2)}})
 
     def _check_sender(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         """Refuse requests that a foreign web page makes a browser send: by a name of its own, or across origins."""

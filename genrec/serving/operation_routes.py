@@ -59,14 +59,16 @@ async def readyz(request: Request) -> Any:
     store = server.engine.store
     if store.failing is not None:
         return problem(503, "store_unavailable", f"store {store.name}: {store.failing}")
-    return {"status": "ready", "bundle": server.engine.key, "store": store.name}
+    canary = None if server.canary is None else server.canary.key
+    return {"status": "ready", "bundle": server.key, "canary": canary, "store": store.name}
 
 
 @router.get("/metrics", response_class=Response, tags=["operations"], operation_id="metrics")
 async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
     server = server_of(request)
-    server.metrics.waiting.set(server.answers.waiting)
+    for served in server.bundles:
+        server.metrics.waiting.labels(served.role).set(served.queue.waiting)
     return Response(generate_latest(server.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 

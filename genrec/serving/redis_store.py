@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeVar
 
 import polars as pl
@@ -184,18 +185,19 @@ class RedisStore:
         return self._call(work)
 
     def change_items(self, items: dict[str, dict[str, Any] | None]) -> int:
-        """See ``Store``."""
+        """See ``Store``. The version and the change are one transaction, so versions appear in their order."""
+        name = f"{self.prefix}:version"
 
-        def work() -> int:
-            version = int(self.client.incrby(f"{self.prefix}:version", len(items)))
-            with self.client.pipeline(transaction=True) as batch:
-                for n, (item, columns) in enumerate(items.items(), version - len(items) + 1):
-                    batch.hset(f"{self.prefix}:items", item, json.dumps(columns))
-                    batch.zadd(f"{self.prefix}:items_order", {item: n})
-                batch.execute()
-            return version
+        def change(batch: Any) -> int:
+            version = int(batch.get(name) or 0)
+            batch.multi()
+            for n, (item, columns) in enumerate(items.items(), version + 1):
+                batch.hset(f"{self.prefix}:items", item, json.dumps(columns))
+                batch.zadd(f"{self.prefix}:items_order", {item: n})
+            batch.set(name, version + len(items))
+            return version + len(items)
 
-        return self._call(work)
+        return self._call(lambda: self.client.transaction(change, name, value_from_callable=True))
 
     def changed_items(self, after: int = 0) -> dict[str, dict[str, Any] | None]:
         """See ``Store``."""
@@ -211,6 +213,36 @@ class RedisStore:
         """See ``Store``: the last change that is complete."""
         last = self._call(lambda: self.client.zrange(f"{self.prefix}:items_order", -1, -1, withscores=True))
         return int(last[0][1]) if last else 0
+
+    def trim(self, before: int) -> tuple[int, int]:
+        """See ``Store``; user by user. Event ids are forgotten with their events."""
+        counts = [self._trim_user(user, before) for user in self._users()]
+        return sum(events for events, _ in counts), sum(impressions for _, impressions in counts)
+
+    def _trim_user(self, user: str, before: int) -> tuple[int, int]:
+        keys = {kind: self._key(kind, user) for kind in ("events", "seen", "ids", "impressions")}
+
+        def change(batch: Any) -> tuple[int, int]:
+            old = [_event(member) for member in batch.zrangebyscore(keys["events"], "-inf", f"({before}")]
+            kept = {_event(member).item_id for member in batch.zrangebyscore(keys["events"], before, "+inf")}
+            late = [text for text in batch.lrange(keys["impressions"], 0, -1) if json.loads(text)["timestamp"] < before]
+            batch.multi()
+            batch.zremrangebyscore(keys["events"], "-inf", f"({before}")
+            if gone := {event.item_id for event in old} - kept:
+                batch.srem(keys["seen"], *gone)
+            if names := [event.event_id for event in old if event.event_id is not None]:
+                batch.hdel(keys["ids"], *names)
+            for text in late:
+                batch.lrem(keys["impressions"], 1, text)
+            return len(old), len(late)
+
+        return self._call(lambda: self.client.transaction(change, *keys.values(), value_from_callable=True))
+
+    def backup(self, path: Path) -> None:
+        """Refused: a Redis server makes its own backups."""
+        raise UserError(
+            "a Redis store is backed up by its server: 'redis-cli BGSAVE', or a copy of its append-only file"
+        )
 
     def all_events(self) -> Iterator[StoredEvent]:
         """See ``Store``."""

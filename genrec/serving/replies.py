@@ -191,4 +191,5 @@ class Ready(Bundle):
     """Requests are welcome."""
 
     status: Literal["ready"]
+    canary: str | None = Field(description="The key of the canary's bundle, if there is one.")
     store: str

@@ -55,6 +55,9 @@ class ServeSettings:
         str, ...
     ] = ()  # host names that requests may name; none: any, or the loopback names on a loopback host
     without_keys: bool = False  # allow an address that others reach although no key is asked for
+    canary: Path | None = None  # a second bundle, which answers some of the users
+    canary_weight: float = 0.1  # fraction of the users that the canary answers
+    traces: bool = False  # OpenTelemetry spans, sent where the environment says
     refresh_s: float = 2.0  # how often item changes of other servers on the same store are looked for
 
     def __post_init__(self) -> None:
@@ -64,6 +67,8 @@ class ServeSettings:
         for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')}: must not be below 0, is {getattr(self, name)}")
+        if not 0 <= self.canary_weight <= 1:
+            raise UserError(f"--canary-weight: must lie between 0 and 1, is {self.canary_weight}")
         if not 0 <= self.port <= 65535:
             raise UserError(f"--port: must lie between 0 and 65535, is {self.port}")
         if self.host not in LOOPBACK and self.key_file is None and not self.without_keys:

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -180,11 +180,14 @@ class SqliteStore:
             removed = connection.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
             connection.execute("DELETE FROM impressions WHERE user_id = ?", (user_id,))
             connection.execute("INSERT OR IGNORE INTO erased VALUES (?)", (user_key(user_id),))
-        with self._reading() as connection, self._writing:
-            busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        if busy:
+        if self._empty_log():
             raise StoreError("the user is erased, but a reader keeps the old write-ahead log; send the request again")
         return removed
+
+    def _empty_log(self) -> bool:
+        """Empty the write-ahead log; whether a reader kept it."""
+        with self._reading() as connection, self._writing:
+            return bool(connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
 
     def change_items(self, items: dict[str, dict[str, Any] | None]) -> int:
         """See ``Store``."""
@@ -212,6 +215,30 @@ class SqliteStore:
     @staticmethod
     def _version(connection: sqlite3.Connection) -> int:
         return connection.execute("SELECT coalesce(max(version), 0) FROM items").fetchone()[0]
+
+    def trim(self, before: int) -> tuple[int, int]:
+        """See ``Store``."""
+        with self._transaction() as connection:
+            events, impressions = (
+                connection.execute(f"DELETE FROM {table} WHERE timestamp < ?", (before,)).rowcount
+                for table in ("events", "impressions")
+            )
+        self._empty_log()
+        return events, impressions
+
+    def backup(self, path: Path) -> None:
+        """See ``Store``. A server may go on writing meanwhile."""
+        part = path.with_name(path.name + ".part")
+        try:
+            os.close(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_RDWR, 0o600))
+            with self._reading() as connection, closing(sqlite3.connect(part)) as copy:
+                connection.backup(copy, pages=1000)
+                copy.execute("PRAGMA journal_mode = DELETE")
+                if copy.execute("PRAGMA quick_check").fetchone() != ("ok",):
+                    raise UserError(f"{self.path} is damaged; {part} holds what could be read")
+            part.replace(path)
+        except OSError as error:
+            raise UserError(f"--output: {path} cannot be written ({error.strerror})") from error
 
     def all_events(self) -> Iterator[StoredEvent]:
         """See ``Store``."""

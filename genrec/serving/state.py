@@ -14,10 +14,12 @@ from genrec.errors import UserError
 from genrec.inference.requests import Answer, RecommendationRequest, Response
 from genrec.serving import schemas as s
 from genrec.serving.batching import Batcher
+from genrec.serving.bundles import ServedBundle, goes_to_canary
 from genrec.serving.cursors import next_cursor
 from genrec.serving.engine import Engine
 from genrec.serving.logs import Metrics, log
 from genrec.serving.store import Kept, StoredEvent, StoreError, StoreFullError
+from genrec.serving.tracing import Tracing
 
 _EVENTS_AT_ONCE = 256  # requests with events that share a transaction
 
@@ -25,11 +27,12 @@ _EVENTS_AT_ONCE = 256  # requests with events that share a transaction
 class Server:
     """The engine behind the routes, its queues and the metrics."""
 
-    def __init__(self, engine: Engine):
-        settings, self.engine, self.metrics = engine.settings, engine, Metrics()
-        self.settings, self.draining = settings, False
-        wait = settings.batch_wait_ms / 1000
-        self.answers = Batcher(engine.ask, settings.max_batch, wait, settings.queue, self._on_batch, "answers")
+    def __init__(self, engine: Engine, canary: Engine | None = None, tracing: Tracing | None = None):
+        """``canary``: a second bundle on the same store, for the fraction ``canary_weight`` of the users."""
+        settings, self.metrics = engine.settings, Metrics(engine.settings.time_budget_ms / 1000)
+        self.settings, self.draining, self.tracing = settings, False, tracing
+        self.main = ServedBundle(engine, "main", self.metrics, tracing)
+        self.canary = None if canary is None else ServedBundle(canary, "canary", self.metrics, tracing)
         self.events = Batcher(self._keep, _EVENTS_AT_ONCE, 0.0, settings.queue, name="events")
         self.calls = Batcher(_each, 1, 0.0, max(1, settings.queue // 8), name="calls")
         self.changes = Batcher(_each, 1, 0.0, max(1, settings.queue // 8), name="changes")
@@ -37,16 +40,31 @@ class Server:
         self.metrics.store_up.labels(engine.store.name).set(1)
 
     @property
-    def key(self) -> str:
-        """The key of the bundle that answers now."""
-        return self.engine.key
+    def engine(self) -> Engine:
+        """The main bundle's engine."""
+        return self.main.engine
 
-    def _on_batch(self, size: int, seconds: float) -> None:
-        self.metrics.batch.observe(size)
-        self.metrics.stage_seconds.labels("answer").observe(seconds)
+    @property
+    def bundles(self) -> list[ServedBundle]:
+        """All bundles that answer."""
+        return [self.main] if self.canary is None else [self.main, self.canary]
+
+    @property
+    def key(self) -> str:
+        """The key of the main bundle."""
+        return self.main.key
+
+    def bundle_of(self, request: Request, person: s.Person | None = None) -> ServedBundle:
+        """The bundle that answers a person; the request is counted as its own."""
+        served = self.main
+        weight = self.settings.canary_weight
+        if self.canary is not None and person is not None and goes_to_canary(person.user_id, person.events(), weight):
+            served = self.canary
+        request.scope["bundle"] = served.key
+        return served
 
     def _on_store_call(self, seconds: float, error: StoreError | None) -> None:
-        self.metrics.stage_seconds.labels("store").observe(seconds)
+        self.metrics.stage_seconds.labels("store", self.key).observe(seconds)
         self.metrics.store_up.labels(self.engine.store.name).set(error is None)
         if error is not None:
             self.metrics.store_failures.labels(self.engine.store.name).inc()
@@ -58,28 +76,38 @@ class Server:
         ends = iter(kept)
         return [[next(ends) for _ in batch] for batch in batches]
 
-    async def ask(self, request: RecommendationRequest, timeout_ms: int | None = None) -> Response:
+    async def ask(
+        self, served: ServedBundle, request: RecommendationRequest, timeout_ms: int | None = None
+    ) -> Response:
         """The response to one request, in a batch with others, within its own timeout or the server's time budget."""
         budget = self.settings.time_budget_ms
-        return await self.answers.submit(request, min(timeout_ms or budget, budget) / 1000)
+        return await served.ask(request, min(timeout_ms or budget, budget) / 1000)
 
     async def call(self, work: Callable[[], Any]) -> Any:
         """Work that is no list (explanations, suggestions, ...), one at a time, beside the answers."""
         return await self.calls.submit(work, self.settings.time_budget_ms / 1000)
 
     async def change(self, work: Callable[[], Any]) -> Any:
-        """Catalogue changes, one at a time: they take longer, and do not hold ``call`` up."""
-        return await self.changes.submit(work, self.settings.change_budget_ms / 1000)
+        """Catalogue changes, one at a time: they take longer, and do not hold ``call`` up. The canary follows."""
 
-    async def described(self, response: Response, body: s.ListingBody, asked: RecommendationRequest) -> dict[str, Any]:
+        def both() -> Any:
+            result = work()
+            self._refresh()
+            return result
+
+        return await self.changes.submit(both, self.settings.change_budget_ms / 1000)
+
+    async def described(
+        self, served: ServedBundle, response: Response, body: s.ListingBody, asked: RecommendationRequest
+    ) -> dict[str, Any]:
         """``listing`` with what else the body asks for: facets and reasons are made beside the answers."""
-        answer = self.listing(response, body)
+        answer = self.listing(served, response, body)
         facets, reasons = getattr(body, "facets", None), getattr(body, "reasons", False)
         if not facets and not reasons:
             return answer
 
         def work() -> None:
-            model, ids = self.engine.model, [item["item_id"] for item in answer["items"]]
+            model, ids = served.engine.model, [item["item_id"] for item in answer["items"]]
             if facets:
                 answer["facets"] = model.facets(facets, asked.filters)
             if reasons:
@@ -91,26 +119,28 @@ class Server:
         await self.call(work)
         return answer
 
-    def items(self, answers: Sequence[Answer], fields: Sequence[str] | None) -> list[dict[str, Any]]:
+    def items(
+        self, served: ServedBundle, answers: Sequence[Answer], fields: Sequence[str] | None
+    ) -> list[dict[str, Any]]:
         """Answers as the API gives them, with the columns ``fields``."""
         items: list[dict[str, Any]] = [
             {"item_id": one.item_id, "title": one.title, "score": one.score} for one in answers
         ]
         if fields:
-            columns = self.engine.model.columns([one.item_id for one in answers], fields)
+            columns = served.engine.model.columns([one.item_id for one in answers], fields)
             for item, attributes in zip(items, columns, strict=True):
                 item["attributes"] = attributes
         return items
 
-    def listing(self, response: Response, body: s.ListingBody) -> dict[str, Any]:
+    def listing(self, served: ServedBundle, response: Response, body: s.ListingBody) -> dict[str, Any]:
         """A response as the API gives it, with what the body asks of its form."""
-        items, notes = self.items(response.items, body.fields), list(response.notes)
+        items, notes = self.items(served, response.items, body.fields), list(response.notes)
         answer = {
             "recommendation_id": uuid.uuid4().hex,
             "items": items,
             "mode": response.mode,
             "source": response.source,
-            "bundle": self.engine.key,
+            "bundle": served.key,
             "n_proven": response.n_proven,
             "no_match": response.no_match,
             "match": response.match,
@@ -121,46 +151,63 @@ class Server:
         }
         if isinstance(body, s.Pages):
             start, bundle = body.start()
-            if bundle not in (None, self.engine.key):
+            if bundle not in (None, served.key):
                 notes.append("the bundle changed after the page before; items may be repeated or missing")
             end = start + body.k
             if len(items) == body.k and end < s.MAX_LIST:
-                answer |= {"next_offset": end, "next_cursor": next_cursor(body, end, self.engine.key)}
+                answer |= {"next_offset": end, "next_cursor": next_cursor(body, end, served.key)}
         return answer
 
+    def forget(self, user_id: str) -> tuple[int, bool]:
+        """Erase a user; returns the number of events erased, and whether a bundle has some, suppressed now."""
+        removed, in_bundle = self.engine.forget(user_id)
+        return removed, in_bundle or any(user_id in one.engine.model.dataset.user_index for one in self.bundles)
+
     async def reload(self) -> str:
-        """Read the bundle again; ``UserError`` for a bad one."""
+        """Read the bundles again; ``UserError`` for a bad one. Returns the main bundle's key."""
         try:
-            key = await asyncio.to_thread(self.engine.reload)
+            for served in self.bundles:
+                await asyncio.to_thread(served.engine.reload)
         except UserError as error:
             self.metrics.reloads.labels("refused").inc()
             log.warning("reload refused", extra={"fields": {"reason": str(error)}})
             raise
         self.metrics.reloads.labels("done").inc()
-        log.info("reloaded", extra={"fields": {"bundle": key}})
+        log.info("reloaded", extra={"fields": {served.role: served.key for served in self.bundles}})
         self.count_items()
-        return key
+        return self.key
 
     def count_items(self) -> None:
-        """Report how many items can be recommended."""
-        self.metrics.items.set(self.engine.model.snapshot.n_available)
+        """Report the bundles and how many items each can recommend."""
+        for served in self.bundles:
+            served.describe()
+
+    def _refresh(self) -> bool:
+        """Take over item changes that another bundle or server on the same store made; whether there were any."""
+        changed = False
+        for served in self.bundles:
+            try:
+                changed |= served.engine.refresh()
+            except (StoreError, UserError) as error:
+                log.warning("items not refreshed", extra={"fields": {"reason": str(error), "bundle": served.key}})
+        return changed
 
     async def refresh_forever(self) -> None:
         """Take over item changes of other servers on the same store."""
         while True:
             await asyncio.sleep(self.settings.refresh_s)
-            try:
-                if await asyncio.to_thread(self.engine.refresh):
-                    self.count_items()
-                    log.info("items refreshed")
-            except (StoreError, UserError) as error:
-                log.warning("items not refreshed", extra={"fields": {"reason": str(error)}})
+            if await asyncio.to_thread(self._refresh):
+                self.count_items()
+                log.info("items refreshed")
 
     def close(self) -> None:
         """Finish what was taken and close the store."""
-        for batcher in (self.answers, self.events, self.calls, self.changes):
+        queues = [served.queue for served in self.bundles]
+        for batcher in (*queues, self.events, self.calls, self.changes):
             batcher.close(self.settings.drain_s)
         self.engine.store.close()
+        if self.tracing is not None:
+            self.tracing.close()
 
 
 def _each(calls: Sequence[Callable[[], Any]]) -> list[Any]:

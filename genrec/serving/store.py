@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import polars as pl
@@ -102,6 +103,15 @@ class Store(Protocol):
 
     def version(self) -> int:
         """Version of the last item change, 0 for none."""
+
+    def trim(self, before: int) -> tuple[int, int]:
+        """Delete events and impressions older than a time in seconds; returns how many of each.
+
+        Item changes and erased users stay.
+        """
+
+    def backup(self, path: Path) -> None:
+        """Write a whole copy, which a server opens like the store. ``UserError`` where that cannot be done."""
 
     def all_events(self) -> Iterator[StoredEvent]:
         """Every event, for the export."""

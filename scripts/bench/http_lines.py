@@ -21,10 +21,17 @@ class Lines:
         """Status and body of the answer. Raises ``OSError`` where the connection breaks and ``TimeoutError``."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+        return await self._send(head.encode() + data, timeout)
+
+    async def get(self, path: str, timeout: float | None = None) -> tuple[int, bytes]:
+        """As ``post``."""
+        return await self._send(f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode(), timeout)
+
+    async def _send(self, data: bytes, timeout: float | None) -> tuple[int, bytes]:
         async with asyncio.timeout(timeout or self.timeout):
             reader, writer = await self._line()
             try:
-                writer.write(head.encode() + data)
+                writer.write(data)
                 status, answer = await _answer(reader)
             except BaseException as error:  # a line with half an answer on it is no use to anybody
                 writer.close()

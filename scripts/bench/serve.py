@@ -1,11 +1,12 @@
-"""Measure a server on loopback: load, a long soak, SIGKILLs, hot reloads, and adding items.
+"""Measure a server on loopback: load, overload, a lone request, a long soak, SIGKILLs and hot reloads.
 
-    python scripts/bench/serve.py BUNDLE --output results                                  # load at 1, 8 and 64
-    clients, batching on and off
-    python scripts/bench/serve.py BUNDLE --output results --minutes 10 --kills 50 --reloads 100 --add 10000
+    python scripts/bench/serve.py BUNDLE --parts load,overload,lone
+    python scripts/bench/serve.py BUNDLE --parts load --base CHECKOUT --base-bundle ITS_BUNDLE   # beside older code
+    python scripts/bench/serve.py BUNDLE --parts soak,kills,reloads --minutes 10 --kills 50 --reloads 100
 
-The client (``http_lines.py``) runs on the same machine and takes a tenth of a millisecond of processor time a request.
-Each part's numbers are written to ``serve_<part>.json`` as soon as it ends.
+The server has one core; the client (``http_lines.py``) runs where the system puts it and takes a tenth of a millisecond
+of processor time a request. Rows that are compared alternate in one run. Numbers go to ``serve_<part>.json``.
+``serve_attacks.py`` measures what hostile traffic and broken surroundings do.
 """
 
 from __future__ import annotations
@@ -13,14 +14,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import random
 import shutil
 import signal
-import socket
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -28,140 +24,78 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import polars as pl
 from http_lines import Lines
-
-SHARES = (50, 95, 99)
-
-
-class Server:
-    """``genrec serve`` in a process of its own, on a free port."""
-
-    def __init__(self, bundle: Path, events: Path, *options: str):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        started = time.perf_counter()
-        command = [
-            sys.executable,
-            "-c",
-            "from genrec.cli.main import main; main()",
-            "serve",
-            str(bundle),
-            "--port",
-            str(self.port),
-            "--events",
-            str(events),
-        ]
-        self.process = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
-        while True:
-            try:
-                if httpx.get(f"{self.url}/readyz", timeout=1).status_code == 200:
-                    break
-            except httpx.TransportError:
-                if self.process.poll() is not None:
-                    raise SystemExit(f"the server ended with code {self.process.returncode}") from None
-            time.sleep(0.05)
-        self.ready_after = time.perf_counter() - started
-
-    def memory(self) -> float:
-        """Resident memory in MB."""
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-    def processor(self) -> float:
-        """Processor seconds spent so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def stop(self, kind: int = signal.SIGTERM) -> None:
-        self.process.send_signal(kind)
-        self.process.wait()
+from serve_server import Server, Traffic, ask, closed_loop, summary
 
 
-class Traffic:
-    """Random requests about a bundle's items: histories of 1 to 20 items, queries of up to three title words."""
-
-    def __init__(self, bundle: Path, seed: int = 0):
-        items = pl.read_parquet(bundle / "dataset" / "items.parquet")
-        self.items = items["item_id"].to_list()
-        self.titles = [title for title in items["title"].drop_nulls().to_list() if title.split()]
-        self.random = random.Random(seed)
-
-    def recommend(self) -> tuple[str, dict]:
-        return "/v1/recommend", {
-            "history": self.random.sample(self.items, self.random.randint(1, min(20, len(self.items)))),
-            "k": 10,
-        }
-
-    def search(self) -> tuple[str, dict]:
-        _, body = self.recommend()
-        words = self.random.choice(self.titles).split() if self.titles else ["thing"]
-        return "/v1/search", body | {"query": " ".join(self.random.sample(words, min(3, len(words))))}
-
-
-async def ask(client: Lines, request: tuple[str, dict], seconds: list[float], seen: Counter) -> None:
-    """One request; its time counts only where it succeeded."""
-    body = json.dumps(request[1]).encode()
-    started = time.perf_counter()
-    try:
-        status: int | str = (await client.post(request[0], body))[0]
-    except (OSError, TimeoutError) as error:
-        status = type(error).__name__
-    seen[status] += 1
-    if status == 200:
-        seconds.append(time.perf_counter() - started)
-
-
-async def closed_loop(server: Server, make, clients: int, duration: float) -> dict:
-    """``clients`` callers, each asking again as soon as it has its answer."""
-    seconds: list[float] = []
-    seen: Counter = Counter()
-    client, warm = Lines(server.port), Counter()
-    await asyncio.gather(*(ask(client, make(), [], warm) for _ in range(clients)))
-    started, burnt, own = time.perf_counter(), server.processor(), time.process_time()
-
-    async def caller() -> None:
-        while time.perf_counter() - started < duration:
-            await ask(client, make(), seconds, seen)
-
-    await asyncio.gather(*(caller() for _ in range(clients)))
-    spent = time.perf_counter() - started
-    client.close()
-    each = 1e3 / max(len(seconds), 1)
-    return {"clients": clients} | summary(seconds, seen, spent) | {
-        "server_cpu_ms": round((server.processor() - burnt) * each, 2), "client_cpu_ms": round((time.process_time() - own) * each, 2)
-    }  # fmt: skip
-
-
-def summary(seconds: list[float], seen: Counter, spent: float) -> dict:
-    points = np.percentile(np.array(seconds or [np.nan]) * 1000, SHARES)
-    return {
-        "per_second": round(len(seconds) / spent, 1), **{f"p{share}_ms": round(float(value), 1) for share, value in zip(SHARES, points, strict=True)},
-        "failed": sum(count for status, count in seen.items() if status != 200), "statuses": {str(status): count for status, count in seen.items()},
-    }  # fmt: skip
-
-
-def load(bundle: Path, work: Path, clients: list[int], duration: float) -> list[dict]:
-    """Requests per second and percentiles by task, number of clients, and batching."""
-    rows = []
-    for batch in (64, 1):
-        server = Server(bundle, work / "load", "--max-batch", str(batch))
-        traffic = Traffic(bundle)
-        for task, make in (("recommend", traffic.recommend), ("search", traffic.search)):
-            for count in clients:
-                row = {"task": task, "batching": batch > 1} | asyncio.run(closed_loop(server, make, count, duration))
-                rows.append(row)
-                print(row, flush=True)
+def load(options: argparse.Namespace, work: Path) -> list[dict]:
+    """Good answers a second and percentiles by task and number of clients; with ``--base`` in turn with older code."""
+    servers = {"now": Server(options.bundle, work / "now")}
+    if options.base is not None:
+        servers["base"] = Server(options.base_bundle, work / "base", code=options.base)
+    traffic, rows = Traffic(options.bundle), []
+    for task in ("recommend", "search"):
+        for clients in options.clients:
+            for _ in range(options.rounds):
+                for name, server in servers.items():
+                    row = asyncio.run(closed_loop(server, getattr(traffic, task), clients, options.seconds))
+                    rows.append({"code": name, "task": task} | row)
+                    print(rows[-1], flush=True)
+    for server in servers.values():
         server.stop()
     return rows
 
 
-def soak(bundle: Path, work: Path, minutes: float, top: float) -> dict:
-    """``minutes`` at 70 % of the top rate, requests starting on a clock: errors, and memory of the first and last
-    minute."""
-    server = Server(bundle, work / "soak")
-    traffic, rate = Traffic(bundle), 0.7 * top
+def overload(options: argparse.Namespace, work: Path) -> dict:
+    """Good answers a second at the peak, and at ten times the peak's clients, which come back when they are told to."""
+    server, traffic = Server(options.bundle, work / "overload"), Traffic(options.bundle)
+    peaks, floods = [], []
+    for _ in range(options.rounds):
+        peaks.append(asyncio.run(closed_loop(server, traffic.recommend, 64, options.seconds)))
+        floods.append(asyncio.run(closed_loop(server, traffic.recommend, 640, options.seconds, patient=True)))
+        print(peaks[-1], floods[-1], sep="\n", flush=True)
+    server.stop()
+    rates = [flood["per_second"] / peak["per_second"] for peak, flood in zip(peaks, floods, strict=True)]
+    return {"peaks": peaks, "floods": floods, "ratios": [round(rate, 3) for rate in rates]}
+
+
+def lone(options: argparse.Namespace, work: Path, requests: int = 150) -> dict:
+    """Median time of a lone recommend over HTTP and of the same call in Python in this process, in turn; same lists."""
+    from genrec.inference.recommender import Recommender
+
+    server, traffic = Server(options.bundle, work / "lone", "--batch-wait-ms", "0", core=None), Traffic(options.bundle)
+    model, times = Recommender.load(options.bundle), {"python": [], "http": []}
+    same = 0
+
+    async def go() -> None:
+        nonlocal same
+        client = Lines(server.port)
+        for number in range(requests):
+            path, body = traffic.recommend()
+            data = json.dumps(body).encode()
+            began = time.perf_counter()
+            answers = model.recommend(history=body["history"], k=10)
+            middle = time.perf_counter()
+            _, reply = await client.post(path, data)
+            ended = time.perf_counter()
+            same += [one["item_id"] for one in json.loads(reply)["items"]] == [one.item_id for one in answers]
+            if number >= 10:
+                times["python"].append(middle - began)
+                times["http"].append(ended - middle)
+        client.close()
+
+    asyncio.run(go())
+    server.stop()
+    medians = {name: float(np.median(values)) for name, values in times.items()}
+    return {
+        "requests": requests, "same_lists": same, "ratio": round(medians["http"] / medians["python"], 3),
+        **{f"{name}_ms": round(1000 * value, 2) for name, value in medians.items()},
+    }  # fmt: skip
+
+
+def soak(options: argparse.Namespace, work: Path) -> dict:
+    """``minutes`` at ``--rate`` requests a second on a clock: errors, and memory of the first and last minute."""
+    server, traffic, rate = Server(options.bundle, work / "soak"), Traffic(options.bundle), options.rate
     memory: list[tuple[float, float]] = []
 
     async def go() -> dict:
@@ -169,7 +103,7 @@ def soak(bundle: Path, work: Path, minutes: float, top: float) -> dict:
         seen: Counter = Counter()
         tasks: set[asyncio.Task] = set()
         client, started, sent = Lines(server.port), time.perf_counter(), 0
-        while (now := time.perf_counter() - started) < 60 * minutes:
+        while (now := time.perf_counter() - started) < 60 * options.minutes:
             while sent < now * rate:
                 make = traffic.search if sent % 2 else traffic.recommend
                 task = asyncio.create_task(ask(client, make(), seconds, seen))
@@ -189,24 +123,26 @@ def soak(bundle: Path, work: Path, minutes: float, top: float) -> dict:
     edge = min(60.0, times[-1] / 3)
     first, last = sizes[times <= edge].mean(), sizes[times >= times[-1] - edge].mean()
     return result | {
-        "asked_per_second": round(rate, 1),
+        "minutes": options.minutes,
+        "asked_per_second": rate,
         "memory_first_mb": round(first, 1),
         "memory_last_mb": round(last, 1),
         "memory_growth": round(last / first - 1, 4),
     }
 
 
-def kills(bundle: Path, work: Path, times: int) -> dict:
+def kills(options: argparse.Namespace, work: Path) -> dict:
     """SIGKILL under load, again and again on one event store: every acknowledged event must be there in the end."""
-    events = work / "kills.sqlite"
-    traffic, acknowledged, ready = Traffic(bundle), set(), []
+    events, ready = work / "kills.sqlite", []
+    traffic: Traffic = Traffic(options.bundle)
+    acknowledged: set[str] = set()
 
     async def go(server: Server, turn: int, duration: float) -> None:
         client = Lines(server.port)
 
         async def writer(lane: int) -> None:
-            for place in range(1_000_000):
-                name = f"{turn}-{lane}-{place}"
+            for number in range(1_000_000):
+                name = f"{turn}-{lane}-{number}"
                 event = {"user_id": f"u{lane}", "item_id": traffic.random.choice(traffic.items), "event_id": name}
                 try:
                     status, _ = await client.post("/v1/events", {"events": [event]})
@@ -227,26 +163,26 @@ def kills(bundle: Path, work: Path, times: int) -> dict:
         await asyncio.gather(killer(), *(writer(lane) for lane in range(8)), *(reader() for _ in range(4)))
         client.close()
 
-    for turn in range(times):
-        server = Server(bundle, events)
+    for turn in range(options.kills):
+        server = Server(options.bundle, events)
         ready.append(server.ready_after)
         asyncio.run(go(server, turn, 0.3 + traffic.random.random()))
-        print(
-            f"kill {turn + 1}: ready after {ready[-1]:.1f} s, {len(acknowledged)} events acknowledged so far",
-            flush=True,
-        )
-    server = Server(bundle, events)  # the store must open again after the last kill, too
+        print(f"kill {turn + 1}: {len(acknowledged)} events acknowledged so far", flush=True)
+    server = Server(options.bundle, events)  # the store must open again after the last kill, too
     server.stop()
     kept = {row[0] for row in sqlite3.connect(events).execute("SELECT event_id FROM events")}
-    return {"kills": times, "acknowledged": len(acknowledged), "lost": len(acknowledged - kept), "ready_s_median": round(float(np.median(ready)), 2),
-            "ready_s_max": round(max(ready), 2)}  # fmt: skip
+    return {
+        "kills": options.kills, "acknowledged": len(acknowledged), "lost": len(acknowledged - kept),
+        "ready_s_median": round(float(np.median(ready)), 2),
+    }  # fmt: skip
 
 
-def reloads(bundle: Path, work: Path, times: int) -> dict:
+def reloads(options: argparse.Namespace, work: Path) -> dict:
     """Hot reloads under the load of eight clients: no request may fail."""
-    server, traffic = Server(bundle, work / "reloads"), Traffic(bundle)
+    server, traffic = Server(options.bundle, work / "reloads"), Traffic(options.bundle)
     seen: Counter = Counter()
     seconds: list[float] = []
+    memory: list[float] = []
 
     async def go() -> list[float]:
         done, spent = False, []
@@ -257,10 +193,11 @@ def reloads(bundle: Path, work: Path, times: int) -> dict:
                 await ask(client, traffic.recommend(), seconds, seen)
 
         callers = [asyncio.create_task(caller()) for _ in range(8)]
-        for _ in range(times):
+        for _ in range(options.reloads):
             started = time.perf_counter()
             status, reply = await client.post("/v1/admin/reload", b"", timeout=120)
             spent.append(time.perf_counter() - started)
+            memory.append(server.memory())
             if status != 200:
                 raise SystemExit(f"a good bundle was refused: {reply!r}")
         done = True
@@ -269,81 +206,68 @@ def reloads(bundle: Path, work: Path, times: int) -> dict:
         return spent
 
     started = time.perf_counter()
-    before = server.memory()
     spent = asyncio.run(go())
-    result = summary(seconds, seen, time.perf_counter() - started) | {
-        "reloads": times,
-        "reload_s_median": round(float(np.median(spent)), 2),
-    }
-    result |= {"memory_before_mb": round(before, 1), "memory_after_mb": round(server.memory(), 1)}
+    result = summary(seconds, seen, time.perf_counter() - started)
     server.stop()
-    return result
+    edge = max(len(memory) // 10, 1)
+    first, last = np.mean(memory[:edge]), np.mean(memory[-edge:])
+    return result | {
+        "reloads": options.reloads,
+        "reload_s_median": round(float(np.median(spent)), 2),
+        "memory_first_mb": round(float(first), 1),
+        "memory_last_mb": round(float(last), 1),
+        "memory_growth": round(float(last / first - 1), 4),
+    }
 
 
-def add_items(bundle: Path, work: Path, count: int, sample: int = 300) -> dict:
-    """Add items named by words of the catalogue's titles and a number of their own: the time, and how often a search
-    for one's title finds it."""
-    server, traffic = Server(bundle, work / "add", "--time-budget-ms", "20000"), Traffic(bundle, 1)
+def add_items(options: argparse.Namespace, work: Path, sample: int = 100) -> dict:
+    """Add items named by words of the catalogue's titles and a number: the time, and whether a search finds them."""
+    server, traffic = Server(options.bundle, work / "add", "--time-budget-ms", "20000"), Traffic(options.bundle, 1)
     words = sorted({word for title in traffic.titles for word in title.split()}) or ["thing"]
-    names = {f"added-{n}": " ".join(traffic.random.choices(words, k=5)) + f" {n}" for n in range(count)}
+    names = {f"added-{n}": " ".join(traffic.random.choices(words, k=5)) + f" {n}" for n in range(options.add)}
     with httpx.Client(base_url=server.url, timeout=120) as client:
         started = time.perf_counter()
         items = [{"item_id": item, "title": title} for item, title in names.items()]
-        for place in range(0, count, 10_000):
-            client.post("/v1/items", json={"items": items[place : place + 10_000]}).raise_for_status()
+        for first in range(0, len(items), 10_000):
+            client.post("/v1/items", json={"items": items[first : first + 10_000]}).raise_for_status()
         added = time.perf_counter() - started
-
-        def found(item: str, k: int) -> list[str]:
-            reply = client.post("/v1/search", json={"query": names[item], "k": k}).raise_for_status()
-            return [one["item_id"] for one in reply.json()["items"]]
-
-        first = "added-0" in found("added-0", 10)
-        answered = time.perf_counter() - started
-        chosen = traffic.random.sample(sorted(names), min(sample, count))
-        hits = sum(item in found(item, 10) for item in chosen)
+        chosen = traffic.random.sample(sorted(names), min(sample, len(names)))
+        replies = [client.post("/v1/search", json={"query": names[item], "k": 10}).json() for item in chosen]
     server.stop()
-    return {"added": count, "seconds": round(added, 2), "seconds_with_first_answer": round(answered, 2), "first_search_finds_it": first,
-            "recall@10_of_title_searches": round(hits / len(chosen), 4), "searches": len(chosen)}  # fmt: skip
+    hits = sum(item in [one["item_id"] for one in reply["items"]] for item, reply in zip(chosen, replies, strict=True))
+    return {"added": len(names), "seconds": round(added, 2), "recall@10_of_title_searches": hits / len(chosen)}
+
+
+PARTS = {
+    "load": load, "overload": overload, "lone": lone, "soak": soak, "kills": kills, "reloads": reloads, "add": add_items,
+}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
+    parser.add_argument("--parts", type=lambda text: text.split(","), default=["load"], help=", ".join(PARTS))
     parser.add_argument("--output", type=Path, help="folder for the numbers; without it they are printed alone")
+    parser.add_argument("--base", type=Path, help="a checkout of older code, for the load table")
+    parser.add_argument("--base-bundle", type=Path, help="a bundle that the older code exported")
     parser.add_argument("--clients", type=lambda text: [int(part) for part in text.split(",")], default=[1, 8, 64])
-    parser.add_argument("--seconds", type=float, default=10, help="per row of the load table; 0 leaves it out")
-    parser.add_argument("--minutes", type=float, default=0, help="of soak at 70 %% of the top rate")
-    parser.add_argument("--rate", type=float, default=0, help="top rate for the soak where the load table is left out")
-    parser.add_argument("--kills", type=int, default=0)
-    parser.add_argument("--reloads", type=int, default=0)
-    parser.add_argument("--add", type=int, default=0, help="items to add")
+    parser.add_argument("--seconds", type=float, default=8, help="per row of load and overload")
+    parser.add_argument("--rounds", type=int, default=1, help="how often the compared rows alternate")
+    parser.add_argument("--minutes", type=float, default=10, help="of the soak")
+    parser.add_argument("--rate", type=float, default=60, help="requests a second of the soak")
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--reloads", type=int, default=100)
+    parser.add_argument("--add", type=int, default=10_000)
     options = parser.parse_args()
-    if options.minutes and not options.seconds and not options.rate:
-        parser.error("--minutes needs the load table (--seconds) or --rate")
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp())
-
-    def keep(part: str, result) -> None:
-        if options.output:
-            (options.output / f"serve_{part}.json").write_text(json.dumps(result, indent=1) + "\n")
-        print(part, json.dumps(result), flush=True)
-
     try:
-        top = options.rate
-        if options.seconds:
-            rows = load(options.bundle, work, options.clients, options.seconds)
-            keep("load", rows)
-            # the soak asks for both tasks in turn: the slower one sets its pace
-            top = top or min(
-                max(row["per_second"] for row in rows if row["task"] == task) for task in ("recommend", "search")
-            )
-        for part, wanted, run in (
-            ("soak", options.minutes, lambda: soak(options.bundle, work, options.minutes, top)), ("kills", options.kills, lambda: kills(options.bundle, work, options.kills)),
-            ("reloads", options.reloads, lambda: reloads(options.bundle, work, options.reloads)), ("add", options.add, lambda: add_items(options.bundle, work, options.add)),
-        ):  # fmt: skip
-            if wanted:
-                keep(part, run())
+        for part in options.parts:
+            result = PARTS[part](options, work)
+            if options.output:
+                (options.output / f"serve_{part}.json").write_text(json.dumps(result, indent=1) + "\n")
+            print(part, json.dumps(result), flush=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

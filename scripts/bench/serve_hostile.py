@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 
 from http_lines import Lines
-from serve import Server, Traffic
+from serve_server import Server, Traffic
 
 DEEP = b'{"history": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 HOSTILE: dict[str, tuple[str, bytes]] = {

@@ -264,3 +264,94 @@ def test_ids_of_events_are_read_as_those_of_logs():
     for word in ("undefined", "null", " "):
         with pytest.raises(ValidationError, match="stands for no id"):
             EventBody.model_validate(body | {"user_id": word})
+
+
+def test_cursors_go_on_where_the_page_ended_and_belong_to_their_question(serving, model):
+    async def go():
+        async with serving() as (client, app):
+            body = {"history": [model.snapshot.item_ids[0]], "k": 6}
+            whole = ids(await client.post("/v1/recommend", json=body | {"k": 18}))
+            pages, cursor = [], None
+            for _ in range(3):
+                reply = await client.post("/v1/recommend", json=body | ({"cursor": cursor} if cursor else {}))
+                pages += ids(reply)
+                cursor = reply.json()["next_cursor"]
+            assert pages == whole
+            for wrong, words in ((body | {"k": 7}, "another question"), (body, "start again")):
+                damaged = wrong | {"cursor": cursor if "another" in words else cursor[:-4] + "AAA"}
+                reply = await client.post("/v1/recommend", json=damaged)
+                assert reply.status_code == 422 and words in reply.json()["message"], reply.text
+            app.state.server.engine.key = "another"
+            assert (
+                "bundle changed"
+                in (await client.post("/v1/recommend", json=body | {"cursor": cursor})).json()["notes"][0]
+            )
+
+    asyncio.run(go())
+
+
+def test_reasons_name_history_items_and_words(serving, model):
+    async def go():
+        async with serving() as (client, _):
+            history = model.snapshot.item_ids[:4]
+            body = {"history": history, "reasons": True, "query": "blue scarf", "k": 10}
+            items = (await client.post("/v1/search", json=body)).json()["items"]
+            assert any(item["reason"]["words"] for item in items)
+            for item in items:
+                near = item["reason"]["because"]
+                assert {one["item_id"] for one in near} <= set(history) - {item["item_id"]}
+                why = model.explain(item["item_id"], history=history, query="blue scarf")
+                assert item["reason"]["words"] == why.words
+                if near:
+                    first = why.neighbours[0]
+                    assert near[0]["item_id"] == first.item_id
+                    assert near[0]["similarity"] == pytest.approx(first.similarity, abs=1e-5)
+            assert "reason" not in (await client.post("/v1/search", json=body | {"reasons": False})).json()["items"][0]
+
+    asyncio.run(go())
+
+
+def test_baselines_and_the_bundles_description(serving, model):
+    async def go():
+        async with serving() as (client, app):
+            lists = (await client.post("/v1/baselines", json={"k": 5, "fields": ["brand"]})).json()
+            assert lists["bm25"] is None and [item["item_id"] for item in lists["popular"]] == [
+                answer.item_id for answer in model.recommend(k=5)
+            ]
+            lists = (await client.post("/v1/baselines", json={"k": 5, "query": "scarf"})).json()
+            scores = [item["score"] for item in lists["bm25"]]
+            assert scores and scores == sorted(scores, reverse=True) and min(scores) > 0
+            blocked = {"query": "scarf", "filters": {"blocked": [lists["bm25"][0]["item_id"]]}}
+            again = (await client.post("/v1/baselines", json=blocked)).json()
+            assert lists["bm25"][0]["item_id"] not in {item["item_id"] for item in again["bm25"]}
+            about = (await client.get("/v1/bundle")).json()
+            assert about["bundle"] == app.state.server.key and about["items"] == model.snapshot.n_available
+            assert about["columns"]["price"] == "Float64" and about["users"] == len(model.dataset.user_ids)
+
+    asyncio.run(go())
+
+
+def test_a_request_may_have_a_shorter_timeout(serving):
+    async def go():
+        async with serving(batch_wait_ms=300.0) as (client, _):
+            assert (await client.post("/v1/recommend", json={"timeout_ms": 20})).status_code == 504
+            assert (await client.post("/v1/recommend", json={"timeout_ms": 15_000})).status_code == 200
+            assert (await client.post("/v1/recommend", json={"timeout_ms": 0})).status_code == 422
+
+    asyncio.run(go())
+
+
+def test_the_walk_leaves_out_seen_and_blocked_items(serving, model):
+    async def go():
+        async with serving() as (client, _):
+            body = {"history": model.snapshot.item_ids[:5], "width": 20}
+
+            async def leaves(**more):
+                walk = (await client.post("/v1/walk", json=body | more)).json()
+                return [item["item_id"] for leaf in walk["leaves"] for item in leaf["items"]]
+
+            first = (await leaves())[0]
+            assert first not in await leaves(blocked=[first])
+            assert not set(await leaves(exclude_seen=True)) & set(body["history"])
+
+    asyncio.run(go())

@@ -54,3 +54,22 @@ def test_mistakes(genrec, bundle, prepared_run, tmp_path):
     ):  # fmt: skip
         code, _, err = genrec(*arguments)
         assert code == 2 and words in err and len(err.strip().splitlines()) == 1, (arguments, err)
+
+
+def test_a_store_is_backed_up_and_trimmed(genrec, bundle, tmp_path):
+    from genrec.serving.sqlite_store import SqliteStore
+    from genrec.serving.store import StoredEvent
+
+    path = tmp_path / "events.sqlite"
+    code, _, err = genrec("backup-events", bundle, "--output", tmp_path / "copy", "--events", path)
+    assert code == 2 and "does not exist" in err
+    store = SqliteStore(path)
+    store.append([StoredEvent("u", "a", 1), StoredEvent("u", "b", 2**33)])
+    code, out, _ = genrec("backup-events", bundle, "--output", tmp_path / "copy", "--events", path)
+    assert code == 0 and "bytes" in out
+    code, out, _ = genrec("trim-events", bundle, "--days", "30", "--events", path)
+    assert code == 0 and "deleted 1 events and 0 impressions" in out
+    assert [one.item_id for one in store.all_events()] == ["b"]
+    assert len(list(SqliteStore(tmp_path / "copy").all_events())) == 2
+    assert genrec("trim-events", bundle, "--days", "-1", "--events", path)[0] == 2
+    store.close()

@@ -277,8 +277,9 @@ def test_wrong_key_files(tmp_path):
 def test_full_queues_and_spent_budgets(serving):
     async def go():
         async with serving(max_batch=1, queue=2) as (client, app):
-            engine, slow = app.state.server.engine, app.state.server.answers
-            work, slow.work = slow.work, lambda questions: (time.sleep(0.2), engine.ask(questions))[1]
+            slow = app.state.server.main.queue
+            work = slow.work
+            slow.work = lambda payloads: (time.sleep(0.2), work(payloads))[1]
             replies = await asyncio.gather(*(client.post("/v1/recommend", json={}) for _ in range(12)))
             counts = {status: sum(reply.status_code == status for reply in replies) for status in (200, 429)}
             assert sum(counts.values()) == 12 and 1 <= counts[200] <= 4
@@ -286,8 +287,9 @@ def test_full_queues_and_spent_budgets(serving):
             assert int(refused.headers["retry-after"]) >= 1
             slow.work = work
         async with serving(time_budget_ms=100.0) as (client, app):
-            engine, slow = app.state.server.engine, app.state.server.answers
-            slow.work = lambda questions: (time.sleep(0.5), engine.ask(questions))[1]
+            slow = app.state.server.main.queue
+            work = slow.work
+            slow.work = lambda payloads: (time.sleep(0.5), work(payloads))[1]
             problem(await client.post("/v1/recommend", json={}), 504, "time budget")
 
     asyncio.run(go())
@@ -346,7 +348,7 @@ def test_logs_and_metrics_hold_no_personal_data(serving, caplog):
 def test_failures_of_ours_are_500_without_details(serving):
     async def go():
         async with serving() as (client, app):
-            app.state.server.answers.work = lambda questions: 1 / 0
+            app.state.server.main.queue.work = lambda questions: 1 / 0
             reply = await client.post("/v1/recommend", json={})
             problem(reply, 500, "our mistake")
             assert "division" not in reply.text
@@ -397,6 +399,7 @@ def test_the_command_serves_and_stops_in_good_order(bundle, tmp_path):
     listing = client.search("blue scarf", user="u", k=3, fields=["brand"])
     assert len(listing.items) == 3 and listing.items[0].attributes and client.suggest(k=2)
     assert len(client.rank(["i000003", "i000004"]).items) == 2 and len(client.similar("i000003", k=4).items) == 4
+    assert len(client.baselines("scarf", k=2)["bm25"]) == 2 and client.describe()["items"] > 4
     client.add_items([{"item_id": "a/b c", "title": "Quux"}])
     client.update_item("a/b c", title="Better")
     client.remove_item("a/b c")

@@ -162,3 +162,65 @@ def test_wrong_stores(tmp_path):
         open_store(str(tmp_path / "newer"))
     with pytest.raises(UserError, match="no Redis server answers"):
         open_store("redis://127.0.0.1:1/0")
+
+
+def test_old_events_are_trimmed_and_the_rest_stays(store):
+    store.append([event("u", "a", 1, event_id="one"), event("u", "b", 5), event("u", "a", 9), event("v", "c", 2)])
+    store.append_impressions([StoredImpression("r", "u", "a", time, 1) for time in (1, 9)])
+    store.change_items({"x": {"item_id": "x"}})
+    store.forget("w")
+    assert store.trim(5) == (2, 1)
+    assert [one.item_id for one in store.all_events()] == ["b", "a"] and len(list(store.all_impressions())) == 1
+    assert sorted(store.items_of(["u"])["u"]) == ["a", "b"] and store.items_of(["v"])["v"] == []
+    assert store.changed_items() == {"x": {"item_id": "x"}} and store.erased(["w"]) == {"w"}
+    assert store.append([event("u", "a", 7, event_id="one")]) == ["kept"], "its id went with the old event"
+
+
+def test_a_backup_of_a_running_store_opens_like_it(store, tmp_path):
+    store.append([event("u", f"i{n}", n) for n in range(2000)])
+    store.change_items({"x": {"item_id": "x"}})
+    if store.name == "redis":
+        with pytest.raises(UserError, match="BGSAVE"):
+            store.backup(tmp_path / "copy")
+        return
+    going, writer = threading.Event(), SqliteStore(store.path)
+
+    def write():
+        for number in range(10_000):
+            if going.is_set():
+                break
+            writer.append([event("v", f"i{number}", number)])
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    store.backup(tmp_path / "copy.sqlite")
+    going.set()
+    thread.join()
+    writer.close()
+    copy = SqliteStore(tmp_path / "copy.sqlite")
+    assert sum(one.user_id == "u" for one in copy.all_events()) == 2000 and copy.changed_items() == {
+        "x": {"item_id": "x"}
+    }
+    assert (tmp_path / "copy.sqlite").stat().st_mode & 0o777 == 0o600
+    copy.close()
+
+
+def test_a_reader_misses_no_change_of_two_writers(store):
+    """A version that a reader saw means that every change up to it is there."""
+    other = SqliteStore(store.path) if store.name == "sqlite" else RedisStore(store.client)
+
+    def write(one, name):
+        for number in range(40):
+            one.change_items({f"{name}{number}": {"item_id": "x"}, f"{name}'{number}": None})
+
+    threads = [threading.Thread(target=write, args=pair) for pair in ((store, "a"), (other, "b"))]
+    for thread in threads:
+        thread.start()
+    seen, reached, done = set(), 0, False
+    while not done:
+        done = not any(thread.is_alive() for thread in threads)
+        version = store.version()
+        seen |= set(store.changed_items(reached))
+        reached = version
+    assert len(seen) == 160 and store.version() == 160
+    other.close()

@@ -61,7 +61,7 @@ export function showResults(items, before, acts) {
     if (picture) { const image = make("img"); image.src = picture; image.alt = ""; image.loading = "lazy"; image.onerror = () => image.remove(); row.append(image); }
     const title = make("div", name(item), "title"), when = year(attributes), known = facts(attributes), reason = because(item);
     if (when) title.append(" ", make("span", "(" + when + ")"));
-    if (before && !before.has(item.item_id)) title.append(make("span", "new", "badge"));
+    if (before && !before.has(item.item_id)) title.append(" ", make("span", "new", "badge"));
     body.append(title);
     if (known) body.append(make("div", known, "soft"));
     if (reason) body.append(make("div", reason, "because"));

@@ -82,7 +82,7 @@ async function change(text, work, position) {
   box.classList.add("open");
   undo.hidden = false;
   undo.onclick = () => act(async () => {
-    Object.assign(state, old);
+    Object.assign(state, old, { before: null });
     $("query").value = state.query;
     closeUndo();
     await refresh();
