@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from genrec.errors import UserError
@@ -24,7 +25,7 @@ def baseline_lists(
     generator, mask = snapshot.ranker.generator, snapshot.available
     if filters is not None and filters.restricts:
         mask = snapshot.mask_of(filters)
-    blocked = [] if filters is None else snapshot.known_indices(filters.blocked or ())
+    blocked = np.zeros(0, np.int64) if filters is None else snapshot.known_indices(filters.blocked or ())
     allowed = AllowedItems(mask, id_lists([blocked]) if len(blocked) else None)
     k = min(k, snapshot.n_items)
     lists = {"popular": generator.popular.first(1, k, allowed)}

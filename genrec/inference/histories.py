@@ -209,8 +209,7 @@ def _given(histories: Sequence[History | None], snapshot: CatalogueSnapshot, cha
 
 def _plain(histories: Sequence[History | None], snapshot: CatalogueSnapshot) -> _Events:
     """``_given`` for histories of item ids alone, as most requests bring them: ten times as fast."""
-    index: dict[Any, int] = snapshot.index  # type: ignore[assignment]  # the events are texts
-    items = [index.get(event, -1) for history in histories for event in history or ()]
+    items = [snapshot.index_of(str(event)) for history in histories for event in history or ()]
     n, rows = len(items), np.repeat(np.arange(len(histories)), [len(history or ()) for history in histories])
     return _Events(rows, np.array(items, np.int64), np.full(n, _NO_TIME), np.zeros(n, np.int64), [None] * n)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -12,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from genrec.serving.middleware import OFF_LOOP, TooManyKeysError, parse_json
+from genrec.serving.parsing import TooManyKeysError, bounded, parse_json
 from genrec.serving.replies import Problem
 
 _DESCRIPTIONS = {
@@ -56,15 +55,12 @@ def invalid(error: RequestValidationError) -> JSONResponse:
 class _BoundedRequest(Request):
     async def json(self) -> Any:
         """The body's value. A large one is parsed by a thread, so that other requests go on."""
-        body = await self.body()
         try:
-            return parse_json(body) if len(body) < OFF_LOOP else await asyncio.to_thread(parse_json, body)
+            return await bounded(parse_json, await self.body())
         except TooManyKeysError:
             raise HTTPException(422, "an object of the body has too many keys") from None
-        except UnicodeDecodeError:
+        except ValueError:
             raise HTTPException(400, "the body is not JSON") from None
-        except RecursionError:
-            raise HTTPException(422, "the body is nested too deep") from None
 
 
 class BoundedRoute(APIRoute):
@@ -74,7 +70,7 @@ class BoundedRoute(APIRoute):
         """The handler, over a request that parses within limits."""
         handler = super().get_route_handler()
 
-        async def bounded(request: Request) -> Response:
+        async def answer(request: Request) -> Response:
             return await handler(_BoundedRequest(request.scope, request.receive))
 
-        return bounded
+        return answer

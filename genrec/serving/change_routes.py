@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 
 from genrec.errors import UserError
+from genrec.inference.snapshot import AddedItemIds
 from genrec.serving import replies
 from genrec.serving import schemas as s
 from genrec.serving.answer_routes import known
@@ -63,8 +64,11 @@ async def forget(user_id: PathId, request: Request) -> Any:
 async def add_items(body: s.ItemsBody, request: Request) -> Any:
     """Add items; they are visible when this answers, and stay through restarts and reloads."""
     server = server_of(request)
-    items = [item.model_dump(exclude_unset=True) for item in body.items]
-    added = await server.change(lambda: server.engine.add_items(items))
+
+    def work() -> AddedItemIds:
+        return server.engine.add_items([item.model_dump(exclude_unset=True) for item in body.items])
+
+    added = await server.change(work)
     server.count_items()
     return {"added": len(added.added), "restored": len(added.restored), "unchanged": len(added.unchanged)}
 

@@ -9,20 +9,17 @@ import time
 import uuid
 from urllib.parse import urlsplit
 
-import numpy as np
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from genrec.serving.logs import Metrics, log
+from genrec.serving.parsing import bounded, json_shape
 from genrec.serving.settings import ROLES, Keys, ServeSettings
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 OPEN_PATHS = ("/", "/docs", "/healthz", "/readyz", "/metrics", "/openapi.json")
 OPEN_FILES = "/page/"  # scripts and styles of the demo page
 ASK_BYTES = 262_144  # bodies of questions
 EVENT_BYTES = 1_048_576  # bodies of events and impressions
-OFF_LOOP = 32_768  # larger bodies are read by a thread, so that other requests go on
-_KEYS_AT_ONCE = 64  # keys of one JSON object; no body of this API has more
 
 
 def body_limit(path: str, settings: ServeSettings) -> int:
@@ -38,28 +35,6 @@ def role_of(method: str, path: str) -> str:
         return "admin"
     changes = path in ("/v1/events", "/v1/impressions") or path.startswith(("/v1/items", "/v1/users"))
     return "write" if changes and method not in ("GET", "HEAD") else "read"
-
-
-def json_depth(body: bytes) -> int:
-    """The greatest nesting of brackets outside strings; brackets need not match."""
-    rest = np.frombuffer(_STRING.sub(b"", body), np.uint8)
-    opens, closes = np.isin(rest, np.frombuffer(b"[{", np.uint8)), np.isin(rest, np.frombuffer(b"]}", np.uint8))
-    return int((opens.astype(np.int64) - closes).cumsum().max(initial=0))
-
-
-class TooManyKeysError(ValueError):
-    """A JSON object has more keys than any body of this API."""
-
-
-def parse_json(body: bytes) -> object:
-    """The value of a JSON text. Objects with very many keys are refused before anything looks at the keys."""
-
-    def bounded(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        if len(pairs) > _KEYS_AT_ONCE:
-            raise TooManyKeysError
-        return dict(pairs)
-
-    return json.loads(body, object_pairs_hook=bounded)
 
 
 class RefusedError(Exception):
@@ -175,8 +150,10 @@ class RequestMiddleware:
         except TimeoutError:
             raise RefusedError(408, "too_slow", "the body took too long to arrive") from None
         body = b"".join(chunks)
-        depth = json_depth(body) if size < OFF_LOOP else await asyncio.to_thread(json_depth, body)
-        if depth > self.settings.max_depth:
+        shape = await bounded(json_shape, body)
+        if shape.too_large:
+            raise RefusedError(422, "too_many_values", "the body holds more values than any of this API")
+        if shape.depth > self.settings.max_depth:
             raise RefusedError(422, "too_deep", f"the body may be nested {self.settings.max_depth} deep")
         return body
 

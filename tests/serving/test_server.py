@@ -15,11 +15,14 @@ import time
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from genrec.client import Client, ServerError
 from genrec.errors import UserError
 from genrec.inference.bundle import export
-from genrec.serving.middleware import RequestMiddleware, json_depth
+from genrec.serving.middleware import RequestMiddleware
+from genrec.serving.parsing import MAX_OBJECTS, JsonShape, json_shape
 from genrec.serving.settings import Keys, ServeSettings
 from genrec.serving.sqlite_store import SqliteStore
 
@@ -148,7 +151,7 @@ HOSTILE = [
     ("/v1/search", "", 422),
     ("/v1/search", '{"query": ""}', 422),
     ("/v1/search", '{"query": "  "}', 422),
-    ("/v1/search", '{"query": "\\ud800"}', 422),
+    ("/v1/search", '{"query": "\\ud800"}', 400),
     ("/v1/search", '{"query": 5}', 422),
     ("/v1/search", "[" * 5000, 422),
     ("/v1/search", '{"a":' * 5000, 422),
@@ -201,9 +204,47 @@ def test_sizes_and_depths(serving):
 
     asyncio.run(go())
     assert [
-        json_depth(body)
+        json_shape(body).depth
         for body in (b"", b"1", b"[]", b'{"a": [1, {"b": 2}]}', b'["[[[[", "\\"[["]', b'"[[[', b"]]][[")
     ] == [0, 0, 1, 3, 1, 0, 0]
+    assert json_shape(b'{"a, {": ["\\\\", ",", {}], "b": 1}') == JsonShape(3, 2, 3)
+
+
+def test_a_body_of_very_many_values_is_refused_before_it_is_parsed(serving, monkeypatch):
+    def never(body):
+        raise AssertionError("parsed")
+
+    async def go():
+        async with serving() as (client, _):
+            many = b'{"items": [' + b",".join([b"{}"] * (MAX_OBJECTS + 1)) + b"]}"
+            keys = b"{" + b",".join(b'"k%d":1' % n for n in range(200_000)) + b"}"
+            monkeypatch.setattr("genrec.serving.bodies.parse_json", never)
+            for body in (many, keys):
+                problem(await client.post("/v1/items", content=body, headers=JSON), 422, "more values")
+            monkeypatch.undo()
+            ids = {"history": ["x"], "filters": {"blocked": [f"{n}" for n in range(20_000)]}}
+            assert (await client.post("/v1/recommend", json=ids)).status_code == 200
+
+    asyncio.run(go())
+
+
+@given(
+    value=st.recursive(
+        st.none() | st.integers() | st.text(), lambda one: st.lists(one) | st.dictionaries(st.text(), one)
+    )
+)
+def test_the_shape_of_a_text_is_that_of_its_value(value):
+    def depth(one):
+        parts = one.values() if isinstance(one, dict) else one
+        return 1 + max(map(depth, parts), default=0) if isinstance(one, dict | list) else 0
+
+    def objects(one):
+        parts = one.values() if isinstance(one, dict) else one if isinstance(one, list) else []
+        return isinstance(one, dict) + sum(map(objects, parts))
+
+    for text in (json.dumps(value), json.dumps(value, ensure_ascii=False, indent=1)):
+        shape = json_shape(text.encode("utf-8", "replace"))
+        assert (shape.depth, shape.objects) == (depth(value), objects(value))
 
 
 def test_a_slow_body_is_not_waited_for(serving):
