@@ -18,12 +18,17 @@ _BODY = b'{"error":"busy","message":"too many connections are open"}'
 
 
 class ConnectionLimit:
-    """Counts the open connections of a server. Refusals are logged at most once in ten seconds."""
+    """Counts the open connections of a server. Refusals are logged at most once in ten seconds.
+
+    Where too many are open, the one that has waited longest for the head of a request makes room for the new one: idle
+    and half-open connections never keep out whoever sends requests.
+    """
 
     def __init__(self, settings: ServeSettings, metrics: Metrics):
         self.most = min(settings.connections, max(1, _descriptors() - _SPARE))
         self.timeout = settings.header_timeout_ms / 1000
         self.metrics, self.open = metrics, 0
+        self.waiting: dict[Any, None] = {}  # connections that wait for a head, the longest first
         self._logged, self._silent = -1e9, 0
 
     def refused(self, reason: str) -> None:
@@ -49,6 +54,8 @@ def limited_protocol(limit: ConnectionLimit) -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            if limit.open >= limit.most and limit.waiting:
+                next(iter(limit.waiting)).make_room()
             if limit.open >= limit.most:
                 transport.write(_REFUSED % (len(_BODY), _BODY))
                 transport.close()
@@ -67,26 +74,37 @@ def limited_protocol(limit: ConnectionLimit) -> type[asyncio.Protocol]:
             self._wait_for_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
+            self._forget()
+            super().connection_lost(exc)
+
+        def make_room(self) -> None:
+            """Close this connection for another one."""
+            limit.refused("evicted")
+            self._forget()
+            self.transport.abort()
+
+        def _forget(self) -> None:
             if self.counted:
                 limit.open -= 1
                 self.counted = False
             self._stop()
-            super().connection_lost(exc)
 
         def _wait_for_head(self) -> None:
             """Time the next request head, unless a request is being answered."""
             if self.cycle is not None and not self.cycle.response_complete:
                 self._stop()
-            elif self.timer is None:
+            elif self.timer is None and self.counted:
+                limit.waiting[self] = None
                 self.timer = asyncio.get_running_loop().call_later(limit.timeout, self._too_slow)
 
         def _stop(self) -> None:
+            limit.waiting.pop(self, None)
             if self.timer is not None:
                 self.timer.cancel()
                 self.timer = None
 
         def _too_slow(self) -> None:
-            self.timer = None
+            self._stop()
             if not self.transport.is_closing():
                 limit.refused("timeout")
                 self.transport.abort()

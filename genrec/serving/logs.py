@@ -50,7 +50,10 @@ class Metrics:
             "genrec_store_up", "Whether the last call of the store succeeded.", ["store"], registry=registry
         )
         self.connections_refused = Counter(
-            "genrec_connections_refused", "Connections closed by reason: limit, timeout.", ["reason"], registry=registry
+            "genrec_connections_refused",
+            "Connections closed by reason: limit, evicted, timeout.",
+            ["reason"],
+            registry=registry,
         )
 
 

@@ -173,6 +173,7 @@ def test_large_bodies_are_refused_by_size_keys_and_first_mistake(serving):
 def test_half_open_connections_are_closed_and_bounded():
     async def app(scope, receive, send):
         if scope["type"] == "http":
+            await asyncio.sleep(1.0 if scope["path"] == "/slow" else 0.0)
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body", "body": b""})
 
@@ -189,9 +190,13 @@ def test_half_open_connections_are_closed_and_bounded():
         open_ones = [socket.create_connection(address) for _ in range(5)]
         open_ones[0].sendall(b"GET / HTTP/1.1\r\nhost: x\r\n")  # and never ends
         time.sleep(0.1)
-        with socket.create_connection(address) as refused:
-            refused.settimeout(5)
-            assert b"503" in refused.recv(1000)
+        with socket.create_connection(address) as good:  # makes the oldest half-open one go
+            good.settimeout(5)
+            good.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert b"204" in good.recv(1000)
+            with contextlib.suppress(ConnectionResetError):
+                assert open_ones[0].recv(1000) == b""
+            assert limit.open == 5
         for one in open_ones:
             one.settimeout(5)
             with contextlib.suppress(ConnectionResetError):
@@ -202,7 +207,17 @@ def test_half_open_connections_are_closed_and_bounded():
             for _ in range(2):  # kept alive, the next head in time
                 good.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
                 assert b"204" in good.recv(1000)
-        assert limit.open <= 1
+        busy = [socket.create_connection(address) for _ in range(5)]
+        for one in busy:
+            one.sendall(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n")
+        time.sleep(0.2)
+        with socket.create_connection(address) as refused:  # none of these makes room
+            refused.settimeout(5)
+            assert b"503" in refused.recv(1000)
+        for one in busy:
+            one.settimeout(10)
+            assert b"204" in one.recv(1000)
+            one.close()
     finally:
         server.should_exit = True
         thread.join()
