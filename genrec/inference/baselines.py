@@ -30,7 +30,7 @@ def baseline_lists(
     k = min(k, snapshot.n_items)
     lists = {"popular": generator.popular.first(1, k, allowed)}
     if query is not None and generator.lexical is not None:
-        lists["bm25"] = SparseScores(generator.lexical.sparse_scores([query])).top(k, allowed)
+        lists["bm25"] = SparseScores(generator.lexical.sparse_scores([query], None)).top(k, allowed)
     return {
         name: [
             Answer(snapshot.item_ids[item], snapshot.titles[item], score)
