@@ -124,7 +124,7 @@ def _clicks_with_slate(dataset: Dataset, rows: np.ndarray, part: int, action: st
 
 
 def _slate_rows(dataset: Dataset, clicks: pl.DataFrame) -> pl.DataFrame:
-    """Every distinct item of the slate of each click: ``row`` of the click, ``column``, ``item``, ``position``, ``price``."""
+    """Distinct items of each click's slate: ``row`` of the click, ``column``, ``item``, ``position``, ``price``."""
     shown = dataset.impressions_all
     assert shown is not None
     price = pl.col("price") if "price" in shown.columns else pl.lit(None)
