@@ -25,7 +25,7 @@ def plot_curves(curves: list[dict], path: Path) -> None:
 def varying(curves: list[dict]) -> dict[str, list[tuple[int, float]]]:
     """Name -> (step, value) of every logged number that changes and equals no other one, losses first."""
     names = sorted({name for row in curves for name, value in row.items() if value is not None})
-    points = {}
+    points: dict[str, list[tuple[int, float]]] = {}
     for name in (name for group in GROUPS for name in names if name.startswith(group)):
         line = [(row["step"], row[name]) for row in curves if row.get(name) is not None]
         if len({value for _, value in line}) > 1 and line not in points.values():
