@@ -25,7 +25,7 @@ def test_the_wheel_holds_modules_configs_and_the_example(tmp_path):
         metadata = wheel.read(next(name for name in held if name.endswith("METADATA"))).decode()
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "genrec").rglob("*.py")}
     assert not modules - held
-    assert "genrec/serving/demo.html" in held and "genrec/data/simulator/sample.py" in held
+    assert "genrec/serving/page/index.html" in held and "genrec/data/simulator/sample.py" in held
     configs = [str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")]
     assert all(any(name.endswith(f"share/genrec/{config}") for name in held) for config in configs)
     extras = {line.removeprefix("Provides-Extra: ") for line in metadata.splitlines() if line.startswith("Provides-")}

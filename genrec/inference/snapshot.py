@@ -18,7 +18,7 @@ import torch
 from genrec.catalogue.catalogue import Catalogue
 from genrec.catalogue.growing import append_rows
 from genrec.catalogue.semantic_ids import SemanticIds
-from genrec.data.ids import id_text
+from genrec.data.ids import NULL_WORDS, id_text
 from genrec.data.readers.table.items import typed_items
 from genrec.data.readers.table.options import TableOptions
 from genrec.data.schema import ITEM_SCHEMA, conform
@@ -241,7 +241,13 @@ class CatalogueSnapshot:
                 raise UserError(f"{call}: unknown column '{name}'; did you mean '{near}'?")
         if "item_id" not in items.columns:
             raise UserError(f"{call}: column 'item_id' is missing; the table has {', '.join(items.columns)}")
+        stated = items["price"] if "price" in items.columns else None
         items = typed_items(items.with_columns(id_text(items["item_id"], call)), TableOptions(), call)
+        if stated is not None:  # a file may hold a few odd prices; who adds an item can mend its price
+            odd = stated.filter(items["price"].is_null() & stated.is_not_null())
+            odd = odd if odd.dtype != pl.String else odd.filter(~odd.is_in(["", *NULL_WORDS]))
+            if len(odd):
+                raise UserError(f"{call}: a price does not fit the data contract: {odd[0]!r} is no number")
         items = conform(items, ITEM_SCHEMA, call) if call == "add_items" else _conformed(items, self.table, call)
         if items["item_id"].null_count() or (items["item_id"] == "").any():
             raise UserError(f"{call}: a row has no item_id; every item needs one")

@@ -88,6 +88,7 @@ def test_every_folder_is_whole(trained_run):
         "candidate_features",
         "baselines",
         "reranker",
+        "results",
     }
 
 
