@@ -76,7 +76,8 @@ def test_the_report_is_on_disk(trained_run):
 
 def test_every_folder_is_whole(trained_run):
     names = {finding.name for finding in check(trained_run.folder) if "whole" in finding.text}
-    assert names == {
+    # Other tests share the run and may have left tables of protocols.
+    assert {name for name in names if not name.startswith("results_")} == {
         "dataset",
         "semantic_ids",
         "model",
