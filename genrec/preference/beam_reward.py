@@ -19,7 +19,7 @@ from genrec.evaluation.metrics import paired_test, user_aucs
 from genrec.model.collate import Collator
 from genrec.preference.feedback import Feedback
 from genrec.preference.levels import Levels
-from genrec.preference.phases import PhaseTrainer, regularised
+from genrec.preference.phases import BY_VALUE, PhaseTrainer, regularised
 from genrec.preference.policy import chunks
 
 BEAM = 50  # wider than what is taught, so that enough impressions lie in it
@@ -57,7 +57,7 @@ class BeamAgreement:
 
 def teaches_by_value(settings: PreferenceConfig) -> bool:
     """Whether the distillation phase learns the decoder's beam with values, so that ``preference.strengths`` matter."""
-    return "distil" in settings.phases and settings.teacher in ("reward", "ranking")
+    return "distil" in settings.phases and settings.teacher in BY_VALUE
 
 
 def beam_agreement(trainer: PhaseTrainer, feedback: Feedback, levels: Levels, seed: int) -> BeamAgreement:

@@ -42,6 +42,7 @@ NEGATIVES = 12  # dpo: worse items of a list
 WEIGHT_LIMIT = 3.0  # dpo: pair weights lie between 1 / this and this
 LIST_LENGTH = 10  # plackett-luce: items of a list, as many as the metrics read
 POSITION_WEIGHTS = (2.0, 2.0, 1.0)  # grpo: of code positions, the last for all further ones; early codes decide most
+BY_VALUE = ("reward", "ranking")  # teachers that value the decoder's own beam
 SOFT_WEIGHT = 0.5  # distil: of the teacher's targets; the rest is the chosen item's
 _LIST_DIVERSITY = 0.1  # plackett-luce: weight of a list's diversity against its gain
 _MARGIN_WEIGHT = 0.05  # distil over candidates: weight of the score margins against the divergence
@@ -84,7 +85,7 @@ class PhaseTrainer:
         """Set the reference and search the beams that the phase needs; returns the requests (n,) it learns from."""
         self.policy.set_reference()
         rows, teacher = np.arange(len(self.feedback)), self.settings.teacher
-        over_beam = phase == "distil" and teacher in ("reward", "ranking")
+        over_beam = phase == "distil" and teacher in BY_VALUE
         if phase == "dpo":
             self._search_beams(None)
             return rows[self.targets >= 0]
@@ -175,7 +176,7 @@ class PhaseTrainer:
             every = self.policy.steps(inputs, self._paths(torch.cat([ids, targets[:, None]], dim=1))).sum(-1)
             student, hard = every[:, :-1], self._anchor(every[:, -1], known)
             taught = candidate_kl(student, teacher, live)
-            if self.settings.teacher != "fused":
+            if self.settings.teacher in BY_VALUE:
                 # The teacher holds the decoder's own probabilities: chosen items would only be learnt by heart again.
                 return taught, {"hard": float(hard.detach()), "taught": float(taught.detach())}
             taught = taught + _MARGIN_WEIGHT * margin_mse(student, teacher, live)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -199,11 +200,14 @@ class Stage:
 
     def _list_reward(self, trainer: PhaseTrainer, measured: Measured) -> float:
         """The reward model's mean value of the validation lists of the first task."""
-        run = self.job
         requests = next(iter(self._tasks("valid").values()))
         assert len(requests) == len(measured.lists)
-        collator = Collator(self.fitted.model, QueryFeatures.build(run.dataset.query_texts, run.ids.encoder))
-        return list_reward(trainer, collator, requests, measured.lists)
+        return list_reward(trainer, self._task_collator, requests, measured.lists)
+
+    @cached_property
+    def _task_collator(self) -> Collator:
+        """The collator of the gate's requests, whose query texts are the dataset's."""
+        return Collator(self.fitted.model, QueryFeatures.build(self.job.dataset.query_texts, self.job.ids.encoder))
 
     def reward_data(self, part: Feedback, seed: int) -> RewardData:
         """Features and stages of the rows of a part.
@@ -245,9 +249,8 @@ class Stage:
     def measure(self, split: str) -> Measured:
         """The gate's measures on a split, with the policy as it is now."""
         run, tasks = self.job, self._tasks(split)
-        collator = Collator(self.fitted.model, QueryFeatures.build(run.dataset.query_texts, run.ids.encoder))
         feedback, beam = getattr(self.parts, split), run.config.decoding.beam
-        return measure(self.policy, collator, tasks, feedback, self.levels, self.rates, beam, self.collator)
+        return measure(self.policy, self._task_collator, tasks, feedback, self.levels, self.rates, beam, self.collator)
 
     def _tasks(self, split: str) -> dict[str, Requests]:
         """The requests of the gate by task: recommendations first, under the name "", then each kind of search."""

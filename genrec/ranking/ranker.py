@@ -60,9 +60,13 @@ class Ranker:
         missing = {"generate": network.decoder is None, "rank": network.ranking is None}
         return tuple(mode for mode in MODES if not missing.get(mode, False))
 
-    def collator(self, texts: Sequence[str]) -> Collator:
-        """Makes batches of requests whose query texts are ``texts``."""
-        features, similar = QueryFeatures.build(texts, self.encoder), self.generator.similar_texts
+    def collator(self, texts: Sequence[str], searches: bool = True) -> Collator:
+        """Makes batches of requests whose query texts are ``texts``.
+
+        Without ``searches`` only histories hold queries, and no similar items are looked up.
+        """
+        features = QueryFeatures.build(texts, self.encoder)
+        similar = self.generator.similar_texts if searches else None
         return Collator(self.model, features if similar is None else features.with_similar(similar))
 
     def understood(self, requests: Requests) -> Requests:
@@ -109,7 +113,7 @@ class Ranker:
         self, requests: Requests, progress: Callable[[int], None] | None
     ) -> Iterator[tuple[np.ndarray, Requests, EncodedRequests]]:
         device, requests = self.generator.items.device, self.understood(requests).with_used_texts()
-        collator = self.collator(requests.query_texts)
+        collator = self.collator(requests.query_texts, bool((requests.request_queries >= 0).any()))
         for rows, chunk, batch in request_batches(requests, collator, self.settings.batch_size, MIN_ROWS):
             yield rows, chunk, self.generator.encode(batch.to(device), chunk)
             if progress:
