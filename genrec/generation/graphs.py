@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ NAMED = (0, 512, 4096)  # nodes above excluded items of a request
 MAX_GRAPHS = 8
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 Capture = Callable[[Callable[[], SearchResult]], Callable[[], SearchResult]]
 
 
@@ -147,8 +149,11 @@ class _BeamGraph:
         return replace(found, leaves=leaves, scores=scores, bound=bound)
 
 
-def cuda_capture(run: Callable[[], SearchResult]) -> Callable[[], SearchResult]:
-    """Record ``run`` as a CUDA graph, after three runs in which memory is allocated and kernels are chosen."""
+def cuda_capture(run: Callable[[], Result]) -> Callable[[], Result]:
+    """Record ``run`` as a CUDA graph, after three runs in which memory is allocated and kernels are chosen.
+
+    The returned function replays it and gives the same tensors each time.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -159,7 +164,7 @@ def cuda_capture(run: Callable[[], SearchResult]) -> Callable[[], SearchResult]:
     with torch.cuda.graph(graph):
         result = run()
 
-    def replay() -> SearchResult:
+    def replay() -> Result:
         graph.replay()
         return result
 

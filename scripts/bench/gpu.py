@@ -30,6 +30,7 @@ from genrec.catalogue.trie import build_trie
 from genrec.config.schema import Config
 from genrec.data.sequences import make_windows
 from genrec.generation.beam import beam_search, leaf_items, ragged_children, select
+from genrec.generation.graphs import cuda_capture
 from genrec.generation.scorers import CachedScorer
 from genrec.model.batch import Batch
 from genrec.model.collate import Collator
@@ -121,23 +122,7 @@ def milliseconds(call: Callable[[], object], repeats: int) -> float:
 
 def captured(run: Callable[[], object], device: str) -> Callable[[], object]:
     """``run`` as one CUDA graph; unchanged on a CPU. Results stay in the same tensors."""
-    if device == "cpu":
-        return run
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph, kept = torch.cuda.CUDAGraph(), []
-    with torch.cuda.graph(graph):
-        kept.append(run())
-
-    def replay() -> object:
-        graph.replay()
-        return kept[0]
-
-    return replay
+    return run if device == "cpu" else cuda_capture(run)
 
 
 class Answerer:
