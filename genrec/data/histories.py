@@ -89,10 +89,6 @@ class Histories:
         """At most the newest n events of each history."""
         return self._where(self.ages < n)
 
-    def drop_last(self, n: int) -> Histories:
-        """Each history without its newest n events: leave-last-out is ``drop_last(1)``."""
-        return self._where(self.ages >= n)
-
     def _where(self, keep: np.ndarray) -> Histories:
         counted = np.concatenate([[0], np.cumsum(keep)])
         return Histories(counted[self.offsets], self.items[keep])

@@ -8,8 +8,6 @@ from torch import Tensor
 from genrec.catalogue.trie import CatalogueTrie
 from genrec.generation.beam import Scorer, SearchResult, as_constraint, expand_children, just_below, select
 from genrec.generation.constraints import Constraint
-from genrec.generation.scorers import CachedScorer
-from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.retrieval.top_k import sort_keys
 
 ROOM = 1024  # maximum open prefixes before those that cannot enter the result are dropped
@@ -56,14 +54,6 @@ def full_search(
     return SearchResult(
         leaves.gather(1, choice).masked_fill(scores.isneginf(), -1), scores, just_below(cut), sum(trie.open_nodes)
     )
-
-
-def exact_scores(
-    decoder: CodeDecoder, memory: Memory, vectors: Tensor, trie: CatalogueTrie, chunk: int = 4096
-) -> Tensor:
-    """Log-probability of every item's leaf for every request: (B, n_items)."""
-    scorer = CachedScorer(decoder, memory, vectors, max(sum(trie.open_nodes), 1))
-    return leaf_scores(trie, scorer, len(memory.state), chunk)[:, trie.item_leaf - trie.level_bounds[trie.depth]]
 
 
 def best_first(

@@ -15,8 +15,8 @@ from genrec.data.dataset import Dataset, Requests
 from genrec.data.impressions import ImpressionLog
 from genrec.data.sequences import Windows
 from genrec.model.batch import Batch, BatchImpressions
+from genrec.model.pooling import LONG
 from genrec.model.query_features import QueryFeatures
-from genrec.semantic_ids.user_ids import LONG
 
 # Inference batches are padded to a multiple of this number of events, so that a request's vectors do not depend on its
 # batch: CPU kernels sum in groups of columns, and the grouping depends on the length (measured: equal to the last bit

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genrec.model.embeddings import ItemEncoder
-from genrec.semantic_ids.user_ids import SHORT
-from genrec.semantic_ids.user_prefixes import prefix_sums, recency_pool
+from genrec.model.pooling import SHORT, prefix_sums, recency_pool
 
 LEVELS = 3  # residual code levels, which describe a taste; deeper ones only tell items apart
 

@@ -16,7 +16,6 @@ from genrec.retrieval.query_reading import ReadQuery
 
 FALSE_ALARMS = 0.01  # fraction of good queries that may be said to match nothing
 EXACT = 0.75  # quality from which a word counts as read with certainty
-N_FEATURES = 3
 
 
 @dataclass(frozen=True)

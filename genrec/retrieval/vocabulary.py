@@ -55,10 +55,6 @@ class Vocabulary:
         index = self._index.get(word)
         return 0.0 if index is None else float(self.mass[index])
 
-    def term_of(self, word: str) -> int:
-        """The term row of a known word."""
-        return int(self.terms[self._index[word]])
-
     def joined(self, other: Vocabulary) -> Vocabulary:
         """The words of both; masses of a word are added."""
         new = [word for word in other.words if word not in self._index]

@@ -9,10 +9,11 @@ from genrec.catalogue.trie import build_trie
 from genrec.errors import UserError
 from genrec.generation.beam import beam_search, leaf_items
 from genrec.generation.constraints import AllowedNodes
-from genrec.generation.scorers import CachedScorer, UncachedScorer, generate
+from genrec.generation.scorers import CachedScorer, generate
 from genrec.model.code_decoder import CodeDecoder
 from genrec.objectives.generation import path_log_probabilities
 from genrec.retrieval.allowed import EMPTY, AllowedItems
+from tests.generation.reference import UncachedScorer
 
 VOCAB, ITEMS, DIM, BATCH = (6, 5, 4), 90, 16, 5
 

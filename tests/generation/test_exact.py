@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from genrec.catalogue.trie import build_trie
 from genrec.generation.beam import beam_search
 from genrec.generation.constraints import AllowedNodes
-from genrec.generation.exact import best_first, exact_scores, full_search, leaf_scores
-from genrec.generation.scorers import CachedScorer, UncachedScorer
+from genrec.generation.exact import best_first, full_search, leaf_scores
+from genrec.generation.scorers import CachedScorer
 from genrec.model.code_decoder import CodeDecoder
 from genrec.objectives.generation import path_log_probabilities
 from genrec.retrieval.allowed import EMPTY, AllowedItems
+from tests.generation.reference import UncachedScorer, exact_scores
 
 DIM = 8
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from genrec.generation.exact import exact_scores
 from genrec.generation.sampling import sample_items
 from genrec.generation.scorers import CachedScorer
 from genrec.objectives.generation import path_log_probabilities
+from tests.generation.reference import exact_scores
 from tests.generation.test_exact import make
 
 

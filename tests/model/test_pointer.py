@@ -13,7 +13,7 @@ from genrec.config.schema import DecodingConfig
 from genrec.generation.beam import beam_search
 from genrec.generation.engine import Searcher
 from genrec.generation.exact import best_first
-from genrec.generation.scorers import CachedScorer, UncachedScorer
+from genrec.generation.scorers import CachedScorer
 from genrec.inference.programs import DecodeStep, Prefill, example_batch
 from genrec.model.batch import Batch
 from genrec.model.collate import Collator
@@ -25,6 +25,7 @@ from genrec.preference.policy import Policy
 from genrec.training.fit import new_network
 from genrec.training.generation_losses import dense_teacher
 from genrec.training.module import TrainingModule
+from tests.generation.reference import UncachedScorer
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 

@@ -14,14 +14,13 @@ import torch
 from genrec.config.checks import validate
 from genrec.config.schema import Config
 from genrec.data.dataset import TRAIN
-from genrec.data.histories import Histories
 from genrec.data.sequences import make_windows
 from genrec.errors import UserError
 from genrec.inference.programs import Prefill, batch_fields
 from genrec.model.collate import Collator
+from genrec.model.pooling import SHORT
 from genrec.model.profile import LEVELS
 from genrec.model.query_features import QueryFeatures
-from genrec.semantic_ids.user_ids import SHORT, recency_weights
 from genrec.training.fit import new_network
 
 EXACT = {"rtol": 0, "atol": 1e-5}
@@ -127,9 +126,7 @@ def test_the_long_history_is_a_mean_over_all_events_and_the_user_id_weighs_recen
     items = torch.from_numpy(request.items.astype(np.int64))
     vectors = table[encoder.code_rows[items]]
     newest = vectors[-SHORT:].sum(1)
-    weights = torch.from_numpy(
-        recency_weights(Histories(np.array([0, SHORT]), request.items[-SHORT:])).astype(np.float32)
-    )
+    weights = torch.arange(1, SHORT + 1).sqrt().softmax(0)
     found = tokens(network, made)[0, 0]
     torch.testing.assert_close(found[0], profile.views[0]((weights[:, None] * newest).sum(0)).detach(), **EXACT)
     seen, real = [], profile.norm.forward

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from genrec.artifacts.folders import atomic_folder, open_artifact, read_json
 from genrec.data.dataset import TRAIN
 from genrec.errors import UserError
-from genrec.generation.exact import exact_scores
 from genrec.model.anchors import n_features as n_anchor_features
 from genrec.model.pair_features import n_pair_features
 from genrec.model.ranking import RankingHead
@@ -22,6 +21,7 @@ from genrec.preference.phases import PhaseTrainer
 from genrec.preference.reward_model import fit_reward_model
 from genrec.preference.stage import MODEL, Stage, stage_prefer
 from genrec.runs.run import Run
+from tests.generation.reference import exact_scores
 
 FAST = ("preference.max_requests=400",)
 

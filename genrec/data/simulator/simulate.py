@@ -22,25 +22,18 @@ import polars as pl
 
 from genrec.data.schema import ITEM_SCHEMA, USER_SCHEMA, RawLog, conform
 from genrec.data.simulator.sessions import (
-    BIAS,
-    INTENT,
     MAX_REQUESTS,
-    RESEMBLANCE,
     SESSION_GAP,
-    TASTE,
     Chunk,
     draw_sessions,
     make_tables,
     play_round,
 )
 from genrec.data.simulator.world import (
-    FOLLOW,
-    STAY,
     SimulatorConfig,
     World,
     build_world,
     item_table,
-    numbers_of,
     user_table,
 )
 
@@ -125,40 +118,6 @@ def simulate_chunks(config: SimulatorConfig, world: World | None = None) -> Iter
         requests += made
         first_user = last_user
         yield chunk
-
-
-def true_preference(
-    config: SimulatorConfig,
-    users: np.ndarray | pl.Series | list,
-    items: np.ndarray | pl.Series | list | None = None,
-    when: float = 1.0,
-    previous_items: np.ndarray | pl.Series | list | None = None,
-    world: World | None = None,
-) -> np.ndarray:
-    """The log chance (user, item) that a request ends with a click on the item, from the latent truth.
-
-    ``users`` and ``items`` are ids or numbers (all items when None); ``when`` runs from 0 to 1 over the log;
-    ``previous_items`` (one for each user) is the last click, which tells the running intent. Unnormalised over items.
-    """
-    world = world or make_world(config)
-    user = numbers_of(users, config.n_users, "u")
-    item = np.arange(config.n_items) if items is None else numbers_of(items, config.n_items, "i")
-    taste = world.taste(user, np.full(len(user), when))
-    leaf = world.leaf_chances(taste)  # (user, leaf)
-    wish = TASTE * taste
-    if previous_items is not None:
-        last = numbers_of(previous_items, config.n_items, "i")
-        rows, before = np.arange(len(user)), world.item_leaf[last]
-        later = (1 - STAY - FOLLOW) * leaf
-        later[rows, before] += STAY
-        later[rows, world.leaf_next[before]] += FOLLOW
-        leaf = (1 - SAME_SESSION) * later
-        leaf[rows, before] += SAME_SESSION
-        wish = wish + SAME_SESSION * RESEMBLANCE * world.item_vectors[last]
-    item_leaf = world.item_leaf[item]
-    shown = leaf[:, item_leaf] * np.exp(world.slot_log_chance[world.user_cluster[user]][:, item])
-    logit = BIAS + INTENT + wish @ world.item_vectors[item].T
-    return np.log(shown + 1e-12) - np.log1p(np.exp(-logit))
 
 
 def _session_counts(config: SimulatorConfig, world: World) -> np.ndarray:

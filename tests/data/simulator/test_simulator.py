@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import polars as pl
 import pytest
 
@@ -10,10 +9,8 @@ from genrec.data.readers import read_log as read_parts
 from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, RawLog, join_parts
 from genrec.data.simulator.simulate import (
     SimulatorConfig,
-    make_world,
     simulate,
     simulate_chunks,
-    true_preference,
     write,
 )
 from genrec.data.simulator.world import _brand_names
@@ -77,37 +74,6 @@ def test_queries_belong_to_search_and_speak_of_the_items(log):
     leaf = clicked["category"].list.last().str.to_lowercase()
     said = pl.Series([name in query for name, query in zip(leaf, clicked["query"], strict=True)])
     assert said.mean() > 0.7
-
-
-def hit_rate(ranks: np.ndarray, k: int = 10) -> float:
-    return float((ranks < k).mean())
-
-
-def ranks_of(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    return (scores > scores[np.arange(len(targets)), targets][:, None]).sum(axis=1)
-
-
-def test_the_truth_beats_popularity_and_sequence_adds_to_it(log):
-    clicks = log.events.filter(pl.col("action") == "click")
-    last = (
-        clicks.group_by("user_id", maintain_order=True)
-        .agg(pl.col("item_id").tail(2))
-        .filter(pl.col("item_id").list.len() == 2)
-    )
-    world, users = make_world(SMALL), last["user_id"]
-    targets = last["item_id"].list.last().str.slice(1).cast(pl.Int64).to_numpy()
-    before = clicks.filter(pl.col("user_id").is_duplicated() & (pl.int_range(pl.len()).reverse().over("user_id") > 0))
-    counts = np.bincount(before["item_id"].str.slice(1).cast(pl.Int64).to_numpy(), minlength=SMALL.n_items)
-    popular = hit_rate(ranks_of(np.broadcast_to(counts, (len(users), SMALL.n_items)), targets))
-    taste = hit_rate(ranks_of(true_preference(SMALL, users, world=world), targets))
-    sequence = true_preference(SMALL, users, previous_items=last["item_id"].list.first(), world=world)
-    assert taste > 3 * popular
-    assert hit_rate(ranks_of(sequence, targets)) > 1.5 * taste
-
-
-def test_an_unknown_user_is_named():
-    with pytest.raises(UserError, match="u000299"):
-        true_preference(SMALL, ["u000300"])
 
 
 def test_written_parts_hold_the_same_log(tmp_path, log, monkeypatch):
