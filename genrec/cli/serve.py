@@ -54,27 +54,11 @@ def serve(
     from genrec.serving.settings import ServeSettings
 
     settings = ServeSettings(
-        bundle,
-        host,
-        port,
-        api_key_file,
-        events,
-        max_batch,
-        batch_wait_ms,
-        queue,
-        time_budget_ms,
-        max_body_bytes=max_body_bytes,
-        max_depth=max_depth,
-        header_timeout_ms=header_timeout_ms,
-        connections=connections,
-        drain_s=drain_s,
-        threads=threads,
-        hosts=tuple(allow_host or ()),
-        without_keys=without_keys,
-        canary=canary,
-        canary_weight=canary_weight,
-        traces=traces,
-    )
+        bundle, host, port, api_key_file, events, max_batch, batch_wait_ms, queue, time_budget_ms,
+        max_body_bytes=max_body_bytes, max_depth=max_depth, header_timeout_ms=header_timeout_ms,
+        connections=connections, drain_s=drain_s, threads=threads, hosts=tuple(allow_host or ()),
+        without_keys=without_keys, canary=canary, canary_weight=canary_weight, traces=traces,
+    )  # fmt: skip
     if ray is None:
         return answer(settings)
     from genrec.serving.cluster import serve_on_ray

@@ -57,28 +57,8 @@ def build_requests(
     """
     for late in times[(times < 0) | (times > LATEST)][:1]:
         checked_seconds(float(late), "timestamp")
-    given = np.zeros(len(users), bool)
-    if isinstance(histories, pl.Series):
-        given = histories.is_not_null().to_numpy()
-    elif histories is not None:
-        given = np.array([history is not None for history in histories])
-    chain = {name: level for level, name in enumerate(data.actions_chain)}
-    readers = [None if skip else user for user, skip in zip(users, given.tolist(), strict=True)]
-    erased = set() if stored is None else stored.erased
-    index = np.array(
-        [-1 if user is None or user in erased else data.user_index.get(user, -1) for user in readers], np.int64
-    )
-    sources = [_known(data, index, times)]
-    if stored is not None:
-        sources.append(_stored(stored, readers, snapshot, chain))
-    if isinstance(histories, pl.Series):
-        sources.append(_given_column(histories, snapshot, chain))
-    elif histories is not None:
-        sources.append(_given(histories, snapshot, chain))
-    if strict:
-        known = index >= 0
-        known[np.concatenate([source.rows for source in sources])] = True
-        _check_users(readers, known)
+    given = _is_given(histories, len(users))
+    sources = _sources(data, snapshot, users, times, given, histories, stored, strict)
     rows, items, stamps, actions = (
         np.concatenate([getattr(source, name) for source in sources]) for name in ("rows", "items", "times", "actions")
     )
@@ -96,6 +76,44 @@ def build_requests(
     when = np.where(np.isnan(times), np.where(np.diff(offsets) > 0, last, now), times).astype(np.int64)
     targets = np.full(len(users), -1, np.int64)
     return Requests(offsets, items, stamps, actions, event_queries, when, request_queries, targets, table)
+
+
+def _is_given(histories: Sequence[History | None] | pl.Series | None, n: int) -> np.ndarray:
+    """Which of n requests come with a history of their own."""
+    if isinstance(histories, pl.Series):
+        return histories.is_not_null().to_numpy()
+    return np.array([history is not None for history in histories]) if histories is not None else np.zeros(n, bool)
+
+
+def _sources(
+    data: Dataset,
+    snapshot: CatalogueSnapshot,
+    users: Sequence[str | None],
+    times: np.ndarray,
+    given: np.ndarray,
+    histories: Sequence[History | None] | pl.Series | None,
+    stored: StoredUsers | None,
+    strict: bool,
+) -> list[_Events]:
+    """The events of the requests by where they come from: data, store, the requests themselves."""
+    chain = {name: level for level, name in enumerate(data.actions_chain)}
+    readers = [None if skip else user for user, skip in zip(users, given.tolist(), strict=True)]
+    erased = set() if stored is None else stored.erased
+    index = np.array(
+        [-1 if user is None or user in erased else data.user_index.get(user, -1) for user in readers], np.int64
+    )
+    sources = [_known(data, index, times)]
+    if stored is not None:
+        sources.append(_stored(stored, readers, snapshot, chain))
+    if isinstance(histories, pl.Series):
+        sources.append(_given_column(histories, snapshot, chain))
+    elif histories is not None:
+        sources.append(_given(histories, snapshot, chain))
+    if strict:
+        known = index >= 0
+        known[np.concatenate([source.rows for source in sources])] = True
+        _check_users(readers, known)
+    return sources
 
 
 def read_events(snapshot: CatalogueSnapshot, requests: Requests, chain: Sequence[str]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,12 @@ from genrec.data.ids import id_text
 from genrec.data.readers.table.items import as_text
 from genrec.data.times import recognise
 from genrec.errors import UserError
+from genrec.generation.options import SearchOptions
+from genrec.inference.answering import lists
 from genrec.inference.bundle import is_bundle
 from genrec.inference.recommender import Recommender
 from genrec.progress import Progress
+from genrec.retrieval.allowed import AllowedItems
 from genrec.runs.run import Run
 
 
@@ -70,10 +74,34 @@ def predict_file(
     table, histories = read_requests(requests)
     model = Recommender.load(run, fitted_on or default_fit(run))
     with Progress("requests", len(table)) as progress:
-        answers = model.predictions(table, model.requests(table, histories), k, mode, exclude_seen, progress.advance)
+        answers = predictions(model, table, histories, k, mode, exclude_seen, progress.advance)
     output.parent.mkdir(parents=True, exist_ok=True)
     answers.write_parquet(output)
     return len(answers)
+
+
+def predictions(
+    model: Recommender,
+    table: pl.DataFrame,
+    histories: pl.Series | None,
+    k: int,
+    mode: str,
+    exclude_seen: bool,
+    progress: Callable[[int], None] | None = None,
+) -> pl.DataFrame:
+    """The answers of a request table: ``request_id``, ``rank`` (from 1), ``item_id``, ``score``."""
+    snapshot, requests = model.snapshot, model.requests(table, histories)
+    options = SearchOptions(k, (mode,), exclude_seen, allowed=AllowedItems(snapshot.available))
+    ids, scores = lists(snapshot, requests, options, progress)[:2]
+    row, rank = np.nonzero(ids >= 0)
+    return pl.DataFrame(
+        {
+            "request_id": table["request_id"][row],
+            "rank": rank + 1,
+            "item_id": snapshot.table["item_id"][ids[row, rank]],
+            "score": scores[row, rank],
+        }
+    )
 
 
 def write_requests(run: Path, output: Path, split: str, query_kind: str | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,7 @@ import polars as pl
 
 from genrec.data.dataset import TRAIN, VALID, Requests
 from genrec.errors import UserError
-from genrec.generation.options import SearchOptions
-from genrec.inference.answering import answer_all, lists, similar_items
+from genrec.inference.answering import answer_all, similar_items
 from genrec.inference.baselines import baseline_lists
 from genrec.inference.bundle import BundleRun, export, open_run
 from genrec.inference.explain import Explanation, Walk, explain, walk
@@ -31,13 +30,11 @@ from genrec.inference.requests import (
     RecommendationRequest,
     Response,
     StoredUsers,
-    pair_up,
     query_words,
 )
 from genrec.inference.snapshot import AddedItemIds, CatalogueSnapshot
 from genrec.inference.suggestions import Suggester, Suggestion
 from genrec.ranking.ranker import Ranker
-from genrec.retrieval.allowed import AllowedItems
 from genrec.runs.run import Run
 
 Items = pl.DataFrame | Sequence[Mapping[str, Any]]
@@ -209,45 +206,6 @@ class Recommender:
     def _suggester(self) -> Suggester:
         return Suggester(self._base, self.dataset, VALID if self.fitted_on == "train+valid" else TRAIN)
 
-    def recommend_many(
-        self,
-        users: Iterable[str | None] | None = None,
-        histories: Iterable[History | None] | None = None,
-        **options: Any,
-    ) -> list[list[Answer]]:
-        """``recommend`` for many users or histories at once; ``options`` as there, the same for all."""
-        people = pair_up(users, histories)
-        requests = [RecommendationRequest(user, history, None, **options) for user, history in people]
-        return [response.items for response in self.ask(requests)]
-
-    def search_many(
-        self,
-        queries: Sequence[str],
-        users: Iterable[str | None] | None = None,
-        histories: Iterable[History | None] | None = None,
-        **options: Any,
-    ) -> list[list[Answer]]:
-        """``search`` for many queries at once, each with its user or history."""
-        people, options = pair_up(users, histories, len(queries)), {"exclude_seen": False} | options
-        pairs = zip(queries, people, strict=True)
-        requests = [RecommendationRequest(*person, query_words(query), **options) for query, person in pairs]
-        return [response.items for response in self.ask(requests)]
-
-    def rank_many(
-        self,
-        candidates: Sequence[Sequence[str]],
-        users: Iterable[str | None] | None = None,
-        histories: Iterable[History | None] | None = None,
-        **options: Any,
-    ) -> list[list[Answer]]:
-        """``rank`` for many lists of candidates at once, each with its user or history."""
-        people, options = pair_up(users, histories, len(candidates)), {"exclude_seen": False} | options
-        requests = [
-            RecommendationRequest(*person, k=max(len(set(chosen)), 1), candidates=tuple(chosen), **options)
-            for chosen, person in zip(candidates, people, strict=True)
-        ]
-        return [response.items for response in self.ask(requests)]
-
     def ask(self, requests: Sequence[RecommendationRequest], strict: bool = True) -> list[Response]:
         """Any requests, mixed, in one pass of the network per kind; an answer does not depend on the others.
 
@@ -257,47 +215,12 @@ class Recommender:
         stored = StoredUsers.read(self.store, [request.user for request in requests if request.reads_user])
         return answer_all(self.dataset, self._snapshot, requests, stored, strict)
 
-    # --- tables of requests ---
-
     def requests(self, table: pl.DataFrame, histories: pl.Series | None = None) -> Requests:
         """Requests of a table with ``user_id`` or ``histories``, and nullable ``timestamp`` and ``query``."""
         users = table["user_id"].to_list() if "user_id" in table.columns else [None] * len(table)
         times, queries = table["timestamp"].cast(pl.Float64).to_numpy(), table["query"].to_list()
         stored = StoredUsers.read(self.store, users)
         return build_requests(self.dataset, self._snapshot, users, times, queries, histories, stored)
-
-    def answer(
-        self,
-        requests: Requests,
-        k: int,
-        mode: str = "fused",
-        exclude_seen: bool = True,
-        progress: Callable[[int], None] | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Item indices (N, k), -1 where empty, and scores (N, k)."""
-        allowed = AllowedItems(self._snapshot.available)
-        return lists(self._snapshot, requests, SearchOptions(k, (mode,), exclude_seen, allowed=allowed), progress)[:2]
-
-    def predictions(
-        self,
-        table: pl.DataFrame,
-        requests: Requests,
-        k: int,
-        mode: str,
-        exclude_seen: bool,
-        progress: Callable[[int], None] | None = None,
-    ) -> pl.DataFrame:
-        """The answer table: ``request_id``, ``rank`` (from 1), ``item_id``, ``score``."""
-        ids, scores = self.answer(requests, k, mode, exclude_seen, progress)
-        row, rank = np.nonzero(ids >= 0)
-        return pl.DataFrame(
-            {
-                "request_id": table["request_id"][row],
-                "rank": rank + 1,
-                "item_id": self._snapshot.table["item_id"][ids[row, rank]],
-                "score": scores[row, rank],
-            }
-        )
 
     # --- reasons ---
 

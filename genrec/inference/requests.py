@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -128,18 +128,3 @@ def query_words(query: str) -> str:
     if not query:
         raise UserError("the query is empty; give at least one word, or use recommend")
     return query
-
-
-def pair_up(
-    users: Iterable[str | None] | None, histories: Iterable[History | None] | None, n: int | None = None
-) -> list[tuple[str | None, History | None]]:
-    """(user, history) per request; ``n`` is how many requests there are where neither is given."""
-    if users is None and histories is None:
-        if n is None:
-            raise UserError("give users or histories, one per request")
-        return [(None, None)] * n
-    if histories is None:
-        return [(user, None) for user in users or ()]
-    if users is None:
-        return [(None, history) for history in histories]
-    return list(zip(users, histories, strict=True))

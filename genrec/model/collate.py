@@ -73,16 +73,14 @@ class Collator:
         cold_searches: bool = False,
         same_time: bool = True,
     ) -> Batch:
-        """A training batch. Every predicted event with a history is a recommendation request.
-
-        One with a query is also a search request.
+        """A training batch: a recommendation request for each predicted event with a history, a search for each query.
 
         ``recommend_searches`` false (logged queries) makes no recommendation requests of search events;
         ``recommends`` false makes none at all. ``shuffle`` permutes events. ``cold_searches`` true hides the history
         from searches and leaves out impressions. ``same_time`` false hides events of the same second from a request.
         """
         start, first, stop = windows.start[rows], windows.first[rows], windows.stop[rows]
-        shown_row, shown_index, shown_position = self._impressions_in(rows[:0] if cold_searches else rows, start)
+        slate_row, slate_index, slate_position = self._impressions_in(rows[:0] if cold_searches else rows, start)
         older = _older(data, data.offsets, start) if self.model.summary_tokens else None
         later = self._later(data, stop, windows.end[rows]) if self.model.anchors else None
         source: Any = data
@@ -92,39 +90,36 @@ class Collator:
         row, event, query, position, visible = self._requests_in(
             source, start, first, stop, recommend_searches, searches, recommends, same_time
         )
-        column, n_columns = _columns(np.concatenate([row, shown_row]), len(rows))
-        shown_column, column = column[len(row) :], column[: len(row)]
+        column, n_columns = _columns(np.concatenate([row, slate_row]), len(rows))
+        slate_column, column = column[len(row) :], column[: len(row)]
         shape = (len(rows), n_columns)
-        targets = np.full(shape, -1, np.int64)
-        targets[row, column] = source.items[event]
-        positions = np.zeros(shape, np.int64)
-        positions[row, column] = position
-        positions[shown_row, shown_column] = shown_position
-        queries = np.full(shape, -1, np.int64)
-        queries[row, column] = query
+        targets = _table(shape, -1, row, column, source.items[event])
+        queries = _table(shape, -1, row, column, query)
+        positions = _table(shape, 0, row, column, position)
+        positions[slate_row, slate_column] = slate_position
         if cold_searches:
             positions[queries >= 0] = 0
         times = np.asarray(source.timestamps)
         seen = event if self.model.request_time else np.maximum(visible - 1, start[row])
         when = np.repeat(times[start][:, None], n_columns, axis=1)
         when[row, column] = times[np.where((query >= 0) & cold_searches, start[row], seen)]
-        if len(shown_row):
+        if len(slate_row):
             assert self.impressions is not None
-            last = times[start[shown_row] + np.maximum(shown_position - 1, 0)]
-            queries[shown_row, shown_column] = self.impressions.queries[shown_index]
-            when[shown_row, shown_column] = self.impressions.times[shown_index] if self.model.request_time else last
+            last = times[start[slate_row] + np.maximum(slate_position - 1, 0)]
+            queries[slate_row, slate_column] = self.impressions.queries[slate_index]
+            when[slate_row, slate_column] = self.impressions.times[slate_index] if self.model.request_time else last
         batch = self._finish(
             source, start, np.maximum(stop - start - 1, positions.max(1, initial=0)), positions, when, queries, targets
         )
+        batch.later_items = later
         if older is not None:
             _add_older(batch, *older)
-        batch.later_items = later
         if self.stages is not None:
             reached = np.zeros((*shape, len(self.stages)), bool)
             reached[row, column] = np.asarray(source.actions)[event][:, None] >= self.stages
             batch.reached = torch.from_numpy(reached)
-        if len(shown_row) and self.impressions is not None:
-            batch.impressions = _batch_impressions(self.impressions, shown_row, shown_column, shown_index)
+        if len(slate_row) and self.impressions is not None:
+            batch.impressions = _batch_impressions(self.impressions, slate_row, slate_column, slate_index)
         return batch
 
     def _later(self, data: Dataset, stop: np.ndarray, end: np.ndarray) -> torch.Tensor:
@@ -281,6 +276,13 @@ def _add_older(batch: Batch, items: np.ndarray, actions: np.ndarray, first: np.n
     batch.older_items, batch.older_actions, batch.older_offsets = (
         torch.from_numpy(array.astype(np.int64)) for array in (items, actions, first)
     )
+
+
+def _table(shape: tuple[int, int], empty: int, row: np.ndarray, column: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """A table of ``shape`` with ``values`` (n,) at their cells, ``empty`` elsewhere."""
+    table = np.full(shape, empty, np.int64)
+    table[row, column] = values
+    return table
 
 
 def _columns(row: np.ndarray, n_rows: int) -> tuple[np.ndarray, int]:

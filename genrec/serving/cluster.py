@@ -86,10 +86,10 @@ class _Predictor:
         self.model, self.options = Recommender.load(bundle, fitted_on), (k, mode, exclude_seen)
 
     def __call__(self, batch: Any) -> Any:
-        from genrec.inference.predict import request_table
+        from genrec.inference.predict import predictions, request_table
 
         table, histories = request_table(pl.DataFrame(pl.from_arrow(batch)), "requests")
-        return self.model.predictions(table, self.model.requests(table, histories), *self.options).to_arrow()
+        return predictions(self.model, table, histories, *self.options).to_arrow()
 
 
 def predict_folder(

@@ -42,74 +42,78 @@ class ConnectionLimit:
             self._logged, self._silent = time.monotonic(), 0
 
 
+class _LimitedConnection:
+    """What a connection adds to uvicorn's HTTP protocol: it counts, and it times the head of each request."""
+
+    limit: ConnectionLimit
+    counted = False
+    timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        limit = self.limit
+        super().connection_made(transport)  # type: ignore[misc]  # uvicorn's, which comes after this class
+        if limit.open >= limit.most and limit.waiting:
+            next(iter(limit.waiting)).make_room()
+        if limit.open >= limit.most:
+            transport.write(_REFUSED % (len(_BODY), _BODY))
+            transport.close()
+            limit.refused("limit")
+            return
+        limit.open += 1
+        self.counted = True
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)  # type: ignore[misc]
+        self._wait_for_head()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()  # type: ignore[misc]
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)  # type: ignore[misc]
+
+    def make_room(self) -> None:
+        """Close this connection for another one."""
+        self.limit.refused("evicted")
+        self._forget()
+        self.transport.abort()  # type: ignore[attr-defined]
+
+    def _forget(self) -> None:
+        if self.counted:
+            self.limit.open -= 1
+            self.counted = False
+        self._stop()
+
+    def _wait_for_head(self) -> None:
+        """Time the next request head, unless a request is being answered."""
+        cycle = self.cycle  # type: ignore[attr-defined]
+        if cycle is not None and not cycle.response_complete:
+            self._stop()
+        elif self.timer is None and self.counted:
+            self.limit.waiting[self] = None
+            self.timer = asyncio.get_running_loop().call_later(self.limit.timeout, self._too_slow)
+
+    def _stop(self) -> None:
+        self.limit.waiting.pop(self, None)
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def _too_slow(self) -> None:
+        self._stop()
+        if not self.transport.is_closing():  # type: ignore[attr-defined]
+            self.limit.refused("timeout")
+            self.transport.abort()  # type: ignore[attr-defined]
+
+
 def limited_protocol(limit: ConnectionLimit) -> type[asyncio.Protocol]:
     """The HTTP protocol of uvicorn with a limit on connections and a time limit on request heads."""
-    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol  # chosen by uvicorn when it is imported
 
-    class LimitedProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # chosen by uvicorn when it is imported
-        """One connection."""
-
-        counted = False
-        timer: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            if limit.open >= limit.most and limit.waiting:
-                next(iter(limit.waiting)).make_room()
-            if limit.open >= limit.most:
-                transport.write(_REFUSED % (len(_BODY), _BODY))
-                transport.close()
-                limit.refused("limit")
-                return
-            limit.open += 1
-            self.counted = True
-            self._wait_for_head()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._wait_for_head()
-
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            self._wait_for_head()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._forget()
-            super().connection_lost(exc)
-
-        def make_room(self) -> None:
-            """Close this connection for another one."""
-            limit.refused("evicted")
-            self._forget()
-            self.transport.abort()
-
-        def _forget(self) -> None:
-            if self.counted:
-                limit.open -= 1
-                self.counted = False
-            self._stop()
-
-        def _wait_for_head(self) -> None:
-            """Time the next request head, unless a request is being answered."""
-            if self.cycle is not None and not self.cycle.response_complete:
-                self._stop()
-            elif self.timer is None and self.counted:
-                limit.waiting[self] = None
-                self.timer = asyncio.get_running_loop().call_later(limit.timeout, self._too_slow)
-
-        def _stop(self) -> None:
-            limit.waiting.pop(self, None)
-            if self.timer is not None:
-                self.timer.cancel()
-                self.timer = None
-
-        def _too_slow(self) -> None:
-            self._stop()
-            if not self.transport.is_closing():
-                limit.refused("timeout")
-                self.transport.abort()
-
-    return LimitedProtocol
+    return type("LimitedProtocol", (_LimitedConnection, AutoHTTPProtocol), {"limit": limit})
 
 
 def _descriptors() -> int:

@@ -218,7 +218,7 @@ def export(run, options: argparse.Namespace) -> Values:
 
 def requests(run, options: argparse.Namespace) -> Values:
     """Single requests and batches against the loaded bundle."""
-    from genrec.inference.recommender import Filters, Recommender
+    from genrec.inference.recommender import Filters, RecommendationRequest, Recommender
 
     values: Values = {}
     with measured(values, "load"):
@@ -240,7 +240,7 @@ def requests(run, options: argparse.Namespace) -> Values:
     values["recommend without history ms"] = percentiles(lambda n: model.recommend(None), options.repeats)
     values["similar ms"] = percentiles(lambda n: model.similar(model.snapshot.item_ids[n]), options.repeats)
     begin = time.process_time()
-    model.recommend_many(users)
+    model.ask([RecommendationRequest(user) for user in users])
     values["fused, requests per second"] = len(users) / (time.process_time() - begin)
     return values | {"resident after requests GB": resident()}
 

@@ -9,7 +9,7 @@ import pytest
 
 from genrec.data.ids import NULL_WORDS, id_text, plain_id
 from genrec.errors import UserError
-from genrec.inference.predict import request_table
+from genrec.inference.predict import predictions, request_table
 
 MOMENT = datetime(2024, 5, 1, 12, 30, tzinfo=UTC)
 SECONDS = int(MOMENT.timestamp())
@@ -47,7 +47,7 @@ def test_histories_of_a_table_are_read_alike(model, history, notation) -> None:
         rows = [[{"item_id": item, "timestamp": time} for item, time in zip(items, times, strict=True)]]
         table = pl.DataFrame({"request_id": ["r"], "timestamp": [SECONDS + 9], "history": rows})
         plain, given = request_table(table, "requests")
-        return model.predictions(plain, model.requests(plain, given), 5, "fused", True).rows()
+        return predictions(model, plain, given, 5, "fused", True).rows()
 
     seconds = [SECONDS - 10 * n for n in range(len(history))][::-1]
     same = [datetime.fromtimestamp(time, UTC) for time in seconds] if notation == "datetime" else [

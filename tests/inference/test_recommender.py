@@ -111,11 +111,6 @@ def test_batches_equal_single_answers(model, history):
         answers, alone = response.items, model.ask([question])[0].items
         assert ids(alone) == ids(answers) and len(answers) <= question.k
         assert np.allclose([a.score for a in alone], [a.score for a in answers], atol=1e-4)
-    assert model.recommend_many(users, k=4) == [
-        response.items for response in model.ask([RecommendationRequest(user, k=4) for user in users])
-    ]
-    assert ids(model.search_many(["scarf", "tent"], users[:2])[1]) == ids(model.search("tent", users[1]))
-    assert ids(model.rank_many([history], histories=[history])[0]) == ids(model.rank(history, history=history))
 
 
 def test_histories_with_times_are_put_in_order(model, history):

@@ -44,9 +44,9 @@ def test_nonsense_is_flagged_and_answered_as_no_query(model, trained_run):
 
 def test_an_answer_does_not_depend_on_the_other_queries(model, word):
     queries = [misspelt(word), "xqzvkj", word, word[: len(word) - 2]]
-    together = model.search_many(queries, k=5)
-    for query, answers in zip(queries, together, strict=True):
-        alone = model.search(query, k=5)
+    together = model.ask([RecommendationRequest(query=query, k=5, exclude_seen=False) for query in queries])
+    for query, response in zip(queries, together, strict=True):
+        alone, answers = model.search(query, k=5), response.items
         assert [one.item_id for one in alone] == [one.item_id for one in answers]
         assert [one.score for one in alone] == pytest.approx([one.score for one in answers], abs=1e-4)
 
