@@ -71,11 +71,13 @@ def export_events(
     output: Annotated[Path, typer.Option(help="Folder for events.parquet and impressions.parquet.")],
     events: Events = None,
 ) -> None:
-    """Write a server's events and impressions as a log, which the 'table' reader prepares for the next training."""
+    """Write a server's events and impressions as a log, which genrec update adds to the run."""
+    from genrec.data.dataset import Dataset
     from genrec.serving.export import write_events
     from genrec.serving.settings import ServeSettings
 
-    counts = write_events(ServeSettings(bundle, events=events).store_path, output)
+    chain = Dataset(bundle / "dataset").actions_chain
+    counts = write_events(ServeSettings(bundle, events=events).store_path, output, chain)
     console.print(f"{output}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()), highlight=False)
 
 

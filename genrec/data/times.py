@@ -26,7 +26,7 @@ _ISO_DATE = "%Y-%m-%d"
 _DATES = (
     _ISO_DATE, "%Y/%m/%d", "%Y.%m.%d", "%Y%m%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%d.%m.%y",
     "%d/%m/%y", "%m/%d/%y", "%d-%b-%Y", "%d-%b-%y", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y",
-    "%a, %d %b %Y",
+    "%a, %d %b %Y", "%Y %m %d",
 )  # fmt: skip
 # Numbers lose the leading zeros of a date: its digits.
 _WIDTHS = {
@@ -192,7 +192,7 @@ def _text_seconds(text: pl.Series, formats: tuple[str, ...]) -> pl.Series:
     clean = column.str.strip_chars().str.replace(r"(\d)T(\d)", "$1 $2").str.replace(r"(?i)\s*(?:Z|UTC|GMT)$", "+00:00")
     # "Tue Apr 03 18:00:09 +0000 2012" has its offset before the year.
     clean = clean.str.replace(r"^\w{3} (\w{3}) (\d\d?) ([\d:]+) ([+-]\d{4}) (\d{4})$", "$2 $1 $5 $3 $4")
-    clean = clean.str.replace(r"(:\d\d),(\d+)", "$1.$2")
+    clean = clean.str.replace(r"(:\d\d),(\d+)", "$1.$2").str.replace(r"(?:\s+à)?\s+(\d\d?)h(\d\d)$", " $1:$2")
     clean = clean.str.replace(r"(:\d\d(?:\.\d+)?)\s*([+-]\d\d):?(\d\d)?(?:\s*\([^)]*\))?$", "$1$2:$3").str.replace(
         r"([+-]\d\d:)$", "${1}00"
     )

@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # slow to import (Lightning, matplotlib); who only opens a ru
 
 log = logging.getLogger(__name__)
 MAX_RERANKER_REQUESTS = {"recommendation": 25_000, "search": 10_000}
+MAX_UPDATE_REQUESTS = {"recommendation": 4_000, "search": 2_000}
 
 
 def locate_data(config: Config) -> Config:
@@ -135,28 +136,32 @@ def count_candidate_features(run: Run) -> None:
             )
 
 
-def fit_reranker(run: Run) -> None:
-    """Fit one ranking function for recommendations and one for searches, on validation requests."""
+def fit_reranker(run: Run, present: dict[str, Reranker] | None = None) -> None:
+    """Fit one ranking function for recommendations and one for searches, on validation requests.
+
+    ``present``: those of the run that is updated, from whose weights the fit starts; it then reads fewer requests.
+    """
     target = run.folder / "reranker"
     key = reranker_key(run.folder, run.config)
     if is_current(target, RERANKER_KIND, key):
         return
     ranker = run.ranker("train", fused=False)
     rng = np.random.default_rng(run.config.seed)
+    limits = MAX_RERANKER_REQUESTS if present is None else MAX_UPDATE_REQUESTS
     kinds: dict[str, list[str | None]] = dict(zip(TASKS, ([None], list(run.dataset.query_kinds)), strict=True))
     rerankers = {}
     for task, tasks in kinds.items():
         parts, queries = [], []
         for kind in tasks:
             requests = run.dataset.requests("valid", kind)
-            keep = rng.permutation(len(requests))[: MAX_RERANKER_REQUESTS[task] // max(len(tasks), 1)]
+            keep = rng.permutation(len(requests))[: limits[task] // max(len(tasks), 1)]
             with Progress(f"candidates for the re-ranker, {kind or task}", len(keep)) as progress:
                 for _, chunk, found in ranker.candidates(requests.take(keep), SearchOptions(), progress.advance):
                     targets = torch.from_numpy(chunk.targets.astype(np.int64)).to(found.union()[0].device)
                     rows = with_hits(found, targets)
                     parts.append((found, targets[rows]))
                     queries.append(torch.from_numpy(chunk.request_queries.astype(np.int64))[rows.cpu()])
-        rerankers[task] = Reranker.fit(parts, run.config.seed, queries)
+        rerankers[task] = Reranker.fit(parts, run.config.seed, queries, present[task] if present else None)
         form = "linear" if rerankers[task].network is None else "linear + network"
         largest = sorted(rerankers[task].importance().items(), key=lambda pair: -abs(pair[1]))[:6]
         log.info(

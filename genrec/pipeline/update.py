@@ -1,10 +1,11 @@
 """``genrec update``: newer days are added to a trained run, and a gate decides whether the updated model replaces it.
 
 The update is built next to the run, in ``RUN.update``: the log with the new days, the same ids and codes with new items
-appended, and a network that starts from the present weights and trains a configured number of steps on new and replayed
-events. The last day of the log ("yesterday") is held out: on it the present and the updated model answer the same
-requests. Only if the gate accepts, ``RUN.update`` replaces the run, which is kept as ``RUN.previous``.
-A rejected or interrupted update leaves the run unchanged; an interrupted update is resumed.
+appended, and a network and re-rankers that start from the present weights; the network trains a stated number of steps
+on new and replayed events. The last day of the log ("yesterday") is held out: its first half calibrates the
+re-rankers, on its second half the present and the updated model answer the same requests. Only if the gate accepts,
+``RUN.update`` replaces the run, which is kept as ``RUN.previous``. Codes are rebuilt, and the model with them, only
+where drift says so. A rejected or interrupted update leaves the run unchanged; an interrupted update is resumed.
 """
 
 from __future__ import annotations
@@ -22,17 +23,16 @@ import numpy as np
 from genrec.artifacts.folders import MANIFEST, atomic_folder, is_current, open_artifact, read_json, write_json
 from genrec.config.load import to_dict
 from genrec.config.schema import Config
-from genrec.data.dataset import Requests
 from genrec.data.prepare.pipeline import prepare
 from genrec.errors import UserError
-from genrec.evaluation.metrics import coverage, per_request_metrics
-from genrec.generation.options import SearchOptions
 from genrec.model.network import GenerativeRecommender
-from genrec.pipeline.stages import count_candidate_features, fit_model_and_reranker
-from genrec.preference.acceptance import GateDecision, Measured, decide
+from genrec.pipeline.stages import count_candidate_features, fit_model_and_reranker, fit_reranker
+from genrec.pipeline.update_gate import decide_update
+from genrec.preference.acceptance import GateDecision
 from genrec.ranking.ranker import Ranker
-from genrec.runs.run import Run
-from genrec.runs.stages import RERANKER_KIND, model_fits, reranker_key
+from genrec.runs.run import FITTED, Run
+from genrec.runs.stages import model_fits
+from genrec.semantic_ids.drift import drift_report
 from genrec.semantic_ids.tokenize import KIND as IDS_KIND
 from genrec.semantic_ids.tokenize import tokenize, tokenize_key
 from genrec.training.plan import WarmStart
@@ -40,7 +40,6 @@ from genrec.training.plan import WarmStart
 log = logging.getLogger(__name__)
 STEPS, REPLAY = 200, 0.5
 DAY = 86_400
-K = 10
 REPORT = "update.json"
 
 
@@ -85,10 +84,10 @@ def update(folder: str | Path, new_log: str | Path, steps: int = STEPS, replay: 
         log.info("update: the codes no longer fit (%s): they are rebuilt, and the model with them", drift["reasons"])
         fit_model_and_reranker(candidate)
     else:
-        since = int(np.asarray(old.timestamps).max()) + 1
-        _train(run, candidate, WarmStart(present.generator.network, since, steps, replay), fitted_on)
+        learnt = old.known_lengths(FITTED[fitted_on][2])
+        _train(candidate, WarmStart(present.generator.network, learnt, steps, replay), present)
     seconds.lap("train")
-    decision = _decide(run, candidate, present)
+    decision = decide_update(candidate, present, old.n_items)
     seconds.lap("gate")
     grown = len(data.items) - len(old.items), data.n_users - old.n_users, data.n_items - old.n_items
     report = UpdateReport(decision, drift, bool(drift["retokenize"]), *grown, seconds.laps)
@@ -187,14 +186,16 @@ def _check_ids(run: Run, candidate: Run) -> None:
 def _tokenize(run: Run, candidate: Run) -> dict:
     """Semantic IDs of the candidate: the old codes and those of new items, or new ones where drift says so."""
     target, key = candidate.folder / "semantic_ids", tokenize_key(candidate.config, candidate.dataset)
-    new_items = candidate.dataset.item_table[run.dataset.n_items :]
-    drift = run.ids.drift_report(new_items)
+    fitted = run.ids.baseline["items"]  # a day brings few items: all that came since the codebooks were fitted count
+    since = run.ids.encode_new(candidate.dataset.item_table[fitted:])
+    codes = run.ids.catalogue.codes.numpy()[:fitted]
+    drift = drift_report(run.ids.codebooks, run.ids.baseline, codes, since.codes, since.vectors)
     if drift["retokenize"]:
         tokenize(candidate.config, candidate.dataset, target)
         return drift
     if is_current(target, IDS_KIND, key):
         return drift
-    source = run.folder / "semantic_ids"
+    source, new_items = run.folder / "semantic_ids", candidate.dataset.item_table[run.dataset.n_items :]
     info = open_artifact(source, IDS_KIND)["info"]
     catalogue = run.ids.append(new_items).ids.catalogue if len(new_items) else run.ids.catalogue
     with atomic_folder(target, IDS_KIND, key, info | {"appended": len(new_items)}) as folder:
@@ -206,61 +207,15 @@ def _tokenize(run: Run, candidate: Run) -> dict:
     return drift
 
 
-def _train(run: Run, candidate: Run, start: WarmStart, fitted_on: str) -> None:
-    """Warm-start backbone and decoder; counts are taken anew and the re-ranker goes on with its weights."""
+def _train(candidate: Run, start: WarmStart, present: Ranker) -> None:
+    """Warm-start backbone and decoder, count candidate features anew, and warm-start the re-rankers."""
     from genrec.training.fit import fit
 
-    config = candidate.config
-    fits = model_fits(config)
-    for one in fits:
+    for one in model_fits(candidate.config):
         plan = replace(one.resolved(candidate.folder), warm_start=start)
         fit(one.config, candidate.dataset, candidate.ids, candidate.folder / one.name, plan)
     count_candidate_features(candidate)
-    key = reranker_key(candidate.folder, config)
-    if not is_current(candidate.folder / "reranker", RERANKER_KIND, key):
-        with atomic_folder(candidate.folder / "reranker", RERANKER_KIND, key, {"from": fitted_on}) as folder:
-            ignored = shutil.ignore_patterns(MANIFEST)
-            shutil.copytree(run.folder / "reranker", folder, dirs_exist_ok=True, ignore=ignored)
-
-
-def _decide(run: Run, candidate: Run, present: Ranker) -> GateDecision:
-    """Both models answer yesterday's requests; the usual gate compares them."""
-    updated, data, n_known = candidate.ranker("train"), candidate.dataset, run.dataset.n_items
-    lists: dict[str, list[np.ndarray]] = {"before": [], "after": []}
-    paired: dict[str, dict[str, np.ndarray]] = {"before": {}, "after": {}}
-    for kind in (None, *data.query_kinds):
-        parts = [data.requests(split, kind) for split in ("valid", "test")]
-        for name, ranker in (("before", present), ("after", updated)):
-            values: list[dict[str, np.ndarray]] = []
-            for requests in parts:
-                if len(requests):
-                    answerable = _without_new_items(requests, n_known) if name == "before" else requests
-                    ids = ranker.rank(answerable, SearchOptions(K, exclude_seen=kind is None))["fused"][0]
-                    lists[name] += [ids] if kind is None else []
-                    values.append(per_request_metrics(ids, requests.targets, [K]))
-            if values:
-                task = f"{kind} search " if kind else ""
-                paired[name] |= {
-                    f"{task}{metric}": np.concatenate([value[f"{metric}@{K}"] for value in values])
-                    for metric in ("recall", "ndcg")
-                }
-    if not paired["after"]:
-        raise UserError("update: the last day of the log has no requests to evaluate the model on")
-    measured = {
-        name: Measured(whole := np.concatenate(lists[name]), paired[name], {"coverage": coverage(whole, data.n_items)})
-        for name in ("before", "after")
-    }
-    config = run.config
-    return decide(measured["before"], measured["after"], config.preference.tolerance, config.seed)
-
-
-def _without_new_items(requests: Requests, n_items: int) -> Requests:
-    """The requests restricted to events of the first ``n_items`` items, which the present model can read."""
-    keep = requests.items < n_items
-    counted = np.concatenate([[0], np.cumsum(keep)])
-    rows = np.flatnonzero(keep)
-    events = {name: getattr(requests, name)[rows] for name in ("items", "timestamps", "actions", "queries")}
-    return replace(requests, offsets=counted[requests.offsets], **events)
+    fit_reranker(candidate, present.rerankers)
 
 
 def _swap(folder: Path) -> None:

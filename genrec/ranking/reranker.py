@@ -7,6 +7,7 @@ re-rankers. As in GRank (arXiv 2510.15299), one target-aware function orders the
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -58,31 +59,40 @@ class Reranker:
 
     @classmethod
     def fit(
-        cls, parts: list[tuple[Candidates, Tensor]], seed: int = 0, queries: list[Tensor] | None = None
+        cls,
+        parts: list[tuple[Candidates, Tensor]],
+        seed: int = 0,
+        queries: list[Tensor] | None = None,
+        present: Reranker | None = None,
     ) -> Reranker:
         """Fit on validation requests; requests whose target is not a candidate are skipped.
 
         ``parts``: chunks of candidates and targets (B,). ``queries``: the query index (B,) of each chunk's requests,
         -1 without a query. Requests of one query are held out together, so that the forms are compared on new queries.
+        ``present``: the re-ranker before an update, fitted on other requests. Its weights are the prior, and it stays
+        where no form is better on the held-out requests, or where there are too few to compare.
         """
         lists = _Lists.collect(parts, queries or [torch.full_like(targets, -1) for _, targets in parts])
         if lists is None:
-            return cls.default()
-        mean, scale = lists.standardise()
-        linear = lists.fit_linear(scale)
+            return present or cls.default()
+        mean, scale = lists.standardise(present)
+        linear = lists.fit_linear(scale, present)
         if len(lists.target) < _MIN_REQUESTS:
-            return cls(linear, mean, scale)
+            return present or cls(linear, mean, scale)
         order = torch.randperm(len(lists.target), generator=torch.Generator().manual_seed(seed))
         kept, held = hold_out(order, lists.query)
         if not min(len(kept), len(held)):  # one query alone
-            return cls(linear, mean, scale)
+            return present or cls(linear, mean, scale)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            start = lists.take(kept).fit_linear(scale)
-            trial = lists.fit_network(start, kept)
-            if lists.quality(*trial, held) <= lists.quality(start, None, held):
+            start = lists.take(kept).fit_linear(scale, present)
+            trial = lists.fit_network(start, kept, present)
+            best = max(qualities := [lists.quality(start, None, held), lists.quality(*trial, held)])
+            if present is not None and best <= lists.quality(present.weights, present.network, held):
+                return present
+            if qualities[0] == best:
                 return cls(linear, mean, scale)
-            weights, network = lists.fit_network(linear, order)
+            weights, network = lists.fit_network(linear, order, present)
         return cls(weights, mean, scale, network)
 
     def scores(self, features: Tensor) -> Tensor:
@@ -182,17 +192,22 @@ class _Lists:
     def take(self, rows: Tensor) -> _Lists:
         return _Lists(self.features[rows], self.live[rows], self.target[rows], self.query[rows])
 
-    def standardise(self) -> tuple[Tensor, Tensor]:
-        """Standardise in place; returns mean and scale (F,). A constant feature gets an infinite scale."""
+    def standardise(self, present: Reranker | None) -> tuple[Tensor, Tensor]:
+        """Standardise in place, as ``present`` does where given; returns mean and scale (F,).
+
+        A constant feature gets an infinite scale.
+        """
         seen = self.features[self.live]
-        mean, scale = seen.mean(0), seen.std(0)
+        mean, scale = (seen.mean(0), seen.std(0)) if present is None else (present.mean, present.scale)
         scale = torch.where(scale > 1e-5, scale, torch.inf)
         self.features.sub_(mean).div_(scale).clamp_(-_CLIP, _CLIP).mul_(self.live[..., None])
         return mean, scale
 
-    def fit_linear(self, scale: Tensor) -> Tensor:
-        """Weights (F,) of the convex, prior-bound form."""
+    def fit_linear(self, scale: Tensor, present: Reranker | None) -> Tensor:
+        """Weights (F,) of the convex, prior-bound form; the prior is the weights of ``present`` where given."""
         prior = Reranker.default().weights * torch.where(scale.isfinite(), scale, 0)
+        if present is not None:
+            prior = present.weights
 
         def loss(weights: Tensor) -> Tensor:
             distance = (weights - prior).square().sum()
@@ -201,9 +216,14 @@ class _Lists:
 
         return fit_weights(prior, loss)
 
-    def fit_network(self, start: Tensor, rows: Tensor) -> tuple[Tensor, nn.Sequential]:
-        """Linear weights, starting from ``start``, and the additional network, fitted on the lists ``rows``."""
+    def fit_network(self, start: Tensor, rows: Tensor, present: Reranker | None) -> tuple[Tensor, nn.Sequential]:
+        """Linear weights and the additional network, fitted on the lists ``rows``.
+
+        They start from ``start`` and no network, or from both of ``present`` where that has a network.
+        """
         weights, network = nn.Parameter(start.clone()), _network(self.features.shape[-1], _HIDDEN)
+        if present is not None and present.network is not None:
+            weights, network = nn.Parameter(present.weights.clone()), copy.deepcopy(present.network)
 
         def loss(part: Tensor) -> Tensor:
             x = self.features[part]

@@ -154,7 +154,7 @@ def _features(lexical: LexicalIndex, texts: Sequence[str]) -> np.ndarray:
     for text in texts:
         read = lexical.read(text)
         rows.append(match_features(read, float(lexical.index.match(read.groups)[1].max(initial=0.0))))
-    return np.array(rows).reshape(len(rows), -1)
+    return np.array(rows).reshape(len(rows), 3)
 
 
 def _titles(dataset: Dataset, popularity: np.ndarray, seed: int) -> list[str]:

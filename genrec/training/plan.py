@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from genrec.artifacts.folders import fingerprint, open_artifact
 from genrec.config.load import to_dict
 from genrec.config.schema import Config
@@ -43,12 +45,13 @@ DECODER_SETTINGS = (
 class WarmStart:
     """Train an existing network on newer events instead of a fresh one on all.
 
-    ``network`` was fitted on a catalogue that the present one begins with. ``steps`` optimiser steps read windows with
-    an event from ``since`` (seconds) on, and ``replay`` is the fraction of older windows among them.
+    ``network`` was fitted on a catalogue that the present one begins with, and on the first ``learnt`` (n_users,)
+    events of each of its users. ``steps`` optimiser steps read windows with events behind those, and ``replay`` is the
+    fraction of older windows among them.
     """
 
     network: GenerativeRecommender
-    since: int
+    learnt: np.ndarray
     steps: int
     replay: float
 

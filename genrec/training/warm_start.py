@@ -66,16 +66,16 @@ def choose_windows(
 ) -> np.ndarray:
     """``counts`` (W,) with 0 for the windows that the steps have no room for: (W,).
 
-    Windows with an event from ``start.since`` on come first, as many as the steps hold beside the replay; then older
-    ones.
+    Windows with an event that ``start.network`` has not learnt come first, as many as the steps hold beside the replay;
+    then older ones.
     """
     rng = np.random.default_rng([seed, 11])
+    learnt = np.zeros(dataset.n_users, np.int64)
+    learnt[: len(start.learnt)] = start.learnt
     # Events of a user are in order of time: a window is new when its last event is.
-    last = np.asarray(dataset.timestamps)[np.maximum(windows.stop - 1, 0)]
-    learnable = counts > 0
-    new, older = (
-        rng.permutation(np.flatnonzero(learnable & rows)) for rows in (last >= start.since, last < start.since)
-    )
+    user, learnable = dataset.user_of(windows.start), counts > 0
+    is_new = windows.stop - np.asarray(dataset.offsets)[user] > learnt[user]
+    new, older = (rng.permutation(np.flatnonzero(learnable & rows)) for rows in (is_new, ~is_new))
     room = start.steps * batch_size
     replayed = min(len(older), int(round(start.replay * room)))
     kept = np.concatenate([new[: room - replayed], older[:replayed]])

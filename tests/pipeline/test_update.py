@@ -8,12 +8,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from genrec.artifacts.folders import read_json
+from genrec.artifacts.folders import atomic_folder, read_json
+from genrec.data.prepare.appended import SERVED_LOG
 from genrec.data.simulator.simulate import simulate
 from genrec.data.simulator.world import SimulatorConfig
 from genrec.errors import UserError
 from genrec.inference.recommender import Recommender
 from genrec.pipeline import update as module
+from genrec.pipeline import update_gate
 from genrec.pipeline.stages import stage_train
 from genrec.pipeline.update import DAY, finish_swap, update
 from genrec.preference.acceptance import GateDecision
@@ -64,10 +66,10 @@ def files(folder):
 
 def test_two_more_days_end_to_end(copied, monkeypatch, genrec):
     folder, new = copied
-    before, gate = Run.open(folder), module.decide
+    before, gate = Run.open(folder), update_gate.decide
     old_codes, old_users = before.ids.catalogue.codes.numpy().copy(), before.dataset.user_ids
     seen = []
-    monkeypatch.setattr(module, "decide", lambda *given: seen.append(gate(*given)) or decided(True)())
+    monkeypatch.setattr(update_gate, "decide", lambda *given: seen.append(gate(*given)) or decided(True)())
     code, out, err = genrec("update", folder, "--log", new, "--steps", STEPS)
     assert code == 0 and "accepted" in out, out + err
     assert {row.name for row in seen[0].rows} >= {"recall", "ndcg", "coverage"}
@@ -81,7 +83,7 @@ def test_two_more_days_end_to_end(copied, monkeypatch, genrec):
     assert "fresh" in data.item_index and report["events"] == len(data.items) - len(before.dataset.items) > 50
     held_out = np.asarray(data.timestamps)[np.asarray(data.split) > 0]
     assert held_out.min() >= data.timestamps.max() // DAY * DAY  # yesterday, and nothing else
-    assert run.fitted == ["train"]
+    assert run.fitted == ["train"] and run.stages.fault("reranker") is None
     model = Recommender.load(folder)
     assert len(model.recommend(user=old_users[0], k=5)) == 5 and model.search("lamp", k=5)
     assert (folder.parent / "run.previous" / "model" / "manifest.json").is_file()
@@ -92,7 +94,7 @@ def test_two_more_days_end_to_end(copied, monkeypatch, genrec):
 def test_a_refused_update_leaves_the_run_as_it_was(copied, monkeypatch):
     folder, new = copied
     before = files(folder)
-    monkeypatch.setattr(module, "decide", decided(False))
+    monkeypatch.setattr(update_gate, "decide", decided(False))
     report = update(folder, new, STEPS)
     after = files(folder)
     assert not report.decision.kept and after.pop(folder / "update_refused.json") and after == before
@@ -102,20 +104,57 @@ def test_a_refused_update_leaves_the_run_as_it_was(copied, monkeypatch):
 def test_a_killed_update_is_resumed_and_changes_nothing(copied, monkeypatch):
     folder, new = copied
     before = files(folder)
-    monkeypatch.setattr(module, "decide", decided(True))
-    gate = module._decide
+    monkeypatch.setattr(update_gate, "decide", decided(True))
+    gate = module.decide_update
 
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_decide", killed)
+    monkeypatch.setattr(module, "decide_update", killed)
     with pytest.raises(KeyboardInterrupt):
         update(folder, new, STEPS)
     assert files(folder) == before
     made = (folder.parent / "run.update" / "model" / "manifest.json").stat().st_mtime_ns
-    monkeypatch.setattr(module, "_decide", gate)
+    monkeypatch.setattr(module, "decide_update", gate)
     assert update(folder, new, STEPS).decision.kept
     assert (folder / "model" / "manifest.json").stat().st_mtime_ns == made  # not trained twice
+
+
+def test_a_day_of_a_server_brings_its_impressions(copied, tmp_path):
+    folder, new = copied
+    run = Run.open(folder)
+    events = pl.read_parquet(new / "events.parquet").select("user_id", "item_id", "timestamp", "action")
+    impressions = events.with_columns(request_id=pl.lit("r"), position=pl.lit(1))
+    with atomic_folder(tmp_path / "served", SERVED_LOG, "key") as served:
+        events.write_parquet(served / "events.parquet")
+        impressions.write_parquet(served / "impressions.parquet")
+    data = module._prepare(run, tmp_path / "served").dataset
+    assert len(data.items) - len(run.dataset.items) > 0.9 * len(events)
+    assert data.info["impressions"]["kept"] == data.impressions.height > 0.9 * len(impressions)
+    assert data.item_table["item_id"][: run.dataset.n_items].equals(run.dataset.item_table["item_id"])
+
+
+def test_drift_rebuilds_the_codes_and_the_model(copied, monkeypatch):
+    folder, new = copied
+    monkeypatch.setattr("genrec.semantic_ids.drift.MIN_ITEMS", 1)
+    monkeypatch.setattr("genrec.semantic_ids.drift.MAX_GROWTH", 1.0)
+    monkeypatch.setattr(update_gate, "decide", decided(True))
+    monkeypatch.setattr(module, "_train", None)  # no warm start: the old weights belong to other codes
+    report = update(folder, new, STEPS)
+    run = Run.open(folder)
+    assert report.rebuilt_codes and "growth" in report.drift["reasons"]
+    assert run.ids.baseline["items"] == run.dataset.n_items and run.fitted == ["train"]
+    assert run.stages.fault("reranker") is None
+
+
+def test_items_of_earlier_updates_count_as_drift(copied):
+    folder, new = copied
+    run = Run.open(folder)
+    candidate = module._prepare(run, new)
+    assert module._tokenize(run, candidate)["new_items"] == candidate.dataset.n_items - run.dataset.n_items
+    grown = Run.open(candidate.folder)
+    assert grown.ids.baseline["items"] == run.dataset.n_items < grown.dataset.n_items
+    assert module._tokenize(grown, grown)["new_items"] == grown.dataset.n_items - run.dataset.n_items > 0
 
 
 def test_a_swap_that_was_killed_is_finished(tmp_path):

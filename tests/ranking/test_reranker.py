@@ -118,6 +118,20 @@ def test_nothing_to_learn_from_gives_the_default():
     assert torch.equal(Reranker.fit([(candidates, targets * 0 + 999)]).weights, Reranker.default().weights)
 
 
+def test_an_update_goes_on_from_the_present_reranker(fitted):
+    few = [constructed(60, 12, 3)]
+    assert Reranker.fit(few, present=fitted) is fitted and Reranker.fit([], present=fitted) is fitted
+    wrong = Reranker(-fitted.weights, fitted.mean, fitted.scale)
+    many = [constructed(500, 20, 4)]
+    updated = Reranker.fit(many, present=wrong)
+    assert hits(updated, constructed(300, 20, 7)) > hits(wrong, constructed(300, 20, 7)) + 0.2
+    assert torch.equal(updated.mean, fitted.mean) and updated.weights[DECISIVE] > 0
+    lists = constructed(300, 20, 5)
+    lists[0].features[..., DECISIVE] = 0  # such a day says nothing about the feature: its weight stays
+    kept = Reranker.fit([lists], present=fitted)
+    torch.testing.assert_close(kept.weights[DECISIVE], fitted.weights[DECISIVE], atol=0.05, rtol=0)
+
+
 def test_a_few_requests_move_the_weights_less_than_many(fitted):
     few = Reranker.fit([constructed(6, 12, 0)]).weights
     assert few.isfinite().all() and float(few[DECISIVE]) < float(fitted.weights[DECISIVE]) - 0.5

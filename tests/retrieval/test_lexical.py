@@ -6,6 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from genrec.config.load import load_config
+from genrec.data.dataset import Dataset
+from genrec.data.prepare.pipeline import prepare
 from genrec.errors import UserError
 from genrec.retrieval.bm25 import BM25
 from genrec.retrieval.lexical import LexicalIndex
@@ -169,6 +172,16 @@ def test_nothing_after_training_is_read_into_words_or_popularity(prepared_run):
     lexical = fit_lexical(data, "auto", 0)
     np.testing.assert_array_equal(lexical.popularity, data.item_counts(0))
     assert sum(QueryChoices.of(data).count) == int(((data.split == 0) & (data.queries >= 0)).sum())
+
+
+def test_a_catalogue_of_ids_alone_has_an_empty_index(tmp_path):
+    folder = tmp_path / "log"
+    folder.mkdir()
+    rows = [f"u{n % 4},i{n * 7 % 11},{10**9 + n * 100_000}" for n in range(40)]
+    (folder / "log.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    config = load_config(None, ["data.reader=table", f"data.path={folder}"])
+    lexical = fit_lexical(Dataset(prepare(config, tmp_path / "dataset")), "auto", 0)
+    assert not lexical.index.terms and lexical.match("lamp").no_match
 
 
 def test_a_vocabulary_finds_every_word_within_one_edit():

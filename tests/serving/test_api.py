@@ -172,11 +172,15 @@ def test_events_are_reported_one_by_one_and_exported(serving, model, tmp_path):
             ]  # fmt: skip
             shown = {"recommendation_id": "r1", "user_id": "u/1", "items": [item, "x"]}
             assert (await client.post("/v1/impressions", json=shown)).json() == {"accepted": 2}
-            counts = write_events(app.state.server.settings.store_path, tmp_path / "log")
+            chain = model.dataset.actions_chain
+            counts = write_events(app.state.server.settings.store_path, tmp_path / "log", chain)
             assert counts == {"events": 4, "impressions": 2}
             events = pl.read_parquet(tmp_path / "log" / "events.parquet")
+            assert set(events["action"]) == {action}  # "dance" is read as the weakest action
             assert events["request_id"].to_list() == ["r1"] * 4 and events["user_id"].to_list() == ["u/1"] * 3 + ["v"]
-            assert pl.read_parquet(tmp_path / "log" / "impressions.parquet")["position"].to_list() == [1, 2]
+            impressions = pl.read_parquet(tmp_path / "log" / "impressions.parquet")
+            assert impressions["position"].to_list() == [1, 2]
+            assert impressions["action"].to_list() == [action, "impression"]
 
     asyncio.run(go())
 

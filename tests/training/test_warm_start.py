@@ -46,18 +46,20 @@ def test_steps_read_new_windows_first_and_replay_the_rest(prepared_run):
     windows = make_windows(data.offsets, data.known_lengths(2), 10, 5)
     counts = np.full(len(windows), 3)
     counts[::7] = 0
-    last = np.asarray(data.timestamps)[windows.stop - 1]
-    since = int(np.quantile(last, 0.9))
-    start = WarmStart(None, since, steps=4, replay=0.25)
+    users = data.user_of(windows.start)
+    learnt = data.known_lengths(2).copy()[:-1]  # nothing of the last user, who is new
+    learnt[::4] -= 1
+    is_new = (users % 4 == 0) & (windows.stop == windows.end) | (users == len(learnt))
+    start = WarmStart(None, learnt, steps=4, replay=0.25)
     chosen = choose_windows(data, windows, counts, start, batch_size=8, seed=1)
     kept = np.flatnonzero(chosen)
     assert len(kept) == 32 and (chosen[kept] == counts[kept]).all() and (counts[kept] > 0).all()
-    assert (last[kept] >= since).sum() == 24
-    everything = choose_windows(data, windows, counts, WarmStart(None, since, 10_000, 0.5), 8, 1)
+    assert is_new[counts > 0].sum() >= 24 and is_new[kept].sum() == 24
+    everything = choose_windows(data, windows, counts, WarmStart(None, learnt, 10_000, 0.5), 8, 1)
     np.testing.assert_array_equal(everything, counts)
 
 
 def test_a_warm_start_is_no_part_of_the_key(prepared_run):
     config = prepared_run.config
-    plain, warm = FitPlan(), FitPlan(warm_start=WarmStart(None, 0, 1, 0.0))
+    plain, warm = FitPlan(), FitPlan(warm_start=WarmStart(None, np.zeros(0), 1, 0.0))
     assert model_key(config, "ids", plain) == model_key(config, "ids", warm)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from genrec.data.readers.guess.names import EVENT_NAMES, GROUPS, bare, rank_of, stage_of
+from genrec.data.readers.guess.languages import role_by_words
+from genrec.data.readers.guess.names import EVENT_NAMES, GROUPS, STAGES, bare, rank_of, stage_of
 from genrec.data.readers.guess.roles import is_labelled, list_separator, time_kind
-from genrec.data.readers.guess.tables import Guess, Table
+from genrec.data.readers.guess.tables import Guess, Table, folder_of
 from genrec.data.times import recognise
 from genrec.errors import UserError
 
@@ -91,6 +92,10 @@ def pattern_of(table: Table, base: Path) -> str:
     """One path for the files of a table: a file, or a pattern that matches them."""
     if len(table.files) == 1:
         return relative(table.files[0], base)
+    root = folder_of(table.files[0])
+    if table.files[0].parent != root:  # partitions
+        levels = ["*"] * (len(table.files[0].relative_to(root).parts) - 1)
+        return relative(root.joinpath(*levels, "*" + "".join(table.files[0].suffixes)), base)
     first, last = table.files[0].name, table.files[-1].name
     start = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     return relative(table.files[0].parent / (first[:start] + "*" + "".join(table.files[0].suffixes)), base)
@@ -127,7 +132,7 @@ def add_events(guess: Guess, events: Sequence[Table], base: Path, whole_path: bo
 def _action_of(file: Path) -> str | None:
     """The action that a file's name speaks of, as ``buys.csv``."""
     words = re.split(r"[\W_]+", file.name.lower())
-    known = [word for word in words if stage_of(word) is not None or stage_of(word.rstrip("s")) is not None]
+    known = [word for word in words if word in STAGES or word.rstrip("s") in STAGES]
     return known[-1].rstrip("s") if known else None
 
 
@@ -136,7 +141,9 @@ def _event_options(table: Table, guess: Guess) -> dict[str, Any]:
     if table.header:
         options["names"] = list(table.header)
         guess.doubts.append(f"{table.files[0].name} has no header line: columns are told by what they hold")
-    options["columns"] = {role: name for role, name in table.columns.items() if name != role or role == "quantity"}
+    options["columns"] = {
+        role: table.joined.get(name, name) for role, name in table.columns.items() if name != role or role == "quantity"
+    }
     name = table.files[0].name
     for role in ("user_id", "item_id", "timestamp", "action", "query", "quantity", "rating"):
         if role in table.columns and table.columns[role] != role:
@@ -204,7 +211,10 @@ def _flag_options(table: Table, guess: Guess) -> dict[str, Any]:
 def _time_options(table: Table, guess: Guess) -> dict[str, Any]:
     name = table.files[0].name
     if "timestamp" not in table.columns:
-        guess.doubts.append(f"{name}: no column of times: the order of the rows counts as the order in time")
+        unread = [column for column in table.sample.columns if role_by_words(column) == "timestamp"]
+        unread = [f"{column} holds {table.sample[column].drop_nulls().head(1).to_list()}" for column in unread]
+        why = f"no column of times can be read ({unread[0]})" if unread else "no column of times"
+        guess.doubts.append(f"{name}: {why}: the order of the rows counts as the order in time")
         return {"timestamp_unit": "order"}
     column = table.sample[table.columns["timestamp"]]
     kind = time_kind(column)

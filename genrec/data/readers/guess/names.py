@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from genrec.data.readers.guess.languages import stage_by_words
+
 # Role -> names without case and signs, the surest first.
 _EVENT_NAMES = {
     "user_id": """
@@ -143,8 +145,9 @@ def bare(name: str) -> str:
 
 
 def stage_of(action: str) -> int | None:
-    """The stage of an action in the feedback chain, or None for an unknown word."""
-    return STAGES.get(bare(action))
+    """The stage of an action in the feedback chain, by the word itself or by its stems; None for an unknown one."""
+    known = STAGES.get(bare(action))
+    return stage_by_words(action) if known is None else known
 
 
 GROUPS = (

@@ -7,6 +7,7 @@ import re
 import polars as pl
 
 from genrec.data.ids import NULL_WORDS
+from genrec.data.readers.guess.languages import role_by_words
 from genrec.data.readers.guess.names import (
     DESCRIPTIVE,
     EVENT_NAMES,
@@ -22,22 +23,26 @@ from genrec.data.times import recognise
 from genrec.errors import UserError
 
 LABELLED = r"^\S+-[01](?:\s\S+-[01])*$"
+CLOCK = r"^\d{1,2}:\d\d(?::\d\d)?(?:\.\d+)?(?: ?[AaPp][Mm])?$"
 FLAG_VALUES = {"0", "1", "0.0", "1.0", "true", "false", "yes", "no", "t", "f", "y", "n"}
 
 
 def assign_roles(table: Table) -> None:
     """Give the columns of a table their roles."""
     _join_numbered(table)
+    _join_date_parts(table)
     taken: set[str] = set()
     for role, names in EVENT_NAMES.items():
         name = _best(table, role, names, taken)
         if name is not None:
             table.columns[role] = name
             taken.add(name)
+    _assign_by_words(table, taken)
     if table.header:
         _assign_by_content(table, taken)
     else:
         _assign_leftovers(table, taken)
+    _join_clock(table, taken)
     if "action" not in table.columns and {"user_id", "item_id"} <= {*table.columns}:
         table.flags = _flags(table, taken)
     record = table.columns.get("item_id", "").rpartition(".")[0]  # in nested records, what stands beside the item
@@ -48,11 +53,31 @@ def assign_roles(table: Table) -> None:
             for name in free
             if (rank := rank_of(name, names)) is not None and name != table.columns.get("item_id")
         ]
+        ranked = ranked or [(0.0, name) for name in free if role_by_words(name) == role]
         if ranked:
             table.items[role] = min(ranked, key=lambda one: (one[1].rpartition(".")[0] != record, *one))[1]
     item = table.columns.get("item_id")
     if item and bare(item) in ITEM_NAMES["title"] and "title" not in table.items:
         table.items["title"] = item
+
+
+def _assign_by_words(table: Table, taken: set[str]) -> None:
+    """Roles of an event that no column has by its whole name, by the words of the names in any language."""
+    for role in ("user_id", "item_id", "timestamp", "action", "query", "quantity"):
+        if role in table.columns or table.header:
+            continue
+        of_items = {name for names in ITEM_NAMES.values() for name in names}
+        for name in table.sample.columns:
+            free = name not in taken and bare(name) not in of_items
+            if (
+                free
+                and role_by_words(name) == role
+                and _fits(table, role, name)
+                and not _is_unlikely(table, role, name, 0)
+            ):
+                table.columns[role] = name
+                taken.add(name)
+                break
 
 
 def _best(table: Table, role: str, names: tuple[str, ...], taken: set[str]) -> str | None:
@@ -88,7 +113,51 @@ def _join_numbered(table: Table) -> None:
         others = [name for name in table.sample.columns if name.startswith(prefix) and name not in names]
         rank = rank_of(prefix, EVENT_NAMES["item_id"])
         if len(names) > 1 and not others and rank is not None and rank < 100 and not table.header:
+            if _is_matrix(table, names):
+                raise UserError(
+                    f"{table.files[0]}: a column for each item ({names[0]}, {names[1]}, ...) with numbers in them, a "
+                    "matrix; write one row for each user and item"
+                )
             table.sample = table.sample.with_columns(table.sample[names[0]].alias(prefix + "*")).drop(names)
+
+
+def _is_matrix(table: Table, names: list[str]) -> bool:
+    """Whether columns of items hold few numbers, such as ratings or counts, and not items."""
+    values = pl.concat([table.sample[name].cast(pl.String).rename("value") for name in names]).drop_nulls()
+    return len(names) > 4 and values.n_unique() < len(names) and values.str.contains(r"^\d(?:[.,]\d+)?$").all()
+
+
+def _join_date_parts(table: Table) -> None:
+    """Columns ``year``, ``month`` and ``day``, as partitions have them, get one column of dates."""
+    parts = {bare(name): name for name in table.sample.columns}
+    if {"year", "month", "day"} <= {*parts}:
+        _joined_column(table, [parts[key] for key in ("year", "month", "day")])
+
+
+def _join_clock(table: Table, taken: set[str]) -> None:
+    """A column of dates without a clock and one of clocks become the time."""
+    date = table.columns.get("timestamp")
+    if date is None or table.sample[date].dtype.is_numeric() or table.sample[date].dtype == pl.Datetime:
+        return
+    if table.sample[date].cast(pl.String).str.contains(":").any():
+        return
+    for name in table.sample.columns:
+        column = table.sample[name]
+        if name in taken or column.dtype.is_nested() or not column.count():
+            continue
+        if column.dtype == pl.Time or column.cast(pl.String).drop_nulls().str.contains(CLOCK).all():
+            table.columns["timestamp"] = _joined_column(table, [date, name])
+            taken.add(name)
+            return
+
+
+def _joined_column(table: Table, names: list[str]) -> str:
+    """Add the column of several to the sample, as the reader joins them; returns its name."""
+    joined = " + ".join(names)
+    table.joined[joined] = names
+    made = pl.concat_str([pl.col(name).cast(pl.String) for name in names], separator=" ")
+    table.sample = table.sample.with_columns(made.alias(joined)).drop(names)
+    return joined
 
 
 def _flags(table: Table, taken: set[str]) -> dict[str, str]:
@@ -153,6 +222,10 @@ def _assign_leftovers(table: Table, taken: set[str]) -> None:
         if times:
             table.columns["timestamp"] = times[0]
             taken.add(times[0])
+    nested = table.columns.get("item_id", "").rpartition(".")[0]
+    if nested and "user_id" not in table.columns and "id" in table.sample.columns and not table.is_key("id"):
+        table.columns["user_id"] = "id"  # the records hold a list of events each: they are the users
+        taken.add("id")
     bare_id = next((name for name in table.sample.columns if bare(name) == "id" and name not in taken), None)
     if "user_id" in table.columns and "item_id" not in table.columns and bare_id is not None:
         table.columns["item_id"] = bare_id

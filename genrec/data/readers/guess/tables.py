@@ -30,6 +30,8 @@ class Table:
     """The names given to the columns of a file without a header line."""
     columns: dict[str, str] = field(default_factory=dict)
     items: dict[str, str] = field(default_factory=dict)
+    joined: dict[str, list[str]] = field(default_factory=dict)
+    """A column of the sample made of several of the file -> their names."""
     flags: dict[str, str] = field(default_factory=dict)
     """True/false columns and the action that each speaks of."""
     doubts: list[str] = field(default_factory=list)
@@ -67,13 +69,18 @@ def sampled_tables(files: Sequence[Path], guess: Guess) -> list[Table]:
         if table.sample.is_empty():
             continue
         key = (table.layout.kind, *(name for name in table.sample.columns))
-        if key in tables and table.header is None and file.parent == tables[key].files[0].parent:
+        if key in tables and table.header is None and folder_of(file) == folder_of(tables[key].files[0]):
             tables[key].files.append(file)
         else:
             tables[(*key, str(file)) if key in tables else key] = table
     if not tables:
         raise UserError(f"{guess.path}: no table with rows can be read there; {'; '.join(guess.doubts[:2])}")
     return list(tables.values())
+
+
+def folder_of(file: Path) -> Path:
+    """The folder of a file; for one in a partition (``day=2024-05-01``), the folder of all partitions."""
+    return next((parent for parent in file.parents if "=" not in parent.name), file.parent)
 
 
 def _sampled(file: Path) -> Table:

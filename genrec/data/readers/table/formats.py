@@ -30,17 +30,31 @@ from genrec.errors import UserError
 ENDINGS = {
     ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "json",
     ".ndjson": "json", ".json": "json", ".xlsx": "excel", ".xls": "excel",
+    ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
 }  # fmt: skip
 PASSED_OVER = (".crc", ".md", ".pdf", ".sh", ".py", ".yaml", ".yml", ".html", ".log.bak", ".sql")
 SEPARATORS = ("\t", ";", ",", "|", "::")
-ASIAN = ("cp932", "euc_jp", "gb18030", "big5", "cp949")
+SCRIPTS = ("cp932", "euc_jp", "gb18030", "big5", "cp949", "cp1251", "koi8_r", "cp1253", "cp1255", "cp1256")
+BINARY = {
+    b"SQLite format 3\x00": "a SQLite database; write each table to a file: sqlite3 FILE -header -csv 'select * from TABLE'",
+    b"Obj\x01": "an Avro file; write it as Parquet or JSON lines",
+    b"ORC": "an ORC file; write it as Parquet",
+    b"\x89HDF": "an HDF5 file; write its tables as Parquet",
+    b"\x80\x04": "a pickle; write its frame with to_parquet",
+    b"\xd0\xcf\x11\xe0": "an old Excel file (.xls); save it as .xlsx or CSV",
+}
+"""First bytes of files that are no table of text -> what they are and what to do."""
+PLAIN_ROW = r"[\w.:-]+(?: [\w.:-]+)+ ?"
+"""A line of ids between spaces, as benchmarks write a pair, or a user and all items."""
 SAMPLE_BYTES = 1 << 20
 SAMPLE_LINES = 200
+ARROW_ROWS = 1 << 20
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one file is laid out. ``kind`` is parquet, excel, json, array or text; the others only count for text."""
+    """How one file is laid out. ``kind`` is parquet, arrow, excel, json, array, sequences (lines of a user and its
+    items) or text; the others only count for text."""
 
     kind: str
     separator: str = ","
@@ -92,6 +106,11 @@ def layout_of(file: Path, format: str | None = None, separator: str | None = Non
         if file.suffix in COMPRESSED:
             raise UserError(f"{file}: Parquet files are compressed inside; unpack it")
         return Layout("parquet")
+    if kind == "arrow" or head.startswith(b"ARROW1"):
+        return Layout("arrow")
+    for start, words in BINARY.items():
+        if head.startswith(start):
+            raise UserError(f"{file}: is {words}")
     if kind == "excel":
         return Layout("excel")
     encoding = encoding or guess_encoding(head)
@@ -106,6 +125,8 @@ def layout_of(file: Path, format: str | None = None, separator: str | None = Non
             whole = False  # lines of objects, the first of which is broken
         return Layout("array" if whole else "json", encoding=encoding)
     raw = text.splitlines()[:SAMPLE_LINES]
+    if kind in (None, "text") and separator is None and _is_sequences(raw):
+        return Layout("sequences", encoding=encoding)
     skip = lines_before_header(raw, separator)
     lines = [line for line in raw[skip:] if line.strip()]
     sections = bool(lines) and re.fullmatch(SECTION, lines[0]) is not None
@@ -117,6 +138,13 @@ def layout_of(file: Path, format: str | None = None, separator: str | None = Non
             bool(lines) and all(len(name) > 1 and name[0] == name[-1] == '"' for name in lines[0].split("\t"))
         )
     return Layout("text", chosen, quoted, encoding, skip, sections)
+
+
+def _is_sequences(lines: Sequence[str]) -> bool:
+    """Whether lines hold a user and its items, a different number each, with spaces between them."""
+    rows = [line for line in lines if line.strip()]
+    numbers = {line.count(" ") for line in rows}
+    return len(rows) > 1 and len(numbers) > 1 and all(re.fullmatch(PLAIN_ROW, line) for line in rows)
 
 
 def lines_before_header(lines: Sequence[str], separator: str | None) -> int:
@@ -164,14 +192,14 @@ def guess_encoding(head: bytes) -> str:
         return "utf-8"
     if all(_in_words(lines[index]) for index in odd):
         return "cp1252" if _decodes(head, "cp1252") else "latin-1"
-    return _asian_encoding(b"\n".join(lines)) or "utf-8"
+    return _script_encoding(b"\n".join(lines)) or "utf-8"
 
 
-def _asian_encoding(content: bytes) -> str | None:
-    """The two-byte encoding of a text of Chinese, Japanese or Korean, by how frequent its letters are."""
+def _script_encoding(content: bytes) -> str | None:
+    """The encoding of a text in another script, such as Chinese, Cyrillic or Greek, by how frequent its letters are."""
     import charset_normalizer
 
-    best = charset_normalizer.from_bytes(content[: 1 << 16], cp_isolation=list(ASIAN)).best()
+    best = charset_normalizer.from_bytes(content[: 1 << 16], cp_isolation=list(SCRIPTS)).best()
     return None if best is None or not _decodes(content, best.encoding) else best.encoding
 
 
@@ -213,6 +241,8 @@ def guess_separator(lines: Sequence[str], default: str | None) -> str:
             score = lines_with + min(number, 20) / 100
             if score > agreeing and lines_with >= 0.5 * min(len(lines), 50):
                 best, agreeing = separator, score
+    if not agreeing and default is None and all(re.fullmatch(PLAIN_ROW, line) for line in lines[:50]):
+        return " "
     return best
 
 
@@ -237,6 +267,13 @@ def table_batches(file: Path, layout: Layout, names: Sequence[str] | None, colum
 def _raw_batches(file: Path, layout: Layout, names: Sequence[str] | None, columns: set[str] | None) -> Iterator[Batch]:
     if layout.kind == "parquet":
         yield from parquet_batches(file, columns)
+    elif layout.kind == "arrow":
+        yield from _arrow(file)
+    elif layout.kind == "sequences":
+        for lines, wrong in line_batches(file, layout.encoding):
+            fields = lines[RAW].str.strip_chars().str.splitn(" ", 2).struct.rename_fields(["user_id", "item_id"])
+            table = pl.concat([lines.select(LINE), fields.struct.unnest()], how="horizontal")
+            yield Batch(table, lines.height + wrong.height, file.name, [wrong])
     elif layout.kind == "excel":
         yield _excel(file)
     elif layout.kind == "array":
@@ -320,6 +357,16 @@ def _excel(file: Path) -> Batch:
     )
 
 
+def _arrow(file: Path) -> Iterator[Batch]:
+    try:
+        table = pl.read_ipc(file, memory_map=True)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{file}: not readable as an Arrow file ({str(error).splitlines()[0]})") from error
+    for begin in range(0, max(table.height, 1), ARROW_ROWS):
+        part = table.slice(begin, ARROW_ROWS).with_row_index(LINE, offset=begin + 1)
+        yield Batch(part.with_columns(pl.col(LINE).cast(pl.Int64)), part.height, file.name)
+
+
 def _array(file: Path, encoding: str) -> Batch:
     """A whole JSON document: a list of objects, or an object that holds one; a row's line is its number in the list."""
     try:
@@ -330,13 +377,22 @@ def _array(file: Path, encoding: str) -> Batch:
             f"{file}: not readable as JSON ({str(error)[:80]}); one object a line would be read row by row"
         ) from error
     if isinstance(document, dict):
-        lists = [
-            value for value in document.values() if isinstance(value, list) and value and isinstance(value[0], dict)
-        ]
-        document = lists[0] if len(lists) == 1 else [document]
+        document = _records(document)
     texts = [json.dumps(row, ensure_ascii=False) for row in document]
     lines = pl.DataFrame(
         {LINE: pl.int_range(1, len(texts) + 1, eager=True, dtype=pl.Int64), RAW: pl.Series(texts, dtype=pl.String)}
     )
     table, broken = parse_json_lines(lines, file.name, None)
     return Batch(table, lines.height, file.name, [broken])
+
+
+def _records(document: dict) -> list:
+    """The rows of a JSON object: its one list of objects, or a list under each user's id, or the object itself."""
+    lists = [value for value in document.values() if isinstance(value, list) and value]
+    if len(document) > 1 and len(lists) == len(document):
+        if all(isinstance(row, dict) for rows in lists for row in rows):
+            return [{"user_id": user, **row} for user, rows in document.items() for row in rows]
+        if not any(isinstance(row, dict | list) for rows in lists for row in rows):
+            return [{"user_id": user, "item_id": rows} for user, rows in document.items()]
+    records = [rows for rows in lists if isinstance(rows[0], dict)]
+    return records[0] if len(records) == 1 else [document]

@@ -35,6 +35,9 @@ class TableOptions:
     """Items: a file, a folder or a pattern (optional)."""
     users: Any = None
     """Users: a file, a folder or a pattern (optional)."""
+    impressions: Any = None
+    """Impressions: a file, a folder or a pattern with the columns of events, whose ``action`` says what came of each
+    (optional)."""
     columns: dict[str, Any] = field(default_factory=dict)
     """The event column of the data contract -> the file's column; a column not listed is looked for under its own
     name."""
@@ -140,7 +143,7 @@ def parse_options(options: dict) -> TableOptions:
     settings = TableOptions(**options)
     for key in TABLES:
         setattr(settings, key, _mapping(getattr(settings, key), key))
-    for key in ("items", "users"):
+    for key in ("items", "users", "impressions"):
         if not isinstance(getattr(settings, key), str | None):
             raise UserError(f"reader 'table': option {key} must be a path, not {getattr(settings, key)!r}")
     for key, valid in (("timestamp_unit", UNITS), ("format", FORMATS)):

@@ -56,7 +56,8 @@ def table_sources(path: Path, options: dict, columns: list[str] | None = None) -
     joined = {base / join["file"] for join in (*settings.joins, *settings.item_joins) if "file" in join}
     if settings.category_tree and "file" in settings.category_tree:
         joined.add(base / settings.category_tree["file"])
-    others = {*item_files, *user_files, *joined}
+    impressions = table_files(_under(base, settings.impressions, "impressions")) if settings.impressions else []
+    others = {*item_files, *user_files, *impressions, *joined}
     sources: list[LogSource] = []
     for entry, own in settings.entries():
         event_path = path if entry is None else _under(base, str(entry), "events")
@@ -73,6 +74,7 @@ def table_sources(path: Path, options: dict, columns: list[str] | None = None) -
             index = len(sources)
             also = [base / join["file"] for join in own.joins]
             sources.append(LogSource([file, *also], partial(_read_events, file, own, columns, base, index)))
+    sources += [LogSource([file], partial(_read_impressions, file, settings)) for file in impressions]
     if item_files or user_files:
         tables = [*settings.item_joins, *([settings.category_tree] if settings.category_tree else [])]
         also = [base / entry["file"] for entry in tables if "file" in entry]
@@ -128,6 +130,25 @@ def _read_events(
         items.check()
 
 
+def _read_impressions(file: Path, settings: TableOptions) -> Iterator[RawLog]:
+    """Impressions of a table of their own; ``action`` says what came of each."""
+    columns = Columns(settings.columns, [*REQUIRED_EVENT_COLUMNS, "action"], "columns", file, late=False)
+    notation: TimeNotation | None = None
+    for batch in named_batches(file, settings, columns, settings.names, None, []):
+        clean_ids(batch, ("user_id", "item_id"), settings, file)
+        if notation is None and batch.table["timestamp"].count():
+            notation = recognised(batch.table["timestamp"], settings, file)
+        to_seconds(batch, notation or TimeNotation("s"))
+        to_actions(batch, settings, file)
+        yield batch.part(impressions=_impressions(batch.table, file))
+
+
+def _impressions(table: pl.DataFrame, file: Path) -> pl.DataFrame:
+    known = [name for name in (*IMPRESSION_SCHEMA, "query", "surface") if name in table.columns]
+    position = [pl.col("position").cast(pl.Int64, strict=False)] if "position" in known else []
+    return conform(table.select(known).with_columns(position), IMPRESSION_SCHEMA, str(file))
+
+
 def _event_part(batch: Batch, settings: TableOptions, file: Path, items: pl.DataFrame | None) -> RawLog:
     table = batch.table.drop(LINE)
     for name in ("query", "surface", "request_id"):
@@ -138,12 +159,7 @@ def _event_part(batch: Batch, settings: TableOptions, file: Path, items: pl.Data
     if settings.chain and (lowest := settings.lowest_event) is not None:
         tables["chain"] = tuple(settings.chain)
         if settings.chain[0] == "impression":
-            known = [name for name in (*IMPRESSION_SCHEMA, "query", "surface") if name in table.columns]
-            impressions = table.select(known)
-            if "position" in known:
-                impressions = impressions.with_columns(pl.col("position").cast(pl.Int64, strict=False))
-            if "request_id" in known:
-                tables["impressions"] = conform(impressions, IMPRESSION_SCHEMA, str(file))
+            tables["impressions"] = _impressions(table, file)
         events = table.filter(reaches(settings.chain, lowest))
         batch.count(f"impressions and other actions below {lowest}", table.height - events.height)
         table = events

@@ -6,6 +6,7 @@ import csv
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -44,12 +45,10 @@ def delimited_batches(
     Args:
         file: the text file, plain or compressed.
         separator: None takes a tab when the first line has one, else a comma.
-        quoted: whether double quotes enclose fields as in CSV; None: yes, except in tab-separated files, which have
-        no quotes.
-        columns: the names of the columns where the first line does not hold them; a file may lack the last
-        ``optional`` ones.
+        quoted: whether double quotes enclose fields as in CSV; None: yes, except in tab-separated files.
+        columns: the names of the columns where the first line does not hold them.
+        optional: how many of the last ``columns`` a file may lack.
         is_header: with ``columns``, whether the fields of the first line are a header all the same.
-        optional: see ``columns``.
         required: columns that the header must name.
         reserved: names that the reader gives to columns of its own, which the header must not use.
         encoding: of the file.
@@ -57,54 +56,82 @@ def delimited_batches(
         repeats: number a column whose name the header repeats (``price_2``), with a warning, instead of refusing it.
         sections: lines such as ``17:`` give the first field of the lines below them, and are no rows.
 
-    Raises:
-        UserError: for an empty file that should have a header, and for a header that names a column twice, lacks a
-            required column or uses a reserved name.
+    Raises ``UserError`` for an empty file that should have a header, and for a header that names a column twice, lacks
+    a required column or uses a reserved name.
     """
-    header: list[str] | None = None
+    head: _Head | None = None
     early: list[pl.DataFrame] = []  # undecodable lines before the header
-    guess = quoted is not False and separator != "\t"
+    quotes = quoted is not False and separator != "\t"
     escaped: bool | None = None
     section = ""
-    for lines, wrong in line_batches(file, encoding, quoted=guess):
-        if escaped is None and guess:
-            escaped = lines[RAW].str.contains(_ESCAPED).any()
-        if escaped:
-            lines = lines.with_columns(
-                pl.col(RAW).str.replace_all(_ESCAPE, '$1""').str.replace_all("\\\\", "\\", literal=True)
-            )
-        if header is None:
-            lines, wrong = (table.filter(pl.col(number) > skip) for table, number in ((lines, LINE), (wrong, "line")))
-            if not lines.is_empty() and lines[LINE][0] == 1 and lines[RAW][0].lower().startswith("sep="):
-                lines = lines.slice(1)  # a spreadsheet's own note of its separator
+    for lines, wrong in line_batches(file, encoding, quoted=quotes):
+        if escaped is None:
+            escaped = quotes and lines[RAW].str.contains(_ESCAPED).any()
+        lines = _unescaped(lines) if escaped else lines
+        if head is None:
+            lines, wrong = _from_header(lines, skip), wrong.filter(pl.col("line") > skip)
             if lines.is_empty():
                 early.append(wrong)
                 continue
-            text = lines[RAW][0]
-            separator = separator or ("\t" if "\t" in text else ",")
-            quoted = len(separator) == 1 and (separator != "\t" if quoted is None else quoted)
-            first = header_fields(text, separator, file, quoted)
-            named = columns is None or (is_header is not None and is_header(first))
-            if named:
-                first[0] = first[0].removeprefix("#").strip() if skip or separator in first[0] else first[0]
-                first = _numbered_names(first, file) if repeats else first
-                header = check_header(first, required, reserved, file)
-            else:
-                header = list(columns or ())[: max(len(first), len(columns or ()) - optional)]
-            lines = lines.slice(int(named))
-        assert separator is not None
+            head = _Head.read(lines[RAW][0], separator, quoted, file, (columns, optional), is_header, skip > 0, repeats)
+            check_header(head.names, required if head.named else (), reserved if head.named else (), file)
+            lines = lines.slice(int(head.named))
         if sections:
-            lines, section = _with_sections(lines, section, separator)
-        table, ragged = split_fields(lines, header, separator, file.name, bool(quoted))
-        table = nulls_for_blanks(table, header)
+            lines, section = _with_sections(lines, section, head.separator)
+        table, ragged = split_fields(lines, head.names, head.separator, file.name, head.quoted)
+        table = nulls_for_blanks(table, head.names)
         rejected, early = [*early, wrong, ragged], []
         # A quoted row may span lines, so rows are counted after the cut.
         yield Batch(table, table.height + sum(part.height for part in rejected), file.name, rejected)
-    if header is None and columns is None:
+    if head is None and columns is None:
         raise UserError(f"{file}: empty; expected a header line and data")
     if early:
         schema = {LINE: pl.Int64, **dict.fromkeys(columns or (), pl.String)}
         yield Batch(pl.DataFrame(schema=schema), sum(map(len, early)), file.name, early)
+
+
+@dataclass
+class _Head:
+    """What the first line of a file decides. ``named``: the line itself holds the names of the columns."""
+
+    names: list[str]
+    separator: str
+    quoted: bool
+    named: bool
+
+    @classmethod
+    def read(
+        cls,
+        line: str,
+        separator: str | None,
+        quoted: bool | None,
+        file: Path,
+        columns: tuple[Sequence[str] | None, int],
+        is_header: Callable[[list[str]], bool] | None,
+        commented: bool,
+        repeats: bool,
+    ) -> _Head:
+        """By the first line; ``columns``: the given names and how many of the last ones a file may lack."""
+        separator = separator or ("\t" if "\t" in line else ",")
+        quoted = len(separator) == 1 and (separator != "\t" if quoted is None else quoted)
+        first, (given, optional) = header_fields(line, separator, file, quoted), columns
+        if given is not None and (is_header is None or not is_header(first)):
+            return cls(list(given)[: max(len(first), len(given) - optional)], separator, quoted, False)
+        if commented or separator in first[0]:
+            first[0] = first[0].removeprefix("#").strip()
+        return cls(_numbered_names(first, file) if repeats else first, separator, quoted, True)
+
+
+def _from_header(lines: pl.DataFrame, skip: int) -> pl.DataFrame:
+    """The lines from the header on: without the first ``skip``, and without a spreadsheet's note of its separator."""
+    lines = lines.filter(pl.col(LINE) > skip)
+    noted = not lines.is_empty() and lines[LINE][0] == 1 and lines[RAW][0].lower().startswith("sep=")
+    return lines.slice(int(noted))
+
+
+def _unescaped(lines: pl.DataFrame) -> pl.DataFrame:
+    """Lines with quotes doubled inside fields where they were escaped by a backslash."""
+    return lines.with_columns(pl.col(RAW).str.replace_all(_ESCAPE, '$1""').str.replace_all("\\\\", "\\", literal=True))
 
 
 def _with_sections(lines: pl.DataFrame, current: str, separator: str) -> tuple[pl.DataFrame, str]:
