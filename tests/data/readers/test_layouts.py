@@ -3,66 +3,16 @@ guessed."""
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
 
 from genrec.data.readers import read_log
-from genrec.data.readers.guess import guess_log
-from genrec.data.schema import RawLog, join_parts
+from genrec.data.schema import join_parts
+from tests.data.readers.layouts import DAY, Layout, T, check, guessed, json_lines, lines, parquet, write, zipped
 
-T = 1_714_566_600  # 2024-05-01 12:30:00 UTC
-Event = tuple[str, str, int]
-
-
-@dataclass
-class Layout:
-    """Files by name, the options that read them, and the events (user, item, time) that they hold, in order.
-
-    ``path`` is the file under the folder, where a folder is not what a user would give. ``guess`` may differ from the
-    options: it is
-    false where a person has to decide.
-    """
-
-    files: dict[str, str | bytes | Callable[[Path], None]]
-    events: list[Event]
-    options: dict[str, Any] = field(default_factory=dict)
-    titles: dict[str, str] = field(default_factory=dict)
-    categories: dict[str, list[str]] = field(default_factory=dict)
-    prices: dict[str, float] = field(default_factory=dict)
-    actions: list[str] | None = None
-    queries: list[str | None] | None = None
-    path: str = ""
-    guess: bool = True
-
-
-def lines(*rows: str, end: str = "\n") -> str:
-    return "".join(row + end for row in rows)
-
-
-def json_lines(*rows: dict) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def zipped(name: str, text: str) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(name, text)
-    return buffer.getvalue()
-
-
-def parquet(table: pl.DataFrame) -> Callable[[Path], None]:
-    return lambda path: table.write_parquet(path)
-
-
-DAY = 86_400
 LAYOUTS: dict[str, Layout] = {
     "taobao": Layout(
         {
@@ -668,7 +618,7 @@ LAYOUTS: dict[str, Layout] = {
         {"columns": {"user_id": "user", "item_id": "item", "timestamp": "date"}},
     ),
     "zipped": Layout(
-        {"export.zip": zipped("out/log.csv", lines("uid,sku,ts", f"a,x,{T}", f"b,y,{T + 1}"))},
+        {"export.zip": zipped({"out/log.csv": lines("uid,sku,ts", f"a,x,{T}", f"b,y,{T + 1}")})},
         [("a", "x", T), ("b", "y", T + 1)],
         {"columns": {"user_id": "uid", "item_id": "sku", "timestamp": "ts"}},
     ),
@@ -720,6 +670,7 @@ LAYOUTS: dict[str, Layout] = {
             "item_columns": {"title": "Description", "price": "UnitPrice"},
         },
         titles={"22728": "ALARM CLOCK"},
+        bad_rows=1,  # a customer without an id
     ),
     "segment-events": Layout(
         {
@@ -786,33 +737,6 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def write(layout: Layout, folder: Path) -> Path:
-    """The files of a layout in a folder; the path that a user would give."""
-    for name, content in layout.files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if callable(content):
-            content(path)
-        else:
-            path.write_bytes(content.encode() if isinstance(content, str) else content)
-    if layout.path:
-        return folder / layout.path
-    return folder / next(iter(layout.files)) if len(layout.files) == 1 else folder
-
-
-def check(log: RawLog, layout: Layout) -> None:
-    rows = log.events.select("user_id", "item_id", "timestamp").rows()
-    assert sorted(rows) == sorted(layout.events)
-    items = {row["item_id"]: row for row in log.items.iter_rows(named=True)}
-    for name, expected in (("title", layout.titles), ("category", layout.categories), ("price", layout.prices)):
-        assert {item: items[item][name] for item in expected} == expected, name
-    if layout.actions is not None:
-        assert log.events["action"].to_list() == layout.actions
-    if layout.queries is not None:
-        assert log.events["query"].to_list() == layout.queries
-    assert log.quarantine.height <= 1  # the customer of "online-retail" without an id
-
-
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layout_by_options(name: str, tmp_path: Path) -> None:
     path = write(LAYOUTS[name], tmp_path)
@@ -821,78 +745,5 @@ def test_layout_by_options(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if layout.guess])
 def test_layout_is_guessed(name: str, tmp_path: Path) -> None:
-    path = write(LAYOUTS[name], tmp_path)
-    guess = guess_log(path)
-    log = join_parts(read_log(guess.reader, guess.path, guess.options))
-    rows = log.events.select("user_id", "item_id", "timestamp").rows()
-    assert sorted(rows) == sorted(LAYOUTS[name].events), guess
-
-
-GUESSED = {
-    "gowalla": (
-        "checkins.txt",
-        lines("0\t2010-10-19T23:55:27Z\t30.2359\t-97.7951\t22847", "1\t2010-10-17T23:42:03Z\t30.2557\t-97.7633\t22847"),
-        [("0", "22847", 1287532527), ("1", "22847", 1287358923)],
-    ),
-    "foursquare": (
-        "checkins.txt",
-        lines(
-            "470\t49bbd6\t4bf58d\tCraft\t40.719\t-74.002\t-240\tTue Apr 03 18:00:09 +0000 2012",
-            "979\t4a43c0\t4bf58d\tBridge\t40.606\t-74.044\t-240\tTue Apr 03 18:00:25 +0000 2012",
-        ),
-        [("470", "49bbd6", 1333476009), ("979", "4a43c0", 1333476025)],
-    ),
-    "ta-feng": (
-        "merged.csv",
-        lines(
-            '"TRANSACTION_DT","CUSTOMER_ID","PRODUCT_ID","SALES_PRICE"',
-            '"11/1/2000","01104905  ",4710199010372,30',
-            '"11/21/2000","00418683  ",4710857472535,46',
-        ),
-        [("01104905", "4710199010372", 973036800), ("00418683", "4710857472535", 974764800)],
-    ),
-    "steam": (
-        "steam-200k.csv",
-        lines(
-            '151603712,"Skyrim",purchase,1.0,0', '151603712,"Skyrim",play,273.0,0', '187131847,"Dota 2",purchase,1.0,0'
-        ),
-        [("151603712", "Skyrim", 1), ("151603712", "Skyrim", 2), ("187131847", "Dota 2", 3)],
-    ),
-    "adressa": (
-        "week.jsonl",
-        json_lines(
-            {"eventId": 1, "time": T, "userId": "cx:1", "id": "n1", "title": "News"},
-            {"eventId": 2, "time": T + 1, "userId": "cx:2", "id": "n2", "title": "More"},
-        ),
-        [("cx:1", "n1", T), ("cx:2", "n2", T + 1)],
-    ),
-    "nested-orders": (
-        "orders.json",
-        json.dumps(
-            [
-                {
-                    "id": 1,
-                    "customer": {"id": "c1"},
-                    "created_at": "2024-05-01T12:30:00Z",
-                    "line_items": [{"product_id": 7, "title": "Lamp"}, {"product_id": 8, "title": "Cup"}],
-                },
-                {
-                    "id": 2,
-                    "customer": {"id": "c2"},
-                    "created_at": "2024-05-02T12:30:00Z",
-                    "line_items": [{"product_id": 8, "title": "Cup"}],
-                },
-            ]
-        ),
-        [("c1", "7", T), ("c1", "8", T), ("c2", "8", T + DAY)],
-    ),
-}
-
-
-@pytest.mark.parametrize("name", GUESSED)
-def test_further_layout_is_guessed(name: str, tmp_path: Path) -> None:
-    file, text, expected = GUESSED[name]
-    (tmp_path / file).write_text(text)
-    guess = guess_log(tmp_path / file)
-    log = join_parts(read_log(guess.reader, guess.path, guess.options))
-    assert sorted(log.events.select("user_id", "item_id", "timestamp").rows()) == sorted(expected), guess
+    rows = guessed(write(LAYOUTS[name], tmp_path)).events.select("user_id", "item_id", "timestamp").rows()
+    assert sorted(rows) == sorted(LAYOUTS[name].events)

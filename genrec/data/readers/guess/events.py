@@ -154,6 +154,8 @@ def _event_options(table: Table, guess: Guess) -> dict[str, Any]:
             f"{name}: no column names a person: each {table.columns['user_id']} counts as a user of its own"
         )
     guess.doubts += [f"{name}: {doubt}" for doubt in table.doubts]
+    if (example := _accented(table)) and not table.layout.encoding.startswith("utf"):
+        guess.doubts.append(f"{name}: read as {table.layout.encoding}, as in {example!r} (encoding)")
     options |= _rating_options(table, guess)
     if "history" in table.columns:
         guess.notes.append(f"{name}: column {table.columns['history']!r} lists items that a user had before the row")
@@ -176,6 +178,15 @@ def _event_options(table: Table, guess: Guess) -> dict[str, Any]:
     elif table.flags:
         options |= _flag_options(table, guess)
     return options
+
+
+def _accented(table: Table) -> str | None:
+    """A text of the sample with a letter beyond ASCII."""
+    for column in table.sample.select(pl.col(pl.String)):
+        texts = column.filter(column.str.contains(r"[^\x00-\x7f]"))
+        if len(texts):
+            return texts[0][:40]
+    return None
 
 
 def _rating_options(table: Table, guess: Guess) -> dict[str, Any]:

@@ -67,6 +67,7 @@ _ACTIONS = {
         conversion transaction comand покуп заказ купл 购买 購入 구매 주문
     """,
 }
+_BASE_LETTERS = str.maketrans("ıłø", "ilo")
 _UNDONE = re.compile(
     "remov|delet|cancel|refund|return|abandon|annul|supprim|retir|storn|iade|удал|отмен|возврат|취소|환불"
 )
@@ -78,7 +79,7 @@ def _stems(text: str) -> tuple[str, ...]:
 
 def folded(text: str) -> str:
     """Lower case without accents."""
-    plain = text.lower().translate(str.maketrans({"ı": "i", "ł": "l", "ø": "o", "æ": "ae", "ß": "ss"}))
+    plain = text.lower().translate(_BASE_LETTERS)
     return "".join(sign for sign in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(sign))
 
 

@@ -217,15 +217,15 @@ def time_kind(column: pl.Series) -> str | None:
 
 def _assign_leftovers(table: Table, taken: set[str]) -> None:
     """A time under an unknown name by what it holds, and a bare ``id`` as the item where each row has a user."""
+    nested = table.columns.get("item_id", "").rpartition(".")[0]
+    if nested and "user_id" not in table.columns and "id" in table.sample.columns and not table.is_key("id"):
+        table.columns["user_id"] = "id"  # the records hold a list of events each: they are the users
+        taken.add("id")
     if "timestamp" not in table.columns and "user_id" in table.columns:
         times = [name for name in table.sample.columns if name not in taken and _is_clear_time(table.sample[name])]
         if times:
             table.columns["timestamp"] = times[0]
             taken.add(times[0])
-    nested = table.columns.get("item_id", "").rpartition(".")[0]
-    if nested and "user_id" not in table.columns and "id" in table.sample.columns and not table.is_key("id"):
-        table.columns["user_id"] = "id"  # the records hold a list of events each: they are the users
-        taken.add("id")
     bare_id = next((name for name in table.sample.columns if bare(name) == "id" and name not in taken), None)
     if "user_id" in table.columns and "item_id" not in table.columns and bare_id is not None:
         table.columns["item_id"] = bare_id

@@ -36,7 +36,7 @@ PASSED_OVER = (".crc", ".md", ".pdf", ".sh", ".py", ".yaml", ".yml", ".html", ".
 SEPARATORS = ("\t", ";", ",", "|", "::")
 SCRIPTS = ("cp932", "euc_jp", "gb18030", "big5", "cp949", "cp1251", "koi8_r", "cp1253", "cp1255", "cp1256")
 BINARY = {
-    b"SQLite format 3\x00": "a SQLite database; write each table to a file: sqlite3 FILE -header -csv 'select * from TABLE'",
+    b"SQLite format 3\x00": "a SQLite database; export each table: sqlite3 FILE -header -csv 'select * from TABLE'",
     b"Obj\x01": "an Avro file; write it as Parquet or JSON lines",
     b"ORC": "an ORC file; write it as Parquet",
     b"\x89HDF": "an HDF5 file; write its tables as Parquet",
@@ -53,8 +53,11 @@ ARROW_ROWS = 1 << 20
 
 @dataclass(frozen=True)
 class Layout:
-    """How one file is laid out. ``kind`` is parquet, arrow, excel, json, array, sequences (lines of a user and its
-    items) or text; the others only count for text."""
+    """How one file is laid out.
+
+    ``kind`` is parquet, arrow, excel, json, array, sequences (lines of a user and its items) or text; the other fields
+    only count for text.
+    """
 
     kind: str
     separator: str = ","
@@ -123,6 +126,8 @@ def layout_of(file: Path, format: str | None = None, separator: str | None = Non
         )
         if whole and first.startswith("{") and any(isinstance(parse_json(line), dict) for line in lines[:50]):
             whole = False  # lines of objects, the first of which is broken
+        if len(lines) == 1 and isinstance(only := parse_json(first), dict):
+            whole = _records(only) != [only]
         return Layout("array" if whole else "json", encoding=encoding)
     raw = text.splitlines()[:SAMPLE_LINES]
     if kind in (None, "text") and separator is None and _is_sequences(raw):
@@ -200,7 +205,11 @@ def _script_encoding(content: bytes) -> str | None:
     import charset_normalizer
 
     best = charset_normalizer.from_bytes(content[: 1 << 16], cp_isolation=list(SCRIPTS)).best()
-    return None if best is None or not _decodes(content, best.encoding) else best.encoding
+    if best is None or not _decodes(content, best.encoding):
+        return None
+    words = re.findall(r"[^\W\d_a-zA-Z]+", content.decode(best.encoding))
+    damage = best.encoding.startswith(("cp12", "koi8")) and max(map(len, words), default=0) < 3
+    return None if damage else best.encoding
 
 
 def _in_words(line: bytes) -> bool:
@@ -359,12 +368,13 @@ def _excel(file: Path) -> Batch:
 
 def _arrow(file: Path) -> Iterator[Batch]:
     try:
-        table = pl.read_ipc(file, memory_map=True)
+        table = pl.scan_ipc(file)
+        rows = table.select(pl.len()).collect().item()
+        for begin in range(0, max(rows, 1), ARROW_ROWS):
+            part = table.slice(begin, ARROW_ROWS).collect().with_row_index(LINE, offset=begin + 1)
+            yield Batch(part.with_columns(pl.col(LINE).cast(pl.Int64)), part.height, file.name)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{file}: not readable as an Arrow file ({str(error).splitlines()[0]})") from error
-    for begin in range(0, max(table.height, 1), ARROW_ROWS):
-        part = table.slice(begin, ARROW_ROWS).with_row_index(LINE, offset=begin + 1)
-        yield Batch(part.with_columns(pl.col(LINE).cast(pl.Int64)), part.height, file.name)
 
 
 def _array(file: Path, encoding: str) -> Batch:

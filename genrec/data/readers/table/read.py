@@ -32,6 +32,7 @@ from genrec.data.times import TimeNotation
 from genrec.errors import UserError
 
 log = logging.getLogger(__name__)
+ROW_STEP = 1 << 16  # items of a row in a file without times
 FILE_STEP = 1 << 31  # rows of a file without times are numbered from this times the file's index
 
 
@@ -115,6 +116,9 @@ def _read_events(
             batch.table = batch.table.with_columns((pl.col(LINE) + index * FILE_STEP).alias("timestamp"))
         before = history_of(batch, settings, file, people) if "history" in settings.columns else None
         unpack_items(batch, settings)
+        if ordered_rows and batch.table[LINE].is_duplicated().any():  # the items of a row follow each other
+            place = pl.int_range(pl.len()).over(LINE)
+            batch.table = batch.table.with_columns(pl.col("timestamp") * ROW_STEP + place)
         clean_ids(batch, ("user_id", "item_id"), settings, file)
         if notation is None and batch.table["timestamp"].count() and not batch.table["timestamp"].dtype.is_nested():
             notation = recognised(batch.table["timestamp"], settings, file)

@@ -62,12 +62,13 @@ def delimited_batches(
     head: _Head | None = None
     early: list[pl.DataFrame] = []  # undecodable lines before the header
     quotes = quoted is not False and separator != "\t"
-    escaped: bool | None = None
+    repairs: list[tuple[str, str]] | None = None
     section = ""
     for lines, wrong in line_batches(file, encoding, quoted=quotes):
-        if escaped is None:
-            escaped = quotes and lines[RAW].str.contains(_ESCAPED).any()
-        lines = _unescaped(lines) if escaped else lines
+        if repairs is None:
+            repairs = _repairs(lines, skip) if quotes else []
+        for pattern, text in repairs:
+            lines = lines.with_columns(pl.col(RAW).str.replace_all(pattern, text))
         if head is None:
             lines, wrong = _from_header(lines, skip), wrong.filter(pl.col("line") > skip)
             if lines.is_empty():
@@ -129,9 +130,19 @@ def _from_header(lines: pl.DataFrame, skip: int) -> pl.DataFrame:
     return lines.slice(int(noted))
 
 
-def _unescaped(lines: pl.DataFrame) -> pl.DataFrame:
-    """Lines with quotes doubled inside fields where they were escaped by a backslash."""
-    return lines.with_columns(pl.col(RAW).str.replace_all(_ESCAPE, '$1""').str.replace_all("\\\\", "\\", literal=True))
+def _repairs(lines: pl.DataFrame, skip: int) -> list[tuple[str, str]]:
+    """Patterns and texts that turn other ways of quoting into that of CSV (RFC 4180), by the first lines of a file.
+
+    Quotes inside fields escaped by a backslash; spaces between quotes and separators; single quotes.
+    """
+    repairs = [(_ESCAPE, '$1""'), (r"\\\\", "\\")] if lines[RAW].str.contains(_ESCAPED).any() else []
+    rows = lines.filter(pl.col(LINE) > skip)[RAW].head(5)
+    if rows.str.contains(r"^\s*'(?:[^']|'')*'(?:[;,|]'(?:[^']|'')*')+\s*$").all():
+        empty_fields = [(r"(^|[;,|])''([;,|]|$)", "$1$2")] * 2  # twice: neighbours share a separator
+        return [*repairs, ('"', '""'), *empty_fields, ("''", "\x1e"), ("'", '"'), ("\x1e", "'")]
+    if rows.str.contains(r'^\s*"[^"]*"\s+[;,|]\s*"').all():
+        return [*repairs, (r'"\s+([;,|])', '"$1'), (r'([;,|])\s+"', '$1"'), (r'^\s+"', '"'), (r'"\s+$', '"')]
+    return repairs
 
 
 def _with_sections(lines: pl.DataFrame, current: str, separator: str) -> tuple[pl.DataFrame, str]:
