@@ -134,7 +134,7 @@ def _keywords(snapshot: CatalogueSnapshot, query: str, item: int) -> list[Keywor
     finder = snapshot.ids.words.keywords
     if finder is None:
         return []
-    query_keywords = set(finder.shown(finder.of_texts([query]), pl.Series("query", [query]))["keyword"])
+    query_keywords = set(finder.as_table(finder.of_texts([query]), pl.Series("query", [query]))["keyword"])
     keywords = [Keyword(keyword, kind, keyword in query_keywords) for keyword, kind in _item_keywords(snapshot, item)]
     return sorted(keywords, key=lambda keyword: not keyword.in_query)
 
@@ -148,7 +148,7 @@ def _item_keywords(snapshot: CatalogueSnapshot, item: int) -> list[tuple[str, st
     if known:
         return known
     row = snapshot.table[item]  # added after the semantic IDs were fitted, or without a keyword
-    return list(finder.shown(finder.of_items(row), row["item_id"]).select("keyword", "type").iter_rows())
+    return list(finder.as_table(finder.of_items(row), row["item_id"]).select("keyword", "type").iter_rows())
 
 
 def _features(snapshot: CatalogueSnapshot, requests: Requests, item: int) -> tuple[float, dict[str, ScoreDetail]]:

@@ -1,4 +1,4 @@
-"""Give items that share a semantic ID codes of their own, as near as possible to where they were."""
+"""Collision resolution: items that share a semantic ID get codes of their own, as near as possible."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def resolve_collisions(
 
     `codes` (n, L) int, `vectors` (n, d) float32, `popularity` (n,) larger is more popular (None: all equal). On each
     code the most popular item (then the lowest index) stays. The others choose in the same order: each takes, of the
-    codes with its first L - 2 levels that nobody holds, the one whose reconstruction is nearest to its vector. Where
+    codes with its first L - 2 levels that no item has, the one whose reconstruction is nearest to its vector. Where
     none is free the item keeps sharing, up to `MAX_LEAF` items a code; the others also change their third last level,
     then the one before, and so on, each to the nearest code below which there is room. The first `fixed` rows are there
     already: they keep their codes, and a row after them shares none while there is a free one. Returns new codes (n, L)
@@ -137,7 +137,7 @@ def _spread(codes: np.ndarray, waiting: np.ndarray, vectors: np.ndarray, codeboo
 
 
 def _fill(codes: np.ndarray, waiting: np.ndarray, sizes: Sequence[int]) -> None:
-    """Give rows the lowest free codes of all, near or not, in place; they share on where the code space is full."""
+    """Give rows the lowest free codes of all, however far, in place. In a full code space they go on sharing."""
     if not len(waiting):
         return
     shape = tuple(reversed(sizes))  # the first level varies fastest, so that no prefix gets them all
@@ -157,7 +157,7 @@ def _move(
 ) -> np.ndarray:
     """Give rows `waiting` (in order of choice) of `codes` free codes of their first L - 2 levels, in place.
 
-    `settled` (n,) bool: the rows that hold their codes; all by default. Returns which of `waiting` found a free code.
+    `settled` (n,) bool: the rows that keep their codes; all by default. Returns which of `waiting` got a free code.
     """
     n_varied = min(2, codes.shape[1])
     tables = codebooks.code_vectors()[-n_varied:]
@@ -177,7 +177,7 @@ def _move(
     position_of_prefix[groups] = position
     position_of_item, position_of_waiting = position_of_prefix[prefix], position[group]
 
-    n_pairs, found = len(left) * len(right), np.zeros(len(waiting), bool)
+    n_pairs, moved = len(left) * len(right), np.zeros(len(waiting), bool)
     block = max(1, BLOCK_CELLS // n_pairs)
     for start in range(0, len(groups), block):
         stop = min(start + block, len(groups))
@@ -188,12 +188,12 @@ def _move(
         chosen = np.flatnonzero((position_of_waiting >= start) & (position_of_waiting < stop))
         choice = _choose(target[chosen], position_of_waiting[chosen] - start, taken, left, right)
         movable = choice >= 0
-        found[chosen] = movable
+        moved[chosen] = movable
         items = waiting[chosen[movable]]
         codes[items, -1] = choice[movable] % len(right)
         if n_varied == 2:
             codes[items, -2] = choice[movable] // len(right)
-    return found
+    return moved
 
 
 def _choose(target: np.ndarray, rows: np.ndarray, taken: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:

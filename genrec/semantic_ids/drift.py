@@ -1,7 +1,4 @@
-"""Do the codebooks still fit the catalogue? Compares new items with those of the fit.
-
-A rule says when to tokenize again.
-"""
+"""Drift: compares new items with those that the codebooks were fitted on, and says when to tokenize again."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from genrec.semantic_ids.quantizers import Codebooks, encode, reconstruct
 from genrec.semantic_ids.quantizers.balance import Rows
 
 FAR_QUANTILE = 0.95
-MAX_FAR_SHARE = 0.15  # three times the share that is that far in the fit's own catalogue
+MAX_FAR_SHARE = 0.15  # three times the fraction in the catalogue of the fit
 COLLISION_FACTOR, COLLISION_SLACK = 2.0, 0.05
 MIN_EFFECTIVE_CODES = 0.5
 MAX_GROWTH = 2.0
@@ -57,9 +54,9 @@ def drift_report(
     `catalogue` (n, L) are the codes in use.
 
     Keys: `new_items`; `far_share` (farther from their first code than 95 % of the catalogue was; 0.05 is no drift);
-    `taken` and `taken_fit` (share of items whose code, before resolution, another item of the catalogue has);
-    `effective_codes` (2^entropy of the first code's use, as a share of what equally many items of the catalogue use, 1
-    is no drift); `growth` (items now and new / items fitted on); `reasons` (which of the rule's limits are passed),
+    `taken` and `taken_fit` (fraction of items whose code, before resolution, another item of the catalogue has);
+    `effective_codes` (2^entropy of the first code's use, as a fraction of that of equally many catalogue items, 1 is
+    no drift); `growth` (items now and new / items fitted on); `reasons` (which of the rule's limits are passed),
     `retokenize` and the `rule` itself. Empty codes (m = 0) are no drift.
     """
     m = len(codes)
@@ -103,5 +100,5 @@ def _effective_share(counts: np.ndarray, first: np.ndarray) -> float:
 
 
 def _effective(counts: np.ndarray) -> np.ndarray:
-    share = counts / counts.sum(1, keepdims=True)
-    return np.exp(-(share * np.log(np.where(share > 0, share, 1))).sum(1))
+    fraction = counts / counts.sum(1, keepdims=True)
+    return np.exp(-(fraction * np.log(np.where(fraction > 0, fraction, 1))).sum(1))

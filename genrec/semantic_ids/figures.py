@@ -118,7 +118,7 @@ def _example(texts: Sequence[str], rows: np.ndarray) -> str:
 def plot_tree(tree: list[dict[str, Any]], path: str | Path, n_first: int) -> None:
     """Draw `code_tree`: its first-level nodes and their fullest children, each with its words and its size as a bar.
 
-    `n_first` is the number of first-level codes in use, said in the title.
+    `n_first`, the number of first-level codes in use, appears in the title.
     """
     lines = max(1, sum(1 + len(node["children"]) for node in tree))
     largest = max((node["items"] for node in tree), default=1)
@@ -170,17 +170,17 @@ def _no_words(n: int) -> tuple[csr_matrix, np.ndarray]:
 
 def _keyword_counts(keywords: pl.Series) -> tuple[csr_matrix, np.ndarray]:
     """Which items (n,) have which keywords: (n, keywords) and the keywords."""
-    found = (
+    pairs = (
         pl.DataFrame({"item": np.arange(len(keywords)), "keyword": keywords})
         .explode("keyword")
         .drop_nulls()
         .unique(maintain_order=True)
     )
-    words = found["keyword"].unique().sort()
+    words = pairs["keyword"].unique().sort()
     if not len(words):
         return _no_words(len(keywords))
-    column = found["keyword"].replace_strict(words, np.arange(len(words)), return_dtype=pl.Int64).to_numpy()
-    ones, positions = np.ones(len(found), np.float32), (found["item"].to_numpy(), column)
+    column = pairs["keyword"].replace_strict(words, np.arange(len(words)), return_dtype=pl.Int64).to_numpy()
+    ones, positions = np.ones(len(pairs), np.float32), (pairs["item"].to_numpy(), column)
     return csr_matrix((ones, positions), shape=(len(keywords), len(words))), np.array(words.to_list())
 
 
@@ -193,20 +193,20 @@ def _distinctive(
     """
     here = np.asarray(below.mean(axis=0)).ravel()
     # A word of one item, or of few among many, does not name a node.
-    fewest = max(min(2, below.shape[0]), 0.05 * below.shape[0])
-    here = np.where(here * below.shape[0] > fewest - 1e-3, here, 0)
+    minimum = max(min(2, below.shape[0]), 0.05 * below.shape[0])
+    here = np.where(here * below.shape[0] > minimum - 1e-3, here, 0)
     weight = here * np.log(np.where(here > 0, here, 1) / np.maximum(everywhere, 1e-9))
     chosen: list[str] = []
     for index in np.argsort(-weight, kind="stable")[: 4 * TREE_WORDS + len(known)]:
         word = str(words[index])
-        said = any(
+        redundant = any(
             f" {word} " in f" {other} " or f" {other} " in f" {word} " for other in chosen
         )  # "opi" next to "opi nail lacquer"
-        if weight[index] > 0.02 and word not in known and not said and len(chosen) < TREE_WORDS:
+        if weight[index] > 0.02 and word not in known and not redundant and len(chosen) < TREE_WORDS:
             chosen.append(word)
     return chosen
 
 
 def _fullest(nodes: np.ndarray, rows: np.ndarray, limit: int) -> np.ndarray:
-    found, counts = np.unique(nodes[rows], return_counts=True)
-    return found[np.argsort(-counts, kind="stable")[:limit]]
+    pairs, counts = np.unique(nodes[rows], return_counts=True)
+    return pairs[np.argsort(-counts, kind="stable")[:limit]]

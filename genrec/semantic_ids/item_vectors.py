@@ -49,11 +49,11 @@ class TextOnly:
 
 
 def item_vectors(
-    items: pl.DataFrame, words: TextSpace, behaviour: BehaviourSpace, share: float, folder: Path
+    items: pl.DataFrame, words: TextSpace, behaviour: BehaviourSpace, behaviour_weight: float, folder: Path
 ) -> ItemVectors:
     """Write the vectors of ``items`` into ``folder``, block by block, and open them.
 
-    ``behaviour``: the items' co-consumption. ``share``: its weight in the joint vectors.
+    ``behaviour``: the items' co-consumption. ``behaviour_weight``: its weight in the joint vectors.
     """
     n, dim = len(items), words.encoder.dim
     text = _new(folder / TEXT, (n, dim), np.dtype(np.float16 if n > HALF_ITEMS else np.float32))
@@ -63,7 +63,7 @@ def item_vectors(
             text[rows], enhanced[rows] = words.item_vectors(items[rows])
             progress.advance(rows.stop - rows.start)
     enhanced = _reopened(enhanced)
-    space = ItemSpace.fit_blocks(((enhanced[rows], behaviour.vectors(rows)) for rows in _blocks(n)), share)
+    space = ItemSpace.fit_blocks(((enhanced[rows], behaviour.vectors(rows)) for rows in _blocks(n)), behaviour_weight)
     joint = _new(folder / JOINT, (n, dim + behaviour.dim), np.dtype(np.float32))
     for rows in _blocks(n):
         joint[rows] = space.vectors(np.asarray(enhanced[rows]), behaviour.vectors(rows))

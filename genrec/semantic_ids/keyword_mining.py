@@ -13,7 +13,7 @@ from genrec.text.encoder import SPACELESS, TOKEN_PATTERN
 
 MAX_WORDS = 4  # words (characters, where a script has no spaces) of a keyword
 MIN_COHESION = 0.3  # normalised pointwise mutual information below which neighbours are just neighbours
-MAX_ITEM_SHARE = 0.2  # a word group in more items than this tells nobody apart
+MAX_ITEM_SHARE = 0.2  # a word group in more items than this distinguishes none
 MAX_TITLES = 200_000  # mined; a larger catalogue is sampled
 SERIES_SHARE = 0.9  # of a word group's items are of one brand: a product line
 FINAL_SHARE = 0.5  # of a word group's positions end a phrase: it names the thing
@@ -64,7 +64,7 @@ def normal_form(texts: pl.Series) -> pl.Series:
     return pl.select(pl.lit(" ") + words.list.join(" ") + pl.lit(" ")).to_series()
 
 
-def shown_form(keywords: pl.Series) -> pl.Series:
+def display_form(keywords: pl.Series) -> pl.Series:
     """How a person writes the keyword: no blanks between characters of scripts without spaces."""
     return keywords.str.replace_all(_HAN, "$1")
 
@@ -124,14 +124,14 @@ def mine(titles: pl.Series, brands: pl.Series, categories: pl.Series, min_items:
         )
         keep &= cohesion >= MIN_COHESION if size > 1 else np.array([_single(name) for name in names])[first]
         frames.append(_described(grams, np.flatnonzero(keep), cohesion, ends, size, item, brands, names, n))
-    found = pl.concat(frames) if frames else pl.DataFrame(schema=_SCHEMA)
-    return _typed(_without_parts(found), set(brands.drop_nulls().to_list()), set(categories.to_list())).select(
+    groups = pl.concat(frames) if frames else pl.DataFrame(schema=_SCHEMA)
+    return _typed(_without_parts(groups), set(brands.drop_nulls().to_list()), set(categories.to_list())).select(
         "keyword", "type", "items", "score"
     )
 
 
 def _single(name: str) -> bool:
-    """May this word stand alone? Not a number, not one letter or character."""
+    """Whether the word is a keyword by itself: no number, and more than one letter or character."""
     return len(name) > 1 and not name.replace(".", "").replace(",", "").isdigit()
 
 
@@ -172,7 +172,7 @@ def _cohesion(lengths: list[_Grams], size: int, n: int) -> np.ndarray:
         return np.full(len(grams.items), 0.5)
     position = np.zeros(len(grams.items), np.int64)
     used = np.flatnonzero(grams.of >= 0)
-    position[grams.of[used]] = used  # any position where the group stands
+    position[grams.of[used]] = used  # any position of the group
     whole = np.log(grams.items / n)
     weakest = np.full(len(grams.items), np.inf)
     for cut in range(1, size):
@@ -211,9 +211,9 @@ def _described(grams, kept, cohesion, ends, size, item, brands, names, n) -> pl.
     return pl.DataFrame(columns, schema=_SCHEMA)
 
 
-def _without_parts(found: pl.DataFrame) -> pl.DataFrame:
+def _without_parts(groups: pl.DataFrame) -> pl.DataFrame:
     """Drop groups that are nearly always part of one longer group: "polka" where "polka dot" is a keyword."""
-    longer = found.filter(pl.col("keyword").str.contains(" ", literal=True)).select(
+    longer = groups.filter(pl.col("keyword").str.contains(" ", literal=True)).select(
         "keyword", pl.col("items").alias("with")
     )
     parts = [
@@ -221,18 +221,18 @@ def _without_parts(found: pl.DataFrame) -> pl.DataFrame:
         for cut in (r" [^ ]+$", r"^[^ ]+ ")
     ]
     most = pl.concat(parts).group_by("keyword").agg(pl.col("with").max())
-    joined = found.join(most, on="keyword", how="left", maintain_order="left")
+    joined = groups.join(most, on="keyword", how="left", maintain_order="left")
     return joined.filter(pl.col("with").fill_null(0) < COVERED_SHARE * pl.col("items")).drop("with")
 
 
-def _typed(found: pl.DataFrame, brands: set[str], categories: set[str]) -> pl.DataFrame:
+def _typed(groups: pl.DataFrame, brands: set[str], categories: set[str]) -> pl.DataFrame:
     """Add the type of each keyword: the first of four rules that applies.
 
     Rules: names of brands and categories, the words of the keyword, the line of one brand, the position in the phrase.
     """
     heads = {name.split(" ")[-1] for name in categories}
     kinds = []
-    for keyword, final, one_brand in found.select("keyword", "final", "one_brand").iter_rows():
+    for keyword, final, one_brand in groups.select("keyword", "final", "one_brand").iter_rows():
         words = keyword.split(" ")
         if keyword in brands:
             kinds.append("brand")
@@ -246,4 +246,4 @@ def _typed(found: pl.DataFrame, brands: set[str], categories: set[str]) -> pl.Da
             kinds.append("series")
         else:
             kinds.append("entity" if final >= FINAL_SHARE else "modifier")
-    return found.with_columns(pl.Series("type", kinds, dtype=pl.String))
+    return groups.with_columns(pl.Series("type", kinds, dtype=pl.String))

@@ -1,8 +1,8 @@
 """Core keywords: words of 18 attribute types that name an item or a query, and their weight in its vector.
 
 Source: OneSearch (arXiv 2509.03236), KHQE step 2: keywords of items and queries, matched by Aho-Corasick, longest
-match, substrings of other keywords dropped; ``e' = norm(1/2 e + 1/2 mean of the keyword vectors)``. Where the paper
-asks a language model, structured columns and a dictionary mined from the catalogue's titles stand in.
+match, substrings of other keywords dropped; ``e' = norm(1/2 e + 1/2 mean of the keyword vectors)``. The paper
+uses a language model where we use structured columns and a dictionary mined from the catalogue's titles.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import scipy.sparse as sp
 
 from genrec.data.queries import STOP_WORDS
 from genrec.errors import UserError
-from genrec.semantic_ids.keyword_mining import mine, normal_form, shown_form
+from genrec.semantic_ids.keyword_mining import display_form, mine, normal_form
 from genrec.semantic_ids.keyword_types import ATTRIBUTES, COLUMN_TYPES, SEEDS
 from genrec.text.encoder import unit
 
@@ -75,16 +75,19 @@ class KeywordDictionary:
         titles = _titles(items)
         mined = mine(titles, brands, categories, min_items=max(3, len(items) // 20_000), seed=seed)
         mined = mined.sort("score", "keyword", descending=[True, False]).head(MAX_MINED)
-        said = mined.select("keyword", pl.col("items").alias("said"))
-        brand_counts = counts.filter(pl.col("type") == "brand").join(said, on="keyword")
-        common = brand_counts.filter(pl.col("items") < BRAND_IN_TEXT * pl.col("said"))["keyword"]
+        in_titles = mined.select("keyword", pl.col("items").alias("in_titles"))
+        brand_counts = counts.filter(pl.col("type") == "brand").join(in_titles, on="keyword")
+        common = brand_counts.filter(pl.col("items") < BRAND_IN_TEXT * pl.col("in_titles"))["keyword"]
         ambiguous = pl.col("keyword").is_in(common.to_list()) & (pl.col("type") == "brand")
         mined = mined.with_columns(pl.when(ambiguous).then(pl.lit("modifier")).otherwise("type").alias("type"))
         table = counts.join(
-            mined.select("keyword", "score", pl.col("type").alias("said_type")), on="keyword", how="full", coalesce=True
+            mined.select("keyword", "score", pl.col("type").alias("text_type")),
+            on="keyword",
+            how="full",
+            coalesce=True,
         )
         table = table.select(
-            "keyword", pl.coalesce("type", "said_type").alias("type"), pl.col("type").is_not_null().alias("structured"),
+            "keyword", pl.coalesce("type", "text_type").alias("type"), pl.col("type").is_not_null().alias("structured"),
             (~pl.col("keyword").is_in(common.to_list()) & ~pl.col("keyword").is_in(list(STOP_WORDS))
              & (pl.col("type").fill_null("") != "price")
              & (pl.col("keyword").str.len_chars() > 1)).alias("mined"),
@@ -125,23 +128,23 @@ class KeywordDictionary:
         """(n, keywords) bool: at most 8 keywords a query."""
         return self._in_text(pl.Series(list(texts), dtype=pl.String), limit=PER_TEXT)
 
-    def shown(self, matches: sp.csr_matrix, names: pl.Series) -> pl.DataFrame:
+    def as_table(self, matches: sp.csr_matrix, names: pl.Series) -> pl.DataFrame:
         """``matches`` as a table: the row's name under ``names.name``, ``keyword`` as a person writes it, ``type``."""
         row, keyword = matches.nonzero()
         kinds = self.table["type"][keyword]
         return pl.DataFrame(
-            {names.name: names[row], "keyword": shown_form(self.table["keyword"][keyword]), "type": kinds}
+            {names.name: names[row], "keyword": display_form(self.table["keyword"][keyword]), "type": kinds}
         )
 
     @property
-    def spoken(self) -> np.ndarray:
-        """(keywords,) bool: keywords with a meaning in words. A price band has none for a text encoder."""
+    def has_words(self) -> np.ndarray:
+        """(keywords,) bool: keywords that a text encoder can read; a price band has no words."""
         return (self.table["type"] != "price").to_numpy()
 
     @property
-    def shown_keywords(self) -> list[str]:
+    def display_forms(self) -> list[str]:
         """The keywords as a person writes them, in the order of the table."""
-        return shown_form(self.table["keyword"]).to_list()
+        return display_form(self.table["keyword"]).to_list()
 
     def save(self, folder: Path) -> None:
         """Write the table into an existing folder."""
@@ -165,14 +168,14 @@ class KeywordDictionary:
 
     @cached_property
     def _inside(self) -> sp.csr_matrix:
-        """(keywords, keywords) bool: the column's keyword stands inside the row's longer one."""
-        found = self._found(" " + self.table["keyword"] + " ")
-        found.setdiag(False)
-        found.eliminate_zeros()
-        return found
+        """(keywords, keywords) bool: the column's keyword is part of the row's longer one."""
+        matches = self._matches(" " + self.table["keyword"] + " ")
+        matches.setdiag(False)
+        matches.eliminate_zeros()
+        return matches
 
-    def _found(self, normal: pl.Series) -> sp.csr_matrix:
-        """(n, keywords) bool: every keyword that stands in the normal forms, short ones inside long ones too."""
+    def _matches(self, normal: pl.Series) -> sp.csr_matrix:
+        """(n, keywords) bool: every keyword in the normal forms, short ones inside long ones too."""
         shape = (len(normal), len(self))
         rows, keywords = [], []
         if any(self.table["mined"]):
@@ -185,22 +188,22 @@ class KeywordDictionary:
                 rows.append(start + np.searchsorted(ends, hits["end"], side="right"))
                 keywords.append(hits["keyword"])
         row, keyword = (np.concatenate(part) if part else np.zeros(0, np.int64) for part in (rows, keywords))
-        found = sp.csr_matrix((np.ones(len(row), bool), (row, keyword)), shape=shape)
-        found.sum_duplicates()
-        return found
+        matches = sp.csr_matrix((np.ones(len(row), bool), (row, keyword)), shape=shape)
+        matches.sum_duplicates()
+        return matches
 
     def _in_text(self, texts: pl.Series, limit: int | None) -> sp.csr_matrix:
-        found = self._found(normal_form(texts))
-        found = found - found.multiply((found @ self._inside).astype(bool))
-        found.eliminate_zeros()
-        return found.astype(bool) if limit is None else _best(found, limit)
+        matches = self._matches(normal_form(texts))
+        matches = matches - matches.multiply((matches @ self._inside).astype(bool))
+        matches.eliminate_zeros()
+        return matches.astype(bool) if limit is None else _best(matches, limit)
 
     def _in_columns(self, items: pl.DataFrame, limit: int | None = None) -> sp.csr_matrix:
         known = self.table.with_row_index("id").filter(pl.col("structured"))
-        found = structured_keywords(items).join(known, on=["keyword", "type"], how="inner", maintain_order="left")
+        matches = structured_keywords(items).join(known, on=["keyword", "type"], how="inner", maintain_order="left")
         if limit:
-            found = found.filter(pl.int_range(pl.len()).over("row") < limit)
-        row, keyword = found["row"].to_numpy(), found["id"].to_numpy().astype(np.int64)
+            matches = matches.filter(pl.int_range(pl.len()).over("row") < limit)
+        row, keyword = matches["row"].to_numpy(), matches["id"].to_numpy().astype(np.int64)
         matrix = sp.csr_matrix((np.ones(len(row), bool), (row, keyword)), shape=(len(items), len(self)))
         matrix.sum_duplicates()
         return matrix
@@ -214,11 +217,11 @@ def structured_keywords(items: pl.DataFrame) -> pl.DataFrame:
     slashes or ampersands are several keywords; values of more than 6 words are none.
     """
     table = items.with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
-    wanted = {"brand": "brand", "category": "entity"} | {
+    columns = {"brand": "brand", "category": "entity"} | {
         name: COLUMN_TYPES[name.lower()] for name in items.columns if name.lower() in COLUMN_TYPES
     }
     frames = []
-    for column, kind in wanted.items():
+    for column, kind in columns.items():
         values = table.select("row", pl.col(column).alias("value"))
         if isinstance(values.schema["value"], pl.List):
             values = values.with_columns(pl.col("value").list.reverse()).explode("value")
@@ -237,8 +240,8 @@ def structured_keywords(items: pl.DataFrame) -> pl.DataFrame:
         )
         frames.append(pl.DataFrame({"row": values["row"], "keyword": keyword, "type": kinds}))
     frames.append(_price_bands(table))
-    found = pl.concat(frames).unique(maintain_order=True)
-    return found.filter((pl.col("keyword") != "") & (pl.col("keyword").str.count_matches(" ") < MAX_STRUCTURED_WORDS))
+    matches = pl.concat(frames).unique(maintain_order=True)
+    return matches.filter((pl.col("keyword") != "") & (pl.col("keyword").str.count_matches(" ") < MAX_STRUCTURED_WORDS))
 
 
 def _price_bands(table: pl.DataFrame) -> pl.DataFrame:

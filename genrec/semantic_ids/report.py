@@ -131,8 +131,8 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def _entropy_bits(counts: np.ndarray) -> float:
-    share = counts[counts > 0] / counts.sum()
-    return float(-(share * np.log2(share)).sum()) + 0.0
+    fraction = counts[counts > 0] / counts.sum()
+    return float(-(fraction * np.log2(fraction)).sum()) + 0.0
 
 
 def _gini(descending: np.ndarray) -> float:
@@ -147,11 +147,11 @@ def _neighbours_kept(prefixes: np.ndarray, vectors: np.ndarray) -> dict[str, lis
     if n < 2:
         return {"shared": [1.0] * levels, "random": [1.0] * levels}
     sample = np.sort(np.random.default_rng(SAMPLE_SEED).choice(n, min(n, NEIGHBOUR_SAMPLE), replace=False))
-    found = _nearest(vectors, sample, min(NEIGHBOURS + 1, n))
+    nearest = _nearest(vectors, sample, min(NEIGHBOURS + 1, n))
     # an item is not its own neighbour; where duplicates pushed it out of the list, the last one found goes instead
-    is_self = found == sample[:, None]
+    is_self = nearest == sample[:, None]
     is_self[~is_self.any(1), -1] = True
-    neighbours = found[~is_self].reshape(len(sample), -1)
+    neighbours = nearest[~is_self].reshape(len(sample), -1)
     shared, random = [], []
     for column in prefixes.T:
         shared.append(float((column[neighbours] == column[sample][:, None]).mean()))
@@ -165,8 +165,8 @@ def _nearest(vectors: np.ndarray, sample: np.ndarray, k: int) -> np.ndarray:
     queries = np.ascontiguousarray(unit(vectors[sample]))
     scores, ids = np.zeros((len(sample), 0), np.float32), np.zeros((len(sample), 0), np.int64)
     for rows, block in blocks(vectors):
-        found = faiss.knn(queries, unit(block), min(k, len(block)), faiss.METRIC_INNER_PRODUCT)
-        scores, ids = np.concatenate([scores, found[0]], 1), np.concatenate([ids, found[1] + rows.start], 1)
+        nearest = faiss.knn(queries, unit(block), min(k, len(block)), faiss.METRIC_INNER_PRODUCT)
+        scores, ids = np.concatenate([scores, nearest[0]], 1), np.concatenate([ids, nearest[1] + rows.start], 1)
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         scores, ids = np.take_along_axis(scores, best, 1), np.take_along_axis(ids, best, 1)
     return ids

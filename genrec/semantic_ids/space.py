@@ -60,12 +60,12 @@ class BehaviourSpace:
         return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)).astype(np.float32)
 
 
-def joint_vectors(text: np.ndarray, behaviour: np.ndarray, share: float) -> np.ndarray:
-    """Text and behaviour side by side, weighted so that inner products mix by ``share``.
+def joint_vectors(text: np.ndarray, behaviour: np.ndarray, weight: float) -> np.ndarray:
+    """Text and behaviour vectors concatenated, so that inner products mix by ``weight`` of behaviour.
 
     Unit length, or zero where both are.
     """
-    joint = np.concatenate([np.sqrt(1 - share) * text, np.sqrt(share) * behaviour], axis=1)
+    joint = np.concatenate([np.sqrt(1 - weight) * text, np.sqrt(weight) * behaviour], axis=1)
     return (joint / np.maximum(np.linalg.norm(joint, axis=1, keepdims=True), 1e-9)).astype(np.float32)
 
 
@@ -74,34 +74,34 @@ class ItemSpace:
     """Turns text vectors into vectors of the space the codebooks live in.
 
     ``bridge`` (text_dim, behaviour_dim) predicts an item's co-consumption vector from its text: without it a new item
-    would have half a vector, and land at the centroids whose other half is small. ``share`` is the weight of
+    would have half a vector, and land at the centroids whose other half is small. ``weight`` is that of
     co-consumption.
     """
 
     bridge: np.ndarray
-    share: float
+    weight: float
 
     @classmethod
-    def fit(cls, text: np.ndarray, behaviour: np.ndarray, share: float) -> ItemSpace:
+    def fit(cls, text: np.ndarray, behaviour: np.ndarray, weight: float) -> ItemSpace:
         """Ridge regression over the items that were consumed: text (n, text_dim), behaviour (n, behaviour_dim)."""
-        return cls.fit_blocks([(text, behaviour)], share)
+        return cls.fit_blocks([(text, behaviour)], weight)
 
     @classmethod
-    def fit_blocks(cls, blocks: Iterable[tuple[np.ndarray, np.ndarray]], share: float) -> ItemSpace:
+    def fit_blocks(cls, blocks: Iterable[tuple[np.ndarray, np.ndarray]], weight: float) -> ItemSpace:
         """``fit`` over consecutive blocks of items."""
         shape, products = (0, 0), None
         for text, behaviour in blocks:
             shape = text.shape[1], behaviour.shape[1]
             seen = np.linalg.norm(behaviour, axis=1) > 0
-            if share == 0 or not seen.any():
+            if weight == 0 or not seen.any():
                 continue
             known = text[seen].astype(np.float64)
             more = known.T @ known, known.T @ behaviour[seen]
             products = more if products is None else (products[0] + more[0], products[1] + more[1])
         if products is None:
-            return cls(np.zeros(shape, np.float32), share)
+            return cls(np.zeros(shape, np.float32), weight)
         gram = products[0] + RIDGE * np.eye(shape[0])
-        return cls(np.linalg.solve(gram, products[1]).astype(np.float32), share)
+        return cls(np.linalg.solve(gram, products[1]).astype(np.float32), weight)
 
     def vectors(self, text: np.ndarray, behaviour: np.ndarray | None = None) -> np.ndarray:
         """Vectors (n, text_dim + behaviour_dim) of items or queries with text (n, text_dim).
@@ -112,11 +112,11 @@ class ItemSpace:
         if behaviour is not None:
             seen = np.linalg.norm(behaviour, axis=1, keepdims=True) > 0
             predicted = np.where(seen, behaviour, predicted)
-        return joint_vectors(text, predicted, self.share)
+        return joint_vectors(text, predicted, self.weight)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The arrays that ``from_arrays`` reads."""
-        return {"bridge": self.bridge, "share": np.array([self.share], np.float32)}
+        return {"bridge": self.bridge, "share": np.array([self.weight], np.float32)}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> ItemSpace:

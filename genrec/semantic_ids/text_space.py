@@ -59,9 +59,9 @@ class TextSpace:
         space = cls(encoder, None, np.zeros((0, encoder.dim), np.float32), none)
         if settings.keywords:
             space.keywords = KeywordDictionary.build(items, clicked_pairs(dataset), config.seed)
-            space.keyword_vectors = encoder.encode(space.keywords.shown_keywords, "item")
-            space.keyword_vectors[~space.keywords.spoken] = 0
-            space.item_keywords = space.keywords.shown(space.keywords.of_items(items), items["item_id"])
+            space.keyword_vectors = encoder.encode(space.keywords.display_forms, "item")
+            space.keyword_vectors[~space.keywords.has_words] = 0
+            space.item_keywords = space.keywords.as_table(space.keywords.of_items(items), items["item_id"])
             log.info("tokenize: %s", space.summary(items))
         return space
 
@@ -98,9 +98,9 @@ class TextSpace:
     @cached_property
     def _by_item(self) -> dict[str, list[tuple[str, str]]]:
         grouped = self.item_keywords.group_by("item_id", maintain_order=True).agg(
-            pl.struct("keyword", "type").alias("found")
+            pl.struct("keyword", "type").alias("keywords")
         )
-        return {item: [(entry["keyword"], entry["type"]) for entry in found] for item, found in grouped.iter_rows()}
+        return {item: [(entry["keyword"], entry["type"]) for entry in words] for item, words in grouped.iter_rows()}
 
     def summary(self, items: pl.DataFrame) -> str:
         """One line for a person: how many keywords, and those of one item."""

@@ -1,7 +1,4 @@
-"""The tokenize stage: text vectors, co-consumption vectors, codebooks, codes, collisions, quality report.
-
-And the living catalogue.
-"""
+"""The tokenize stage: text vectors, co-consumption vectors, codebooks, codes, collisions, quality report."""
 
 from __future__ import annotations
 
@@ -66,8 +63,8 @@ def _write(
 
     settings = config.semantic_ids
     behaviour = BehaviourSpace(dataset.histories(TRAIN), dataset.n_items, config.seed)
-    found = item_vectors(dataset.item_table, words, behaviour, settings.behaviour_share, scratch)
-    space, vectors = found.space, found.joint
+    tables = item_vectors(dataset.item_table, words, behaviour, settings.behaviour_share, scratch)
+    space, vectors = tables.space, tables.joint
     without = _without_vector(vectors)
     quantized = fit_quantizer(vectors, settings, config.seed)
     popularity = dataset.item_counts(TRAIN)
@@ -91,7 +88,7 @@ def _write(
     np.save(folder / "codes.npy", codes.astype(np.int32))
     codebooks.save(folder / "codebooks.safetensors", key)
     save_file(space.to_arrays(), folder / "space.safetensors")
-    write_json(folder / "drift.json", drift_baseline(codebooks, found.without_behaviour, codes))
+    write_json(folder / "drift.json", drift_baseline(codebooks, tables.without_behaviour, codes))
     write_json(folder / "report.json", report)
     plot_codebook_use(report, folder / "codebook_use.png")
     plot_prefixes(report, folder / "prefixes.png")

@@ -26,7 +26,7 @@ STOP_WORDS: dict[str, list[str]] = {
     for language in LANGUAGES
 }
 SAMPLE = 5000  # texts that tell the language
-FUNCTION_WORDS = 0.02  # fraction of a text's words below which no language is told
+FUNCTION_WORDS = 0.02  # fraction of a text's words below which no language is detected
 
 _WORD = re.compile(rf"[{SPACELESS}]+|{SPACED_WORD}")
 _RUN = re.compile(rf"[{SPACELESS}]")
@@ -44,14 +44,14 @@ def normal(text: str) -> str:
 
 def words_of(text: str) -> list[str]:
     """The words of a text in order; a run of a script without spaces gives its characters, then its pairs."""
-    found: list[str] = []
+    tokens: list[str] = []
     for word in _WORD.findall(normal(text)):
         if _RUN.match(word):
-            found += word
-            found += (word[index : index + 2] for index in range(len(word) - 1))
+            tokens += word
+            tokens += (word[index : index + 2] for index in range(len(word) - 1))
         else:
-            found.append(word)
-    return found
+            tokens.append(word)
+    return tokens
 
 
 def spaceless(word: str) -> bool:

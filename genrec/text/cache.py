@@ -50,11 +50,11 @@ class VectorCache:
         if not len(self._index) or not len(keys):
             return vectors, known
         position = np.minimum(np.searchsorted(self._index[:, 0], keys[:, 0]), len(self._index) - 1)
-        found = self._index[position]
-        known = (found[:, 0] == keys[:, 0]) & (found[:, 1] == keys[:, 1])
-        for shard in np.unique(found[known, 2]):
-            rows = np.flatnonzero(known & (found[:, 2] == shard))
-            vectors[rows] = self._shards[int(shard)][found[rows, 3].astype(np.int64)]
+        entries = self._index[position]
+        known = (entries[:, 0] == keys[:, 0]) & (entries[:, 1] == keys[:, 1])
+        for shard in np.unique(entries[known, 2]):
+            rows = np.flatnonzero(known & (entries[:, 2] == shard))
+            vectors[rows] = self._shards[int(shard)][entries[rows, 3].astype(np.int64)]
         return vectors, known
 
     def put(self, keys: np.ndarray, vectors: np.ndarray) -> None:

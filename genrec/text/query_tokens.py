@@ -72,7 +72,7 @@ def _distinct(words: pl.Series) -> tuple[pl.Series, np.ndarray]:
 
 def _ngrams(words: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Rows and hashed n-grams of runs of letters."""
-    rows, found = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    rows, hashes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     spaceless = pl.col("word").str.contains(rf"^[{SPACELESS}]")
     marked = pl.concat_str(pl.lit("<"), "word", pl.lit(">")).alias("word")
     for part, lengths in (
@@ -89,5 +89,5 @@ def _ngrams(words: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
                 state = mix(state + np.concatenate([letters[n - 1 :], np.zeros(min(n - 1, len(letters)), np.uint64)]))
             if n in lengths:
                 rows.append(owner[left >= n])
-                found.append((state[left >= n] % np.uint64(NGRAM_BUCKETS)).astype(np.int64))
-    return np.concatenate(rows), np.concatenate(found)
+                hashes.append((state[left >= n] % np.uint64(NGRAM_BUCKETS)).astype(np.int64))
+    return np.concatenate(rows), np.concatenate(hashes)

@@ -117,30 +117,30 @@ class TransformerEncoder(TextEncoder):
         if role not in ROLES:
             raise UserError(f"encode: role '{role}' is not one of {', '.join(ROLES)}")
         prefix = self.settings.query_prefix if role == "query" else self.settings.item_prefix
-        said = [prefix + text if text.strip() else "" for text in texts]
-        vectors = np.zeros((len(said), self.dim), np.float32)
-        if not said:
+        prepared = [prefix + text if text.strip() else "" for text in texts]
+        vectors = np.zeros((len(prepared), self.dim), np.float32)
+        if not prepared:
             return vectors
-        keys, first, inverse = np.unique(text_keys(said), axis=0, return_index=True, return_inverse=True)
-        empty = np.array([not said[index] for index in first])
-        found, known = (
+        keys, first, inverse = np.unique(text_keys(prepared), axis=0, return_index=True, return_inverse=True)
+        empty = np.array([not prepared[index] for index in first])
+        encoded, known = (
             self.cache.get(keys)
             if self.cache is not None
             else (np.zeros((len(keys), self.dim), np.float32), np.zeros(len(keys), bool))
         )
         missing = np.flatnonzero(~known & ~empty)
-        missing = missing[np.argsort([-len(said[first[index]]) for index in missing], kind="stable")]
+        missing = missing[np.argsort([-len(prepared[first[index]]) for index in missing], kind="stable")]
         with Progress(f"encoding texts ({self.name})", len(missing), shown=len(missing) >= SHARD) as progress:
             for start in range(0, len(missing), SHARD):
                 rows = missing[start : start + SHARD]
-                longest = max(1, min(len(said[first[rows[0]]]), self.settings.max_tokens * 4))
+                longest = max(1, min(len(prepared[first[rows[0]]]), self.settings.max_tokens * 4))
                 size = min(SHARD, BATCH * self.settings.max_tokens * 4 // longest)  # short texts go in larger batches
                 for part in np.array_split(rows, -(-len(rows) // size)):
-                    found[part] = self._forward([said[first[index]] for index in part])
+                    encoded[part] = self._forward([prepared[first[index]] for index in part])
                     progress.advance(len(part))
                 if self.cache is not None:
-                    self.cache.put(keys[rows], found[rows])
-        return found[inverse.ravel()]
+                    self.cache.put(keys[rows], encoded[rows])
+        return encoded[inverse.ravel()]
 
     @torch.inference_mode()
     def _forward(self, texts: list[str]) -> np.ndarray:

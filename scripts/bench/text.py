@@ -115,7 +115,7 @@ def open_encoder(name: str, texts: list[str], args: argparse.Namespace) -> tuple
 
 
 def keyword_vectors(encoder: TextEncoder, keywords: KeywordDictionary) -> np.ndarray:
-    return np.where(keywords.spoken[:, None], encoder.encode(keywords.shown_keywords, "item"), 0).astype(np.float32)
+    return np.where(keywords.has_words[:, None], encoder.encode(keywords.display_forms, "item"), 0).astype(np.float32)
 
 
 def esci_rows(name: str, args: argparse.Namespace) -> list[dict]:

@@ -8,7 +8,7 @@ import pytest
 
 from genrec.data.schema import ITEM_SCHEMA, conform
 from genrec.errors import UserError
-from genrec.semantic_ids.keyword_mining import mine, normal_form, shown_form
+from genrec.semantic_ids.keyword_mining import display_form, mine, normal_form
 from genrec.semantic_ids.keyword_types import ATTRIBUTES, COLUMN_TYPES, type_of
 from genrec.semantic_ids.keywords import PER_TEXT, KeywordDictionary, fuse, structured_keywords
 
@@ -69,9 +69,9 @@ def dictionary(items):
 
 
 def words_of(dictionary: KeywordDictionary, matches) -> list[dict[str, str]]:
-    shown = dictionary.shown(matches, pl.Series("row", np.arange(matches.shape[0])))
+    table = dictionary.as_table(matches, pl.Series("row", np.arange(matches.shape[0])))
     return [
-        dict(shown.filter(pl.col("row") == row).select("keyword", "type").iter_rows())
+        dict(table.filter(pl.col("row") == row).select("keyword", "type").iter_rows())
         for row in range(matches.shape[0])
     ]
 
@@ -79,7 +79,7 @@ def words_of(dictionary: KeywordDictionary, matches) -> list[dict[str, str]]:
 def test_normal_form():
     texts = pl.Series(["Red Shoes, new", "Women's 8.5 oz", "跑步鞋 Pro", "", None])
     assert normal_form(texts).to_list() == [" red shoes | new ", " womens 8.5 oz ", " 跑 步 鞋 pro ", "  ", "  "]
-    assert shown_form(pl.Series(["跑 步 鞋", "red shoes"])).to_list() == ["跑步鞋", "red shoes"]
+    assert display_form(pl.Series(["跑 步 鞋", "red shoes"])).to_list() == ["跑步鞋", "red shoes"]
 
 
 def test_columns_give_their_types():

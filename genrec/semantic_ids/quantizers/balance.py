@@ -75,11 +75,11 @@ def _place(
     while len(pending):
         target, gap = _proposals(vectors, rows[pending], parent[pending], room.reshape(-1, k), centroids)
         order = np.lexsort((-gap, target))  # stable: ties stay in row order
-        wanted = target[order]
-        rank = np.arange(len(order)) - np.searchsorted(wanted, wanted)
-        kept = rank < room[wanted]
-        assigned[rows[pending[order[kept]]]] = wanted[kept] % k
-        room -= np.bincount(wanted[kept], minlength=len(room))
+        proposed = target[order]
+        rank = np.arange(len(order)) - np.searchsorted(proposed, proposed)
+        kept = rank < room[proposed]
+        assigned[rows[pending[order[kept]]]] = proposed[kept] % k
+        room -= np.bincount(proposed[kept], minlength=len(room))
         pending = np.sort(pending[order[~kept]])
 
 

@@ -138,13 +138,13 @@ class Codebooks:
         """
         try:
             with safe_open(path, "numpy") as stream:
-                found = (stream.metadata() or {}).get("space")
+                actual = (stream.metadata() or {}).get("space")
                 arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read ({error}); tokenize again") from error
-        if space is not None and found != space:
+        if space is not None and actual != space:
             raise UserError(
-                f"{path} belongs to the vectors {found}, not to {space}: a codebook of another encoder; tokenize again"
+                f"{path} belongs to the vectors {actual}, not to {space}: a codebook of another encoder; tokenize again"
             )
         return cls.from_arrays(arrays)
 
@@ -160,9 +160,9 @@ def encode(codebooks: Codebooks, vectors: np.ndarray) -> np.ndarray:
     and float type: blocks of it are read in turn. Raises UserError for non-finite vectors or another dimension.
     """
     if vectors.ndim != 2 or vectors.shape[1] != codebooks.dimension:
-        found = vectors.shape[1] if vectors.ndim == 2 else vectors.shape
+        actual = vectors.shape[1] if vectors.ndim == 2 else vectors.shape
         raise UserError(
-            f"encode: vectors have {found} dimensions, the codebooks {codebooks.dimension}; use the text encoder of "
+            f"encode: vectors have {actual} dimensions, the codebooks {codebooks.dimension}; use the text encoder of "
             f"the fit"
         )
     codes = np.empty((len(vectors), len(codebooks.sizes)), np.int64)
@@ -283,8 +283,8 @@ def default_sizes(n_items: int) -> tuple[tuple[int, ...], int, int]:
         raise UserError(f"default_sizes: the catalogue has {n_items} items; expected at least 1; check the items file")
     ceiling = power_of_two_below(n_items)
     first = 2 ** round(math.log2(2 * math.sqrt(n_items)))
-    wanted = (first, first // 2, first // 4)
-    levels = tuple(min(max(size, 2), limit, ceiling) for size, limit in zip(wanted, MAX_LEVEL_SIZES, strict=True))
+    targets = (first, first // 2, first // 4)
+    levels = tuple(min(max(size, 2), limit, ceiling) for size, limit in zip(targets, MAX_LEVEL_SIZES, strict=True))
     return levels, 2, min(levels[-1], MAX_OPQ_SIZE)
 
 

@@ -175,7 +175,7 @@ def fit_random(
 ) -> tuple[Codebooks, np.ndarray]:
     """The control: codes are a hash of the vector, codebooks the means that decode such codes best. Returns both.
 
-    Equal vectors share all codes; nothing else about two codes means anything.
+    Equal vectors have equal codes; otherwise the codes of two items are unrelated.
     """
     points = drawn_sample(vectors, sample, seed)
     tables = [np.zeros((size, vectors.shape[1]), np.float32) for size in sizes]

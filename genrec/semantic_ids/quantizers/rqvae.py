@@ -1,8 +1,8 @@
 """RQ-VAE: a small autoencoder whose latent vector is quantized residually (TIGER, arXiv 2305.05065).
 
-Against its known failure, codes that nobody uses: the codebooks start from k-means of the latents, follow running means
-(EMA) instead of gradients, and a code that was not used in an epoch restarts at a random residual. What collapses
-nevertheless is reported.
+Against unused codes, its known failure, the codebooks start from k-means of the latents, follow running means
+(EMA) instead of gradients, and a code without use in an epoch restarts at a random residual. Levels that
+collapse nevertheless are reported.
 """
 
 from __future__ import annotations
