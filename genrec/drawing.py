@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a figure; ``series`` are told apart by colour-blind readers too (Okabe & Ito)."""
+    """Colours of a figure; colour-blind readers can distinguish the ``series`` (Okabe & Ito)."""
 
     paper: str
     ink: str

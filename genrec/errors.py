@@ -1,4 +1,4 @@
-"""The one exception type that means "the user can fix this", and the machine's own limits said plainly."""
+"""The exception type for mistakes that the user can correct, and messages for the limits of the machine."""
 
 from __future__ import annotations
 

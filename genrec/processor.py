@@ -1,4 +1,4 @@
-"""What the processor can do that torch does not choose by itself."""
+"""Features of the processor that torch does not use by default."""
 
 from __future__ import annotations
 

@@ -16,22 +16,22 @@ SECONDS_BETWEEN_LINES = 30
 
 
 class Progress:
-    """``with Progress("encoding", total) as progress: progress.advance(n)``. Silent with ``shown=False``."""
+    """``with Progress("encoding", total) as progress: progress.advance(n)``. Silent with ``enabled=False``."""
 
-    def __init__(self, what: str, total: int, shown: bool = True):
-        self.what, self.total, self.shown = what, total, shown
+    def __init__(self, what: str, total: int, enabled: bool = True):
+        self.what, self.total, self.enabled = what, total, enabled
         self.done = 0
         self._started = self._last = time.monotonic()
         self._bar: Bar | None = None
         self._task = TaskID(0)
 
     def __enter__(self) -> Self:
-        if self.shown and sys.stderr.isatty():
+        if self.enabled and sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Bar(*columns, console=Console(stderr=True))
             self._bar.start()
             self._task = self._bar.add_task(self.what, total=self.total)
-        elif self.shown:
+        elif self.enabled:
             log.info("%s: %d", self.what, self.total)
         return self
 
@@ -41,7 +41,7 @@ class Progress:
         now = time.monotonic()
         if self._bar:
             self._bar.advance(self._task, count)
-        elif self.shown and now - self._last >= SECONDS_BETWEEN_LINES:
+        elif self.enabled and now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
             share = self.done / max(self.total, 1)
             left = duration((now - self._started) * (1 - share) / share) if share else "unknown"

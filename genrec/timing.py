@@ -1,4 +1,4 @@
-"""Times of the stages of an answer, for whoever wants to know: nothing is measured unless somebody observes."""
+"""Times of the stages of an answer; nothing is measured without an observer."""
 
 from __future__ import annotations
 

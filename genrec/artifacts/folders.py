@@ -1,6 +1,6 @@
 """Atomic folders with a manifest: the key of what they were made from, and the checksum of every file.
 
-A stage writes into a temporary folder beside its target and renames it at the end, so a reader sees a whole folder or
+A stage writes into a temporary folder next to its target and renames it at the end, so a reader sees a whole folder or
 none. The next process that looks at a target cleans up what a killed process left there.
 """
 
@@ -87,7 +87,7 @@ def atomic_folder(target: Path, kind: str, key: str, info: dict | None = None) -
 
 
 def _claim(target: Path) -> tuple[Path, int | None]:
-    """A new temporary folder beside ``target``, and the lock of its living process (None without file locks)."""
+    """A new temporary folder next to ``target``, and the lock of its process (None without file locks)."""
     while True:
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
         temporary.mkdir()
@@ -120,7 +120,7 @@ def _abandoned(temporary: Path) -> bool:
 
 
 def recover(target: Path) -> None:
-    """Clean up what killed processes left beside ``target``.
+    """Remove what killed processes left next to ``target``.
 
     Half-written folders are removed. A folder that was set aside before its successor was in place is restored.
     """

@@ -71,9 +71,9 @@ def devices() -> list[str]:
     """Each GPU with its memory and whether it has bf16; CPU where there is none."""
     if not torch.cuda.is_available():
         return ["CPU"]
-    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
-    return [f"{one.name} ({one.total_memory / 2**30:.0f} GiB, {bf16})" for one in found]
+    return [f"{one.name} ({one.total_memory / 2**30:.0f} GiB, {bf16})" for one in devices]
 
 
 def check(path: Path) -> Iterator[Finding]:
@@ -144,7 +144,9 @@ def _run(run: Run) -> Iterator[Finding]:
         )
     free = shutil.disk_usage(run.folder).free
     if free < LOW_DISK:
-        yield Finding("free disk", f"{free / 2**20:.0f} MiB beside {run.folder}: free some before training", True)
+        yield Finding(
+            "free disk", f"{free / 2**20:.0f} MiB on the disk of {run.folder}: free some before training", True
+        )
 
 
 def _checkpoint(folder: Path) -> Finding:

@@ -40,7 +40,7 @@ def _text(value: Any) -> str:
 
 
 def with_reference(page: str) -> str:
-    """A page with the text between its markers made anew."""
+    """The page with a new text between its markers."""
     before, _, rest = page.partition(BEGIN)
     _, marker, after = rest.partition(END)
     if not marker:

@@ -97,7 +97,7 @@ def cooccurring_items(had: sp.csr_matrix) -> Iterator[tuple[int, sp.csr_matrix]]
     turned, n_items = had.T.tocsr(), had.shape[1]
     work = np.cumsum(turned @ np.diff(had.indptr).astype(np.int64))  # at least the pairs of each item
     begin = 0
-    with Progress("co-occurrence, items", n_items, shown=bool(n_items) and work[-1] > LONG * PAIRS) as progress:
+    with Progress("co-occurrence, items", n_items, enabled=bool(n_items) and work[-1] > LONG * PAIRS) as progress:
         while begin < n_items:
             done = work[begin - 1] if begin else 0
             end = max(begin + 1, int(np.searchsorted(work, done + PAIRS, side="right")))

@@ -188,8 +188,8 @@ def results_key(graph: StageGraph, config: Config, split: str, *extra: Any) -> s
     """
     rows = [name for name in graph.stages if name.startswith(("model", "sasrec")) and graph.fault(name) is None]
     keys = {name: graph.require(name)["key"] for name in ("reranker", *rows)}
-    shown = to_dict(config.evaluation), _search_settings(config), config.seed
-    return fingerprint(RESULTS_VERSION, split, keys, *shown, *extra)
+    settings = to_dict(config.evaluation), _search_settings(config), config.seed
+    return fingerprint(RESULTS_VERSION, split, keys, *settings, *extra)
 
 
 def _search_settings(config: Config) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def item_vectors(
     n, dim = len(items), words.encoder.dim
     text = _new(folder / TEXT, (n, dim), np.dtype(np.float16 if n > HALF_ITEMS else np.float32))
     enhanced = _new(folder / ENHANCED, (n, dim), np.dtype(np.float32))
-    with Progress("text vectors, items", n, shown=n > BLOCK) as progress:
+    with Progress("text vectors, items", n, enabled=n > BLOCK) as progress:
         for rows in _blocks(n):
             text[rows], enhanced[rows] = words.item_vectors(items[rows])
             progress.advance(rows.stop - rows.start)

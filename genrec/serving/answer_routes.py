@@ -23,9 +23,9 @@ missing = problems(404)
 
 async def _listed(body: s.RecommendBody | s.SearchBody | s.RankBody, request: Request) -> JSONResponse:
     server = server_of(request)
-    asked, served = body.asked(), server.bundle_of(request, body)
-    response = await server.ask(served, asked, body.timeout_ms)
-    return JSONResponse(await server.described(served, response, body, asked))
+    inference_request, served = body.to_request(), server.bundle_of(request, body)
+    response = await server.ask(served, inference_request, body.timeout_ms)
+    return JSONResponse(await server.described(served, response, body, inference_request))
 
 
 @router.post("/v1/recommend", response_model=replies.Listing, tags=["answers"], operation_id="recommend")
@@ -46,16 +46,16 @@ async def rank(body: s.RankBody, request: Request) -> Any:
     return await _listed(body, request)
 
 
-@router.post("/v1/questions", response_model=replies.Listings, tags=["answers"], operation_id="askMany")
-async def questions(body: s.QuestionsBody, request: Request) -> Any:
-    """Several questions in one call. A problem of one is its own answer."""
+@router.post("/v1/requests", response_model=replies.Listings, tags=["answers"], operation_id="answerMany")
+async def requests(body: s.RequestsBody, request: Request) -> Any:
+    """Several requests in one call. A problem of one is its own answer."""
     server = server_of(request)
 
-    async def one(question: s.RecommendQuestion | s.SearchQuestion | s.RankQuestion) -> dict[str, Any]:
+    async def one(part: s.RecommendPart | s.SearchPart | s.RankPart) -> dict[str, Any]:
         try:
-            asked, served = question.asked(), server.bundle_of(request, question)
-            response = await server.ask(served, asked, question.timeout_ms)
-            return await server.described(served, response, question, asked)
+            inference_request, served = part.to_request(), server.bundle_of(request, part)
+            response = await server.ask(served, inference_request, part.timeout_ms)
+            return await server.described(served, response, part, inference_request)
         except TimeBudgetError:
             return {"error": "too_late", "message": "no answer within the time budget"}
         except QueueFullError as error:
@@ -64,7 +64,7 @@ async def questions(body: s.QuestionsBody, request: Request) -> Any:
             _, code, message = problem_of(error)
             return {"error": code, "message": message}
 
-    return JSONResponse({"answers": await asyncio.gather(*map(one, body.questions))})
+    return JSONResponse({"answers": await asyncio.gather(*map(one, body.requests))})
 
 
 @router.post("/v1/similar", response_model=replies.Listing, responses=missing, tags=["answers"], operation_id="similar")
@@ -84,7 +84,7 @@ async def baselines(body: s.BaselinesBody, request: Request) -> Any:
     server = server_of(request)
     filters = None if body.filters is None else body.filters.filters()
     lists = await server.call(lambda: server.engine.model.baselines(body.query, body.k, filters))
-    return {name: server.items(server.main, found, body.fields) for name, found in lists.items()}
+    return {name: server.items(server.main, answers, body.fields) for name, answers in lists.items()}
 
 
 @router.get("/v1/bundle", response_model=replies.Description, tags=["reasons"], operation_id="describeBundle")
@@ -99,10 +99,10 @@ async def suggest(body: s.SuggestBody, request: Request) -> Any:
     """Logged queries that the person is likely to search next."""
     server = server_of(request)
     model = server.bundle_of(request, body).engine.model
-    found = await server.call(
+    suggestions = await server.call(
         lambda: model.suggest(body.user_id, body.events(), body.k, prefix=body.prefix, strict=False)
     )
-    return {"suggestions": [asdict(one) for one in found]}
+    return {"suggestions": [asdict(one) for one in suggestions]}
 
 
 @router.post("/v1/history", response_model=replies.Events, tags=["reasons"], operation_id="readHistory")

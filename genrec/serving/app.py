@@ -119,7 +119,7 @@ def serve(settings: ServeSettings) -> None:
 
     from genrec.serving.connections import ConnectionLimit, limited_protocol
 
-    # Before the load: it takes long, and whoever waits for it should not learn only then that a setting is wrong.
+    # Before the load, which takes long: a wrong setting should be reported at once.
     listening = _listen(settings)
     tracing = Tracing.to_collector() if settings.traces else None
     if settings.key_file is not None:
@@ -132,7 +132,7 @@ def serve(settings: ServeSettings) -> None:
     fields = {"bundle": engine.key, "items": engine.model.snapshot.n_items, "fitted_on": engine.model.fitted_on}
     log.info("loaded", extra={"fields": fields})
     if settings.key_file is None and settings.without_keys:
-        log.warning("no key is asked for", extra={"fields": {"host": settings.host}})
+        log.warning("no key is required", extra={"fields": {"host": settings.host}})
     app = create_app(engine, tracing)
     limit = ConnectionLimit(settings, app.state.server.metrics)
     config = uvicorn.Config(

@@ -171,7 +171,7 @@ class Batcher:
             if self.on_batch is not None:
                 self.on_batch([began - one.since for one in batch], spent)
             for one, result in zip(batch, results, strict=True):
-                with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits for this answer any more
+                with contextlib.suppress(RuntimeError):  # the loop is gone, and with it who waited for this answer
                     one.loop.call_soon_threadsafe(_settle, one.future, result)
 
 

@@ -46,7 +46,7 @@ async def events(body: s.EventsBody, request: Request) -> Any:
 
 @router.post("/v1/impressions", response_model=replies.Shown, tags=["events"], operation_id="addImpressions")
 async def impressions(body: s.ImpressionsBody, request: Request) -> Any:
-    """Remember what a user was shown; durable once this answers."""
+    """Store impressions; durable once this answers."""
     server = server_of(request)
     await server.call(lambda: server.engine.store.append_impressions(body.stored()))
     return {"accepted": len(body.items)}

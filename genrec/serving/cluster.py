@@ -36,7 +36,7 @@ def _ray():
 def cluster(address: str) -> Iterator[Any]:
     """Ray, connected to the cluster at ``address``, or with one of this machine for ``local``.
 
-    A cluster that somebody else started is left running. Raises ``UserError`` where there is none.
+    A cluster that was running before is left running. Raises ``UserError`` where there is none.
     """
     ray = _ray()
     if ray.is_initialized():  # by the caller, who also ends it
@@ -127,15 +127,15 @@ def predict_folder(
     with cluster(address) as ray:
         cpus = float(ray.cluster_resources().get("CPU", 1))
         workers = workers or max(int(cpus) - READING_CPUS, 1)
-        # With too few CPUs a worker takes a part of one, so that reading goes on beside it.
-        share = min(1.0, max(cpus - READING_CPUS, cpus / 2) / workers)
+        # With too few CPUs a worker takes a fraction of one, so that reading goes on.
+        fraction = min(1.0, max(cpus - READING_CPUS, cpus / 2) / workers)
         table = ray.data.read_parquet([str(file.resolve()) for file in files])
         answers = table.map_batches(
             _Predictor,
             fn_constructor_kwargs=arguments,
             batch_size=batch_size,
             batch_format="pyarrow",
-            num_cpus=share,
+            num_cpus=fraction,
             compute=ray.data.ActorPoolStrategy(size=workers),
         )
         answers.write_parquet(str(output.resolve()))

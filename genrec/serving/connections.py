@@ -21,7 +21,7 @@ class ConnectionLimit:
     """Counts the open connections of a server. Refusals are logged at most once in ten seconds.
 
     Where too many are open, the one that has waited longest for the head of a request makes room for the new one: idle
-    and half-open connections never keep out whoever sends requests.
+    and half-open connections never keep out clients that send requests.
     """
 
     def __init__(self, settings: ServeSettings, metrics: Metrics):

@@ -1,4 +1,4 @@
-"""Opaque cursors of pages: where the next page starts, which question it belongs to, and which bundle gave the last."""
+"""Opaque cursors of pages: where the next page starts, which request it belongs to, and which bundle gave the last."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from genrec.errors import UserError
 
-_NOT_ASKED = {"cursor", "offset", "fields", "facets", "reasons", "timeout_ms"}  # may differ from page to page
+_OF_A_PAGE = {"cursor", "offset", "fields", "facets", "reasons", "timeout_ms"}  # may differ from page to page
 
 
 def next_cursor(body: BaseModel, offset: int, bundle: str) -> str:
@@ -22,7 +22,7 @@ def next_cursor(body: BaseModel, offset: int, bundle: str) -> str:
 
 
 def read_cursor(body: BaseModel, cursor: str) -> tuple[int, str]:
-    """(offset, bundle) of a cursor. ``UserError`` for one that is damaged or belongs to another question."""
+    """(offset, bundle) of a cursor. ``UserError`` for one that is damaged or belongs to another request."""
     try:
         padded = cursor.encode() + b"=" * (-len(cursor) % 4)
         offset, digest, bundle = json.loads(base64.urlsafe_b64decode(padded))
@@ -31,10 +31,10 @@ def read_cursor(body: BaseModel, cursor: str) -> tuple[int, str]:
     except (ValueError, TypeError, binascii.Error):
         raise UserError("cursor: not one that this server gave; start again without it") from None
     if digest != _digest(body):
-        raise UserError("cursor: it belongs to another question; start again without it")
+        raise UserError("cursor: it belongs to another request; start again without it")
     return offset, bundle
 
 
 def _digest(body: BaseModel) -> str:
-    asked: dict[str, Any] = body.model_dump(exclude=_NOT_ASKED, exclude_none=True)
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    content: dict[str, Any] = body.model_dump(exclude=_OF_A_PAGE, exclude_none=True)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -18,7 +18,7 @@ from genrec.serving.settings import ROLES, Keys, ServeSettings
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 OPEN_PATHS = ("/", "/docs", "/healthz", "/readyz", "/metrics", "/openapi.json")
 OPEN_FILES = "/page/"  # scripts and styles of the demo page
-ASK_BYTES = 262_144  # bodies of questions
+ASK_BYTES = 262_144  # bodies of requests for answers
 EVENT_BYTES = 1_048_576  # bodies of events and impressions
 
 

@@ -17,7 +17,7 @@ from pydantic_core import from_json
 
 OFF_LOOP = 32_768  # larger bodies are read by the thread
 MAX_OBJECTS = 12_000  # of one body: items to add are the most
-MAX_COMMAS = 120_000  # beside those of objects: the longest list of ids has 100,000
+MAX_COMMAS = 120_000  # without those of objects: the longest list of ids has 100,000
 _KEYS_AT_ONCE = 64  # keys of one JSON object; no body of this API has more
 _QUOTE, _BACKSLASH = ord('"'), ord("\\")
 _reader = ThreadPoolExecutor(1, "bodies")

@@ -112,12 +112,12 @@ class RedisStore:
                 continue
             pair = event.user_id, event.event_id
             if pair not in known:
-                found = batch.hget(self._key("ids", event.user_id), event.event_id)
-                if found is None:
+                text = batch.hget(self._key("ids", event.user_id), event.event_id)
+                if text is None:
                     known[pair] = asdict(event)
                     result.append("kept")
                     continue
-                known[pair] = json.loads(found)
+                known[pair] = json.loads(text)
             result.append("repeated" if same_event(known[pair], event) else "conflict")
         return result
 
@@ -154,22 +154,22 @@ class RedisStore:
 
     def events_of(self, users: Sequence[str]) -> pl.DataFrame:
         """See ``Store``."""
-        found = self._many("zrange", [self._key("events", user) for user in users], -self.limit, -1)
-        events = [_event(member) for kept in found for member in kept]
+        members = self._many("zrange", [self._key("events", user) for user in users], -self.limit, -1)
+        events = [_event(member) for kept in members for member in kept]
         rows = [tuple(getattr(event, name) for name in EVENT_COLUMNS) for event in events]
         return pl.DataFrame(rows, schema=EVENT_COLUMNS, orient="row")
 
     def items_of(self, users: Sequence[str]) -> dict[str, list[str]]:
         """See ``Store``."""
-        found = self._many("smembers", [self._key("seen", user) for user in users])
-        return {user: sorted(item.decode() for item in items) for user, items in zip(users, found, strict=True)}
+        sets = self._many("smembers", [self._key("seen", user) for user in users])
+        return {user: sorted(item.decode() for item in items) for user, items in zip(users, sets, strict=True)}
 
     def erased(self, users: Sequence[str]) -> set[str]:
         """See ``Store``."""
         if not users:
             return set()
-        found = self._call(lambda: self.client.smismember(f"{self.prefix}:erased", [user_key(user) for user in users]))
-        return {user for user, flag in zip(users, found, strict=True) if flag}
+        flags = self._call(lambda: self.client.smismember(f"{self.prefix}:erased", [user_key(user) for user in users]))
+        return {user for user, flag in zip(users, flags, strict=True) if flag}
 
     def forget(self, user_id: str) -> int:
         """See ``Store``."""

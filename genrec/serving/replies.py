@@ -57,7 +57,7 @@ class Problem(BaseModel):
 
 
 class Listings(BaseModel):
-    """One answer or problem per question, in order."""
+    """One answer or problem per request, in order."""
 
     answers: list[Listing | Problem]
 
@@ -108,7 +108,7 @@ class RejectedEvent(BaseModel):
 
 
 class Accepted(BaseModel):
-    """How many events were kept, and what is to be said of single ones."""
+    """How many events were kept, and remarks on single ones."""
 
     accepted: int = Field(description="Events that are stored now; repeated ones count.")
     rejected: int
@@ -145,7 +145,7 @@ class Erased(Removed):
     """How many stored events of a user were removed."""
 
     in_bundle: bool = Field(
-        description="The bundle holds events of the user, which are not read any more; export anew to erase them."
+        description="The bundle holds events of the user, which are not read any more; export again to erase them."
     )
 
 

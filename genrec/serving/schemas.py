@@ -22,7 +22,7 @@ MAX_LIST = 1000  # offset + k
 
 
 def stored_id(value: str) -> str:
-    """An id as logs are read; ``ValueError`` for one that stands for none."""
+    """An id as readers of logs take it; ``ValueError`` for a word that means no id, such as ``null``."""
     try:
         return plain_id(value)
     except UserError as error:
@@ -106,7 +106,7 @@ def _newest(history: Any) -> Any:
 
 
 class Person(_Body):
-    """Who asks: a stored user, a history sent along (it replaces the stored one), or nobody."""
+    """The person of a request: a stored user, a history in the request (it replaces the stored one), or neither."""
 
     user_id: Id | None = None
     history: Annotated[list[Id | HistoryEvent], FIRST_ERROR, BeforeValidator(_newest)] | None = Field(
@@ -122,7 +122,7 @@ class Person(_Body):
 
 
 class Pages(Person):
-    """A list of which pages can be asked for."""
+    """A list with pages."""
 
     k: Count = Field(10, ge=1, le=MAX_LIST)
     offset: Count = Field(
@@ -164,7 +164,7 @@ class RecommendBody(Pages):
     exclude_seen: Flag = True
     model_config = _examples({"history": ["item-1", "item-2"], "k": 5}, {"user_id": "u1", "k": 10})
 
-    def asked(self) -> RecommendationRequest:
+    def to_request(self) -> RecommendationRequest:
         """The request behind the body."""
         return self.request(None, self.exclude_seen)
 
@@ -176,7 +176,7 @@ class SearchBody(Pages):
     exclude_seen: Flag = False
     model_config = _examples({"query": "warm scarf", "user_id": "u1", "k": 5})
 
-    def asked(self) -> RecommendationRequest:
+    def to_request(self) -> RecommendationRequest:
         """The request behind the body."""
         return self.request(self.query.strip(), self.exclude_seen)
 
@@ -195,7 +195,7 @@ class RankBody(Person):
     reasons: Flag = False
     model_config = _examples({"candidates": ["item-1", "item-2", "item-3"], "history": ["item-4"]})
 
-    def asked(self) -> RecommendationRequest:
+    def to_request(self) -> RecommendationRequest:
         """The request behind the body."""
         chosen = tuple(dict.fromkeys(self.candidates))
         query = None if self.query is None else self.query.strip()
@@ -204,32 +204,32 @@ class RankBody(Person):
         )
 
 
-class RecommendQuestion(RecommendBody):
-    """A recommendation among several questions."""
+class RecommendPart(RecommendBody):
+    """A recommendation among several requests."""
 
     kind: Literal["recommend"]
 
 
-class SearchQuestion(SearchBody):
-    """A search among several questions."""
+class SearchPart(SearchBody):
+    """A search among several requests."""
 
     kind: Literal["search"]
 
 
-class RankQuestion(RankBody):
-    """A ranking among several questions."""
+class RankPart(RankBody):
+    """A ranking among several requests."""
 
     kind: Literal["rank"]
 
 
-class QuestionsBody(_Body):
-    """Several questions, answered together."""
+class RequestsBody(_Body):
+    """Several requests, answered together."""
 
-    questions: Annotated[
-        list[Annotated[RecommendQuestion | SearchQuestion | RankQuestion, Field(discriminator="kind")]], FIRST_ERROR
+    requests: Annotated[
+        list[Annotated[RecommendPart | SearchPart | RankPart, Field(discriminator="kind")]], FIRST_ERROR
     ] = Field(min_length=1, max_length=32)
     model_config = _examples(
-        {"questions": [{"kind": "recommend", "user_id": "u1"}, {"kind": "search", "query": "warm scarf"}]}
+        {"requests": [{"kind": "recommend", "user_id": "u1"}, {"kind": "search", "query": "warm scarf"}]}
     )
 
 
@@ -317,7 +317,7 @@ class EventsBody(_Body):
 
 
 class ImpressionsBody(_Body):
-    """What a user was shown of an answer, best position first."""
+    """The impressions of an answer, best position first."""
 
     recommendation_id: Short
     user_id: Id

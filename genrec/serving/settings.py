@@ -37,8 +37,8 @@ class ServeSettings:
     bundle: Path  # a bundle or a run; read again at every reload
     host: str = "127.0.0.1"
     port: int = 8000
-    key_file: Path | None = None  # see Keys; None: no key is asked for
-    events: str | None = None  # event store: a file or redis://...; None: BUNDLE.events.sqlite beside the bundle
+    key_file: Path | None = None  # see Keys; None: no key is required
+    events: str | None = None  # event store: a file or redis://...; None: BUNDLE.events.sqlite next to the bundle
     max_batch: int = 64  # requests answered in one pass; 1 switches batching off
     batch_wait_ms: float = 4.0  # how long the first request of a batch waits for others
     queue: int = 512  # requests that may wait; one more gets 429
@@ -54,7 +54,7 @@ class ServeSettings:
     hosts: tuple[
         str, ...
     ] = ()  # host names that requests may name; none: any, or the loopback names on a loopback host
-    without_keys: bool = False  # allow an address that others reach although no key is asked for
+    without_keys: bool = False  # allow an address that others reach although no key is required
     canary: Path | None = None  # a second bundle, which answers some of the users
     canary_weight: float = 0.1  # fraction of the users that the canary answers
     traces: bool = False  # OpenTelemetry spans, sent where the environment says
@@ -73,7 +73,7 @@ class ServeSettings:
             raise UserError(f"--port: must lie between 0 and 65535, is {self.port}")
         if self.host not in LOOPBACK and self.key_file is None and not self.without_keys:
             raise UserError(
-                f"--host: {self.host} can be reached by others, and no key is asked for; give --api-key-file, "
+                f"--host: {self.host} can be reached by others, and no key is required; give --api-key-file, "
                 "or --without-keys if that is intended"
             )
 
@@ -107,8 +107,8 @@ class Keys:
         """The role of a key, None for an unknown one. The time taken says nothing about which key was near."""
         self._refresh()
         digest = sha256(given).digest()
-        found = [role for key, role in self._roles.items() if compare_digest(digest, key)]
-        return found[0] if found else None
+        roles = [role for key, role in self._roles.items() if compare_digest(digest, key)]
+        return roles[0] if roles else None
 
     def _refresh(self) -> None:
         now = time.monotonic()
@@ -126,10 +126,10 @@ class Keys:
 
     def _modified(self) -> tuple[int, int] | None:
         try:
-            found = os.stat(self.path)
+            stat = os.stat(self.path)
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_size
+        return stat.st_mtime_ns, stat.st_size
 
     def _read(self) -> dict[bytes, str]:
         try:

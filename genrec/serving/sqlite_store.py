@@ -79,13 +79,13 @@ class SqliteStore:
             raise UserError(f"{path} is not an event store ({error}); name another file with --events") from error
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        found = connection.execute("PRAGMA user_version").fetchone()[0]
-        if found > STORE_FORMAT:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > STORE_FORMAT:
             raise UserError(
-                f"{self.path} is an event store of format {found}, this genrec reads up to {STORE_FORMAT}; "
+                f"{self.path} is an event store of format {version}, this genrec reads up to {STORE_FORMAT}; "
                 "install a newer genrec"
             )
-        tables = _FROM_FORMAT_1.format(tables=_TABLES) if found == 1 else _TABLES
+        tables = _FROM_FORMAT_1.format(tables=_TABLES) if version == 1 else _TABLES
         connection.executescript(f"BEGIN IMMEDIATE; {tables} PRAGMA user_version = {STORE_FORMAT}; COMMIT;")
 
     def _connection(self) -> sqlite3.Connection:
@@ -132,8 +132,8 @@ class SqliteStore:
     @staticmethod
     def _repeated(connection: sqlite3.Connection, event: StoredEvent, row: tuple) -> Kept:
         query = f"SELECT {', '.join(_EVENT)} FROM events WHERE user_id = ? AND event_id = ?"
-        found = connection.execute(query, (event.user_id, event.event_id)).fetchone()
-        return "repeated" if same_event(dict(zip(_EVENT, found, strict=True)), event) else "conflict"
+        stored = connection.execute(query, (event.user_id, event.event_id)).fetchone()
+        return "repeated" if same_event(dict(zip(_EVENT, stored, strict=True)), event) else "conflict"
 
     def append_impressions(self, impressions: Sequence[StoredImpression]) -> None:
         """See ``Store``."""
@@ -152,12 +152,12 @@ class SqliteStore:
 
     def items_of(self, users: Sequence[str]) -> dict[str, list[str]]:
         """See ``Store``."""
-        found: dict[str, list[str]] = {user: [] for user in users}
+        items: dict[str, list[str]] = {user: [] for user in users}
         for user, item in self._of_users(
             "SELECT DISTINCT user_id, item_id FROM events WHERE user_id IN ({users})", users
         ):
-            found[user].append(item)
-        return found
+            items[user].append(item)
+        return items
 
     def erased(self, users: Sequence[str]) -> set[str]:
         """See ``Store``."""

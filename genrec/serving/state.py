@@ -84,7 +84,7 @@ class Server:
         return await served.ask(request, min(timeout_ms or budget, budget) / 1000)
 
     async def call(self, work: Callable[[], Any]) -> Any:
-        """Work that is no list (explanations, suggestions, ...), one at a time, beside the answers."""
+        """Work that is no list (explanations, suggestions, ...), one at a time, in parallel to the answers."""
         return await self.calls.submit(work, self.settings.time_budget_ms / 1000)
 
     async def change(self, work: Callable[[], Any]) -> Any:
@@ -98,9 +98,9 @@ class Server:
         return await self.changes.submit(both, self.settings.change_budget_ms / 1000)
 
     async def described(
-        self, served: ServedBundle, response: Response, body: s.ListingBody, asked: RecommendationRequest
+        self, served: ServedBundle, response: Response, body: s.ListingBody, request: RecommendationRequest
     ) -> dict[str, Any]:
-        """``listing`` with what else the body asks for: facets and reasons are made beside the answers."""
+        """``listing`` with what else the body asks for: facets and reasons, made in parallel to other answers."""
         answer = self.listing(served, response, body)
         facets, reasons = getattr(body, "facets", None), getattr(body, "reasons", False)
         if not facets and not reasons:
@@ -109,10 +109,10 @@ class Server:
         def work() -> None:
             model, ids = served.engine.model, [item["item_id"] for item in answer["items"]]
             if facets:
-                answer["facets"] = model.facets(facets, asked.filters)
+                answer["facets"] = model.facets(facets, request.filters)
             if reasons:
                 for item, reason in zip(
-                    answer["items"], model.reasons(ids, asked.user, asked.history, asked.query), strict=False
+                    answer["items"], model.reasons(ids, request.user, request.history, request.query), strict=False
                 ):
                     item["reason"] = asdict(reason)
 

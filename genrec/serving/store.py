@@ -129,6 +129,6 @@ def user_key(user_id: str) -> str:
 
 
 def same_event(kept: dict[str, Any], event: StoredEvent) -> bool:
-    """Whether a kept event says the same as one sent again. The time of arrival stands for a time that was not sent."""
+    """Whether a kept event equals one sent again. Without a time in the event, the time of arrival is its time."""
     names = [one.name for one in fields(event) if one.name != "timestamp"]
     return all(kept.get(name) == getattr(event, name) for name in names)

@@ -130,7 +130,7 @@ class TransformerEncoder(TextEncoder):
         )
         missing = np.flatnonzero(~known & ~empty)
         missing = missing[np.argsort([-len(prepared[first[index]]) for index in missing], kind="stable")]
-        with Progress(f"encoding texts ({self.name})", len(missing), shown=len(missing) >= SHARD) as progress:
+        with Progress(f"encoding texts ({self.name})", len(missing), enabled=len(missing) >= SHARD) as progress:
             for start in range(0, len(missing), SHARD):
                 rows = missing[start : start + SHARD]
                 longest = max(1, min(len(prepared[first[rows[0]]]), self.settings.max_tokens * 4))

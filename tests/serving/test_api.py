@@ -1,4 +1,4 @@
-"""The API beyond plain lists: filters, pages, several questions, changes, event reports, and notes of answers."""
+"""The API beyond plain lists: filters, pages, several requests, changes, event reports, and notes of answers."""
 
 from __future__ import annotations
 
@@ -90,17 +90,17 @@ def test_a_category_without_items_is_an_empty_list(serving, model):
     asyncio.run(go())
 
 
-def test_several_questions_similar_items_and_suggestions(serving, model):
+def test_several_requests_similar_items_and_suggestions(serving, model):
     async def go():
         async with serving() as (client, _):
             item = model.snapshot.item_ids[3]
-            questions = [
+            requests = [
                 {"kind": "recommend", "history": [item], "k": 3},
                 {"kind": "search", "query": "blue scarf", "k": 4},
                 {"kind": "rank", "candidates": [item, "nope"]},
                 {"kind": "recommend", "filters": {"where": {"field": "nope", "eq": 1}}},
             ]
-            answers = (await client.post("/v1/questions", json={"questions": questions})).json()["answers"]
+            answers = (await client.post("/v1/requests", json={"requests": requests})).json()["answers"]
             assert [len(answer["items"]) for answer in answers[:3]] == [3, 4, 1] and answers[3]["error"] == "invalid"
             assert "'nope'" in answers[2]["notes"][0]
             alone = await client.post("/v1/recommend", json={"history": [item], "k": 3})
@@ -281,7 +281,7 @@ def test_cursors_go_on_where_the_page_ended_and_belong_to_their_question(serving
                 pages += ids(reply)
                 cursor = reply.json()["next_cursor"]
             assert pages == whole
-            for wrong, words in ((body | {"k": 7}, "another question"), (body, "start again")):
+            for wrong, words in ((body | {"k": 7}, "another request"), (body, "start again")):
                 damaged = wrong | {"cursor": cursor if "another" in words else cursor[:-4] + "AAA"}
                 reply = await client.post("/v1/recommend", json=damaged)
                 assert reply.status_code == 422 and words in reply.json()["message"], reply.text
