@@ -216,8 +216,8 @@ class CatalogueTrie(nn.Module):
         allowed. Raises UserError for another shape or type.
         """
         if item_mask.dtype != torch.bool or item_mask.ndim not in (1, 2) or item_mask.shape[-1] != self.n_items:
-            found = f"{item_mask.dtype} {tuple(item_mask.shape)}"
-            raise UserError(f"item_mask is {found}; expected bool, ({self.n_items},) or (batch, {self.n_items})")
+            actual = f"{item_mask.dtype} {tuple(item_mask.shape)}"
+            raise UserError(f"item_mask is {actual}; expected bool, ({self.n_items},) or (batch, {self.n_items})")
         return self.allowed_count(item_mask) > 0
 
     def allowed_count(self, item_mask: Tensor) -> Tensor:
@@ -334,7 +334,7 @@ def _check_codes(table: np.ndarray, vocab_sizes: Sequence[int]) -> None:
     bad = (table < 0) | (table >= np.asarray(vocab_sizes))
     if bad.any():
         row, level = (int(index) for index in np.argwhere(bad)[0])
-        found, largest = table[row, level], vocab_sizes[level] - 1
+        actual, largest = table[row, level], vocab_sizes[level] - 1
         raise UserError(
-            f"codes: item {row} has code {found} at level {level + 1}; expected 0 to {largest}; encode it again"
+            f"codes: item {row} has code {actual} at level {level + 1}; expected 0 to {largest}; encode it again"
         )

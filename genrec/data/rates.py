@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 KEYS = ("item", "user", "surface", "brand", "category", "user_category", "item_surface")
-_STRENGTH = 10.0  # shown items of average fate added to every count
+_STRENGTH = 10.0  # impressions of average rates added to every count
 
 
 def n_features(stages: int) -> int:
@@ -39,12 +39,12 @@ class _Counter:
 
 
 class FeedbackRates:
-    """Rates of shown items; see the module's docstring."""
+    """Rates of impressions; see the module's docstring."""
 
     def __init__(
-        self, shown: pl.DataFrame, brands: np.ndarray, categories: np.ndarray, reached: np.ndarray, until: int
+        self, impressions: pl.DataFrame, brands: np.ndarray, categories: np.ndarray, reached: np.ndarray, until: int
     ):
-        """``shown`` (n rows): dense ``user`` and ``item``, ``timestamp`` and perhaps ``surface``.
+        """``impressions`` (n rows): dense ``user`` and ``item``, ``timestamp`` and perhaps ``surface``.
 
         ``reached`` (n, stages) bool.
 
@@ -52,13 +52,13 @@ class FeedbackRates:
         """
         self.brands, self.categories = brands.astype(np.int64), categories.astype(np.int64)
         self.stages = reached.shape[1]
-        times = shown["timestamp"].to_numpy().astype(np.int64)
+        times = impressions["timestamp"].to_numpy().astype(np.int64)
         known = times < until
         self.origin = int(times[known].min()) if known.any() else 0
         self.span = (int(times[known].max()) - self.origin if known.any() else 0) + 2
-        names = sorted(set(shown["surface"].drop_nulls())) if "surface" in shown.columns else []
+        names = sorted(set(impressions["surface"].drop_nulls())) if "surface" in impressions.columns else []
         self.surfaces = {name: index for index, name in enumerate(names)}
-        part = shown.filter(pl.Series(known))
+        part = impressions.filter(pl.Series(known))
         self.mean = reached[known].mean(0) if known.any() else np.zeros(self.stages)
         keys = self.keys(part["user"].to_numpy(), part["item"].to_numpy(), self.surface_codes(part))
         self.counters = [self._counter(key, times[known], reached[known]) for key in keys]

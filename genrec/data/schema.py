@@ -20,7 +20,7 @@ general to specific, ``price`` Float64 (any currency, one per log), then any fur
 
 ``users`` (optional): ``user_id`` String, then attribute columns.
 
-``impressions`` (optional): what was shown per request: ``request_id``, ``user_id``, ``item_id``, ``timestamp``,
+``impressions`` (optional): the items presented per request: ``request_id``, ``user_id``, ``item_id``, ``timestamp``,
 ``position``, ``action``.
 
 Columns beyond these are kept: one true/false column per feedback (``click``, ``long_view``, ``like`` ... ``hate``)

@@ -48,8 +48,8 @@ class Baselines:
     def notes(self) -> list[str]:
         """What the search on validation chose, a line per baseline."""
         return [
-            f"{BASELINES[name][0]}, chosen on validation: {', '.join(f'{key} {value}' for key, value in found.items())}"
-            for name, found in self.chosen.items()
+            f"{BASELINES[name][0]}, chosen on validation: {', '.join(f'{key} {value}' for key, value in best.items())}"
+            for name, best in self.chosen.items()
         ]
 
     def scorers(self, last: int, searches: bool) -> dict[str, tuple[str, Scorer]]:

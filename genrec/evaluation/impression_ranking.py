@@ -86,29 +86,25 @@ class AreaResult:
 
 
 @torch.inference_mode()
-def head_scores(
-    network, collator, dataset, shown: ImpressionLog, requests: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def head_scores(network, collator, dataset, log: ImpressionLog, requests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The ranking head's logits of some slates: row indices (n,) into the log and logits (n, stages)."""
     items = network.item_encoder()
-    length = shown.before[requests] - np.asarray(dataset.offsets)[shown.users[requests]]
+    length = log.before[requests] - np.asarray(dataset.offsets)[log.users[requests]]
     requests = requests[np.argsort(np.minimum(length, collator.model.max_length), kind="stable")]
     device = items.device
     index, logits = [], []
     for begin in range(0, len(requests), CHUNK):
         part = requests[begin : begin + CHUNK]
-        batch = collator.impression_batch(shown, part).to(device)
-        impressions = batch.impressions
-        scores = network.rank(
-            network.encode(batch, items), impressions.row, impressions.column, impressions.items, impressions.features
-        )
-        logits.append(scores[impressions.items >= 0].float().cpu().numpy())
-        index.append(shown.rows(part)[0])
+        batch = collator.impression_batch(log, part).to(device)
+        rows = batch.impressions
+        scores = network.rank(network.encode(batch, items), rows.row, rows.column, rows.items, rows.features)
+        logits.append(scores[rows.items >= 0].float().cpu().numpy())
+        index.append(log.rows(part)[0])
     return np.concatenate(index), np.concatenate(logits)
 
 
 def head_areas(run, ranker, split: str, last: int) -> tuple[AreaResult, ImpressionLog, Rows]:
-    """The ranking head's row for what was shown in ``split``, counts taken up to split ``last``; and what it ranked."""
+    """The ranking head's row for the impressions of ``split``, counts up to split ``last``; and what it ranked."""
     network, stages = ranker.generator.network, list(ranker.model.stages)
     if network.ranking is None or not stages:
         raise UserError(
@@ -116,29 +112,29 @@ def head_areas(run, ranker, split: str, last: int) -> tuple[AreaResult, Impressi
             "model.stages=[click,...]"
         )
     dataset = run.dataset
-    shown = load_impressions(dataset, stages, last)
-    if shown is None:
-        raise UserError("protocol ranking: the data do not say what was shown (no impressions)")
-    slates = np.flatnonzero(shown.split == SPLITS[split])
+    impressions = load_impressions(dataset, stages, last)
+    if impressions is None:
+        raise UserError("protocol ranking: the data have no impressions")
+    slates = np.flatnonzero(impressions.split == SPLITS[split])
     if not len(slates):
-        raise UserError(f"protocol ranking: nothing was shown in the {split} split")
+        raise UserError(f"protocol ranking: the {split} split has no impressions")
     config, info = run.config, dataset.info
-    rows = Rows(shown, shown.rows(slates)[0])
-    notes = _notes(shown, rows, slates, split, last, info)
-    result = AreaResult("ranking", f"Ranking what was shown, {split}", config.seed, notes)
-    index, logits = head_scores(network, ranker.collator(dataset.query_texts), dataset, shown, slates)
+    rows = Rows(impressions, impressions.rows(slates)[0])
+    notes = _notes(impressions, rows, slates, split, last, info)
+    result = AreaResult("ranking", f"Ranking of impressions, {split}", config.seed, notes)
+    index, logits = head_scores(network, ranker.collator(dataset.query_texts), dataset, impressions, slates)
     result.add(HEAD, logits[np.argsort(index)], rows.labels, rows.users, stages)
-    return result, shown, rows
+    return result, impressions, rows
 
 
 def impression_ranking(run, ranker, split: str, last: int) -> list[AreaResult]:
     """The table of a run whose network has a ranking head with ``model.stages``: its row and the baselines'."""
-    result, shown, rows = head_areas(run, ranker, split, last)
+    result, impressions, rows = head_areas(run, ranker, split, last)
     dataset, config, stages = run.dataset, run.config, list(ranker.model.stages)
     labelled = rows.labels, rows.users, stages
-    train = Rows(shown, shown.rows(np.flatnonzero(shown.split <= last))[0])
+    train = Rows(impressions, impressions.rows(np.flatnonzero(impressions.split <= last))[0])
     # Settings are chosen on validation by models that have not seen it, as ours were.
-    early = shown if last == TRAIN else load_impressions(dataset, stages, TRAIN)
+    early = impressions if last == TRAIN else load_impressions(dataset, stages, TRAIN)
     assert early is not None
     valid = Rows(early, early.rows(np.flatnonzero(early.split == VALID))[0])
 
@@ -152,12 +148,12 @@ def impression_ranking(run, ranker, split: str, last: int) -> list[AreaResult]:
     result.add(f"logistic regression (C = {best:g})", logistic.score(rows), *labelled)
     din = TargetAttention(seed=config.seed).fit(dataset, first, lambda model: quality(model.score(dataset, valid)))
     result.add("DIN-style target attention", din.score(dataset, rows), *labelled)
-    rates = shown.features(rows.index)
+    rates = impressions.features(rows.index)
     result.add("item's own rates", rates[:, : len(stages)], *labelled)
     return [result]
 
 
-def _notes(shown: ImpressionLog, rows: Rows, slates: np.ndarray, split: str, last: int, info: dict) -> list[str]:
+def _notes(impressions: ImpressionLog, rows: Rows, slates: np.ndarray, split: str, last: int, info: dict) -> list[str]:
     share = ", ".join(f"{value:.1%}" for value in rows.labels.mean(0))
     return [
         f"{split} split, {info['split']}, fingerprint {info['split_fingerprint']}; "
@@ -165,7 +161,7 @@ def _notes(shown: ImpressionLog, rows: Rows, slates: np.ndarray, split: str, las
         "slates of "
         f"{len(np.unique(rows.users))} users, reached stages {share}",
         "GAUC: users with both outcomes, weighted by their rows. Impressions of unknown users or items are not ranked.",
-        f"counts (rates of item, user, surface, ...) from {len(shown.rates.counters[0].order)} rows of the fit's "
+        f"counts (rates of item, user, surface, ...) from {len(impressions.rates.counters[0].order)} rows of the fit's "
         "splits; "
         "the history of a request is everything its user did before it",
     ]

@@ -52,4 +52,4 @@ def impression_rows(protocol: Any, requested: protocols.ProtocolRequests) -> np.
     slates = requested.slates
     own = ranker.own_scores(evidence.features(requested.requests, slates), slates)
     scores = ranker.scores(own, model(requested.requests, slates), slates)
-    return protocols.shown_order(slates.items, scores)
+    return protocols.slate_order(slates.items, scores)

@@ -141,10 +141,10 @@ class Protocols:
                 answered(answerer, protocol.requests, k, inside, self.data.n_items), lists
             )
         ranked |= {
-            "as shown": protocols.shown_order(lists),
-            "popularity of click-outs": protocols.shown_order(lists, clicks),
-            "last interacted, then as shown": protocols.shown_order(lists, recent),
-            "last interacted, then popularity": protocols.shown_order(
+            "as shown": protocols.slate_order(lists),
+            "popularity of click-outs": protocols.slate_order(lists, clicks),
+            "last interacted, then as shown": protocols.slate_order(lists, recent),
+            "last interacted, then popularity": protocols.slate_order(
                 lists, recent + clicks / (1e9 + clicks.max(initial=0))
             ),
         }

@@ -169,21 +169,21 @@ def _escape(text: str) -> str:
 def caveats(rows: Sequence[Row]) -> list[str]:
     """Caveats of these rows: removal of already-had items, fits, synthetic queries, the request's time."""
     removal = "Items the user already had are removed from the lists; the raw figure beside is without removal."
-    found = [f"{removal} Brackets: bootstrap interval over requests."]
+    notes = [f"{removal} Brackets: bootstrap interval over requests."]
     if any(row.fitted_on == "train+valid" for row in rows):
-        found.append(
+        notes.append(
             "Fitted on train and refitted on train+valid are different protocols: compare within a column group only."
         )
     kinds = sorted({str(row.query_kind) for row in rows if row.is_synthetic})
     if kinds:
-        found.append(
+        notes.append(
             f"Queries of kind {', '.join(kinds)} are synthetic: made by a rule from the item that is sought, not "
             "typed by people."
         )
     timed = list(dict.fromkeys(row.model for row in rows if row.uses_request_time))
     used = f"used by: {', '.join(timed)}; not by the others." if timed else "not used by any model."
-    found.append(f"The request's own time was {used}")
-    return found
+    notes.append(f"The request's own time was {used}")
+    return notes
 
 
 def results_table_rich(rows: Sequence[Row], ks: Sequence[int] = (10,)) -> list[Table]:
@@ -302,7 +302,7 @@ def write_report(
         figures.grouped_bars(
             folder / f"results_{section.name}.png", _result_bars(section, measure), section.title, measure
         )
-    shown = {
+    filled = {
         name: {model: [bar.as_dict() for bar in bars] for model, bars in models.items()}
         for name, models in slices.items()
         if models
@@ -310,7 +310,7 @@ def write_report(
     report = {
         "meta": dict(meta),
         "rows": [_plain(row) for row in rows],
-        "slices": shown,
+        "slices": filled,
         "notes": [*caveats(rows), *notes],
     }
     write_json(folder / "metrics.json", report)

@@ -26,20 +26,20 @@ class ProtocolRequests:
     """The requests of a protocol, their relevant items, and where there are slates the items that may be ranked.
 
     ``candidates`` (N, C) item ids in the order shown, -1 where empty. ``notes`` say what a reader of the table must
-    know. ``shown``: the whole slates, with items outside the catalogue, positions and prices.
+    know. ``logged``: the whole slates, with items outside the catalogue, positions and prices.
     """
 
     requests: Requests
     qrels: Qrels
     candidates: np.ndarray | None = None
     notes: tuple[str, ...] = ()
-    shown: Slates | None = None
+    logged: Slates | None = None
 
     @property
     def slates(self) -> Slates:
-        """``shown``, of a protocol that has it."""
-        assert self.shown is not None
-        return self.shown
+        """``logged``, of a protocol that has it."""
+        assert self.logged is not None
+        return self.logged
 
 
 def product_search(dataset: Dataset, split: str = "test") -> ProtocolRequests:
@@ -84,14 +84,13 @@ def session_search(dataset: Dataset, split: str = "test", action: str = "clickou
     if action not in dataset.actions_chain or dataset.impressions is None:
         missing = "impressions" if dataset.impressions is None else f"action '{action}'"
         raise UserError(
-            f"protocol session-search: the data have no {missing}; it needs a log of shown lists, as reader trivago "
-            "gives"
+            f"protocol session-search: the data have no {missing}; it needs a log of slates, as reader trivago gives"
         )
     clicked = np.asarray(dataset.actions) == dataset.actions_chain.index(action)
     rows = np.flatnonzero((np.asarray(dataset.split) == part) & clicked)
     clicks = _clicks_with_slate(dataset, rows, part, action)
     if clicks.is_empty():
-        raise UserError(f"protocol session-search: no {action} of the {split} split has its shown list")
+        raise UserError(f"protocol session-search: no {action} of the {split} split has its slate")
     table = _slate_rows(dataset, clicks)
     slates = _lists(table, len(clicks))
     events = clicks["event"].to_numpy()
@@ -99,8 +98,8 @@ def session_search(dataset: Dataset, split: str = "test", action: str = "clickou
     length = max(table.group_by("row").agg(pl.col("position").max() + 1)["position"].sum(), 1)
     inside = familiar(dataset, requests, slates.items, max(part - 1, 0))
     note = (
-        f"{len(clicks)} of {len(rows)} click-outs of the {split} split have their list; ranked is "
-        f"{(slates.items >= 0).sum() / length:.1%} of what was shown. {inside.sum() / length:.1%} of it had an event "
+        f"{len(clicks)} of {len(rows)} click-outs of the {split} split have their slate; "
+        f"{(slates.items >= 0).sum() / length:.1%} of it is ranked. {inside.sum() / length:.1%} of it had an event "
         "before the split or in the person's own past; what had none follows in the order shown in rows that rank by "
         "item alone"
     )
@@ -125,16 +124,16 @@ def _clicks_with_slate(dataset: Dataset, rows: np.ndarray, part: int, action: st
 
 def _slate_rows(dataset: Dataset, clicks: pl.DataFrame) -> pl.DataFrame:
     """Distinct items of each click's slate: ``row`` of the click, ``column``, ``item``, ``position``, ``price``."""
-    shown = dataset.impressions_all
-    assert shown is not None
-    price = pl.col("price") if "price" in shown.columns else pl.lit(None)
-    shown = shown.select(
+    slates = dataset.impressions_all
+    assert slates is not None
+    price = pl.col("price") if "price" in slates.columns else pl.lit(None)
+    slates = slates.select(
         pl.col("user").cast(pl.Int64), "timestamp", "request_id", "position", pl.col("item").cast(pl.Int64),
         price.cast(pl.Float64).alias("price"),
     )  # fmt: skip
     return (
         clicks.with_row_index("row")
-        .join(shown, on=["user", "timestamp", "request_id"], maintain_order="left")
+        .join(slates, on=["user", "timestamp", "request_id"], maintain_order="left")
         .unique(["row", "item"], keep="first", maintain_order=True)
         .sort("row", "position", maintain_order=True)
         .with_columns(pl.int_range(pl.len()).over("row").alias("column"))
@@ -223,7 +222,7 @@ def last_text(requests: Requests, text: np.ndarray) -> np.ndarray:
     return vectors @ text.T
 
 
-def shown_order(candidates: np.ndarray, scores: np.ndarray | None = None) -> np.ndarray:
+def slate_order(candidates: np.ndarray, scores: np.ndarray | None = None) -> np.ndarray:
     """Candidates (N, C) by ``scores`` (N, C), the earlier column first among equals; without scores as shown."""
     if scores is None:
         return candidates
@@ -233,7 +232,7 @@ def shown_order(candidates: np.ndarray, scores: np.ndarray | None = None) -> np.
 
 def completed(ranked: np.ndarray, lists: np.ndarray) -> np.ndarray:
     """``ranked`` (N, C) with the items of ``lists`` (N, C) that it leaves out behind it, in the order shown."""
-    missing = np.stack([~np.isin(shown, own) for shown, own in zip(lists, ranked, strict=True)]) & (lists >= 0)
+    missing = np.stack([~np.isin(slates, own) for slates, own in zip(lists, ranked, strict=True)]) & (lists >= 0)
     both = np.concatenate([ranked, np.where(missing, lists, PAD)], axis=1)
     order = np.argsort(both < 0, axis=1, kind="stable")
     return np.take_along_axis(both, order, 1)[:, : lists.shape[1]]

@@ -31,8 +31,8 @@ def leaf_scores(trie: CatalogueTrie, scorer: Scorer, batch: int, chunk: int = 40
             rows = nodes[part].expand(batch, -1)
             slot = scorer.expand(level, rows, None if slots is None else slots[part].expand(batch, -1))
             live = torch.ones_like(rows, dtype=torch.bool)
-            children, _, found = expand_children(trie, level, scorer, slot, rows, live, scores[:, part], False)
-            below[:, children[0] - trie.level_bounds[level + 1]] = found
+            children, _, child_scores = expand_children(trie, level, scorer, slot, rows, live, scores[:, part], False)
+            below[:, children[0] - trie.level_bounds[level + 1]] = child_scores
             below_slots[part] = torch.arange(slot, slot + len(part), device=device)
         scores, slots = below, below_slots.repeat_interleave(counts)
     return scores
@@ -108,7 +108,7 @@ class _Frontier:
         self.trie, self.scorer, self.constraint, self.k = trie, scorer, constraint, k
         device = trie.child_start.device
         self.leaves = torch.full((batch, width), -1, dtype=torch.long, device=device)
-        self.found = torch.full((batch, width), -torch.inf, device=device)
+        self.best = torch.full((batch, width), -torch.inf, device=device)
         self.lost = torch.full((batch,), -torch.inf, device=device)  # best leaf that fell out of the list ...
         self.cut = self.lost  # ... and best prefix that will not be expanded
         self.scores = torch.full((batch, 0), -torch.inf, device=device)
@@ -118,7 +118,7 @@ class _Frontier:
         slot = scorer.expand(0, root, None)
         live = torch.ones_like(root, dtype=torch.bool)
         children, owner, scores = expand_children(
-            trie, 0, scorer, slot, root, live, self.found.new_zeros(batch, 1), False
+            trie, 0, scorer, slot, root, live, self.best.new_zeros(batch, 1), False
         )
         self._add(children, owner + slot, scores, trie.depth > 1 and trie.open_nodes[1] == children.shape[1])
         self.fresh = True  # all that waits are children of the root
@@ -130,7 +130,7 @@ class _Frontier:
 
     def threshold(self) -> Tensor:
         """The score of the k-th best leaf (B, 1), finite: a prefix with a lower score cannot change the top k."""
-        return self.found[:, self.k - 1 : self.k].clamp(min=torch.finfo(torch.float32).min)
+        return self.best[:, self.k - 1 : self.k].clamp(min=torch.finfo(torch.float32).min)
 
     def expand(self, rows: int) -> int:
         """Run the best ``rows`` prefixes of every request; returns the number of rows."""
@@ -145,8 +145,8 @@ class _Frontier:
             score = torch.where(live, score, 0)
         depth = 1 if self.fresh else torch.bucketize(nodes, self.levels, right=True)
         slot, self.fresh = self.scorer.expand(depth, nodes, parents), False
-        children, owner, found = expand_children(self.trie, None, self.scorer, slot, nodes, live, score, False)
-        self._add(children, owner + slot, found)
+        children, owner, child_scores = expand_children(self.trie, None, self.scorer, slot, nodes, live, score, False)
+        self._add(children, owner + slot, child_scores)
         return nodes.shape[1]
 
     def _add(self, nodes: Tensor, parents: Tensor, scores: Tensor, all_open: bool = False) -> None:
@@ -156,9 +156,9 @@ class _Frontier:
         if not all_open:
             leaf = self.trie.single_leaf(nodes).long()
             is_open = leaf < 0
-            every = torch.cat([self.found, scores.masked_fill(is_open, -torch.inf)], dim=1)
+            every = torch.cat([self.best, scores.masked_fill(is_open, -torch.inf)], dim=1)
             leaves = torch.cat([self.leaves, leaf], dim=1)
-            choice, self.found, lost = select(every, leaves, self.found.shape[1])
+            choice, self.best, lost = select(every, leaves, self.best.shape[1])
             self.leaves, self.lost = leaves.gather(1, choice), torch.maximum(self.lost, lost)
             scores = scores.masked_fill(~is_open, -torch.inf)
         self.scores = torch.cat([self.scores, scores], dim=1)
@@ -177,13 +177,13 @@ class _Frontier:
         """Leaves, scores and bound of every request, equal scores by leaf."""
         rest = self.scores.max(1).values if self.scores.shape[1] else torch.full_like(self.cut, -torch.inf)
         bound = torch.maximum(torch.maximum(self.cut, rest), just_below(self.lost))
-        order = sort_keys(self.found, self.leaves.clamp(min=0)).argsort(dim=1, descending=True)
-        found = self.found.gather(1, order)
-        return self.leaves.gather(1, order).masked_fill(found.isneginf(), -1), found, bound
+        order = sort_keys(self.best, self.leaves.clamp(min=0)).argsort(dim=1, descending=True)
+        scores = self.best.gather(1, order)
+        return self.leaves.gather(1, order).masked_fill(scores.isneginf(), -1), scores, bound
 
     def narrow(self, keep: Tensor) -> None:
         """Go on with some of the requests only."""
-        for name in ("leaves", "found", "lost", "cut", "scores", "nodes", "parents"):
+        for name in ("leaves", "best", "lost", "cut", "scores", "nodes", "parents"):
             setattr(self, name, getattr(self, name)[keep])
         self.scorer.select(keep)
         self.constraint = None if self.constraint is None else self.constraint.select(keep)

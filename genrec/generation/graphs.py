@@ -144,9 +144,9 @@ class _BeamGraph:
         self.nodes.paths.fill_(self.trie.n_nodes)
         if constraint is not None:
             self.nodes.paths[:batch, : constraint.paths.shape[1]] = constraint.paths
-        found = self.replay()
-        leaves, scores, bound = (part[:batch].clone() for part in (found.leaves, found.scores, found.bound))
-        return replace(found, leaves=leaves, scores=scores, bound=bound)
+        result = self.replay()
+        leaves, scores, bound = (part[:batch].clone() for part in (result.leaves, result.scores, result.bound))
+        return replace(result, leaves=leaves, scores=scores, bound=bound)
 
 
 def cuda_capture(run: Callable[[], Result]) -> Callable[[], Result]:

@@ -173,7 +173,7 @@ def generate(
     allowed: Tensor | Constraint | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Leaves (B, W) and log-probabilities of a plain beam search; see ``beam_search``."""
-    found = beam_search(
+    result = beam_search(
         trie, CachedScorer(decoder, memory, vectors, 1 + width * trie.depth), len(memory.state), width, allowed
     )
-    return found.leaves, found.scores
+    return result.leaves, result.scores

@@ -133,8 +133,8 @@ def similar_items(snapshot: CatalogueSnapshot, item_id: str, k: int, filters: Fi
     allowed = AllowedItems(mask, id_lists([[item, *blocked]])).to(query.device)
     ids, scores = generator.dense.search(query, min(k, snapshot.n_items), allowed)
     cosines = scores * generator.network.config.temperature  # the index holds unit vectors over the temperature
-    found = zip(ids[0].tolist(), cosines[0].tolist(), strict=True)
-    return [Answer(snapshot.item_ids[n], snapshot.titles[n], score) for n, score in found if n >= 0]
+    pairs = zip(ids[0].tolist(), cosines[0].tolist(), strict=True)
+    return [Answer(snapshot.item_ids[n], snapshot.titles[n], score) for n, score in pairs if n >= 0]
 
 
 def _length(request: RecommendationRequest) -> int:

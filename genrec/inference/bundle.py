@@ -106,10 +106,10 @@ def open_run(folder: str | Path) -> Run:
     if not is_bundle(folder):
         return Run.open(folder)
     info = read_json(folder / MANIFEST).get("info", {})
-    found = info.get("bundle_format")
-    if not isinstance(found, int) or found > BUNDLE_FORMAT:
+    version = info.get("bundle_format")
+    if not isinstance(version, int) or version > BUNDLE_FORMAT:
         raise UserError(
-            f"{folder} has bundle format {found}, this genrec reads up to {BUNDLE_FORMAT}; install a newer genrec, "
+            f"{folder} has bundle format {version}, this genrec reads up to {BUNDLE_FORMAT}; install a newer genrec, "
             "or export it again"
         )
     manifest = open_artifact(folder, KIND, verify=True)

@@ -134,10 +134,10 @@ class Categories:
     def _items(self, category: Category) -> np.ndarray:
         levels = [level.lower() for level in _levels(category)]
         if len(levels) == 1 and isinstance(category, str):
-            found = np.unique(self._at(levels[0]))
+            matches = np.unique(self._at(levels[0]))
         else:
-            found = reduce(np.intersect1d, [self._at(level, depth) for depth, level in enumerate(levels)])
-        return np.concatenate([found, *(first + part._items(category) for first, _, part in self._added)])
+            matches = reduce(np.intersect1d, [self._at(level, depth) for depth, level in enumerate(levels)])
+        return np.concatenate([matches, *(first + part._items(category) for first, _, part in self._added)])
 
     def _at(self, name: str, depth: int | None = None) -> np.ndarray:
         """The items that have a lower-case name as their level, at one depth (0 is the top) or at any."""

@@ -237,8 +237,8 @@ def _checked(name: str, kind: type, value: object) -> object:
     if value is None:
         return None
     if not isinstance(value, kind) and not (kind is int and isinstance(value, np.integer)):
-        found = f"{value!r:.40}"
-        raise UserError(f"history: field '{name}' has the wrong type; expected {kind.__name__}, found {found}")
+        given = f"{value!r:.40}"
+        raise UserError(f"history: field '{name}' has the wrong type; expected {kind.__name__}, found {given}")
     if isinstance(value, int | np.integer):
         checked_seconds(float(value), "history: timestamp")
     return value

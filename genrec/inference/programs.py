@@ -172,9 +172,9 @@ def _export(module: nn.Module, weights: dict[str, Tensor], small: list, large: l
         )
         program.example_inputs = None  # they would bring a copy of the weights
         torch.export.save(program, path)
-        found = torch.export.load(path).module()(weights, large)
+        outputs = torch.export.load(path).module()(weights, large)
     difference = max(
-        float((ours - theirs).abs().max()) for ours, theirs in zip(_flat(found), _flat(module(*large)), strict=True)
+        float((ours - theirs).abs().max()) for ours, theirs in zip(_flat(outputs), _flat(module(*large)), strict=True)
     )
     if not difference <= TOLERANCE:
         raise RuntimeError(

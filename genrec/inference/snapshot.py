@@ -157,8 +157,8 @@ class CatalogueSnapshot:
 
     def known_indices(self, item_ids: Sequence[str]) -> np.ndarray:
         """Indices of the items that the catalogue has, removed ones included; the others are left out."""
-        found = [index for item in item_ids if (index := self.index_of(item)) >= 0]
-        return np.array(found, np.int64)
+        indices = [index for item in item_ids if (index := self.index_of(item)) >= 0]
+        return np.array(indices, np.int64)
 
     def has(self, item_id: str) -> bool:
         """Whether an item can be recommended."""

@@ -49,9 +49,9 @@ class Suggester:
     ) -> list[Suggestion]:
         """The best queries of a single request; arguments as in ``suggest``."""
         order, scores = self.suggest(ranker, requests, k, exclude_asked, prefix)
-        found = zip(order[0].tolist(), scores[0].tolist(), strict=True)
+        pairs = zip(order[0].tolist(), scores[0].tolist(), strict=True)
         return [
-            Suggestion(self.texts[query], score, int(self.counts[query])) for query, score in found if score > -np.inf
+            Suggestion(self.texts[query], score, int(self.counts[query])) for query, score in pairs if score > -np.inf
         ]
 
     def suggest(
@@ -71,8 +71,8 @@ class Suggester:
             scores[:, [not text.lower().startswith(start) for text in self.texts]] = -torch.inf
         if exclude_asked:
             number = {text: index for index, text in enumerate(self.texts)}
-            found = np.array([number.get(text, -1) for text in requests.query_texts] + [-1], np.int64)
-            queries = found[requests.queries.astype(np.int64)]
+            index_of = np.array([number.get(text, -1) for text in requests.query_texts] + [-1], np.int64)
+            queries = index_of[requests.queries.astype(np.int64)]
             rows = requests.histories.rows[queries >= 0].astype(np.int64)
             scores[torch.from_numpy(rows), torch.from_numpy(queries[queries >= 0])] = -torch.inf
         scores, order = scores.sort(dim=1, descending=True, stable=True)

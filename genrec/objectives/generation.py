@@ -130,12 +130,12 @@ class _Paths:
         counts = self.trie.child_count[self.paths[:, :-1]]
         several = counts > 1
         sizes = read_back(torch.stack([several.sum(0), torch.where(several, counts, 0).sum(0)], dim=1))
-        found = [self._first(teacher, requests)]
+        levels = [self._first(teacher, requests)]
         for level in range(1, self.paths.shape[1]):
             n_open, n_children = sizes[2 * level - 2], sizes[2 * level - 1]
             open_paths = torch.nonzero_static(several[:, level - 1], size=n_open)[:, 0]
-            found.append(self._step(level, open_paths, n_children, teacher, requests))
-        chosen, divergence = (torch.stack(values, dim=1) for values in zip(*found, strict=True))
+            levels.append(self._step(level, open_paths, n_children, teacher, requests))
+        chosen, divergence = (torch.stack(values, dim=1) for values in zip(*levels, strict=True))
         return chosen, divergence
 
     def _vectors(self, nodes: Tensor) -> Tensor:

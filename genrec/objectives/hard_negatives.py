@@ -30,16 +30,16 @@ def contrast(requests: Tensor, index: Tensor, targets: Tensor, hard: Tensor) -> 
     return weighted_mean(losses, weights)
 
 
-def ignored_impressions(shown: BatchImpressions, count: int, n_rows: int, n_items: int) -> Tensor:
-    """For each sequence up to ``count`` items that were shown in it and never reached the first stage.
+def ignored_impressions(impressions: BatchImpressions, count: int, n_rows: int, n_items: int) -> Tensor:
+    """For each sequence up to ``count`` items of its impressions that never reached the first stage.
 
     (n_rows, count), -1 where there are fewer.
 
-    They are drawn anew each time. Sizes depend on the data, so ``shown`` is the batch's copy on the host.
+    They are drawn anew each time. Sizes depend on the data, so ``impressions`` is the batch's copy on the host.
     """
-    owner = shown.row[:, None].expand_as(shown.items)
-    live, chosen = shown.items >= 0, shown.reached[..., 0]
-    key = owner * n_items + shown.items
+    owner = impressions.row[:, None].expand_as(impressions.items)
+    live, chosen = impressions.items >= 0, impressions.reached[..., 0]
+    key = owner * n_items + impressions.items
     ignored = key[live & ~chosen].unique()
     ignored = ignored[~torch.isin(ignored, key[live & chosen])]
     ignored = ignored[torch.randperm(len(ignored))]

@@ -41,9 +41,9 @@ def step_stages(steps: int, stages: int) -> list[int]:
 
 
 def multi_label_loss(states: Tensor, vectors: Tensor, labels: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
-    """Mean binary cross-entropy of ``scale x cosine + bias``: did the person do this with the item that was shown?
+    """Mean binary cross-entropy of ``scale x cosine + bias``: did the person do this with the impression?
 
-    ``states`` (n, dim) unit vectors of the step, ``vectors`` (n, dim) those of the items shown, ``labels`` (n,) bool.
+    ``states`` (n, dim) unit vectors of the step, ``vectors`` (n, dim) those of the impressions, ``labels`` (n,) bool.
     """
     logits = scale * (states * F.normalize(vectors, dim=-1)).sum(-1) + bias
     return F.binary_cross_entropy_with_logits(logits.float(), labels.float())

@@ -28,7 +28,7 @@ from genrec.evaluation.metrics import per_request_metrics
 from genrec.evaluation.protocol import commit
 from genrec.generation.options import SearchOptions
 from genrec.pipeline.stages import fit_network, stage_tokenize
-from genrec.pipeline.sweep_tables import METRICS, Found, write_tables
+from genrec.pipeline.sweep_tables import METRICS, SweepResults, write_tables
 from genrec.runs.run import Run
 from genrec.training.plan import TRAIN_VERSION
 
@@ -87,17 +87,17 @@ def run_sweep(path: str | Path, overrides: list[str]) -> Path:
     for row in sweep.rows:  # all are checked before the first is trained
         config, _ = row_config(sweep, row, sweep.seeds[0], overrides)
     folder = Path(config.output) / sweep.name
-    found: Found = {row: {} for row in sweep.rows}
+    results: SweepResults = {row: {} for row in sweep.rows}
     first: Path | None = None  # folders alone: a run keeps its data in memory
     for seed in sweep.seeds:
         first_of_seed: Path | None = None  # its backbone serves rows that change the code decoder alone
         for row in sweep.rows:
             config, _ = row_config(sweep, row, seed, overrides)
             run = Run(Path(config.output) / config.name, config)
-            found[row][seed] = _row_answers(run, sweep, row, first_of_seed or first)
+            results[row][seed] = _row_answers(run, sweep, row, first_of_seed or first)
             first_of_seed = first_of_seed or run.folder
             first = first or run.folder
-            write_tables(folder, sweep.name, sweep.split, found)
+            write_tables(folder, sweep.name, sweep.split, results)
     return folder
 
 
@@ -132,7 +132,7 @@ def _link_stages(folder: Path, first: Path | None) -> None:
 def _answers(run: Run, sweep: Sweep) -> dict[str, np.ndarray]:
     """Metrics of every request, keyed ``task|mode|metric``."""
     ranker = run.ranker("train", fused=False)
-    found: dict[str, np.ndarray] = {}
+    results: dict[str, np.ndarray] = {}
     # The re-ranker is fitted on validation: it cannot be judged there.
     modes = tuple(mode for mode in ranker.modes if mode != "fused")
     tasks = run.config.training.tasks  # a task that was not learnt is not judged
@@ -144,15 +144,15 @@ def _answers(run: Run, sweep: Sweep) -> dict[str, np.ndarray]:
             continue
         for mode, (ranked, *_) in ranker.rank(requests, SearchOptions(10, modes)).items():
             values = per_request_metrics(ranked, requests.targets, [10])
-            found |= {f"{kind or 'recommendation'}|{mode}|{name}": values[name] for name in METRICS}
+            results |= {f"{kind or 'recommendation'}|{mode}|{name}": values[name] for name in METRICS}
     if ranker.generator.network.ranking is not None and ranker.model.stages:
         # Impressions too: each value, then its values on resamples of the users.
         result = head_areas(run, ranker, sweep.split, TRAIN)[0]
         resampled = result.resampled[HEAD]
-        found |= {
+        results |= {
             f"impressions|{name}": np.append(value, resampled[name]) for name, value in result.metrics[HEAD].items()
         }
-    return found
+    return results
 
 
 def _some(requests: Requests, count: int) -> Requests:

@@ -13,16 +13,18 @@ from genrec.evaluation.metrics import bootstrap_interval, difference_text, paire
 
 METRICS = ("recall@10", "ndcg@10")
 MODES = {"retrieve": "retrieval", "generate": "generation", "rank": "ranking head"}
-Found = dict[str, dict[int, dict[str, np.ndarray]]]  # row -> seed -> "task|mode|metric" -> a value for each request
+SweepResults = dict[
+    str, dict[int, dict[str, np.ndarray]]
+]  # row -> seed -> "task|mode|metric" -> a value for each request
 
 
-def write_tables(folder: Path, name: str, split: str, found: Found) -> None:
+def write_tables(folder: Path, name: str, split: str, results: SweepResults) -> None:
     """Write the tables of the rows so far.
 
     Seeds are averaged request by request. Differences to the first row are paired on the seeds that both rows have.
     """
-    reference = next(iter(found))
-    done = {row: seeds for row, seeds in found.items() if seeds}
+    reference = next(iter(results))
+    done = {row: seeds for row, seeds in results.items() if seeds}
     keys = list(
         dict.fromkeys(
             key.rsplit("|", 1)[0]
@@ -43,7 +45,7 @@ def write_tables(folder: Path, name: str, split: str, found: Found) -> None:
             "| --- | --- | --- | --- | --- |",
         ]
         for row, seeds in done.items():
-            entry = _row(row, key, seeds, found[reference], reference)
+            entry = _row(row, key, seeds, results[reference], reference)
             if entry is None:
                 continue
             recall, (low, high), gain = entry["recall@10"], entry["interval"], entry.get("difference")

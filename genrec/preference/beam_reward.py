@@ -46,7 +46,7 @@ class BeamAgreement:
         if self.users == 0 or self.high >= 0:
             return None
         return (
-            f"the reward model orders shown items of the beam worse than the decoder (GAUC {self.taught:.4f} against "
+            f"the reward model orders impressions of the beam worse than the decoder (GAUC {self.taught:.4f} against "
             f"{self.decoder:.4f}, difference [{self.low:+.4f}, {self.high:+.4f}])"
         )
 
@@ -67,7 +67,7 @@ def beam_agreement(trainer: PhaseTrainer, feedback: Feedback, levels: Levels, se
     judged where no impression lies in a beam.
     """
     joined = teaches_by_value(trainer.settings)
-    policy, found = trainer.policy, []
+    policy, parts = trainer.policy, []
     items, stages = feedback.padded()
     for rows, inputs in chunks(policy, trainer.collator, feedback.requests, _CHUNK, feedback.users):
         width = max(int((items[rows] >= 0).sum(1).max()), 1)
@@ -79,8 +79,8 @@ def beam_agreement(trainer: PhaseTrainer, feedback: Feedback, levels: Levels, se
         taught = regularised(chances, value, trainer.strength) if joined else value
         owner = np.broadcast_to(feedback.users[rows][:, None], inside.shape)
         columns = (chances.cpu().numpy(), taught.cpu().numpy(), stages[rows, :width], owner)
-        found.append([column[inside] for column in columns])
-    alone, order, reached, users = (np.concatenate(part) for part in zip(*found, strict=True))
+        parts.append([column[inside] for column in columns])
+    alone, order, reached, users = (np.concatenate(part) for part in zip(*parts, strict=True))
     decoder, with_value = (user_aucs(scores, reached >= levels.click, users)[1] for scores in (alone, order))
     if not len(decoder):
         return BeamAgreement(nan, nan, nan, nan, len(users), 0)

@@ -1,4 +1,4 @@
-"""The reward model: what a user would do with an item that is shown.
+"""The reward model: what a user would do with an impression.
 
 Three towers over one hidden layer, fitted on impressions.
 

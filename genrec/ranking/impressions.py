@@ -75,13 +75,13 @@ class SlateFeatures:
         """``action``: the one that chooses an item of a list; all others are views."""
         self.action = dataset.actions_chain.index(action)
         times, items = np.asarray(dataset.timestamps), np.asarray(dataset.items).astype(np.int64)
-        shown = dataset.impressions_all
-        assert shown is not None
+        log = dataset.impressions_all
+        assert log is not None
         self.origin, last = int(times.min()), int(times.max())
-        self.span = max(last, int(shown["timestamp"].to_numpy().max())) - self.origin + 1
+        self.span = max(last, int(log["timestamp"].to_numpy().max())) - self.origin + 1
         clicked = np.asarray(dataset.actions) == self.action
         self.clicks, self.looks = (self._keys(items[mask], times[mask]) for mask in (clicked, ~clicked))
-        self.shown = self._keys(shown["item"].to_numpy(), shown["timestamp"].to_numpy())
+        self.impressions = self._keys(log["item"].to_numpy(), log["timestamp"].to_numpy())
 
     def _keys(self, items: np.ndarray, times: np.ndarray) -> np.ndarray:
         return np.sort(items.astype(np.int64) * (self.span + 1) + np.clip(times - self.origin, 0, self.span))
@@ -92,28 +92,28 @@ class SlateFeatures:
         stop = np.clip(until - self.origin, 0, self.span)[:, None]
         return np.searchsorted(keys, base + stop) - np.searchsorted(keys, base)
 
-    def features(self, requests: Requests, shown: Slates) -> np.ndarray:
+    def features(self, requests: Requests, slates: Slates) -> np.ndarray:
         """Features (N, C, len(FEATURES)) float32 of the list items."""
-        live = shown.items >= 0
-        past = _past(requests, shown.items, self.action)
+        live = slates.items >= 0
+        past = _past(requests, slates.items, self.action)
         size = np.maximum(live.sum(1, keepdims=True), 1)
-        price, rank = _prices(shown.prices, live)
+        price, rank = _prices(slates.prices, live)
         newest, any_newest = _best(past["recency"])
         clicked, any_clicked = _best(past["recency"] * (past["clicks"] > 0))
-        distance = shown.positions - np.take_along_axis(shown.positions, newest, 1)
+        distance = slates.positions - np.take_along_axis(slates.positions, newest, 1)
         known = (any_newest & live).astype(np.float64)
         popular, watched, seen = (
-            self.before(keys, shown.items, requests.times) for keys in (self.clicks, self.looks, self.shown)
+            self.before(keys, slates.items, requests.times) for keys in (self.clicks, self.looks, self.impressions)
         )
         values = {
-            "position": np.log1p(shown.positions),
-            "first": shown.positions == 0,
-            "first_five": shown.positions < 5,
-            "relative_position": shown.positions / size,
+            "position": np.log1p(slates.positions),
+            "first": slates.positions == 0,
+            "first_five": slates.positions < 5,
+            "relative_position": slates.positions / size,
             "price": price,
             "price_rank": rank / size,
-            "cheapest": (rank == 0) & ~np.isnan(shown.prices),
-            "price_known": ~np.isnan(shown.prices),
+            "cheapest": (rank == 0) & ~np.isnan(slates.prices),
+            "price_known": ~np.isnan(slates.prices),
             "looked": past["looks"] > 0,
             "looks": np.log1p(past["looks"]),
             "clicks": np.log1p(past["clicks"]),
@@ -125,11 +125,11 @@ class SlateFeatures:
             "before_newest": known * (distance < 0),
             "any_newest": known,
             "behind_clicked": any_clicked
-            * np.clip(shown.positions - np.take_along_axis(shown.positions, clicked, 1), -10, 10)
+            * np.clip(slates.positions - np.take_along_axis(slates.positions, clicked, 1), -10, 10)
             / 10,
             "any_clicked": any_clicked & live,
             "price_to_newest": known * (price - np.take_along_axis(price, newest, 1)),
-            "history": np.log1p(np.diff(requests.offsets))[:, None] + 0 * shown.positions,
+            "history": np.log1p(np.diff(requests.offsets))[:, None] + 0 * slates.positions,
             "popular": np.log1p(popular),
             "watched": np.log1p(watched),
             "shown": np.log1p(seen),
@@ -154,17 +154,17 @@ def _past(requests: Requests, items: np.ndarray, action: int) -> dict[str, np.nd
     clicks = np.concatenate([[0], np.cumsum(requests.actions[order] == action)])
     item_keys = np.arange(len(items))[:, None] * width + np.maximum(items, 0)
     start, stop = np.searchsorted(keys, item_keys), np.searchsorted(keys, item_keys, side="right")
-    found = (stop > start) & (items >= 0)
+    known = (stop > start) & (items >= 0)
     if not len(keys):
         zero = np.zeros(items.shape)
         return {"looks": zero, "clicks": zero, "recency": zero, "seconds": zero}
-    last = np.where(found, stop - 1, 0)
+    last = np.where(known, stop - 1, 0)
     seconds = np.maximum(requests.times[:, None] - requests.timestamps[order][last], 0)
     return {
-        "looks": np.where(found, stop - start, 0),
-        "clicks": np.where(found, clicks[stop] - clicks[start], 0),
-        "recency": np.where(found, 1 / (1.0 + ages[order][last]), 0.0),
-        "seconds": np.where(found, seconds, 0),
+        "looks": np.where(known, stop - start, 0),
+        "clicks": np.where(known, clicks[stop] - clicks[start], 0),
+        "recency": np.where(known, 1 / (1.0 + ages[order][last]), 0.0),
+        "seconds": np.where(known, seconds, 0),
     }
 
 
@@ -205,12 +205,12 @@ class SlateRanker:
     blend: Tensor
 
     @classmethod
-    def fit(cls, features: np.ndarray, shown: Slates, targets: np.ndarray, seed: int = 0) -> SlateRanker:
+    def fit(cls, features: np.ndarray, slates: Slates, targets: np.ndarray, seed: int = 0) -> SlateRanker:
         """Fit on ``features`` (N, C, F) of lists with ``targets`` (N,); lists without their target are skipped."""
-        column, rows = _target_columns(shown.items, targets)
+        column, rows = _target_columns(slates.items, targets)
         if not len(rows):
             raise UserError("impression lists: no list contains the clicked item; nothing to fit")
-        x, live = torch.from_numpy(features[rows]), torch.from_numpy(shown.items[rows] >= 0)
+        x, live = torch.from_numpy(features[rows]), torch.from_numpy(slates.items[rows] >= 0)
         seen = x[live]
         mean, scale = seen.mean(0), seen.std(0).clamp(min=1e-4)
         x = (x - mean) / scale
@@ -229,32 +229,32 @@ class SlateRanker:
         return cls(mean, scale, network.eval(), torch.tensor([1.0, 0.0]))
 
     @torch.no_grad()
-    def own_scores(self, features: np.ndarray, shown: Slates) -> np.ndarray:
+    def own_scores(self, features: np.ndarray, slates: Slates) -> np.ndarray:
         """Log-probabilities (N, C) of the list items by this network alone, -inf where empty."""
         scores = self.network((torch.from_numpy(features) - self.mean) / self.scale)[..., 0]
-        return scores.masked_fill(torch.from_numpy(shown.items < 0), -torch.inf).log_softmax(-1).numpy()
+        return scores.masked_fill(torch.from_numpy(slates.items < 0), -torch.inf).log_softmax(-1).numpy()
 
-    def fit_blend(self, own: np.ndarray, model: np.ndarray, shown: Slates, targets: np.ndarray) -> None:
+    def fit_blend(self, own: np.ndarray, model: np.ndarray, slates: Slates, targets: np.ndarray) -> None:
         """Fit the weights of ``own`` and of the model's log-scores, (N, C) each, on lists not used to fit either."""
-        column, rows = _target_columns(shown.items, targets)
+        column, rows = _target_columns(slates.items, targets)
         if not len(rows):
             return
-        live = torch.from_numpy(shown.items[rows] >= 0)
+        live = torch.from_numpy(slates.items[rows] >= 0)
         x = torch.stack(
             [
-                torch.from_numpy(np.where(shown.items[rows] >= 0, part[rows], 0.0)).float()
-                for part in (own, _centred(model, shown.items))
+                torch.from_numpy(np.where(slates.items[rows] >= 0, part[rows], 0.0)).float()
+                for part in (own, _centred(model, slates.items))
             ],
             -1,
         )
         chosen = torch.from_numpy(column)
         self.blend = fit_weights(self.blend, lambda weights: list_loss(x @ weights, live, chosen))
 
-    def scores(self, own: np.ndarray, model: np.ndarray, shown: Slates) -> np.ndarray:
+    def scores(self, own: np.ndarray, model: np.ndarray, slates: Slates) -> np.ndarray:
         """Blended scores (N, C); higher is better."""
         a, b = self.blend.tolist()
         return np.where(
-            shown.items >= 0, a * np.where(shown.items >= 0, own, 0) + b * _centred(model, shown.items), -np.inf
+            slates.items >= 0, a * np.where(slates.items >= 0, own, 0) + b * _centred(model, slates.items), -np.inf
         )
 
 

@@ -195,9 +195,9 @@ class BM25:
         ids, scores = [], []
         for number, start in enumerate(self.starts):
             lists = [self._listed(number, row, limit) for group in groups for row, _ in group]
-            found = _distinct(lists)
-            ids.append(found.astype(np.int64) + start)
-            scores.append(self._scores(number, groups, found))
+            distinct = _distinct(lists)
+            ids.append(distinct.astype(np.int64) + start)
+            scores.append(self._scores(number, groups, distinct))
         if not ids:
             raise UserError("BM25 has not been fitted; call fit(items) first")
         return np.concatenate(ids), np.concatenate(scores)

@@ -237,8 +237,8 @@ class FaissIndex:
 
         def recall(lists: int) -> float:
             self.index.nprobe = lists
-            found = self.nearest(sample, k)
-            return float(np.mean([np.isin(*pair).mean() for pair in zip(truth.cpu(), found.cpu(), strict=True)]))
+            nearest = self.nearest(sample, k)
+            return float(np.mean([np.isin(*pair).mean() for pair in zip(truth.cpu(), nearest.cpu(), strict=True)]))
 
         # A byte a number orders near ties of a dense cluster anew: more lists do not bring these back.
         most = recall(self.index.nlist)

@@ -121,16 +121,16 @@ class LexicalIndex:
 
     def match(self, text: str) -> Match:
         """How a query matches the catalogue."""
-        found = self._judged.get(text)
-        if found is None:
+        judged = self._judged.get(text)
+        if judged is None:
             if len(self._judged) >= REMEMBERED:
                 self._judged.clear()
             read = self.read(text)
             scores = self.index.match(read.groups)[1]
             probability = self.judge.probability(read, float(scores.max(initial=0.0)))
-            found = Match(read, probability, probability < self.judge.threshold)
-            self._judged[text] = found
-        return found
+            judged = Match(read, probability, probability < self.judge.threshold)
+            self._judged[text] = judged
+        return judged
 
     def knows(self, query: str) -> bool:
         """Whether an item has a word of the query, as typed or as corrected."""
@@ -142,8 +142,8 @@ class LexicalIndex:
 
     def sparse_scores(self, queries: Sequence[str], limit: int | None) -> sp.csr_matrix:
         """Scores as a sparse matrix (B, n_items). With a ``limit``, of long lists only the best items; see ``BM25``."""
-        found = {text: self.index.match(self.read(text).groups, limit) for text in dict.fromkeys(queries)}
-        parts = [found[text] for text in queries]
+        matches = {text: self.index.match(self.read(text).groups, limit) for text in dict.fromkeys(queries)}
+        parts = [matches[text] for text in queries]
         offsets = np.cumsum([0, *(len(ids) for ids, _ in parts)])
         ids = np.concatenate([ids for ids, _ in parts]) if parts else np.zeros(0, np.int64)
         scores = np.concatenate([values for _, values in parts]) if parts else np.zeros(0, np.float32)

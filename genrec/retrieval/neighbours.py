@@ -205,8 +205,8 @@ def _most_had(values: pl.Series, users: np.ndarray, width: int) -> np.ndarray:
 def _aligned(part: sp.csr_matrix, product: sp.csr_matrix) -> np.ndarray:
     """The values of ``part`` at each pair that ``product`` stores, which has all pairs of ``part``: (nnz,) float32."""
     values = np.zeros(product.nnz, np.float32)
-    keys, wanted = (row_of(one) * one.shape[1] + one.indices for one in (product, part))
-    values[np.searchsorted(keys, wanted)] = part.data
+    keys, targets = (row_of(one) * one.shape[1] + one.indices for one in (product, part))
+    values[np.searchsorted(keys, targets)] = part.data
     return values
 
 

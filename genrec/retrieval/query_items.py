@@ -50,12 +50,12 @@ class QueryItemCounts:
         row = np.minimum(np.searchsorted(self.keys, keys), max(len(self.keys) - 1, 0))
         known = np.array([text != "" for text in texts], bool)
         known &= self.keys[row] == keys if len(self.keys) else False
-        found = self.counts[row[known]]
+        rows = self.counts[row[known]]
         lengths = np.zeros(len(texts), np.int64)
-        lengths[known] = np.diff(found.indptr)
-        data = found.data / np.repeat(self.totals[row[known]], np.diff(found.indptr))
+        lengths[known] = np.diff(rows.indptr)
+        data = rows.data / np.repeat(self.totals[row[known]], np.diff(rows.indptr))
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        return sp.csr_matrix((data, found.indices, offsets), shape=(len(texts), self.counts.shape[1]))
+        return sp.csr_matrix((data, rows.indices, offsets), shape=(len(texts), self.counts.shape[1]))
 
     def knows(self, texts: Sequence[str]) -> np.ndarray:
         """Which query texts have been searched: (N,) bool."""

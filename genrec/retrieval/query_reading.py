@@ -175,15 +175,15 @@ class QueryReader:
 
     def _readings(self, word: str, context: np.ndarray | None, unfinished: bool) -> list[_Reading]:
         """The best readings of an unknown word, best first."""
-        found: dict[tuple[str, ...], _Reading] = {}
+        readings: dict[tuple[str, ...], _Reading] = {}
 
         def add(words: tuple[str, ...], cost: float, kind: str, mass: float, items: Callable[[], np.ndarray]) -> None:
             score = math.log1p(mass) - cost
             if context is not None:
                 together = self._wanted(self._both(items(), context))
                 score += TOGETHER + math.log1p(together) if together else 0.0
-            if words not in found or found[words].score < score:
-                found[words] = _Reading(words, score, kind)
+            if words not in readings or readings[words].score < score:
+                readings[words] = _Reading(words, score, kind)
 
         for vocabulary in self.vocabularies:
             for candidate, distance in vocabulary.misspelt(word):
@@ -200,7 +200,7 @@ class QueryReader:
                     add((candidate,), cost, "completed", vocabulary.mass_of(candidate), self._items(candidate))
         for left, right, items in self._splits(word):
             add((left, right), SPLIT, "split", self._wanted(items), lambda items=items: items)  # type: ignore[misc]
-        best = sorted(found.values(), key=lambda one: (-one.score, one.words))[:MOST]
+        best = sorted(readings.values(), key=lambda one: (-one.score, one.words))[:MOST]
         return [one for one in best if one.score >= best[0].score + math.log(KEEP)]
 
     def _wanted(self, items: np.ndarray) -> float:
@@ -213,7 +213,7 @@ class QueryReader:
 
     def _splits(self, word: str) -> list[tuple[str, str, np.ndarray]]:
         """Two known words that an item has both and that together are ``word``, and the items."""
-        found = []
+        pairs = []
         for index in range(1, len(word)) if not spaceless(word) else ():
             left, right = word[:index], word[index:]
             if min(len(left), len(right)) < 2 and not (left.isdigit() or right.isdigit()):
@@ -223,8 +223,8 @@ class QueryReader:
                 continue
             both = self._both(*(self.index.items_of(row) for row in rows))
             if len(both):
-                found.append((left, right, both))
-        return found
+                pairs.append((left, right, both))
+        return pairs
 
     def _words(self, readings: Sequence[_Reading], typed: int) -> list[Word]:
         """The content words that readings of one typed word stand for; ``typed`` its own term, if it has one."""

@@ -47,10 +47,10 @@ class SimilarTexts:
             rows = slice(begin, begin + BLOCK)
             some = queries[rows].to(self.popular.device)
             if isinstance(self.texts.index, ExactIndex):
-                found = most_similar(some, self.texts.vectors, self.popular, self.width)
+                similar = most_similar(some, self.texts.vectors, self.popular, self.width)
             else:
-                found = self._proposed(some)
-            ids[rows], cosines[rows] = (part.cpu() for part in found)
+                similar = self._proposed(some)
+            ids[rows], cosines[rows] = (part.cpu() for part in similar)
             if progress is not None:
                 progress(len(some))
         return ids, cosines

@@ -41,9 +41,9 @@ class SparseScores:
             return np.zeros(ids.shape, np.float32)
         rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
         keys = rows * offset + matrix.indices
-        wanted = np.arange(len(ids))[:, None] * offset + ids
-        index = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        return np.where(keys[index] == wanted, matrix.data[index], np.float32(0))
+        targets = np.arange(len(ids))[:, None] * offset + ids
+        index = np.minimum(np.searchsorted(keys, targets), len(keys) - 1)
+        return np.where(keys[index] == targets, matrix.data[index], np.float32(0))
 
     def top(self, k: int, allowed: AllowedItems) -> tuple[Tensor, Tensor]:
         """The best allowed items with a positive score: ids and scores (B, k), -1 and -inf where there are fewer."""

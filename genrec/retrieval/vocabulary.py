@@ -97,8 +97,8 @@ class Vocabulary:
         if not allowed or not len(self):
             return []
         keys, owners = self._shortenings
-        wanted = _hashes([word], allowed)[0]
-        low, high = np.searchsorted(keys, wanted), np.searchsorted(keys, wanted, side="right")
+        target = _hashes([word], allowed)[0]
+        low, high = np.searchsorted(keys, target), np.searchsorted(keys, target, side="right")
         near = np.unique(np.concatenate([owners[start:stop] for start, stop in zip(low, high, strict=True)]))
         candidates = [other for other in map(self.words.__getitem__, near.tolist()) if other != word]
         if not candidates:

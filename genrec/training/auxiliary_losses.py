@@ -40,11 +40,11 @@ def hard_contrast(
     impressions, else mined among the items ``among`` (n,), None for all.
     """
     row, column = live
-    shown = batch.on_host.impressions
-    if shown is not None:
-        hard = to_device(ignored_impressions(shown, HARD_NEGATIVES, len(batch.items), len(encoded.items)), row.device)[
-            row
-        ]
+    impressions = batch.on_host.impressions
+    if impressions is not None:
+        hard = to_device(
+            ignored_impressions(impressions, HARD_NEGATIVES, len(batch.items), len(encoded.items)), row.device
+        )[row]
     else:
         hard, _, _ = _mined(network, batch, encoded, row, column, requests, among)
     return contrast(requests, network.item_index(encoded.items), batch.targets[live], hard)

@@ -100,10 +100,10 @@ def test_every_consumer_gives_an_impression_the_same_split(kind, with_requests, 
     names = data.user_ids.to_list()
     for split, number in SPLITS.items() if with_requests else ():  # session search needs request ids
         asked = session_search(data, split, "click")
-        rows, columns = np.nonzero(asked.shown.items >= 0)
+        rows, columns = np.nonzero(asked.slates.items >= 0)
         times = asked.requests.times[rows]
         users = [names.index(f"u{user}") for user in times % 86_400 // 60]
-        keys = zip(users, asked.shown.items[rows, columns].tolist(), times.tolist(), strict=True)
+        keys = zip(users, asked.slates.items[rows, columns].tolist(), times.tolist(), strict=True)
         splits["session search"] |= dict.fromkeys(keys, number)
     assert len(splits["head"]) == len(splits["preference"]) == len(data.impressions)
     assert splits["head"] == splits["preference"]

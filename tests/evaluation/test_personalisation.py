@@ -152,19 +152,19 @@ def clicks(tmp_path):
 def test_lists_hold_what_the_catalogue_does_not_know(clicks):
     asked = session_search(clicks)
     names = dict(enumerate(clicks.item_table["item_id"].to_list()))
-    shown = [[names.get(item, "?") for item in row if item >= 0] for row in asked.shown.items.tolist()]
+    shown = [[names.get(item, "?") for item in row if item >= 0] for row in asked.slates.items.tolist()]
     assert ["?", "13", "12"] in shown and "ranked is 100.0%" in asked.notes[0]
     row = shown.index(["?", "13", "12"])
-    assert asked.shown.prices[row].tolist() == [10, 20, 40] and asked.shown.positions[row].tolist() == [0, 1, 2]
-    ranked = completed(np.array([[asked.shown.items[row, 2], -1, -1]]), asked.shown.items[row : row + 1])
-    assert ranked.tolist() == [[asked.shown.items[row, 2], asked.shown.items[row, 0], asked.shown.items[row, 1]]]
+    assert asked.slates.prices[row].tolist() == [10, 20, 40] and asked.slates.positions[row].tolist() == [0, 1, 2]
+    ranked = completed(np.array([[asked.slates.items[row, 2], -1, -1]]), asked.slates.items[row : row + 1])
+    assert ranked.tolist() == [[asked.slates.items[row, 2], asked.slates.items[row, 0], asked.slates.items[row, 1]]]
 
 
 def test_evidence_of_a_list_by_hand_and_without_the_future(clicks):
     asked = session_search(clicks)
-    row = next(row for row in range(len(asked.requests)) if asked.shown.prices[row, 0] == 10)
+    row = next(row for row in range(len(asked.requests)) if asked.slates.prices[row, 0] == 10)
     evidence = SlateFeatures(clicks)
-    features = dict(zip(FEATURES, evidence.features(asked.requests, asked.shown)[row].T, strict=True))
+    features = dict(zip(FEATURES, evidence.features(asked.requests, asked.slates)[row].T, strict=True))
     assert features["looked"][:3].tolist() == [0, 1, 0] and features["newest"][:3].tolist() == [0, 1, 0]
     np.testing.assert_allclose(
         features["popular"][:3], np.log1p([0, 0, 1]), rtol=1e-6
@@ -177,8 +177,8 @@ def test_evidence_of_a_list_by_hand_and_without_the_future(clicks):
     )
     times = np.array(clicks.timestamps)
     later.timestamps = np.where(times >= asked.requests.times[row], times + 1000, times)
-    shifted = SlateFeatures(later).features(asked.requests, asked.shown)[row]
-    plain = evidence.features(asked.requests, asked.shown)[row]
+    shifted = SlateFeatures(later).features(asked.requests, asked.slates)[row]
+    plain = evidence.features(asked.requests, asked.slates)[row]
     names = [name for name in FEATURES if name not in ("shown", "click_rate")]  # impressions keep their times here
     columns = [FEATURES.index(name) for name in names]
     np.testing.assert_array_equal(shifted[:, columns], plain[:, columns])
@@ -190,13 +190,13 @@ def test_a_later_click_does_not_make_an_item_known(clicks):
     from genrec.evaluation.search_protocols import familiar
 
     asked = session_search(clicks)
-    known = familiar(clicks, asked.requests, asked.shown.items, TRAIN)
+    known = familiar(clicks, asked.requests, asked.slates.items, TRAIN)
     counts = clicks.item_counts(TRAIN)
     for row in range(len(known)):
         past = set(asked.requests.items[asked.requests.offsets[row] : asked.requests.offsets[row + 1]].tolist())
-        for item, flag in zip(asked.shown.items[row].tolist(), known[row].tolist(), strict=True):
+        for item, flag in zip(asked.slates.items[row].tolist(), known[row].tolist(), strict=True):
             assert flag == (item >= 0 and (item in past or (item < clicks.n_items and counts[item] > 0)))
-    assert not known[asked.shown.items >= clicks.n_items].any()
+    assert not known[asked.slates.items >= clicks.n_items].any()
 
 
 def test_a_sample_of_the_requests_says_so(trained_run):

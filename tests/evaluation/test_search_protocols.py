@@ -18,7 +18,7 @@ from genrec.evaluation.search_protocols import (
     product_search,
     sampled,
     session_search,
-    shown_order,
+    slate_order,
     without_history,
 )
 from genrec.evaluation.text_relevance import text_relevance
@@ -107,11 +107,11 @@ def test_session_search_lists_and_baselines():
     def score(ranked):
         return qrels_metrics(ranked, asked.qrels, (1,))["mrr"].tolist()
 
-    assert score(shown_order(asked.candidates)) == [1 / 2]
+    assert score(slate_order(asked.candidates)) == [1 / 2]
     recent = last_interacted(asked.requests, asked.candidates)
-    assert recent.tolist() == [[0, 0, 1]] and shown_order(asked.candidates, recent).tolist() == [[1, 5, 2]]
-    assert score(shown_order(asked.candidates, recent)) == [1 / 3]
-    assert shown_order(np.array([[4, -1, 6]]), np.array([[1.0, 9.0, 2.0]])).tolist() == [[6, 4, -1]]
+    assert recent.tolist() == [[0, 0, 1]] and slate_order(asked.candidates, recent).tolist() == [[1, 5, 2]]
+    assert score(slate_order(asked.candidates, recent)) == [1 / 3]
+    assert slate_order(np.array([[4, -1, 6]]), np.array([[1.0, 9.0, 2.0]])).tolist() == [[6, 4, -1]]
 
 
 def test_session_search_says_what_is_missing():

@@ -137,7 +137,7 @@ def test_a_reward_that_is_wrong_about_the_beam_never_teaches(copied_run, monkeyp
     decision = stage_prefer(run)
     report = read_json(run.folder / "preference" / "report.json")
     beam = report["frontier"][0]["beam"]
-    assert not decision.kept and "orders shown items of the beam worse" in decision.reasons[0]
+    assert not decision.kept and "orders impressions of the beam worse" in decision.reasons[0]
     assert beam["high"] < 0 and beam["taught"] < beam["decoder"] and beam["users"] > 10
     assert not report["curves"] and not (run.folder / MODEL).exists()
 

@@ -1,4 +1,4 @@
-"""How simulated people spend a session: when it starts, what it is about, what is shown and what they do with it.
+"""How simulated people spend a session: when it starts, what it is about, its impressions and what follows from them.
 
 All sessions of a chunk of users advance together, one request (a round) at a time. Arrays are (session,) or (session,
 slot).
@@ -27,7 +27,7 @@ WANTED_SHOWN = 0.85  # how often a search shows the very item the user had in mi
 
 @dataclass
 class Chunk:
-    """All that a run of users did: events beyond an impression, and everything shown; by user, then time."""
+    """What a run of users did: events beyond an impression, and all impressions; by user, then time."""
 
     events: pl.DataFrame
     impressions: pl.DataFrame
@@ -113,7 +113,7 @@ def _propensity(world: World, cluster: np.ndarray, leaf: np.ndarray, items: np.n
 def play_round(
     config: SimulatorConfig, world: World, sessions: Sessions, number: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Request ``number`` of every session that gets so far: flat arrays, one entry for each item shown."""
+    """Request ``number`` of every session that gets so far: flat arrays, one entry per impression."""
     active = np.flatnonzero(sessions.n_requests > number)
     # Neighbours that read the same part of the candidate tables: the binary search then stays in the processor's cache.
     active = active[np.lexsort((sessions.leaf[active], world.user_cluster[sessions.user[active]]))]
@@ -158,7 +158,7 @@ def play_round(
 
 
 def _draw_stages(logit: np.ndarray, attention: np.ndarray, kept: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """How far down the chain each shown item goes: 0 impression, 1 click, 2 cart, 3 purchase."""
+    """How far down the chain each impression goes: 0 impression, 1 click, 2 cart, 3 purchase."""
     chance = attention / (1 + np.exp(-logit))
     click = kept & (rng.random(logit.shape, dtype=np.float32) < chance)
     # What is liked more is also bought more.
@@ -167,37 +167,37 @@ def _draw_stages(logit: np.ndarray, attention: np.ndarray, kept: np.ndarray, rng
     return click.astype(np.int8) + cart + purchase
 
 
-def make_tables(world: World, sessions: Sessions, shown: dict[str, np.ndarray], first_request: int) -> Chunk:
-    """Numbers to the tables of the data contract; ``shown`` is in order of request and slot."""
-    first = np.flatnonzero(np.diff(shown["request"], prepend=-1))
-    per_request = np.diff(np.append(first, len(shown["request"])))
+def make_tables(world: World, sessions: Sessions, log: dict[str, np.ndarray], first_request: int) -> Chunk:
+    """Numbers to the tables of the data contract; ``log`` is in order of request and slot."""
+    first = np.flatnonzero(np.diff(log["request"], prepend=-1))
+    per_request = np.diff(np.append(first, len(log["request"])))
     index = pl.Series(np.repeat(np.arange(len(first)), per_request))
-    query = _queries(world, shown["parts"][first], shown["wanted"][first])
+    query = _queries(world, log["parts"][first], log["wanted"][first])
     request_id = pl.select(
-        pl.lit("r") + pl.lit(pl.Series(shown["request"][first] + first_request)).cast(pl.String).str.zfill(9)
+        pl.lit("r") + pl.lit(pl.Series(log["request"][first] + first_request)).cast(pl.String).str.zfill(9)
     ).to_series()
     impressions = pl.DataFrame(
         {
             "request_id": request_id.gather(index),
-            "user_id": world.user_ids.gather(sessions.user[shown["session"]]),
-            "item_id": world.item_ids.gather(shown["item"]),
-            "timestamp": shown["time"] + EPOCH,
-            "position": shown["position"],
-            "action": pl.Series(ACTIONS).gather(shown["stage"]),
+            "user_id": world.user_ids.gather(sessions.user[log["session"]]),
+            "item_id": world.item_ids.gather(log["item"]),
+            "timestamp": log["time"] + EPOCH,
+            "position": log["position"],
+            "action": pl.Series(ACTIONS).gather(log["stage"]),
             "query": query.gather(index),
-            "surface": pl.Series(("feed", "search")).gather((shown["parts"] >= 0).astype(np.int64)),
-            "propensity": pl.Series(shown["propensity"]).fill_nan(None),
+            "surface": pl.Series(("feed", "search")).gather((log["parts"] >= 0).astype(np.int64)),
+            "propensity": pl.Series(log["propensity"]).fill_nan(None),
         }
     )
     # One event for each step that was taken: a purchase is also a click and a cart.
-    rows = np.concatenate([np.flatnonzero(shown["stage"] >= step) for step in (1, 2, 3)])
-    step = np.concatenate([np.full(int((shown["stage"] >= step).sum()), step) for step in (1, 2, 3)])
+    rows = np.concatenate([np.flatnonzero(log["stage"] >= step) for step in (1, 2, 3)])
+    step = np.concatenate([np.full(int((log["stage"] >= step).sum()), step) for step in (1, 2, 3)])
     delay = np.select(
         [step == 1, step == 2],
-        [3 + 5 * shown["slot"][rows], 5 + 5 * shown["slot"][rows]],
-        100 + 3 * shown["slot"][rows],
+        [3 + 5 * log["slot"][rows], 5 + 5 * log["slot"][rows]],
+        100 + 3 * log["slot"][rows],
     )
-    order = np.argsort(shown["request"][rows] * REQUEST_GAP + delay, kind="stable")
+    order = np.argsort(log["request"][rows] * REQUEST_GAP + delay, kind="stable")
     events = impressions[rows[order]].with_columns(
         pl.col("timestamp") + pl.Series(delay[order]), pl.Series(ACTIONS).gather(step[order]).alias("action")
     )

@@ -146,5 +146,5 @@ def _run(
     columns = {name: np.concatenate([one[name] for one in rounds]) for name in rounds[0]}
     # Rounds ran side by side; the log wants session after session, slot after slot.
     order = np.argsort(columns["request"] * config.slate_size + columns["slot"], kind="stable")
-    shown = {name: column[order] for name, column in columns.items()}
-    return make_tables(world, sessions, shown, first_request), int(sessions.n_requests.sum())
+    impressions = {name: column[order] for name, column in columns.items()}
+    return make_tables(world, sessions, impressions, first_request), int(sessions.n_requests.sum())

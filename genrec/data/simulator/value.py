@@ -1,8 +1,8 @@
 """The true value of a list in the simulated world: expected clicks and purchases, from the latent truth.
 
-This closes the loop for policies: no log has to have shown the list. A policy does not know the user's running session,
-so the value is the mean over what may be going on: the session of the last click continues, or a new one begins with an
-intent of its own.
+This closes the loop for policies: no log needs impressions of the list. A policy does not know the user's running
+session, so the value is the mean over the possibilities: the session of the last click continues, or a new one begins
+with an intent of its own.
 """
 
 from __future__ import annotations

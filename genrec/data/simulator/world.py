@@ -27,7 +27,7 @@ from genrec.errors import UserError
 
 TOP = "Shop"
 LEAF_TEMPERATURE = 0.12  # how sharply a user's taste prefers some categories
-TABLE_TASTE = 4.0  # how much a cluster's taste bends which items of a category are shown
+TABLE_TASTE = 4.0  # how much a cluster's taste bends which items of a category get impressions
 CLUSTERS = 32
 STAY, FOLLOW = 0.35, 0.25  # the next session keeps the category, or moves on to the one that follows it
 
@@ -51,7 +51,7 @@ class SimulatorConfig:
     days: int = 60
     """Length of the log."""
     slate_size: int = 10
-    """Items shown per request, at most 16; doubles are dropped."""
+    """Impressions per request, at most 16; doubles are dropped."""
     search_share: float = 0.3
     """Share of requests that are searches."""
     drift: float = 0.5

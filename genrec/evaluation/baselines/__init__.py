@@ -1,4 +1,4 @@
-"""Simple models, run on the same split and shown in the same table as ours.
+"""Simple models, run on the same split and reported in the same table as ours.
 
 Recommendation: ``fit(train, n_items, times)`` then ``score(histories)``; search: ``fit(...)`` then ``score(queries or
 vectors)``. Every ``score`` returns (B, n_items) float32 for one chunk of requests and leaves masking to

@@ -23,25 +23,25 @@ STRENGTHS = (0.003, 0.03, 0.3)  # of logistic regression's C, chosen on validati
 
 @dataclass(frozen=True)
 class Rows:
-    """Some shown rows: ``index`` (n,) into the shown table."""
+    """Rows of the impressions: ``index`` (n,) into their table."""
 
-    shown: ImpressionLog
+    impressions: ImpressionLog
     index: np.ndarray
 
     @property
     def owner(self) -> np.ndarray:
         """The slate of each row."""
-        return self.shown.owner[self.index]
+        return self.impressions.owner[self.index]
 
     @property
     def users(self) -> np.ndarray:
         """The user of each row."""
-        return self.shown.users[self.owner]
+        return self.impressions.users[self.owner]
 
     @property
     def labels(self) -> np.ndarray:
         """Which stages each row reached: (n, stages) bool."""
-        return self.shown.reached[self.index]
+        return self.impressions.reached[self.index]
 
 
 class LogisticClicks:
@@ -51,15 +51,15 @@ class LogisticClicks:
         self.strength, self.seed = strength, seed
 
     def _matrix(self, rows: Rows) -> sp.csr_matrix:
-        rates, items = rows.shown.rates, rows.shown.items[rows.index]
-        columns = (items, rows.shown.surfaces[rows.index], rates.categories[items], rates.brands[items])
+        rates, items = rows.impressions.rates, rows.impressions.items[rows.index]
+        columns = (items, rows.impressions.surfaces[rows.index], rates.categories[items], rates.brands[items])
         sizes = (
             len(rates.brands),
             len(rates.surfaces),
             int(rates.categories.max(initial=0)) + 1,
             int(rates.brands.max(initial=0)) + 1,
         )
-        parts = [sp.csr_matrix(rows.shown.features(rows.index))]
+        parts = [sp.csr_matrix(rows.impressions.features(rows.index))]
         for codes, size in zip(columns, sizes, strict=True):
             live = np.flatnonzero(codes >= 0)
             parts.append(
@@ -134,9 +134,9 @@ class TargetAttention:
         self.dim, self.length, self.epochs, self.batch, self.seed = dim, length, epochs, batch, seed
 
     def _inputs(self, dataset: Dataset, rows: Rows) -> list[Tensor]:
-        shown = rows.shown
-        items, categories = shown.items[rows.index], shown.rates.categories
-        before, start = shown.before[rows.owner], np.asarray(dataset.offsets)[rows.users]
+        impressions = rows.impressions
+        items, categories = impressions.items[rows.index], impressions.rates.categories
+        before, start = impressions.before[rows.owner], np.asarray(dataset.offsets)[rows.users]
         position = before[:, None] - 1 - np.arange(self.length)
         live = position >= start[:, None]
         position = np.where(live, position, 0)
@@ -146,17 +146,17 @@ class TargetAttention:
         arrays = (
             items,
             categories[items],
-            shown.surfaces[rows.index],
+            impressions.surfaces[rows.index],
             past,
             past_categories,
             actions,
-            shown.features(rows.index),
+            impressions.features(rows.index),
         )
         return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
 
     def fit(self, dataset: Dataset, train: Rows, judge) -> TargetAttention:
         """Fit on ``train``; ``judge(model)`` is the quality on validation rows, which come from the same log."""
-        rates = train.shown.rates
+        rates = train.impressions.rates
         inputs, labels = self._inputs(dataset, train), torch.from_numpy(train.labels.astype(np.float32))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
