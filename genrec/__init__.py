@@ -1,6 +1,10 @@
 """genrec: one generative model for search and recommendation."""
 
+import warnings
+
 __version__ = "0.1.0"
+# Libraries that import tqdm in a notebook ask for widgets; our own bar there needs none.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def __getattr__(name: str):

@@ -23,4 +23,6 @@ def test_notebook_runs(path):
     NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
     ).execute()
+    lines = [output.text for cell in notebook.cells for output in cell.get("outputs", []) if output.get("text")]
+    assert not [text for text in lines if "Warning" in text], "libraries warn in a notebook"
     assert printing(notebook) == saved and any(saved)  # what the page shows is what a run shows

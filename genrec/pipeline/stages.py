@@ -168,7 +168,7 @@ def fit_reranker(run: Run, present: dict[str, Reranker] | None = None) -> None:
             "re-ranker: %s, %s; largest linear weights %s",
             task,
             form,
-            {name: round(value, 2) for name, value in largest},
+            ", ".join(f"{name} {value:.2f}" for name, value in largest),
         )
     with atomic_folder(target, RERANKER_KIND, key) as folder:
         for task, reranker in rerankers.items():

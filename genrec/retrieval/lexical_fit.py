@@ -57,7 +57,8 @@ def fit_lexical(dataset: Dataset, language: str, seed: int) -> LexicalIndex:
     judge = fit_judge(LexicalIndex(*parts), texts or _titles(dataset, popularity, seed), seed)
     log.info(
         "lexical index: %s words, language %s, k1 %g, b %g, weights %s; %s words with synonyms",
-        len(counted.words), language, index.k1, index.b, index.weights, len(synonyms),
+        len(counted.words), language, index.k1, index.b,
+        ", ".join(f"{field} {weight:g}" for field, weight in index.weights.items()), len(synonyms),
     )  # fmt: skip
     return LexicalIndex(*parts, judge)
 

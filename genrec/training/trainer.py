@@ -13,15 +13,16 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from genrec.config.schema import Config, TrainingConfig
 from genrec.errors import UserError
+from genrec.progress import Progress, in_notebook
 from genrec.training.checkpoints import Checkpoints, FolderIO
 from genrec.training.data_module import FitPlan
-from genrec.training.distributed import launched, on_gpu
+from genrec.training.distributed import launched, on_gpu, rank_and_world
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 60
@@ -64,9 +65,8 @@ def make_trainer(config: Config, plan: FitPlan, work: Path, keeper: Checkpoints,
         callbacks.append(EarlyStopping("val/quality", mode="max", patience=patience, check_on_train_epoch_end=False))
     if plan.report is not None:
         callbacks.append(ReportQuality(plan.report))
-    terminal = sys.stderr.isatty()
-    if terminal:
-        callbacks.append(TQDMProgressBar(refresh_rate=10))
+    if (sys.stderr.isatty() or in_notebook()) and not rank_and_world()[0]:
+        callbacks.append(FitProgress(plan.label))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() > 1 else 1
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices found, tips
     warnings.filterwarnings("ignore", module="lightning")  # advice on loggers and numbers of workers
@@ -85,11 +85,42 @@ def make_trainer(config: Config, plan: FitPlan, work: Path, keeper: Checkpoints,
         gradient_clip_val=1.0,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
-        enable_progress_bar=terminal,
+        enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=1.0 if choosing else 0,
         log_every_n_steps=log_every,
     )
+
+
+class FitProgress(Callback):
+    """A bar over all steps of a fit, on a terminal or in a notebook's cell."""
+
+    def __init__(self, label: str):
+        self.label = label
+        self.progress: Progress | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the bar."""
+        total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
+        self.progress = Progress(self.label, total, patience=0.0).__enter__()
+        self.progress.advance(trainer.current_epoch * int(trainer.num_training_batches))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move it on."""
+        if self.progress is not None:
+            self.progress.advance(1)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the terminal to others."""
+        if self.progress is not None:
+            self.progress.__exit__()
+            self.progress = None
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """The same where the fit is stopped."""
+        self.on_train_end(trainer, pl_module)
 
 
 class ReportQuality(Callback):

@@ -141,9 +141,10 @@ def _event_options(table: Table, guess: Guess) -> dict[str, Any]:
     if table.header:
         options["names"] = list(table.header)
         guess.doubts.append(f"{table.files[0].name} has no header line: columns are told by what they hold")
-    options["columns"] = {
+    columns = {
         role: table.joined.get(name, name) for role, name in table.columns.items() if name != role or role == "quantity"
     }
+    options |= {"columns": columns} if columns else {}
     name = table.files[0].name
     for role in ("user_id", "item_id", "timestamp", "action", "query", "quantity", "rating"):
         if role in table.columns and table.columns[role] != role:
