@@ -153,7 +153,7 @@ def test_lists_hold_what_the_catalogue_does_not_know(clicks):
     asked = session_search(clicks)
     names = dict(enumerate(clicks.item_table["item_id"].to_list()))
     shown = [[names.get(item, "?") for item in row if item >= 0] for row in asked.slates.items.tolist()]
-    assert ["?", "13", "12"] in shown and "ranked is 100.0%" in asked.notes[0]
+    assert ["?", "13", "12"] in shown and "100.0% of it is ranked" in asked.notes[0]
     row = shown.index(["?", "13", "12"])
     assert asked.slates.prices[row].tolist() == [10, 20, 40] and asked.slates.positions[row].tolist() == [0, 1, 2]
     ranked = completed(np.array([[asked.slates.items[row, 2], -1, -1]]), asked.slates.items[row : row + 1])
