@@ -1,8 +1,7 @@
-"""How every figure is made: as PNG, and as SVG for light and dark pages, without a display."""
+"""How every figure is made: as PNG and SVG, for light and dark pages, without a display."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb, to_rgba_array
 from matplotlib.figure import Figure
 
 
@@ -31,8 +31,8 @@ DARK = Theme("#15181c", "#e6e9ed", "#4a515b", ("#4FB3E8", "#F0B441", "#3CC79B", 
 def save_figure(path: Path, size: tuple[float, float], draw: Callable[[Figure, Theme], None]) -> None:
     """Draw a figure of ``size`` (width, height in inches).
 
-    Writes ``path`` (PNG), the same name as SVG, and ``NAME-dark.svg`` with the colours of the dark theme, into which
-    the light ones are translated: drawing twice would double the cost.
+    Writes ``path`` (PNG), the same name as SVG, and both as ``NAME-dark`` in the colours of the dark theme, which the
+    finished figure is given: drawing twice would double the cost.
     """
     style: dict[str, Any] = {
         "text.color": LIGHT.ink, "axes.labelcolor": LIGHT.ink, "axes.edgecolor": LIGHT.faint,
@@ -49,15 +49,28 @@ def save_figure(path: Path, size: tuple[float, float], draw: Callable[[Figure, T
         figure.savefig(path, dpi=130)
         figure.set_layout_engine("none")  # the layout stays as it is: finding it costs as much as drawing
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    text = path.with_suffix(".svg").read_text(encoding="utf-8")
-    path.with_name(f"{path.stem}-dark.svg").write_text(darkened(text), encoding="utf-8")
+        _darken(figure)
+        dark = path.with_stem(f"{path.stem}-dark")
+        figure.savefig(dark, dpi=130, facecolor=DARK.paper)
+        figure.savefig(dark.with_suffix(".svg"), metadata={"Date": None}, facecolor=DARK.paper)
 
 
-def darkened(svg: str) -> str:
-    """An SVG of the light theme in the colours of the dark one."""
+def _darken(figure: Figure) -> None:
+    """Give every part of a figure in the light theme the colours of the dark one; opacities stay."""
     light, dark = ((theme.paper, theme.ink, theme.faint, *theme.series) for theme in (LIGHT, DARK))
     colours = dict(zip((colour.lower() for colour in light), dark, strict=True))
-    return re.sub("#[0-9a-fA-F]{6}", lambda match: colours.get(match[0].lower(), match[0]), svg)
+
+    def changed(value: Any) -> Any:
+        rgba = to_rgba_array(value)
+        for row in rgba:  # none for a collection without lines
+            row[:3] = to_rgb(colours.get(to_hex(row[:3]), row[:3]))
+        return rgba if len(rgba) != 1 else rgba[0]
+
+    for artist in figure.findobj():
+        for name in ("color", "facecolor", "edgecolor", "markeredgecolor", "markerfacecolor"):
+            getter, setter = (getattr(artist, f"{verb}_{name}", None) for verb in ("get", "set"))
+            if getter is not None and setter is not None:
+                setter(changed(getter()))
 
 
 def plain(axes: Axes, grid: str = "x") -> None:

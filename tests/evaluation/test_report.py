@@ -86,7 +86,7 @@ def test_report_files_hold_the_rows(tmp_path):
     names = {path.name for path in (tmp_path / "report").iterdir()}
     pictures = {"results_recommendation", "results_search_category", "results_search_logged"}
     pictures |= {"recall_by_history_length", "recall_by_item_popularity"}
-    endings = (".png", ".svg", "-dark.svg")
+    endings = (".png", ".svg", "-dark.png", "-dark.svg")
     assert names == {"metrics.json", "table.md"} | {f"{name}{ending}" for name in pictures for ending in endings}
     assert all((tmp_path / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in pictures)
     stored = json.loads(

@@ -15,7 +15,7 @@ def test_constant_and_repeated_numbers_are_left_out(tmp_path):
     assert varying(curves) == {"train/loss": [(1, 3.0), (2, 2.0)], "val/ndcg": [(2, 0.1), (3, 0.2)]}
     plot_curves(curves, tmp_path / "curves.png")
     assert {file.name for file in tmp_path.iterdir()} == {
-        "curves.png", "curves.svg", "curves-dark.svg"
+        "curves.png", "curves.svg", "curves-dark.png", "curves-dark.svg"
     }  # fmt: skip
     first = (tmp_path / "curves.svg").read_bytes()
     plot_curves(curves, tmp_path / "curves.png")
