@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from threading import Lock
 
 import numpy as np
 import torch
@@ -70,3 +72,43 @@ class QueryFeatures:
         starts = np.cumsum(lengths) - lengths
         rows = np.repeat(self.offsets[ids] - starts, lengths) + np.arange(lengths.sum())
         return self.text[ids], self.words[rows], starts
+
+
+class QueryFeatureCache:
+    """``QueryFeatures.build`` that keeps the rows of the texts used last, for callers that see the same ones again.
+
+    The history of a person holds the same queries in each request. A row depends on its text alone (measured: equal to
+    the last bit for any other texts beside it), so a result does not depend on what was kept. May be shared by threads.
+    """
+
+    def __init__(self, encoder: TextEncoder, capacity: int = 16384):
+        self.encoder, self.capacity = encoder, capacity
+        self._rows: OrderedDict[str, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self._lock = Lock()
+
+    def build(self, texts: Sequence[str]) -> QueryFeatures:
+        """Features of ``texts``, a row each; of a table that would not fit, nothing is kept."""
+        if not 0 < len(texts) <= self.capacity // 2:
+            return QueryFeatures.build(texts, self.encoder)
+        texts = readable(texts)
+        with self._lock:
+            rows = {text: self._rows[text] for text in texts if text in self._rows}
+        missing = [text for text in dict.fromkeys(texts) if text not in rows]
+        if missing:
+            made = QueryFeatures.build(missing, self.encoder)
+            words = np.split(made.words, made.offsets[1:-1])
+            # Copies: a view would keep the whole table alive for one row.
+            rows |= {text: (made.text[row].copy(), words[row].copy()) for row, text in enumerate(missing)}
+        with self._lock:
+            for text in dict.fromkeys(texts):
+                self._rows[text] = rows[text]
+                self._rows.move_to_end(text)
+            while len(self._rows) > self.capacity:
+                self._rows.popitem(last=False)
+        parts = [rows[text] for text in texts]
+        lengths = [len(words) for _, words in parts]
+        return QueryFeatures(
+            np.stack([vector for vector, _ in parts]),
+            np.concatenate([words for _, words in parts]),
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        )

@@ -13,7 +13,7 @@ from genrec.config.schema import DecodingConfig, ModelConfig
 from genrec.data.dataset import Requests
 from genrec.generation.options import MODES, SearchOptions
 from genrec.model.collate import Collator, request_batches
-from genrec.model.query_features import QueryFeatures
+from genrec.model.query_features import QueryFeatureCache
 from genrec.ranking.candidates import MISSING, CandidateGenerator, Candidates, EncodedRequests
 from genrec.ranking.reranker import Reranker
 from genrec.retrieval.allowed import id_rows
@@ -51,6 +51,7 @@ class Ranker:
         rerankers: dict[str, Reranker] | None = None,
     ):
         self.generator, self.model, self.encoder, self.settings = generator, model, encoder, decoding
+        self._query_features = QueryFeatureCache(encoder)
         self.rerankers = rerankers or {"recommendation": Reranker.default(), "search": Reranker.default()}
 
     @property
@@ -65,7 +66,7 @@ class Ranker:
 
         Without ``searches`` only histories hold queries, and no similar items are looked up.
         """
-        features = QueryFeatures.build(texts, self.encoder)
+        features = self._query_features.build(texts)
         similar = self.generator.similar_texts if searches else None
         return Collator(self.model, features if similar is None else features.with_similar(similar))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 
 from genrec.model.embeddings import CODE_SPAN, QueryEncoder
-from genrec.model.query_features import QueryFeatures
+from genrec.model.query_features import QueryFeatureCache, QueryFeatures
 from genrec.text.query_tokens import HASHED, WORD_BUCKETS
 
 TEXTS = ["", "!!", "words nobody knows zzqq 茶", "a" * 5000]
@@ -67,3 +69,40 @@ def test_every_part_learns(network, features):
     assert encoder.words.weight.grad[:WORD_BUCKETS].any() and encoder.words.weight.grad[WORD_BUCKETS:].any()
     assert network.item_encoder.codes.weight.grad.any()
     network.zero_grad()
+
+
+def test_kept_features_are_those_of_a_fresh_build(prepared_run):
+    encoder = prepared_run.ids.encoder
+    texts = [*dict.fromkeys(prepared_run.dataset.query_texts), *TEXTS]
+    cache = QueryFeatureCache(encoder, capacity=8)
+    calls = [texts[:3], texts[1:4], texts[:1], [texts[2], texts[0], texts[2]], [*TEXTS], texts[3:5], [], texts]
+    for some in [*calls, *calls]:  # the second time most rows come from the cache, and eight texts are more than fit
+        wanted, got = QueryFeatures.build(some, encoder), cache.build(some)
+        for part in ("text", "words", "offsets"):
+            assert np.array_equal(getattr(got, part), getattr(wanted, part)), (some, part)
+            assert getattr(got, part).dtype == getattr(wanted, part).dtype
+        assert len(cache._rows) <= 8
+
+
+def test_kept_features_are_encoded_once_and_shared_by_threads(prepared_run):
+    texts = list(dict.fromkeys(prepared_run.dataset.query_texts))[:6]
+    encoded: list[str] = []
+
+    class Encoder:
+        def __getattr__(self, name):
+            return getattr(prepared_run.ids.encoder, name)
+
+        def encode(self, some, role="query"):
+            encoded.extend(some)
+            return prepared_run.ids.encoder.encode(some, role)
+
+    cache = QueryFeatureCache(Encoder())
+    wanted = QueryFeatures.build(texts, Encoder()).text
+    encoded.clear()
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: cache.build(texts).text, range(8)))
+    assert all(np.array_equal(result, wanted) for result in results)
+    assert set(encoded) == set(texts)
+    encoded.clear()
+    cache.build(texts[::-1])
+    assert not encoded, "a text that was seen is not encoded again"
