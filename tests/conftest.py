@@ -4,6 +4,7 @@ simulator."""
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -64,6 +65,19 @@ def trained_run(tmp_path_factory, tiny_overrides) -> Run:
     stage_train(run)
     stage_evaluate(run)
     return run
+
+
+@pytest.fixture
+def copied_run(trained_run, tmp_path):
+    """``copied_run(*overrides)``: a fresh copy of the tiny trained run, opened with overrides."""
+
+    def make(*overrides: str, name: str = "run") -> Run:
+        folder = tmp_path / name
+        if not folder.exists():
+            shutil.copytree(trained_run.folder, folder)
+        return Run.open(folder, list(overrides))
+
+    return make
 
 
 @pytest.fixture(scope="session")

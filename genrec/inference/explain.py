@@ -186,10 +186,15 @@ def _path(snapshot: CatalogueSnapshot, requests: Requests, item: int) -> list[St
     probabilities: list[float | None] = [None] * trie.depth
     if decoder is not None and generator.nodes is not None:
         memory = _memory(snapshot, requests)
-        states, _ = decoder.hidden(memory, generator.nodes, parents[None, None])
-        scale = decoder.log_scale.exp()
+        device, scale = generator.nodes.device, decoder.log_scale.exp()
+        states, _ = decoder.hidden(memory, generator.nodes, parents[None, None].to(device))
         steps = path_log_probabilities(
-            states.flatten(0, 1), scale, generator.nodes, trie, nodes[None], copy_bias=memory.copy_bias
+            states.flatten(0, 1),
+            scale,
+            generator.nodes,
+            generator.network.catalogue.trie,
+            nodes[None].to(device),
+            copy_bias=memory.copy_bias,
         )
         probabilities = list(steps[0].exp().tolist())
     columns = (trie.node_code[nodes], trie.child_count[parents], trie.node_item_count[nodes])
@@ -211,7 +216,7 @@ def walk(
     generator = snapshot.ranker.generator
     if generator.nodes is None or generator.network.decoder is None:
         return Walk([], [])
-    trie = snapshot.catalogue.trie
+    trie = generator.network.catalogue.trie
     scorer = CachedScorer(generator.network.decoder, _memory(snapshot, requests), generator.nodes)
     available = ~snapshot.removed
     available[snapshot.known_indices(blocked)] = False
@@ -219,12 +224,13 @@ def walk(
         available[requests.items] = False
     allowed = None if available.all() else trie.restrict(torch.from_numpy(available).to(trie.node_code.device))
     search = beam_search(trie, scorer, 1, width, allowed)
-    live = search.leaves[0] >= 0
-    levels = [search.leaves[0][live]]
+    best, scores = search.leaves[0].cpu(), search.scores[0].cpu()
+    live = best >= 0
+    levels = [best[live]]
     for _ in range(trie.depth - 1):
-        levels.append(trie.node_parent[levels[-1]])
+        levels.append(snapshot.catalogue.trie.node_parent[levels[-1]])
     nodes = [_nodes(snapshot, level) for level in levels[::-1]]
-    leaves = zip(search.leaves[0][live].tolist(), search.scores[0][live].tolist(), strict=True)
+    leaves = zip(levels[0].tolist(), scores[live].tolist(), strict=True)
     return Walk(nodes, [WalkLeaf(leaf, score, _leaf_items(snapshot, leaf, available)) for leaf, score in leaves])
 
 

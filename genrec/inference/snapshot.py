@@ -91,8 +91,8 @@ class CatalogueSnapshot:
 
     @property
     def catalogue(self) -> Catalogue:
-        """Text vectors, codes and trie."""
-        return self.ranker.generator.network.catalogue
+        """Codes, texts and trie on the host; the network has the same on its device."""
+        return self.ids.catalogue
 
     @cached_property
     def _names(self) -> ItemNames:

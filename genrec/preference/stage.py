@@ -55,7 +55,7 @@ from genrec.preference.training import learn
 from genrec.ranking.candidates import MISSING, CandidateGenerator
 from genrec.ranking.ranker import Ranker
 from genrec.runs.stages import PREFERENCE_KIND, preference_key
-from genrec.training.distributed import on_gpu
+from genrec.training.distributed import compute_device
 
 if TYPE_CHECKING:
     from genrec.runs.run import Run
@@ -108,7 +108,7 @@ class Stage:
                 f"{self.base} does not fit the run's catalogue ({str(error).splitlines()[0]}); train again"
             ) from error
         assert isinstance(network, GenerativeRecommender)
-        self.policy = Policy(network.to("cuda" if on_gpu(run.config.training.accelerator) else "cpu"))
+        self.policy = Policy(network.to(compute_device(run.config.training.accelerator)))
         self.levels = Levels.build(feedback_chain(run.dataset), self.settings.levels, self.settings.order)
         feedback = collect(run.dataset, self.levels)
         self.parts = split_by_time(feedback, self.settings, run.config.seed, run.config.training.valid_requests)
@@ -141,7 +141,7 @@ class Stage:
         for name, towers in quality.items():
             numbers = [towers["click"][measure] for measure in ("auc", "gauc", "error")]
             log.info("prefer: reward model on %s: click AUC %.4f GAUC %.4f, calibration error %.4f", name, *numbers)
-        decision, curves, frontier = self._best_policy(model)
+        decision, curves, frontier = self._best_policy(model.to(self.policy.items.device))
         log.info("prefer: %s: %s", "kept" if decision.kept else "REFUSED", "; ".join(decision.reasons))
         self._write(decision, model, quality, curves, frontier)
         shutil.rmtree(self._work(), ignore_errors=True)

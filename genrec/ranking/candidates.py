@@ -18,8 +18,9 @@ from genrec.generation.beam import leaf_items, proven
 from genrec.generation.engine import Searcher
 from genrec.generation.options import SearchOptions
 from genrec.model.batch import Batch
+from genrec.model.device import to_device
 from genrec.model.network import Encoded, GenerativeRecommender
-from genrec.ranking.features import CandidateFeatures, log_rank, log_scores
+from genrec.ranking.features import FEATURES, SOURCE_FEATURES, CandidateFeatures, log_rank, log_scores
 from genrec.retrieval.allowed import AllowedItems
 from genrec.retrieval.dense import DenseRetriever, FaissIndex
 from genrec.retrieval.lexical import LexicalIndex
@@ -31,6 +32,7 @@ from genrec.retrieval.sources import (
     LastItemNeighbours,
     PopularMatchRetriever,
     QueryItemRetriever,
+    SparseRetriever,
     WordRetriever,
 )
 from genrec.timing import stage
@@ -225,47 +227,61 @@ class CandidateGenerator:
     ) -> None:
         """Set the union of all sources, its features, and the logits of the ranking head, if any.
 
-        ``scale`` (B, 1): the log-normaliser of the dense scores.
+        ``scale`` (B, 1): the log-normaliser of the dense scores. The union is made on the host, where most sources
+        count; its ids go to the device once, and so do the features that were counted.
         """
-        device, there = self.items.device, allowed.to(self.items.device)
-        assert result.retrieved is not None
-        proposed = [result.retrieved[0]]
-        searches = (retrieval.requests.request_queries >= 0).any()
-        for source, width in self.history_sources + (self.query_sources if searches else []):
-            on_device = isinstance(source, DenseRetriever | LastItemNeighbours)
-            proposed.append(source.top(retrieval, width, there if on_device else allowed)[0].to(device))
-        if result.generated is not None:
-            proposed.append(result.generated[0])
-        n_items = len(self.items)
-        ids = _distinct(torch.cat(proposed, dim=1), n_items)
-        result.ids = torch.where(ids < n_items, ids, MISSING)
+        device, n_items = self.items.device, len(self.items)
+        ids = _distinct(self._proposals(result, retrieval, allowed), n_items)
+        live, known = ids < n_items, ids.clamp(max=n_items - 1)
+        there = to_device(known, device)
+        result.ids = torch.where(to_device(live, device), there, MISSING)
+        columns = dict(zip(SOURCE_FEATURES, self._source_features(result, retrieval, known, there, scale), strict=True))
+        columns["retrieved_rank"] = log_rank(columns["retrieved"], result.ids >= 0)
+        columns["cooccurrence_rank"] = log_rank(self.cooccurrence.score(retrieval, known), live)
+        columns["ranking"] = torch.zeros(ids.shape)
         if self.network.ranking is not None:
             row = torch.arange(len(ids), device=device)
             logits = self.network.rank(encoded, row, torch.zeros_like(row), result.ids)[..., 0].float()
-            result.ranked = logits.masked_fill(result.ids == MISSING, 0.0)
-        known = ids.clamp(max=n_items - 1)
-        columns = self._source_features(result, retrieval, known, scale)
-        items, until = known.cpu().numpy(), retrieval.requests.reference_times(self.network.config.request_time)
-        log_probability, pair = columns[2], self.cooccurrence.score(retrieval, known).to(device)
-        features = torch.empty(*ids.shape, self.features.n_features, device=device)
-        self.features.fill(features, len(columns), items, until, retrieval.requests.histories)
-        ranks = [log_rank(scores, result.ids >= 0) for scores in (log_probability, pair)]
-        head = torch.zeros_like(pair) if result.ranked is None else result.ranked
-        for column, values in zip((*range(len(columns)), -3, -2, -1), (*columns, *ranks, head), strict=True):
-            features[..., column] = values.to(device)
-        result.features = features
+            result.ranked = columns["ranking"] = logits.masked_fill(result.ids == MISSING, 0.0)
+        until = retrieval.requests.reference_times(self.network.config.request_time)
+        counted = torch.empty(*ids.shape, len(FEATURES))
+        self.features.fill(counted, len(SOURCE_FEATURES), known.numpy(), until, retrieval.requests.histories)
+        indexed = [(FEATURES.index(name), column) for name, column in columns.items()]
+        for index, column in indexed:
+            if column.device.type == "cpu":
+                counted[..., index] = column
+        result.features = to_device(counted, device)
+        for index, column in indexed:
+            if column.device.type != "cpu":
+                result.features[..., index] = column
+
+    def _proposals(self, result: Candidates, retrieval: RetrievalRequests, allowed: AllowedItems) -> Tensor:
+        """What all sources propose, with repetitions: (B, N) on the host, -1 where empty. One copy from the device."""
+        assert result.retrieved is not None
+        on_device, on_host, there = [result.retrieved[0]], [], allowed.to(self.items.device)
+        searches = (retrieval.requests.request_queries >= 0).any()
+        for source, width in self.history_sources + (self.query_sources if searches else []):
+            if isinstance(source, SparseRetriever):
+                on_host.append(source.top(retrieval, width, allowed)[0])
+            else:
+                on_device.append(source.top(retrieval, width, there)[0].to(self.items.device))
+        if result.generated is not None:
+            on_device.append(result.generated[0])
+        return torch.cat([torch.cat(on_device, dim=1).cpu(), *on_host], dim=1)
 
     def _source_features(
-        self, result: Candidates, retrieval: RetrievalRequests, known: Tensor, scale: Tensor
+        self, result: Candidates, retrieval: RetrievalRequests, known: Tensor, there: Tensor, scale: Tensor
     ) -> list[Tensor]:
-        """``SOURCE_FEATURES`` of the candidates, (B, K) each; ``known`` are their ids, any item where empty."""
+        """``SOURCE_FEATURES`` of the candidates, (B, K) each, on the host or the device.
+
+        ``known`` are their ids, any item where empty, and ``there`` the same on the device.
+        """
         nothing = torch.zeros(known.shape)
-        items = known.cpu().numpy()
-        similar, following = (torch.from_numpy(part.at(items)) for part in self.cooccurrence.parts(retrieval))
+        similar, following = (torch.from_numpy(part.at(known.numpy())) for part in self.cooccurrence.parts(retrieval))
         words, taken = [nothing] * 6, [nothing] * 2
         text = nothing
         if (retrieval.requests.request_queries >= 0).any():
-            text = self.text.score(retrieval, known)
+            text = self.text.score(retrieval, there)
             if self.words is not None and self.popular_matches is not None:
                 matches = self.words.score(retrieval, known)
                 # The logarithm hides small differences between hundreds of matches: add the ratio to the best.
@@ -277,8 +293,8 @@ class CandidateGenerator:
                     words.append(torch.from_numpy(np.log1p(counts)).float()[:, None].expand(known.shape))
             if self.query_items is not None:
                 taken = list(log_scores(self.query_items.score(retrieval, known)))
-        searched = _search_features(known, result.generated)
-        retrieved = self.dense.score(retrieval, known) - scale
+        searched = _search_features(there, result.generated)
+        retrieved = self.dense.score(retrieval, there) - scale
         return [*searched, retrieved, *log_scores(similar), *log_scores(following), text, *words, *taken]
 
 

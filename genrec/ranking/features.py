@@ -151,8 +151,6 @@ def item_codes(values: pl.Series) -> np.ndarray:
 class CandidateFeatures:
     """Counts over the events of a fit, and the features they give a candidate."""
 
-    n_features = len(FEATURES)
-
     def __init__(
         self,
         cooccurrence: CooccurrenceTransition,
@@ -263,7 +261,7 @@ class CandidateFeatures:
         return [np.log1p(self.counts[items]), *windows, np.sign(age) * np.log1p(np.abs(age)), age < 0]
 
     def fill(self, out: Tensor, first: int, items: np.ndarray, until: np.ndarray, histories: Histories) -> None:
-        """Write ``ITEM_FEATURES`` and ``HISTORY_FEATURES`` of candidates (B, K) into ``out`` (B, K, F).
+        """Write ``ITEM_FEATURES`` and ``HISTORY_FEATURES`` of candidates (B, K) into ``out`` (B, K, F), on the host.
 
         The columns start at ``first``.
         Works on blocks of requests, which bounds the memory of the gathered text vectors.
@@ -274,7 +272,7 @@ class CandidateFeatures:
             some, past = items[rows], histories.slice(start, start + step)
             columns = [*self.item_features(some, until[rows]), *self.history_features(some, past)]
             for column, values in enumerate(columns, first):
-                out[rows, :, column] = torch.from_numpy(np.asarray(values, np.float32)).to(out.device)
+                out[rows, :, column] = torch.from_numpy(np.asarray(values, np.float32))
 
     def history_features(self, items: np.ndarray, histories: Histories) -> list[np.ndarray]:
         """``HISTORY_FEATURES`` of candidates (B, K)."""

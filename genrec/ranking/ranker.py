@@ -152,16 +152,15 @@ class Ranker:
         self, lists: dict[str, Ranked], rows: np.ndarray, chunk: Requests, found: Candidates, options: SearchOptions
     ) -> None:
         """Write the lists of a chunk of requests, those at ``rows``."""
-        blank = torch.from_numpy((np.diff(chunk.offsets) == 0) & (chunk.request_queries < 0))
+        blank = (np.diff(chunk.offsets) == 0) & (chunk.request_queries < 0)
         for mode, ranked in lists.items():
             with stage("ranking"):
-                ids, scores = self._order(mode, found, chunk, options.k)
+                ids, scores = (part.cpu().numpy() for part in self._order(mode, found, chunk, options.k))
             if blank.any():
-                allowed = options.allowed.take(rows[blank.numpy()])
-                popular = self.generator.popular.first(int(blank.sum()), options.k, allowed)
-                ids[blank], scores[blank] = (part.to(ids.device) for part in popular)
-            ranked.ids[rows], ranked.scores[rows] = ids.cpu().numpy(), scores.cpu().numpy()
-            ranked.n_proven[rows] = self._proven(mode, found, ranked.ids[rows], blank.numpy())
+                popular = self.generator.popular.first(int(blank.sum()), options.k, options.allowed.take(rows[blank]))
+                ids[blank], scores[blank] = (part.cpu().numpy() for part in popular)
+            ranked.ids[rows], ranked.scores[rows] = ids, scores
+            ranked.n_proven[rows] = self._proven(mode, found, ids, blank)
 
     def _proven(self, mode: str, found: Candidates, ids: np.ndarray, blank: np.ndarray) -> np.ndarray:
         """Number of proven leading items of lists (B, k): all for an exact dense index, else those of the search."""
@@ -187,11 +186,12 @@ class Ranker:
             )
             ids = found.ids.gather(1, order)
         else:
-            search = torch.from_numpy(chunk.request_queries >= 0)
-            ids, scores = self.rerankers["recommendation"].rank(found, k)
-            if search.any():
+            searches = chunk.request_queries >= 0
+            ids, scores = self.rerankers["search" if searches.all() else "recommendation"].rank(found, k)
+            if searches.any() and not searches.all():
+                rows = torch.from_numpy(searches)[:, None].to(ids.device)
                 searched = self.rerankers["search"].rank(found, k)
-                ids[search], scores[search] = searched[0][search], searched[1][search]
+                ids, scores = (torch.where(rows, *pair) for pair in zip(searched, (ids, scores), strict=True))
         pad = max(0, k - ids.shape[1])
         ids = torch.nn.functional.pad(ids[:, :k], (0, pad), value=MISSING)
         return ids.clone(), torch.nn.functional.pad(scores[:, :k], (0, pad), value=-torch.inf).clone()

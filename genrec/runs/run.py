@@ -29,7 +29,7 @@ from genrec.ranking.reranker import Reranker
 from genrec.retrieval.lexical import LexicalIndex
 from genrec.runs.stages import SPLITS, run_stages
 from genrec.semantic_ids.text_space import text_cache
-from genrec.training.distributed import on_gpu
+from genrec.training.distributed import compute_device
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class Run:
         for name in ("dataset", "semantic_ids", model, "candidate_features", *(["reranker"] if fused else [])):
             stages.require(name)
         network, fitted_config = load_network(self.folder / model, len(self.dataset.actions_chain), self.ids)
-        network = network.to("cuda" if on_gpu(self.config.training.accelerator) else "cpu")
+        network = network.to(compute_device(self.config.training.accelerator))
         facts = ItemFacts.from_table(self.dataset.item_table, self.ids.catalogue.text.cpu().numpy())
         features = CandidateFeatures.load(self.folder / "candidate_features" / f"{table}.npz", facts)
         assert isinstance(network, GenerativeRecommender)
@@ -166,6 +166,8 @@ class Run:
         folder = name if fitted_on == "train" else f"{name}_refit"
         self.stages.require(folder)
         network, config = load_network(self.folder / folder, len(self.dataset.actions_chain), self.ids)
+        device = compute_device(self.config.training.accelerator)
+        network = network.to(device)
         collator = Collator(config.model, QueryFeatures.build(self.dataset.query_texts, self.ids.encoder))
         with torch.inference_mode():
             items = network.item_encoder()
@@ -173,7 +175,7 @@ class Run:
 
         def score(requests: Requests) -> np.ndarray:
             with torch.inference_mode():
-                encoded = network.encode(collator.requests(requests), items)
-                return (network.retrieval_vectors(encoded.requests[:, 0]) @ index.T).numpy()
+                encoded = network.encode(collator.requests(requests).to(device), items)
+                return (network.retrieval_vectors(encoded.requests[:, 0]) @ index.T).cpu().numpy()
 
         return score

@@ -25,6 +25,11 @@ def on_gpu(accelerator: str) -> bool:
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
+def compute_device(accelerator: str) -> torch.device:
+    """Where a run with ``training.accelerator`` computes outside a fit: answers, evaluation, the preference stage."""
+    return torch.device("cuda" if on_gpu(accelerator) else "cpu")
+
+
 def join() -> None:
     """Join the group of processes that ``torchrun`` has started, once."""
     if launched() == 1 or distributed.is_initialized():

@@ -22,13 +22,24 @@ from genrec.training.module import TrainingModule
 STAGES = ["click", "cart"]
 
 
-@pytest.fixture(scope="session")
-def one_device():
-    """The module ``one_device``, which tests cannot import by name."""
-    spec = importlib.util.spec_from_file_location("one_device", Path(__file__).with_name("one_device.py"))
+def _neighbour(name: str):
+    """A module of this folder, which tests cannot import by name."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def one_device():
+    """Meta tensors that may not mix with CPU tensors: shapes without values."""
+    return _neighbour("one_device")
+
+
+@pytest.fixture(scope="session")
+def simulated_device():
+    """A device made of host memory: shapes, placements and values."""
+    return _neighbour("simulated")
 
 
 @pytest.fixture
@@ -61,21 +72,27 @@ def collated(prepared_run):
 
 
 @pytest.fixture
-def on_meta(prepared_run, monkeypatch):
-    """``on_meta(config, **how)`` -> a training module moved to meta as Lightning moves it.
+def on_device(prepared_run, monkeypatch):
+    """``on_device(config, device, **how)`` -> a training module moved to ``device`` as Lightning moves it.
 
     By its parent, never by the network's own ``to``.
     """
 
-    def make(config, generate=True, **how):
+    def make(config, device, generate=True, **how):
         torch.manual_seed(0)
         network = new_network(config, prepared_run.dataset, prepared_run.ids, generate=generate)
         module = TrainingModule(network, config, 10, **how)
         monkeypatch.setattr(TrainingModule, "current_epoch", 0)
         monkeypatch.setattr(module, "log", lambda *_, **__: None)
-        return torch.nn.ModuleList([module]).to("meta")[0].train()
+        return torch.nn.ModuleList([module]).to(device)[0].train()
 
     return make
+
+
+@pytest.fixture
+def on_meta(on_device):
+    """``on_meta(config, **how)``: ``on_device`` for the meta device."""
+    return lambda config, generate=True, **how: on_device(config, "meta", generate, **how)
 
 
 @pytest.fixture(scope="session")

@@ -74,6 +74,31 @@ def test_the_decoder_alone(one_device, read_backs, collated, on_meta, with_setti
         assert read_backs.calls == SIZES
 
 
+EQUAL = ("backbone", "with a decoder", "hard negatives", "user tokens", "steps by codes", "ranking of impressions")
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_a_step_learns_what_it_learns_on_the_cpu(name, simulated_device, collated, on_device, with_settings):
+    """Loss and gradients with values. Nothing random: how a device draws is its own affair."""
+    model, training, _ = STEPS[name]
+    config = with_settings(
+        {"dropout": 0.0, "item_dropout": 0.0} | model, {"generate_share": 1.0, "distill_weight": 0.0} | training
+    )
+    batch = collated(config.model)
+    here = on_device(config, "cpu", name != "backbone")
+    here.step_loss(batch, 0).backward()
+    with simulated_device.SimulatedDevice() as device:
+        there = on_device(config, "meta", name != "backbone")
+        loss = there.step_loss(batch.to("meta"), 0)
+        loss.backward()
+        assert device.reads.total() <= SIZES, device.reads
+        gradients = {n: p.grad.cpu() for n, p in there.named_parameters() if p.grad is not None}
+    for parameter, value in here.named_parameters():
+        if value.grad is not None or parameter in gradients:
+            own = torch.zeros_like(value) if value.grad is None else value.grad
+            torch.testing.assert_close(gradients[parameter], own, atol=1e-5, rtol=1e-3, msg=parameter)
+
+
 def test_the_dry_run_sees_mixed_devices_and_values_read_back(one_device):
     """The checks themselves: what CUDA refuses, meta lets pass; what waits for the device, meta refuses."""
     here, there = torch.zeros(4, 4), torch.zeros(4, 4, device="meta")
