@@ -101,8 +101,8 @@ class Batch:
 
     def where(self, mask: Callable[[Batch], Tensor]) -> tuple[Tensor, ...]:
         """Indices (N,) per dimension where a mask of the batch is true, in row-major order, on the batch's device."""
-        found = mask(self.on_host).nonzero(as_tuple=True)
-        return tuple(to_device(index, self.items.device) for index in found)
+        indices = mask(self.on_host).nonzero(as_tuple=True)
+        return tuple(to_device(index, self.items.device) for index in indices)
 
     def slots(self) -> Tensor | None:
         """Which of the B x R request slots hold a request: indices (N,), rising; None where there is one a sequence."""

@@ -192,11 +192,11 @@ class Checkpoints(Checkpoint):
             self._prune()
 
     def _prune(self) -> None:
-        found = saved(self.work)
-        for folder in found[KEPT:]:
+        folders = saved(self.work)
+        for folder in folders[KEPT:]:
             shutil.rmtree(folder, ignore_errors=True)
         needed = {self.best}
-        for folder in found[:KEPT]:
+        for folder in folders[:KEPT]:
             with suppress(UserError):
                 needed.add(open_artifact(folder, KIND)["info"]["best"])
         for folder in self.work.glob("best-*"):

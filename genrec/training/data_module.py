@@ -90,7 +90,7 @@ def validation_batches(
     if searches or not recommends:
         groups.append((validation_searches(dataset), limit))
     rank, world = rank_and_world()
-    found = []
+    batches = []
     for requests, count in groups:
         if len(requests) > count:
             requests = requests.take(np.sort(np.random.default_rng(seed).permutation(len(requests))[:count]))
@@ -100,10 +100,10 @@ def validation_batches(
             rows, items = chunk.histories.rows, chunk.items
             if (chunk.request_queries >= 0).any():
                 rows, items = rows[:0], items[:0]
-            found.append(ValidationBatch(batch, *(torch.from_numpy(part.astype(np.int64)) for part in (rows, items))))
+            batches.append(ValidationBatch(batch, *(torch.from_numpy(part.astype(np.int64)) for part in (rows, items))))
     if impressions is not None and rank == 0:  # by one process: an area under a curve is no mean over processes
-        found += _impression_batches(dataset, collator, impressions, limit, seed)
-    return found
+        batches += _impression_batches(dataset, collator, impressions, limit, seed)
+    return batches
 
 
 def _impression_batches(

@@ -68,9 +68,9 @@ def gather(value: Any) -> list[Any]:
     _, world = rank_and_world()
     if world == 1:
         return [value]
-    found = [None] * world
-    distributed.all_gather_object(found, value)
-    return found
+    gathered = [None] * world
+    distributed.all_gather_object(gathered, value)
+    return gathered
 
 
 def gather_rows(rows: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class FitPlan:
     network: str = "genrec"  # or sasrec, the baseline
     backbone_folder: Path | None = None  # a fitted model without a decoder: only the decoder is fitted, on top of it
     warm_start: WarmStart | None = None  # how the weights came about is no part of the key
-    report: Callable[[int, float], None] | None = None  # told epoch (from 0) and quality; may raise to stop the fit
+    report: Callable[[int, float], None] | None = None  # gets epoch (from 0) and quality; may raise to stop the fit
 
     @property
     def label(self) -> str:

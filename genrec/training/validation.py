@@ -28,7 +28,7 @@ class Validation:
     def __init__(self, network: GenerativeRecommender):
         self.network = network
         self.ranks: dict[str, list[Tensor]] = {}  # of the targets, by kind of request and answer
-        self.logits: list[Tensor] = []  # (n, stages) of items that were shown
+        self.logits: list[Tensor] = []  # (n, stages) of impressions
         self.reached: list[Tensor] = []
         self.vectors: tuple[Tensor, Tensor | None] | None = None
 
@@ -71,13 +71,13 @@ class Validation:
 
         Quality is the geometric mean, because metrics of searches are several times those of recommendations.
         """
-        found, quality = {}, []
+        result, quality = {}, []
         everybody = gather({mode: torch.cat(parts).cpu() for mode, parts in self.ranks.items()})
         for mode in dict.fromkeys(mode for one in everybody for mode in one):
             rank = torch.cat([one[mode] for one in everybody if mode in one]).sort().values.float().to(device)
             hit = rank < 10
             gain = torch.where(hit, 1 / torch.log2(rank + 2), torch.zeros_like(rank)).mean()
-            found[f"{mode}_recall@10"], found[f"{mode}_ndcg@10"] = hit.float().mean(), gain
+            result[f"{mode}_recall@10"], result[f"{mode}_ndcg@10"] = hit.float().mean(), gain
             quality.append(gain)
         own = (torch.cat(self.logits).cpu(), torch.cat(self.reached).cpu()) if self.logits else None
         judged = [one for one in gather(own) if one is not None]
@@ -85,10 +85,10 @@ class Validation:
             logits, reached = (torch.cat(parts) for parts in zip(*judged, strict=True))
             areas = [area_under_curve(logits[:, stage], reached[:, stage]) for stage in range(logits.shape[1])]
             for name, area in zip(stages, areas, strict=True):
-                found[f"{name}_auc"] = torch.tensor(area, device=device)
+                result[f"{name}_auc"] = torch.tensor(area, device=device)
             quality.append(torch.tensor(areas, device=device).nanmean())
         if quality:
-            found["quality"] = torch.stack(quality).clamp(min=MIN_QUALITY).log().mean().exp()
+            result["quality"] = torch.stack(quality).clamp(min=MIN_QUALITY).log().mean().exp()
         else:
-            found["quality"] = torch.tensor(0.0, device=device)
-        return found
+            result["quality"] = torch.tensor(0.0, device=device)
+        return result

@@ -72,14 +72,14 @@ def _synthetic(
         texts.append(fresh)
         arrays.queries.write(chunk.start, codes)
         rows = np.flatnonzero(split.read(chunk.start, chunk.stop) != TRAIN)
-        found = {kind: (rows, series[rows]) for kind, series in made.items()}
+        queries_of = {kind: (rows, series[rows]) for kind, series in made.items()}
         if maker is not None:
             turn = everyday.kind_of(draws[rows])
             event_items = arrays.items.read(chunk.start, chunk.stop).astype(np.int64)
             for number, kind in enumerate(everyday.EVERYDAY):
                 own = rows[turn == number]
-                found[kind] = own, maker.queries(kind, event_items[own], draws[own])
-        for kind, (own, series) in found.items():
+                queries_of[kind] = own, maker.queries(kind, event_items[own], draws[own])
+        for kind, (own, series) in queries_of.items():
             frame = pl.DataFrame({"event": chunk.start + own, "text": series}, schema_overrides={"text": pl.String})
             held[kind].append(frame.filter(pl.col("text").is_not_null()))
     heldout = [pl.DataFrame(schema=HELDOUT_SCHEMA)]
@@ -116,16 +116,16 @@ def _made(
         if words is not None:
             made["title"] = rules.title_queries(words, event_items, event_hash)
         kind = pl.Series((turn % np.uint64(len(kinds))).astype(np.int64))
-        wanted = pl.Series((draw % np.uint64(10_000)) < config.queries.share * 10_000)
+        gets_one = pl.Series((draw % np.uint64(10_000)) < config.queries.share * 10_000)
         drawn = dict(made)
         if maker is not None:
-            mine = np.flatnonzero((kind == kinds.index("everyday")) & wanted)
+            mine = np.flatnonzero((kind == kinds.index("everyday")) & gets_one)
             drawn["everyday"] = _everyday(maker, event_items, event_hash, mine)
         frame = pl.DataFrame({name: series.alias(name) for name, series in drawn.items()}).with_columns(
-            kind=kind, wanted=wanted
+            kind=kind, gets_one=gets_one
         )
         pick = pl.coalesce([pl.when(pl.col("kind") == index).then(pl.col(name)) for index, name in enumerate(kinds)])
-        yield chunk, made, frame.select(pl.when("wanted").then(pick).alias("query"))["query"], event_hash
+        yield chunk, made, frame.select(pl.when("gets_one").then(pick).alias("query"))["query"], event_hash
 
 
 def _everyday(maker: everyday.EverydayQueries, items: np.ndarray, draws: np.ndarray, rows: np.ndarray) -> pl.Series:

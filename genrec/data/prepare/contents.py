@@ -62,11 +62,11 @@ def _hint(events: pl.Series, table: pl.Series) -> str:
 
 def check_impressions(config: Config, parsed: ParsedLog, actions: list[str]) -> None:
     """Refuse a log whose impressions would be predicted like clicks, because nothing says which action is deeper."""
-    shown = [name for name in actions if name.lower() in ("impression", "impressions", "exposure")]
-    if shown and len(actions) > 1 and not parsed.chain and config.data.target_action is None:
-        others = [name for name in actions if name not in shown]
+    impressions = [name for name in actions if name.lower() in ("impression", "impressions", "exposure")]
+    if impressions and len(actions) > 1 and not parsed.chain and config.data.target_action is None:
+        others = [name for name in actions if name not in impressions]
         raise UserError(
-            f"the log has the actions {', '.join(actions[:8])} and no feedback chain: an item that was only shown "
+            f"the log has the actions {', '.join(actions[:8])} and no feedback chain: a mere impression "
             "would "
             f"be predicted like one that was clicked; set data.options.chain=[impression,{','.join(others[:4])}], or "
             "data.actions to those that count"
@@ -90,10 +90,10 @@ def contents(
         "actions": {name: int(count) for name, count in zip(actions, counts, strict=False)},
         "first_events": [],
     }
-    for kind, found in (("user", ordered.user_counts), ("item", ordered.item_counts)):
-        if len(found) and found.max() > 0:
-            name = parsed.names(kind)[int(found.argmax())]
-            result[f"largest_{kind}"] = {"id": name, "events": int(found.max()), "share": float(found.max()) / total}
+    for kind, per_id in (("user", ordered.user_counts), ("item", ordered.item_counts)):
+        if len(per_id) and per_id.max() > 0:
+            name = parsed.names(kind)[int(per_id.argmax())]
+            result[f"largest_{kind}"] = {"id": name, "events": int(per_id.max()), "share": float(per_id.max()) / total}
     if len(arrays.items):
         last = min(FIRST, len(arrays.items))
         users = np.searchsorted(arrays.offsets, np.arange(last), side="right") - 1
@@ -134,19 +134,19 @@ def describe(info: dict) -> list[str]:
 
 def warnings(held: dict) -> list[str]:
     """What a person should look at: times that are none, items without words, one user with much of the log."""
-    found = []
+    warnings = []
     if held["first_time"] == held["last_time"]:
-        found.append(f"every event has the time {utc(held['first_time'])}: their order is that of the file")
+        warnings.append(f"every event has the time {utc(held['first_time'])}: their order is that of the file")
     elif held["last_time"] < YEAR_1990 and held["last_time"] >= 100_000_000:
-        found.append(f"all times lie before {utc(held['last_time'])[:10]}; is the unit right?")
+        warnings.append(f"all times lie before {utc(held['last_time'])[:10]}; is the unit right?")
     if held["filled"] and not any(held["filled"].values()):
-        found.append("no item has a title, category, price or text: search by words finds nothing")
+        warnings.append("no item has a title, category, price or text: search by words finds nothing")
     for kind in ("user", "item"):
         largest = held.get(f"largest_{kind}")
         if largest and largest["share"] > LARGE and largest["events"] > 100:
             part = f"{largest['share']:.0%} of all events"
-            found.append(f"{kind} {_cut(largest['id'], 30)} has {part}; is it a word for a missing id?")
-    return found
+            warnings.append(f"{kind} {_cut(largest['id'], 30)} has {part}; is it a word for a missing id?")
+    return warnings
 
 
 def _cut(text: str, width: int = 20) -> str:

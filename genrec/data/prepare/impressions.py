@@ -1,4 +1,4 @@
-"""What was shown, beside the events: dense ids, sorted by user, time and request, however many rows there are."""
+"""Impressions: dense ids, sorted by user, time and request, however many rows there are."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write_impressions(
     if not files:
         return {}
     count = min(MAX_PARTITIONS, max(1, -(-total // PARTITION_ROWS)))
-    # Users with many events were shown much: partitions of about equal numbers of events.
+    # Users with many events have many impressions: partitions of about equal numbers of events.
     part_of = (offsets[:-1] * count // max(int(offsets[-1]), 1)).astype(np.int64)
     dealt: dict[str, dict[int, list[Path]]] = {"impressions": {}, "impressions_outside": {}}
     kept = 0

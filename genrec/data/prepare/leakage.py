@@ -47,24 +47,24 @@ class LeakageReport:
         latest = int(times[train].max())
         self.last_train = latest if self.last_train is None else max(latest, self.last_train)
 
-    def see_targets(self, found: dict[str, dict[str, np.ndarray]]) -> None:
-        """Add what ``targets`` found in a piece."""
-        for name, part in found.items():
+    def see_targets(self, targets: dict[str, dict[str, np.ndarray]]) -> None:
+        """Add the result of ``targets`` for a piece."""
+        for name, part in targets.items():
             self.parts[name].append(part)
 
     @staticmethod
     def targets(
-        chunk: UserChunk, items: np.ndarray, times: np.ndarray, split: np.ndarray, wanted: np.ndarray | None = None
+        chunk: UserChunk, items: np.ndarray, times: np.ndarray, split: np.ndarray, allowed: np.ndarray | None = None
     ) -> dict[str, dict[str, np.ndarray]]:
         """The targets of a piece, by split, compared with their users' training events.
 
-        ``wanted`` (n,) bool: which may be targets (None: all).
+        ``allowed`` (n,) bool: which may be targets (None: all).
         """
-        found = {}
+        all_targets = {}
         lengths, train = np.diff(chunk.offsets), split == TRAIN
         warm = np.logical_or.reduceat(train, chunk.offsets[:-1])
         for name, number in (("valid", VALID), ("test", TEST)):
-            held = np.flatnonzero(split == number if wanted is None else (split == number) & wanted)
+            held = np.flatnonzero(split == number if allowed is None else (split == number) & allowed)
             owner = np.searchsorted(chunk.offsets, held, side="right") - 1
             first = np.diff(owner, prepend=-1) > 0  # the first held-out event of each user
             rows, owners = held[first], owner[first]
@@ -77,14 +77,14 @@ class LeakageReport:
             pair, exact = np.zeros(len(lengths), bool), np.zeros(len(lengths), bool)
             pair[owner] = True
             exact[owner[times[same] == target_time[owner]]] = True
-            found[name] = {
+            all_targets[name] = {
                 "item": items[rows],
                 "time": times[rows],
                 "cold": ~warm[owners],
                 "pair": pair[owners],
                 "exact": exact[owners],
             }
-        return found
+        return all_targets
 
     def result(self) -> dict:
         """The report of both splits, as plain numbers, with what they mean."""
@@ -94,23 +94,23 @@ class LeakageReport:
     def _of(self, parts: list[dict[str, np.ndarray]]) -> dict:
         if not sum(len(part["item"]) for part in parts):
             return {"requests": 0}
-        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        items = np.unique(found["item"])
+        targets = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        items = np.unique(targets["item"])
         total = int(self.train_times.sum())
         later = np.append(np.cumsum(self.train_times[::-1])[::-1][1:], 0)  # training events after each time bin
-        share = later[(found["time"] - self.first_time) // self.resolution] / max(total, 1)
+        fraction = later[(targets["time"] - self.first_time) // self.resolution] / max(total, 1)
         return {
-            "requests": len(found["item"]),
-            "users_cold": int(found["cold"].sum()),
+            "requests": len(targets["item"]),
+            "users_cold": int(targets["cold"].sum()),
             "items": len(items),
             "items_cold": int((self.train_items[items] == 0).sum()),
-            "targets_of_cold_items": int((self.train_items[found["item"]] == 0).sum()),
-            "pairs_seen": int(found["pair"].sum()),
-            "exact_events_seen": int(found["exact"].sum()),
+            "targets_of_cold_items": int((self.train_items[targets["item"]] == 0).sum()),
+            "pairs_seen": int(targets["pair"].sum()),
+            "exact_events_seen": int(targets["exact"].sum()),
             "targets_before_training_ends": 0
             if self.last_train is None
-            else int((found["time"] <= self.last_train).sum()),
-            "train_events_later": round(float(share.mean()), 6),
+            else int((targets["time"] <= self.last_train).sum()),
+            "train_events_later": round(float(fraction.mean()), 6),
         }
 
 

@@ -93,7 +93,7 @@ class ParsedLog:
         return pl.concat([pl.Series("name", [], pl.String), *parts])
 
     def events(self, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
-        """The events part by part: the position of the first one in the log, and the columns asked for."""
+        """The events part by part: the position of the first one in the log, and the requested columns."""
         start = 0
         for folder in self.folders:
             for file in sorted(folder.glob("events-*.arrow")):
@@ -249,13 +249,13 @@ class _Parser:
         coded = (
             self._coded(table, kinds, fresh).rename({"timestamp": "time"}).with_columns(pl.col("action").cast(pl.Int16))
         )
-        wanted = [name for name in ("user", "item", "time", "action", "query") if name != "query" or "query" in kinds]
+        columns = [name for name in ("user", "item", "time", "action", "query") if name != "query" or "query" in kinds]
         if extra:
             coded = coded.with_columns(
                 given=pl.col("split").replace_strict(GIVEN_SPLITS, default=-1, return_dtype=pl.Int8).fill_null(-1)
             )
-            wanted.append("given")
-        return coded.select(wanted)
+            columns.append("given")
+        return coded.select(columns)
 
     def _coded(self, table: pl.DataFrame, kinds: dict[str, str], fresh: dict[str, list[pl.Series]]) -> pl.DataFrame:
         done = self.pool.map(lambda kind: self.maps[kind[1]].encode(table[kind[0]]), kinds.items())

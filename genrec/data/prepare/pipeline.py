@@ -149,7 +149,7 @@ def check_quarantine(parsed: ParsedLog, limit: float, report: Path) -> None:
 
 
 def check_catalogue(parsed: ParsedLog, ordered: OrderedLog, config: Config) -> None:
-    """``UserError`` for a log without events, unless a catalogue with judgments is what was asked for."""
+    """``UserError`` for a log without events, unless the config asks for a catalogue with judgments."""
     if parsed.total("events") or not parsed.total("items"):
         raise UserError(
             f"data.path {config.data.path}: no event is left after filtering ({_counted(row_counts(parsed, ordered))})"
@@ -238,7 +238,7 @@ def build(
     ):  # that a cold item was shown says as much as that it was taken: there it counts as none of the catalogue
         cold = cold_items(numbering.items["item_id"], config.split.cold_share, config.seed)
         item_index = np.where((item_index >= 0) & cold[item_index], np.int32(-1), item_index)
-    shown = write_impressions(parsed, numbering.user_index, item_index, arrays.offsets, folder, scratch)
+    impressions = write_impressions(parsed, numbering.user_index, item_index, arrays.offsets, folder, scratch)
     for name, table in {
         "users": numbering.users,
         "items": numbering.items,
@@ -264,7 +264,7 @@ def build(
         "synthetic_queries": synthetic,
         "search_events": searches,
         "rows": row_counts(parsed, ordered),
-        "impressions": shown,
+        "impressions": impressions,
         "leakage": {name: report[name] for name in ("valid", "test")},
         "log": _log_identity(parsed, config),
     }
@@ -285,14 +285,14 @@ def order_actions(parsed: ParsedLog, config: Config) -> tuple[list[str], np.ndar
 
 def first_target(config: Config, parsed: ParsedLog, actions: list[str]) -> int:
     """The lowest stage of the feedback chain that an event must have reached to be predicted."""
-    wanted = config.data.target_action
-    if wanted is None:
+    name = config.data.target_action
+    if name is None:
         return 0
     chain = [action for action in actions if action in parsed.chain]
-    if wanted not in chain:
-        tail = did_you_mean(wanted, chain) if chain else "it has none"
-        raise UserError(f"data.target_action: '{wanted}' is not in the log's feedback chain; {tail}")
-    return actions.index(wanted)
+    if name not in chain:
+        tail = did_you_mean(name, chain) if chain else "it has none"
+        raise UserError(f"data.target_action: '{name}' is not in the log's feedback chain; {tail}")
+    return actions.index(name)
 
 
 def split_arrays(
@@ -335,8 +335,8 @@ def split_arrays(
         eligible = arrays.actions.read(chunk.start, chunk.stop) >= target_level if target_level else None
         return report.targets(chunk, items, times, decided, eligible)
 
-    for found in in_threads(targets, user_chunks(offsets)):
-        report.see_targets(found)
+    for targets_of in in_threads(targets, user_chunks(offsets)):
+        report.see_targets(targets_of)
     info = {
         "train_events": int(counts[TRAIN]),
         "valid_events": int(counts[VALID]),

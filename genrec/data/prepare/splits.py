@@ -22,7 +22,7 @@ CHUNK_EVENTS = 1 << 20
 QUANTILE_BINS = 1 << 16
 HELD_OUT_RULE = (
     "one request per user and split: at its first held-out event (of at least data.target_action), which is the "
-    "target; later ones are not asked"
+    "target; later ones are not evaluated"
 )
 RULES = {
     "leave-last-out": "the last event of each user with at least 3 is test, the one before it valid",
@@ -128,9 +128,8 @@ class Splitter:
             )
         split = given.astype(np.uint8)
         if not self.given_valid:
-            # A user's training events come first. Those of one time may be one act told several times (a purchase once
-            # for each of its
-            # queries): either all of them are held out or none.
+            # A user's training events come first. Those of one time may be one act logged several times (a purchase
+            # once for each of its queries): either all of them are held out or none.
             known = np.add.reduceat((split == TRAIN).astype(np.int64), chunk.offsets[:-1])
             begins, last = chunk.offsets[:-1], np.maximum(chunk.offsets[:-1] + known - 1, chunk.offsets[:-1])
             enough = (known >= 2) & (times[begins] < times[last])

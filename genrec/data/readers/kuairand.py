@@ -1,8 +1,8 @@
-"""KuaiRand (Pure, 1K, 27K) in the published CSV files: short videos shown in the feed, with every kind of feedback.
+"""KuaiRand (Pure, 1K, 27K) in the published CSV files: short videos of a feed, with every kind of feedback.
 
-Files, told by their names (plain, ``.gz`` or ``.zst``; several parts of a kind are read in the order of their names):
+Files, known by their names (plain, ``.gz`` or ``.zst``; several parts of a kind are read in the order of their names):
 
-- ``log_standard_*.csv``: one row for each shown video. ``user_id``, ``video_id`` and ``time_ms`` are required;
+- ``log_standard_*.csv``: one row per impression. ``user_id``, ``video_id`` and ``time_ms`` are required;
   ``is_click``, ``long_view``, ``is_like``, ``is_comment``, ``is_follow``, ``is_forward``, ``is_hate``,
   ``is_profile_enter``, ``is_rand`` become true/false columns without their ``is_`` (``is_rand`` keeps it),
   ``play_time_ms``, ``duration_ms``, ``profile_stay_time`` and ``comment_stay_time`` whole numbers, ``tab`` the
@@ -14,8 +14,8 @@ Files, told by their names (plain, ``.gz`` or ``.zst``; several parts of a kind 
 - ``user_features_*.csv`` -> users, all columns;
 - ``video_features_statistic_*.csv``: never read, its rows are counted. It sums up the days of the log, test days
   included;
-- ``train_sequences_upto_*.tsv`` (a digest of the log before its first day, found beside the reduced copies of Pure):
-  for each user the last 50 shown videos in order, those liked and those viewed long, and one time, that of the last.
+- ``train_sequences_upto_*.tsv`` (a digest of the log before its first day, part of the reduced copies of Pure):
+  for each user the last 50 impressions in order, those liked and those viewed long, and one time, that of the last.
   See option ``history``.
 
 The chain is impression < click < long_view < like < comment < follow < forward: the rarer the deed, the deeper.
@@ -193,7 +193,7 @@ def _history(file: Path, min_action: str) -> Iterator[RawLog]:
 
 
 def _history_rows(table: pl.DataFrame) -> pl.DataFrame:
-    """One row for each video shown to each user, oldest first."""
+    """One row for each impression of each user, oldest first."""
     rows = table.select("user_id", "time_ms", pl.col("impressions").alias("item_id")).explode("item_id")
     # The digest does not say which showing was liked: the last ones are taken, as many as it lists.
     rows = rows.with_columns(pl.int_range(pl.len(), 0, -1).over("user_id", "item_id").alias("from_end"))

@@ -1,6 +1,6 @@
 """KuaiSAR: what the same people saw in the feed and in search of a short-video app, in the published CSV files.
 
-Files, told by their names (plain, ``.gz`` or ``.zst``); columns by their headers, those not named as required may be
+Files, known by their names (plain, ``.gz`` or ``.zst``); columns by their headers, those not named as required may be
 missing:
 
 - ``rec_inter*.csv``, surface "feed": ``user_id``, ``item_id`` and ``timestamp`` (milliseconds) are required;

@@ -1,6 +1,6 @@
 """KuaiSearch: product searches of a short-video shop, in the published JSON lines.
 
-Files, told by a word in their names (``.jsonl`` or ``.json``; plain, ``.gz`` or ``.zst``); keys that are not named
+Files, known by a word in their names (``.jsonl`` or ``.json``; plain, ``.gz`` or ``.zst``); keys that are not named
 are not read:
 
 - ``*items*``: ``item_id``, ``item_title``, ``brand_name``, ``category_level1_name`` ... ``category_level3_name``
@@ -8,7 +8,7 @@ are not read:
 - ``*users*``: ``user_id``, ``gender``, ``age_bucket``, ``fre_country``, ``fre_province``, ``fre_city`` -> users;
 - ``*recall*``: one search a line: ``user_id``, ``session_id``, ``time_index``, ``query``, ``impressed_item_ids``,
   ``clicked_item_ids``, ``purchased_item_ids``, ``split``;
-- ``*rank*``: one shown item of a search a line: ``target_item_id``, ``target_item_price``, ``is_clicked``,
+- ``*rank*``: one impression of a search per line: ``target_item_id``, ``target_item_price``, ``is_clicked``,
   ``is_purchased``, ``search_entrance`` and, as above, ``user_id``, ``session_id``, ``time_index``, ``query``,
   ``split``. The items that a person clicked and bought before (without times, and repeated on every line) and the
   counts of 30 days are not read;
@@ -19,9 +19,9 @@ are not read:
 Recall and rank tell of the same searches, rank only of some and with more columns, so one of them is read (option
 ``requests``) and the rows of the other are counted as filtered.
 
-The chain is impression < click < purchase. ``impressions`` has a row for each shown item, with ``query``, ``split``,
-``click`` and ``purchase``, and with recall the position in the list as ``position`` (from 0). Events are the items
-clicked or bought, also those that the list of shown items leaves out. ``request_id`` is user, session and time.
+The chain is impression < click < purchase. ``impressions`` has a row for each item of the list, with ``query``,
+``split``, ``click`` and ``purchase``, and with recall its ``position`` (from 0). Events are the items
+clicked or bought, also those outside the list. ``request_id`` is user, session and time.
 ``timestamp`` is ``time_index`` as it stands: a relative time whose unit and origin are not published, so take it as
 an order, not as a clock.
 
@@ -156,13 +156,13 @@ def _recall(file: Path, min_action: str) -> Iterator[RawLog]:
             batch.table = batch.table.with_columns(listed.alias(name)).drop(theirs)
         batch.refuse(pl.col("impression").list.len() == 0, "no impressed_item_ids")
         table = batch.table.drop(LINE).with_row_index("row")
-        shown = table.with_columns(pl.int_ranges(0, pl.col("impression").list.len()).alias("position"))
-        shown = _add_stages(shown.explode("impression", "position").rename({"impression": "item_id"}), table)
+        rows = table.with_columns(pl.int_ranges(0, pl.col("impression").list.len()).alias("position"))
+        rows = _add_stages(rows.explode("impression", "position").rename({"impression": "item_id"}), table)
         stages = CHAIN if min_action == "impression" else CHAIN[1:]
         items = pl.concat_list(stages).list.unique(maintain_order=True)
         acted = table.with_columns(items.alias("item_id")).explode("item_id").filter(pl.col("item_id").is_not_null())
         events = events_of(_add_stages(acted, table), CHAIN, min_action, str(file), extra=["split"])
-        yield batch.part(events=events, impressions=conform(shown, IMPRESSION_SCHEMA, str(file)), chain=CHAIN)
+        yield batch.part(events=events, impressions=conform(rows, IMPRESSION_SCHEMA, str(file)), chain=CHAIN)
 
 
 def _add_stages(rows: pl.DataFrame, requests: pl.DataFrame) -> pl.DataFrame:

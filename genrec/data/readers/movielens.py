@@ -1,4 +1,4 @@
-"""MovieLens in its three layouts, told apart by the files in the folder (each plain or ``.gz``).
+"""MovieLens in its three layouts, recognised by the files in the folder (each plain or ``.gz``).
 
 - RecBole atomic files: ``*.inter``, ``*.item``, ``*.user``, tab-separated with a ``name:type`` header;
 - GroupLens CSV (``latest-small`` and later): ``ratings.csv``, ``movies.csv``;

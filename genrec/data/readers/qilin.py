@@ -1,4 +1,4 @@
-"""Qilin: search and recommendation requests of Xiaohongshu people, with everything that was shown and done.
+"""Qilin: search and recommendation requests of Xiaohongshu people, with all impressions and feedback.
 
 The path is a folder (also with one folder for each table, as published), a file or a pattern. Tables are known by the
 name of their file or folder, as Parquet or as CSV (there, lists are in NumPy's notation), CSV plain, ``.gz`` or
@@ -12,7 +12,7 @@ name of their file or folder, as Parquet or as CSV (there, lists are in NumPy's 
 - ``dqa``: generated answers and how people took them; not behaviour on items, its rows are counted as left out.
 
 ===============  ===========================================================================================
-impressions      meaning: one row for each result of a request, in the order shown
+impressions      meaning: one row for each result of a request, in their order on the screen
 ===============  ===========================================================================================
 ``request_id``   "search:" and ``search_idx``, or "recommendation:" and ``request_idx``
 ``user_id``      ``user_idx``

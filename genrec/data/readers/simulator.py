@@ -20,7 +20,7 @@ def read_simulator(path: Path, options: dict) -> Iterator[RawLog]:
     """The ``simulator`` reader: options are the fields of ``SimulatorConfig``; ``path`` is not used.
 
     One part per block of users, each in order of time. Every impression is in ``impressions``; ``rows_read`` does not
-    count these. Option ``include_impressions_in_events`` (default false) adds what was only shown as events with
+    count these. Option ``include_impressions_in_events`` (default false) adds mere impressions as events with
     action "impression".
     """
     names = [entry.name for entry in fields(SimulatorConfig)]

@@ -1,6 +1,6 @@
 """trivago 2019 (RecSys Challenge): sessions of hotel search with destinations, filters, looks at hotels and click-outs.
 
-Files, told by their names (plain, ``.gz`` or ``.zst``), comma- or tab-separated:
+Files, known by their names (plain, ``.gz`` or ``.zst``), comma- or tab-separated:
 
 - sessions, ``train*``, ``test*`` or ``trivago_*`` (``.csv`` or ``.tsv``): ``user_id``, ``session_id``, ``timestamp``
   (seconds), ``step``, ``action_type`` and ``reference`` are required; ``current_filters``, ``impressions`` and
@@ -10,7 +10,7 @@ Files, told by their names (plain, ``.gz`` or ``.zst``), comma- or tab-separated
 
 What becomes of a session row, by its ``action_type``:
 
-- ``clickout item`` -> an event "clickout", and one row of ``impressions`` for each hotel that was shown with it:
+- ``clickout item`` -> an event "clickout", and one row of ``impressions`` for each hotel of its list:
   ``position`` (from 0), ``price``, ``clickout`` (true for the one clicked). A click-out without a reference (the
   challenge's test rows) has nothing to learn from and is counted as filtered;
 - ``interaction item image | info | rating | deals`` and ``search for item`` (the hotel itself was looked for) -> an
@@ -154,10 +154,10 @@ def _clean(batch: Batch) -> None:
     batch.table = batch.table.with_columns(missing).with_columns(
         pl.col("impressions").str.split("|").list.eval(pl.element().str.strip_chars()), pl.col("prices").str.split("|")
     )
-    shown = (kind == CLICKOUT) & pl.col("impressions").is_not_null()
-    batch.refuse(shown & pl.col("impressions").list.contains(""), "an empty position in impressions")
+    with_list = (kind == CLICKOUT) & pl.col("impressions").is_not_null()
+    batch.refuse(with_list & pl.col("impressions").list.contains(""), "an empty position in impressions")
     uneven = pl.col("prices").is_not_null() & (pl.col("prices").list.len() != pl.col("impressions").list.len())
-    batch.refuse(shown & uneven, "impressions and prices differ in number")
+    batch.refuse(with_list & uneven, "impressions and prices differ in number")
     batch.table = batch.table.with_columns(pl.struct("user_id", "session_id").hash().alias("run"))
 
 
@@ -202,7 +202,7 @@ def _queries(table: pl.DataFrame, with_filters: bool) -> pl.Series:
 
 
 def _impressions(clicks: pl.DataFrame, source: str) -> pl.DataFrame:
-    """One row for each hotel that was shown with a click-out."""
+    """One row for each hotel of a click-out's list."""
     rows = clicks.filter(pl.col("impressions").is_not_null()).select(
         "request_id", "user_id", "timestamp", "query", "surface", pl.col("item_id").alias("clicked"), "impressions",
         pl.coalesce("prices", pl.col("impressions").list.eval(pl.when(False).then(pl.element()))).alias("price"),

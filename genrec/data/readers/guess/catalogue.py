@@ -70,7 +70,7 @@ def _add_items(guess: Guess, rest: Sequence[Table], main: Table, base: Path, sta
         guess.options["item_columns"] = {ours: theirs for ours, theirs in mapping.items() if ours != theirs}
         if best.header:
             guess.options["item_names"] = best.header
-            guess.doubts.append(f"{best.files[0].name} has no header line: title and text are told by what they hold")
+            guess.doubts.append(f"{best.files[0].name} has no header line: title and text are guessed from the values")
         guess.notes.append(
             f"items come from {best.files[0].name}: "
             + ", ".join(f"{theirs!r} is {ours}" for ours, theirs in mapping.items())

@@ -34,7 +34,7 @@ def choose_events(tables: Sequence[Table], guess: Guess, base: Path) -> list[Tab
             return [table]
     have = "; ".join(f"{table.files[0].name}: {', '.join(table.sample.columns)}"[:160] for table in tables[:3])
     raise UserError(
-        f"{guess.path}: no column can be told to be the user or the item ({have}); "
+        f"{guess.path}: no column can be recognised as the user or the item ({have}); "
         "write a config with data.reader=table and "
         "data.options.columns"
     )
@@ -140,7 +140,7 @@ def _event_options(table: Table, guess: Guess) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if table.header:
         options["names"] = list(table.header)
-        guess.doubts.append(f"{table.files[0].name} has no header line: columns are told by what they hold")
+        guess.doubts.append(f"{table.files[0].name} has no header line: columns are recognised by their values")
     columns = {
         role: table.joined.get(name, name) for role, name in table.columns.items() if name != role or role == "quantity"
     }
@@ -170,7 +170,7 @@ def _event_options(table: Table, guess: Guess) -> dict[str, Any]:
             "actions": {"0": "impression", "1": "click"},
             "chain": ["impression", "click"],
         }
-        guess.notes.append(f"{name}: {table.columns['item_id']!r} lists shown items with 0 (impression) or 1 (click)")
+        guess.notes.append(f"{name}: {table.columns['item_id']!r} lists impressions with 0 (no click) or 1 (click)")
     elif item.dtype == pl.String and (separator := list_separator(item)):
         options["item_separator"] = separator
         guess.notes.append(f"{name}: {table.columns['item_id']!r} lists several items, separated by {separator!r}")
@@ -277,7 +277,7 @@ def _action_options(table: Table, guess: Guess) -> dict[str, Any]:
     guess.notes.append(f"{name}: the feedback chain is {' < '.join(known)}")
     if unknown:
         guess.doubts.append(f"{name}: rows with action {', '.join(unknown[:8])} are left out, for the chain lacks them")
-    shown = known[0]
-    if stage_of(shown) == 0 and shown != "impression":
-        return {"chain": ["impression", *known[1:]], "actions": {shown: "impression"}}
+    first = known[0]
+    if stage_of(first) == 0 and first != "impression":
+        return {"chain": ["impression", *known[1:]], "actions": {first: "impression"}}
     return {"chain": known}
