@@ -16,7 +16,7 @@ from genrec.errors import UserError
 
 UNITS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 UNITS = (*UNITS_PER_SECOND, "iso", "excel", "order")
-YEAR_1990, YEAR_2200 = 631_152_000, 7_258_118_400
+YEAR_1971, YEAR_1990, YEAR_2200 = 31_536_000, 631_152_000, 7_258_118_400
 LATEST = 253_402_300_799  # the end of the year 9999
 SAMPLE = 2_000
 EXCEL_EPOCH_DAYS = 25_569  # the day number of 1970-01-01
@@ -41,6 +41,8 @@ class TimeNotation:
 
     kind: str
     formats: tuple[str, ...] = ()
+    checked: bool = False
+    """Whether most times are of our days, so that one in 1970 or beyond 2200 is none."""
 
     def __str__(self) -> str:
         if self.kind == "text":

@@ -169,6 +169,13 @@ def test_positions_are_named_and_kept_in_order(tmp_path: Path, caplog: pytest.Lo
     assert rows.events["timestamp"].to_list() == [2, 3]
 
 
+def test_no_time_and_another_unit_among_times_of_our_days_are_put_aside(tmp_path: Path) -> None:
+    times = [T, T + 1, 0, (T + 3) * 1000, T + 4, T + 5]
+    log = read(tmp_path, events([(f"u{n}", "i", time) for n, time in enumerate(times)]))
+    assert log.events["user_id"].to_list() == ["u0", "u1", "u4", "u5"]
+    assert log.quarantine["line"].to_list() == [4, 5] and "unlike the others: 0" in log.quarantine["reason"][0]
+
+
 def test_one_time_for_all_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     read(tmp_path, events([("u", n, T) for n in range(5)]))
     assert "are all 2024-05-01 12:30:00" in caplog.text
@@ -260,6 +267,22 @@ def test_markup_prices_and_categories() -> None:
     assert prices(pl.Series("price", ["1.299", "12,50"])).to_list() == [1299, 12.5]
     paths = pl.DataFrame({"category": ["Home > Lamps", "Home > Lamps > Desk", None]})
     assert category_lists(paths, None, "items")[1].to_list() == ["Home", "Lamps", "Desk"]
+
+
+def test_lists_that_a_frame_wrote_into_a_csv(tmp_path: Path) -> None:
+    log = read(tmp_path, f"user_id,item_id,timestamp\nu1,\"['i1', 'i2']\",{T}\nu2,\"['i3']\",{T}\n")
+    assert log.events.select("user_id", "item_id").rows() == [("u1", "i1"), ("u1", "i2"), ("u2", "i3")]
+    table = pl.DataFrame({"category": ["['Home', 'Lamps']", None]})
+    assert category_lists(table, None, "items").to_list() == [["Home", "Lamps"], None]
+
+
+def test_entities_in_titles_are_no_separators(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "events.csv").write_text(events([(u, 7 + i, T + i) for u in "abc" for i in range(4)]))
+    rows = "".join(f"{7 + i},<b>Lamp</b> &amp; Sons &#39;{i}&#39;\n" for i in range(4))
+    (tmp_path / "log" / "items.csv").write_text("item_id,title\n" + rows)
+    data = prepared(tmp_path, "data.options={events: events.csv, items: items.csv}")
+    assert data.item_table["title"].to_list() == [f"Lamp & Sons '{i}'" for i in range(4)]
 
 
 def test_unread_prices_and_a_separator_that_never_splits_are_said(

@@ -132,12 +132,13 @@ def layout_of(file: Path, format: str | None = None, separator: str | None = Non
     raw = text.splitlines()[:SAMPLE_LINES]
     if kind in (None, "text") and separator is None and _is_sequences(raw):
         return Layout("sequences", encoding=encoding)
-    skip = lines_before_header(raw, separator)
+    default = "\t" if kind == "tsv" else "," if kind == "csv" else None
+    skip = lines_before_header(raw, separator, default)
     lines = [line for line in raw[skip:] if line.strip()]
     sections = bool(lines) and re.fullmatch(SECTION, lines[0]) is not None
     if sections:
         lines = [line for line in lines if not re.fullmatch(SECTION, line)]
-    chosen = separator or guess_separator(lines, "\t" if kind == "tsv" else "," if kind == "csv" else None)
+    chosen = separator or guess_separator(lines, default)
     if quoted is None:
         quoted = chosen not in ("\t", "::") or (
             bool(lines) and all(len(name) > 1 and name[0] == name[-1] == '"' for name in lines[0].split("\t"))
@@ -152,12 +153,16 @@ def _is_sequences(lines: Sequence[str]) -> bool:
     return len(rows) > 1 and len(numbers) > 1 and all(re.fullmatch(PLAIN_ROW, line) for line in rows)
 
 
-def lines_before_header(lines: Sequence[str], separator: str | None) -> int:
-    """How many first lines are comments (``# ...``) or a report's title: lines without the separator of the others."""
+def lines_before_header(lines: Sequence[str], separator: str | None, default: str | None = None) -> int:
+    """How many first lines are comments (``# ...``) or a report's title: lines without the separator of the others.
+
+    ``default``: the separator that the file's name speaks of; where all lines have it, it is that.
+    """
     body = [line for line in lines if line.strip() and not line.startswith("#")]
     if body and re.fullmatch(SECTION, body[0]):
         return 0
-    sign = separator or guess_separator(body[len(body) // 2 :], None)
+    named = default is not None and all(default in line for line in body[:20])
+    sign = separator or (default if named else None) or guess_separator(body[len(body) // 2 :], None)
     for index, line in enumerate(lines[:20]):
         if line.lower().startswith("sep="):
             return index

@@ -111,6 +111,8 @@ def _separator_of(texts: pl.Series, stated: str | None, source: str) -> str:
     }
     best = max(shares, key=lambda sign: shares[sign])
     if stated is None:
+        if shares[best] < 0.5 and len(texts) and texts.str.contains(r",\s").mean() >= 0.5:  # type: ignore[operator]
+            log.warning("%s: a category such as %r is read as one level; is category_separator ','?", source, texts[0])
         return "|" if shares["|"] or shares[best] < 0.5 else best
     if shares[best] >= 0.5 and not texts.str.contains(stated, literal=True).any():
         log.warning(

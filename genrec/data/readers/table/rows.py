@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -12,10 +13,10 @@ from genrec.data.ids import id_text
 from genrec.data.readers.table.columns import explode
 from genrec.data.readers.table.items import as_text
 from genrec.data.readers.table.options import TableOptions
-from genrec.data.readers.toolkit import Batch, SeenKeys, finite
+from genrec.data.readers.toolkit import Batch, SeenKeys, finite, text_lists
 from genrec.data.readers.toolkit.json_lines import parse_json
 from genrec.data.schema import EVENT_SCHEMA, conform, json_text
-from genrec.data.times import YEAR_1990, TimeNotation, recognise, utc
+from genrec.data.times import YEAR_1971, YEAR_1990, YEAR_2200, TimeNotation, recognise, utc
 from genrec.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,9 @@ def unpack_items(batch: Batch, settings: TableOptions) -> None:
     table = batch.table
     if settings.item_separator is not None and table["item_id"].dtype == pl.String:
         batch.table = table.with_columns(pl.col("item_id").str.strip_chars().str.split(settings.item_separator))
+    ids = batch.table["item_id"]
+    if ids.dtype == pl.String and ids.count() and ids.drop_nulls().str.contains(r"^\s*\[.*\]\s*$").all():
+        batch.table = batch.table.with_columns(text_lists(ids.str.strip_chars()))
     if isinstance(batch.table["item_id"].dtype, pl.List):
         lists = [
             name
@@ -119,9 +123,11 @@ def recognised(column: pl.Series, settings: TableOptions, file: Path) -> TimeNot
     """How the times of a file are written; times that cannot be right are logged."""
     notation = recognise(column, str(file), settings.timestamp_unit, settings.timestamp_format)
     seconds = notation.seconds(column)
-    low, high = seconds.min(), seconds.max()
+    low, high, typical = seconds.min(), seconds.max(), seconds.median()
     if not isinstance(low, int) or not isinstance(high, int):
         return notation
+    if notation.kind != "order" and isinstance(typical, float) and YEAR_1990 <= typical <= YEAR_2200:
+        notation = replace(notation, checked=True)
     if settings.timestamp_unit is None and notation.kind not in ("s", "typed"):
         log.info("%s: times are read as %s, from %s to %s", file.name, notation, utc(low), utc(high))
     if settings.timestamp_unit is None and notation.kind == "order":
@@ -152,6 +158,10 @@ def to_seconds(batch: Batch, notation: TimeNotation) -> None:
     expected = "a number" if notation.kind in ("s", "ms", "us", "ns", "order", "excel") else "a date"
     reason = pl.format("the time is not {} ({}): {}", pl.lit(expected), pl.lit(str(notation)), pl.col("_written"))
     batch.refuse(pl.col("timestamp").is_null(), reason)
+    if notation.checked:  # 0 for none, or another unit, among times of our days
+        odd = ~pl.col("timestamp").is_between(YEAR_1971, YEAR_2200)
+        reason = pl.format("the time lies in 1970 or beyond 2200, unlike the others: {}", pl.col("_written"))
+        batch.refuse(odd, reason)
     batch.table = batch.table.drop("_written")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -94,7 +95,7 @@ def _json_problem(raw: str) -> str | None:
 
 
 def text_lists(column: pl.Series) -> pl.Series:
-    """JSON lists of texts, held as text, as lists; a plain text becomes a list of one, null an empty list."""
+    """Lists of texts, written as JSON or as Python does, as lists; a plain text becomes a list of one, null none."""
     text = column.fill_null("[]").alias("text").to_frame()
     listed = pl.col("text").str.starts_with("[")
     lists = pl.when(listed).then(pl.col("text")).otherwise(pl.lit("[]")).str.json_decode(pl.List(pl.String))
@@ -106,6 +107,11 @@ def text_lists(column: pl.Series) -> pl.Series:
 
 def _text_list(value: str) -> list[str]:
     parsed = parse_json(value)
+    if parsed is None and value.startswith("["):  # a frame saved as CSV: ['Home', 'Lamps']
+        try:
+            parsed = ast.literal_eval(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return [value]
     if not isinstance(parsed, list):
         return [value]
     return [text for element in parsed if (text := _as_text(element)) is not None]
