@@ -170,7 +170,7 @@ class ModelConfig:
     ranking: bool = setting(
         False, "Candidate tokens and a ranking head with one logit per stage, or one for the next item without stages."
     )
-    temperature: float = setting(0.1, "Temperature of the retrieval softmax.", gt=0)
+    temperature: float = setting(0.07, "Temperature of the retrieval softmax.", gt=0)
     decoder_layers: int = setting(1, "Layers of the code decoder.", ge=1)
 
 

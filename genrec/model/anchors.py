@@ -282,6 +282,7 @@ class AnchorAttention(nn.Module):
         self.bias = nn.Linear(features, heads)
         self.null = nn.Parameter(torch.zeros(2, heads, dim // heads))
         self.out = nn.Linear(dim, dim, bias=False)
+        nn.init.zeros_(self.out.weight)  # a request begins as the vector of its last event
         self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor, anchors: Anchors, vectors: Tensor, tokens: AnchorTokens) -> Tensor:

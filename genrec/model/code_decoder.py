@@ -125,6 +125,9 @@ class CodeDecoder(nn.Module):
         for table in (self.codes, self.nodes):
             nn.init.normal_(table.weight, std=0.02)
         self.project = nn.Linear(dim, dim, bias=False)
+        # A child is scored by the request's likeness to the items below it before anything is learnt.
+        for linear in (self.project, *self.heads):
+            nn.init.eye_(linear.weight)
         self.node_norm = nn.LayerNorm(dim)
 
     def node_vectors(

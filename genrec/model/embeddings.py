@@ -1,4 +1,4 @@
-"""Item and query vectors (``z_i = LN(W_s s_i + W_id u_i + sum_l C_l[c_il])``)."""
+"""Item and query vectors (``z_i = W_s s_i + u_i + sum_l C_l[c_il]``)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from torch.nn import functional as F
 from genrec.catalogue.catalogue import Catalogue
 from genrec.text.query_tokens import HASHED, WORD_BUCKETS
 
+# Standard deviations that numbers of vectors begin with. Text vectors have unit length and are projected to several
+# times the size of id vectors, so that items of similar text begin as neighbours and what ids add is learnt slowly.
+TEXT_STD, TABLE_STD = 0.16, 0.02
 BLOCK = 1 << 16  # items whose text vectors are made wide at once
 CODE_SPAN = 1 << 20  # code tokens of a query: level x CODE_SPAN + code, behind the hashed ones
 
@@ -36,8 +39,9 @@ class ItemEncoder(nn.Module):
         self.codes = nn.EmbeddingBag(int(sizes.sum()), dim, mode="sum") if "codes" in inputs else None
         for table in (self.ids, self.codes):
             if table is not None:
-                nn.init.normal_(table.weight, std=0.02)
-        self.norm = nn.LayerNorm(dim)
+                nn.init.normal_(table.weight, std=TABLE_STD)
+        if self.project is not None:
+            nn.init.normal_(self.project.weight, std=TEXT_STD)
 
     @property
     def text(self) -> Tensor:
@@ -60,7 +64,7 @@ class ItemEncoder(nn.Module):
                     kept = torch.rand(len(self.ids.weight), 1, device=ids.device) >= self.item_dropout
                     ids = ids * (kept if rows is None else kept[rows])
             parts.append(ids)
-        return self.norm(sum(parts[1:], parts[0]))
+        return sum(parts[1:], parts[0])
 
     def _id_vectors(self, table: nn.Embedding, rows: Tensor | None) -> Tensor:
         """Rows of the id table; items that were added after training have none and get zeros."""
@@ -110,6 +114,8 @@ class QueryEncoder(nn.Module):
 
         Row 0 stands for "no query" and is zero. ``items`` owns the code vectors.
         """
+        if not torch.compiler.is_exporting() and not len(text):
+            return text.new_zeros(1, self.norm.normalized_shape[0])
         row = torch.bucketize(torch.arange(tokens.shape[0], device=tokens.device), offsets, right=True) - 1
         kind = (tokens >= WORD_BUCKETS).long() + (tokens >= HASHED).long()
         counts = text.new_zeros(text.shape[0] * 3).index_add(0, row * 3 + kind, text.new_ones(tokens.shape[0]))

@@ -46,7 +46,7 @@ def hard_contrast(
             ignored_impressions(impressions, HARD_NEGATIVES, len(batch.items), len(encoded.items)), row.device
         )[row]
     else:
-        hard, _, _ = _mined(network, batch, encoded, row, column, requests, among)
+        hard, _, _, _ = _mined(network, batch, encoded, row, column, requests, among)
     return contrast(requests, network.item_index(encoded.items), batch.targets[live], hard)
 
 
@@ -58,11 +58,12 @@ def _mined(
     column: Tensor,
     requests: Tensor,
     among: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # Padding and events that are not visible yet become the target, which mining leaves out anyway.
     targets = batch.targets[row, column]
     history = torch.where(encoded.visible[row, column], batch.items[row], targets[:, None])
-    return mined(requests.detach(), network.item_index(encoded.items).detach(), targets, history, HARD_NEGATIVES, among)
+    index = network.item_index(encoded.items).detach()
+    return *mined(requests.detach(), index, targets, history, HARD_NEGATIVES, among), history
 
 
 def progressive_loss(
@@ -177,11 +178,14 @@ def drawn_candidates(
     count = len(encoded.items) if among is None else len(among)
     random = torch.randint(count, (len(row), RANDOM_CANDIDATES), device=row.device)
     vectors = network.retrieval_vectors(encoded.requests[row, column])
-    hard, lowest, share = _mined(network, batch, encoded, row, column, vectors, among)
+    hard, lowest, share, history = _mined(network, batch, encoded, row, column, vectors, among)
     candidates = torch.cat([targets[:, None], random if among is None else among[random], hard], dim=1)
     with torch.no_grad():
         scores = network.relevance(encoded.requests[row, column], candidates.clamp(min=0), encoded.items)
-    chances = RANDOM_CANDIDATES / count + share[:, None] * (scores >= lowest[:, None] - ROUNDING)
+    known = (candidates[:, :, None] == history[:, None]).any(2)  # never mined, however high they score
+    known[:, 0] = False
+    mined_too = (scores >= lowest[:, None] - ROUNDING) & ~known
+    chances = RANDOM_CANDIDATES / count + share[:, None] * mined_too
     again = candidates == targets[:, None]
     again[:, 0] = False
     return candidates.masked_fill(again, -1), chances

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -27,11 +26,12 @@ from genrec.training.data_module import ValidationBatch
 from genrec.training.distributed import gather_rows, rank_and_world
 from genrec.training.generation_losses import generation_loss
 from genrec.training.optimizer import TouchedRowsAdamW, clip_gradients
+from genrec.training.precision import softmax_precision
 from genrec.training.step_tensors import StepTensors
 from genrec.training.validation import Validation
 
 SMALL_CATALOGUE, NEGATIVES = 4096, 2048  # by rule: the whole softmax up to so many items, else so many drawn
-WARMUP_STEPS, FINAL_RATE = 100, 0.05  # of the learning rate's cosine schedule
+WARMUP_STEPS, FINAL_RATE = 100, 0.02  # of the learning rate's schedule
 PROGRESSIVE_WEIGHT = 0.3  # of the mean over reasoning steps
 
 
@@ -137,10 +137,12 @@ class TrainingModule(L.LightningModule):
             return loss
         if retrieves:
             requests = self.network.retrieval_vectors(encoded.requests[live])
-            if candidates is None:
-                retrieve = full_softmax(requests, self.item_index(items, None), targets)
-            else:
-                retrieve = sampled_softmax(requests, self.item_index(items, ids), targets, candidates)
+            table = self.item_index(items, ids)
+            with softmax_precision(settings, len(table), table.device):
+                if candidates is None:
+                    retrieve = full_softmax(requests, table, targets)
+                else:
+                    retrieve = sampled_softmax(requests, table, targets, candidates)
             if settings.infonce_easy < 1:
                 hard = hard_contrast(self.network, batch, encoded, live, requests, self.trained_items)
                 retrieve = settings.infonce_easy * retrieve + (1 - settings.infonce_easy) * hard
@@ -283,7 +285,7 @@ class TrainingModule(L.LightningModule):
         self.validation = Validation(self.network)
 
     def configure_optimizers(self) -> Any:
-        """AdamW with weight decay on matrices alone; the learning rate warms up, then falls by a cosine."""
+        """AdamW with weight decay on matrices alone; the learning rate warms up, then falls in a straight line."""
         settings = self.settings
         decayed: list[Tensor] = []
         plain: list[Tensor] = []
@@ -297,10 +299,7 @@ class TrainingModule(L.LightningModule):
         warmup = min(WARMUP_STEPS, total // 10 + 1)
 
         def rate(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(total - warmup, 1))))
-            return FINAL_RATE + (1 - FINAL_RATE) * cosine
+            return min(1.0, (step + 1) / warmup) * max(1 - step / total, FINAL_RATE)
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

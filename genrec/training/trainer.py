@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
@@ -22,7 +21,8 @@ from genrec.errors import UserError
 from genrec.progress import Progress, in_notebook
 from genrec.training.checkpoints import Checkpoints, FolderIO
 from genrec.training.data_module import FitPlan
-from genrec.training.distributed import launched, on_gpu, rank_and_world
+from genrec.training.distributed import launched, rank_and_world
+from genrec.training.precision import lightning_precision
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 60
@@ -35,15 +35,6 @@ def check_launch(settings: TrainingConfig) -> None:
             "training.strategy=fsdp shards over processes and there is one; start more with: torchrun --standalone "
             "--nproc-per-node N -m genrec.cli train CONFIG, or use training.strategy=ddp"
         )
-
-
-def precision(settings: TrainingConfig) -> Any:
-    """Lightning's name of ``training.precision``; ``auto`` is bf16 on a GPU that has it, else 32."""
-    chosen = settings.precision
-    if chosen == "auto":
-        has_bf16 = on_gpu(settings.accelerator) and torch.cuda.is_bf16_supported(including_emulation=False)
-        chosen = "bf16" if has_bf16 else "32"
-    return {"bf16": "bf16-mixed", "32": "32-true"}[chosen]
 
 
 def _strategy(settings: TrainingConfig) -> str | Strategy:
@@ -75,7 +66,7 @@ def make_trainer(config: Config, plan: FitPlan, work: Path, keeper: Checkpoints,
         devices=local,
         num_nodes=launched() // local,
         strategy=_strategy(settings),
-        precision=precision(settings),
+        precision=lightning_precision(settings),
         accumulate_grad_batches=settings.accumulate or 1,
         plugins=[FolderIO()],
         max_epochs=plan.epochs or settings.epochs,

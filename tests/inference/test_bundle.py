@@ -194,7 +194,7 @@ def test_exported_programs_equal_the_network(trained_run, tmp_path):
         expected = Prefill(network)(batch, generator.items)[0]
         found = program(weights, [batch, generator.items])[0]
         assert (expected - found).abs().max() <= 1e-5
-        weights["retrieval.weight"] = weights["retrieval.weight"] * 2 + 1
+        weights["last_event.weight"] = weights["last_event.weight"] * 2 + 1
         assert (program(weights, [batch, generator.items])[0] - found).abs().max() > 1e-3, (
             "the program ignores the weights it is given"
         )

@@ -135,6 +135,7 @@ def test_hidden_anchors_have_no_effect(people):
     items = torch.from_numpy(people[1].astype(np.int64))[None]
     anchors = made.choose(items, torch.tensor([[3]]))
     tokens, attention = AnchorTokens(8, 2, n_features(False)), AnchorAttention(8, 2, 0.0, n_features(False))
+    torch.nn.init.eye_(attention.out.weight)  # a fresh one adds nothing
     vectors, x = torch.randn(N_ITEMS, 8), torch.randn(1, 1, 2, 8)
     before = attention(x, anchors, vectors[anchors.ids], tokens)
     other = torch.where(anchors.live, anchors.ids, (anchors.ids + 3) % N_ITEMS)

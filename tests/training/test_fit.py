@@ -280,7 +280,7 @@ def test_a_network_of_nan_is_not_the_best(job):
     _, _, batch = next(request_batches(requests, collator, 30))
     nothing = torch.zeros(0, dtype=torch.long)
     with torch.no_grad():
-        network.retrieval.weight.fill_(float("nan"))
+        network.last_event.weight.fill_(float("nan"))
         module.validation_step(ValidationBatch(batch, nothing, nothing), 0)
     assert (torch.cat(module.validation.ranks["retrieve"]) >= 10).all()
 

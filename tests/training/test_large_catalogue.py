@@ -125,8 +125,12 @@ def test_drawn_candidates_estimate_the_dense_teacher(prepared_run, monkeypatch):
 
 
 def prepared(run, pointer: bool):
-    """A network without dropout and a batch of validation requests."""
-    config = replace(run.config, model=replace(run.config.model, pointer=pointer, dropout=0.0, item_dropout=0.0))
+    """A network without dropout and a batch of validation requests.
+
+    A fresh network's scores point at the last event; at this temperature few draws find their mass.
+    """
+    model = replace(run.config.model, pointer=pointer, dropout=0.0, item_dropout=0.0, temperature=0.5)
+    config = replace(run.config, model=model)
     network = new_network(config, run.dataset, run.ids, generate=True)
     fill_anchors(network.anchor_tables, run.dataset, 0)
     collator = Collator(config.model, QueryFeatures.build(run.dataset.query_texts, run.ids.encoder))
