@@ -10,40 +10,34 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from genrec.data.readers.amazon2014 import amazon_2014_sources, read_amazon_2014
-from genrec.data.readers.amazon2018 import amazon_2018_files, amazon_2018_sources, read_amazon_2018
-from genrec.data.readers.amazon2023 import amazon_2023_files, amazon_2023_sources, read_amazon_2023
+from genrec.data.readers.amazon2014 import amazon_2014_sources
+from genrec.data.readers.amazon2018 import amazon_2018_files, amazon_2018_sources
+from genrec.data.readers.amazon2023 import amazon_2023_files, amazon_2023_sources
 from genrec.data.readers.esci import read_esci
 from genrec.data.readers.jdsearch import read_jdsearch
-from genrec.data.readers.kuairand import kuairand_sources, read_kuairand
-from genrec.data.readers.kuaisar import kuaisar_sources, read_kuaisar
+from genrec.data.readers.kuairand import kuairand_sources
+from genrec.data.readers.kuaisar import kuaisar_sources
 from genrec.data.readers.kuaisearch import read_kuaisearch
 from genrec.data.readers.movielens import read_movielens
 from genrec.data.readers.product_search import read_product_search
 from genrec.data.readers.qilin import read_qilin
 from genrec.data.readers.simulator import read_simulator
-from genrec.data.readers.table import read_table, table_sources
-from genrec.data.readers.toolkit import LogSource, did_you_mean, files_at, is_glob
-from genrec.data.readers.trivago import read_trivago, trivago_sources
+from genrec.data.readers.table import table_sources
+from genrec.data.readers.toolkit import LogSource, did_you_mean, files_at, is_glob, parts_of
+from genrec.data.readers.trivago import trivago_sources
 from genrec.data.schema import RawLog
 from genrec.errors import UserError
 
 READERS: dict[str, Callable[[Path, dict], Iterator[RawLog]]] = {
-    "amazon-2014": read_amazon_2014,
-    "amazon-2018": read_amazon_2018,
-    "amazon-2023": read_amazon_2023,
     "esci": read_esci,
     "jdsearch": read_jdsearch,
-    "kuairand": read_kuairand,
-    "kuaisar": read_kuaisar,
     "kuaisearch": read_kuaisearch,
     "movielens": read_movielens,
     "product-search": read_product_search,
     "qilin": read_qilin,
-    "table": read_table,
-    "trivago": read_trivago,
     "simulator": read_simulator,
 }
+"""Readers of logs that are one section; a reader of your own is one more entry."""
 PATHLESS_READERS = ("simulator",)
 BY_FILE: dict[str, Callable[[Path, dict, list[str] | None], list[LogSource]]] = {
     "amazon-2014": amazon_2014_sources,
@@ -70,8 +64,8 @@ def read_log(reader: str, path: str | Path | None, options: dict | None = None) 
     ``UserError`` for an unknown reader and for a path that does not exist at once, for an unknown option or a broken
     file while it is read.
     """
-    checked = check_path(reader, path)
-    return READERS[reader](checked, dict(options or {}))
+    check_path(reader, path)
+    return parts_of(log_sources(reader, path, options))
 
 
 def log_sources(
@@ -103,8 +97,9 @@ def log_files(reader: str, path: str | Path | None, options: dict | None = None)
 
 def check_path(reader: str, path: str | Path | None) -> Path:
     """The path for a reader; ``UserError`` for an unknown reader, and where nothing is there."""
-    if reader not in READERS:
-        raise UserError(f"unknown reader {reader!r}; {did_you_mean(reader, list(READERS))}")
+    names = [*READERS, *BY_FILE]
+    if reader not in names:
+        raise UserError(f"unknown reader {reader!r}; {did_you_mean(reader, names)}")
     if reader in PATHLESS_READERS:
         return Path()
     if not path:

@@ -27,7 +27,6 @@ from genrec.data.readers.toolkit import (
     check_options,
     files_at,
     json_batches,
-    parts_of,
     plain_name,
     text_batches,
 )
@@ -38,16 +37,11 @@ from genrec.errors import UserError
 REVIEW_FIELDS = {"reviewerID": pl.String(), "asin": pl.String(), "unixReviewTime": pl.String(), "overall": pl.String()}
 
 
-def read_amazon_2014(path: Path, options: dict) -> Iterator[RawLog]:
-    """Read ``reviews_*`` files and, if there are any, ``meta_*`` files, in parts: the events by file, then the items.
+def amazon_2014_sources(path: Path, options: dict, columns: list[str] | None = None) -> list[LogSource]:
+    """Every review file by itself, then all meta files.
 
     ``path`` is the folder that holds them, one review file, or a pattern (also over folders).
     """
-    yield from parts_of(amazon_2014_sources(path, options))
-
-
-def amazon_2014_sources(path: Path, options: dict, columns: list[str] | None = None) -> list[LogSource]:
-    """Every review file by itself, then all meta files."""
     check_options("amazon-2014", options, ())
     reviews, metas = _files(path, "reviews_"), _files(path, "meta_")
     if not reviews:

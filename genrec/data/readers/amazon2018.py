@@ -45,7 +45,6 @@ from genrec.data.readers.toolkit import (
     files_at,
     filled,
     json_batches,
-    parts_of,
     plain_name,
     sibling,
     text_lists,
@@ -82,18 +81,13 @@ class ReviewOptions:
         return settings
 
 
-def read_amazon_2018(path: Path, options: dict) -> Iterator[RawLog]:
-    """Read review files and the meta files that belong to them, in parts: all reviews, then all items.
+def amazon_2018_sources(path: Path, options: dict, columns: list[str] | None = None) -> list[LogSource]:
+    """Every review file by itself, then all meta files.
 
     Options: ``min_rating`` and ``verified_only``, as ``ReviewOptions`` says. An item that a later line repeats keeps
     its first line. Raises ``UserError`` when there is no review file, and when two files hold the reviews of one
     category.
     """
-    yield from parts_of(amazon_2018_sources(path, options))
-
-
-def amazon_2018_sources(path: Path, options: dict, columns: list[str] | None = None) -> list[LogSource]:
-    """Every review file by itself, then all meta files."""
     settings = ReviewOptions.parse("amazon-2018", options)
     reviews = _review_files(path)
     sources = [LogSource([file], partial(_read_reviews, file, settings)) for file in reviews.values()]

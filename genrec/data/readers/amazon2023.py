@@ -50,7 +50,6 @@ from genrec.data.readers.toolkit import (
     files_at,
     filled,
     json_batches,
-    parts_of,
     plain_name,
     sibling,
 )
@@ -64,18 +63,13 @@ SPLITS = ("train", "valid", "test")
 NAMES = r"(?!meta_)(?P<name>.+?)(?:\.(?P<kind>jsonl)|\.(?P<split>train|valid|test)\.csv|\.(?P<table>csv))"
 
 
-def read_amazon_2023(path: Path, options: dict) -> Iterator[RawLog]:
-    """Read reviews and the meta files that belong to them, in parts: all reviews, then all items.
+def amazon_2023_sources(path: Path, options: dict, columns: list[str] | None = None) -> list[LogSource]:
+    """Every review file by itself, then all meta files.
 
     Options: ``min_rating`` and ``verified_only``, as ``ReviewOptions`` says (the tables do not say which are
     verified). An item that a later line repeats keeps its first line. Raises ``UserError`` when there is no review
     file, and when one category lies there twice.
     """
-    yield from parts_of(amazon_2023_sources(path, options))
-
-
-def amazon_2023_sources(path: Path, options: dict, columns: list[str] | None = None) -> list[LogSource]:
-    """Every review file by itself, then all meta files."""
     settings = ReviewOptions.parse("amazon-2023", options)
     reviews = _review_files(path)
     sources = [

@@ -55,7 +55,6 @@ from genrec.data.readers.toolkit import (
     files_by_kind,
     milliseconds,
     parse_flags,
-    parts_of,
     skipped_files,
     switch,
     whole,
@@ -89,16 +88,11 @@ HISTORY_LISTS = {
 NO_TIME = "{} is no time in milliseconds (2000 to 2200)"
 
 
-def read_kuairand(path: Path, options: dict) -> Iterator[RawLog]:
-    """Read the files of KuaiRand at a folder, a file or a pattern, one part for each batch of lines.
+def kuairand_sources(path: Path, options: dict, columns: list[str] | None = None) -> list[LogSource]:
+    """Every log file by itself (first the history, where it is requested), then the tables without events.
 
     Raises ``UserError`` for a wrong option, no file of the layout, no log of the requested kind, or a missing column.
     """
-    yield from parts_of(kuairand_sources(path, options))
-
-
-def kuairand_sources(path: Path, options: dict, columns: list[str] | None = None) -> list[LogSource]:
-    """Every log file by itself (first the history, where it is requested), then the tables without events."""
     check_options("kuairand", options, ("logs", "min_action", "history"))
     logs = choice("kuairand", options, "logs", LOGS, "standard")
     min_action = choice("kuairand", options, "min_action", CHAIN, "click")

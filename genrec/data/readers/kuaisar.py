@@ -53,7 +53,6 @@ from genrec.data.readers.toolkit import (
     id_lists,
     milliseconds,
     parse_flags,
-    parts_of,
     skipped_files,
     whole,
 )
@@ -76,16 +75,11 @@ NO_LEVEL = ("unknown", "empty", "空", "未知", "0")
 BEIJING = 8 * 3600  # seconds ahead of UTC
 
 
-def read_kuaisar(path: Path, options: dict) -> Iterator[RawLog]:
-    """Read the files of KuaiSAR at a folder, a file or a pattern, one part for each batch of lines.
+def kuaisar_sources(path: Path, options: dict, columns: list[str] | None = None) -> list[LogSource]:
+    """Every log file by itself, then the tables without events.
 
     Raises ``UserError`` for a wrong option, no file of the layout, or a missing column.
     """
-    yield from parts_of(kuaisar_sources(path, options))
-
-
-def kuaisar_sources(path: Path, options: dict, columns: list[str] | None = None) -> list[LogSource]:
-    """Every log file by itself, then the tables without events."""
     check_options("kuaisar", options, ("min_action",))
     min_action = choice("kuaisar", options, "min_action", CHAIN, "click")
     files = files_by_kind(path, FILES, "kuaisar")

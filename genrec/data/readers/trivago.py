@@ -61,7 +61,6 @@ from genrec.data.readers.toolkit import (
     delimited_batches,
     files_by_kind,
     finite,
-    parts_of,
     seconds,
     switch,
     whole,
@@ -85,16 +84,11 @@ SETS_FILTERS = (*SEARCHES, "filter selection")
 NO_EVENT = (*SETS_FILTERS, "change of sort order")
 
 
-def read_trivago(path: Path, options: dict) -> Iterator[RawLog]:
-    """Read the files of trivago 2019 at a folder, a file or a pattern, one part for each batch of lines.
+def trivago_sources(path: Path, options: dict, columns: list[str] | None = None) -> list[LogSource]:
+    """Every file of sessions by itself, then the hotels.
 
     Raises ``UserError`` for a wrong option, no file of the layout, or a missing column.
     """
-    yield from parts_of(trivago_sources(path, options))
-
-
-def trivago_sources(path: Path, options: dict, columns: list[str] | None = None) -> list[LogSource]:
-    """Every file of sessions by itself, then the hotels."""
     check_options("trivago", options, ("min_action", "filters"))
     min_action = choice("trivago", options, "min_action", CHAIN[1:], CHAIN[1])
     with_filters = switch("trivago", options, "filters", True)

@@ -10,7 +10,7 @@ import pytest
 import zstandard
 from polars.testing import assert_frame_equal
 
-from genrec.data.readers import READERS, toolkit
+from genrec.data.readers import read_log, toolkit
 from genrec.data.readers.toolkit import lines as text_lines
 from genrec.data.schema import EVENT_SCHEMA, ITEM_SCHEMA, RawLog, join_parts
 from genrec.errors import UserError
@@ -43,7 +43,7 @@ def write(file: Path, rows: list[dict | bytes]) -> None:
 
 
 def read(path: Path, **options) -> RawLog:
-    log = join_parts(READERS["amazon-2018"](path, options))
+    log = join_parts(read_log("amazon-2018", path, options))
     assert log.rows_read == log.events.height + log.items.height + log.quarantine.height + sum(log.filtered.values())
     return log
 
@@ -136,7 +136,7 @@ def test_batches_do_not_change_the_log(folder, monkeypatch):
     write(folder / "meta_Home.json.zst", [{**META[n % 3], "asin": f"B{n // 2}"} for n in range(60)])
     whole = read(folder)
     monkeypatch.setattr(text_lines, "BATCH_BYTES", 500)
-    parts = list(READERS["amazon-2018"](folder, {}))
+    parts = list(read_log("amazon-2018", folder, {}))
     log = join_parts(parts)
     assert len(parts) > 20 and log.filtered == whole.filtered == {toolkit.REPEATED_ITEM: 30}
     for name in ("events", "items", "quarantine"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from polars.testing import assert_frame_equal
 
-from genrec.data.readers import READERS, toolkit
+from genrec.data.readers import read_log, toolkit
 from genrec.data.readers.toolkit import lines as text_lines
 from genrec.data.schema import ITEM_SCHEMA, RawLog, join_parts
 from genrec.errors import UserError
@@ -42,7 +42,7 @@ def write(file: Path, rows: list[dict | bytes]) -> None:
 
 
 def read(path: Path, **options) -> RawLog:
-    log = join_parts(READERS["amazon-2023"](path, options))
+    log = join_parts(read_log("amazon-2023", path, options))
     assert log.rows_read == log.events.height + log.items.height + log.quarantine.height + sum(log.filtered.values())
     return log
 
@@ -122,7 +122,7 @@ def test_batches_do_not_change_the_log(tmp_path, monkeypatch):
     write(tmp_path / "meta_Home.jsonl", [{**META[n % 2], "parent_asin": f"B{n // 2}"} for n in range(40)])
     whole = read(tmp_path)
     monkeypatch.setattr(text_lines, "BATCH_BYTES", 400)
-    parts = list(READERS["amazon-2023"](tmp_path, {}))
+    parts = list(read_log("amazon-2023", tmp_path, {}))
     log = join_parts(parts)
     assert len(parts) > 20 and log.filtered == whole.filtered == {toolkit.REPEATED_ITEM: 20}
     for name in ("events", "items", "quarantine"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from genrec.data.readers import READERS
+from genrec.data.readers import read_log
 from genrec.data.readers.toolkit import lines as text_lines
 from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
@@ -78,7 +78,7 @@ def kept(reader: str, log: RawLog) -> int:
 
 
 def read(reader: str, folder: Path) -> RawLog:
-    log = join_parts(READERS[reader](folder, {}))
+    log = join_parts(read_log(reader, folder, {}))
     assert log.rows_read == kept(reader, log) + log.quarantine.height + sum(log.filtered.values())
     return log
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from genrec.data.readers import READERS
+from genrec.data.readers import read_log
 from genrec.data.readers.toolkit import lines as text_lines
 from genrec.data.readers.toolkit import parquet
 from genrec.data.schema import JUDGMENT_SCHEMA, RawLog, join_parts
@@ -52,7 +52,7 @@ NDJSON = [
 
 
 def read(path: Path, **options) -> RawLog:
-    log = join_parts(READERS["esci"](path, options))
+    log = join_parts(read_log("esci", path, options))
     judged = log.judgments.height if log.judgments is not None else 0
     assert log.rows_read == judged + log.items.height + log.quarantine.height + sum(log.filtered.values())
     assert log.events.is_empty()
@@ -158,7 +158,7 @@ def test_batches_do_not_change_the_log(kind, tmp_path, monkeypatch):
     whole = read(tmp_path)
     monkeypatch.setattr(text_lines, "BATCH_BYTES", 300)
     monkeypatch.setattr(parquet, "BATCH_ROWS", 7)
-    parts = list(READERS["esci"](tmp_path, {}))
+    parts = list(read_log("esci", tmp_path, {}))
     log = join_parts(parts)
     assert (
         len(parts) > 5 and log.filtered == whole.filtered and whole.quarantine.height == 7

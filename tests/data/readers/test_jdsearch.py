@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from polars.testing import assert_frame_equal
 
-from genrec.data.readers import READERS, toolkit
+from genrec.data.readers import read_log, toolkit
 from genrec.data.readers.jdsearch import BEHAVIOUR, PRODUCT
 from genrec.data.readers.toolkit import lines as text_lines
 from genrec.data.schema import RawLog, join_parts
@@ -31,7 +31,7 @@ def fill(folder: Path, people: list[str], products: list[str], header: bool = Tr
 
 
 def read(path: Path) -> RawLog:
-    log = join_parts(READERS["jdsearch"](path, {}))
+    log = join_parts(read_log("jdsearch", path, {}))
     people = {*log.events["user_id"], *log.impressions["user_id"]}
     assert log.rows_read == len(people) + log.items.height + log.quarantine.height + sum(log.filtered.values())
     return log
@@ -110,7 +110,7 @@ def test_batches_do_not_change_the_log(tmp_path, monkeypatch):
     fill(tmp_path, people, [PRODUCTS[0].replace("456", str(n // 2)) for n in range(60)])
     whole = read(tmp_path)
     monkeypatch.setattr(text_lines, "BATCH_BYTES", 400)
-    parts = list(READERS["jdsearch"](tmp_path, {}))
+    parts = list(read_log("jdsearch", tmp_path, {}))
     log = join_parts(parts)
     assert len(parts) > 10 and log.filtered == whole.filtered and whole.quarantine.height == 12
     for name in ("events", "impressions", "items", "quarantine"):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from genrec.data.readers.kuairand import CHAIN, read_kuairand
+from genrec.data.readers import read_log
+from genrec.data.readers.kuairand import CHAIN
 from genrec.data.readers.toolkit import lines as text_lines
 from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
@@ -76,7 +77,7 @@ def layout(folder: Path, log: list[str] = GOOD, suffix: str = "") -> Path:
 
 
 def read(path: Path, **options: object) -> RawLog:
-    return join_parts(read_kuairand(path, options))
+    return join_parts(read_log("kuairand", path, options))
 
 
 def accounted(log: RawLog) -> bool:
@@ -182,7 +183,7 @@ def test_small_batches_give_the_same_log(tmp_path, monkeypatch):
     write(tmp_path, "user_features_pure.csv", [*USERS, USERS[1]])
     whole = read(tmp_path, history=True)
     monkeypatch.setattr(text_lines, "BATCH_BYTES", 150)
-    pieces = list(read_kuairand(tmp_path, {"history": True}))
+    pieces = list(read_log("kuairand", tmp_path, {"history": True}))
     small = join_parts(pieces)
     assert len(pieces) > 10 and max(piece.impressions.height for piece in pieces if piece.impressions is not None) < 6
     for name in ("events", "items", "users", "impressions", "quarantine"):

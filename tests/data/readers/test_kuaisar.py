@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from genrec.data.readers.kuaisar import CHAIN, read_kuaisar
+from genrec.data.readers import read_log
+from genrec.data.readers.kuaisar import CHAIN
 from genrec.data.readers.toolkit import lines as text_lines
 from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
@@ -50,7 +51,7 @@ def layout(folder: Path) -> Path:
 
 
 def read(path: Path, **options: object) -> RawLog:
-    return join_parts(read_kuaisar(path, options))
+    return join_parts(read_log("kuaisar", path, options))
 
 
 def accounted(log: RawLog) -> bool:

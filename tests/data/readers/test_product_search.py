@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from genrec.data.readers import READERS, toolkit
+from genrec.data.readers import read_log, toolkit
 from genrec.data.readers.product_search import read_product_search
 from genrec.data.readers.toolkit import lines as text_lines
 from genrec.data.schema import RawLog, join_parts
@@ -33,7 +33,7 @@ def fill(folder: Path, **changes: str) -> Path:
 
 
 def read(path: Path) -> RawLog:
-    log = join_parts(READERS["product-search"](path, {}))
+    log = join_parts(read_log("product-search", path, {}))
     assert log.rows_read == log.events.height + log.items.height + log.quarantine.height + sum(log.filtered.values())
     return log
 
@@ -78,7 +78,7 @@ def test_missing_files_and_options(tmp_path):
         read(tmp_path)
     fill(tmp_path)
     with pytest.raises(UserError, match="no option 'split'"):
-        list(READERS["product-search"](tmp_path, {"split": "train"}))
+        list(read_log("product-search", tmp_path, {"split": "train"}))
     for name in ("items.tsv", "train_review_id.txt", "test.qrels.txt"):
         (tmp_path / f"{name}.gz").unlink()
     assert read(tmp_path).rows_read == 4
@@ -93,7 +93,7 @@ def test_batches_do_not_change_the_log(tmp_path, monkeypatch):
     whole = read(tmp_path)
     assert whole.quarantine.height == 100  # query line 1 is blank
     monkeypatch.setattr(text_lines, "BATCH_BYTES", 50)
-    parts = list(READERS["product-search"](tmp_path, {}))
+    parts = list(read_log("product-search", tmp_path, {}))
     log = join_parts(parts)
     assert len(parts) > 50 and log.filtered == whole.filtered
     for name in ("events", "items", "quarantine"):

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from genrec.data.readers import READERS, toolkit
+from genrec.data.readers import read_log, toolkit
 from genrec.data.readers.toolkit import lines as text_lines
 from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
@@ -105,7 +105,7 @@ def as_parquet(folder: Path) -> Path:
 
 
 def read(path: Path) -> RawLog:
-    log = join_parts(READERS["qilin"](path, {}))
+    log = join_parts(read_log("qilin", path, {}))
     tables = sum(table.height for table in (log.items, log.users, log.judgments) if table is not None)
     requests = log.impressions["request_id"].n_unique() if log.impressions is not None else 0
     assert log.rows_read == requests + tables + log.quarantine.height + sum(log.filtered.values())
@@ -220,7 +220,7 @@ def test_batches_do_not_change_the_log(tmp_path, monkeypatch):
     as_csv(tmp_path, search_train=rows, notes=[{**NOTES[n % 2], "note_idx": n // 2} for n in range(40)])
     whole = read(tmp_path)
     monkeypatch.setattr(text_lines, "BATCH_BYTES", 1500)
-    parts = list(READERS["qilin"](tmp_path, {}))
+    parts = list(read_log("qilin", tmp_path, {}))
     log = join_parts(parts)
     assert len(parts) > 10 and log.filtered == whole.filtered and whole.quarantine.height == 1
     for name in ("events", "impressions", "items", "users", "judgments", "quarantine"):

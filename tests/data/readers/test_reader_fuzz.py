@@ -29,7 +29,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from genrec.data.readers import PATHLESS_READERS, READERS
+from genrec.data.readers import BY_FILE, PATHLESS_READERS, READERS, read_log
 from genrec.data.readers.toolkit import lines as text_lines
 from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
@@ -335,7 +335,7 @@ CASES = {
         quoted=("search_train.csv", "notes.csv", "user_feat.csv"),
     ),
 }
-CASES = {name: case for name, case in CASES.items() if case.reader in READERS}
+CASES = {name: case for name, case in CASES.items() if case.reader in (*READERS, *BY_FILE)}
 
 DEEP = "[" * 3000 + "]" * 3000
 NASTY = [
@@ -472,7 +472,7 @@ def expected_rows(case: Case, contents: dict[str, bytes]) -> tuple[int, int]:
 
 
 def read(case: Case, folder: Path) -> RawLog:
-    found = READERS[case.reader](folder / case.path if case.path else folder, dict(case.options))
+    found = read_log(case.reader, folder / case.path if case.path else folder, dict(case.options))
     return found if isinstance(found, RawLog) else join_parts(found)
 
 
@@ -506,7 +506,7 @@ def as_bytes(case: Case) -> dict[str, bytes]:
 
 
 def test_every_reader_has_a_case():
-    assert {case.reader for case in CASES.values()} == set(READERS) - set(PATHLESS_READERS)
+    assert {case.reader for case in CASES.values()} == {*READERS, *BY_FILE} - {*PATHLESS_READERS}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import zstandard
 
-from genrec.data.readers import READERS
+from genrec.data.readers import BY_FILE, READERS
 from genrec.data.readers import read_log as read_parts
 from genrec.data.readers.toolkit import LINE, RAW, read_lines
 from genrec.data.readers.toolkit import lines as text_lines
@@ -313,7 +313,7 @@ def test_read_lines_counts_blank_lines_and_strips_marks(tmp_path):
 
 
 def test_read_log_messages(tmp_path):
-    assert {"amazon-2014", "movielens", "table", "simulator"} <= set(READERS)
+    assert {"amazon-2014", "movielens", "table", "simulator"} <= {*READERS, *BY_FILE}
     with pytest.raises(UserError, match="did you mean 'movielens'"):
         read_log("movielense", str(tmp_path), {})
     with pytest.raises(UserError, match="nowhere"):
@@ -347,7 +347,7 @@ def test_undecodable_lines_before_the_header_are_counted(tmp_path, monkeypatch, 
     row = "u,i,1" if reader == "table" else "u,i,5,1"
     (tmp_path / name).write_bytes(b"\xff\xfe bad bytes\n" * 3 + f"{header}\n{row}\n".encode())
     monkeypatch.setattr(text_lines, "BATCH_BYTES", 20)
-    log = join_parts(READERS[reader](tmp_path, {}))
+    log = read_log(reader, tmp_path, {})
     assert (log.events.height, log.quarantine["line"].to_list(), log.rows_read) == (1, [1, 2, 3], 4)
 
 
@@ -359,7 +359,7 @@ def test_undecodable_lines_before_the_header_are_counted(tmp_path, monkeypatch, 
 def test_lists_in_the_columns_of_json_events(tmp_path, more, bad):
     rows = [*more, {"user_id": "v", "item_id": "j", "timestamp": 9, **bad}]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    log = join_parts(READERS["table"](tmp_path, {}))
+    log = read_log("table", tmp_path, {})
     assert log.quarantine["line"].to_list() == [len(rows)] and log.events["user_id"].to_list() == [
         row["user_id"] for row in more
     ]
@@ -373,7 +373,7 @@ def test_lists_in_the_columns_of_json_items(tmp_path):
         {"item_id": "j", "category": "d|e", "title": ["t"]},
     ]
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    log = join_parts(READERS["table"](tmp_path, {"events": "log.csv", "items": "items.jsonl"}))
+    log = read_log("table", tmp_path, {"events": "log.csv", "items": "items.jsonl"})
     assert log.items["category"].to_list() == [["a", "b|c"], ["d", "e"]] and log.quarantine["line"].to_list() == [1]
 
 

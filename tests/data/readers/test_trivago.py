@@ -8,8 +8,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from genrec.data.readers import read_log
 from genrec.data.readers.toolkit import lines as text_lines
-from genrec.data.readers.trivago import CHAIN, read_trivago
+from genrec.data.readers.trivago import CHAIN
 from genrec.data.schema import RawLog, join_parts
 from genrec.errors import UserError
 
@@ -73,7 +74,7 @@ def write(file: Path, rows: list[list[str]], separator: str = "\t") -> Path:
 
 
 def read(path: Path, **options: object) -> RawLog:
-    return join_parts(read_trivago(path, options))
+    return join_parts(read_log("trivago", path, options))
 
 
 def accounted(log: RawLog) -> bool:
@@ -170,7 +171,7 @@ def test_small_batches_never_cut_a_session(tmp_path, monkeypatch):
     sizes = (60, 200, 700)
     for size in sizes:
         monkeypatch.setattr(text_lines, "BATCH_BYTES", size)
-        pieces = list(read_trivago(path, {}))
+        pieces = list(read_log("trivago", path, {}))
         small = join_parts(pieces)
         for name in ("events", "impressions", "quarantine"):
             assert getattr(whole, name).equals(getattr(small, name)), name

@@ -4,6 +4,6 @@ Say which of your columns is the user, the item and the time, and it checks the 
 options.
 """
 
-from genrec.data.readers.table.read import read_table, table_sources
+from genrec.data.readers.table.read import table_sources
 
-__all__ = ["read_table", "table_sources"]
+__all__ = ["table_sources"]

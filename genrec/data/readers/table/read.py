@@ -26,7 +26,7 @@ from genrec.data.readers.table.rows import (
     to_seconds,
     unpack_items,
 )
-from genrec.data.readers.toolkit import LINE, Batch, LogSource, SeenKeys, is_glob, parts_of, reaches
+from genrec.data.readers.toolkit import LINE, Batch, LogSource, SeenKeys, is_glob, reaches
 from genrec.data.schema import EVENT_SCHEMA, IMPRESSION_SCHEMA, REQUIRED_EVENT_COLUMNS, RawLog, conform
 from genrec.data.times import TimeNotation
 from genrec.errors import UserError
@@ -36,19 +36,13 @@ ROW_STEP = 1 << 16  # items of a row in a file without times
 FILE_STEP = 1 << 31  # rows of a file without times are numbered from this times the file's index
 
 
-def read_table(path: Path, options: dict) -> Iterator[RawLog]:
-    """Read events, and items and users where given, from plain tables, in parts.
-
-    Rows without an id or with an unreadable time, and rows that do not fit the file's own format, go to quarantine.
-    Columns beyond the contract are kept. Raises ``UserError`` for a wrong option, a missing file or a missing column.
-    """
-    yield from parts_of(table_sources(path, options))
-
-
 def table_sources(path: Path, options: dict, columns: list[str] | None = None) -> list[LogSource]:
     """The files behind a log, one by one: every event file, by name, then items and users together.
 
     ``columns``: the event columns that are needed (None: all); others need not be read.
+
+    Rows without an id or with an unreadable time, and rows that do not fit the file's own format, go to quarantine.
+    Columns beyond the contract are kept. Raises ``UserError`` for a wrong option, a missing file or a missing column.
     """
     settings = parse_options(options)
     base = path if path.is_dir() else path.parent
