@@ -37,14 +37,14 @@ def check_launch(settings: TrainingConfig) -> None:
         )
 
 
-def _strategy(settings: TrainingConfig) -> str | Strategy:
+def _strategy(settings: TrainingConfig, decoder_only: bool) -> str | Strategy:
     if settings.strategy == "fsdp":
         return ModelParallelStrategy(launched(), 1, save_distributed_checkpoint=False)
     if launched() == 1:
         return "auto"
-    # What a batch trains can differ between processes (a batch without a query, say), so some parameters may be unused.
-    # Buffers are constant tables, the same in every process.
-    return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+    # Every step of the decoder alone uses all its parameters. What a batch of a whole network trains can differ between
+    # processes (a batch without a query, say). Buffers are constant tables, the same in every process.
+    return DDPStrategy(find_unused_parameters=not decoder_only, broadcast_buffers=False)
 
 
 def make_trainer(config: Config, plan: FitPlan, work: Path, keeper: Checkpoints, log_every: int) -> L.Trainer:
@@ -65,7 +65,7 @@ def make_trainer(config: Config, plan: FitPlan, work: Path, keeper: Checkpoints,
         accelerator=settings.accelerator,
         devices=local,
         num_nodes=launched() // local,
-        strategy=_strategy(settings),
+        strategy=_strategy(settings, plan.backbone_folder is not None),
         precision=lightning_precision(settings),
         accumulate_grad_batches=settings.accumulate or 1,
         plugins=[FolderIO()],

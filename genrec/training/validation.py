@@ -10,6 +10,7 @@ from torch import Tensor
 from genrec.generation.beam import leaf_items
 from genrec.generation.scorers import generate
 from genrec.model.device import scores as float_scores
+from genrec.model.device import to_device
 from genrec.model.network import GenerativeRecommender
 from genrec.objectives.ranking import area_under_curve
 from genrec.training.data_module import ValidationBatch
@@ -45,11 +46,13 @@ class Validation:
         if batch.impressions is not None:
             impressions = batch.impressions
             logits = network.rank(encoded, impressions.row, impressions.column, impressions.items, impressions.features)
-            exists = impressions.items >= 0
+            host = batch.on_host.impressions
+            assert host is not None
+            exists = tuple(to_device(index, logits.device) for index in (host.items >= 0).nonzero(as_tuple=True))
             self.logits.append(logits[exists])
             self.reached.append(impressions.reached[exists])
             return
-        targets, kind = batch.targets[:, :1], "search_" if (batch.request_queries > 0).all() else ""
+        targets, kind = batch.targets[:, :1], "search_" if (batch.on_host.request_queries > 0).all() else ""
         scores = float_scores(network.retrieval_vectors(encoded.requests[:, 0]), network.item_index(items))
         scores[part.seen_rows, part.seen_items] = -torch.inf
         # "Not below" counts ties and NaN as above: neither a constant nor a broken network may rank every target first.

@@ -5,6 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from genrec.data.impressions import load_impressions, stage_indices
+from genrec.model.collate import Collator
+from genrec.model.query_features import QueryFeatures
+from genrec.training.data_module import validation_batches
+from genrec.training.validation import Validation
+
 SIZES = 2  # read-backs of a step that learns codes: the walked nodes, and the children on the way of each path
 
 # (settings of the model, settings of the training, read-backs)
@@ -74,6 +80,21 @@ def test_the_decoder_alone(one_device, read_backs, collated, on_meta, with_setti
         assert read_backs.calls == SIZES
 
 
+@pytest.mark.parametrize("model", [{}, {"pointer": False}, {"anchors": 0}])
+@pytest.mark.parametrize("requests", ["all", "one", "none"])
+def test_the_decoder_alone_trains_all_its_parameters(model, requests, collated, on_device, with_settings):
+    """On any batch: several processes rely on it and do not look for unused parameters."""
+    config = with_settings(model)
+    batch = collated(config.model)
+    batch.request_queries.zero_()
+    keep = {"all": batch.targets.numel(), "one": 1, "none": 0}[requests]
+    batch.targets.view(-1)[keep:] = -1
+    module = on_device(config, "cpu", decoder_only=True)
+    module.step_loss(batch, 0).backward()
+    without = [name for name, parameter in module.network.decoder.named_parameters() if parameter.grad is None]
+    assert not without
+
+
 EQUAL = ("backbone", "with a decoder", "hard negatives", "user tokens", "steps by codes", "ranking of impressions")
 
 
@@ -97,6 +118,33 @@ def test_a_step_learns_what_it_learns_on_the_cpu(name, simulated_device, collate
         if value.grad is not None or parameter in gradients:
             own = torch.zeros_like(value) if value.grad is None else value.grad
             torch.testing.assert_close(gradients[parameter], own, atol=1e-5, rtol=1e-3, msg=parameter)
+
+
+@pytest.mark.parametrize("name", ["with a decoder", "ranking of impressions"])
+def test_validation_waits_once_a_pass(name, simulated_device, prepared_run, on_device, with_settings):
+    """However many batches there are; and its metrics are the CPU's."""
+    model, training, _ = STEPS[name]
+    config, data = with_settings(model, training), prepared_run.dataset
+    stages = stage_indices(data, config.model.stages) if config.model.stages else None
+    collator = Collator(config.model, QueryFeatures.build(data.query_texts, prepared_run.ids.encoder), stages)
+    impressions = load_impressions(data, config.model.stages) if stages is not None else None
+    batches = validation_batches(data, collator, 0, 1, impressions)
+    assert len(batches) > 3
+
+    def metrics(module, device):
+        validation = Validation(module.network.eval())
+        with torch.no_grad():
+            for batch in batches:
+                validation.add(batch.to(device))
+        return {name: float(value) for name, value in validation.metrics(config.model.stages, device).items()}
+
+    wanted = metrics(on_device(config, "cpu"), "cpu")
+    with simulated_device.SimulatedDevice() as device:
+        there = on_device(config, "meta").eval()
+        device.reads.clear()
+        got = metrics(there, "meta")
+        waits = device.reads.total() - len(got)
+    assert got == pytest.approx(wanted, abs=0.02) and waits <= 12, device.reads
 
 
 def test_the_dry_run_sees_mixed_devices_and_values_read_back(one_device):

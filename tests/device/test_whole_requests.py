@@ -11,6 +11,7 @@ import torch
 
 from genrec import Recommender
 from genrec.evaluation.protocol import evaluate
+from genrec.inference.requests import RecommendationRequest
 from genrec.preference import phases, training
 from genrec.preference.stage import stage_prefer
 from genrec.runs.run import Run
@@ -27,7 +28,7 @@ CALLS = {
     "similar": lambda model, user, item: model.similar(item, k=5),
     "explain": lambda model, user, item: model.explain(item, user=user),
     "walk": lambda model, user, item: model.walk(user=user, width=4),
-    "predictions": lambda model, user, item: model.recommend_many([user, None], k=5),
+    "several": lambda model, user, item: model.ask([RecommendationRequest(user), RecommendationRequest(query="lamp")]),
 }
 # Waits of one call for its device: the candidates come down once, the lists once. Some calls look at single values. The
 # exact search of tiny catalogues waits for each level.

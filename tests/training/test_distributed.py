@@ -45,7 +45,8 @@ def write_held(module):
 
 TrainingModule.on_train_end = write_held
 run, config, target = Path(sys.argv[1]), config_from_dict(json.loads(sys.argv[2]), "test"), Path(sys.argv[3])
-fit(config, Dataset(run / "dataset"), SemanticIds.load(run / "semantic_ids"), target, FitPlan())
+plan = FitPlan(backbone_folder=Path(sys.argv[4]) if len(sys.argv) > 4 else None)
+fit(config, Dataset(run / "dataset"), SemanticIds.load(run / "semantic_ids"), target, plan)
 """
 
 
@@ -63,7 +64,7 @@ def train(config, run, target):
     return fit(config, run.dataset, run.ids, target, FitPlan())
 
 
-def together(config, run, target, world: int) -> None:
+def together(config, run, target, world: int, *more) -> None:
     """Fit in ``world`` new processes, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -79,6 +80,7 @@ def together(config, run, target, world: int) -> None:
         "OMP_NUM_THREADS": 1,
     }
     command = [sys.executable, "-c", WORKER, str(run.folder), json.dumps(to_dict(config)), str(target)]
+    command += map(str, more)
     logs = [target.parent / f"rank-{rank}.log" for rank in range(world)]
     ranks = []
     try:
@@ -116,6 +118,16 @@ def test_two_processes_equal_one(job, tmp_path):
     together(config, run, tmp_path / "two", 2)
     assert_alike(one, tmp_path / "two")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "tensorboard", "two"]
+
+
+def test_two_processes_fit_a_decoder_as_one_does(job, tmp_path):
+    """On a frozen backbone, where nobody looks for unused parameters."""
+    config, run = copy.deepcopy(job[0]), job[1]
+    config.training.epochs, config.training.decoder_epochs = 1, 1
+    backbone = fit(config, run.dataset, run.ids, tmp_path / "backbone", FitPlan(generate=False))
+    one = fit(config, run.dataset, run.ids, tmp_path / "one", FitPlan(backbone_folder=backbone))
+    together(config, run, tmp_path / "two", 2, backbone)
+    assert_alike(one, tmp_path / "two")
 
 
 def test_two_shards_equal_one_process(job, tmp_path):
