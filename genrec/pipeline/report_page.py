@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from genrec.data.prepare.contents import describe
 from genrec.evaluation.personalisation import titles_of
 from genrec.evaluation.report import FITTED_ON, HEADLINES, Row, caveats, sections
 from genrec.generation.options import SearchOptions
@@ -62,7 +63,8 @@ def examples(run: Run, split: str, n: int = 5, k: int = 5) -> list[Example]:
 
 def write_report_page(run: Run, rows: Sequence[Row], notes: Sequence[str], shown: Sequence[Example] = ()) -> Path:
     """Write ``RUN/report.html``. Figures are embedded, so the file can be sent alone."""
-    parts = ["<h2>Data</h2>", _data(run)]
+    held = escape("\n".join(describe(run.dataset.info)))
+    parts = ["<h2>Data</h2>", _data(run), f"<pre>{held}</pre>"]
     parts += ["<h2>Results</h2>", *_results(rows)]
     parts.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in [*caveats(rows), *notes]) + "</ul>")
     if shown:

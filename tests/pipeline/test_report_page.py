@@ -17,6 +17,6 @@ def test_the_page_holds_tables_figures_and_data_summary(prepared_run):
     assert "&lt;ours&gt;" in page and "0.2500 [0.2000, 0.3000]" in page and "SYNTHETIC" in page and "a note" in page
     assert "Lamp &lt;x&gt;<br>Cup" in page and "Bowl<br><b>Plate</b>" in page
     assert "prefers-color-scheme: dark" in page
-    assert prepared_run.dataset.info["split_fingerprint"] in page
+    assert prepared_run.dataset.info["split_fingerprint"] in page and "items with title" in page and "span: 2" in page
     assert 'alt="tree" src="data:image/svg+xml;base64,' in page
     assert "http" not in page and "src=" in page and "<script" not in page
