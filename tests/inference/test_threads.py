@@ -8,20 +8,24 @@ import time
 
 from genrec.inference.recommender import RecommendationRequest
 
-# Functions that once kept the texts of a call on a shared object, and read them back a line later.
+# Functions that keep, or once kept, texts of a call on a shared object and read them back a line later.
 WINDOW = {
     ("ranker.py", "collator"),
-    ("ranker.py", "candidates"),
-    ("query_items.py", "score"),
-    ("query_items.py", "_rows"),
+    ("ranker.py", "_encoded"),
+    ("ranker.py", "_proposed"),
+    ("query_features.py", "build"),
+    ("query_items.py", "sparse_scores"),
 }
+opened: set[tuple[str, str]] = set()
 
 
 def open_window(frame, event, _argument):
     """A tracer that sleeps at every line of these functions, so that other threads get between a write and its use."""
     code = frame.f_code
-    if (code.co_filename.rsplit("/", 1)[-1], code.co_name) not in WINDOW:
+    name = (code.co_filename.rsplit("/", 1)[-1], code.co_name)
+    if name not in WINDOW:
         return None
+    opened.add(name)
 
     def slow(_frame, event, _argument):
         if event == "line":
@@ -47,12 +51,12 @@ def test_concurrent_calls_equal_the_same_calls_in_sequence(model):
 
     model.suggest(k=1)
     expected = {(n, m): call() for n in range(4) for m, call in enumerate(calls(n))}
-    found, errors = {}, []
+    results, errors = {}, []
 
     def work(n: int) -> None:
         try:
             for m, call in enumerate(calls(n)):
-                found[n, m] = call()
+                results[n, m] = call()
         except BaseException as error:
             errors.append(error)
 
@@ -69,8 +73,9 @@ def test_concurrent_calls_equal_the_same_calls_in_sequence(model):
         threading.settrace(None)
         sys.setswitchinterval(interval)
     assert not errors, errors[0]
+    assert opened == WINDOW, "a function of the window is gone: name the one in its place"
     for key, value in expected.items():
-        assert found[key] == value, key
+        assert results[key] == value, key
 
 
 def test_calls_while_items_are_added(model):
