@@ -10,6 +10,9 @@ import pytest
 
 from genrec.artifacts.folders import atomic_folder, read_json
 from genrec.data.prepare.appended import SERVED_LOG
+from genrec.data.readers import read_log
+from genrec.data.readers.guess import guess_log
+from genrec.data.schema import join_parts
 from genrec.data.simulator.simulate import simulate
 from genrec.data.simulator.world import SimulatorConfig
 from genrec.errors import UserError
@@ -128,6 +131,9 @@ def test_a_day_of_a_server_brings_its_impressions(copied, tmp_path):
     with atomic_folder(tmp_path / "served", SERVED_LOG, "key") as served:
         events.write_parquet(served / "events.parquet")
         impressions.write_parquet(served / "impressions.parquet")
+    guess = guess_log(tmp_path / "served")
+    log = join_parts(read_log(guess.reader, guess.path, guess.options))  # for a first training, too
+    assert log.events.height == log.impressions.height == len(events)
     data = module._prepare(run, tmp_path / "served").dataset
     assert len(data.items) - len(run.dataset.items) > 0.9 * len(events)
     assert data.info["impressions"]["kept"] == data.impressions.height > 0.9 * len(impressions)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from genrec.data.prepare.appended import SERVED_OPTIONS, is_served_log
 from genrec.data.readers.guess.catalogue import add_catalogue
 from genrec.data.readers.guess.events import add_events, choose_events, name_by_group
 from genrec.data.readers.guess.roles import assign_roles
@@ -35,6 +36,8 @@ KNOWN_LAYOUTS = {
 
 def guess_log(path: Path) -> Guess:
     """How the log at a file or folder is laid out. ``UserError`` where no table with users and items can be found."""
+    if is_served_log(path):
+        return Guess("table", path, dict(SERVED_OPTIONS), ["a server's events and impressions (genrec export-events)"])
     files = table_files(path)
     for reader, pattern in KNOWN_LAYOUTS.items():
         if any(re.fullmatch(pattern, plain_name(file)) for file in files):
