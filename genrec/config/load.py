@@ -1,6 +1,6 @@
 """Loading of configs: one YAML file, then ``key=value`` overrides.
 
-An unknown key is an error that names the nearest valid one.
+An unknown key is an error that names the nearest valid one, a removed key one that says what to do instead.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from genrec.config.checks import validate
+from genrec.config.removed import REMOVED
 from genrec.config.schema import Config
 from genrec.config.setting import sections, settings
 from genrec.errors import UserError
@@ -93,6 +94,8 @@ def check_keys(keys: Iterable[str], source: str, schema: type = Config) -> None:
     free = tuple(f"{key}." for key in _mappings(schema))
     for key in keys:
         if key not in valid and not key.startswith(free):
+            if key in REMOVED:
+                raise UserError(f"{source}: '{key}' was removed; {REMOVED[key]}")
             near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
             raise UserError(f"{source}: unknown key '{key}'; did you mean '{near[0]}'?")
 

@@ -97,7 +97,6 @@ class TextConfig:
     query_prefix: str = setting("", "Text that the model expects before a query.")
     item_prefix: str = setting("", "Text that the model expects before an item's text.")
     max_tokens: int = setting(128, "Maximum tokens of a text; the rest is cut off (hf, minilm).", ge=1)
-    finetune: bool = setting(False, "Train a projection on query-item and item-item pairs of the training events.")
 
 
 @dataclass
@@ -111,11 +110,6 @@ class SemanticIdConfig:
     )
     level_sizes: list[int] | None = setting(None, "Codes per residual level.", ge=1, nonempty=True)
     opq_subcodebooks: int | None = setting(None, "Number of OPQ codes after the residual levels; 0 is no OPQ.", ge=0)
-    balance: str = setting(
-        "last-per-parent",
-        "Where the last residual level of rq-opq is balanced: nowhere, over all items, per code, or below each prefix.",
-        choices=("none", "last", "last-per-code", "last-per-parent"),
-    )
     behaviour_share: float = setting(
         0.5, "Weight of co-consumption vectors against text vectors; 0 is text alone.", ge=0, le=1
     )
@@ -203,7 +197,6 @@ class TrainingConfig:
     decoder_epochs: int | None = setting(
         None, "Epochs of the code decoder on the frozen backbone; 0: joint training; null: by rule, 2 to 8.", ge=0
     )
-    decoder_learning_rate: float = setting(2e-3, "Learning rate of the frozen-backbone stage.", gt=0)
     distill_weight: float = setting(
         1.0,
         "Weight of distillation from retrieval head to code decoder; over candidates alone above 65,536 items.",
@@ -229,7 +222,6 @@ class TrainingConfig:
     stride: int = setting(25, "New events per window of a long sequence.", ge=1)
     valid_requests: int = setting(4000, "Validation requests scored after each epoch.", ge=0)
     refit: bool = setting(True, "Also fit on train and validation, with everything chosen before.")
-    compile: bool = setting(False, "Compile the backbone layers with torch.compile.")
     accelerator: str = setting("auto", "Device: auto, cpu or gpu.")
     strategy: str = setting(
         "auto", "A copy of the network per process, or a sharded network (fsdp).", choices=("auto", "ddp", "fsdp")
@@ -238,7 +230,6 @@ class TrainingConfig:
     checkpoint_minutes: float = setting(
         10.0, "Minutes between checkpoints, besides those after each epoch; 0 is off.", ge=0
     )
-    checkpoint_steps: int = setting(0, "Optimiser steps between checkpoints; 0 is off.", ge=0)
 
 
 @dataclass
@@ -251,7 +242,6 @@ class DecodingConfig:
         "Beam search with a certificate, or best-first search until the list is proven.",
         choices=("beam", "exact"),
     )
-    cuda_graph: bool = setting(True, "On a GPU, beam search as one CUDA graph in bfloat16.")
     dense: int = setting(100, "Candidates from dense retrieval.", ge=1)
     index: str = setting(
         "auto",

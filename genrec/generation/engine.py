@@ -31,7 +31,7 @@ class Searcher:
     def __init__(self, decoder: CodeDecoder, vectors: Tensor, trie: CatalogueTrie, settings: DecodingConfig):
         self.decoder, self.vectors, self.trie, self.settings = decoder, vectors, trie, settings
         self.graphs = None
-        if settings.cuda_graph and vectors.is_cuda and settings.search == "beam":
+        if vectors.is_cuda and settings.search == "beam":
             self.graphs = BeamGraphs(decoder, vectors, trie)
         self._counts = WeakIdKeyDictionary()  # by mask, which requests share: allowed items below each node
 

@@ -28,7 +28,7 @@ FEATURES_KIND, FEATURES_VERSION = "candidate_features", 4
 PREFERENCE_KIND, PREFERENCE_VERSION = "preference", 2
 RESULTS_KIND, RESULTS_VERSION = "results", 1
 SPLITS = {"test": "results", "valid": "results_valid"}  # the folder of each split's results
-EXECUTION = ("batch_size", "cuda_graph")  # settings of decoding that change no answer
+EXECUTION = ("batch_size",)  # settings of decoding that change no answer
 WHOLE_SOFTMAX = 1 << 15  # up to so many items the SASRec row is trained with a softmax over all of them
 
 
@@ -110,7 +110,6 @@ def sasrec_config(config: Config, n_items: int) -> Config:
             "weight_decay": 0.0,
             "learning_rate": 1e-3,
             "negatives": 0 if n_items <= WHOLE_SOFTMAX else None,
-            "compile": False,
             **{name: getattr(off.training, name) for name in SASREC_OFF_TRAINING},
         },
     }

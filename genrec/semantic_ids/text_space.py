@@ -1,4 +1,4 @@
-"""Text vectors of items and queries: encoder, projection and core keywords in one object."""
+"""Text vectors of items and queries: encoder and core keywords in one object."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from genrec.errors import UserError
 from genrec.semantic_ids.keywords import KeywordDictionary, fuse
 from genrec.text.encoder import TextEncoder, item_texts
 from genrec.text.factory import fit_encoder, load_encoder
-from genrec.text.projection import ProjectedEncoder, fit_projection, training_pairs
 
 log = logging.getLogger(__name__)
 ITEM_KEYWORDS, VECTORS = "keywords.parquet", "keyword_vectors.safetensors"
@@ -49,12 +48,9 @@ class TextSpace:
 
     @classmethod
     def fit(cls, config: Config, dataset: Dataset) -> TextSpace:
-        """From the items' table and, for the projection and the rank of keywords, the training events."""
+        """From the items' table and, for the rank of keywords, the training events."""
         items, settings = dataset.item_table, config.semantic_ids
-        texts = item_texts(items)
-        encoder = fit_encoder(config.text, texts, config.seed, text_cache(config))
-        if config.text.finetune:
-            encoder = finetuned(encoder, dataset, texts, config.seed)
+        encoder = fit_encoder(config.text, item_texts(items), config.seed, text_cache(config))
         none = pl.DataFrame(schema={"item_id": pl.String, "keyword": pl.String, "type": pl.String})
         space = cls(encoder, None, np.zeros((0, encoder.dim), np.float32), none)
         if settings.keywords:
@@ -150,18 +146,3 @@ def clicked_pairs(dataset: Dataset) -> pl.DataFrame:
     rows = np.flatnonzero((np.asarray(dataset.split) == TRAIN) & (np.asarray(dataset.queries) >= 0))
     queries, items = np.asarray(dataset.queries)[rows], np.asarray(dataset.items)[rows]
     return pl.DataFrame({"query": dataset.texts_of(queries), "item": items.astype(np.int64)})
-
-
-def finetuned(encoder: TextEncoder, dataset: Dataset, texts: Sequence[str], seed: int) -> TextEncoder:
-    """The encoder with a projection trained on the training events' query-item and item-item pairs."""
-    searched, together = training_pairs(dataset)
-    used = np.unique(searched.left)  # only texts of training searches are read
-    query_vectors = np.zeros((len(dataset.query_texts), encoder.dim), np.float32)
-    query_vectors[used] = encoder.encode(dataset.texts_of(used).to_list(), "query")
-    weight, losses = fit_projection(query_vectors, encoder.encode(texts, "item"), searched, together, seed)
-    if losses:
-        log.info("tokenize: fine-tuned on %d query-item and %d item-item pairs, held-out InfoNCE %.3f -> %.3f",
-                 losses["searched"], losses["together"], losses["before"], losses["after"])  # fmt: skip
-    else:
-        log.warning("tokenize: text.finetune has too few pairs to train on; the text vectors stay as they are")
-    return ProjectedEncoder(encoder, weight)

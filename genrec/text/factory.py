@@ -1,7 +1,6 @@
 """Fitting and loading text encoders.
 
-Encoders: ``tfidf`` (genrec/text/tfidf.py, no download), ``hf`` and ``minilm`` (genrec/text/transformer.py). A trained
-projection (genrec/text/projection.py) can sit on top of each.
+Encoders: ``tfidf`` (genrec/text/tfidf.py, no download), ``hf`` and ``minilm`` (genrec/text/transformer.py).
 """
 
 from __future__ import annotations
@@ -38,20 +37,14 @@ def load_encoder(folder: Path, cache: Path | None = None) -> TextEncoder:
     Raises ``UserError`` when files are missing, or when the model the texts were encoded with is missing or has
     changed.
     """
-    from genrec.text.projection import ProjectedEncoder
-
     description = read_json(folder / DESCRIPTION)
     kind = description.get("encoder")
     if kind == "tfidf":
         from genrec.text.tfidf import TfidfEncoder
 
-        encoder: TextEncoder = TfidfEncoder.read(folder, description)
-    elif kind in ("hf", "minilm"):
+        return TfidfEncoder.read(folder, description)
+    if kind in ("hf", "minilm"):
         from genrec.text.transformer import TransformerEncoder
 
-        encoder = TransformerEncoder.read(description, folder, cache)
-    else:
-        raise UserError(
-            f"{folder / DESCRIPTION}: encoder '{kind}' is unknown to this genrec; run genrec tokenize again"
-        )
-    return ProjectedEncoder.read(encoder, folder) if description.get("projected") else encoder
+        return TransformerEncoder.read(description, folder, cache)
+    raise UserError(f"{folder / DESCRIPTION}: encoder '{kind}' is unknown to this genrec; run genrec tokenize again")

@@ -88,7 +88,7 @@ def newest(work: Path) -> Path | None:
 
 
 class Checkpoints(Checkpoint):
-    """Saves by the clock, by steps and at the end of each epoch; keeps the best weights, and the curves.
+    """Saves by the clock and at the end of each epoch; keeps the best weights, and the curves.
 
     ``choosing``: the best by ``val/quality``; else the last epoch's weights. The curves (a row each ``log_every`` steps
     and one for each validation) are part of the state, so that a resumed training has those of an uninterrupted one.
@@ -142,8 +142,6 @@ class Checkpoints(Checkpoint):
             self.save(trainer)
 
     def _due(self, step: int) -> bool:
-        if self.settings.checkpoint_steps and step % self.settings.checkpoint_steps == 0:
-            return True
         if not self.settings.checkpoint_minutes:
             return False
         _, world = rank_and_world()

@@ -48,6 +48,7 @@ __all__ = ["FitPlan", "fit", "model_key", "new_network"]
 log = logging.getLogger(__name__)
 EPOCHS = {"genrec": BACKBONE_EPOCHS, "sasrec": SASREC_EPOCHS}
 BEHAVIOUR_STD = 0.1  # of each number of an item's projected co-consumption vector
+DECODER_LEARNING_RATE = 2e-3  # of the frozen-backbone stage
 CPU_PARTS = 4  # micro-batches of a step, by rule: on a CPU padding costs as much as content
 
 
@@ -92,8 +93,6 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
     data = TrainingData(dataset, ids, config, plan)
     if network.anchor_tables is not None and network.anchor_tables.queries is not None:
         find_similar_texts(data, network.anchor_tables, ids.catalogue.text)
-    if config.training.compile:
-        compile_layers(network)
     if rank_and_world()[1] == 1 and not on_gpu(config.training.accelerator):
         use_sparse_gradients(network)
     trained = trained_items(dataset, plan)
@@ -118,7 +117,7 @@ def _settle(training: TrainingConfig, dataset: Dataset, plan: FitPlan) -> None:
     if training.accumulate is None:
         training.accumulate = 1 if on_gpu(training.accelerator) else CPU_PARTS
     if plan.backbone_folder:
-        training.epochs, training.learning_rate = training.decoder_epochs, training.decoder_learning_rate
+        training.epochs, training.learning_rate = training.decoder_epochs, DECODER_LEARNING_RATE
         training.align_epochs = training.cooccur_epochs = 0
         training.single_target = False  # nothing below the decoder learns, and one pass serves all events of a user
     if plan.warm_start:  # one pass over the chosen windows
@@ -190,12 +189,6 @@ def find_similar_texts(data: TrainingData, tables: AnchorTables, text: torch.Ten
     texts = DenseRetriever(text, lambda requests: requests.query_text)
     similar = SimilarTexts(texts, tables.users, tables.queries.width)
     data.collator.features = data.collator.features.with_similar(similar, shown=True)
-
-
-def compile_layers(network: GenerativeRecommender) -> None:
-    """Compile every Transformer layer in place; names and weights stay."""
-    for layer in (*network.backbone.blocks, *([] if network.decoder is None else network.decoder.layers)):
-        layer.compile(dynamic=True)
 
 
 def _size(config: Config, module: TrainingModule, data: TrainingData) -> str:

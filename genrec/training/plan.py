@@ -22,11 +22,9 @@ TRAIN_VERSION = 8
 # Settings that do not change the result: a run stopped on one machine may go on on another.
 NON_RESULT_SETTINGS = (
     "refit",
-    "compile",
     "accelerator",
     "strategy",
     "checkpoint_minutes",
-    "checkpoint_steps",
 )
 # Settings of the code decoder: a network without one does not depend on them, so another decoder can use the same
 # backbone.
@@ -34,7 +32,6 @@ DECODER_SETTINGS = (
     "pointer",
     "decoder_layers",
     "decoder_epochs",
-    "decoder_learning_rate",
     "distill_weight",
     "generate_weight",
     "generate_share",

@@ -41,7 +41,7 @@ output: {output}
 data: {{reader: simulator, options: {{n_users: {users}, n_items: 120, n_events: {events}, n_categories: 8, n_brands: 6, seed: 1}}}}
 text: {{dim: 16}}
 model: {{dim: 16, heads: 2, layers: 1, max_length: 10}}
-training: {{epochs: 2, decoder_epochs: 1, batch_size: 64, stride: 5, valid_requests: 100, accelerator: cpu, checkpoint_steps: 4}}
+training: {{epochs: 2, decoder_epochs: 1, batch_size: 64, stride: 5, valid_requests: 100, accelerator: cpu, checkpoint_minutes: 0.001}}
 decoding: {{beam: 10, dense: 20, cooccurrence: 20}}
 evaluation: {{baselines: [popularity]}}
 """

@@ -54,18 +54,16 @@ def fit_genrec(
     sample: np.ndarray, vectors: np.ndarray, job: argparse.Namespace, kind: str
 ) -> tuple[float, np.ndarray, Callable]:
     """Fit and encode; returns the seconds of the fit, the codes, and what decodes them."""
-    from genrec.config.schema import SemanticIdConfig
-    from genrec.semantic_ids.quantizers import encode_balanced, fit_codebooks, reconstruct
+    from genrec.semantic_ids.quantizers import encode, encode_balanced, fit_codebooks, reconstruct
 
     is_opq = kind == "rq-opq"
     levels, n_sub = (job.levels, job.opq[0]) if is_opq else (job.levels + [job.opq[1]] * job.opq[0], 0)
-    balance = SemanticIdConfig().balance if is_opq else "none"
     start = time.process_time()
     codebooks, _ = fit_codebooks(
-        sample, levels, n_sub, job.opq[1], job.seed, job.iterations, balance, normalise=is_opq, sample=len(sample)
+        sample, levels, n_sub, job.opq[1], job.seed, job.iterations, is_opq, normalise=is_opq, sample=len(sample)
     )
     fitted = time.process_time() - start
-    codes = encode_balanced(codebooks, vectors, balance)
+    codes = (encode_balanced if is_opq else encode)(codebooks, vectors)
     return fitted, codes, lambda part: reconstruct(codebooks, part)
 
 

@@ -59,14 +59,10 @@ from genrec.training.fit import FitPlan, fit
 REFERENCE = "rq-opq"
 ROWS = {  # the quantizers, then one part of KHQE changed at a time; what matters most first
     REFERENCE: [f"semantic_ids.quantizer={REFERENCE}"],
-    "balance last": ["semantic_ids.balance=last"],
-    "balance last-per-code": ["semantic_ids.balance=last-per-code"],
     **{name: [f"semantic_ids.quantizer={name}"] for name in ("rq-kmeans", "rq-vae", "opq", "random")},
     "keywords off": ["semantic_ids.keywords=false"],
     "no OPQ": ["semantic_ids.opq_subcodebooks=0"],
-    "balance none": ["semantic_ids.balance=none"],
     "text alone": ["semantic_ids.behaviour_share=0"],
-    "fine-tuned space": ["text.finetune=true"],
     "another seed": ["seed=7"],  # how much of a difference is chance
 }
 COLUMNS = {

@@ -3,8 +3,7 @@ speed, memory.
 
     python scripts/bench/text.py --esci FOLDER                  # products.ndjson.gz and judgments.tsv.gz of the ESCI
     sample
-    python scripts/bench/text.py --dataset RUN/dataset          # with and without the projection trained on its
-    training events
+    python scripts/bench/text.py --dataset RUN/dataset          # transitions and searches of a prepared log
     python scripts/bench/text.py --esci FOLDER --encoders tfidf minilm --cache FOLDER --output FOLDER
 
 Every row runs in a process of its own, so that its memory is its own, and is written to ``--output`` as it comes.
@@ -37,7 +36,7 @@ from genrec.data.schema import ITEM_SCHEMA, conform
 from genrec.retrieval.bm25 import BM25
 from genrec.semantic_ids.keywords import KeywordDictionary, fuse
 from genrec.semantic_ids.quantizers import default_sizes, fit_codebooks
-from genrec.semantic_ids.text_space import clicked_pairs, finetuned
+from genrec.semantic_ids.text_space import clicked_pairs
 from genrec.text.encoder import TextEncoder, item_texts
 from genrec.text.factory import fit_encoder
 
@@ -147,8 +146,7 @@ def esci_rows(name: str, args: argparse.Namespace) -> list[dict]:
 
 
 def dataset_rows(name: str, args: argparse.Namespace) -> list[dict]:
-    """Rows of one encoder, projection off and on, keywords off and on. Queries of a log without searches are
-    synthetic."""
+    """Rows of one encoder, keywords off and on. Queries of a log without searches are synthetic."""
     dataset = Dataset(args.dataset)
     items, texts = dataset.item_table, item_texts(dataset.item_table)
     requests = dataset.requests(args.split)
@@ -156,28 +154,24 @@ def dataset_rows(name: str, args: argparse.Namespace) -> list[dict]:
     last, target = requests.items[requests.offsets[1:] - 1], requests.targets
     keywords = KeywordDictionary.build(items, clicked_pairs(dataset), args.seed)
     found = keywords.of_items(items)
-    base, speed = open_encoder(name, texts, args)
+    encoder, speed = open_encoder(name, texts, args)
+    plain, words = encoder.encode(texts, "item"), keyword_vectors(encoder, keywords)
     rows = []
-    for trained in (False, True):
-        start = time.perf_counter()
-        encoder = finetuned(base, dataset, texts, args.seed) if trained else base
-        seconds = time.perf_counter() - start
-        plain, words = encoder.encode(texts, "item"), keyword_vectors(encoder, keywords)
-        for label, vectors in (("off", plain), ("on", fuse(plain, found, words))):
-            near = faiss.knn(vectors, vectors, NEIGHBOURS + 1, metric=faiss.METRIC_INNER_PRODUCT)[1]
-            row = {"encoder": name, "projection": "on" if trained else "off", "keywords": label,
-                   f"transitions_in_{NEIGHBOURS}_nearest": ((near[last] == target[:, None]).any(1) & (last != target)).mean(),
-                   "projection_seconds": seconds if trained else 0.0, **speed}  # fmt: skip
-            for kind in dataset.query_kinds:
-                asked = dataset.requests(args.split, kind)
-                asked = asked.take(np.random.default_rng(args.seed).permutation(len(asked))[:MAX_SEARCHES])
-                said = [asked.query_texts[query] for query in asked.request_queries]
-                vector = encoder.encode(said, "query")
-                vector = vector if label == "off" else fuse(vector, keywords.of_texts(said), words)
-                top = faiss.knn(vector, vectors, 10, metric=faiss.METRIC_INNER_PRODUCT)[1]
-                mark = " (synthetic)" if dataset.info["synthetic_queries"] else ""
-                row[f"search recall@10, {kind}{mark}"] = (top == asked.targets[:, None]).any(1).mean()
-            rows.append(row)
+    for label, vectors in (("off", plain), ("on", fuse(plain, found, words))):
+        near = faiss.knn(vectors, vectors, NEIGHBOURS + 1, metric=faiss.METRIC_INNER_PRODUCT)[1]
+        row = {"encoder": name, "keywords": label,
+               f"transitions_in_{NEIGHBOURS}_nearest": ((near[last] == target[:, None]).any(1) & (last != target)).mean(),
+               **speed}  # fmt: skip
+        for kind in dataset.query_kinds:
+            requests = dataset.requests(args.split, kind)
+            requests = requests.take(np.random.default_rng(args.seed).permutation(len(requests))[:MAX_SEARCHES])
+            texts_of = [requests.query_texts[query] for query in requests.request_queries]
+            vector = encoder.encode(texts_of, "query")
+            vector = vector if label == "off" else fuse(vector, keywords.of_texts(texts_of), words)
+            top = faiss.knn(vector, vectors, 10, metric=faiss.METRIC_INNER_PRODUCT)[1]
+            mark = " (synthetic)" if dataset.info["synthetic_queries"] else ""
+            row[f"search recall@10, {kind}{mark}"] = (top == requests.targets[:, None]).any(1).mean()
+        rows.append(row)
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from genrec.config.checks import seconds_of
 from genrec.config.load import config_from_dict, load_config, to_dict
 from genrec.config.reference import with_reference
+from genrec.config.removed import REMOVED
 from genrec.config.schema import Config
 from genrec.config.setting import settings
 from genrec.errors import UserError
@@ -52,11 +54,17 @@ def test_an_unknown_key_names_the_nearest(tmp_path, text, named, nearest):
         load_config(None, [f"{key}=1"])
 
 
-def test_an_unknown_key_in_a_saved_config():
-    tree = to_dict(Config())
-    tree["model"]["depth"] = 3
-    with pytest.raises(UserError, match="run/config.json: unknown key 'model.depth'"):
-        config_from_dict(tree, "run/config.json")
+@pytest.mark.parametrize("key", sorted(REMOVED))
+def test_a_removed_key_says_what_to_do(key):
+    with pytest.raises(UserError, match=f"'{key}' was removed; (set|list|delete|start) "):
+        load_config(None, [f"{key}=1"])
+    assert key not in {one.key for one in settings(Config)}
+
+
+def test_advice_about_removed_keys_names_settings_that_exist():
+    known = {one.key for one in settings(Config)}
+    named = re.findall(r"\b(?:data|decoding|model|preference|split|text|training)\.\w+", " ".join(REMOVED.values()))
+    assert len(named) > 10 and set(named) <= known
 
 
 @pytest.mark.parametrize(
@@ -110,7 +118,6 @@ def test_an_empty_file_is_the_default_config(tmp_path):
         "training.strategy=ring",
         "training.precision=16",
         "training.checkpoint_minutes=-1",
-        "training.checkpoint_steps=-5",
         "training.patience=0",
     ],
 )

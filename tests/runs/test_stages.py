@@ -165,7 +165,7 @@ def test_half_written_results_are_named(run, genrec):
 
 
 def test_settings_of_execution_make_nothing_stale(run):
-    other = change_config(run, "decoding", batch_size=7, cuda_graph=False)
+    other = change_config(run, "decoding", batch_size=7)
     assert other.stages.fault("reranker") is None and other.stages.fault("results") is None
     assert "was made from another config" in change_config(run, "decoding", dense=39).stages.fault("reranker")
 

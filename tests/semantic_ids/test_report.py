@@ -17,7 +17,7 @@ from genrec.semantic_ids.report import headline, prefix_agreement, quality_repor
 @pytest.fixture(scope="module")
 def fitted(clustered):
     vectors = clustered(900, 24)
-    return vectors, *fit_codebooks(vectors, (16, 8, 8), 2, 8, seed=3, balance="last")
+    return vectors, *fit_codebooks(vectors, (16, 8, 8), 2, 8, seed=3)
 
 
 def test_quality_report(fitted):
@@ -28,7 +28,7 @@ def test_quality_report(fitted):
     assert report["independent_coding_rate"] == pytest.approx((counts == 1).sum() / len(codes))
     assert report["distinct_prefixes"][1] == len(np.unique(codes[:, :2], axis=0))
     assert report["utilisation"]["CUR_L1L2"] == pytest.approx(report["distinct_prefixes"][1] / 128)
-    assert report["gini"][2] < 0.02 < report["gini"][0]
+    assert report["gini"][2] < 0.05 < report["gini"][0]
     shared, random = report["neighbours"]["shared"], report["neighbours"]["random"]
     assert len(shared) == 5 and shared == sorted(shared, reverse=True) and shared[0] > 3 * random[0]
     assert json.loads(json.dumps(report)) == report

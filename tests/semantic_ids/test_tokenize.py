@@ -86,8 +86,7 @@ def test_a_codebook_of_another_encoder_is_refused(synthetic_run, tmp_path):
 @pytest.mark.parametrize(
     "override",
     [
-        "quantizer=rq-kmeans", "quantizer=opq", "level_sizes=[8,4]", "opq_subcodebooks=0", "balance=none",
-        "behaviour_share=0",
+        "quantizer=rq-kmeans", "quantizer=opq", "level_sizes=[8,4]", "opq_subcodebooks=0", "behaviour_share=0",
     ],
 )  # fmt: skip
 def test_every_setting_changes_the_codes(synthetic_run, tmp_path, override, no_figures):
@@ -108,7 +107,7 @@ def test_collisions_are_resolved(synthetic_run, tmp_path, no_figures):
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("quantizer=kmeans", "rq-kmeans"), ("balance=all", "last-per-parent"), ("level_sizes=[]", "level_sizes"),
+        ("quantizer=kmeans", "rq-kmeans"), ("level_sizes=[]", "level_sizes"),
         ("opq_subcodebooks=-1", "opq_subcodebooks"),
     ],
 )  # fmt: skip

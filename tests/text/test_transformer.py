@@ -16,7 +16,6 @@ from genrec.errors import UserError
 from genrec.text import transformer
 from genrec.text.encoder import encoder_key
 from genrec.text.factory import fit_encoder, load_encoder
-from genrec.text.projection import ProjectedEncoder
 from genrec.text.transformer import MINILM_MODULE, mean_pool
 
 WORDS = ["red", "blue", "green", "tea", "shoes", "bag", "running", "leather", "pot", "query", "item"]
@@ -144,7 +143,7 @@ def test_an_unknown_encoder_in_a_folder(tmp_path):
 
 
 def test_the_key_follows_what_changes_vectors():
-    assert encoder_key(TextConfig()) != encoder_key(TextConfig(finetune=True))
+    assert encoder_key(TextConfig()) != encoder_key(TextConfig(dim=8))
 
 
 @pytest.mark.skipif(importlib.util.find_spec(MINILM_MODULE) is None, reason="genrec[minilm] is not installed")
@@ -174,12 +173,9 @@ def test_settings_that_cannot_work_are_named(override, message):
         load_config(None, [override])
 
 
-@pytest.mark.parametrize("projected", [False, True])
-def test_a_packed_encoder_needs_nothing_but_its_folder(tmp_path, projected):
+def test_a_packed_encoder_needs_nothing_but_its_folder(tmp_path):
     position = make_model(tmp_path / "somewhere" / "tiny")
     encoder = fit_encoder(config_of(position, query_prefix="query "), [], 0)
-    if projected:
-        encoder = ProjectedEncoder(encoder, np.random.default_rng(0).normal(0, 0.1, (16, 16)))
     folder = tmp_path / "bundle"
     folder.mkdir()
     encoder.save(folder)

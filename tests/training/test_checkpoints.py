@@ -89,8 +89,6 @@ def test_the_clock(tmp_path):
     assert keeper._due(2)
     keeper.settings.checkpoint_minutes = 0.0
     assert not keeper._due(3)
-    keeper.settings.checkpoint_steps = 4
-    assert [step for step in range(1, 10) if keeper._due(step)] == [4, 8]
 
 
 def test_what_a_kill_left_of_a_checkpoint_is_put_right(work):

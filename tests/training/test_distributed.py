@@ -49,6 +49,8 @@ plan = FitPlan(backbone_folder=Path(sys.argv[4]) if len(sys.argv) > 4 else None)
 fit(config, Dataset(run / "dataset"), SemanticIds.load(run / "semantic_ids"), target, plan)
 """
 
+OFTEN = 1e-9  # minutes between checkpoints: at every look at the clock
+
 
 @pytest.fixture(scope="module")
 def job(synthetic_run):
@@ -113,7 +115,7 @@ def assert_alike(one, other):
 def test_two_processes_equal_one(job, tmp_path):
     """With sampled negatives (shared by all), gradient accumulation, checkpoints inside the epoch and validation."""
     config, run = copy.deepcopy(job[0]), job[1]
-    config.training.negatives, config.training.accumulate, config.training.checkpoint_steps = 20, 2, 2
+    config.training.negatives, config.training.accumulate, config.training.checkpoint_minutes = 20, 2, OFTEN
     one = train(config, run, tmp_path / "one")
     together(config, run, tmp_path / "two", 2)
     assert_alike(one, tmp_path / "two")
@@ -134,7 +136,7 @@ def test_two_shards_equal_one_process(job, tmp_path):
     """Each process holds half; blocks are units of their own, which a reasoning step runs again."""
     config, run = copy.deepcopy(job[0]), job[1]
     config.model.layers, config.model.reasoning_steps = 2, 1
-    config.training.accelerator, config.training.checkpoint_steps, config.training.epochs = "cpu", 4, 1
+    config.training.accelerator, config.training.checkpoint_minutes, config.training.epochs = "cpu", OFTEN, 1
     one = train(config, run, tmp_path / "one")
     config.training.strategy = "fsdp"
     together(config, run, tmp_path / "two", 2)

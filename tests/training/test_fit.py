@@ -27,6 +27,7 @@ from genrec.training.fit import FitPlan, fit, model_key, new_network, with_query
 from genrec.training.module import TrainingModule
 
 CHOOSING, REFIT = FitPlan(), FitPlan(VALID, 3)
+EACH_STEP = 1e-9  # minutes between checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -93,20 +94,20 @@ def stopped_at(patch, position: tuple[int, int] | None) -> list[tuple[int, int]]
 
 
 @pytest.mark.parametrize(
-    ("plan", "position", "steps"),
+    ("plan", "position", "each_step"),
     [
-        ("choosing", (1, 0), 0),
-        ("choosing", (1, 3), 1),
-        ("choosing", (2, 1), 2),
-        ("refit", (2, 1), 0),
-        ("refit", (1, 2), 2),
-        ("refit", (0, 3), 1),
+        ("choosing", (1, 0), False),
+        ("choosing", (1, 3), True),
+        ("choosing", (2, 1), True),
+        ("refit", (2, 1), False),
+        ("refit", (1, 2), True),
+        ("refit", (0, 3), True),
     ],
 )
-def test_a_stopped_run_goes_on_as_if_uninterrupted(job, fitted, tmp_path, monkeypatch, plan, position, steps):
+def test_a_stopped_run_goes_on_as_if_uninterrupted(job, fitted, tmp_path, monkeypatch, plan, position, each_step):
     config, *rest = job
     config = copy.deepcopy(config)
-    config.training.checkpoint_steps = steps
+    config.training.checkpoint_minutes = EACH_STEP if each_step else 0.0
     target, how = tmp_path / "model", CHOOSING if plan == "choosing" else REFIT
     with monkeypatch.context() as patch:
         before = stopped_at(patch, position)
@@ -117,13 +118,7 @@ def test_a_stopped_run_goes_on_as_if_uninterrupted(job, fitted, tmp_path, monkey
         after = stopped_at(patch, None)
         fit(config, *rest, target, how)
     per_epoch = max(index for epoch, index in after if epoch == 2) + 1
-    lost = (
-        0
-        if steps == 1 or position[1] == 0
-        else (position[0] * per_epoch + position[1]) % steps
-        if steps
-        else position[1]
-    )
+    lost = 0 if each_step else position[1]
     assert after[0] == (position[0], position[1] - lost), "more was trained again than since the last checkpoint"
     assert len(before) - lost + len(after) == 3 * per_epoch
     assert same(weights(target), weights(fitted[plan]))
@@ -134,12 +129,8 @@ def test_a_stopped_run_goes_on_as_if_uninterrupted(job, fitted, tmp_path, monkey
 
 def test_a_run_stopped_inside_a_step_of_several_parts_goes_on(job, tmp_path, monkeypatch):
     config = copy.deepcopy(job[0])
-    (
-        config.training.accumulate,
-        config.training.negatives,
-        config.training.checkpoint_steps,
-        config.training.batch_size,
-    ) = 2, 20, 1, 48
+    training = config.training
+    training.accumulate, training.negatives, training.checkpoint_minutes, training.batch_size = 2, 20, EACH_STEP, 48
     whole = fit(config, *job[1:], tmp_path / "whole", REFIT)
     with monkeypatch.context() as patch:
         stopped_at(patch, (1, 5))
@@ -208,7 +199,7 @@ def test_up_to_date_is_skipped(job, fitted, fits_nothing, caplog):
     before = path.stat().st_mtime_ns
     changed = copy.deepcopy(job[0])
     changed.training.refit, changed.evaluation.ks, changed.name = False, [3], "elsewhere"
-    changed.training.checkpoint_steps, changed.training.checkpoint_minutes = 3, 0.0
+    changed.training.checkpoint_minutes = 0.0
     with caplog.at_level(logging.INFO):
         fit(changed, *job[1:], fitted["choosing"], CHOOSING)
     assert path.stat().st_mtime_ns == before and "up to date" in caplog.text
@@ -363,7 +354,7 @@ def test_settings_of_the_decoder_leave_the_trunk_as_it_is(job, tmp_path):
     backbone_folder, whole = FitPlan(generate=False), FitPlan()
     other = copy.deepcopy(config)
     other.model.pointer, other.model.decoder_layers = False, 2
-    other.training.decoder_epochs, other.training.decoder_learning_rate = 3, 1e-4
+    other.training.decoder_epochs = 3
     other.training.distill_weight = 0.0
     other.training.generate_weight, other.training.generate_share = 0.5, 0.1
     assert model_key(config, ids.key, backbone_folder) == model_key(other, ids.key, backbone_folder)

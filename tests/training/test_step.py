@@ -15,7 +15,7 @@ from genrec.model.collate import Collator
 from genrec.model.dropout import Dropout
 from genrec.model.query_features import QueryFeatures
 from genrec.retrieval.neighbours import cooccurrence_neighbours, top_of_category_and_brand
-from genrec.training.fit import compile_layers, new_network
+from genrec.training.fit import new_network
 from genrec.training.module import TrainingModule
 
 
@@ -65,26 +65,6 @@ def test_the_items_a_step_names_are_enough(prepared_run, monkeypatch, anchors, m
     assert some[1].keys() == all_items[1].keys() and some[1]["item_encoder.ids.weight"].abs().sum() > 0
     for name, gradient in some[1].items():
         torch.testing.assert_close(gradient, all_items[1][name], rtol=1e-3, atol=1e-5, msg=name)
-
-
-def test_compiled_layers_answer_alike(prepared_run, monkeypatch):
-    network = new_network(prepared_run.config, prepared_run.dataset, prepared_run.ids, generate=True).eval()
-    features = QueryFeatures.build(prepared_run.dataset.query_texts, prepared_run.ids.encoder)
-    batch = Collator(prepared_run.config.model, features).requests(
-        prepared_run.dataset.requests("valid").take(torch.arange(4).numpy())
-    )
-    names, compile_module, compiled = set(network.state_dict()), nn.Module.compile, []
-    with torch.no_grad():
-        before = network.encode(batch).requests
-        # Without a compiler of C++, which not every machine has.
-        monkeypatch.setattr(
-            nn.Module,
-            "compile",
-            lambda self, **how: (compiled.append(self), compile_module(self, backend="eager", **how)),
-        )
-        compile_layers(network)
-        torch.testing.assert_close(network.encode(batch).requests, before)
-    assert compiled == [*network.backbone.blocks, *network.decoder.layers] and set(network.state_dict()) == names
 
 
 def test_dropout_keeps_the_mean_and_its_rate():

@@ -24,11 +24,11 @@ from genrec.semantic_ids.quantizers.codebooks import (
     reconstruction_error,
 )
 from genrec.semantic_ids.quantizers.kmeans import k_means, nearest
-from genrec.semantic_ids.quantizers.residual import BALANCE, encode_balanced, fit_codebooks, fit_random
+from genrec.semantic_ids.quantizers.residual import encode_balanced, fit_codebooks, fit_random
 from genrec.semantic_ids.quantizers.rqvae import fit_rq_vae
 
 __all__ = [
-    "BALANCE", "QUANTIZERS", "Codebooks", "Quantized", "balanced_assignment", "decode", "default_sizes", "encode",
+    "QUANTIZERS", "Codebooks", "Quantized", "balanced_assignment", "decode", "default_sizes", "encode",
     "encode_balanced",
     "fit_codebooks", "fit_quantizer", "fit_random", "fit_rq_vae", "k_means", "nearest", "reconstruct",
     "reconstruction_error",
@@ -67,15 +67,7 @@ def fit_quantizer(vectors: np.ndarray, settings: SemanticIdConfig, seed: int) ->
             levels, n_sub, sub_size = [], len(flat), 2 ** round(sum(math.log2(size) for size in flat) / len(flat))
         is_paper = settings.quantizer == "rq-opq"
         quantized = Quantized(
-            *fit_codebooks(
-                vectors,
-                levels,
-                n_sub,
-                sub_size,
-                seed,
-                balance=settings.balance if is_paper else "none",
-                normalise=is_paper,
-            )
+            *fit_codebooks(vectors, levels, n_sub, sub_size, seed, balanced=is_paper, normalise=is_paper)
         )
     quantized.notes |= {"quantizer": settings.quantizer, "sizes": list(quantized.codebooks.sizes)}
     return quantized

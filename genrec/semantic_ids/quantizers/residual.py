@@ -35,7 +35,6 @@ from genrec.semantic_ids.quantizers.codebooks import (
 from genrec.semantic_ids.quantizers.kmeans import k_means, nearest
 from genrec.semantic_ids.quantizers.opq import fit_opq
 
-BALANCE = ("none", "last", "last-per-code", "last-per-parent")
 FIT_SAMPLE = 1 << 18  # vectors that codebooks are fitted on: 64 for each of 4,096 codes
 
 
@@ -46,7 +45,7 @@ def fit_codebooks(
     opq_size: int,
     seed: int,
     iterations: int = 25,
-    balance: str = "last-per-parent",
+    balanced: bool = True,
     normalise: bool = False,
     sample: int = FIT_SAMPLE,
 ) -> tuple[Codebooks, np.ndarray]:
@@ -56,17 +55,17 @@ def fit_codebooks(
     are made block by block. Sizes are clamped to the rows fitted on (to the power of two below them for OPQ).
     `opq_subcodebooks=0` leaves OPQ out, no level sizes leave OPQ alone. Same seed, same result.
 
-    `balance` concerns the last residual level. "last": no code is given to more than ceil(n / k) vectors.
-    "last-per-code": among the vectors of one code of the level before, none is given to more than ceil(n_p / k);
-    "last-per-parent": the same among the vectors of one whole prefix (OneSearch's two variants). Balanced codes differ
-    from `encode`'s at that level and at the OPQ levels after it.
+    `balanced`: among the n_p vectors of one prefix no code of the last residual level is given to more than
+    ceil(n_p / k). Balanced codes differ from `encode`'s at that level and at the OPQ levels after it.
 
     Source: OneSearch, RQ-OPQ. Raises UserError for empty or non-finite vectors and for sizes that make no codebook.
     """
-    _check_sizes(level_sizes, opq_subcodebooks, opq_size, balance)
+    _check_sizes(level_sizes, opq_subcodebooks, opq_size)
     points = drawn_sample(vectors, sample, seed)
-    codebooks, codes = _fit(points, level_sizes, opq_subcodebooks, opq_size, seed, iterations, balance, normalise)
-    return codebooks, codes if len(codes) == len(vectors) else encode_balanced(codebooks, vectors, balance)
+    codebooks, codes = _fit(points, level_sizes, opq_subcodebooks, opq_size, seed, iterations, balanced, normalise)
+    if len(codes) < len(vectors):
+        codes = encode_balanced(codebooks, vectors) if balanced else encode(codebooks, vectors)
+    return codebooks, codes
 
 
 def _fit(
@@ -76,7 +75,7 @@ def _fit(
     opq_size: int,
     seed: int,
     iterations: int,
-    balance: str,
+    balanced: bool,
     normalise: bool,
 ) -> tuple[Codebooks, np.ndarray]:
     n = len(points)
@@ -86,8 +85,8 @@ def _fit(
         if normalise and level:
             residual = unit(residual)
         centroids = k_means(residual, min(size, n), seed + level, iterations)
-        if balance != "none" and level == len(level_sizes) - 1:
-            parents = _parents(codes, balance)
+        if balanced and level == len(level_sizes) - 1:
+            parents = _parents(codes)
             centroids = balanced_lloyd(residual, centroids, parents)
             assigned = balanced_assignment(residual, centroids, parents)
         else:
@@ -120,7 +119,7 @@ def _scales(codebooks: Codebooks, points: np.ndarray, codes: np.ndarray) -> np.n
     return scales
 
 
-def encode_balanced(codebooks: Codebooks, vectors: np.ndarray, balance: str) -> np.ndarray:
+def encode_balanced(codebooks: Codebooks, vectors: np.ndarray) -> np.ndarray:
     """Codes (n, L) int64 of vectors (n, d) as `encode` gives them.
 
     The last residual level is balanced over *these* vectors.
@@ -130,10 +129,10 @@ def encode_balanced(codebooks: Codebooks, vectors: np.ndarray, balance: str) -> 
     """
     codes = encode(codebooks, vectors)
     last = len(codebooks.residual) - 1
-    if balance == "none" or last < 0:
+    if last < 0:
         return codes
     residuals = _Residuals(codebooks, vectors, codes, last)
-    codes[:, last] = balanced_assignment(residuals, codebooks.residual[last], _parents(codes[:, :last], balance))
+    codes[:, last] = balanced_assignment(residuals, codebooks.residual[last], _parents(codes[:, :last]))
     if len(codebooks.sub_codebooks):
         for rows, _ in blocks(vectors):
             part = np.arange(rows.start, rows.stop)
@@ -160,14 +159,12 @@ class _Residuals:
         return level_input(self.codebooks, residual, self.level)
 
 
-def _parents(codes: np.ndarray, balance: str) -> np.ndarray | None:
+def _parents(codes: np.ndarray) -> np.ndarray | None:
     """(n,) int64 whose vectors are balanced among themselves, from the codes (n, l) of the levels before.
 
     None for all together.
     """
-    if balance == "last" or not codes.shape[1]:
-        return None
-    return codes[:, -1] if balance == "last-per-code" else prefix_ids(codes)[1][:, -1]
+    return prefix_ids(codes)[1][:, -1] if codes.shape[1] else None
 
 
 def fit_random(
@@ -205,12 +202,10 @@ def drawn_sample(vectors: np.ndarray, sample: int, seed: int) -> np.ndarray:
     return np.ascontiguousarray(vectors, np.float32)
 
 
-def _check_sizes(level_sizes: Sequence[int], opq_subcodebooks: int, opq_size: int, balance: str) -> None:
+def _check_sizes(level_sizes: Sequence[int], opq_subcodebooks: int, opq_size: int) -> None:
     if (not len(level_sizes) and not opq_subcodebooks) or min(level_sizes, default=1) < 1:
         raise UserError(f"level_sizes is {tuple(level_sizes)}; expected at least one level, each of size 1 or more")
     if opq_subcodebooks < 0:
         raise UserError(f"opq_subcodebooks is {opq_subcodebooks}; expected 0 (no OPQ) or more")
     if opq_subcodebooks and (opq_size < 1 or opq_size & (opq_size - 1)):
         raise UserError(f"opq_size is {opq_size}; expected a power of two; try {power_of_two_below(max(opq_size, 1))}")
-    if balance not in BALANCE:
-        raise UserError(f"balance is '{balance}'; expected one of {', '.join(BALANCE)}")

@@ -23,18 +23,12 @@ from genrec.semantic_ids.quantizers import codebooks as codebooks_module
 @pytest.fixture(scope="module")
 def fitted(clustered):
     vectors = clustered(900, 24)
-    return vectors, *fit_codebooks(vectors, (16, 8, 8), 2, 8, seed=3, balance="last")
-
-
-def test_only_the_last_residual_level_is_balanced(fitted):
-    vectors, _, codes = fitted
-    assert np.bincount(codes[:, 2], minlength=8).max() <= -(-len(vectors) // 8)
-    assert np.bincount(codes[:, 0], minlength=16).max() > -(-len(vectors) // 16)
+    return vectors, *fit_codebooks(vectors, (16, 8, 8), 2, 8, seed=3)
 
 
 def test_same_seed_same_result(fitted):
     vectors, codebooks, codes = fitted
-    again, codes_again = fit_codebooks(vectors, (16, 8, 8), 2, 8, seed=3, balance="last")
+    again, codes_again = fit_codebooks(vectors, (16, 8, 8), 2, 8, seed=3)
     assert np.array_equal(codes, codes_again)
     for name, array in codebooks.to_arrays().items():
         assert np.array_equal(array, again.to_arrays()[name]), name
@@ -49,14 +43,14 @@ def test_another_seed_another_result(fitted):
 def test_encode_repeats_the_training_assignment(fitted):
     vectors, codebooks, codes = fitted
     assert np.array_equal(encode(codebooks, vectors)[:, :2], codes[:, :2])
-    assert np.array_equal(encode_balanced(codebooks, vectors, "last"), codes)
-    unbalanced, codes = fit_codebooks(vectors, (16, 8, 8), 2, 8, seed=3, balance="none")
+    assert np.array_equal(encode_balanced(codebooks, vectors), codes)
+    unbalanced, codes = fit_codebooks(vectors, (16, 8, 8), 2, 8, seed=3, balanced=False)
     assert np.array_equal(encode(unbalanced, vectors), codes)
 
 
 def test_every_level_lowers_the_reconstruction_error(clustered):
     vectors = clustered(900, 25)  # 25 is padded to 26 for two sub-codebooks
-    codebooks, codes = fit_codebooks(vectors, (16, 8, 8), 2, 8, seed=0, balance="none")
+    codebooks, codes = fit_codebooks(vectors, (16, 8, 8), 2, 8, seed=0, balanced=False)
     errors = [((vectors - reconstruct(codebooks, codes[:, :length])) ** 2).sum() for length in range(6)]
     assert codes.shape == (900, 5) and codebooks.sizes == (16, 8, 8, 8, 8)
     assert all(after < before for before, after in pairwise(errors))
@@ -166,16 +160,15 @@ def test_encode_rejects_another_dimension(fitted):
         encode(fitted[1], np.zeros((2, 5)))
 
 
-@pytest.mark.parametrize(("balance", "columns"), [("last", []), ("last-per-code", [1]), ("last-per-parent", [0, 1])])
 @pytest.mark.parametrize("normalise", [False, True])
-def test_each_balance_keeps_its_bound(balance, columns, normalise, clustered):
+def test_the_last_level_is_balanced_below_each_prefix(normalise, clustered):
     vectors = clustered(700, 12)
-    _, codes = fit_codebooks(vectors, (8, 4, 8), 2, 4, seed=0, balance=balance, normalise=normalise)
-    parent = np.unique(codes[:, columns], axis=0, return_inverse=True)[1].reshape(-1) if columns else np.zeros(700, int)
+    _, codes = fit_codebooks(vectors, (8, 4, 8), 2, 4, seed=0, normalise=normalise)
+    parent = np.unique(codes[:, :2], axis=0, return_inverse=True)[1].reshape(-1)
     table = np.zeros((parent.max() + 1, 8), int)
     np.add.at(table, (parent, codes[:, 2]), 1)
     assert (table.max(1) <= -(-table.sum(1) // 8)).all()
-    free = fit_codebooks(vectors, (8, 4, 8), 2, 4, seed=0, balance="none", normalise=normalise)[1]
+    free = fit_codebooks(vectors, (8, 4, 8), 2, 4, seed=0, balanced=False, normalise=normalise)[1]
     assert np.array_equal(free[:, :2], codes[:, :2]) and not np.array_equal(free, codes)
 
 
@@ -187,7 +180,7 @@ def test_normalised_residuals_spread_the_codes_and_stay_a_plain_sum():
     vectors = (centres[rng.integers(0, 8, 800)] + rng.normal(size=(800, 10)) * reach).astype(np.float32)
     largest = {}
     for normalise in (False, True):
-        codebooks, codes = fit_codebooks(vectors, (8, 16), 2, 8, seed=0, balance="none", normalise=normalise)
+        codebooks, codes = fit_codebooks(vectors, (8, 16), 2, 8, seed=0, balanced=False, normalise=normalise)
         largest[normalise] = np.bincount(codes[:, 1]).max()
         assert np.array_equal(encode(codebooks, vectors), codes)
         errors = reconstruction_error(codebooks, codes, vectors)
@@ -195,11 +188,11 @@ def test_normalised_residuals_spread_the_codes_and_stay_a_plain_sum():
     assert largest[True] < 0.7 * largest[False]
 
 
-@pytest.mark.parametrize("balance", ["none", "last", "last-per-parent"])
-def test_a_memory_map_read_in_blocks_gives_the_same_codes(tmp_path, monkeypatch, balance, clustered):
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_memory_map_read_in_blocks_gives_the_same_codes(tmp_path, monkeypatch, balanced, clustered):
     vectors = clustered(400, 12)
     np.save(tmp_path / "vectors.npy", vectors)
-    whole = fit_codebooks(vectors, (8, 4, 4), 2, 4, seed=0, balance=balance, sample=150, normalise=True)
+    whole = fit_codebooks(vectors, (8, 4, 4), 2, 4, seed=0, balanced=balanced, sample=150, normalise=True)
     monkeypatch.setattr(codebooks_module, "BLOCK_ROWS", 37)
     mapped = fit_codebooks(
         np.load(tmp_path / "vectors.npy", mmap_mode="r"),
@@ -207,7 +200,7 @@ def test_a_memory_map_read_in_blocks_gives_the_same_codes(tmp_path, monkeypatch,
         2,
         4,
         seed=0,
-        balance=balance,
+        balanced=balanced,
         sample=150,
         normalise=True,
     )
