@@ -32,7 +32,7 @@ CALLS = {
 }
 # Waits of one call for its device: the candidates come down once, the lists once. Some calls look at single values. The
 # exact search of tiny catalogues waits for each level.
-WAITS, LONGER = 12, {"explain": 20, "walk": 20}
+WAITS, LONGER = 14, {"explain": 32, "walk": 20}
 
 
 def plain(value):
