@@ -38,21 +38,23 @@ REQUESTS, IMPRESSION_REQUESTS = 64, 256  # of a validation batch
 class ValidationBatch:
     """Requests to rank, and the items that their users already had: ``seen_rows`` and ``seen_items`` (n,).
 
-    A batch with impressions is ranked by the ranking head and hides nothing.
+    A batch with impressions is ranked by the ranking head and hides nothing. ``batch`` is None for a process without
+    requests: it takes part in the pass, whose metrics wait for everybody.
     """
 
-    batch: Batch
+    batch: Batch | None
     seen_rows: Tensor
     seen_items: Tensor
 
     def to(self, device: torch.device | str) -> ValidationBatch:
         """The same on ``device``."""
         seen = (indices.to(device, non_blocking=True) for indices in (self.seen_rows, self.seen_items))
-        return ValidationBatch(self.batch.to(device), *seen)
+        return ValidationBatch(None if self.batch is None else self.batch.to(device), *seen)
 
     def pin_memory(self) -> ValidationBatch:
         """The same in page-locked memory."""
-        return ValidationBatch(pinned(self.batch), self.seen_rows.pin_memory(), self.seen_items.pin_memory())
+        batch = None if self.batch is None else pinned(self.batch)
+        return ValidationBatch(batch, self.seen_rows.pin_memory(), self.seen_items.pin_memory())
 
 
 class ValidationSet(TorchDataset[ValidationBatch]):
@@ -103,7 +105,8 @@ def validation_batches(
             batches.append(ValidationBatch(batch, *(torch.from_numpy(part.astype(np.int64)) for part in (rows, items))))
     if impressions is not None and rank == 0:  # by one process: an area under a curve is no mean over processes
         batches += _impression_batches(dataset, collator, impressions, limit, seed)
-    return batches
+    nothing = torch.zeros(0, dtype=torch.long)
+    return batches or [ValidationBatch(None, nothing, nothing)]
 
 
 def _impression_batches(
@@ -136,7 +139,6 @@ class TrainingData(L.LightningDataModule):
     def __init__(self, dataset: Dataset, ids: SemanticIds, config: Config, plan: FitPlan):
         super().__init__()
         self.dataset, self.settings, self.seed, self.plan = dataset, config.training, config.seed, plan
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # validation: more processes than requests
         self.on_gpu = on_gpu(config.training.accelerator)
         stages = stage_indices(dataset, config.model.stages) if config.model.stages else None
         self.collator = training_collator(dataset, ids, config, stages)

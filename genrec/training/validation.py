@@ -36,6 +36,8 @@ class Validation:
     def add(self, part: ValidationBatch) -> None:
         """Answer a batch."""
         network, batch = self.network, part.batch
+        if batch is None:
+            return
         if self.vectors is None:
             items = network.item_encoder()
             decoder = network.decoder

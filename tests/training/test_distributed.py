@@ -45,7 +45,10 @@ def write_held(module):
 
 TrainingModule.on_train_end = write_held
 run, config, target = Path(sys.argv[1]), config_from_dict(json.loads(sys.argv[2]), "test"), Path(sys.argv[3])
-plan = FitPlan(backbone_folder=Path(sys.argv[4]) if len(sys.argv) > 4 else None)
+backbone, *tasks = [*sys.argv[4:], ""]
+plan = FitPlan(backbone_folder=Path(backbone)) if backbone else FitPlan()
+if tasks == ["recommendations", ""]:
+    plan = FitPlan(generate=False, searches=False)
 fit(config, Dataset(run / "dataset"), SemanticIds.load(run / "semantic_ids"), target, plan)
 """
 
@@ -120,6 +123,14 @@ def test_two_processes_equal_one(job, tmp_path):
     together(config, run, tmp_path / "two", 2)
     assert_alike(one, tmp_path / "two")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "tensorboard", "two"]
+
+
+def test_a_process_without_a_validation_request_does_not_hang(job, tmp_path):
+    config, run = copy.deepcopy(job[0]), job[1]
+    config.training.epochs, config.training.valid_requests = 1, 1
+    one = fit(config, run.dataset, run.ids, tmp_path / "one", FitPlan(generate=False, searches=False))
+    together(config, run, tmp_path / "two", 2, "", "recommendations")
+    assert_alike(one, tmp_path / "two")
 
 
 def test_two_processes_fit_a_decoder_as_one_does(job, tmp_path):
