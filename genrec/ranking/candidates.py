@@ -209,7 +209,7 @@ class CandidateGenerator:
         if options.fuses:
             assert scale is not None
             with stage("ranking"):
-                self._fuse(result, encoded, retrieval, scale, options.allowed)
+                self._fuse(result, encoded, retrieval, scale, options.allowed, allowed)
         return result
 
     def _items(
@@ -223,15 +223,22 @@ class CandidateGenerator:
         return ids.gather(1, order).masked_fill(scores.isneginf(), MISSING), scores
 
     def _fuse(
-        self, result: Candidates, encoded: Encoded, retrieval: RetrievalRequests, scale: Tensor, allowed: AllowedItems
+        self,
+        result: Candidates,
+        encoded: Encoded,
+        retrieval: RetrievalRequests,
+        scale: Tensor,
+        allowed: AllowedItems,
+        allowed_there: AllowedItems,
     ) -> None:
         """Set the union of all sources, its features, and the logits of the ranking head, if any.
 
-        ``scale`` (B, 1): the log-normaliser of the dense scores. The union is made on the host, where most sources
+        ``scale`` (B, 1): the log-normaliser of the dense scores. ``allowed`` on the host and ``allowed_there`` on the
+        device are the same. The union is made on the host, where most sources
         count; its ids go to the device once, and so do the features that were counted.
         """
         device, n_items = self.items.device, len(self.items)
-        ids = _distinct(self._proposals(result, retrieval, allowed), n_items)
+        ids = _distinct(self._proposals(result, retrieval, allowed, allowed_there), n_items)
         live, known = ids < n_items, ids.clamp(max=n_items - 1)
         there = to_device(known, device)
         result.ids = torch.where(to_device(live, device), there, MISSING)
@@ -255,16 +262,18 @@ class CandidateGenerator:
             if column.device.type != "cpu":
                 result.features[..., index] = column
 
-    def _proposals(self, result: Candidates, retrieval: RetrievalRequests, allowed: AllowedItems) -> Tensor:
+    def _proposals(
+        self, result: Candidates, retrieval: RetrievalRequests, allowed: AllowedItems, allowed_there: AllowedItems
+    ) -> Tensor:
         """What all sources propose, with repetitions: (B, N) on the host, -1 where empty. One copy from the device."""
         assert result.retrieved is not None
-        on_device, on_host, there = [result.retrieved[0]], [], allowed.to(self.items.device)
+        on_device, on_host = [result.retrieved[0]], []
         searches = (retrieval.requests.request_queries >= 0).any()
         for source, width in self.history_sources + (self.query_sources if searches else []):
             if isinstance(source, SparseRetriever):
                 on_host.append(source.top(retrieval, width, allowed)[0])
             else:
-                on_device.append(source.top(retrieval, width, there)[0].to(self.items.device))
+                on_device.append(source.top(retrieval, width, allowed_there)[0].to(self.items.device))
         if result.generated is not None:
             on_device.append(result.generated[0])
         return torch.cat([torch.cat(on_device, dim=1).cpu(), *on_host], dim=1)
