@@ -16,7 +16,7 @@ from genrec.data.readers.guess.catalogue import add_catalogue
 from genrec.data.readers.guess.events import add_events, choose_events, name_by_group
 from genrec.data.readers.guess.roles import assign_roles
 from genrec.data.readers.guess.tables import Guess, Table, sampled_tables
-from genrec.data.readers.table.formats import table_files
+from genrec.data.readers.table.layout import table_files
 from genrec.data.readers.toolkit import plain_name
 from genrec.errors import UserError
 

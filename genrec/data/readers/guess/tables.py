@@ -11,7 +11,8 @@ from typing import Any
 import polars as pl
 
 from genrec.data.readers.table.columns import expose
-from genrec.data.readers.table.formats import Layout, layout_of, looks_like_data, table_batches
+from genrec.data.readers.table.formats import table_batches
+from genrec.data.readers.table.layout import Layout, layout_of, looks_like_data
 from genrec.data.readers.toolkit import LINE
 from genrec.errors import UserError
 

@@ -9,7 +9,8 @@ import polars as pl
 
 from genrec.data.ids import id_text
 from genrec.data.readers.table.columns import Columns
-from genrec.data.readers.table.formats import layout_of, table_batches
+from genrec.data.readers.table.formats import table_batches
+from genrec.data.readers.table.layout import layout_of
 from genrec.data.readers.table.options import TableOptions
 from genrec.data.readers.toolkit import LINE, Batch
 from genrec.errors import UserError

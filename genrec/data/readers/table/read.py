@@ -12,9 +12,9 @@ import polars as pl
 
 from genrec.data.readers.table.catalogue import CategoryTree, items_of, read_catalogue
 from genrec.data.readers.table.columns import Columns
-from genrec.data.readers.table.formats import is_empty, table_files
 from genrec.data.readers.table.items import as_text
 from genrec.data.readers.table.joins import Join, named_batches
+from genrec.data.readers.table.layout import is_empty, table_files
 from genrec.data.readers.table.options import TableOptions, parse_options
 from genrec.data.readers.table.rows import (
     clean_ids,

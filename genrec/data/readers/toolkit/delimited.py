@@ -62,13 +62,8 @@ def delimited_batches(
     head: _Head | None = None
     early: list[pl.DataFrame] = []  # undecodable lines before the header
     quotes = quoted is not False and separator != "\t"
-    repairs: list[tuple[str, str]] | None = None
     section = ""
-    for lines, wrong in line_batches(file, encoding, quoted=quotes):
-        if repairs is None:
-            repairs = _repairs(lines, skip) if quotes else []
-        for pattern, text in repairs:
-            lines = lines.with_columns(pl.col(RAW).str.replace_all(pattern, text))
+    for lines, wrong in _repaired_lines(file, encoding, quotes, skip):
         if head is None:
             lines, wrong = _from_header(lines, skip), wrong.filter(pl.col("line") > skip)
             if lines.is_empty():
@@ -89,6 +84,17 @@ def delimited_batches(
     if early:
         schema = {LINE: pl.Int64, **dict.fromkeys(columns or (), pl.String)}
         yield Batch(pl.DataFrame(schema=schema), sum(map(len, early)), file.name, early)
+
+
+def _repaired_lines(file: Path, encoding: str, quotes: bool, skip: int) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+    """The lines of a file and those that cannot be decoded; with ``quotes`` repaired by what its first lines show."""
+    repairs: list[tuple[str, str]] | None = None
+    for lines, wrong in line_batches(file, encoding, quoted=quotes):
+        if repairs is None:
+            repairs = _repairs(lines, skip) if quotes else []
+        for pattern, text in repairs:
+            lines = lines.with_columns(pl.col(RAW).str.replace_all(pattern, text))
+        yield lines, wrong
 
 
 @dataclass
