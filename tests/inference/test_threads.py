@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 from genrec.inference.recommender import RecommendationRequest
 
@@ -16,23 +17,48 @@ WINDOW = {
     ("query_features.py", "build"),
     ("query_items.py", "sparse_scores"),
 }
-opened: set[tuple[str, str]] = set()
+# Functions that build the next catalogue beside the one that calls read.
+GROWTH = {
+    ("recommender.py", "add_items"),
+    ("snapshot.py", "add"),
+    ("snapshot.py", "_extended"),
+    ("growth.py", "grow"),
+    ("growth.py", "_grow_items"),
+    ("growth.py", "_shared"),
+    ("candidates.py", "grown"),
+    ("features.py", "grown"),
+    ("lexical.py", "grow"),
+    ("bm25.py", "grow"),
+    ("popularity.py", "grown"),
+}
 
 
-def open_window(frame, event, _argument):
-    """A tracer that sleeps at every line of these functions, so that other threads get between a write and its use."""
-    code = frame.f_code
-    name = (code.co_filename.rsplit("/", 1)[-1], code.co_name)
-    if name not in WINDOW:
-        return None
-    opened.add(name)
+@contextmanager
+def opened_windows(functions: set[tuple[str, str]]):
+    """Sleep at every line of these functions in threads started meanwhile: others get between a write and its use."""
+    opened: set[tuple[str, str]] = set()
 
     def slow(_frame, event, _argument):
         if event == "line":
             time.sleep(0.002)
         return slow
 
-    return slow
+    def trace(frame, _event, _argument):
+        name = (frame.f_code.co_filename.rsplit("/", 1)[-1], frame.f_code.co_name)
+        if name not in functions:
+            return None
+        opened.add(name)
+        return slow
+
+    interval = sys.getswitchinterval()
+    threading.settrace(trace)
+    sys.setswitchinterval(1e-5)
+    try:
+        yield
+    finally:
+        threading.settrace(None)
+        sys.setswitchinterval(interval)
+    assert opened == functions, "a function of the window is gone: name the one in its place"
 
 
 def test_concurrent_calls_equal_the_same_calls_in_sequence(model):
@@ -61,19 +87,12 @@ def test_concurrent_calls_equal_the_same_calls_in_sequence(model):
             errors.append(error)
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-    interval = sys.getswitchinterval()
-    threading.settrace(open_window)
-    sys.setswitchinterval(1e-5)
-    try:
+    with opened_windows(WINDOW):
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    finally:
-        threading.settrace(None)
-        sys.setswitchinterval(interval)
     assert not errors, errors[0]
-    assert opened == WINDOW, "a function of the window is gone: name the one in its place"
     for key, value in expected.items():
         assert results[key] == value, key
 
@@ -82,27 +101,35 @@ def test_calls_while_items_are_added(model):
     """Whoever calls while items come sees one catalogue: with the item from then on, without it before."""
     history, query = model.snapshot.item_ids[2:5], model.dataset.query_texts[0]
     before = model.search(query, history=history, k=80)
-    added, errors = threading.Event(), []
+    started, added, errors, meanwhile = threading.Event(), threading.Event(), [], []
 
     def ask() -> None:
         try:
             while True:
-                late = added.is_set()
+                during, late = started.is_set(), added.is_set()
                 items = [answer.item_id for answer in model.search(query, history=history, k=81)]
                 assert len(items) in ((81,) if late else (80, 81))
                 assert late or len(items) == 81 or items == [answer.item_id for answer in before]
                 model.suggest(history=["added", *history], k=3)
+                meanwhile.append(during and not added.is_set())
                 if late:
                     model.explain("added", history=history, query=query)
                     return
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=ask) for _ in range(3)]
-    for thread in threads:
+    def add() -> None:
+        started.set()
+        model.add_items([{"item_id": "added", "title": "Blue wool scarf"}])
+        added.set()
+
+    askers = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in askers:
         thread.start()
-    model.add_items([{"item_id": "added", "title": "Blue wool scarf"}])
-    added.set()
-    for thread in threads:
-        thread.join()
+    with opened_windows(GROWTH):  # the askers run at full speed: they started before
+        adding = threading.Thread(target=add)
+        adding.start()
+        for thread in [adding, *askers]:
+            thread.join()
     assert not errors, errors[0]
+    assert any(meanwhile), "no call ended while the item was being added"
