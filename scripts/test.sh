@@ -6,4 +6,5 @@ source scripts/environment.sh
 ruff check genrec tests scripts
 ruff format --check genrec tests scripts
 mypy genrec
-python -m pytest "$@"
+# Two files of tests at a time, a thread each.
+OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile "$@"
