@@ -63,6 +63,46 @@ class TeacherMass:
         position = torch.searchsorted(self.running, torch.rand_like(total) * total, right=True)[:, 0] - 1
         return self.trie.leaf_items[position.clamp(max=self.trie.n_items - 1)]
 
+    def first_level(self) -> Tensor:
+        """The mass below each node of the first level: (N, nodes) float64."""
+        start, stop = self.trie.level_bounds[1:3]
+        if self.keys is None:
+            nodes = torch.arange(start, stop, device=self.running.device)
+            first = self.trie.node_item_start[nodes]
+            return self.running[:, first + self.trie.node_item_count[nodes]] - self.running[:, first]
+        mass = self.running.new_zeros(len(self.running), stop - start)
+        nodes = self.trie.item_path[self._items(self.keys), 0].view(len(mass), -1) - start
+        return mass.scatter_add_(1, nodes, self.running.diff(dim=1))
+
+    def below_children(
+        self, requests: Tensor, parents: Tensor, level: int, begin: Tensor, owner: Tensor, child: Tensor
+    ) -> Tensor:
+        """The mass below the children of ``parents`` (n,), nodes of ``level``, for ``requests`` (n,): (c,) float64.
+
+        ``child`` (c,) are the children side by side, ``owner`` (c,) says whose, ``begin`` (n,) where they begin. Of a
+        teacher over candidates, those below a parent are added up where they belong: a look-up of each child would
+        cost more than everything else.
+        """
+        if self.keys is None or self.keys.device.type != "cpu":
+            return self.below(requests[owner], child)
+        first, span = self.trie.node_item_start[parents], self.trie.n_items + 1
+        low, high = (
+            torch.searchsorted(self.keys, requests * span + position)
+            for position in (first, first + self.trie.node_item_count[parents])
+        )
+        counts = high - low
+        path = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        entry = torch.arange(len(path)) + (low - (counts.cumsum(0) - counts))[path]
+        row, column = entry // (self.running.shape[1] - 1), entry % (self.running.shape[1] - 1)
+        node = self.trie.item_path[self._items(self.keys[entry]), level]
+        mass = self.running[row, column + 1] - self.running[row, column]
+        index = begin[path] + node - self.trie.child_start[parents[path]]
+        return self.running.new_zeros(len(child)).index_add_(0, index, mass)
+
+    def _items(self, keys: Tensor) -> Tensor:
+        """The items that keys stand for; any where a key is padding, whose mass is 0."""
+        return self.trie.leaf_items[(keys % (self.trie.n_items + 1)).clamp(max=self.trie.n_items - 1)]
+
     def below(self, requests: Tensor, nodes: Tensor) -> Tensor:
         """The mass below ``nodes`` (M,) for ``requests`` (M,), rows of the teacher: (M,) float64."""
         start = self.trie.node_item_start[nodes]

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from genrec.catalogue.trie import CatalogueTrie
 from genrec.model.device import read_back, scores, wide
 from genrec.model.pointer import CopyBias
+from genrec.model.ragged_products import ragged_products
 from genrec.objectives.distillation import TeacherMass
 
 LARGE_TRIE = 1 << 17  # nodes; of a larger trie, a CPU lists the walked nodes instead of marking them among all
@@ -154,7 +155,7 @@ class _Paths:
         own = kept.gather(1, (self.paths[:, 0] - start)[:, None])[:, 0]
         if teacher is None or requests is None:
             return own, torch.zeros_like(own)
-        mass = teacher.below(requests.repeat_interleave(len(nodes)), nodes.repeat(len(states))).view_as(logs)
+        mass = teacher.first_level()[requests]
         target = mass / mass.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
         return own, _divergence(target.to(logs.dtype), logs).sum(1)
 
@@ -171,10 +172,10 @@ class _Paths:
         counts = trie.child_count[parents]
         owner = torch.repeat_interleave(torch.arange(len(open_paths), device=device), counts, output_size=n_children)
         begin = counts.cumsum(0) - counts
-        child = trie.child_start[parents][owner] + torch.arange(n_children, device=device) - begin[owner]
-        # Embedding look-ups, not indexing: their backward pass adds rows faster.
-        states = F.embedding(owner, states[open_paths])
-        logits = wide((states * F.embedding(self._vectors(child), self.vectors)).sum(-1))
+        offset = torch.arange(n_children, device=device) - begin[owner]
+        child = trie.child_start[parents][owner] + offset
+        row = self._vectors(trie.child_start[parents])[owner] + offset  # siblings are walked together
+        logits = wide(ragged_products(states[open_paths], self.vectors, owner, begin, row))
         if self.copy_bias is not None:
             logits = logits + self.copy_bias.for_pairs(open_paths[owner], child)
         top, log_total = _log_sum_exp(logits, owner, len(open_paths))
@@ -189,7 +190,8 @@ class _Paths:
             return chosen, free
         rows = requests[open_paths]
         mass = teacher.below(rows, parents).clamp(min=torch.finfo(torch.float64).tiny)
-        target = (teacher.below(rows[owner], child) / mass[owner]).to(logs.dtype)
+        below = teacher.below_children(rows, parents, level, begin, owner, child)
+        target = (below / mass[owner]).to(logs.dtype)
         divergence = torch.zeros_like(top).index_add(0, owner, _divergence(target, logs))
         return chosen, free.index_copy(0, open_paths, divergence)
 

@@ -133,9 +133,8 @@ def candidate_teacher(
         detached = state[:, None].detach()
         with torch.no_grad():
             relevance = network.relevance(detached, anchors.ids, encoded.items)
-        rows = torch.arange(len(ids), device=device).repeat_interleave(ids.shape[1])
         copy_bias = decoder.pointer.items(detached, anchors, relevance, n_items)
-        gained = logs + copy_bias.for_pairs(rows, ids.flatten()).view_as(ids)
+        gained = logs + copy_bias.for_rows(ids)
         total, target = gained.logsumexp(1), ids.eq(targets[:, None]).long().argmax(1)
         loss = (total - gained.gather(1, target[:, None])[:, 0]).mean()
         logs = (gained - total[:, None]).detach()
