@@ -26,7 +26,7 @@ TENSORS = (
     "child_start", "child_count", "node_code", "node_parent", "node_item_start", "node_item_count", "level_start",
     "leaf_item_offsets", "leaf_items", "item_leaf", "item_path",
 )  # fmt: skip
-BOUNDS = ("vocab_sizes", "max_branching", "level_bounds")
+SAVED = ("level_start", "child_count", "node_code", "node_item_count", "leaf_items")  # the others follow from these
 
 
 class CatalogueTrie(nn.Module):
@@ -175,19 +175,24 @@ class CatalogueTrie(nn.Module):
         return {name: getattr(self, name) for name in TENSORS}
 
     def saved_tensors(self) -> dict[str, Tensor]:
-        """Plain tensors of 4 bytes a number, ready for safetensors; `from_saved` reads them back."""
-        return {name: tensor.to(torch.int32).contiguous() for name, tensor in self.tensors().items()} | {
-            name: torch.tensor(getattr(self, name), dtype=torch.int64) for name in BOUNDS
-        }
+        """Plain tensors of 2 or 4 bytes a number, ready for safetensors; `from_saved` builds the trie from them."""
+        vocab_sizes = torch.tensor(self.vocab_sizes, dtype=torch.int64)
+        return {name: _small(getattr(self, name)) for name in SAVED} | {"vocab_sizes": vocab_sizes}
 
     @classmethod
     def from_saved(cls, saved: Mapping[str, Tensor]) -> CatalogueTrie:
         """Inverse of `saved_tensors`. Raises UserError where a tensor is missing."""
-        missing = [name for name in (*TENSORS, *BOUNDS) if name not in saved]
+        missing = [name for name in (*SAVED, "vocab_sizes") if name not in saved]
         if missing:
             raise UserError(f"catalogue trie: missing {', '.join(missing)}; build it again with genrec tokenize")
-        tensors = {name: saved[name].long() for name in TENSORS}
-        return cls(tensors, **{name: saved[name].tolist() for name in BOUNDS})
+        arrays = {name: saved[name].cpu().numpy().astype(np.int64) for name in SAVED}
+        first, items = arrays["level_start"], arrays["leaf_items"]
+        names = ("node_code", "node_item_count", "child_count")
+        codes, counts, children = (np.split(arrays[name], first[1:-1]) for name in names)
+        path = np.empty((len(items), len(first) - 2), np.int64)
+        for level in range(path.shape[1]):
+            path[items, level] = np.repeat(np.arange(first[level + 1], first[level + 2]), counts[level + 1])
+        return trie_of_levels(codes, counts, children[:-1], items, path, saved["vocab_sizes"].tolist())
 
     def save(self, path: str | Path) -> None:
         """Write the tensors to a safetensors file."""
@@ -225,6 +230,13 @@ class CatalogueTrie(nn.Module):
         running = torch.cumsum(item_mask[..., self.leaf_items], dim=-1, dtype=torch.int32)
         running = torch.nn.functional.pad(running, (1, 0))  # (..., n_items + 1)
         return running[..., self.node_item_start + self.node_item_count] - running[..., self.node_item_start]
+
+
+def _small(tensor: Tensor) -> Tensor:
+    """Whole numbers in 2 bytes each where these hold them, else in 4."""
+    low, high = (int(value) for value in tensor.aminmax())
+    limits = torch.iinfo(torch.int16)
+    return tensor.to(torch.int16 if limits.min <= low and high <= limits.max else torch.int32).contiguous()
 
 
 def most_children(sums: Sequence[int] | Tensor, level_bounds: Sequence[int], level: int, width: int) -> int:

@@ -50,7 +50,7 @@ class FeedbackRates:
 
         ``brands``, ``categories`` (n_items,) int64 codes, -1 unknown. Rows from ``until`` (seconds) on are not counted.
         """
-        self.brands, self.categories = brands.astype(np.int64), categories.astype(np.int64)
+        self.brands, self.categories = _dense(brands), _dense(categories)
         self.stages = reached.shape[1]
         times = impressions["timestamp"].to_numpy().astype(np.int64)
         known = times < until
@@ -110,6 +110,12 @@ class FeedbackRates:
             rate = (sums + _STRENGTH * self.mean) / (count + _STRENGTH)[:, None]
             columns += [_logit(rate) - _logit(self.mean), np.log1p(count)[:, None] / 4]
         return np.concatenate(columns, axis=1).astype(np.float32)
+
+
+def _dense(codes: np.ndarray) -> np.ndarray:
+    """The same codes as numbers from 0 on, which a key of several parts has room for; -1 stays."""
+    dense = np.unique(np.append(codes, -1), return_inverse=True)[1]  # -1 is the lowest
+    return dense[:-1].astype(np.int64) - 1
 
 
 def _logit(rate: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ class Scorer(Protocol):
         ...
 
     def child_logits(self, children: Tensor, slots: Tensor) -> Tensor:
-        """Logits (B, N) of children (B, N), each under the expanded row ``slots`` (B, N)."""
+        """Logits (B, N) of children (B, N), each under the expanded row ``slots`` (B, N), which rise along a row."""
         ...
 
     def root_logits(self, first: int, last: int) -> Tensor:

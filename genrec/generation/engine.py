@@ -14,6 +14,7 @@ from genrec.generation.exact import best_first, full_search
 from genrec.generation.graphs import BeamGraphs
 from genrec.generation.scorers import CachedScorer
 from genrec.model.code_decoder import CodeDecoder, Memory
+from genrec.model.node_vectors import NodeVectors
 from genrec.retrieval.allowed import AllowedItems
 
 EXACT_ROWS = 96  # first rows of the pool of an exact search, which grows where it needs more
@@ -28,10 +29,12 @@ class Searcher:
     (``BeamGraphs``).
     """
 
-    def __init__(self, decoder: CodeDecoder, vectors: Tensor, trie: CatalogueTrie, settings: DecodingConfig):
+    def __init__(
+        self, decoder: CodeDecoder, vectors: Tensor | NodeVectors, trie: CatalogueTrie, settings: DecodingConfig
+    ):
         self.decoder, self.vectors, self.trie, self.settings = decoder, vectors, trie, settings
         self.graphs = None
-        if vectors.is_cuda and settings.search == "beam":
+        if isinstance(vectors, Tensor) and vectors.is_cuda and settings.search == "beam":
             self.graphs = BeamGraphs(decoder, vectors, trie)
         self._counts = WeakIdKeyDictionary()  # by mask, which requests share: allowed items below each node
 

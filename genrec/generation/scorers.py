@@ -10,6 +10,7 @@ from genrec.catalogue.trie import CatalogueTrie
 from genrec.generation.beam import beam_search
 from genrec.generation.constraints import Constraint
 from genrec.model.code_decoder import CodeDecoder, DecoderLayer, Memory
+from genrec.model.node_vectors import NodeVectors
 
 # Floats gathered at a time for the dot products of children, which bounds the memory of a large batch.
 GATHER_BUDGET = 1 << 22
@@ -40,7 +41,7 @@ class CachedScorer:
     search), and all rows share the context's keys and values.
     """
 
-    def __init__(self, decoder: CodeDecoder, memory: Memory, vectors: Tensor, rows: int = 64):
+    def __init__(self, decoder: CodeDecoder, memory: Memory, vectors: Tensor | NodeVectors, rows: int = 64):
         """``rows``: room in the pool at first; it grows."""
         self.decoder, self.memory, self.vectors = decoder, memory, vectors
         batch, heads = len(memory.state), memory.keys[0].shape[1]
@@ -134,10 +135,13 @@ class CachedScorer:
         states = self.pool[-1].flatten(0, 1)
         rows = (slots + self.batch * self.pool[-1].shape[1]).flatten()
         flat = children.flatten()
-        parts = [
-            torch.linalg.vecdot(self.vectors.index_select(0, child), states.index_select(0, row))
-            for child, row in zip(flat.split(step), rows.split(step), strict=True)
-        ]
+        if isinstance(self.vectors, NodeVectors):
+            parts = [self.vectors.products(flat, states, rows)]
+        else:
+            parts = [
+                torch.linalg.vecdot(self.vectors.index_select(0, child), states.index_select(0, row))
+                for child, row in zip(flat.split(step), rows.split(step), strict=True)
+            ]
         logits = (parts[0] if len(parts) == 1 else torch.cat(parts)).view(batch, columns)
         return logits if self.memory.copy_bias is None else logits + self.memory.copy_bias.for_rows(children)
 

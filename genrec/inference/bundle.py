@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import torch
 from safetensors.torch import load_file, save_file
 
 from genrec.artifacts.folders import MANIFEST, atomic_folder, fingerprint, open_artifact, read_json, write_json
@@ -35,18 +36,19 @@ from genrec.data.dataset import ARRAYS, VALID
 from genrec.data.dataset import KIND as DATASET_KIND
 from genrec.errors import UserError
 from genrec.inference.card import card_text, model_card
+from genrec.model.node_vectors import read_nodes
 from genrec.model.packed import packed
+from genrec.model.saved import IDS, NODES, RESOLVED
 from genrec.model.saved import KIND as MODEL_KIND
-from genrec.model.saved import RESOLVED
 from genrec.runs.run import FITTED, Run
 from genrec.runs.stages import FEATURES_KIND, RERANKER_KIND
+from genrec.semantic_ids.item_vectors import HALF_ITEMS
 from genrec.semantic_ids.tokenize import KIND as IDS_KIND
 from genrec.text.transformer import model_name
 
 KIND = "bundle"
-BUNDLE_FORMAT = 1
+BUNDLE_FORMAT = 2
 INDEXES = "indexes"
-NODES = "decoder.nodes.weight"
 _LEFT_OUT = (".png", ".html", ".svg", "curves.json", MANIFEST)
 
 
@@ -74,7 +76,7 @@ class BundleRun(Run):
         """As ``Run.indexes``."""
         return self.folder / INDEXES
 
-    def ranker(self, fitted_on: str | None = None, fused: bool = True):
+    def ranker(self, fitted_on: str | None = None, fused: bool = True, trains: bool = False):
         """As ``Run.ranker``, for the one fit the bundle holds."""
         held = self.manifest["info"]["fitted_on"]
         if fitted_on not in (None, held):
@@ -82,7 +84,7 @@ class BundleRun(Run):
                 f"--fitted-on: {self.folder} is a bundle of the model fitted on {held}, not on {fitted_on}; "
                 "export another one"
             )
-        return super().ranker(held, fused)
+        return super().ranker(held, fused, trains)
 
 
 def is_bundle(folder: str | Path) -> bool:
@@ -226,14 +228,16 @@ def _pack(
 def _pack_weights(run: Run, part: Path) -> None:
     """Write a model's weights in less space. Node vectors that no search can read are left out.
 
-    These belong to nodes whose parent has a single leaf below: the rest of a path through it is certain.
+    These belong to nodes whose parent has a single leaf below: the rest of a path through it is certain. The tables of
+    a catalogue whose text vectors are kept in half precision are written in it, too.
     """
     path, trie = part / "model.safetensors", run.ids.catalogue.trie
     weights = load_file(path)
     if NODES in weights:
-        decided = trie.only_leaf[trie.node_parent.clamp(min=0)] >= 0
-        decided[0] = False
-        weights[NODES][decided] = 0
+        read = read_nodes(trie)
+        weights[NODES] = torch.zeros_like(weights[NODES]).index_copy_(0, read, weights[NODES][read])
+    if run.dataset.n_items > HALF_ITEMS:
+        weights |= {name: weights[name].half() for name in (IDS, NODES) if name in weights}
     save_file(packed(weights), path)
 
 

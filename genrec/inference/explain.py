@@ -18,6 +18,7 @@ from genrec.generation.scorers import CachedScorer
 from genrec.inference.reasons import Neighbour, related, shared_words
 from genrec.inference.snapshot import CatalogueSnapshot
 from genrec.model.code_decoder import Memory
+from genrec.model.node_vectors import NodeVectors
 from genrec.objectives.generation import path_log_probabilities
 from genrec.ranking.features import FEATURES
 from genrec.retrieval.allowed import AllowedItems
@@ -174,7 +175,11 @@ def _features(snapshot: CatalogueSnapshot, requests: Requests, item: int) -> tup
 
 def _memory(snapshot: CatalogueSnapshot, requests: Requests) -> Memory:
     generator = snapshot.ranker.generator
-    batch = snapshot.ranker.collator(requests.query_texts).requests(requests).to(generator.items.device)
+    batch = (
+        snapshot.ranker.collator(requests.query_texts, requests.request_queries)
+        .requests(requests)
+        .to(generator.items.device)
+    )
     return generator.network.decoder_memory(generator.network.encode(batch, generator.items))
 
 
@@ -188,13 +193,16 @@ def _path(snapshot: CatalogueSnapshot, requests: Requests, item: int) -> list[St
         memory = _memory(snapshot, requests)
         device, scale = generator.nodes.device, decoder.log_scale.exp()
         states, _ = decoder.hidden(memory, generator.nodes, parents[None, None].to(device))
+        every = generator.nodes
+        vectors, row = (every.table, every.rows) if isinstance(every, NodeVectors) else (every, None)
         steps = path_log_probabilities(
             states.flatten(0, 1),
             scale,
-            generator.nodes,
+            vectors,
             generator.network.catalogue.trie,
             nodes[None].to(device),
-            copy_bias=memory.copy_bias,
+            row,
+            memory.copy_bias,
         )
         probabilities = list(steps[0].exp().tolist())
     columns = (trie.node_code[nodes], trie.child_count[parents], trie.node_item_count[nodes])

@@ -146,7 +146,7 @@ def export_programs(generator: CandidateGenerator, folder: Path) -> dict:
         "prefill": _export(Prefill(network), weights, [small, items], [large, items], folder / "prefill.pt2")
     }
     if network.decoder is not None and generator.nodes is not None:
-        nodes = generator.nodes.cpu().clone()
+        nodes = generator.nodes[:].cpu().clone()
         memories = [Prefill(network)(batch, items)[1] for batch in (small, large)]
         caches: list[list[Tensor]] = [[], []]
         for level in range(network.decoder.levels):

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from genrec.catalogue.trie import CatalogueTrie
 from genrec.model.anchors import Anchors, AnchorTokens
 from genrec.model.dropout import Dropout
+from genrec.model.node_vectors import NodeVectors, means_of, node_means, read_nodes, row_of_nodes
 from genrec.model.pointer import CopyBias, Pointer
 
 BLOCK = 1 << 17  # nodes whose vectors are made at once
@@ -90,6 +91,7 @@ class CodeDecoder(nn.Module):
     """Walks the catalogue trie; see the module's docstring."""
 
     code_row: Tensor  # (n_nodes,) row of each node's code in the code table
+    node_row: Tensor | None  # (n_nodes,) row of each node in ``nodes``, None where every node has its own
 
     def __init__(
         self,
@@ -120,6 +122,7 @@ class CodeDecoder(nn.Module):
         code_start = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])
         rows = trie.node_code.clamp(min=0) + code_start[node_level.clamp(min=0)]
         self.register_buffer("code_row", torch.where(node_level < 0, code_start[-1], rows), persistent=False)
+        self.register_buffer("node_row", None, persistent=False)
         self.codes = nn.Embedding(int(code_start[-1]) + 1, dim)
         self.nodes = nn.Embedding(trie.n_nodes, dim)
         for table in (self.codes, self.nodes):
@@ -155,6 +158,27 @@ class CodeDecoder(nn.Module):
             rows = slice(begin, begin + BLOCK)
             vectors[rows] = self.node_norm(vectors[rows] + self.codes(self.code_row[rows]) + self.nodes.weight[rows])
         return vectors
+
+    def keep_read(self, trie: CatalogueTrie) -> Tensor:
+        """Make room for own vectors of the nodes alone that searches read, for a decoder that is loaded to answer.
+
+        Returns these nodes (m,), whose vectors the caller writes into the first rows of ``nodes``.
+        """
+        read, dim = read_nodes(trie), self.nodes.weight.shape[1]
+        self.node_row = row_of_nodes(trie, read)
+        self.nodes = nn.Embedding.from_pretrained(self.nodes.weight.new_zeros(len(read) + 1, dim))
+        return read
+
+    def search_vectors(self, trie: CatalogueTrie, items: Tensor) -> Tensor | NodeVectors:
+        """What searches read: ``node_vectors`` of all nodes, or with ``keep_read`` of those alone."""
+        if self.node_row is None:
+            return self.node_vectors(trie, items)
+        read = read_nodes(trie)
+        table = means_of(trie, self.project(items), read, self.node_row)
+        for begin in range(0, len(read), BLOCK):
+            rows, nodes = slice(begin, min(begin + BLOCK, len(read))), read[begin : begin + BLOCK]
+            table[rows] = self.node_norm(table[rows] + self.codes(self.code_row[nodes]) + self.nodes.weight[rows])
+        return NodeVectors(table, self.node_row)
 
     @property
     def _layers(self) -> Iterator[DecoderLayer]:
@@ -200,7 +224,12 @@ class CodeDecoder(nn.Module):
         return Memory(memory.state, keys, values, torch.cat([memory.mask, own.flatten(2)], dim=-1))
 
     def hidden(
-        self, memory: Memory, vectors: Tensor, nodes: Tensor, first: int = 0, cache: list | None = None
+        self,
+        memory: Memory,
+        vectors: Tensor | NodeVectors,
+        nodes: Tensor,
+        first: int = 0,
+        cache: list | None = None,
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Unit states (B, R, L, dim) that score the children of ``nodes`` (B, R, L), and the cache for the next level.
 
@@ -217,16 +246,3 @@ class CodeDecoder(nn.Module):
         x = self.norm(x)
         out = torch.stack([self.heads[first + level](x[:, :, level]) for level in range(levels)], dim=2)
         return F.normalize(out, dim=-1), grown
-
-
-def node_means(trie: CatalogueTrie, items: Tensor) -> Tensor:
-    """The mean of the item vectors (n_items, dim) below each node: (n_nodes, dim), summed from the leaves up."""
-    bounds, items = trie.level_bounds, items[: trie.n_items]
-    sums = [items.new_zeros(trie.n_leaves, items.shape[1]).index_add(0, trie.item_leaf - bounds[trie.depth], items)]
-    for level in range(trie.depth - 1, -1, -1):
-        parent = trie.node_parent[bounds[level + 1] : bounds[level + 2]] - bounds[level]
-        sums.append(items.new_zeros(bounds[level + 1] - bounds[level], items.shape[1]).index_add(0, parent, sums[-1]))
-    joined = torch.cat(sums[::-1])
-    del sums
-    counts = trie.node_item_count[:, None]
-    return joined / counts if joined.requires_grad else joined.div_(counts)

@@ -5,9 +5,14 @@ Apart from ``genrec/training``, so that inference does not wait for Lightning to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from genrec.artifacts.folders import open_artifact, read_json
 from genrec.catalogue.catalogue import Catalogue
@@ -16,11 +21,29 @@ from genrec.config.load import config_from_dict
 from genrec.config.schema import Config
 from genrec.errors import UserError
 from genrec.model.network import GenerativeRecommender
-from genrec.model.packed import unpacked
+from genrec.model.packed import table_rows, unpacked
 from genrec.model.sasrec import SASRec
 
 KIND = "model"
+IDS, NODES = "item_encoder.ids.weight", "decoder.nodes.weight"  # tables with a row for each item and each node
+LARGE_TRIE = 1 << 17  # nodes
 RESOLVED = "resolved.json"  # the config with all values chosen by rule; config.json holds what the user wrote
+
+
+class WithoutDraws(TorchFunctionMode):
+    """A context in which modules are made without drawing their large weights, for those that are loaded next.
+
+    A draw for each number of a million items takes longer than reading them.
+    """
+
+    DRAWS = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_)
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Leave out the draws; everything else as usual."""
+        kwargs = kwargs or {}
+        if func in self.DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def build_network(
@@ -32,16 +55,28 @@ def build_network(
     return GenerativeRecommender(config.model, catalogue, n_actions, time_base, generate)
 
 
-def load_network(folder: Path, dataset_actions: int, ids: SemanticIds) -> tuple[GenerativeRecommender | SASRec, Config]:
-    """The network of a model folder, in evaluation mode, with the config it was fitted with."""
+def load_network(
+    folder: Path, dataset_actions: int, ids: SemanticIds, answers: bool = False
+) -> tuple[GenerativeRecommender | SASRec, Config]:
+    """The network of a model folder, in evaluation mode, with the config it was fitted with.
+
+    ``answers``: it is not trained further, so that of a large catalogue only the nodes that searches read are kept.
+    """
     manifest = open_artifact(folder, KIND)
     config = config_from_dict(read_json(folder / RESOLVED), str(folder / RESOLVED))
     info = manifest["info"]
-    network = build_network(
-        info["network"], config, ids.catalogue, dataset_actions, info["time_base"], info["generate"]
-    )
+    with WithoutDraws():
+        network = build_network(
+            info["network"], config, ids.catalogue, dataset_actions, info["time_base"], info["generate"]
+        )
+    weights = load_file(folder / "model.safetensors")
+    decoder = network.decoder if answers and isinstance(network, GenerativeRecommender) else None
+    if decoder is not None and ids.catalogue.trie.n_nodes > LARGE_TRIE:
+        own = table_rows(weights, NODES, decoder.keep_read(ids.catalogue.trie))
+        weights = {name: value for name, value in weights.items() if not name.startswith(NODES)}
+        weights[NODES] = torch.cat([own, own.new_zeros(1, own.shape[1])])
     try:
-        network.load_state_dict(unpacked(load_file(folder / "model.safetensors")))
+        network.load_state_dict(unpacked(weights))
     except RuntimeError as error:  # a folder of a version whose network had other parts
         raise UserError(f"{folder}: its weights do not fit this version of genrec; train it again") from error
     return network.eval(), config

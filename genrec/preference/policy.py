@@ -15,9 +15,10 @@ from genrec.generation.beam import leaf_items
 from genrec.generation.sampling import Samples, sample_items
 from genrec.generation.scorers import CachedScorer, generate
 from genrec.model.batch import Batch
-from genrec.model.code_decoder import CodeDecoder, Memory, node_means
+from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.model.collate import Collator
 from genrec.model.network import Encoded, GenerativeRecommender
+from genrec.model.node_vectors import node_means
 from genrec.objectives.distillation import TeacherMass
 from genrec.objectives.generation import NodeRows, path_log_probabilities, path_losses, walked_nodes
 from genrec.ranking.ranker import seen_mask

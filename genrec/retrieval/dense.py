@@ -25,6 +25,7 @@ GROUP = 32  # columns whose maximum is compared first
 # Scores of a block; a larger one on the CPU spends more on fresh pages than on the product.
 BLOCK, GPU_BLOCK = 1 << 22, 1 << 24
 POINTS, ADDED = 64, 1 << 16  # training points of an IVF list; vectors added to an index at once
+WIDE = 128  # numbers of a vector of which an IVF keeps 6 bits each: as many of the nearest are found (texts of Beauty)
 TAIL = 1 << 14  # added items that are multiplied exactly before an index takes them in
 GATHER = 1 << 22  # numbers gathered at once for scores of given items
 
@@ -204,9 +205,9 @@ def _above(scores: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
 class FaissIndex:
     """FAISS over inner products, which proposes a few more items than asked for: exact products decide behind it.
 
-    HNSW has 32 links and a search width of 2 k. IVF keeps a byte a number and probes as many lists as a sample of the
-    item vectors needs for 99 % of what all lists find of its nearest 100. The recall of requests that are unlike any
-    item may be lower.
+    HNSW has 32 links and a search width of 2 k. IVF keeps a byte a number, of wide vectors 6 bits, and probes as many
+    lists as a sample of the item vectors needs for 99 % of what all lists find of its nearest 100. The recall of
+    requests that are unlike any item may be lower.
     """
 
     def __init__(self, kind: str, vectors: Tensor):
@@ -215,10 +216,8 @@ class FaissIndex:
         if kind == "ivf":
             lists = max(1, min(int(n_items**0.5), n_items // 39))  # FAISS wants 39 training points a list
             self._quantizer = faiss.IndexFlatIP(dim)
-            eight_bit = faiss.ScalarQuantizer.QT_8bit
-            self.index = faiss.IndexIVFScalarQuantizer(
-                self._quantizer, dim, lists, eight_bit, faiss.METRIC_INNER_PRODUCT
-            )
+            bits = faiss.ScalarQuantizer.QT_8bit if dim < WIDE else faiss.ScalarQuantizer.QT_6bit
+            self.index = faiss.IndexIVFScalarQuantizer(self._quantizer, dim, lists, bits, faiss.METRIC_INNER_PRODUCT)
             self.index.cp.max_points_per_centroid = POINTS
             drawn = np.random.default_rng(0).permutation(n_items)[: POINTS * lists]
             self.index.train(_rows(vectors, torch.from_numpy(np.sort(drawn))))

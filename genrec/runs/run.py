@@ -137,16 +137,22 @@ class Run:
             self.stages.require("model")
         raise UserError(f"{self.folder} holds no trained model; run: genrec train CONFIG")
 
-    def ranker(self, fitted_on: str = "train", fused: bool = True) -> Ranker:
-        """Everything needed to answer requests with one of the fits. ``UserError`` if a part is not current."""
+    def ranker(self, fitted_on: str = "train", fused: bool = True, trains: bool = False) -> Ranker:
+        """Everything needed to answer requests with one of the fits; ``trains``: its network is trained further.
+
+        ``UserError`` if a part is not current.
+        """
         if fitted_on not in FITTED:
             raise UserError(f"--fitted-on: '{fitted_on}' is not one of {', '.join(FITTED)}")
         model, table, _ = FITTED[fitted_on]
         stages = self.stages
         for name in ("dataset", "semantic_ids", model, "candidate_features", *(["reranker"] if fused else [])):
             stages.require(name)
-        network, fitted_config = load_network(self.folder / model, len(self.dataset.actions_chain), self.ids)
-        network = network.to(compute_device(self.config.training.accelerator))
+        device, n_actions = compute_device(self.config.training.accelerator), len(self.dataset.actions_chain)
+        network, fitted_config = load_network(
+            self.folder / model, n_actions, self.ids, not trains and device.type == "cpu"
+        )
+        network = network.to(device)
         facts = ItemFacts.from_table(self.dataset.item_table, self.ids.catalogue.text.cpu().numpy())
         features = CandidateFeatures.load(self.folder / "candidate_features" / f"{table}.npz", facts)
         assert isinstance(network, GenerativeRecommender)

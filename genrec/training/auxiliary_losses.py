@@ -12,9 +12,9 @@ from torch import Tensor
 
 from genrec.config.schema import TrainingConfig
 from genrec.model.batch import Batch
-from genrec.model.code_decoder import node_means
 from genrec.model.device import to_device
 from genrec.model.network import Encoded, GenerativeRecommender
+from genrec.model.node_vectors import node_means
 from genrec.objectives.hard_negatives import contrast, ignored_impressions, mined
 from genrec.objectives.progressive import multi_label_loss, prefix_loss, step_levels, step_stages
 from genrec.objectives.ranking import pairwise, pointwise

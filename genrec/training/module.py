@@ -15,9 +15,9 @@ from torch.distributed.tensor import DTensor
 from genrec.config.schema import Config
 from genrec.model.anchors import Anchors
 from genrec.model.batch import Batch
-from genrec.model.code_decoder import node_means
 from genrec.model.device import seed
 from genrec.model.network import Encoded, GenerativeRecommender
+from genrec.model.node_vectors import node_means
 from genrec.objectives.generation import nodes_without
 from genrec.objectives.retrieval import Candidates, draw_candidates, full_softmax, sampled_softmax
 from genrec.training.auxiliary_losses import hard_contrast, progressive_loss, ranking_loss

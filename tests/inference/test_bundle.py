@@ -126,7 +126,7 @@ def test_a_newer_format_is_refused(copied):
     manifest["info"]["bundle_format"] += 1
     manifest["digest"] = manifest_digest(manifest)
     (copied / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"bundle format 2, this genrec reads up to 1; install a newer genrec"):
+    with pytest.raises(UserError, match=r"bundle format 3, this genrec reads up to 2; install a newer genrec"):
         open_run(copied)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from genrec.model import packed as module
-from genrec.model.packed import packed, unpacked
+from genrec.model.packed import packed, table_rows, unpacked
+from genrec.model.saved import WithoutDraws
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +38,26 @@ def test_zero_rows_are_left_out_and_come_back():
     kept = packed({"table": table, "full": torch.randn(40, 3)})
     assert kept["table@values"].shape == (8, 3) and "full" in kept
     assert torch.equal(unpacked(kept)["table"], table) and torch.equal(unpacked(kept)["full"], kept["full"])
+    chosen = torch.tensor([0, 1, 7, 10, 38, 39])
+    for weights in (kept, {"table": table}):
+        assert torch.equal(table_rows(weights, "table", chosen), table[chosen])
+
+
+def test_rows_of_no_neighbours_are_left_out_and_come_back():
+    table = torch.where((torch.arange(40) % 5 == 0)[:, None], torch.arange(120).view(40, 3), -1).int()
+    kept = packed({"table": table})
+    assert kept["table@values"].shape == (8, 3) and torch.equal(unpacked(kept)["table"].int(), table)
 
 
 def test_an_empty_table_comes_back():
     table = torch.zeros(7, 2)
     assert torch.equal(unpacked(packed({"table": table}))["table"].float(), table)
+
+
+def test_modules_that_are_loaded_draw_no_weights():
+    state = torch.get_rng_state()
+    with WithoutDraws():
+        modules = torch.nn.Embedding(7, 3), torch.nn.EmbeddingBag(7, 3), torch.nn.Linear(3, 3)
+        torch.nn.init.normal_(modules[0].weight, std=0.02)
+        norm = torch.nn.LayerNorm(3)
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(norm.weight, torch.ones(3))

@@ -88,7 +88,7 @@ def catalogue():
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_prefix_loss_is_the_softmax_over_prefixes(catalogue, level):
     """A prefix's vector is the unit mean of its items; the loss is that of the target's own prefix."""
-    from genrec.model.code_decoder import node_means
+    from genrec.model.node_vectors import node_means
 
     trie, codes, items = catalogue
     targets = torch.tensor([0, 5, 5, 17, 39])

@@ -327,7 +327,7 @@ def test_the_decoder_learns_on_a_fixed_trunk(job, tmp_path):
 
 
 def test_node_vectors_of_some_nodes_equal_those_of_all(job):
-    from genrec.model.code_decoder import node_means
+    from genrec.model.node_vectors import node_means
 
     network = new_network(*job, True)
     trie, items = network.catalogue.trie, network.item_encoder()
