@@ -34,8 +34,8 @@ ITEM_COLUMNS: dict[str, Any] = {
 }
 
 
-LARGE = 1 << 17  # items
-PENDING = 1 / 50
+LARGE = 1 << 17  # items of a catalogue from which added items wait outside the trie
+PENDING = 1 / 50  # of the trie's items may wait
 OTHER_COLUMNS = {"price": pl.Float64}  # read where it is there
 
 
@@ -133,8 +133,8 @@ class SemanticIds:
         """The catalogue with these items after the old ones, whose codes stay as they are.
 
         A new item whose code is taken moves to the nearest free one, as `resolve_collisions` says. Earlier rows choose
-        first. Nothing on disk changes. In a catalogue of more than ``LARGE`` items the new ones are pending until a
-        fraction ``PENDING`` of it is: a new trie costs time in proportion to all items.
+        first. Nothing on disk changes. In a catalogue of more than ``LARGE`` items the new ones are pending: a new trie
+        costs time in proportion to all items. ``merge_due`` says when it is worth it.
         """
         new, old = self.encode_new(items), self.catalogue
         codes = old.codes.numpy()
@@ -145,8 +145,12 @@ class SemanticIds:
         all_codes = append_rows(old.codes, torch.from_numpy(moved[len(near) :]))
         text = append_rows(old.text, torch.from_numpy(new.text).to(old.text.dtype))
         grown = replace(self, catalogue=Catalogue(text, all_codes, old.trie))
-        limit = PENDING * old.trie.n_items if old.n_items > LARGE else 0
-        return GrownSemanticIds(grown if grown.catalogue.n_pending <= limit else grown.merged(), report)
+        return GrownSemanticIds(grown if old.n_items > LARGE else grown.merged(), report)
+
+    @property
+    def merge_due(self) -> bool:
+        """Whether so many items are pending that they should be ``merged`` into the trie."""
+        return self.catalogue.n_pending > PENDING * self.catalogue.trie.n_items
 
     def merged(self) -> SemanticIds:
         """The same with the pending items in the trie."""

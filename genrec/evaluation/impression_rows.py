@@ -24,7 +24,9 @@ def dense_scores(ranker: Ranker, requests: Requests, items: np.ndarray, inside: 
     """The model's retrieval log-probabilities of items (N, C); ``NOTHING`` for an item not ``inside`` (N, C)."""
     generator = ranker.generator
     result = np.full(items.shape, NOTHING, np.float32)
-    for rows, _, batch in request_batches(requests, ranker.collator(requests.query_texts), ranker.settings.batch_size):
+    for rows, _, batch in request_batches(
+        requests, ranker.collator(requests.query_texts, requests.request_queries), ranker.settings.batch_size
+    ):
         encoded = generator.network.encode(batch.to(generator.items.device), generator.items)
         scores = (generator.network.retrieval_vectors(encoded.requests[:, 0]) @ generator.index.T).log_softmax(-1).cpu()
         scored = scores.gather(1, torch.from_numpy(np.where(inside[rows], items[rows], 0))).numpy()

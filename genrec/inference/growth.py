@@ -49,6 +49,15 @@ def with_text(network: GenerativeRecommender, catalogue: Catalogue) -> Generativ
     return _shared(network, catalogue).eval()
 
 
+def with_decoder_of(
+    network: GenerativeRecommender, catalogue: Catalogue, other: GenerativeRecommender
+) -> GenerativeRecommender:
+    """The network over the same items in another trie, with the code decoder of ``other``, which was grown to it."""
+    clone = _shared(network, catalogue)
+    clone.decoder = other.decoder
+    return clone.eval()
+
+
 def _shared(network: GenerativeRecommender, catalogue: Catalogue) -> GenerativeRecommender:
     """A copy of the modules that shares every tensor, over another catalogue."""
     shared: dict[int, object] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
@@ -82,12 +91,17 @@ def _grow_decoder(clone: GenerativeRecommender, old: CatalogueTrie, new: Catalog
     rows, missing = _code_rows(new.node_code[1:], starts[level], sizes[level], decoder.codes.num_embeddings)
     decoder.code_row = torch.cat([decoder.code_row[:1], rows])
     decoder.codes = nn.Embedding.from_pretrained(_with_zeros(decoder.codes.weight, int(missing)))
-    if decoder.nodes is not None:
+    moved = torch.zeros(old.n_nodes, dtype=torch.long, device=device)  # the new number of each old node
+    for depth in range(old.depth):
+        moved[old.item_path[:, depth]] = new.item_path[: old.n_items, depth]
+    if decoder.node_row is None:
         weight = decoder.nodes.weight.new_zeros(new.n_nodes, decoder.nodes.weight.shape[1])
-        weight[0] = decoder.nodes.weight[0]
-        for depth in range(old.depth):  # one level at a time: rows of all of them would be as large as the table
-            weight[new.item_path[: old.n_items, depth]] = decoder.nodes.weight[old.item_path[:, depth]]
+        weight[moved] = decoder.nodes.weight
         decoder.nodes = nn.Embedding.from_pretrained(weight)
+    else:
+        had, own = (decoder.node_row < len(decoder.nodes.weight) - 1).nonzero()[:, 0], decoder.nodes.weight[:-1]
+        decoder.keep_read(new)
+        decoder.nodes.weight[decoder.node_row[moved[had]]] = own
 
 
 def _code_rows(codes: Tensor, starts: Tensor, sizes: Tensor, zero_row: int) -> tuple[Tensor, bool]:

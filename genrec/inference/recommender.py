@@ -54,8 +54,9 @@ class Recommender:
         self.dataset = run.dataset
         ranker, removed = run.ranker(self.fitted_on), np.zeros(self.dataset.n_items, bool)
         self._snapshot = CatalogueSnapshot(self.dataset.item_table, run.ids, ranker, removed)
-        self._changing = threading.Lock()
-        self._base = ranker  # reads the known queries for suggestions; a later snapshot would give them other vectors
+        self._changing, self._merging = threading.Lock(), threading.Lock()
+        # Reads the known queries for suggestions: a later snapshot would give them other vectors.
+        self._base = ranker.without_search()
 
     @classmethod
     def load(cls, folder: str | Path, fitted_on: str | None = None, store: EventSource | None = None) -> Recommender:
@@ -293,23 +294,39 @@ class Recommender:
 
         Columns are those of ``genrec/data/schema.py``; ``item_id`` is required. They can be recommended, searched,
         ranked and read in histories as soon as this returns; a bundle on disk is not changed. In a catalogue of more
-        than 131,072 items the code search (mode ``generate``) finds them once 2 % of the catalogue are new, or after
-        ``merge_items``; all other candidate sources do at once. An item that exists already stays as it is; a removed
-        one comes back with the columns given. ``commit`` makes the change durable: it is called before anybody sees the
-        change, and nothing changes where it raises. Raises ``UserError`` for a missing, empty or double id.
+        than 131,072 items the code search (mode ``generate``) finds them after ``merge_items``, which a thread calls
+        once 2 % of the catalogue are new; all other candidate sources do at once. An item that exists already stays as
+        it is; a removed one comes back with the columns given. ``commit`` makes the change durable: it is called before
+        anybody sees the change, and nothing changes where it raises. Raises ``UserError`` for a missing, empty or
+        double id.
         """
         with self._changing:
             snapshot, added = self._snapshot.add(_table(items))
             if commit is not None:
                 commit(added)
             self._snapshot = snapshot
+        if snapshot.ids.merge_due and not self._merging.locked():
+            threading.Thread(target=self._merge_due_items, name="merge of added items", daemon=True).start()
         return added
 
+    def _merge_due_items(self) -> None:
+        while self._snapshot.ids.merge_due:
+            self.merge_items()
+
     def merge_items(self) -> CatalogueSnapshot:
-        """Let the code search find all added items now, in time that follows the size of the catalogue."""
-        with self._changing:
-            self._snapshot = self._snapshot.merged()
-            return self._snapshot
+        """Let the code search find all items that are added by now, in time that follows the size of the catalogue.
+
+        Requests are answered and items change meanwhile.
+        """
+        with self._merging:
+            while True:
+                snapshot = self._snapshot
+                merged = snapshot.merged()
+                with self._changing:
+                    if self._snapshot.text_version == snapshot.text_version:  # node vectors are means of item vectors
+                        if merged is not snapshot:
+                            self._snapshot = self._snapshot.with_search_of(merged)
+                        return self._snapshot
 
     def update_items(self, items: Items, commit: Callable[[], None] | None = None) -> None:
         """Replace the given columns of known items; ``commit`` as in ``add_items``. ``UserError`` for an unknown item.

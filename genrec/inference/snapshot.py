@@ -24,7 +24,7 @@ from genrec.data.readers.table.options import TableOptions
 from genrec.data.schema import ITEM_SCHEMA, conform
 from genrec.errors import UserError
 from genrec.inference.filters import Categories, Filters
-from genrec.inference.growth import grow, refreshed, with_text
+from genrec.inference.growth import grow, refreshed, with_decoder_of, with_text
 from genrec.ranking.candidates import CandidateGenerator
 from genrec.ranking.ranker import Ranker
 
@@ -71,13 +71,17 @@ class ItemNames:
 
 @dataclass(frozen=True, eq=False)
 class CatalogueSnapshot:
-    """The item table (rows are indices), semantic IDs, what ranks them, and the mask (n_items,) of removed items."""
+    """The item table (rows are indices), semantic IDs, what ranks them, and the mask (n_items,) of removed items.
+
+    ``text_version`` counts the changes of text vectors.
+    """
 
     table: pl.DataFrame
     ids: SemanticIds
     ranker: Ranker
     removed: np.ndarray
     names: ItemNames | None = None
+    text_version: int = 0
 
     @property
     def n_items(self) -> int:
@@ -208,7 +212,7 @@ class CatalogueSnapshot:
             else _scattered(self.table[name], indices, items[name]).alias(name)
             for name in columns
         )
-        generator, ids, ranker = self.ranker.generator, self.ids, copy.copy(self.ranker)
+        generator, ids, ranker, version = self.ranker.generator, self.ids, copy.copy(self.ranker), self.text_version
         lexical = generator.lexical
         if lexical is not None and set(columns) - {"price"}:  # attributes are searched, too
             lexical = lexical.refit(table)
@@ -219,10 +223,11 @@ class CatalogueSnapshot:
             ids = replace(ids, catalogue=Catalogue(text, old.codes, old.trie))
             network, features = with_text(generator.network, ids.catalogue), refreshed(generator.features, table, ids)
             ranker.generator = CandidateGenerator(network, features, generator.settings, lexical)
+            version += 1
         else:
             features = refreshed(generator.features, table, ids)
             ranker.generator = generator.grown(generator.network, features, lexical)
-        return CatalogueSnapshot(table, ids, ranker, self.removed)
+        return CatalogueSnapshot(table, ids, ranker, self.removed, text_version=version)
 
     def merged(self) -> CatalogueSnapshot:
         """With the pending items in the trie, so that the code search finds them."""
@@ -232,6 +237,18 @@ class CatalogueSnapshot:
         generator, ranker = self.ranker.generator, copy.copy(self.ranker)
         network = grow(generator.network, ids.catalogue)
         ranker.generator = generator.grown(network, generator.features, generator.lexical)
+        return replace(self, ids=ids, ranker=ranker)
+
+    def with_search_of(self, earlier: CatalogueSnapshot) -> CatalogueSnapshot:
+        """This state with the trie of an ``earlier`` one that was merged since, of the same ``text_version``.
+
+        Costs nothing: items added in between stay pending.
+        """
+        old = self.ids.catalogue
+        ids = replace(self.ids, catalogue=Catalogue(old.text, old.codes, earlier.ids.catalogue.trie))
+        generator, ranker = self.ranker.generator, copy.copy(self.ranker)
+        network = with_decoder_of(generator.network, ids.catalogue, earlier.ranker.generator.network)
+        ranker.generator = generator.with_search_of(earlier.ranker.generator, network)
         return replace(self, ids=ids, ranker=ranker)
 
     def _checked(self, items: pl.DataFrame, call: str) -> pl.DataFrame:
@@ -265,9 +282,10 @@ class CatalogueSnapshot:
         new, removed = table.tail(len(new)), append_rows(self.removed, np.zeros(len(new), bool))
         generator, ranker = self.ranker.generator, copy.copy(self.ranker)
         lexical = None if generator.lexical is None else generator.lexical.grow(new)
-        features = generator.features.grown(self.table, new, ids.catalogue.text.cpu().numpy())
+        features = generator.features.grown(new, ids.catalogue.text.cpu().numpy())
         ranker.generator = generator.grown(grow(generator.network, ids.catalogue), features, lexical)
-        snapshot = CatalogueSnapshot(table, ids, ranker, removed, self._names.extended(self.n_items, new))
+        names = self._names.extended(self.n_items, new)
+        snapshot = CatalogueSnapshot(table, ids, ranker, removed, names, self.text_version)
         if "categories" in self.__dict__:
             snapshot.__dict__["categories"] = self.categories.grown(new)
         return snapshot

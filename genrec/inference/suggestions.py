@@ -84,7 +84,7 @@ def _encode(ranker: Ranker, requests: Requests) -> Tensor:
     """Retrieval vectors of requests: (N, dim)."""
     generator = ranker.generator
     vectors = torch.zeros(len(requests), generator.index.shape[1])
-    collator = ranker.collator(requests.query_texts)
+    collator = ranker.collator(requests.query_texts, requests.request_queries)
     for rows, _, batch in request_batches(requests, collator, ranker.settings.batch_size):
         encoded = generator.network.encode(batch.to(generator.items.device), generator.items)
         vectors[torch.from_numpy(rows)] = generator.network.retrieval_vectors(encoded.requests[:, 0]).float().cpu()

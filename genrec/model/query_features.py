@@ -54,11 +54,18 @@ class QueryFeatures:
         offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(texts)))]).astype(np.int64)
         return cls(text, tokens[order].astype(np.int64), offsets)
 
-    def with_similar(self, texts: SimilarTexts, shown: bool = False) -> QueryFeatures:
-        """The same with the items whose texts are similar to each query's. ``shown``: report progress."""
-        with Progress("items with similar texts, queries", len(self.text), shown) as progress:
-            ids, cosines = texts.of(torch.from_numpy(self.text), progress.advance)
-        return replace(self, similar_items=ids.numpy().astype(np.int32), similarity=cosines.numpy())
+    def with_similar(self, texts: SimilarTexts, rows: np.ndarray | None = None, report: bool = False) -> QueryFeatures:
+        """The same with the items whose texts are similar to each query's.
+
+        ``rows``: the queries that are looked up, by default all; the others get none. ``report``: show progress.
+        """
+        rows = np.arange(len(self.text)) if rows is None else rows
+        similar_items = np.zeros((len(self.text), texts.width), np.int32)
+        similarity = np.zeros((len(self.text), texts.width), np.float32)
+        with Progress("items with similar texts, queries", len(rows), report) as progress:
+            ids, cosines = texts.of(torch.from_numpy(self.text[rows]), progress.advance)
+        similar_items[rows], similarity[rows] = ids.numpy(), cosines.numpy()
+        return replace(self, similar_items=similar_items, similarity=similarity)
 
     def joined(self, other: QueryFeatures) -> QueryFeatures:
         """One table of both, this one's rows first."""

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from genrec.generation.engine import Searcher
 from genrec.generation.options import SearchOptions
 from genrec.model.batch import Batch
 from genrec.model.device import to_device
+from genrec.model.embeddings import BLOCK
 from genrec.model.network import Encoded, GenerativeRecommender
 from genrec.ranking.features import FEATURES, SOURCE_FEATURES, CandidateFeatures, log_rank, log_scores
 from genrec.retrieval.allowed import AllowedItems
@@ -93,8 +95,7 @@ class CandidateGenerator:
         popularity = np.log1p(features.counts).astype(np.float32)
         self.popular = PopularItems(popularity)
         with torch.inference_mode():
-            self.items = with_room(network.item_encoder())
-            self.index = with_room(network.item_index(self.items))
+            self.items, self.index = _item_tables(network)
             text = network.catalogue.text.to(self.items.device)
         self._set_searcher()
         saved = None if indexes is None else indexes / ITEM_INDEX, None if indexes is None else indexes / TEXT_INDEX
@@ -130,13 +131,28 @@ class CandidateGenerator:
         grown._set_sources()
         return grown
 
+    def with_search_of(self, other: CandidateGenerator, network: GenerativeRecommender) -> CandidateGenerator:
+        """The generator with ``network``, whose trie and decoder are those of ``other``, and its search of the trie."""
+        changed = copy.copy(self)
+        changed.network, changed.nodes, changed.searcher = network, other.nodes, other.searcher
+        return changed
+
+    def without_search(self) -> CandidateGenerator:
+        """What reads requests, without what generates: it keeps neither the trie nor node vectors alive."""
+        reader, network = copy.copy(self), self.network
+        left_out: dict[int, Any] = {id(part): None for part in (network.decoder, network.catalogue.trie)}
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+        reader.network = copy.deepcopy(network, left_out | shared)
+        reader.nodes = reader.searcher = None
+        return reader
+
     def _set_searcher(self) -> None:
         """The vectors of the trie's nodes, and what searches with them."""
         network = self.network
         self.nodes = self.searcher = None
         if network.decoder is not None:
             with torch.inference_mode():
-                self.nodes = network.decoder.node_vectors(network.catalogue.trie, self.items)
+                self.nodes = network.decoder.search_vectors(network.catalogue.trie, self.items)
             self.searcher = Searcher(network.decoder, self.nodes, network.catalogue.trie, self.settings)
 
     def _set_sources(self) -> None:
@@ -305,6 +321,24 @@ class CandidateGenerator:
         searched = _search_features(there, result.generated)
         retrieved = self.dense.score(retrieval, there) - scale
         return [*searched, retrieved, *log_scores(similar), *log_scores(following), text, *words, *taken]
+
+
+def _item_tables(network: GenerativeRecommender) -> tuple[Tensor, Tensor]:
+    """The vectors of all items and those of the index, with room for more; of a large catalogue made in blocks."""
+    n_items = network.catalogue.n_items
+    if n_items <= BLOCK:
+        items = with_room(network.item_encoder())
+        return items, with_room(network.item_index(items))
+    tables: list[Tensor] = []
+    for begin in range(0, n_items, BLOCK):
+        rows = torch.arange(begin, min(begin + BLOCK, n_items), device=network.catalogue.codes.device)
+        block = network.item_encoder(rows)
+        parts = block, network.item_index(block)
+        if begin:
+            tables = [append_rows(table, part) for table, part in zip(tables, parts, strict=True)]
+        else:
+            tables = [with_room(part, n_items - len(part)) for part in parts]
+    return tables[0], tables[1]
 
 
 def _retriever(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -54,6 +55,12 @@ class Ranker:
         self._query_features = QueryFeatureCache(encoder)
         self.rerankers = rerankers or {"recommendation": Reranker.default(), "search": Reranker.default()}
 
+    def without_search(self) -> Ranker:
+        """A ranker that only encodes requests: it keeps neither the trie nor node vectors in memory."""
+        reader = copy.copy(self)
+        reader.generator = self.generator.without_search()
+        return reader
+
     @property
     def modes(self) -> tuple[str, ...]:
         """The search modes that the network supports."""
@@ -61,14 +68,17 @@ class Ranker:
         missing = {"generate": network.decoder is None, "rank": network.ranking is None}
         return tuple(mode for mode in MODES if not missing.get(mode, False))
 
-    def collator(self, texts: Sequence[str], searches: bool = True) -> Collator:
+    def collator(self, texts: Sequence[str], searched: np.ndarray | None = None) -> Collator:
         """Makes batches of requests whose query texts are ``texts``.
 
-        Without ``searches`` only histories hold queries, and no similar items are looked up.
+        ``searched``: indices of the texts that requests search with, -1 for none; by default any. Of the others, which
+        histories hold, nobody reads the similar items, and they are not looked up.
         """
-        features = self._query_features.build(texts)
-        similar = self.generator.similar_texts if searches else None
-        return Collator(self.model, features if similar is None else features.with_similar(similar))
+        features, similar = self._query_features.build(texts), self.generator.similar_texts
+        if similar is not None:
+            searched = np.arange(len(texts)) if searched is None else np.unique(searched[searched >= 0])
+            features = features.with_similar(similar, searched) if len(searched) else features
+        return Collator(self.model, features)
 
     def understood(self, requests: Requests) -> Requests:
         """Requests with misspelt, joined, split and half-typed words of their queries as the catalogue writes them.
@@ -114,7 +124,7 @@ class Ranker:
         self, requests: Requests, progress: Callable[[int], None] | None
     ) -> Iterator[tuple[np.ndarray, Requests, EncodedRequests]]:
         device, requests = self.generator.items.device, self.understood(requests).with_used_texts()
-        collator = self.collator(requests.query_texts, bool((requests.request_queries >= 0).any()))
+        collator = self.collator(requests.query_texts, requests.request_queries)
         for rows, chunk, batch in request_batches(requests, collator, self.settings.batch_size, MIN_ROWS):
             yield rows, chunk, self.generator.encode(batch.to(device), chunk)
             if progress:

@@ -16,6 +16,7 @@ SHARPNESS = 10.0  # a similarity higher by 0.1 outweighs e times as many users
 SCORES = 1 << 22  # products of queries and items that are held at once
 PROPOSALS = 8  # times as many items are proposed by an approximate index, which does not know the users
 BLOCK = 4096  # queries looked up between two reports of progress
+MIN_ROWS = 4  # a product of fewer rows sums in another order, and a query's items would depend on the others
 
 
 class SimilarTexts:
@@ -47,7 +48,9 @@ class SimilarTexts:
             rows = slice(begin, begin + BLOCK)
             some = queries[rows].to(self.popular.device)
             if isinstance(self.texts.index, ExactIndex):
-                similar = most_similar(some, self.texts.vectors, self.popular, self.width)
+                few = torch.arange(max(len(some), MIN_ROWS)) % len(some)
+                similar = most_similar(some[few], self.texts.vectors, self.popular, self.width)
+                similar = similar[0][: len(some)], similar[1][: len(some)]
             else:
                 similar = self._proposed(some)
             ids[rows], cosines[rows] = (part.cpu() for part in similar)

@@ -165,7 +165,7 @@ def find_similar_texts(data: TrainingData, tables: AnchorTables, text: torch.Ten
     assert tables.queries is not None
     texts = DenseRetriever(text, lambda requests: requests.query_text)
     similar = SimilarTexts(texts, tables.users, tables.queries.width)
-    data.collator.features = data.collator.features.with_similar(similar, shown=True)
+    data.collator.features = data.collator.features.with_similar(similar, report=True)
 
 
 def _size(config: Config, module: TrainingModule, data: TrainingData) -> str:
