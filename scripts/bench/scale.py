@@ -278,7 +278,7 @@ def add(run, options: argparse.Namespace) -> Values:
         answers += 1
     own = time.thread_time() - own
     values["merge s"], values["answers during it"] = time.process_time() - begin - own, answers
-    values["ms of each answer during it"] = own / answers * 1000
+    values["ms of each answer during it"] = own / max(answers, 1) * 1000
     return values | {"memory after the merge / before": resident() / before}
 
 
