@@ -54,6 +54,7 @@ class Recommender:
         self.dataset = run.dataset
         ranker, removed = run.ranker(self.fitted_on), np.zeros(self.dataset.n_items, bool)
         self._snapshot = CatalogueSnapshot(self.dataset.item_table, run.ids, ranker, removed)
+        vars(run).pop("ids", None)  # the run would keep the first state's trie in memory for ever
         self._changing, self._merging = threading.Lock(), threading.Lock()
         # Reads the known queries for suggestions: a later snapshot would give them other vectors.
         self._base = ranker.without_search()

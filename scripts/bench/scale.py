@@ -252,8 +252,9 @@ def add(run, options: argparse.Namespace) -> Values:
 
     values: Values = {}
     model = Recommender.load(run.folder.parent / f"{run.folder.name}-bundle")
-    users, _ = _people(model, 3)
-    model.recommend(users[0])
+    users, _ = _people(model, 23)
+    for user in users[3:]:  # what requests make once is no cost of growth
+        model.recommend(user)
     before, table = resident(), model.snapshot.table
     rows = np.random.default_rng(0).integers(0, len(table), ADDED + 100)
     new = table[rows.tolist()].with_row_index("number")

@@ -146,15 +146,16 @@ def test_enough_added_items_are_merged_by_themselves(model, large, monkeypatch):
 def test_what_a_merge_replaces_leaves_memory(model, history, large):
     """Suggestions read the first state for ever, but not its trie and node vectors."""
     generator = model.ranker.generator
-    old = [weakref.ref(part) for part in (generator.nodes, generator.network.decoder, generator.network.catalogue.trie)]
+    trie = generator.network.catalogue.trie
+    old = [weakref.ref(part) for part in (generator.nodes, generator.network.decoder, trie, trie.item_path)]
     before = model.suggest(history=history)
     other = type(model)(model.run)
-    del generator
+    del generator, trie
     model.add_items(things(0, 20))
     model.merge_items()
     model.recommend(history=history, mode="generate")
     gc.collect()
-    assert [part() for part in old] == [None] * 3
+    assert [part() for part in old] == [None] * 4
     other.add_items(things(0, 20))
     assert other.suggest(history=history) == model.suggest(history=history) == before
 
