@@ -156,6 +156,11 @@ class ModelConfig:
         "A search also attends to items with similar text or chosen after its words; null: with anchors and queries.",
     )
     pointer: bool = setting(True, "The code decoder may copy an anchor's code.")
+    prior: bool | None = setting(
+        None,
+        "The code decoder begins with the retrieval head's probability of all items below a code; null: up to 65,536 "
+        "items.",
+    )
     request_time: bool = setting(False, "The model may read the time of the request itself.")
     reasoning_steps: int = setting(0, "Latent reasoning steps before a request is answered.", ge=0)
     stages: list[str] = setting(
@@ -219,7 +224,9 @@ class TrainingConfig:
     negatives: int | None = setting(
         None, "Negatives drawn per step; 0: the whole catalogue; null: all up to 4096 items, else 2048.", ge=0
     )
-    stride: int = setting(25, "New events per window of a long sequence.", ge=1)
+    stride: int | None = setting(
+        None, "New events per training window of a long sequence; null: half of `model.max_length`.", ge=1
+    )
     valid_requests: int = setting(4000, "Validation requests scored after each epoch.", ge=0)
     refit: bool = setting(True, "Also fit on train and validation, with everything chosen before.")
     accelerator: str = setting("auto", "Device: auto, cpu or gpu.")

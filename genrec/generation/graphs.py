@@ -13,12 +13,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from genrec.catalogue.subtree_mass import SubtreeMass
 from genrec.catalogue.trie import CatalogueTrie
 from genrec.generation.beam import SearchResult, beam_search
 from genrec.generation.constraints import AllowedNodes
 from genrec.generation.scorers import CachedScorer
 from genrec.model.code_decoder import CodeDecoder, DecoderLayer, Memory
 from genrec.model.pointer import CopyBias
+from genrec.model.prior import RetrievalPrior
 
 BATCHES = (1, 4, 16, 64, 256)
 CONTEXTS = (64, 256, 1024, 2048)
@@ -32,13 +34,17 @@ Capture = Callable[[Callable[[], SearchResult]], Callable[[], SearchResult]]
 
 @dataclass(frozen=True)
 class GraphShape:
-    """The sizes of a graph: requests, context positions, beam width, constrained nodes, and nodes with a copy bias."""
+    """The sizes of a graph.
+
+    Requests, context positions, beam width, constrained nodes, nodes with a copy bias, running sums of a prior.
+    """
 
     batch: int
     context: int
     width: int
     named: int
     copied: int
+    prior: int
 
 
 class BeamGraphs:
@@ -92,7 +98,8 @@ class BeamGraphs:
             return None
         rounded = [next(shape for shape in shapes if shape >= size) for size, shapes in sizes]
         copied = 0 if memory.copy_bias is None else memory.copy_bias.nodes.shape[-1]
-        return GraphShape(rounded[0], rounded[1], width, rounded[2], copied)
+        prior = 0 if memory.prior is None else memory.prior.mass.running.shape[1]
+        return GraphShape(rounded[0], rounded[1], width, rounded[2], copied, prior)
 
 
 class _BeamGraph:
@@ -112,6 +119,11 @@ class _BeamGraph:
             size = (shape.batch, 1, shape.copied)
             nodes, bonus = torch.full(size, trie.n_nodes, device=device), torch.zeros(size, device=device)
             self.memory.copy_bias = CopyBias(nodes, bonus)
+        if shape.prior:
+            running = torch.zeros(shape.batch, shape.prior, device=device, dtype=torch.float64)
+            weight = graphs.decoder.prior_weight
+            assert weight is not None
+            self.memory.prior = RetrievalPrior(SubtreeMass(trie, running), weight.detach().float())
         self.trie = trie
         paths = torch.full((shape.batch, shape.named), trie.n_nodes, device=device, dtype=trie.item_path.dtype)
         self.nodes = AllowedNodes(paths, trie.node_item_count.clone())
@@ -138,6 +150,9 @@ class _BeamGraph:
         if memory.copy_bias is not None and self.memory.copy_bias is not None:
             self.memory.copy_bias.nodes[:batch] = memory.copy_bias.nodes
             self.memory.copy_bias.bonus[:batch] = memory.copy_bias.bonus
+        if memory.prior is not None and self.memory.prior is not None:
+            self.memory.prior.mass.running[:batch] = memory.prior.mass.running
+            self.memory.prior.weight.copy_(memory.prior.weight)
         counts = None if constraint is None else constraint.counts
         assert self.nodes.counts is not None
         self.nodes.counts.copy_(self.trie.node_item_count if counts is None else counts)

@@ -122,10 +122,8 @@ class CachedScorer:
     def root_logits(self, first: int, last: int) -> Tensor:
         """As ``Scorer.root_logits``."""
         logits = self.pool[-1][:, 0] @ self.vectors[first:last].T
-        if self.memory.copy_bias is not None:
-            logits = logits + self.memory.copy_bias.for_rows(
-                torch.arange(first, last, device=logits.device).expand(len(logits), -1)
-            )
+        for bias in self.memory.biases:
+            logits = logits + bias.for_rows(torch.arange(first, last, device=logits.device).expand(len(logits), -1))
         return logits
 
     def child_logits(self, children: Tensor, slots: Tensor) -> Tensor:
@@ -143,7 +141,9 @@ class CachedScorer:
                 for child, row in zip(flat.split(step), rows.split(step), strict=True)
             ]
         logits = (parts[0] if len(parts) == 1 else torch.cat(parts)).view(batch, columns)
-        return logits if self.memory.copy_bias is None else logits + self.memory.copy_bias.for_rows(children)
+        for bias in self.memory.biases:
+            logits = logits + bias.for_rows(children)
+        return logits
 
     def select(self, requests: Tensor) -> None:
         """As ``Scorer.select``."""
@@ -154,6 +154,7 @@ class CachedScorer:
             [v[requests] for v in memory.values],
             memory.mask[requests],
             None if memory.copy_bias is None else memory.copy_bias.take(requests),
+            None if memory.prior is None else memory.prior.take(requests),
         )
         self.pool, self.line = [part[requests] for part in self.pool], self.line[requests]
         self.batch = self.batch[: len(requests)]

@@ -202,7 +202,7 @@ def _path(snapshot: CatalogueSnapshot, requests: Requests, item: int) -> list[St
             generator.network.catalogue.trie,
             nodes[None].to(device),
             row,
-            memory.copy_bias,
+            memory.biases,
         )
         probabilities = list(steps[0].exp().tolist())
     columns = (trie.node_code[nodes], trie.child_count[parents], trie.node_item_count[nodes])

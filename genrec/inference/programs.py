@@ -43,8 +43,10 @@ class Prefill(nn.Module):
         if self.network.decoder is None:
             return vectors, []
         memory = self.network.decoder_memory(encoded)
-        copy_bias = [] if memory.copy_bias is None else [memory.copy_bias.nodes, memory.copy_bias.bonus]
-        return vectors, [memory.state, memory.mask, *memory.keys, *memory.values, *copy_bias]
+        biases = [] if memory.prior is None else [memory.prior.mass.running]
+        if memory.copy_bias is not None:
+            biases += [memory.copy_bias.nodes, memory.copy_bias.bonus]
+        return vectors, [memory.state, memory.mask, *memory.keys, *memory.values, *biases]
 
 
 class DecodeStep(nn.Module):
@@ -52,7 +54,8 @@ class DecodeStep(nn.Module):
 
     The logit of a child is its node vector times the state, times ``decoder.log_scale[level].exp()`` (already in the
     state); with ``model.pointer`` a child that the memory's last but one tensor lists for its request gains the
-    number beside it in the last.
+    number beside it in the last. With ``model.prior`` it gains ``decoder.prior_weight`` times the logarithm of the
+    items' probability below it: the difference of two of the running sums (B, n_items + 1) behind the values.
     """
 
     def __init__(self, network: GenerativeRecommender, level: int):

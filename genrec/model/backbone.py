@@ -28,9 +28,14 @@ def sequence_mask(length: int, positions: Tensor, block: int = 1) -> Tensor:
     total = length + requests * block
     mask = torch.zeros(batch, total, total, dtype=torch.bool, device=device)
     mask[:, :length, :length] = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    mask[:, length:, :length] = torch.arange(length, device=device) < positions.repeat_interleave(block, 1)[..., None]
+    mask[:, length:, :length] = visible_context(length, positions).repeat_interleave(block, 1)
     mask[:, length:, length:] = own_block(requests, block, device)
     return mask
+
+
+def visible_context(length: int, positions: Tensor) -> Tensor:
+    """Which of ``length`` context tokens each request at ``positions`` (batch, R) sees: (batch, R, length) bool."""
+    return torch.arange(length, device=positions.device) < positions[..., None]
 
 
 def own_block(requests: int, block: int, device: torch.device) -> Tensor:
@@ -63,18 +68,47 @@ class Block(nn.Module):
         ``angles`` (batch, length, planes); ``mask`` (batch, length, past + length). The first ``cache_only`` tokens
         only contribute keys and values; the returned states are without them.
         """
+        x, q, k, v = self._project(x, angles, cache_only)
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, cache_only:][:, None])
+        return self._finish(x, mixed), (k, v)
+
+    def forward_requests(
+        self, x: Tensor, angles: Tensor, visible: Tensor, cache_only: int = 0
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """As ``forward`` of a first pass under ``sequence_mask``, without the scores that the mask would hide.
+
+        ``x`` (batch, T + R x M, dim) holds T context tokens, then R requests of M tokens; ``visible`` (batch, R, T)
+        says which context each request sees; ``cache_only`` is 0 or T.
+        """
+        requests, context = visible.shape[1:]
+        x, q, k, v = self._project(x, angles, cache_only)
+        own_keys, own_values = (part[:, :, context:].unflatten(2, (requests, -1)) for part in (k, v))
+        asking = q[:, :, context - cache_only :] * q.shape[-1] ** -0.5
+        block = own_keys.shape[3]
+        hidden = ~visible if block == 1 else ~visible.repeat_interleave(block, 1)
+        scores = (asking @ k[:, :, :context].transpose(-1, -2)).masked_fill_(hidden[:, None], -torch.inf)
+        own = (asking.unflatten(2, (requests, -1)) @ own_keys.transpose(-1, -2)).flatten(2, 3)
+        weights = torch.cat([scores, own], dim=-1).softmax(-1)
+        mixed = weights[..., :context] @ v[:, :, :context]
+        mixed = mixed + (weights[..., context:].unflatten(2, (requests, -1)) @ own_values).flatten(2, 3)
+        if not cache_only:
+            q, past_k, past_v = q[:, :, :context], k[:, :, :context], v[:, :, :context]
+            causal = F.scaled_dot_product_attention(q, past_k, past_v, is_causal=True)
+            mixed = torch.cat([causal, mixed], dim=2)
+        return self._finish(x, mixed), (k, v)
+
+    def _project(self, x: Tensor, angles: Tensor, cache_only: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tokens x (batch, length, dim) without the first ``cache_only``, their rotated queries, keys and values."""
         batch, length, dim = x.shape
         if cache_only:
             k, v = F.linear(x, self.qkv.weight[dim:]).view(batch, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-            x, mask = x[:, cache_only:], mask[:, cache_only:]
+            x = x[:, cache_only:]
             q = F.linear(x, self.qkv.weight[:dim]).view(batch, length - cache_only, self.heads, -1).transpose(1, 2)
         else:
             q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, angles[:, cache_only:]), rotate(k, angles)
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None])
-        return self._finish(x, mixed), (k, v)
+        return x, rotate(q, angles[:, cache_only:]), rotate(k, angles), v
 
     def forward_separately(self, x: Tensor, angles: Tensor, mask: Tensor, past: tuple[Tensor, Tensor]) -> Tensor:
         """States of tokens x (batch, length, dim) that see cached tokens and themselves, but not one another.
@@ -122,6 +156,18 @@ class Backbone(nn.Module):
             x, kept = block(x, angles, mask, None if cache is None else cache[index], cache_only if last else 0)
             extended.append(kept)
         return x, extended
+
+    def first_pass(self, x: Tensor, angles: Tensor, visible: Tensor, cache_only: int = 0) -> tuple[Tensor, Cache]:
+        """``extend`` without a cache under ``sequence_mask``, in less time where a sequence has many requests.
+
+        ``visible`` (batch, R, T) says which context each request sees; ``cache_only`` is 0 or T.
+        """
+        cache = []
+        for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            x, kept = block.forward_requests(x, angles, visible, cache_only if index == len(self.blocks) - 1 else 0)
+            cache.append(kept)
+        return x, cache
 
     def extend_separately(self, x: Tensor, angles: Tensor, mask: Tensor, cache: Cache) -> Tensor:
         """States (batch, new, dim) of tokens that see cached tokens and themselves, but not one another.

@@ -8,6 +8,7 @@ backbone has run before: the decoder attends to its context states and starts fr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from genrec.model.anchors import Anchors, AnchorTokens
 from genrec.model.dropout import Dropout
 from genrec.model.node_vectors import NodeVectors, means_of, node_means, read_nodes, row_of_nodes
 from genrec.model.pointer import CopyBias, Pointer
+from genrec.model.prior import INITIAL_SCALE, RetrievalPrior
 
 BLOCK = 1 << 17  # nodes whose vectors are made at once
 
@@ -30,7 +32,8 @@ class Memory:
 
     ``state`` (B, R, dim) request states; ``keys`` and ``values`` per layer (B, heads, S, dim / heads); ``mask`` (B,
     R, S). S = 1 + T + R x P: a null token, the context, and P private positions that only their own request sees
-    (reasoning blocks, anchors). ``copy_bias``: what anchors add to the logits of nodes (``model.pointer``).
+    (reasoning blocks, anchors). ``copy_bias`` and ``prior``: what anchors (``model.pointer``) and the retrieval head
+    (``model.prior``) add to the logits of nodes.
     """
 
     state: Tensor
@@ -38,6 +41,12 @@ class Memory:
     values: list[Tensor]
     mask: Tensor
     copy_bias: CopyBias | None = None
+    prior: RetrievalPrior | None = None
+
+    @property
+    def biases(self) -> list[CopyBias | RetrievalPrior]:
+        """All that is added to the logits of nodes."""
+        return [bias for bias in (self.prior, self.copy_bias) if bias is not None]
 
     def take(self, row: Tensor, column: Tensor) -> Memory:
         """Some requests (N,) as rows of their own (B = N, R = 1), before private positions are added.
@@ -103,8 +112,12 @@ class CodeDecoder(nn.Module):
         temperature: float,
         anchor_features: int = 0,
         pointer: bool = False,
+        prior: bool = False,
     ):
-        """``anchor_features``: number of features of an anchor, 0 without anchors; ``pointer``: it may copy them."""
+        """``anchor_features``: number of features of an anchor, 0 without anchors; ``pointer``: it may copy them.
+
+        ``prior``: the retrieval head's distribution is part of the logits.
+        """
         super().__init__()
         self.levels = trie.depth
         self.layers = nn.ModuleList(DecoderLayer(dim, heads, dropout) for _ in range(layers))
@@ -116,7 +129,9 @@ class CodeDecoder(nn.Module):
         self.null = nn.Parameter(torch.zeros(1, 1, dim))
         self.level = nn.Parameter(torch.randn(self.levels, dim) * 0.02)
         self.heads = nn.ModuleList(nn.Linear(dim, dim) for _ in range(self.levels))
-        self.log_scale = nn.Parameter(torch.full((self.levels,), -torch.tensor(temperature).log().item()))
+        scale = INITIAL_SCALE if prior else 1 / temperature
+        self.log_scale = nn.Parameter(torch.full((self.levels,), math.log(scale)))
+        self.prior_weight = nn.Parameter(torch.ones(())) if prior else None
         node_level = torch.repeat_interleave(torch.arange(-1, self.levels), trie.level_start.diff())
         sizes = torch.tensor([int(trie.node_code[node_level == level].max()) + 1 for level in range(self.levels)])
         code_start = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])

@@ -14,18 +14,22 @@ from genrec.config.schema import ModelConfig
 from genrec.data.rates import starting_weights
 from genrec.model.anchors import AnchorAttention, Anchors, AnchorTables, AnchorTokens
 from genrec.model.anchors import n_features as n_anchor_features
-from genrec.model.backbone import Backbone, Cache, sequence_mask
+from genrec.model.backbone import Backbone, Cache, sequence_mask, visible_context
 from genrec.model.batch import Batch
 from genrec.model.code_decoder import CodeDecoder, Memory
+from genrec.model.device import scores
 from genrec.model.dropout import Dropout
 from genrec.model.embeddings import ItemEncoder, QueryEncoder
 from genrec.model.pair_features import initial_pair_weights, n_pair_features, pair_features
+from genrec.model.prior import RetrievalPrior
 from genrec.model.profile import Profile
 from genrec.model.query_anchors import QueryHits
 from genrec.model.ranking import RankingHead, request_rows
 from genrec.model.reasoning import Reasoning
 from genrec.model.rope import rotary_angles
 from genrec.retrieval.similar_texts import most_similar
+
+NORM_EPSILON = 1e-12  # as in ``F.normalize``
 
 
 @dataclass
@@ -107,6 +111,7 @@ class GenerativeRecommender(nn.Module):
                 config.temperature,
                 features,
                 config.pointer and config.anchors > 0,
+                bool(config.prior),
             )
 
     def choose_anchors(self, batch: Batch, leave_out: bool | None = None) -> Anchors | None:
@@ -164,10 +169,15 @@ class GenerativeRecommender(nn.Module):
             block = torch.cat([block, profile], dim=2)
         length, (requests, size) = context.shape[1], block.shape[1:3]
         x = self.drop(self.input_norm(torch.cat([context, block.flatten(1, 2)], dim=1)))
-        angles, mask = self._angles(batch, size), sequence_mask(length, batch.positions, size)
+        angles, visible = self._angles(batch, size), visible_context(length, batch.positions)
         cache_only = length if self.decoder is None else 0  # only the code decoder reads context states
-        x, cache = self.backbone.extend(x, angles, mask, cache_only=cache_only)
-        visible, angles = mask[:, length::size, :length], angles[:, length:]
+        if requests > 1:
+            x, cache = self.backbone.first_pass(x, angles, visible, cache_only)
+        else:
+            x, cache = self.backbone.extend(
+                x, angles, sequence_mask(length, batch.positions, size), cache_only=cache_only
+            )
+        angles = angles[:, length:]
         blocks = [x[:, length - cache_only :].unflatten(1, (requests, size))]
         if anchors is not None and self.late_anchors is not None:
             blocks = [self._attend(self.late_anchors, blocks[0], own, anchor_vectors, slots)]
@@ -270,7 +280,16 @@ class GenerativeRecommender(nn.Module):
         if decoder.pointer is not None and anchors is not None:
             relevance = self.relevance(memory.state, anchors.ids, encoded.items)
             memory.copy_bias = decoder.pointer(memory.state, anchors, relevance, self.catalogue.trie)
+        if decoder.prior_weight is not None:
+            logits = self.item_scores(memory.state.detach().flatten(0, 1), encoded.items)
+            memory.prior = RetrievalPrior.of_logits(self.catalogue.trie, logits, decoder.prior_weight)
         return memory
+
+    @torch.no_grad()
+    def item_scores(self, states: Tensor, items: Tensor) -> Tensor:
+        """The retrieval head's logits (N, n_items) of request states (N, dim) over ``items`` (n_items, dim)."""
+        lengths = torch.linalg.vector_norm(items, dim=-1).clamp(min=NORM_EPSILON)
+        return scores(self.retrieval_vectors(states), items) / (lengths * self.config.temperature)
 
     def relevance(self, state: Tensor, ids: Tensor, items: Tensor) -> Tensor:
         """The retrieval head's scores (..., A) of items ``ids`` (..., A) for request states (..., dim)."""

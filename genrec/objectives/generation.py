@@ -15,17 +15,19 @@ they smooth labels by what the teacher knows of the catalogue.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from genrec.catalogue.subtree_mass import SubtreeMass
 from genrec.catalogue.trie import CatalogueTrie
 from genrec.model.device import read_back, scores, wide
 from genrec.model.pointer import CopyBias
+from genrec.model.prior import RetrievalPrior
 from genrec.model.ragged_products import ragged_products
-from genrec.objectives.distillation import TeacherMass
 
 LARGE_TRIE = 1 << 17  # nodes; of a larger trie, a CPU lists the walked nodes instead of marking them among all
 
@@ -75,18 +77,18 @@ def path_log_probabilities(
     trie: CatalogueTrie,
     paths: Tensor,
     row: Tensor | NodeRows | None = None,
-    copy_bias: CopyBias | None = None,
+    biases: Sequence[CopyBias | RetrievalPrior] = (),
     ignored: Tensor | None = None,
 ) -> Tensor:
     """Log-probability of each step of ``paths``: (N, levels).
 
     ``states`` (N, levels, dim) unit states that score the children of the node before each step; ``scale`` (levels,)
     inverse temperatures; ``vectors`` (n_nodes, dim) node vectors, or those of ``walked_nodes`` with ``row``
-    (n_nodes,) the row of each; ``paths`` (N, levels) nodes; ``copy_bias`` what anchors add to the logits, path by
+    (n_nodes,) the row of each; ``paths`` (N, levels) nodes; ``biases`` what is added to the logits, path by
     path; ``ignored`` (n_nodes,) bool nodes, on no path, that stay out of the softmax. A step with one legal child
     costs nothing.
     """
-    return _Paths(states, scale, vectors, trie, paths, row, copy_bias, ignored).losses()[0]
+    return _Paths(states, scale, vectors, trie, paths, row, biases, ignored).losses()[0]
 
 
 def path_losses(
@@ -94,10 +96,10 @@ def path_losses(
     scale: Tensor,
     vectors: Tensor,
     paths: Tensor,
-    teacher: TeacherMass,
+    teacher: SubtreeMass,
     row: Tensor | NodeRows | None = None,
     requests: Tensor | None = None,
-    copy_bias: CopyBias | None = None,
+    biases: Sequence[CopyBias | RetrievalPrior] = (),
     ignored: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each step, and KL(teacher || decoder) over the children it chose from.
@@ -109,7 +111,7 @@ def path_losses(
     Where it has no mass below a node the KL is 0.
     """
     requests = torch.arange(len(paths), device=paths.device) if requests is None else requests
-    walk = _Paths(states, scale, vectors, teacher.trie, paths, row, copy_bias, ignored)
+    walk = _Paths(states, scale, vectors, teacher.trie, paths, row, biases, ignored)
     return walk.losses(teacher, requests)
 
 
@@ -123,10 +125,10 @@ class _Paths:
     trie: CatalogueTrie
     paths: Tensor
     row: Tensor | NodeRows | None
-    copy_bias: CopyBias | None
+    biases: Sequence[CopyBias | RetrievalPrior]
     ignored: Tensor | None
 
-    def losses(self, teacher: TeacherMass | None = None, requests: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def losses(self, teacher: SubtreeMass | None = None, requests: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Log-probabilities and KLs, (N, levels) each; without a teacher the KLs are 0."""
         counts = self.trie.child_count[self.paths[:, :-1]]
         several = counts > 1
@@ -142,14 +144,14 @@ class _Paths:
     def _vectors(self, nodes: Tensor) -> Tensor:
         return nodes if self.row is None else self.row[nodes]
 
-    def _first(self, teacher: TeacherMass | None, requests: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _first(self, teacher: SubtreeMass | None, requests: Tensor | None) -> tuple[Tensor, Tensor]:
         """The step from the root: one dense product with all nodes of the first level."""
         start, stop = self.trie.level_bounds[1:3]
         states = self.states[:, 0] * self.scale[0]
         nodes = torch.arange(start, stop, device=states.device)
         logits = scores(states, self.vectors[self._vectors(nodes)])
-        if self.copy_bias is not None:
-            logits = logits + self.copy_bias.for_rows(nodes.expand(len(states), -1))
+        for bias in self.biases:
+            logits = logits + bias.for_rows(nodes.expand(len(states), -1))
         logs = logits.log_softmax(-1)
         kept = logs if self.ignored is None else logs.masked_fill(self.ignored[nodes], -torch.inf).log_softmax(-1)
         own = kept.gather(1, (self.paths[:, 0] - start)[:, None])[:, 0]
@@ -160,7 +162,7 @@ class _Paths:
         return own, _divergence(target.to(logs.dtype), logs).sum(1)
 
     def _step(
-        self, level: int, open_paths: Tensor, n_children: int, teacher: TeacherMass | None, requests: Tensor | None
+        self, level: int, open_paths: Tensor, n_children: int, teacher: SubtreeMass | None, requests: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """A further step of ``open_paths`` (n,), those with a choice; their children lie side by side."""
         trie, device = self.trie, self.paths.device
@@ -176,8 +178,8 @@ class _Paths:
         child = trie.child_start[parents][owner] + offset
         row = self._vectors(trie.child_start[parents])[owner] + offset  # siblings are walked together
         logits = wide(ragged_products(states[open_paths], self.vectors, owner, begin, row))
-        if self.copy_bias is not None:
-            logits = logits + self.copy_bias.for_pairs(open_paths[owner], child)
+        for bias in self.biases:
+            logits = logits + bias.for_pairs(open_paths[owner], child)
         top, log_total = _log_sum_exp(logits, owner, len(open_paths))
         logs = logits - (top + log_total)[owner]
         own = logs[begin + self.paths[open_paths, level] - trie.child_start[parents]]

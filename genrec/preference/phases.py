@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genrec.catalogue.subtree_mass import SubtreeMass
 from genrec.config.schema import PreferenceConfig
 from genrec.errors import UserError
 from genrec.model.collate import Collator
 from genrec.model.device import generator_on
-from genrec.objectives.distillation import TeacherMass, candidate_kl, draw_items, margin_mse
+from genrec.objectives.distillation import candidate_kl, draw_items, margin_mse
 from genrec.objectives.group_relative import policy_loss, position_advantages, prefix_matches
 from genrec.objectives.list_preference import listwise_dpo
 from genrec.objectives.plackett_luce import discounted_gain, list_policy_loss, sample_lists
@@ -167,7 +168,7 @@ class PhaseTrainer:
             drawn = draw_items(inputs.dense, generator_on(inputs.device, generator))
             paths = self._paths(torch.stack([torch.where(known, targets, drawn), drawn], dim=1))
             steps, divergence = self.policy.distilled(
-                inputs, paths, TeacherMass.of_items(self.policy.trie, inputs.dense)
+                inputs, paths, SubtreeMass.of_items(self.policy.trie, inputs.dense)
             )
             hard, taught = self._anchor(steps[:, 0].sum(-1), known), divergence.sum(-1).mean()
         else:

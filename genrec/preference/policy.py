@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genrec.catalogue.subtree_mass import SubtreeMass
 from genrec.data.dataset import Requests
 from genrec.generation.beam import leaf_items
 from genrec.generation.sampling import Samples, sample_items
@@ -19,7 +20,6 @@ from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.model.collate import Collator
 from genrec.model.network import Encoded, GenerativeRecommender
 from genrec.model.node_vectors import node_means
-from genrec.objectives.distillation import TeacherMass
 from genrec.objectives.generation import NodeRows, path_log_probabilities, path_losses, walked_nodes
 from genrec.ranking.ranker import seen_mask
 
@@ -118,7 +118,7 @@ class Policy:
             self.reference, self.memory(inputs, self.reference), self.reference_vectors, self.trie, paths, None
         )
 
-    def distilled(self, inputs: PolicyRequests, paths: Tensor, teacher: TeacherMass) -> tuple[Tensor, Tensor]:
+    def distilled(self, inputs: PolicyRequests, paths: Tensor, teacher: SubtreeMass) -> tuple[Tensor, Tensor]:
         """``path_losses`` of walks (B, K, L): log-probabilities and KLs from the teacher, (B, K, L) each."""
         batch, walks, levels = paths.shape
         flat = paths.flatten(0, 1)
@@ -127,9 +127,9 @@ class Policy:
         memory = self.memory(inputs)
         states, _ = self.decoder.hidden(memory, vectors, columns[_entered(paths)])
         rows = torch.arange(batch, device=paths.device).repeat_interleave(walks)
-        copy_bias = None if memory.copy_bias is None else memory.copy_bias.take(rows)
+        biases = [bias.take(rows) for bias in memory.biases]
         losses = path_losses(
-            states.flatten(0, 1), self.decoder.log_scale.exp(), vectors, flat, teacher, columns, rows, copy_bias
+            states.flatten(0, 1), self.decoder.log_scale.exp(), vectors, flat, teacher, columns, rows, biases
         )
         return losses[0].view(batch, walks, levels), losses[1].view(batch, walks, levels)
 
@@ -173,9 +173,9 @@ def _steps(
     entered = _entered(paths)
     states, _ = decoder.hidden(memory, vectors, entered if columns is None else columns[entered])
     rows = torch.arange(len(paths), device=paths.device).repeat_interleave(paths.shape[1])
-    copy_bias = None if memory.copy_bias is None else memory.copy_bias.take(rows)
+    biases = [bias.take(rows) for bias in memory.biases]
     steps = path_log_probabilities(
-        states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, paths.flatten(0, 1), columns, copy_bias
+        states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, paths.flatten(0, 1), columns, biases
     )
     return steps.view(paths.shape)
 

@@ -60,7 +60,8 @@ class Curriculum:
         if config.training.single_target:
             self.windows = single_target_windows(dataset.offsets, self.lengths, config.model.max_length)
         else:
-            self.windows = make_windows(dataset.offsets, self.lengths, config.model.max_length, config.training.stride)
+            stride = config.training.stride or max(config.model.max_length // 2, 1)
+            self.windows = make_windows(dataset.offsets, self.lengths, config.model.max_length, stride)
         self.counts = self._counts(self.windows)
 
     def _counts(self, windows: Windows) -> np.ndarray:

@@ -21,6 +21,7 @@ from genrec.data.dataset import TRAIN, Dataset
 from genrec.errors import UserError
 from genrec.model.anchors import SPARE, AnchorTables
 from genrec.model.network import GenerativeRecommender
+from genrec.model.prior import PRIOR_CATALOGUE
 from genrec.model.sasrec import SASRec
 from genrec.model.saved import KIND, RESOLVED, build_network
 from genrec.model.size import step_flops
@@ -53,7 +54,7 @@ def new_network(
     config: Config, dataset: Dataset, ids: SemanticIds, generate: bool, kind: str = "genrec"
 ) -> GenerativeRecommender | SASRec:
     """A freshly initialised network; the same seed gives the same weights."""
-    config = with_query_anchors(config, dataset)
+    config = with_rules(config, dataset)
     torch.manual_seed(config.seed)
     times = dataset.timestamps
     span = float(times.max() - times.min()) / config.model.time_bucket if len(times) else 1.0
@@ -75,7 +76,7 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
     torch.set_flush_denormal(True)
     check_launch(config.training)
     join()
-    given, config = config, with_query_anchors(copy.deepcopy(config), dataset)
+    given, config = config, with_rules(copy.deepcopy(config), dataset)
     _settle(config.training, dataset, plan)
     network: Any = new_network(config, dataset, ids, plan.generate, plan.network)  # SASRec has the same interface
     if plan.backbone_folder:
@@ -137,11 +138,17 @@ def trained_items(dataset: Dataset, plan: FitPlan) -> torch.Tensor | None:
     return None if plan.network == "sasrec" or counts.all() else torch.from_numpy(np.flatnonzero(counts))
 
 
-def with_query_anchors(config: Config, dataset: Dataset) -> Config:
-    """The config with ``model.query_anchors`` set by rule: where there are anchors to join and queries."""
+def with_rules(config: Config, dataset: Dataset) -> Config:
+    """The config with the parts of the network that follow from the data.
+
+    ``model.query_anchors``: where there are anchors to join and queries. ``model.prior``: where the catalogue is small
+    enough for a row of all items for each request.
+    """
     model = config.model
     if model.query_anchors is None:
         model = replace(model, query_anchors=model.anchors > 0 and bool(dataset.query_texts))
+    if model.prior is None:
+        model = replace(model, prior=dataset.n_items <= PRIOR_CATALOGUE)
     return replace(config, model=model)
 
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from genrec.catalogue.subtree_mass import SubtreeMass
 from genrec.config.schema import TrainingConfig
 from genrec.model.device import scores as float_scores
 from genrec.model.device import to_device
 from genrec.model.network import Encoded, GenerativeRecommender
-from genrec.objectives.distillation import TeacherMass, draw_items
+from genrec.objectives.distillation import draw_items
 from genrec.objectives.generation import path_log_probabilities, path_losses, walked_nodes
 
 # Up to so many items the teacher's distribution is over all of them. Above, a row of all items for each request would
@@ -44,11 +45,14 @@ def generation_loss(
         kept[:1] = True
         drawn = to_device(kept.nonzero()[:, 0], row.device)
         row, column = row[drawn], column[drawn]
-    targets = targets[row, column]
+    targets, memory = targets[row, column], network.decoder_memory(encoded, row, column)
     paths = trie.item_path[targets][None]  # (walks, N, levels): the observed walk of each request
     teacher, teacher_loss = None, torch.zeros((), device=row.device)
     if settings.distill_weight and settings.retrieve_weight:
-        if trie.n_items <= TAUGHT_CATALOGUE:
+        if memory.prior is not None and decoder.pointer is None:
+            teacher = memory.prior.mass
+            drawn_items = teacher.draw()
+        elif trie.n_items <= TAUGHT_CATALOGUE:
             teacher, teacher_loss = dense_teacher(network, encoded, row, column, targets)
             drawn_items = teacher.draw()
         else:
@@ -57,21 +61,20 @@ def generation_loss(
     entered = torch.cat([torch.zeros_like(paths[..., :1]), paths[..., :-1]], dim=-1)
     nodes, index = walked_nodes(trie, paths.flatten(0, 1))
     vectors = decoder.node_vectors(trie, encoded.items, nodes, means)
-    memory = network.decoder_memory(encoded, row, column)
     states, _ = decoder.hidden(memory, vectors, index[entered].transpose(0, 1))
     states, scale, count = states.transpose(0, 1).flatten(0, 1), decoder.log_scale.exp(), len(row)
     request = torch.arange(count, device=row.device).repeat(len(paths))  # of each walk
-    paths, copy_bias = paths.flatten(0, 1), None if memory.copy_bias is None else memory.copy_bias.take(request)
+    paths, biases = paths.flatten(0, 1), [bias.take(request) for bias in memory.biases]
     if teacher is None:
-        return -path_log_probabilities(states, scale, vectors, trie, paths, index, copy_bias, ignored).sum(-1).mean()
-    steps, divergence = path_losses(states, scale, vectors, paths, teacher, index, request, copy_bias, ignored)
+        return -path_log_probabilities(states, scale, vectors, trie, paths, index, biases, ignored).sum(-1).mean()
+    steps, divergence = path_losses(states, scale, vectors, paths, teacher, index, request, biases, ignored)
     distance = settings.distill_weight * divergence[count:].sum(-1).mean()
     return -steps[:count].sum(-1).mean() + distance + teacher_loss
 
 
 def dense_teacher(
     network: GenerativeRecommender, encoded: Encoded, row: Tensor, column: Tensor, targets: Tensor
-) -> tuple[TeacherMass, Tensor]:
+) -> tuple[SubtreeMass, Tensor]:
     """The retrieval head's distribution over the catalogue for N requests, and a loss of the teacher's own.
 
     The requests stand at ``row``, ``column`` (N,). With a pointer the head's logits gain the pointer's bonus for the
@@ -84,7 +87,7 @@ def dense_teacher(
         logits = float_scores(network.retrieval_vectors(state), network.item_index(encoded.items[trie.leaf_items]))
         log_total = logits.logsumexp(1, keepdim=True)
     if decoder.pointer is None:  # in place from here on: a row is as long as the catalogue
-        return TeacherMass.of_mass(trie, logits.sub_(log_total).exp_()), logits.new_zeros(())
+        return SubtreeMass.of_mass(trie, logits.sub_(log_total).exp_()), logits.new_zeros(())
     assert encoded.anchors is not None
     anchors, state = encoded.anchors.take(row, column), state[:, None].detach()
     with torch.no_grad():
@@ -100,12 +103,12 @@ def dense_teacher(
     chosen = known + copy_bias.for_pairs(rows, targets)
     logits.scatter_add_(1, leaf, torch.where(exists & first, bonus.detach(), 0.0))
     mass = logits.sub_(log_total + gained.detach()[:, None]).exp_()
-    return TeacherMass.of_mass(trie, mass), (gained - chosen).mean()
+    return SubtreeMass.of_mass(trie, mass), (gained - chosen).mean()
 
 
 def candidate_teacher(
     network: GenerativeRecommender, encoded: Encoded, row: Tensor, column: Tensor, targets: Tensor
-) -> tuple[TeacherMass, Tensor, Tensor]:
+) -> tuple[SubtreeMass, Tensor, Tensor]:
     """As ``dense_teacher`` over candidates, at a cost that does not depend on the catalogue; also an item it drew (N,).
 
     Candidates are the request's anchors and target, and ``TEACHER_DRAWS`` uniform draws that all requests share. A
@@ -139,4 +142,4 @@ def candidate_teacher(
         loss = (total - gained.gather(1, target[:, None])[:, 0]).mean()
         logs = (gained - total[:, None]).detach()
     items = ids.gather(1, draw_items(logs)[:, None])[:, 0]
-    return TeacherMass.of_candidates(trie, ids.masked_fill(~exists, -1), logs), loss, items
+    return SubtreeMass.of_candidates(trie, ids.masked_fill(~exists, -1), logs), loss, items

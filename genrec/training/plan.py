@@ -18,7 +18,7 @@ from genrec.model.saved import KIND
 if TYPE_CHECKING:
     from genrec.model.network import GenerativeRecommender
 
-TRAIN_VERSION = 9
+TRAIN_VERSION = 10
 # Settings that do not change the result: a run stopped on one machine may go on on another.
 NON_RESULT_SETTINGS = (
     "refit",
@@ -30,6 +30,7 @@ NON_RESULT_SETTINGS = (
 # backbone.
 DECODER_SETTINGS = (
     "pointer",
+    "prior",
     "decoder_layers",
     "decoder_epochs",
     "distill_weight",

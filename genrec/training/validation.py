@@ -16,7 +16,7 @@ from genrec.objectives.ranking import area_under_curve
 from genrec.training.data_module import ValidationBatch
 from genrec.training.distributed import gather
 
-BEAM = 20
+BEAM = 50  # the default of a search: fewer lose what the user already had, many films of a long history
 MIN_QUALITY = 1e-6  # of an answer that finds nothing, so that the ratios of the others still tell epochs apart
 
 

@@ -339,11 +339,11 @@ def random_weights(run, options: argparse.Namespace) -> Values:
     from genrec.model.saved import RESOLVED
     from genrec.ranking.reranker import Reranker
     from genrec.runs.stages import RERANKER_KIND, model_fits, reranker_key
-    from genrec.training.fit import fill_anchors, new_network, with_query_anchors
+    from genrec.training.fit import fill_anchors, new_network, with_rules
     from genrec.training.plan import model_key
 
     for one in model_fits(run.config):
-        config, plan = with_query_anchors(one.config, run.dataset), one.resolved(run.folder)
+        config, plan = with_rules(one.config, run.dataset), one.resolved(run.folder)
         network = new_network(config, run.dataset, run.ids, plan.generate)
         if plan.generate:
             fill_anchors(network.anchor_tables, run.dataset, 0)

@@ -93,7 +93,7 @@ class Step:
             .train()
         )
         self.collator = Collator(config.model, features)
-        windows = make_windows(data.offsets, data.lengths, config.model.max_length, config.training.stride)
+        windows = make_windows(data.offsets, data.lengths, config.model.max_length, config.model.max_length // 2)
         counts = request_counts(data, windows, True, False)  # recommendations alone, as the padded one has
         self.loader = WindowBatches(data, windows, counts, self.collator, config.training, 1, 0, False)
         parts = replace(

@@ -113,7 +113,7 @@ def test_graphs_pad_requests_between_shapes_and_obey_constraints(parts):
         assert torch.equal(found.leaves, eager.leaves)
         torch.testing.assert_close(found.scores, eager.scores, rtol=0, atol=1e-5)
         torch.testing.assert_close(found.bound, eager.bound, rtol=0, atol=1e-5)
-    assert capture.captured == 2 and graphs.shapes == [GraphShape(4, 64, 20, named, 0) for named in (512, 0)]
+    assert capture.captured == 2 and graphs.shapes == [GraphShape(4, 64, 20, named, 0, 0) for named in (512, 0)]
     alone = graphs.search(memory.take(torch.tensor([1]), torch.tensor([0])), 20, None)
     torch.testing.assert_close(alone.scores[0], found.scores[1], rtol=0, atol=1e-5)
     only = AllowedNodes.of(trie, AllowedItems(only=excluded), BATCH)

@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from genrec.data.sequences import make_windows
-from genrec.model.backbone import Backbone, own_block, sequence_mask
+from genrec.model.backbone import Backbone, own_block, sequence_mask, visible_context
 from genrec.model.code_decoder import Memory
 from genrec.model.collate import Collator
 from genrec.model.query_features import QueryFeatures
@@ -180,4 +180,20 @@ def test_without_a_code_decoder_only_the_context_states_are_missing(thinking):
     assert whole.context.shape[1] == batch.items.shape[1] and lean.context.shape[1] == 0
     torch.testing.assert_close(lean.requests, whole.requests, **EXACT)
     for one, other in zip(lean.cache, whole.cache, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("block", [1, 2])
+@pytest.mark.parametrize("cache_only", [0, 7])
+def test_the_first_pass_equals_one_under_the_mask(backbone, block, cache_only):
+    """Only scores that the mask would hide are left out, in states and in the cache."""
+    made = torch.Generator().manual_seed(4)
+    positions = torch.tensor([[0, 3, 7], [5, 2, 6]])
+    size = 7 + 3 * block
+    x, angles = torch.randn(2, size, 16, generator=made), torch.randn(2, size, 4, generator=made)
+    expected, kept = backbone.extend(x, angles, sequence_mask(7, positions, block), cache_only=cache_only)
+    states, cache = backbone.first_pass(x, angles, visible_context(7, positions), cache_only)
+    torch.testing.assert_close(states, expected, **EXACT)
+    for one, other in zip(cache, kept, strict=True):
         torch.testing.assert_close(one, other, **EXACT)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from genrec.catalogue.subtree_mass import SubtreeMass
 from genrec.config.schema import DecodingConfig
 from genrec.generation.beam import beam_search
 from genrec.generation.engine import Searcher
@@ -18,8 +19,8 @@ from genrec.inference.programs import DecodeStep, Prefill, example_batch
 from genrec.model.batch import Batch
 from genrec.model.collate import Collator
 from genrec.model.network import GenerativeRecommender
+from genrec.model.prior import MIN_MASS
 from genrec.model.query_features import QueryFeatures
-from genrec.objectives.distillation import TeacherMass
 from genrec.objectives.generation import path_log_probabilities, path_losses
 from genrec.preference.policy import Policy
 from genrec.training.fit import new_network
@@ -33,7 +34,7 @@ CLOSE = {"rtol": 0, "atol": 5e-5}
 @pytest.fixture(scope="module")
 def pointing(prepared_run) -> GenerativeRecommender:
     """An untrained network whose pointer has much to say."""
-    config = replace(prepared_run.config, model=replace(prepared_run.config.model, pointer=True))
+    config = replace(prepared_run.config, model=replace(prepared_run.config.model, pointer=True, prior=True))
     network = new_network(config, prepared_run.dataset, prepared_run.ids, generate=True).eval()
     with torch.no_grad():
         network.decoder.pointer.strength.bias.fill_(1.0)
@@ -87,13 +88,17 @@ def test_training_and_every_search_agree(pointing, asked):
     paths = trie.item_path.expand(8, -1, -1)
     with torch.no_grad():
         states, _ = decoder.hidden(memory, vectors, torch.cat([torch.zeros_like(paths[..., :1]), paths[..., :-1]], -1))
-        spread = memory.copy_bias.take(torch.arange(8).repeat_interleave(trie.n_items))
+        every_item = torch.arange(8).repeat_interleave(trie.n_items)
+        spread = [bias.take(every_item) for bias in memory.biases]
+        assert len(spread) == 2
         flat = paths.flatten(0, 1)
         steps = path_log_probabilities(
-            states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, flat, copy_bias=spread
+            states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, flat, biases=spread
         )
-        silent = path_log_probabilities(states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, flat)
-        teacher = TeacherMass.of_items(trie, torch.randn(8, trie.n_items).log_softmax(-1))
+        silent = path_log_probabilities(
+            states.flatten(0, 1), decoder.log_scale.exp(), vectors, trie, flat, biases=spread[:1]
+        )
+        teacher = SubtreeMass.of_items(trie, torch.randn(8, trie.n_items).log_softmax(-1))
         rows = torch.arange(8).repeat_interleave(trie.n_items)
         taught, divergence = path_losses(
             states.flatten(0, 1), decoder.log_scale.exp(), vectors, flat, teacher, None, rows, spread
@@ -153,7 +158,7 @@ def test_the_policy_draws_and_scores_alike(pointing, prepared_run):
     steps = policy.steps(asked, drawn.paths)
     torch.testing.assert_close(steps.sum(-1), drawn.scores, **CLOSE)
     torch.testing.assert_close(policy.reference_steps(asked, drawn.paths), steps.detach(), **CLOSE)
-    teacher = TeacherMass.of_items(policy.trie, asked.dense)
+    teacher = SubtreeMass.of_items(policy.trie, asked.dense)
     torch.testing.assert_close(policy.distilled(asked, drawn.paths, teacher)[0], steps, **CLOSE)
 
 
@@ -165,6 +170,10 @@ def test_the_exported_halves_say_what_the_pointer_adds(pointing, asked):
         state, _ = DecodeStep(pointing, 0)(given, vectors, torch.zeros(3, 1, dtype=torch.long), [])
         first, last = pointing.catalogue.trie.level_bounds[1:3]
         logits = state[:, 0] @ vectors[first:last].T
+        trie, running = pointing.catalogue.trie, given[-3]
+        start, stop = trie.node_item_start[first:last], (trie.node_item_start + trie.node_item_count)[first:last]
+        mass = running[:, stop] - running[:, start]
+        logits += pointing.decoder.prior_weight * mass.clamp(min=MIN_MASS).log().float()
         for row in range(3):
             for node, bonus in {
                 int(n): float(b) for n, b in zip(given[-2][row, 0], given[-1][row, 0], strict=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from genrec.catalogue.subtree_mass import SubtreeMass
 from genrec.catalogue.trie import build_trie
-from genrec.objectives.distillation import TeacherMass, candidate_kl, draw_items, margin_mse
+from genrec.objectives.distillation import candidate_kl, draw_items, margin_mse
 from genrec.objectives.generation import path_log_probabilities, path_losses, walked_nodes
 
 VOCAB, ITEMS, DIM = (5, 4, 3), 40, 6
@@ -70,7 +71,7 @@ def test_the_mean_over_the_teachers_paths_is_the_whole_kl(trie, student):
         0, trie.item_leaf - trie.level_bounds[-2], teacher[0].exp()
     )
     assert trie.n_leaves < ITEMS
-    mass = TeacherMass.of_items(trie, teacher)
+    mass = SubtreeMass.of_items(trie, teacher)
     chosen, divergence = path_losses(
         states[before(paths)], scale, vectors, paths, mass, requests=torch.zeros(len(paths), dtype=torch.long)
     )
@@ -90,7 +91,7 @@ def test_gradients_equal_those_of_the_whole_kl(trie, student):
         if whole:
             loss = (leaf * (leaf.log() - own)).sum()
         else:
-            mass = TeacherMass.of_items(trie, teacher)
+            mass = SubtreeMass.of_items(trie, teacher)
             parts = path_losses(
                 states[before(paths)], scale, vectors, paths, mass, requests=torch.zeros(len(paths), dtype=torch.long)
             )
@@ -108,7 +109,7 @@ def test_a_certain_teacher_gives_cross_entropy_and_chosen_equals_the_generation_
     certain = torch.full((len(targets), ITEMS), -torch.inf).scatter(1, targets[:, None], 0.0)
     nodes, position = walked_nodes(trie, paths)
     chosen, divergence = path_losses(
-        states[before(paths)], scale, vectors[nodes], paths, TeacherMass.of_items(trie, certain), position
+        states[before(paths)], scale, vectors[nodes], paths, SubtreeMass.of_items(trie, certain), position
     )
     torch.testing.assert_close(divergence, -chosen)
     torch.testing.assert_close(chosen, path_log_probabilities(states[before(paths)], scale, vectors, trie, paths))
@@ -124,7 +125,7 @@ def test_candidates_are_a_teacher_that_knows_nothing_else(trie, student):
     for row in range(5):
         dense[row, ids[row][ids[row] >= 0]] = logs[row][ids[row] >= 0]
     paths = trie.item_path[torch.tensor([0, 9, 17, 25, 33])]
-    few, all_items = TeacherMass.of_candidates(trie, ids, logs), TeacherMass.of_items(trie, dense)
+    few, all_items = SubtreeMass.of_candidates(trie, ids, logs), SubtreeMass.of_items(trie, dense)
     rows, nodes = torch.arange(5).repeat_interleave(trie.n_nodes), torch.arange(trie.n_nodes).repeat(5)
     torch.testing.assert_close(few.below(rows, nodes), all_items.below(rows, nodes))
     torch.testing.assert_close(
@@ -144,7 +145,7 @@ def test_small_subtrees_keep_their_digits(trie):
     logs = torch.full((1, ITEMS), -torch.inf)
     logs[0, trie.leaf_items[0]], logs[0, trie.leaf_items[-2:]] = 0.0, torch.tensor([1e-9, 3e-9]).log()
     leaf = trie.item_leaf[trie.leaf_items[-1:]]
-    share = TeacherMass.of_items(trie, logs).below(torch.zeros(1, dtype=torch.long), leaf)
+    share = SubtreeMass.of_items(trie, logs).below(torch.zeros(1, dtype=torch.long), leaf)
     below = 4e-9 if trie.item_leaf[trie.leaf_items[-2]] == leaf else 3e-9
     torch.testing.assert_close(share, torch.tensor([below], dtype=torch.float64), rtol=1e-6, atol=0)
 
@@ -159,7 +160,7 @@ def test_drawn_items_follow_the_teacher():
 def test_a_teacher_over_all_items_draws_by_its_mass(trie):
     torch.manual_seed(0)
     logs = teacher_logits(1).index_fill(1, torch.tensor([5]), -torch.inf).log_softmax(1)
-    teacher = TeacherMass.of_items(trie, logs.expand(20_000, -1))
+    teacher = SubtreeMass.of_items(trie, logs.expand(20_000, -1))
     shares = torch.bincount(teacher.draw(), minlength=ITEMS) / 20_000
     torch.testing.assert_close(shares.double(), logs[0].exp(), atol=0.012, rtol=0)
     assert shares[5] == 0

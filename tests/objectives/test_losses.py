@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from genrec.catalogue.subtree_mass import SubtreeMass
 from genrec.catalogue.trie import build_trie
-from genrec.objectives.distillation import TeacherMass
 from genrec.objectives.generation import nodes_without, path_log_probabilities, path_losses, walked_nodes
 from genrec.objectives.retrieval import draw_candidates, full_softmax, sampled_softmax
 
@@ -75,7 +75,7 @@ def test_nodes_of_items_that_were_never_answers_are_no_wrong_ones(trie, walk, ta
     keep = ~ignored[paths[:, -1]]
     states, walked, drawn = states[keep], paths[keep], trie.item_path[:ITEMS]
     assert ignored.any() and not ignored[walked].any() and ignored[drawn[:, :-1]].any() and len(walked) > 5
-    teacher = TeacherMass.of_items(trie, torch.zeros(len(drawn), ITEMS, dtype=torch.float64).log_softmax(1))
+    teacher = SubtreeMass.of_items(trie, torch.zeros(len(drawn), ITEMS, dtype=torch.float64).log_softmax(1))
     gradients = []
     for fast in (True, False):
         inputs = [value.clone().requires_grad_() for value in (states, scale, vectors)]

@@ -237,3 +237,16 @@ def test_items_own_texts_may_ask_for_an_item_nobody_had(job):
     module.trainer.current_epoch = 1
     found = module.candidates(batch(4, 10), 0)
     assert torch.equal(found.ids, trained) and found.index_of(trained[[2, 5]]).tolist() == [2, 5]
+
+
+def test_windows_of_long_histories_overlap_by_half_unless_stated(job):
+    """Null is half of the length that is read; every event is predicted once, whichever it is."""
+    config, data, ids = copy.deepcopy(job[0]), *job[1:]
+    config.model.max_length = 6
+    made = {}
+    for stride in (None, 3, 1):
+        config.training.stride = stride
+        windows = Curriculum(data, training_collator(data, ids, config), config, TRAIN, False, True).windows
+        made[stride] = len(windows)
+        assert (windows.stop - windows.first).sum() == data.known_lengths(TRAIN).sum()
+    assert made[None] == made[3] < made[1]

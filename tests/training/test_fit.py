@@ -23,7 +23,7 @@ from genrec.model.saved import load_network
 from genrec.training import fit as fit_module
 from genrec.training.batches import epoch_batches, even_cuts
 from genrec.training.data_module import ValidationBatch
-from genrec.training.fit import FitPlan, fit, model_key, new_network, with_query_anchors
+from genrec.training.fit import FitPlan, fit, model_key, new_network, with_rules
 from genrec.training.module import TrainingModule
 
 CHOOSING, REFIT = FitPlan(), FitPlan(VALID, 3)
@@ -227,7 +227,7 @@ def test_the_key_tells_plans_and_ids_apart(job):
 def test_round_trip(job, fitted):
     config, dataset, ids = job
     network, saved = load_network(fitted["choosing"], len(dataset.actions_chain), ids)
-    assert saved == with_query_anchors(config, dataset) and not network.training
+    assert saved == with_rules(config, dataset) and not network.training
     network_again, _ = load_network(fitted["choosing"], len(dataset.actions_chain), ids)
     requests = dataset.requests("test", "title")
     collator = Collator(config.model, QueryFeatures.build(dataset.query_texts, ids.encoder))

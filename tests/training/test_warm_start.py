@@ -8,13 +8,13 @@ import torch
 
 from genrec.data.sequences import make_windows
 from genrec.model.saved import build_network
-from genrec.training.fit import with_query_anchors
+from genrec.training.fit import with_rules
 from genrec.training.plan import FitPlan, WarmStart, model_key
 from genrec.training.warm_start import choose_windows, copy_weights
 
 
 def test_weights_follow_items_codes_and_nodes(prepared_run, network):
-    old_ids, config = prepared_run.ids, with_query_anchors(prepared_run.config, prepared_run.dataset)
+    old_ids, config = prepared_run.ids, with_rules(prepared_run.config, prepared_run.dataset)
     new = pl.DataFrame({"title": ["red lamp", "steel kettle", "blue tent"], "brand": [None, "Vox", None]})
     catalogue = old_ids.append(new).ids.catalogue
     torch.manual_seed(9)
