@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from genrec.data.dataset import TRAIN, VALID, Requests
+from genrec.data.heldback import held_back
 from genrec.evaluation.answerers import Scorer, query_texts, ranked_by_scores
 from genrec.evaluation.baselines import DenseText, stack
 from genrec.evaluation.baselines.search import BASELINES, chosen_settings, fitted, usable
@@ -92,8 +93,7 @@ class Baselines:
             valid = self.run.dataset.requests("valid", kind)
             if len(valid) < stack.MIN_REQUESTS:
                 return None
-            sources = self._sources(TRAIN, kind is not None, networked)
-            self.stacks[kind, networked] = stack.Stack(self.run.config.seed).fit(sources, valid)
+            self.stacks[kind, networked] = self._fit_stack(valid, kind, networked)
         trees = self.stacks[kind, networked]
         if not trees.trees:
             return None
@@ -101,6 +101,30 @@ class Baselines:
         raw = trees.rank(sources, requests, k, exclude_seen=False) if kind is None else None
         name = stack.NETWORKED if networked else stack.NAME
         return BaselineRow(name, "ids + text + features", trees.rank(sources, requests, k), raw)
+
+    def _fit_stack(self, valid: Requests, kind: str | None, networked: bool) -> stack.Stack:
+        """The stack; for recommendations it learns from training requests too, as our re-ranker does."""
+        seed, sources = self.run.config.seed, self._sources(TRAIN, kind is not None, networked)
+        if kind is not None:
+            return stack.Stack(seed).fit(sources, valid)
+        held = self._held_sources()
+        if not networked:
+            return stack.Stack(seed).fit(sources, valid, held)
+        first = next(held, None)
+        base = None if first is None else stack.Stack(seed).fit(*first, held)
+        return stack.Stack(seed, base).fit(sources, valid)
+
+    def _held_sources(self) -> Iterator[tuple[stack.Sources, Requests]]:
+        """Training requests with the sources, fitted on logs that lack the events of those requests."""
+        text, config = self.run.ids.catalogue.text.cpu().numpy(), self.run.config
+        for part, requests in held_back(self.run.dataset, stack.FIT_REQUESTS, config.seed):
+            scorers: dict[str, Scorer] = {
+                BASELINES[name][0]: partial(_score, fitted(name, self.chosen[name], part, TRAIN))
+                for name in usable(self.names, part)
+            }
+            scorers["text of the last event"] = lambda chunk: last_text(chunk, text)
+            features = CandidateFeatures.build(part, text, TRAIN)
+            yield stack.Sources(scorers, features, config.model.request_time), requests
 
     def _sources(self, last: int, searches: bool, networked: bool) -> stack.Sources:
         text = self.run.ids.catalogue.text.cpu().numpy()

@@ -11,30 +11,22 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from safetensors.torch import save_file
-
-from genrec.artifacts.folders import atomic_folder, is_current, write_json
+from genrec.artifacts.folders import atomic_folder, is_current
 from genrec.config.load import to_dict
 from genrec.config.schema import Config
 from genrec.data.prepare.pipeline import prepare
 from genrec.data.registry import DatasetUnavailableError, fetch
 from genrec.errors import UserError
-from genrec.generation.options import SearchOptions
-from genrec.progress import Progress
+from genrec.pipeline.reranking import fit_reranker
 from genrec.ranking.features import CandidateFeatures
-from genrec.ranking.reranker import Reranker, with_hits
 from genrec.retrieval.lexical_fit import fit_lexical
-from genrec.runs.run import FITTED, TASKS, Run
+from genrec.runs.run import FITTED, Run
 from genrec.runs.stages import (
     FEATURES_KIND,
-    RERANKER_KIND,
     RESULTS_KIND,
     Fit,
     features_key,
     model_fits,
-    reranker_key,
     results_key,
     sasrec_fits,
 )
@@ -45,8 +37,6 @@ if TYPE_CHECKING:  # slow to import (Lightning, matplotlib); who only opens a ru
     from genrec.evaluation.protocol import Evaluation
 
 log = logging.getLogger(__name__)
-MAX_RERANKER_REQUESTS = {"recommendation": 25_000, "search": 10_000}
-MAX_UPDATE_REQUESTS = {"recommendation": 4_000, "search": 2_000}
 
 
 def locate_data(config: Config) -> Config:
@@ -134,46 +124,6 @@ def count_candidate_features(run: Run) -> None:
             CandidateFeatures.build(run.dataset, run.ids.catalogue.text.cpu().numpy(), last).save(
                 folder / f"{table}.npz"
             )
-
-
-def fit_reranker(run: Run, present: dict[str, Reranker] | None = None) -> None:
-    """Fit one ranking function for recommendations and one for searches, on validation requests.
-
-    ``present``: those of the run that is updated, from whose weights the fit starts; it then reads fewer requests.
-    """
-    target = run.folder / "reranker"
-    key = reranker_key(run.folder, run.config)
-    if is_current(target, RERANKER_KIND, key):
-        return
-    ranker = run.ranker("train", fused=False)
-    rng = np.random.default_rng(run.config.seed)
-    limits = MAX_RERANKER_REQUESTS if present is None else MAX_UPDATE_REQUESTS
-    kinds: dict[str, list[str | None]] = dict(zip(TASKS, ([None], list(run.dataset.query_kinds)), strict=True))
-    rerankers = {}
-    for task, tasks in kinds.items():
-        parts, queries = [], []
-        for kind in tasks:
-            requests = run.dataset.requests("valid", kind)
-            keep = rng.permutation(len(requests))[: limits[task] // max(len(tasks), 1)]
-            with Progress(f"candidates for the re-ranker, {kind or task}", len(keep)) as progress:
-                for _, chunk, found in ranker.candidates(requests.take(keep), SearchOptions(), progress.advance):
-                    targets = torch.from_numpy(chunk.targets.astype(np.int64)).to(found.union()[0].device)
-                    rows = with_hits(found, targets)
-                    parts.append((found, targets[rows]))
-                    queries.append(torch.from_numpy(chunk.request_queries.astype(np.int64))[rows.cpu()])
-        rerankers[task] = Reranker.fit(parts, run.config.seed, queries, present[task] if present else None)
-        form = "linear" if rerankers[task].network is None else "linear + network"
-        largest = sorted(rerankers[task].importance().items(), key=lambda pair: -abs(pair[1]))[:6]
-        log.info(
-            "re-ranker: %s, %s; largest linear weights %s",
-            task,
-            form,
-            ", ".join(f"{name} {value:.2f}" for name, value in largest),
-        )
-    with atomic_folder(target, RERANKER_KIND, key) as folder:
-        for task, reranker in rerankers.items():
-            save_file(reranker.state(), folder / f"{task}.safetensors")
-        write_json(folder / "weights.json", {task: reranker.importance() for task, reranker in rerankers.items()})
 
 
 def stage_evaluate(run: Run, split: str = "test") -> Evaluation:

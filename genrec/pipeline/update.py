@@ -26,7 +26,8 @@ from genrec.config.schema import Config
 from genrec.data.prepare.pipeline import prepare
 from genrec.errors import UserError
 from genrec.model.network import GenerativeRecommender
-from genrec.pipeline.stages import count_candidate_features, fit_model_and_reranker, fit_reranker
+from genrec.pipeline.reranking import fit_reranker
+from genrec.pipeline.stages import count_candidate_features, fit_model_and_reranker
 from genrec.pipeline.update_gate import decide_update
 from genrec.preference.acceptance import GateDecision
 from genrec.ranking.ranker import Ranker

@@ -35,6 +35,7 @@ from genrec.retrieval.sources import (
     PopularMatchRetriever,
     QueryItemRetriever,
     SparseRetriever,
+    WindowedRetriever,
     WordRetriever,
 )
 from genrec.timing import stage
@@ -146,6 +147,13 @@ class CandidateGenerator:
         reader.nodes = reader.searcher = None
         return reader
 
+    def counting(self, features: CandidateFeatures) -> CandidateGenerator:
+        """The generator with other counts and without the search for codes."""
+        other = copy.copy(self)
+        other.features, other.searcher = features, None
+        other._set_sources()
+        return other
+
     def _set_searcher(self) -> None:
         """The vectors of the trie's nodes, and what searches with them."""
         network = self.network
@@ -164,6 +172,7 @@ class CandidateGenerator:
             self.popular.scores.numpy(),
         )
         self.cooccurrence = CooccurrenceRetriever(features.cooccurrence)
+        self.windowed = None if features.windowed is None else WindowedRetriever(features.windowed)
         self.words = None if lexical is None else WordRetriever(lexical)
         self.query_items = None if features.query_items is None else QueryItemRetriever(features.query_items)
         self.popular_matches = None if self.words is None else PopularMatchRetriever(self.words, popularity)
@@ -176,6 +185,7 @@ class CandidateGenerator:
         self.query_sources = [(source, width) for source, width in sources if source is not None and width]
         sources = [
             (self.cooccurrence, decoding.cooccurrence),
+            (self.windowed, decoding.windowed),
             (LastItemNeighbours(self.text), decoding.text_neighbours),
         ]
         self.history_sources = [(source, width) for source, width in sources if source is not None and width]
@@ -261,7 +271,11 @@ class CandidateGenerator:
         columns = dict(zip(SOURCE_FEATURES, self._source_features(result, retrieval, known, there, scale), strict=True))
         columns["retrieved_rank"] = log_rank(columns["retrieved"], result.ids >= 0)
         columns["cooccurrence_rank"] = log_rank(self.cooccurrence.score(retrieval, known), live)
-        columns["ranking"] = torch.zeros(ids.shape)
+        for name in ("windowed", "windowed_rank", "ranking"):
+            columns[name] = torch.zeros(ids.shape)
+        if self.windowed is not None:
+            following = self.windowed.score(retrieval, known)
+            columns["windowed"], columns["windowed_rank"] = log_scores(following)[0], log_rank(following, live)
         if self.network.ranking is not None:
             row = torch.arange(len(ids), device=device)
             logits = self.network.rank(encoded, row, torch.zeros_like(row), result.ids)[..., 0].float()

@@ -27,6 +27,7 @@ from genrec.retrieval.cooccurrence import CooccurrenceTransition
 from genrec.retrieval.query_items import QueryItemCounts
 from genrec.retrieval.sources import SparseScores
 from genrec.retrieval.sparse import product
+from genrec.retrieval.windowed import WindowedTransitions
 
 DECAY = 0.6  # weight of an event by its age in events, as in the co-occurrence model
 RECENT_EVENTS = 20  # events of a history that are compared with a candidate
@@ -74,7 +75,7 @@ HISTORY_FEATURES = (
     "last_text",
     "length",
 )
-RANK_FEATURES = ("retrieved_rank", "cooccurrence_rank")
+RANK_FEATURES = ("retrieved_rank", "cooccurrence_rank", "windowed", "windowed_rank")
 HEAD_FEATURES = ("ranking",)  # the ranking head's logit, 0 without a head
 FEATURES = SOURCE_FEATURES + ITEM_FEATURES + HISTORY_FEATURES + RANK_FEATURES + HEAD_FEATURES
 
@@ -150,12 +151,14 @@ class CandidateFeatures:
         origin: int,
         span: int,
         query_items: QueryItemCounts | None = None,
+        windowed: WindowedTransitions | None = None,
     ):
         """``keys`` (n_events,) int64, sorted: item x (span + 1) + seconds since ``origin``, one per event.
 
-        ``query_items``: counts of the items chosen after each query.
+        ``query_items``: counts of the items chosen after each query. Without ``windowed`` transitions their features
+        are constant.
         """
-        self.query_items = query_items
+        self.query_items, self.windowed = query_items, windowed
         self.cooccurrence, self.facts, self.keys, self.origin, self.span = cooccurrence, facts, keys, origin, span
         n_items = len(facts.brand)
         bounds = np.searchsorted(keys, np.arange(n_items + 1, dtype=np.int64) * (span + 1))
@@ -179,7 +182,8 @@ class CandidateFeatures:
     @classmethod
     def build(cls, dataset: Dataset, text: np.ndarray, last: int, transitions: str = "log") -> CandidateFeatures:
         """Count all events up to split ``last``."""
-        table = CooccurrenceTransition(transitions=transitions).fit(dataset.histories(last), dataset.n_items)
+        histories = dataset.histories(last)
+        table = CooccurrenceTransition(transitions=transitions).fit(histories, dataset.n_items)
         known = np.flatnonzero(np.asarray(dataset.split) <= last)
         times, items = np.asarray(dataset.timestamps)[known], np.asarray(dataset.items)[known].astype(np.int64)
         origin = int(times.min()) if len(times) else 0
@@ -192,6 +196,7 @@ class CandidateFeatures:
             origin,
             span,
             QueryItemCounts.build(dataset, last),
+            WindowedTransitions.fit(histories, dataset.n_items),
         )
 
     def state(self) -> dict[str, np.ndarray]:
@@ -202,6 +207,7 @@ class CandidateFeatures:
             "span": np.asarray(self.span, np.int64),
             **self.cooccurrence.state(),
             **(self.query_items.state() if self.query_items else {}),
+            **(self.windowed.state() if self.windowed else {}),
         }
 
     @classmethod
@@ -217,6 +223,7 @@ class CandidateFeatures:
             int(state["origin"]),
             int(state["span"]),
             query_items,
+            WindowedTransitions.from_state(state),
         )
 
     def save(self, path: Path) -> None:

@@ -3,6 +3,9 @@
 Two forms compete on held-out validation requests. The linear form is regularised towards prior weights, so it needs few
 requests. The other form adds a small network for feature interactions. Recommendation and search have separate
 re-rankers. As in GRank (arXiv 2510.15299), one target-aware function orders the proposals of all sources.
+
+Validation requests are few. A re-ranker of counts alone is therefore fitted before on training requests
+(``counted.py``), and its score is one more feature, ``BASE``, of the one that also reads what the network says.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from genrec.ranking.candidates import MISSING, Candidates
 from genrec.ranking.features import FEATURES
 from genrec.ranking.fitting import fit_network, fit_weights, list_loss
 
-_PRIOR_STRENGTH = 5.0  # weight of the prior, in requests per squared standard deviation of a feature
+# Weight of the prior, in requests per squared standard deviation of a feature; a base is a good prior already.
+_PRIOR_STRENGTH, _PRIOR_STRENGTH_WITH_BASE = 5.0, 60.0
 _PRIOR = {
     "generated": 0.3,
     "retrieved": 0.5,
@@ -31,11 +35,15 @@ _PRIOR = {
     "popular_match": 0.2,
     "query_hits": 0.3,
 }
+_PRIOR_WITH_BASE = {"counts": 1.0, "generated": 0.1, "retrieved": 0.2}
+BASE = "counts"  # the score of the re-ranker of counts alone
 _CLIP = 6.0  # standard deviations; limits the effect of rare extreme values
 _HIDDEN = 64
 _EPOCHS, _RATE = 10, 3e-3
 _BATCH = 128
-_MIN_REQUESTS = 200  # with fewer usable requests only the linear form is fitted
+_BLOCK = 1024  # lists standardised at a time
+# With fewer usable requests only the linear form is fitted; a base has its own network of interactions.
+_MIN_REQUESTS, _MIN_REQUESTS_WITH_BASE = 200, 2000
 _HELD_OUT = 0.25  # fraction of the requests that selects the form
 
 
@@ -43,19 +51,22 @@ _HELD_OUT = 0.25  # fraction of the requests that selects the form
 class Reranker:
     """A scoring function over candidate features; its scores compare candidates of one request.
 
-    ``mean``, ``scale`` and ``weights`` have shape (len(FEATURES),); ``network`` is None for the linear form.
+    ``mean``, ``scale`` and ``weights`` have shape (len(FEATURES),), one more with ``base``, whose score is the last
+    feature; ``network`` is None for the linear form.
     """
 
     weights: Tensor
     mean: Tensor
     scale: Tensor
     network: nn.Sequential | None = None
+    base: Reranker | None = None
 
     @classmethod
-    def default(cls) -> Reranker:
+    def default(cls, base: Reranker | None = None) -> Reranker:
         """The re-ranker before fitting: prior weights on the log-scores of the sources."""
-        size = len(FEATURES)
-        return cls(torch.tensor([_PRIOR.get(name, 0.0) for name in FEATURES]), torch.zeros(size), torch.ones(size))
+        prior, names = (_PRIOR, FEATURES) if base is None else (_PRIOR_WITH_BASE, (*FEATURES, BASE))
+        weights = torch.tensor([prior.get(name, 0.0) for name in names])
+        return cls(weights, torch.zeros(len(names)), torch.ones(len(names)), None, base)
 
     @classmethod
     def fit(
@@ -64,36 +75,39 @@ class Reranker:
         seed: int = 0,
         queries: list[Tensor] | None = None,
         present: Reranker | None = None,
+        base: Reranker | None = None,
     ) -> Reranker:
         """Fit on validation requests; requests whose target is not a candidate are skipped.
 
         ``parts``: chunks of candidates and targets (B,). ``queries``: the query index (B,) of each chunk's requests,
         -1 without a query. Requests of one query are held out together, so that the forms are compared on new queries.
         ``present``: the re-ranker before an update, fitted on other requests. Its weights are the prior, and it stays
-        where no form is better on the held-out requests, or where there are too few to compare.
+        where no form is better on the held-out requests, or where there are too few to compare; its base is kept.
+        ``base``: a re-ranker fitted on other requests, whose score is one more feature.
         """
-        lists = _Lists.collect(parts, queries or [torch.full_like(targets, -1) for _, targets in parts])
+        base = base if present is None else present.base
+        lists = _Lists.collect(parts, queries or [torch.full_like(targets, -1) for _, targets in parts], base)
         if lists is None:
-            return present or cls.default()
+            return present or cls.default(base)
         mean, scale = lists.standardise(present)
-        linear = lists.fit_linear(scale, present)
-        if len(lists.target) < _MIN_REQUESTS:
-            return present or cls(linear, mean, scale)
+        linear = lists.fit_linear(cls.default(base), scale, present)
+        if len(lists.target) < (_MIN_REQUESTS if base is None else _MIN_REQUESTS_WITH_BASE):
+            return present or cls(linear, mean, scale, None, base)
         order = torch.randperm(len(lists.target), generator=torch.Generator().manual_seed(seed))
         kept, held = hold_out(order, lists.query)
         if not min(len(kept), len(held)):  # one query alone
-            return present or cls(linear, mean, scale)
+            return present or cls(linear, mean, scale, None, base)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            start = lists.take(kept).fit_linear(scale, present)
+            start = lists.take(kept).fit_linear(cls.default(base), scale, present)
             trial = lists.fit_network(start, kept, present)
             best = max(qualities := [lists.quality(start, None, held), lists.quality(*trial, held)])
             if present is not None and best <= lists.quality(present.weights, present.network, held):
                 return present
             if qualities[0] == best:
-                return cls(linear, mean, scale)
+                return cls(linear, mean, scale, None, base)
             weights, network = lists.fit_network(linear, order, present)
-        return cls(weights, mean, scale, network)
+        return cls(weights, mean, scale, network, base)
 
     def scores(self, features: Tensor) -> Tensor:
         """Scores (...) of candidate features (..., len(FEATURES))."""
@@ -107,15 +121,24 @@ class Reranker:
         the other rows.
         """
         device = features.device
-        x = _standard(features, self.mean.to(device), self.scale.to(device))
-        linear = x * self.weights.to(device)
+        weights, mean, scale = (values.to(device) for values in (self.weights, self.mean, self.scale))
+        inputs = _with_base(self.base, features)
+        x, size = _standard(inputs, mean, scale), features.shape[-1]
+        linear, together = x[..., :size] * weights[:size], None
+        if self.base is not None:
+            # The base's score is the sum of its own terms: each feature gets its part of it.
+            factor = weights[size] / scale[size]
+            own, together = self.base.contributions(features)
+            linear = linear + factor * own
+            together = factor * (torch.zeros_like(own[..., 0]) if together is None else together)
         if self.network is None:
-            return linear, None
+            return linear, together
         network = self.network.to(device)
         with torch.no_grad():
             last = network[-1]
             assert isinstance(last, nn.Linear)
-            return linear, (network[:-1](x) * last.weight[0]).sum(-1)
+            added = (network[:-1](x) * last.weight[0]).sum(-1)
+        return linear, added if together is None else together + added
 
     def rank(self, candidates: Candidates, k: int) -> tuple[Tensor, Tensor]:
         """The k best candidates: ids (B, k), -1 where empty, and scores; equal scores go to the lower item id."""
@@ -133,6 +156,8 @@ class Reranker:
         state = {"features": names, "weights": self.weights, "mean": self.mean, "scale": self.scale}
         if self.network is not None:
             state |= {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        if self.base is not None:
+            state |= {f"base.{name}": value for name, value in self.base.state().items()}
         return {name: value.contiguous().cpu() for name, value in state.items()}
 
     @classmethod
@@ -146,14 +171,17 @@ class Reranker:
         inner = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
         network = None
         if inner:
-            network = _network(len(FEATURES), len(inner["0.weight"]))
+            network = _network(len(state["weights"]), len(inner["0.weight"]))
             network.load_state_dict(inner)
             network.eval()
-        return cls(state["weights"], state["mean"], state["scale"], network)
+        below = {name.removeprefix("base."): value for name, value in state.items() if name.startswith("base.")}
+        base = cls.from_state(below) if below else None
+        return cls(state["weights"], state["mean"], state["scale"], network, base)
 
     def importance(self) -> dict[str, float]:
-        """The linear weight of each feature per standard deviation."""
-        return dict(zip(FEATURES, self.weights.tolist(), strict=True))
+        """The linear weight of each feature per standard deviation, and that of the base's score."""
+        names = FEATURES if self.base is None else (*FEATURES, BASE)
+        return dict(zip(names, self.weights.tolist(), strict=True))
 
 
 @dataclass
@@ -166,13 +194,15 @@ class _Lists:
     query: Tensor
 
     @classmethod
-    def collect(cls, parts: list[tuple[Candidates, Tensor]], queries: list[Tensor]) -> _Lists | None:
+    def collect(
+        cls, parts: list[tuple[Candidates, Tensor]], queries: list[Tensor], base: Reranker | None
+    ) -> _Lists | None:
         hits = [_hits(part, targets) for part, targets in parts]
         total, width = sum(int(hit.any(1).sum()) for hit in hits), max((hit.shape[1] for hit in hits), default=0)
         if not total:
             return None
         found = cls(
-            torch.zeros(total, width, len(FEATURES)),
+            torch.zeros(total, width, len(FEATURES) + (base is not None)),
             torch.zeros(total, width, dtype=torch.bool),
             torch.zeros(total, dtype=torch.long),
             torch.zeros(total, dtype=torch.long),
@@ -182,7 +212,7 @@ class _Lists:
             ids, values = part.union()
             rows = hit.any(1)
             some = slice(begin, begin + int(rows.sum()))
-            found.features[some, : ids.shape[1]] = values[rows].float().cpu()
+            found.features[some, : ids.shape[1]] = _with_base(base, values[rows].float().cpu())
             found.live[some, : ids.shape[1]] = (ids[rows] != MISSING).cpu()
             found.target[some] = hit[rows].float().argmax(1).cpu()
             found.query[some] = own.cpu()[rows.cpu()]
@@ -200,19 +230,22 @@ class _Lists:
         seen = self.features[self.live]
         mean, scale = (seen.mean(0), seen.std(0)) if present is None else (present.mean, present.scale)
         scale = torch.where(scale > 1e-5, scale, torch.inf)
-        self.features.sub_(mean).div_(scale).clamp_(-_CLIP, _CLIP).mul_(self.live[..., None])
+        for rows in self.features.split(_BLOCK):
+            rows.copy_(_standard(rows, mean, scale))
+        self.features.mul_(self.live[..., None])
         return mean, scale
 
-    def fit_linear(self, scale: Tensor, present: Reranker | None) -> Tensor:
-        """Weights (F,) of the convex, prior-bound form; the prior is the weights of ``present`` where given."""
-        prior = Reranker.default().weights * torch.where(scale.isfinite(), scale, 0)
+    def fit_linear(self, default: Reranker, scale: Tensor, present: Reranker | None) -> Tensor:
+        """Weights (F,) of the convex form, bound to those of ``default``, or of ``present`` where given."""
+        strength = _PRIOR_STRENGTH if default.base is None else _PRIOR_STRENGTH_WITH_BASE
+        prior = default.weights * torch.where(scale.isfinite(), scale, 0)
         if present is not None:
             prior = present.weights
 
         def loss(weights: Tensor) -> Tensor:
             distance = (weights - prior).square().sum()
             fit = list_loss(self.features @ weights, self.live, self.target)
-            return fit + _PRIOR_STRENGTH / len(self.target) * distance
+            return fit + strength / len(self.target) * distance
 
         return fit_weights(prior, loss)
 
@@ -272,8 +305,15 @@ def hold_out(order: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
     return order[~held], order[held]
 
 
+def _with_base(base: Reranker | None, features: Tensor) -> Tensor:
+    """Features (..., F), and behind them the base's score, if there is a base."""
+    return features if base is None else torch.cat([features, base.scores(features)[..., None]], dim=-1)
+
+
 def _standard(features: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    return ((features - mean) / scale).clamp(-_CLIP, _CLIP)
+    """Standardised features, clipped; the score of a base is neither clipped nor centred, so that it stays a sum."""
+    x, size = (features - mean) / scale, len(FEATURES)
+    return torch.cat([x[..., :size].clamp(-_CLIP, _CLIP), features[..., size:] / scale[size:]], dim=-1)
 
 
 def _network(size: int, hidden: int) -> nn.Sequential:

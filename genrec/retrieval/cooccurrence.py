@@ -18,6 +18,7 @@ FORMAT_VERSION = 1
 TRANSITION_WEIGHTS = ("count", "log")
 MAX_PAIRS = 1 << 27  # pairs of a table: 8 bytes each
 MIN_NEIGHBOURS = 64
+MAX_HISTORY = 500  # newest events of a user that are counted, as co-occurrence costs their square
 
 
 class CooccurrenceTransition:
@@ -34,7 +35,7 @@ class CooccurrenceTransition:
     near a gigabyte: a catalogue of 10^4 items keeps all of them, one of 10^6 134 each.
     """
 
-    def __init__(self, decay: float = 0.6, transitions: str = "count", max_history: int = 500):
+    def __init__(self, decay: float = 0.6, transitions: str = "count", max_history: int = MAX_HISTORY):
         if not 0 < decay <= 1 or max_history < 1:
             raise UserError(
                 f"CooccurrenceTransition got decay={decay} and max_history={max_history}; "
@@ -142,11 +143,11 @@ def _similar(train: Histories, n_items: int, width: int) -> sp.csr_matrix:
     for begin, together in cooccurring_items(had):
         rows = slice(begin, begin + together.shape[0])
         scaled = (sp.diags(scale[rows]) @ together @ sp.diags(scale)).tocsr().astype(np.float32)
-        blocks.append(_cut(scaled, width))
+        blocks.append(strongest_of_rows(scaled, width))
     return sp.vstack(blocks, format="csr")
 
 
-def _cut(matrix: sp.csr_matrix, width: int) -> sp.csr_matrix:
+def strongest_of_rows(matrix: sp.csr_matrix, width: int) -> sp.csr_matrix:
     """The ``width`` highest values of each row, of equal ones those of the lowest columns."""
     if not (np.diff(matrix.indptr) > width).any():
         return matrix
@@ -164,6 +165,6 @@ def _cut_both_ways(matrix: sp.csr_matrix, width: int) -> sp.csr_matrix:
     """The values that are among the ``width`` highest of their row or of their column, with their mirror images."""
     if not (np.diff(matrix.indptr) > width).any():
         return matrix
-    kept = _cut(matrix, width)
+    kept = strongest_of_rows(matrix, width)
     kept.data = np.ones_like(kept.data)
     return matrix.multiply(kept.maximum(kept.T)).tocsr()

@@ -17,6 +17,7 @@ from genrec.retrieval.lexical import LexicalIndex
 from genrec.retrieval.protocol import RetrievalRequests
 from genrec.retrieval.query_items import QueryItemCounts
 from genrec.retrieval.top_k import best
+from genrec.retrieval.windowed import WindowedTransitions
 
 NEARLY = 0.8  # of a query's best BM25 score: nearly as good a match
 NEARLY_ALONE = 0.5  # the same for a query of one word, which says little about which of its items is meant
@@ -106,6 +107,17 @@ class CooccurrenceRetriever(SparseRetriever):
         """As ``SparseRetriever.scores``."""
         similar, following = self.parts(requests)
         return requests.once("together", lambda: SparseScores((similar.matrix + following.matrix).tocsr()))
+
+
+class WindowedRetriever(SparseRetriever):
+    """Items that came within a few events of those of the history."""
+
+    def __init__(self, table: WindowedTransitions):
+        self.table = table
+
+    def scores(self, requests: RetrievalRequests) -> SparseScores:
+        """As ``SparseRetriever.scores``."""
+        return requests.once("windowed", lambda: SparseScores(self.table.scores(requests.requests.histories)))
 
 
 class WordRetriever(SparseRetriever):

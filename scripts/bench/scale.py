@@ -184,12 +184,13 @@ def fit(run, options: argparse.Namespace) -> Values:
 
 def rerank(run, options: argparse.Namespace) -> Values:
     """The fit of the re-ranker on a limited number of requests."""
-    from genrec.pipeline import stages
+    from genrec.pipeline import reranking
 
     values: Values = {}
-    stages.MAX_RERANKER_REQUESTS.update(recommendation=options.requests, search=options.requests)
+    reranking.MAX_REQUESTS.update(recommendation=options.requests, search=options.requests)
+    reranking.MAX_TRAINING_REQUESTS = options.requests
     with measured(values, "re-ranker"):
-        stages.fit_reranker(run)
+        reranking.fit_reranker(run)
     return values
 
 

@@ -1,14 +1,16 @@
 """The classic two-stage stack without a network: candidates of cheap sources, ordered by LightGBM's LambdaRank.
 
 The ranking features are ours (``CandidateFeatures``) and the scores and ranks of the sources. Trees are fitted on
-validation requests, with sources and counts fitted on train; they then order test requests with the sources of either
-fit, as our re-ranker does.
+validation requests, with sources and counts fitted on train, and on as many training requests, with sources and counts
+that lack those requests' events; they then order test requests with the sources of either fit, as our re-ranker does.
+With our retrieval among the sources, which has learnt the training requests, trees are fitted on validation requests
+alone, and the score of the trees without it is one more feature: again as in our re-ranker.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Self
@@ -17,13 +19,13 @@ import numpy as np
 
 from genrec.data.dataset import Requests
 from genrec.evaluation.metrics import PAD, top_k
-from genrec.ranking.features import CandidateFeatures
+from genrec.ranking.features import HISTORY_FEATURES, ITEM_FEATURES, CandidateFeatures
 
 log = logging.getLogger(__name__)
 Scorer = Callable[[Requests], np.ndarray]
 NAME, NETWORKED = "LightGBM stack, no network", "LightGBM stack, with our retrieval"
 DEPTH = 50  # candidates of each source
-FIT_REQUESTS = 8000  # validation requests that the trees are fitted on
+FIT_REQUESTS = 8000  # validation requests that the trees are fitted on, and training requests
 MIN_REQUESTS = 50  # with fewer there is no row
 MIN_GROUPS = 20  # validation targets among the candidates
 CELLS = 1 << 24  # scores of one source held at once
@@ -88,39 +90,57 @@ class Sources:
 class Stack:
     """LightGBM over the candidates of ``Sources``: the mean of the models of ``FOLDS`` folds."""
 
-    def __init__(self, seed: int):
-        self.seed = seed
+    def __init__(self, seed: int, base: Stack | None = None):
+        """``base``: a stack over all but the last of the sources, whose score is one more feature."""
+        self.seed, self.base = seed, base
         self.trees: list[Any] = []
 
-    def fit(self, sources: Sources, requests: Requests) -> Self:
-        """Fit trees on validation requests: in each fold, the requests left out choose the number of trees."""
+    def fit(self, sources: Sources, requests: Requests, held: Iterable[tuple[Sources, Requests]] = ()) -> Self:
+        """Fit trees on validation requests: in each fold, the requests left out choose the number of trees.
+
+        ``held``: training requests, each with sources that have not counted their events.
+        """
         import lightgbm as library
 
         draw = np.random.default_rng(self.seed)
         if len(requests) > FIT_REQUESTS:
             requests = requests.take(np.sort(draw.permutation(len(requests))[:FIT_REQUESTS]))
-        rows, labels, groups = [], [], []
-        for chunk in chunks(requests, sources):
-            ids, features = sources.candidates(chunk)
-            hit = ids == chunk.targets[:, None]
-            for row in np.flatnonzero(hit.any(1)):
-                live = ids[row] >= 0
-                rows.append(features[row, live])
-                labels.append(hit[row, live])
-                groups.append(int(live.sum()))
+        rows, labels = [], []
+        for source, some in ((sources, requests), *held):
+            for chunk in chunks(some, source):
+                ids, features = source.candidates(chunk)
+                features, hit = self._with_base(features), ids == chunk.targets[:, None]
+                for row in np.flatnonzero(hit.any(1)):
+                    live = ids[row] >= 0
+                    rows.append(features[row, live])
+                    labels.append(hit[row, live])
+        groups = [len(one) for one in labels]
         if len(groups) < MIN_GROUPS:
-            log.warning("%s: its sources find %d validation targets, too few to learn from", NAME, len(groups))
+            log.warning("%s: its sources find %d targets, too few to learn from", NAME, len(groups))
             return self
         fold = draw.permutation(len(groups)) % FOLDS
         parameters = PARAMETERS | {"seed": self.seed}
-        for held in range(FOLDS):
-            parts = [library.Dataset(**_joined(rows, labels, (fold == held) == flag)) for flag in (False, True)]
+        for left_out in range(FOLDS):
+            parts = [library.Dataset(**_joined(rows, labels, (fold == left_out) == flag)) for flag in (False, True)]
             stopping = library.early_stopping(PATIENCE, verbose=False)
             trees = library.train(parameters, parts[0], MAX_ROUNDS, valid_sets=[parts[1]], callbacks=[stopping])
             self.trees.append(trees)
         rounds = [trees.best_iteration for trees in self.trees]
-        log.info("%s: %s trees from %d of %d validation requests", NAME, rounds, len(groups), len(requests))
+        log.info("%s: %s trees from %d requests", NAME, rounds, len(groups))
         return self
+
+    def scores(self, features: np.ndarray) -> np.ndarray:
+        """The trees' mean score (B, K) of features (B, K, F)."""
+        table = features.reshape(-1, features.shape[-1])
+        return np.mean([trees.predict(table) for trees in self.trees], axis=0).reshape(features.shape[:-1])
+
+    def _with_base(self, features: np.ndarray) -> np.ndarray:
+        """Features, and behind them the score of the base, which does not know the last source's score and rank."""
+        if self.base is None or not self.base.trees:
+            return features
+        last = features.shape[-1] - len(ITEM_FEATURES) - len(HISTORY_FEATURES)
+        score = self.base.scores(np.delete(features, (last - 2, last - 1), axis=-1))
+        return np.concatenate([features, score[..., None].astype(np.float32)], axis=-1)
 
     def rank(self, sources: Sources, requests: Requests, k: int, exclude_seen: bool = True) -> np.ndarray:
         """Ranked item ids (N, k), -1 where empty."""
@@ -128,8 +148,7 @@ class Stack:
         begin = 0
         for chunk in chunks(requests, sources):
             ids, features = sources.candidates(chunk, exclude_seen)
-            table = features.reshape(-1, features.shape[-1])
-            scores = np.mean([trees.predict(table) for trees in self.trees], axis=0).reshape(ids.shape)
+            scores = self.scores(self._with_base(features))
             order = np.argsort(np.where(ids < 0, np.inf, -scores), axis=1, kind="stable")[:, :k]
             ranked[begin : begin + len(chunk), : order.shape[1]] = np.take_along_axis(ids, order, 1)
             begin += len(chunk)

@@ -9,6 +9,7 @@ import scipy.sparse as sp
 
 from genrec.data.histories import Histories
 from genrec.evaluation.baselines.history_model import HistoryModel, recency
+from genrec.retrieval.windowed import windowed_moves
 
 
 class Transitions(HistoryModel):
@@ -44,13 +45,7 @@ class Transitions(HistoryModel):
     def fit(self, train: Histories, n_items: int, times: np.ndarray | None = None) -> Self:
         """Count co-occurrence and transitions."""
         train = train.last_n(self.max_history)
-        moves = sp.csr_matrix((n_items, n_items), dtype=np.float64)
-        for lag in range(1, self.window + 1):
-            before, after = train.items[:-lag], train.items[lag:]
-            follows = (train.ages[:-lag] >= lag) & (before != after)
-            ones = np.ones(int(follows.sum()))
-            pairs = sp.coo_matrix((ones, (before[follows], after[follows])), shape=(n_items, n_items))
-            moves = moves + self.lag_decay ** (lag - 1) * pairs.tocsr()
+        moves = windowed_moves(train, n_items, self.window, self.lag_decay)
         users = np.bincount(train.items, minlength=n_items) + 1.0
         both = (moves + self.backward * moves.T) @ sp.diags(users**-self.power)
         if self.cooccurrence:
