@@ -48,7 +48,7 @@ class SimilarTexts:
             rows = slice(begin, begin + BLOCK)
             some = queries[rows].to(self.popular.device)
             if isinstance(self.texts.index, ExactIndex):
-                few = torch.arange(max(len(some), MIN_ROWS)) % len(some)
+                few = torch.arange(max(len(some), MIN_ROWS), device=some.device) % len(some)
                 similar = most_similar(some[few], self.texts.vectors, self.popular, self.width)
                 similar = similar[0][: len(some)], similar[1][: len(some)]
             else:
