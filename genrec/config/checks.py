@@ -56,8 +56,6 @@ def _check_model(model: ModelConfig) -> None:
     for key in ("user_tokens", "summary_tokens"):
         if getattr(model, key) and "codes" not in model.item_inputs:
             raise UserError(f"model.{key}: needs code vectors; add codes to model.item_inputs")
-    if model.query_anchors and not model.anchors:
-        raise UserError("model.query_anchors: there are no anchors; set model.anchors above 0")
 
 
 def _check_ranking(model: ModelConfig, training: TrainingConfig) -> None:

@@ -153,7 +153,8 @@ class ModelConfig:
     )
     query_anchors: bool | None = setting(
         None,
-        "A search also attends to items with similar text or chosen after its words; null: with anchors and queries.",
+        "A search also attends to items that it names, by words or a similar text, and to items chosen after its "
+        "words; null: where there are queries.",
     )
     pointer: bool = setting(True, "The code decoder may copy an anchor's code.")
     prior: bool | None = setting(

@@ -20,6 +20,7 @@ from genrec.retrieval.similar_texts import SHARPNESS
 
 RECENT = 3  # newest events whose neighbours become anchors
 MIN_STRENGTH = 1e-4  # smaller values are rounding errors
+QUERY_ANCHORS = 8  # of each kind, where recent events have no anchors
 SPARE = 2  # times as many neighbours are kept as are used: without the user's own counts others may rank higher
 
 Group = tuple[Tensor, Tensor, Tensor]  # ids, live and features of some anchors
@@ -29,9 +30,10 @@ def n_features(queries: bool) -> int:
     """Number of features of an anchor.
 
     Similarity, three counts, strength; which recent event it belongs to, or the top of category and brand. With
-    ``queries`` also similarity to the query, and whether it matches the query by text or by words.
+    ``queries`` also similarity to the query, word match, and whether the query names it or users chose it after its
+    words.
     """
-    return 5 + RECENT + 1 + 3 * queries
+    return 5 + RECENT + 1 + 4 * queries
 
 
 @dataclass
@@ -69,7 +71,7 @@ class AnchorTables(nn.Module):
     def __init__(self, n_items: int, per_event: int, queries: bool = False):
         super().__init__()
         width, self.per_event = SPARE * per_event, per_event
-        self.queries = QueryTables(width) if queries else None
+        self.queries = QueryTables(width or SPARE * QUERY_ANCHORS) if queries else None
         self.register_buffer("neighbours", torch.full((n_items, width), -1, dtype=torch.int32))
         self.register_buffer("counts", torch.zeros(n_items, width, 3))
         self.register_buffer("top_items", torch.full((n_items, width), -1, dtype=torch.int32))
@@ -96,27 +98,34 @@ class AnchorTables(nn.Module):
         out of the counts, and with them the users' ``later`` (B, L) events. ``hits``: items that go with the requests'
         queries.
         """
-        index = (
-            lengths_before[..., None] - 1 - torch.arange(RECENT, device=items.device)
-        )  # (B, R, RECENT), newest first
-        recent = items.gather(1, index.clamp(min=0).flatten(1)).view(index.shape)
-        counted = recent < self.users.shape[0]  # not an item that was added after the counts were made
-        exists, user = (index >= 0) & counted, _User(items, lengths_before, targets, later)
-        recent = torch.where(counted, recent, 0)
-        neighbours = tuple(values.flatten(2, 3) for values in self._cooccurring(user, recent, exists))
-        groups = [neighbours, *self._top_of_category_and_brand(user, recent[:, :, 0], exists[:, :, :1])]
+        user = _User(items, lengths_before, targets, later)
         kinds = torch.eye(RECENT + 1 + 2 * (self.queries is not None), device=items.device)
-        tags = [
-            kinds[:RECENT].repeat_interleave(self.per_event, 0),
-            *(kinds[RECENT].expand(group[0].shape[-1], -1) for group in groups[1:]),
-        ]
+        groups: list[Group] = []
+        tags: list[Tensor] = []
+        if self.per_event:
+            groups = self._of_recent_events(user)
+            tags = [
+                kinds[:RECENT].repeat_interleave(self.per_event, 0),
+                *(kinds[RECENT].expand(group[0].shape[-1], -1) for group in groups[1:]),
+            ]
         if hits is not None:
-            for kind, group in enumerate((self._similar(user, hits), self._chosen(user, hits)), RECENT + 1):
+            for kind, group in enumerate((self._named(user, hits), self._chosen(user, hits)), RECENT + 1):
                 groups.append(group)
                 tags.append(kinds[kind].expand(group[0].shape[-1], -1))
         ids, live, features = (torch.cat(values, dim=2) for values in zip(*groups, strict=True))
         tag = torch.cat(tags).expand(*ids.shape[:2], -1, -1)
         return Anchors(ids.clamp(min=0), live, torch.cat([features, tag], dim=-1))
+
+    def _of_recent_events(self, user: _User) -> list[Group]:
+        """Neighbours of the newest events, and the top of category and of brand of the last one."""
+        index = (
+            user.before[..., None] - 1 - torch.arange(RECENT, device=user.items.device)
+        )  # (B, R, RECENT), newest first
+        recent = user.items.gather(1, index.clamp(min=0).flatten(1)).view(index.shape)
+        counted = recent < self.users.shape[0]  # not an item that was added after the counts were made
+        exists, recent = (index >= 0) & counted, torch.where(counted, recent, 0)
+        ids, live, features = (values.flatten(2, 3) for values in self._cooccurring(user, recent, exists))
+        return [(ids, live, features), *self._top_of_category_and_brand(user, recent[:, :, 0], exists[:, :, :1])]
 
     def _cooccurring(self, user: _User, recent: Tensor, exists: Tensor) -> Group:
         """Neighbours of the recent events (B, R, RECENT): ids and live (B, R, RECENT, per_event), features."""
@@ -157,13 +166,14 @@ class AnchorTables(nn.Module):
             groups.append(_top(some_ids, some_live, score, some, self.per_event // 2))
         return groups
 
-    def _similar(self, user: _User, hits: QueryHits) -> Group:
-        """Items with a text similar to the query's; of equally similar ones the more popular first."""
-        seen, users = self._users(user, hits.similar)
-        score = hits.similarity * SHARPNESS + users.log1p()
+    def _named(self, user: _User, hits: QueryHits) -> Group:
+        """Items that the query names; of those named equally well the more popular first."""
+        seen, users = self._users(user, hits.named)
+        score = (hits.similarity + hits.word_match) * SHARPNESS + users.log1p()
         features = self._plain(users, score)
-        features[..., -1] = hits.similarity
-        return _top(hits.similar, (hits.similarity > 0) & ~seen, score, features, self.per_event)
+        features[..., -2], features[..., -1] = hits.similarity, hits.word_match
+        live = ((hits.similarity > 0) | (hits.word_match > 0)) & ~seen
+        return _top(hits.named, live, score, features, self._per_kind)
 
     def _chosen(self, user: _User, hits: QueryHits) -> Group:
         """Items that other users chose after the query's words."""
@@ -172,7 +182,12 @@ class AnchorTables(nn.Module):
         if user.targets is not None:
             strength = strength - hits.unit * (hits.chosen == user.targets[..., None])
         live = (strength > MIN_STRENGTH) & ~seen
-        return _top(hits.chosen, live, strength, self._plain(users, strength.clamp(min=0).log1p()), self.per_event)
+        return _top(hits.chosen, live, strength, self._plain(users, strength.clamp(min=0).log1p()), self._per_kind)
+
+    @property
+    def _per_kind(self) -> int:
+        """Anchors of each kind that go with a query."""
+        return self.per_event or QUERY_ANCHORS
 
     def _users(self, user: _User, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Whether each request has seen ids (B, R, A), and how many other users they have."""
@@ -187,8 +202,8 @@ class AnchorTables(nn.Module):
         return self._pad(torch.stack([zero, users.log1p(), zero, zero, score], -1))
 
     def _pad(self, features: Tensor) -> Tensor:
-        """Add a column for the similarity to a query, where there are queries."""
-        return features if self.queries is None else F.pad(features, (0, 1))
+        """Add columns for the similarity to a query and for its words, where there are queries."""
+        return features if self.queries is None else F.pad(features, (0, 2))
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ class Batch:
     ``items``, ``actions`` and ``queries`` (B, T) int64; ``times`` (B, T) float64 buckets since the sequence's origin;
     ``positions`` (B, R) events visible to each request; ``request_times``, ``request_queries`` and ``targets`` (B,
     R), targets -1 for padding or unknown. Queries index the batch's own table, 0 for none: ``query_text`` (Q,
-    text_dim), ``query_words`` (n,) with ``query_offsets`` (Q,), and where they were looked up before, the ids
-    ``similar_items`` (Q, W) of the items with similar texts and their cosines ``similarity`` (Q, W). With
+    text_dim), ``query_words`` (n,) with ``query_offsets`` (Q,), and where they were looked up before, the items
+    that each query names: ``named_items`` (Q, W) ids with ``similarity`` and ``word_match`` (Q, W). With
     ``model.summary_tokens`` also the events before each context: ``older_items`` and ``older_actions`` (n,), those of
     a sequence from ``older_offsets`` (B,) on. In training also ``later_items`` (B, L), -1 for padding, the users' next
     events after the window, which are counted in the anchors' tables; with ``model.stages`` also ``reached`` (B, R,
@@ -65,8 +65,9 @@ class Batch:
     query_text: Tensor
     query_words: Tensor
     query_offsets: Tensor
-    similar_items: Tensor | None = None
+    named_items: Tensor | None = None
     similarity: Tensor | None = None
+    word_match: Tensor | None = None
     older_items: Tensor | None = None
     older_actions: Tensor | None = None
     older_offsets: Tensor | None = None
@@ -104,11 +105,16 @@ class Batch:
         indices = mask(self.on_host).nonzero(as_tuple=True)
         return tuple(to_device(index, self.items.device) for index in indices)
 
-    def slots(self) -> Tensor | None:
-        """Which of the B x R request slots hold a request: indices (N,), rising; None where there is one a sequence."""
+    def slots(self, searches: bool = False) -> Tensor | None:
+        """Which of the B x R request slots hold a request: indices (N,), rising; None where there is one a sequence.
+
+        ``searches``: only requests with a query.
+        """
         if self.positions.shape[1] == 1:
             return None
         host = self.on_host
+        if searches:
+            return to_device((host.request_queries > 0).flatten().nonzero()[:, 0], self.items.device)
         exists = (host.targets >= 0) | (host.positions > 0) | (host.request_queries > 0)
         if host.impressions is not None:
             exists[host.impressions.row, host.impressions.column] = True

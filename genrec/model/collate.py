@@ -82,7 +82,7 @@ class Collator:
         start, first, stop = windows.start[rows], windows.first[rows], windows.stop[rows]
         slate_row, slate_index, slate_position = self._impressions_in(rows[:0] if cold_searches else rows, start)
         older = _older(data, data.offsets, start) if self.model.summary_tokens else None
-        later = self._later(data, stop, windows.end[rows]) if self.model.anchors else None
+        later = self._later(data, stop, windows.end[rows]) if self.model.anchors or self.model.query_anchors else None
         source: Any = data
         if shuffle is not None:
             source, begin = shuffled(data, start, stop, shuffle)
@@ -238,10 +238,10 @@ class Collator:
             "query_words": words,
             "query_offsets": offsets,
         }
-        if self.features.similar_items is not None and self.features.similarity is not None:
+        if (named := self.features.named) is not None:
             rows = np.concatenate([table[1:], np.zeros(missing, np.int64)])
-            arrays["similar_items"] = self.features.similar_items[rows].astype(np.int64)
-            arrays["similarity"] = self.features.similarity[rows]
+            parts = {"named_items": named.ids, "similarity": named.similarity, "word_match": named.words}
+            arrays |= {name: part[rows] for name, part in parts.items()}
         tensors: dict[str, Any] = {
             name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()
         }

@@ -77,8 +77,8 @@ class GenerativeRecommender(nn.Module):
         self.last_event = nn.Linear(dim, dim, bias=False)
         nn.init.eye_(self.last_event.weight)
         self.anchor_tables = self.early_anchors = self.late_anchors = None
-        features = n_anchor_features(bool(config.query_anchors)) if config.anchors else 0
-        if config.anchors:
+        features = n_anchor_features(bool(config.query_anchors)) if config.anchors or config.query_anchors else 0
+        if features:
             self.anchor_tables = AnchorTables(catalogue.n_items, config.anchors, bool(config.query_anchors))
             self.anchor_tokens = AnchorTokens(dim, config.heads, features)
             self.early_anchors = AnchorAttention(dim, config.heads, config.dropout, features)
@@ -110,7 +110,7 @@ class GenerativeRecommender(nn.Module):
                 config.dropout,
                 config.temperature,
                 features,
-                config.pointer and config.anchors > 0,
+                config.pointer and features > 0,
                 bool(config.prior),
             )
 
@@ -130,22 +130,23 @@ class GenerativeRecommender(nn.Module):
     def _query_hits(self, tables: AnchorTables, batch: Batch) -> QueryHits | None:
         """Items that go with the requests' queries; None for tables without queries.
 
-        A batch that was not collated with the similar items of its queries has them looked up here, unless none of its
-        requests has a query.
+        A batch that was not collated with the items that its queries name has those with similar texts looked up here,
+        unless none of its requests has a query.
         """
         if tables.queries is None:
             return None
         if not torch.compiler.is_exporting() and not bool(batch.on_host.request_queries.any()):
             return tables.queries.no_hits(batch.request_queries, self.catalogue.n_items)
-        if batch.similar_items is not None and batch.similarity is not None:
-            similar = batch.similar_items, batch.similarity
+        if batch.named_items is not None and batch.similarity is not None and batch.word_match is not None:
+            named = batch.named_items, batch.similarity, batch.word_match
         else:
             texts = self.item_encoder.text
             users = F.pad(tables.users, (0, texts.shape[0] - tables.users.shape[0]))
             width = min(tables.queries.width, texts.shape[0])
             with torch.no_grad():
                 similar = most_similar(batch.query_text, texts, users.log1p(), width)
-        return tables.queries.look_up(batch.request_queries, similar, batch.query_words, batch.query_offsets)
+            named = *similar, torch.zeros_like(similar[1])
+        return tables.queries.look_up(batch.request_queries, named, batch.query_words, batch.query_offsets)
 
     def encode(self, batch: Batch, items: Tensor | None = None, anchors: Anchors | None = None) -> Encoded:
         """Run the backbone once over contexts and requests.
@@ -157,10 +158,11 @@ class GenerativeRecommender(nn.Module):
         context, block = self._tokens(batch, items)
         anchors = self.choose_anchors(batch) if anchors is None else anchors
         if anchors is not None and self.early_anchors is not None:
-            slots = batch.slots()  # padding between requests attends to nothing
+            slots = batch.slots(searches=not self.config.anchors)  # padding between requests attends to nothing
             own = anchors if slots is None else anchors.at(slots)
             anchor_vectors = F.embedding(own.ids, items)
-            block = self._attend(self.early_anchors, block, own, anchor_vectors, slots)
+            asks = None if self.config.anchors else batch.request_queries > 0  # then only searches have anchors
+            block = self._attend(self.early_anchors, block, own, anchor_vectors, slots, asks)
         if self.profile is not None:
             older = None
             if batch.older_items is not None:
@@ -180,7 +182,7 @@ class GenerativeRecommender(nn.Module):
         angles = angles[:, length:]
         blocks = [x[:, length - cache_only :].unflatten(1, (requests, size))]
         if anchors is not None and self.late_anchors is not None:
-            blocks = [self._attend(self.late_anchors, blocks[0], own, anchor_vectors, slots)]
+            blocks = [self._attend(self.late_anchors, blocks[0], own, anchor_vectors, slots, asks)]
         if self.reasoning is not None:
             thoughts, cache = self.reasoning(self.backbone, blocks[0], angles, visible, cache)
             blocks += thoughts
@@ -188,11 +190,21 @@ class GenerativeRecommender(nn.Module):
         return Encoded(context, blocks[-1].mean(2), visible, items, blocks, angles, cache, anchors)
 
     def _attend(
-        self, attention: AnchorAttention, block: Tensor, anchors: Anchors, vectors: Tensor, slots: Tensor | None
+        self,
+        attention: AnchorAttention,
+        block: Tensor,
+        anchors: Anchors,
+        vectors: Tensor,
+        slots: Tensor | None,
+        attends: Tensor | None,
     ) -> Tensor:
-        """Requests' tokens (B, R, M, dim) with what they attend to in ``anchors``, those of ``slots`` (N,) alone."""
+        """Requests' tokens (B, R, M, dim) with what they attend to in ``anchors``, those of ``slots`` (N,) alone.
+
+        Without ``slots`` those that ``attends`` (B, R), None for all.
+        """
         if slots is None:
-            return block + attention(block, anchors, vectors, self.anchor_tokens)
+            update = attention(block, anchors, vectors, self.anchor_tokens)
+            return block + (update if attends is None else update * attends[..., None, None])
         flat = block.flatten(0, 1)
         own = flat.index_select(0, slots)
         own = own + attention(own[:, None], anchors, vectors, self.anchor_tokens)[:, 0]

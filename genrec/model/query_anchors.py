@@ -1,4 +1,4 @@
-"""Anchors of a search: items with a text similar to the query's, and items that users chose after its words.
+"""Anchors of a search: items that the query names, by words or by a similar text, and items chosen after its words.
 
 The first group needs no counts, so it cannot leak the answer and covers new items. The second is counted from
 training searches word by word, so a new query has anchors as soon as its words have been searched; a training request
@@ -23,13 +23,15 @@ WORDS = 8  # words of a query that are looked up
 class QueryHits:
     """Items that go with each request's query, (B, R, W) each.
 
-    ``similar`` item ids with the cosine of the texts, ``similarity``, 0 without a query. ``chosen`` item ids with
+    ``named`` item ids with the cosine of the texts, ``similarity``, and the fraction of the best word match,
+    ``word_match``, both 0 without a query. ``chosen`` item ids with
     ``strength``, how often they were chosen after the query's words, rare words weighing more, 0 for none; one search
     adds ``unit`` to it.
     """
 
-    similar: Tensor
+    named: Tensor
     similarity: Tensor
+    word_match: Tensor
     chosen: Tensor
     strength: Tensor
     unit: Tensor
@@ -56,21 +58,21 @@ class QueryTables(nn.Module):
 
     @torch.no_grad()
     def look_up(
-        self, request_queries: Tensor, similar: tuple[Tensor, Tensor], words: Tensor, offsets: Tensor
+        self, request_queries: Tensor, named: tuple[Tensor, Tensor, Tensor], words: Tensor, offsets: Tensor
     ) -> QueryHits:
         """Hits of ``request_queries`` (B, R).
 
-        0 for no query, else 1 + a row of ``similar``, ids and cosines (Q, W) of the items with similar texts, and of
-        the ragged ``words`` (n,). ``offsets`` (Q,) say where the words of each query begin.
+        0 for no query, else 1 + a row of ``named``, ids, cosines and word matches (Q, W) of the items that queries
+        name, and of the ragged ``words`` (n,). ``offsets`` (Q,) say where the words of each query begin.
         """
-        hits = (F.pad(values, (0, 0, 1, 0)) for values in (*similar, *self._chosen_after(words, offsets)))
+        hits = (F.pad(values, (0, 0, 1, 0)) for values in (*named, *self._chosen_after(words, offsets)))
         return QueryHits(*(values[request_queries] for values in hits))
 
     def no_hits(self, request_queries: Tensor, n_items: int) -> QueryHits:
         """The hits of requests without a query."""
         empty = torch.zeros(*request_queries.shape, self.width, device=request_queries.device)
-        similar = empty[..., : min(self.width, n_items)]
-        return QueryHits(similar.long(), similar, empty.long(), empty, empty)
+        none = empty[..., : min(self.width, n_items)]
+        return QueryHits(none.long(), none, none, empty.long(), empty, empty)
 
     def _chosen_after(self, words: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Items chosen after the words of each query, strongest first: ids, strength and unit, (Q, width) each."""

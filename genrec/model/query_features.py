@@ -12,7 +12,7 @@ import torch
 
 from genrec.model.embeddings import CODE_SPAN
 from genrec.progress import Progress
-from genrec.retrieval.similar_texts import SimilarTexts
+from genrec.retrieval.similar_texts import NamedItems, SimilarTexts
 from genrec.semantic_ids.query_codes import QueryCoder
 from genrec.text.encoder import TextEncoder
 from genrec.text.query_tokens import HASHED, hashed_tokens, readable
@@ -23,15 +23,13 @@ class QueryFeatures:
     """Features of a table of query texts: ``text`` (Q, text_dim) and tokens ``words[offsets[q]:offsets[q + 1]]``.
 
     Tokens below ``WORD_BUCKETS`` are hashed words, those below ``HASHED`` hashed character n-grams, the rest codes of
-    the query's semantic ID. ``similar_items`` (Q, W) and ``similarity`` (Q, W), where they were looked up, are the
-    items that ``SimilarTexts`` gives.
+    the query's semantic ID. ``named`` (Q, W), where they were looked up, are the items that ``SimilarTexts`` gives.
     """
 
     text: np.ndarray
     words: np.ndarray
     offsets: np.ndarray
-    similar_items: np.ndarray | None = None
-    similarity: np.ndarray | None = None
+    named: NamedItems | None = None
 
     @classmethod
     def build(cls, texts: Sequence[str], encoder: TextEncoder) -> QueryFeatures:
@@ -54,18 +52,22 @@ class QueryFeatures:
         offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(texts)))]).astype(np.int64)
         return cls(text, tokens[order].astype(np.int64), offsets)
 
-    def with_similar(self, texts: SimilarTexts, rows: np.ndarray | None = None, report: bool = False) -> QueryFeatures:
-        """The same with the items whose texts are similar to each query's.
+    def with_named(
+        self, queries: Sequence[str], similar: SimilarTexts, rows: np.ndarray | None = None, report: bool = False
+    ) -> QueryFeatures:
+        """The same with the items that each of the texts ``queries`` names.
 
         ``rows``: the queries that are looked up, by default all; the others get none. ``report``: show progress.
         """
         rows = np.arange(len(self.text)) if rows is None else rows
-        similar_items = np.zeros((len(self.text), texts.width), np.int32)
-        similarity = np.zeros((len(self.text), texts.width), np.float32)
-        with Progress("items with similar texts, queries", len(rows), report) as progress:
-            ids, cosines = texts.of(torch.from_numpy(self.text[rows]), progress.advance)
-        similar_items[rows], similarity[rows] = ids.numpy(), cosines.numpy()
-        return replace(self, similar_items=similar_items, similarity=similarity)
+        named = NamedItems.none(len(self.text), similar.width)
+        with Progress("items that queries name", len(rows), report) as progress:
+            some = similar.of(
+                [queries[row] for row in rows.tolist()], torch.from_numpy(self.text[rows]), progress.advance
+            )
+        for name, values in vars(some).items():
+            getattr(named, name)[rows] = values
+        return replace(self, named=named)
 
     def joined(self, other: QueryFeatures) -> QueryFeatures:
         """One table of both, this one's rows first."""

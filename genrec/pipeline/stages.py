@@ -101,16 +101,16 @@ def _fit_model(run: Run) -> None:
         raise UserError(
             "training.tasks: [search] needs queries, the data have none; give a log with searches or queries.synthetic"
         )
-    _fit(run, model_fits(run.config))
     with leader_first():
         count_candidate_features(run)
+    _fit(run, model_fits(run.config))
 
 
 def _fit(run: Run, fits: list[Fit]) -> None:
     from genrec.training.fit import fit
 
     for one in fits:
-        fit(one.config, run.dataset, run.ids, run.folder / one.name, one.resolved(run.folder))
+        fit(one.config, run.dataset, run.ids, run.folder / one.name, one.resolved(run.folder), run.lexical)
 
 
 def count_candidate_features(run: Run) -> None:

@@ -105,7 +105,7 @@ class CandidateGenerator:
         self.similar_texts = None  # what the network's anchors read of a query
         if network.anchor_tables is not None and network.anchor_tables.queries is not None:
             tables = network.anchor_tables
-            self.similar_texts = SimilarTexts(self.text, tables.users, network.anchor_tables.queries.width)
+            self.similar_texts = SimilarTexts(self.text, tables.users, network.anchor_tables.queries.width, lexical)
         self._set_sources()
 
     def grown(
@@ -125,8 +125,8 @@ class CandidateGenerator:
             grown.dense = self.dense.grown(grown.index)
             grown.text = self.text.grown(network.catalogue.text.to(self.items.device))
             grown.popular = self.popular.grown(network.catalogue.n_items)
-            if self.similar_texts is not None:
-                grown.similar_texts = self.similar_texts.grown(grown.text)
+        if self.similar_texts is not None:
+            grown.similar_texts = self.similar_texts.grown(grown.text, lexical)
         if network.catalogue.trie.n_items != self.network.catalogue.trie.n_items:
             grown._set_searcher()
         grown._set_sources()

@@ -72,12 +72,12 @@ class Ranker:
         """Makes batches of requests whose query texts are ``texts``.
 
         ``searched``: indices of the texts that requests search with, -1 for none; by default any. Of the others, which
-        histories hold, nobody reads the similar items, and they are not looked up.
+        histories hold, nobody reads the items they name, and they are not looked up.
         """
         features, similar = self._query_features.build(texts), self.generator.similar_texts
         if similar is not None:
             searched = np.arange(len(texts)) if searched is None else np.unique(searched[searched >= 0])
-            features = features.with_similar(similar, searched) if len(searched) else features
+            features = features.with_named(texts, similar, searched) if len(searched) else features
         return Collator(self.model, features)
 
     def understood(self, requests: Requests) -> Requests:

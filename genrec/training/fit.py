@@ -26,7 +26,14 @@ from genrec.model.sasrec import SASRec
 from genrec.model.saved import KIND, RESOLVED, build_network
 from genrec.model.size import step_flops
 from genrec.retrieval.dense import DenseRetriever
-from genrec.retrieval.neighbours import cooccurrence_neighbours, items_after_words, top_of_category_and_brand
+from genrec.retrieval.lexical import LexicalIndex
+from genrec.retrieval.lexical_fit import fit_lexical
+from genrec.retrieval.neighbours import (
+    cooccurrence_neighbours,
+    items_after_words,
+    top_of_category_and_brand,
+    users_by_items,
+)
 from genrec.retrieval.similar_texts import SimilarTexts
 from genrec.text.query_tokens import WORD_BUCKETS, hashed_tokens, readable
 from genrec.training import checkpoints
@@ -61,8 +68,18 @@ def new_network(
     return build_network(kind, config, ids.catalogue, len(dataset.actions_chain), max(10_000.0, span), generate)
 
 
-def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: FitPlan) -> Path:
-    """Train to ``target``; skipped when up to date, resumed from the last checkpoint when a run was stopped."""
+def fit(
+    config: Config,
+    dataset: Dataset,
+    ids: SemanticIds,
+    target: Path,
+    plan: FitPlan,
+    lexical: LexicalIndex | None = None,
+) -> Path:
+    """Train to ``target``; skipped when up to date, resumed from the last checkpoint when a run was stopped.
+
+    ``lexical`` is the index of ``fit_lexical`` for the config, where the caller has it already.
+    """
     key = model_key(config, ids.key, plan)
     if is_current(target, KIND, key):
         log.info("train: up to date (%s)", target)
@@ -88,7 +105,8 @@ def fit(config: Config, dataset: Dataset, ids: SemanticIds, target: Path, plan: 
         copy_weights(network, plan.warm_start.network, "decoder." if plan.backbone_folder else "")
     data = TrainingData(dataset, ids, config, plan)
     if network.anchor_tables is not None and network.anchor_tables.queries is not None:
-        find_similar_texts(data, network.anchor_tables, ids.catalogue.text)
+        lexical = lexical or fit_lexical(dataset, config.text.language, config.seed)
+        find_named_items(data, dataset, network.anchor_tables, ids.catalogue.text, lexical)
     if rank_and_world()[1] == 1 and not on_gpu(config.training.accelerator):
         use_sparse_gradients(network)
     trained = trained_items(dataset, plan)
@@ -141,12 +159,12 @@ def trained_items(dataset: Dataset, plan: FitPlan) -> torch.Tensor | None:
 def with_rules(config: Config, dataset: Dataset) -> Config:
     """The config with the parts of the network that follow from the data.
 
-    ``model.query_anchors``: where there are anchors to join and queries. ``model.prior``: where the catalogue is small
-    enough for a row of all items for each request.
+    ``model.query_anchors``: where there are queries. ``model.prior``: where the catalogue is small enough for a row of
+    all items for each request.
     """
     model = config.model
     if model.query_anchors is None:
-        model = replace(model, query_anchors=model.anchors > 0 and bool(dataset.query_texts))
+        model = replace(model, query_anchors=bool(dataset.query_texts))
     if model.prior is None:
         model = replace(model, prior=dataset.n_items <= PRIOR_CATALOGUE)
     return replace(config, model=model)
@@ -155,24 +173,35 @@ def with_rules(config: Config, dataset: Dataset) -> Config:
 def fill_anchors(tables: AnchorTables, dataset: Dataset, last: int) -> None:
     """Count which items go together, up to split ``last``."""
     width = SPARE * tables.per_event
-    counted = cooccurrence_neighbours(dataset.histories(last), dataset.n_items, width)
-    tables.fill(counted, top_of_category_and_brand(dataset.item_table, counted.users, width))
+    if width:
+        counted = cooccurrence_neighbours(dataset.histories(last), dataset.n_items, width)
+        tables.fill(counted, top_of_category_and_brand(dataset.item_table, counted.users, width))
+    else:
+        had = users_by_items(dataset.histories(last), dataset.n_items)
+        tables.users.copy_(torch.from_numpy(np.asarray(had.sum(axis=0), np.float32).ravel()))
     if tables.queries is not None:
         rows, tokens = hashed_tokens(readable(dataset.query_texts))
         order = np.argsort(rows, kind="stable")
         offsets = np.searchsorted(rows[order], np.arange(len(dataset.query_texts) + 1))
         event = np.flatnonzero((np.asarray(dataset.split) <= last) & (np.asarray(dataset.queries) >= 0))
         queries, items = (np.asarray(column[event]).astype(np.int64) for column in (dataset.queries, dataset.items))
-        counts = items_after_words(tokens[order], offsets, queries, items, WORD_BUCKETS, dataset.n_items, width)
+        counts = items_after_words(
+            tokens[order], offsets, queries, items, WORD_BUCKETS, dataset.n_items, tables.queries.width
+        )
         tables.queries.fill(counts)
 
 
-def find_similar_texts(data: TrainingData, tables: AnchorTables, text: torch.Tensor) -> None:
-    """Look up, once for the whole fit, the items whose texts are similar to each query's."""
+def find_named_items(
+    data: TrainingData, dataset: Dataset, tables: AnchorTables, text: torch.Tensor, lexical: LexicalIndex
+) -> None:
+    """Look up, once for the whole fit, the items that each query names. Item texts as queries (alignment) name none."""
     assert tables.queries is not None
     texts = DenseRetriever(text, lambda requests: requests.query_text)
-    similar = SimilarTexts(texts, tables.users, tables.queries.width)
-    data.collator.features = data.collator.features.with_similar(similar, report=True)
+    similar = SimilarTexts(texts, tables.users, tables.queries.width, lexical)
+    features = data.collator.features
+    queries = list(dataset.query_texts)
+    queries += [""] * (len(features.text) - len(queries))
+    data.collator.features = features.with_named(queries, similar, report=True)
 
 
 def _size(config: Config, module: TrainingModule, data: TrainingData) -> str:

@@ -18,7 +18,7 @@ from genrec.model.saved import KIND
 if TYPE_CHECKING:
     from genrec.model.network import GenerativeRecommender
 
-TRAIN_VERSION = 10
+TRAIN_VERSION = 11
 # Settings that do not change the result: a run stopped on one machine may go on on another.
 NON_RESULT_SETTINGS = (
     "refit",
@@ -90,4 +90,4 @@ def model_key(config: Config, ids_key: str, plan: FitPlan) -> str:
     training = {name: value for name, value in to_dict(config.training).items() if name not in skipped}
     what = {name: value for name, value in vars(plan).items() if name not in ("backbone_folder", "warm_start")}
     backbone = open_artifact(plan.backbone_folder, KIND)["key"] if plan.backbone_folder else None
-    return fingerprint(TRAIN_VERSION, ids_key, model, training, config.seed, what, backbone)
+    return fingerprint(TRAIN_VERSION, ids_key, config.text.language, model, training, config.seed, what, backbone)

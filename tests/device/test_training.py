@@ -23,6 +23,7 @@ STEPS = {
     "without a teacher": ({}, {"distill_weight": 0.0}, SIZES),
     "hard negatives": ({}, {"infonce_easy": 0.5}, SIZES),
     "search anchors": ({"query_anchors": True}, {}, SIZES),
+    "search anchors alone": ({"anchors": 0, "query_anchors": True}, {}, SIZES),
     "user tokens": ({"user_tokens": True, "summary_tokens": 2}, {}, SIZES),
     "steps by codes": ({"reasoning_steps": 2}, {"progressive": "codes"}, SIZES),
     "steps by stages": ({"reasoning_steps": 2, "stages": ["click", "cart"]}, {"progressive": "actions"}, SIZES),

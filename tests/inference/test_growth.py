@@ -164,9 +164,9 @@ def test_similar_texts_are_looked_up_for_searches_alone(model, history, monkeypa
     """Not for the queries that histories hold, whose similar items nobody reads."""
     of, looked_up = SimilarTexts.of, []
 
-    def counted(texts, queries, progress=None):
+    def counted(similar, texts, queries, progress=None):
         looked_up.append(len(queries))
-        return of(texts, queries, progress)
+        return of(similar, texts, queries, progress)
 
     monkeypatch.setattr(SimilarTexts, "of", counted)
     past = [

@@ -168,8 +168,9 @@ NEAR, TAKEN = slice(-2 * SHOWN, -SHOWN), slice(-SHOWN, None)
 def look_up(made, asked: list[list[int]], rows: list[int], words: list[list[int]]):
     offsets = torch.tensor([0, *np.cumsum([len(one) for one in words])[:-1]])
     flat = torch.tensor([word for one in words for word in one], dtype=torch.long)
-    similar = most_similar(TEXT[rows], TEXT, made.users.log1p(), 2 * SHOWN)
-    return made.queries.look_up(torch.tensor(asked), similar, flat, offsets)
+    ids, cosines = most_similar(TEXT[rows], TEXT, made.users.log1p(), 2 * SHOWN)
+    matches = ids.remainder(3) / 2  # some fraction of the best match for each item
+    return made.queries.look_up(torch.tensor(asked), (ids, cosines, matches), flat, offsets)
 
 
 def taken_strengths(anchors) -> dict[int, float]:
@@ -199,10 +200,15 @@ def test_a_search_is_shown_what_is_next_to_its_query(people):
     for lane, item in ((1, 3), (2, 7)):
         shown_ids = ids[lane][live[lane]].tolist()
         assert not seen & set(shown_ids) and (item in seen or item in shown_ids)
-        order = [10 * float(TEXT[item] @ TEXT[one]) + float(made.users[one].log1p()) for one in shown_ids]
+        matches = [one % 3 / 2 for one in shown_ids]
+        order = [
+            10 * (float(TEXT[item] @ TEXT[one]) + match) + float(made.users[one].log1p())
+            for one, match in zip(shown_ids, matches, strict=True)
+        ]
         assert order == sorted(order, reverse=True)
         likeness = anchors.features[0, lane, NEAR][live[lane]][:, 5]
         assert likeness.tolist() == pytest.approx([float(TEXT[item] @ TEXT[one]) for one in shown_ids], abs=1e-5)
+        assert anchors.features[0, lane, NEAR][live[lane]][:, 6].tolist() == matches
     other = choose([0, 2, 2])
     for lane, same in ((0, True), (1, False), (2, True)):
         assert torch.equal(other.ids[0, lane], anchors.ids[0, lane]) is same
@@ -314,5 +320,5 @@ def test_padding_between_requests_is_left_out(changes, prepared_run, monkeypatch
     live = batch.targets >= 0
     assert 0 < len(batch.slots()) == int(live.sum()) < live.numel()
     ours = network.encode(batch).requests[live]
-    monkeypatch.setattr(Batch, "slots", lambda batch: None)
+    monkeypatch.setattr(Batch, "slots", lambda batch, searches=False: None)
     torch.testing.assert_close(ours, network.encode(batch).requests[live])

@@ -13,6 +13,7 @@ from genrec.data.sequences import make_windows, single_target_windows
 from genrec.model.collate import Collator, request_batches
 from genrec.model.query_features import QueryFeatures
 from genrec.text.query_tokens import WORD_BUCKETS
+from genrec.training.fit import fill_anchors, new_network
 
 
 @pytest.mark.parametrize("max_length", [1, 2, 5, 10])
@@ -165,15 +166,37 @@ def test_a_search_does_not_find_its_own_query_in_its_context(prepare_table, prep
 
 def test_request_batches_equal_windows_of_the_same_history(run, collator, network):
     """The training road and the answering road encode one history alike."""
-    data = run.dataset
-    windows = make_windows(data.offsets, data.known_lengths(TRAIN), 10, 5)
-    rows = np.flatnonzero((windows.first == windows.start) & (windows.stop - windows.start > 2))[:12]
     if (
         run.config.name == "synthetic"
     ):  # text vectors and actions of another log: any network fitting its shapes will do
-        from genrec.training.fit import new_network
+        network = new_network(run.config, run.dataset, run.ids, generate=False).eval()
+    assert_requests_equal_windows(network, run.dataset, collator)
 
-        network = new_network(run.config, data, run.ids, generate=False).eval()
+
+def test_anchors_of_searches_alone_leave_recommendations_as_they_are(run, collator):
+    """Without anchors of events, who has no query attends to nothing, alone or beside searches."""
+    config = replace(run.config, model=replace(run.config.model, anchors=0, query_anchors=True))
+    network = new_network(config, run.dataset, run.ids, generate=False).eval()
+    for attention in (network.early_anchors, network.late_anchors):  # zero at first: no request would see its anchors
+        torch.nn.init.normal_(attention.out.weight, std=0.2)
+        torch.nn.init.normal_(attention.null, std=0.2)
+    fill_anchors(network.anchor_tables, run.dataset, TRAIN)
+    assert_requests_equal_windows(network, run.dataset, collator)
+    plain = new_network(replace(config, model=replace(config.model, query_anchors=False)), run.dataset, run.ids, False)
+    plain.load_state_dict(network.state_dict(), strict=False)
+    requests = run.dataset.requests("valid")
+    with torch.inference_mode():
+        for _, chunk, batch in request_batches(requests, collator, 64):
+            search = torch.from_numpy(chunk.request_queries >= 0)
+            ours, theirs = (one.encode(batch).requests[:, 0] for one in (network, plain.eval()))
+            torch.testing.assert_close(ours[~search], theirs[~search])
+            assert not search.any() or not torch.allclose(ours[search], theirs[search], atol=1e-2)
+
+
+def assert_requests_equal_windows(network, data, collator) -> None:
+    """Requests of training windows and the same requests asked one by one have the same vectors."""
+    windows = make_windows(data.offsets, data.known_lengths(TRAIN), 10, 5)
+    rows = np.flatnonzero((windows.first == windows.start) & (windows.stop - windows.start > 2))[:12]
     batch = collator.windows(data, windows, rows, True, True)
     compared = 0
     with torch.inference_mode():

@@ -229,5 +229,7 @@ def test_the_teacher_of_a_pointer_is_the_heads_distribution_with_what_anchors_we
 
 
 def test_without_anchors_there_is_nothing_to_point_at(prepared_run):
-    config = replace(prepared_run.config, model=replace(prepared_run.config.model, pointer=True, anchors=0))
+    config = replace(
+        prepared_run.config, model=replace(prepared_run.config.model, pointer=True, anchors=0, query_anchors=False)
+    )
     assert new_network(config, prepared_run.dataset, prepared_run.ids, generate=True).decoder.pointer is None

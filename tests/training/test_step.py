@@ -50,6 +50,7 @@ def losses(config, run, batch, whole, monkeypatch):
         (4, {}),
         (4, {"pointer": True}),
         (4, {"query_anchors": True}),
+        (0, {"query_anchors": True}),
         (0, {"user_tokens": True, "summary_tokens": 2}),
     ],
 )
