@@ -21,6 +21,7 @@ _ADVICE = {
     "text.finetune": "delete it; text vectors stay those of the encoder",
     "training.checkpoint_steps": "set training.checkpoint_minutes",
     "training.devices": "start the command with torchrun --nproc-per-node=N",
+    "training.single_target": "delete it; all events of a history are learnt in one pass",
     "training.threads": "set the environment variable OMP_NUM_THREADS",
     "training.warmup_steps": "delete it; the warm-up follows from the number of steps",
 }

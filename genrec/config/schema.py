@@ -187,9 +187,6 @@ class TrainingConfig:
         0, "Next epochs that learn query to item and item to following item, without a user.", ge=0
     )
     patience: int = setting(3, "Epochs without improvement on validation before training stops.", ge=1)
-    single_target: bool = setting(
-        False, "Each training sequence predicts one event, so that a step mixes many users; else all its events."
-    )
     batch_size: int = setting(128, "Sequences per optimiser step, over all devices and chunks.", ge=1)
     accumulate: int | None = setting(
         None,

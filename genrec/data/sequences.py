@@ -39,17 +39,3 @@ def make_windows(offsets: np.ndarray, lengths: np.ndarray, max_length: int, stri
     start = np.maximum(0, stop - 1 - max_length)
     begin = np.asarray(offsets)[user]
     return Windows(begin + start, begin + np.maximum(first, start), begin + stop, begin + lengths[user])
-
-
-def single_target_windows(offsets: np.ndarray, lengths: np.ndarray, max_length: int) -> Windows:
-    """A window for each of a user's first ``lengths`` events, which it predicts from up to ``max_length`` before.
-
-    A step then holds targets of as many users as targets, which public recipes of SASRec gain from. It reads a history
-    again for each of its events; at equal CPU time all targets of users drawn at random learnt more
-    (scripts/bench/results/single-target.md).
-    """
-    user = np.repeat(np.arange(len(lengths)), lengths)
-    index = np.arange(len(user)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    begin = np.asarray(offsets)[user]
-    start = np.maximum(0, index - max_length)
-    return Windows(begin + start, begin + index, begin + index + 1, begin + np.asarray(lengths)[user])

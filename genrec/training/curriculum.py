@@ -16,7 +16,7 @@ import numpy as np
 
 from genrec.config.schema import Config, TrainingConfig
 from genrec.data.dataset import Dataset
-from genrec.data.sequences import Windows, make_windows, single_target_windows
+from genrec.data.sequences import Windows, make_windows
 from genrec.model.collate import Collator
 from genrec.training.batches import ItemBatches, WindowBatches, recommends_searches, request_counts
 
@@ -57,11 +57,8 @@ class Curriculum:
         self.dataset, self.collator, self.training, self.seed = dataset, collator, config.training, config.seed
         self.searches, self.recommends = searches, recommends
         self.lengths = dataset.known_lengths(last)
-        if config.training.single_target:
-            self.windows = single_target_windows(dataset.offsets, self.lengths, config.model.max_length)
-        else:
-            stride = config.training.stride or max(config.model.max_length // 2, 1)
-            self.windows = make_windows(dataset.offsets, self.lengths, config.model.max_length, stride)
+        stride = config.training.stride or max(config.model.max_length // 2, 1)
+        self.windows = make_windows(dataset.offsets, self.lengths, config.model.max_length, stride)
         self.counts = self._counts(self.windows)
 
     def _counts(self, windows: Windows) -> np.ndarray:

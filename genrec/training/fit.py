@@ -133,7 +133,6 @@ def _settle(training: TrainingConfig, dataset: Dataset, plan: FitPlan) -> None:
     if plan.backbone_folder:
         training.epochs, training.learning_rate = training.decoder_epochs, DECODER_LEARNING_RATE
         training.align_epochs = training.cooccur_epochs = 0
-        training.single_target = False  # nothing below the decoder learns, and one pass serves all events of a user
     if plan.warm_start:  # one pass over the chosen windows
         training.epochs, training.align_epochs, training.cooccur_epochs = 1, 0, 0
     if training.epochs is None:  # by the training split for the refit too: its schedule is the first fit's

@@ -22,11 +22,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genrec.data.dataset import TRAIN, Dataset
-from genrec.data.sequences import Windows, make_windows, single_target_windows
+from genrec.data.sequences import Windows, make_windows
 from genrec.model.dropout import Dropout
 from genrec.objectives.linear_cross_entropy import linear_cross_entropy
 
 LENGTH, LAYERS, WARMUP, CHUNKS, PAD = 50, 2, 100, 4, -1
+
+
+def single_target_windows(offsets: np.ndarray, lengths: np.ndarray, max_length: int) -> Windows:
+    """A window for each of a user's first ``lengths`` events, which it predicts from up to ``max_length`` before."""
+    user = np.repeat(np.arange(len(lengths)), lengths)
+    index = np.arange(len(user)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    begin = np.asarray(offsets)[user]
+    start = np.maximum(0, index - max_length)
+    return Windows(begin + start, begin + index, begin + index + 1, begin + np.asarray(lengths)[user])
 
 
 class Block(nn.Module):

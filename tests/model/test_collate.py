@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from genrec.data.dataset import TRAIN, VALID, Requests
-from genrec.data.sequences import make_windows, single_target_windows
+from genrec.data.sequences import make_windows
 from genrec.model.collate import Collator, request_batches
 from genrec.model.query_features import QueryFeatures
 from genrec.text.query_tokens import WORD_BUCKETS
@@ -37,23 +37,10 @@ def test_windows_predict_every_event_once_with_short_contexts(max_length, stride
     assert sorted(predicted) == wanted
 
 
-@pytest.mark.parametrize("max_length", [1, 5, 50])
-def test_single_targets_have_a_window_each_with_all_that_fits_before(max_length):
-    totals = np.array([0, 1, 2, 3, 12, 0, 60])
-    lengths = np.array([0, 1, 1, 3, 10, 0, 58])
-    offsets = np.concatenate([[0], np.cumsum(totals)])
-    windows = single_target_windows(offsets, lengths, max_length)
-    known = [event for user, length in enumerate(lengths) for event in range(offsets[user], offsets[user] + length)]
-    owner = np.searchsorted(offsets, known, side="right") - 1
-    assert windows.first.tolist() == known and (windows.stop == windows.first + 1).all()
-    assert windows.start.tolist() == np.maximum(offsets[owner], np.array(known) - max_length).tolist()
-    assert windows.end.tolist() == (offsets[owner] + lengths[owner]).tolist()
-
-
 def test_a_training_batch_names_what_its_users_chose_later(run, collator):
     data, max_length = run.dataset, run.config.model.max_length
     lengths = data.known_lengths(TRAIN)
-    windows = single_target_windows(data.offsets, lengths, max_length)
+    windows = make_windows(data.offsets, lengths, max_length, 1)
     rows = np.arange(0, len(windows), 7)[:40]
     batch = collator.windows(data, windows, rows, True, True)
     assert (batch.later_items >= 0).any()

@@ -49,19 +49,6 @@ def test_the_stage_of_an_epoch(job):
     assert [stage_name(job[0].training, epoch) for epoch in range(4)] == [ALIGN, CO_OCCUR, PERSONALISE, PERSONALISE]
 
 
-def test_single_targets_are_the_same_requests(job):
-    config, data, ids = copy.deepcopy(job[0]), *job[1:]
-    targets = []
-    for single in (False, True):
-        config.training.single_target, config.training.align_epochs, config.training.cooccur_epochs = single, 0, 0
-        config.model.max_length = 200
-        curriculum, batches = parts((config, data, ids), 0)
-        assert not single or all(((one.batch.targets >= 0).sum(1) <= 2).all() for one in batches)
-        found = [one.batch.targets[one.batch.targets >= 0] for one in batches]
-        targets.append(torch.cat(found).sort().values)
-    assert torch.equal(*targets)
-
-
 def test_epochs_by_size_fall_from_the_most_to_the_fewest():
     assert [epochs_by_size(events, BACKBONE_EPOCHS) for events in (0, 200_000, 400_000, 1_000_000, 10**9)] == [
         20,
