@@ -44,25 +44,25 @@ FRONT_DOORS = {"genrec"}
 
 
 def modules() -> dict[str, Path]:
-    found = {}
+    actual = {}
     for path in ROOT.rglob("*.py"):
         name = ".".join(("genrec", *path.relative_to(ROOT).with_suffix("").parts))
-        found[name.removesuffix(".__init__")] = path
-    return found
+        actual[name.removesuffix(".__init__")] = path
+    return actual
 
 
 def imports() -> dict[str, set[str]]:
     """Which modules of the package each module imports, anywhere in its text."""
-    known, found = modules(), defaultdict(set)
+    known, actual = modules(), defaultdict(set)
     for name, path in known.items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "genrec":
                 for alias in node.names:
                     whole = f"{node.module}.{alias.name}"
-                    found[name].add(whole if whole in known else node.module)
+                    actual[name].add(whole if whole in known else node.module)
             elif isinstance(node, ast.Import):
-                found[name] |= {alias.name for alias in node.names if alias.name in known}
-    return found
+                actual[name] |= {alias.name for alias in node.names if alias.name in known}
+    return actual
 
 
 def room(module: str) -> str:

@@ -221,8 +221,8 @@ def test_k_beyond_the_catalogue(genrec, trained_run):
 def test_nobody_gets_the_popular_items(genrec, trained_run):
     code, out, _ = genrec("recommend", trained_run.folder, "-k", "5", "--fitted-on", "train")
     counts = trained_run.dataset.item_counts(0)
-    found = [int(counts[trained_run.dataset.item_index[item]]) for item in items_of(out)]
-    assert code == 0 and "popular" in out and found == sorted(counts.tolist(), reverse=True)[:5]
+    actual = [int(counts[trained_run.dataset.item_index[item]]) for item in items_of(out)]
+    assert code == 0 and "popular" in out and actual == sorted(counts.tolist(), reverse=True)[:5]
 
 
 def test_a_user_without_history_gets_popular_items(genrec, trained_run, tmp_path):

@@ -37,9 +37,9 @@ def broken(path) -> list[str]:
 def test_a_sound_run(run):
     findings = {finding.name: finding for finding in check(run)}
     assert not any(finding.broken for finding in findings.values())
-    wanted = {"dataset", "semantic_ids", "model_backbone", "model", "candidate_features", "reranker"}
-    assert {name for name, finding in findings.items() if "whole" in finding.text} == wanted
-    assert set(findings) == wanted, "a sound run gave cause for remarks"
+    expected = {"dataset", "semantic_ids", "model_backbone", "model", "candidate_features", "reranker"}
+    assert {name for name, finding in findings.items() if "whole" in finding.text} == expected
+    assert set(findings) == expected, "a sound run gave cause for remarks"
     for part in ("dataset", "model", "model/model.safetensors", "dataset/items.npy"):
         assert not broken(run / part)
 
@@ -59,9 +59,9 @@ def test_a_sound_run(run):
 def test_a_dataset_that_makes_no_sense(run, name, harm, words):
     path = run / "dataset" / f"{name}.npy"
     rewrite(path, harm(np.load(path)))
-    found = broken(run)
-    assert len(found) == 1 and words in found[0] and "genrec run CONFIG" in found[0]
-    assert broken(run / "dataset") == found
+    actual = broken(run)
+    assert len(actual) == 1 and words in actual[0] and "genrec run CONFIG" in actual[0]
+    assert broken(run / "dataset") == actual
 
 
 def test_weights_that_are_not_finite(run):
@@ -76,9 +76,9 @@ def test_all_that_is_broken_is_found(run):
     (run / "model" / "model.safetensors").write_bytes(b"")
     (run / "dataset" / "items.npy").unlink()
     (run / "reranker" / MANIFEST).unlink()
-    found = broken(run)
-    assert len(found) == 3 and "model.safetensors is not what was written" in " ".join(found)
-    assert "items.npy is missing" in " ".join(found) and "half-written" in " ".join(found)
+    actual = broken(run)
+    assert len(actual) == 3 and "model.safetensors is not what was written" in " ".join(actual)
+    assert "items.npy is missing" in " ".join(actual) and "half-written" in " ".join(actual)
 
 
 def test_what_is_stale_missing_or_left_over(run):
@@ -91,7 +91,7 @@ def test_what_is_stale_missing_or_left_over(run):
     for step in (7, 8):
         FolderIO().save_checkpoint(state, run / ".model-key" / f"step-{step:09d}" / "state.ckpt")
     (run / ".model-key" / "step-000000008" / "state.ckpt").write_bytes(b"")
-    found = [str(finding) for finding in check(run)]
+    actual = [str(finding) for finding in check(run)]
     assert not broken(run), "nothing of this stops a run"
     for words in (
         "reranker: not made yet",
@@ -100,7 +100,7 @@ def test_what_is_stale_missing_or_left_over(run):
         "step-000000007: whole, epoch 1",
         "step-000000008: broken",
     ):
-        assert any(words in line for line in found), (words, found)
+        assert any(words in line for line in actual), (words, actual)
 
 
 def test_a_bundle(trained_run, tmp_path):
@@ -130,5 +130,5 @@ def test_what_is_no_run(tmp_path):
 
 
 def test_the_machine():
-    found = dict(machine())
-    assert found["torch"] and found["device"] and "GiB" in found["memory"] and "GiB" in found["free disk"]
+    actual = dict(machine())
+    assert actual["torch"] and actual["device"] and "GiB" in actual["memory"] and "GiB" in actual["free disk"]

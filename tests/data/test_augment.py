@@ -14,9 +14,9 @@ START, STOP = np.arange(0, 240, 12), np.arange(0, 240, 12) + 10  # the last two 
 
 
 def test_ties_only_move_among_themselves():
-    found, begin = shuffled(LOG, START, STOP, Shuffle(1.0, 0.0, 5))
+    actual, begin = shuffled(LOG, START, STOP, Shuffle(1.0, 0.0, 5))
     for position, start in zip(begin, START, strict=True):
-        part = found.items[position : position + 10] - start
+        part = actual.items[position : position + 10] - start
         assert (
             part[0] == 0
             and part[4] == 4
@@ -24,16 +24,16 @@ def test_ties_only_move_among_themselves():
             and set(part[5:7]) == {5, 6}
             and set(part[7:]) == {7, 8, 9}
         )
-    assert np.array_equal(found.timestamps.reshape(20, 10), TIMES.reshape(20, 12)[:, :10])
-    assert not np.array_equal(found.items, np.sort(found.items))
-    assert np.array_equal(found.actions, found.items * 2) and np.array_equal(found.queries, found.items * 3)
+    assert np.array_equal(actual.timestamps.reshape(20, 10), TIMES.reshape(20, 12)[:, :10])
+    assert not np.array_equal(actual.items, np.sort(actual.items))
+    assert np.array_equal(actual.actions, actual.items * 2) and np.array_equal(actual.queries, actual.items * 3)
 
 
 def test_whole_windows_are_permuted_within_themselves():
-    found, begin = shuffled(LOG, START, STOP, Shuffle(0.0, 1.0, 5))
+    actual, begin = shuffled(LOG, START, STOP, Shuffle(0.0, 1.0, 5))
     for position, start in zip(begin, START, strict=True):
-        assert set(found.items[position : position + 10]) == set(range(start, start + 10))
-    assert (found.items.reshape(20, 10)[:, 0] != START).any()
+        assert set(actual.items[position : position + 10]) == set(range(start, start + 10))
+    assert (actual.items.reshape(20, 10)[:, 0] != START).any()
 
 
 def test_shares_and_draws():

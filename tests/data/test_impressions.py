@@ -18,38 +18,42 @@ STAGES = ["click", "cart"]
 
 
 @pytest.fixture(scope="module")
-def shown(prepared_run):
+def visible(prepared_run):
     return load_impressions(prepared_run.dataset, STAGES)
 
 
-def test_every_row_that_was_shown_is_there_once(prepared_run, shown):
+def test_every_row_that_was_shown_is_there_once(prepared_run, visible):
     table = prepared_run.dataset.impressions
-    assert shown.offsets[-1] == len(table) and len(shown) == table.select("user", "timestamp", "request_id").n_unique()
+    assert (
+        visible.offsets[-1] == len(table) and len(visible) == table.select("user", "timestamp", "request_id").n_unique()
+    )
     deep = table["action"].replace_strict({"impression": 0, "click": 1, "cart": 2, "purchase": 3}).to_numpy()
     assert (
-        np.array_equal(shown.reached, np.stack([deep >= 1, deep >= 2], 1))
-        and 0 < shown.reached[:, 1].mean() < shown.reached[:, 0].mean()
+        np.array_equal(visible.reached, np.stack([deep >= 1, deep >= 2], 1))
+        and 0 < visible.reached[:, 1].mean() < visible.reached[:, 0].mean()
     )
-    texts = [prepared_run.dataset.query_texts[query] if query >= 0 else None for query in shown.queries[shown.owner]]
+    texts = [
+        prepared_run.dataset.query_texts[query] if query >= 0 else None for query in visible.queries[visible.owner]
+    ]
     assert [
-        text for text, wanted in zip(texts, table["query"], strict=True) if text is not None and text != wanted
+        text for text, expected in zip(texts, table["query"], strict=True) if text is not None and text != expected
     ] == [] and any(texts)
 
 
-def test_a_request_sees_what_its_user_did_strictly_before(prepared_run, shown):
+def test_a_request_sees_what_its_user_did_strictly_before(prepared_run, visible):
     data = prepared_run.dataset
-    for place in np.random.default_rng(0).choice(len(shown), 60, replace=False):
-        user = shown.users[place]
+    for place in np.random.default_rng(0).choice(len(visible), 60, replace=False):
+        user = visible.users[place]
         stamps = np.asarray(data.timestamps[data.offsets[user] : data.offsets[user + 1]])
-        assert shown.before[place] - data.offsets[user] == (stamps < shown.times[place]).sum()
-    asked = np.array([5, 700, 3])
-    requests = shown.requests_of(asked)
-    for row, place in enumerate(asked):
+        assert visible.before[place] - data.offsets[user] == (stamps < visible.times[place]).sum()
+    requested = np.array([5, 700, 3])
+    requests = visible.requests_of(requested)
+    for row, place in enumerate(requested):
         mine = slice(requests.offsets[row], requests.offsets[row + 1])
-        past = slice(data.offsets[shown.users[place]], shown.before[place])
+        past = slice(data.offsets[visible.users[place]], visible.before[place])
         assert (
             np.array_equal(requests.items[mine], data.items[past])
-            and (requests.timestamps[mine] < shown.times[place]).all()
+            and (requests.timestamps[mine] < visible.times[place]).all()
         )
 
 
@@ -73,8 +77,8 @@ def slate_log(with_requests: bool) -> tuple[list[dict], list[dict]]:
                 events += [own | later] * bought
                 action = "buy" if bought else "click" if clicked else "impression"
                 request = {"request_id": f"r{user}-{turn}" if with_requests else None}
-                shown = {"timestamp": time, "position": position, "action": action}
-                impressions.append({"user_id": f"u{user}", "item_id": f"i{item}"} | shown | request)
+                visible = {"timestamp": time, "position": position, "action": action}
+                impressions.append({"user_id": f"u{user}", "item_id": f"i{item}"} | visible | request)
     return events, impressions
 
 
@@ -99,11 +103,11 @@ def test_every_consumer_gives_an_impression_the_same_split(kind, with_requests, 
     splits["session search"] = {}
     names = data.user_ids.to_list()
     for split, number in SPLITS.items() if with_requests else ():  # session search needs request ids
-        asked = session_search(data, split, "click")
-        rows, columns = np.nonzero(asked.slates.items >= 0)
-        times = asked.requests.times[rows]
+        requested = session_search(data, split, "click")
+        rows, columns = np.nonzero(requested.slates.items >= 0)
+        times = requested.requests.times[rows]
         users = [names.index(f"u{user}") for user in times % 86_400 // 60]
-        keys = zip(users, asked.slates.items[rows, columns].tolist(), times.tolist(), strict=True)
+        keys = zip(users, requested.slates.items[rows, columns].tolist(), times.tolist(), strict=True)
         splits["session search"] |= dict.fromkeys(keys, number)
     assert len(splits["head"]) == len(splits["preference"]) == len(data.impressions)
     assert splits["head"] == splits["preference"]
@@ -118,7 +122,7 @@ def test_every_consumer_gives_an_impression_the_same_split(kind, with_requests, 
     assert rows.join(first, on="user").filter(pl.col("shown") >= pl.col("time")).is_empty()
 
 
-def test_an_impression_whose_outcome_is_held_out_is_held_out(prepared_run, shown):
+def test_an_impression_whose_outcome_is_held_out_is_held_out(prepared_run, visible):
     """The click may be training data: the slate is not, when the purchase after it is a validation event."""
     data = prepared_run.dataset
     held = np.flatnonzero((np.asarray(data.split) > TRAIN) & (np.asarray(data.actions) == 3))
@@ -129,13 +133,13 @@ def test_an_impression_whose_outcome_is_held_out_is_held_out(prepared_run, shown
     assert within.height > 5 and (within["split"] > TRAIN).all()
 
 
-def test_taking_requests_keeps_their_rows(shown):
+def test_taking_requests_keeps_their_rows(visible):
     some = np.array([9, 2, 40])
-    few = shown.take(some)
-    place, owner, lane = shown.rows(some)
-    assert np.array_equal(few.items, shown.items[place]) and np.array_equal(few.owner, owner)
-    assert np.array_equal(few.features(np.arange(len(place))), shown.features(place))
-    assert np.array_equal(lane[few.offsets[:-1]], [0, 0, 0])
+    few = visible.take(some)
+    place, owner, column = visible.rows(some)
+    assert np.array_equal(few.items, visible.items[place]) and np.array_equal(few.owner, owner)
+    assert np.array_equal(few.features(np.arange(len(place))), visible.features(place))
+    assert np.array_equal(column[few.offsets[:-1]], [0, 0, 0])
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +163,8 @@ def test_rates_count_what_was_strictly_earlier(counted):
     table, reached, brands, categories, rates = counted
     users, items, times = (table[name].to_numpy() for name in ("user", "item", "timestamp"))
     surfaces = rates.surface_codes(table)
-    found = rates.features(users, items, surfaces, times).reshape(len(users), len(KEYS), 3)
-    assert found.shape[1] * 3 == n_features(2)
+    actual = rates.features(users, items, surfaces, times).reshape(len(users), len(KEYS), 3)
+    assert actual.shape[1] * 3 == n_features(2)
     known = times < 150
     mean = reached[known].mean(0)
 
@@ -179,8 +183,8 @@ def test_rates_count_what_was_strictly_earlier(counted):
         for place, name in enumerate(KEYS):
             before = same[name] & known & (times < times[row])
             rate = (reached[before].sum(0) + 10 * mean) / (before.sum() + 10)
-            np.testing.assert_allclose(found[row, place, :2], logit(rate) - logit(mean), atol=1e-5)
-            assert found[row, place, 2] == pytest.approx(np.log1p(before.sum()) / 4, abs=1e-6)
+            np.testing.assert_allclose(actual[row, place, :2], logit(rate) - logit(mean), atol=1e-5)
+            assert actual[row, place, 2] == pytest.approx(np.log1p(before.sum()) / 4, abs=1e-6)
 
 
 def test_no_row_knows_its_own_outcome_or_a_later_one(counted):
@@ -210,10 +214,10 @@ def test_no_row_knows_its_own_outcome_or_a_later_one(counted):
 
 def test_nobody_known_and_nothing_known_count_nothing(counted):
     rates = counted[-1]
-    found = rates.features(np.array([-1]), np.array([4]), np.array([-1]), np.array([10**9])).reshape(len(KEYS), 3)
+    actual = rates.features(np.array([-1]), np.array([4]), np.array([-1]), np.array([10**9])).reshape(len(KEYS), 3)
     for name in ("user", "surface", "brand", "user_category", "item_surface"):
-        assert np.abs(found[KEYS.index(name)]).max() < 1e-6
-    assert (found[KEYS.index("item")] != 0).any()
+        assert np.abs(actual[KEYS.index(name)]).max() < 1e-6
+    assert (actual[KEYS.index("item")] != 0).any()
 
 
 def test_rows_without_known_feedback_are_left_out(prepared_run):

@@ -61,10 +61,10 @@ def collated(prepared_run):
         stages = stage_indices(data, model.stages) if model.stages else None
         collator = Collator(model, features, stages)
         if model.stages and model.ranking:
-            shown = load_impressions(data, model.stages)
-            places = impression_windows(shown, windows, np.asarray(data.offsets))
-            keep = np.flatnonzero((shown.split == TRAIN) & (places >= 0))
-            collator.impressions, collator.impression_windows = shown.take(keep), places[keep]
+            visible = load_impressions(data, model.stages)
+            places = impression_windows(visible, windows, np.asarray(data.offsets))
+            keep = np.flatnonzero((visible.split == TRAIN) & (places >= 0))
+            collator.impressions, collator.impression_windows = visible.take(keep), places[keep]
         rows = np.flatnonzero(windows.stop - windows.start == 11)[:16]
         return collator.windows(data, windows, rows, True, True)
 

@@ -55,9 +55,9 @@ def test_generation(served, one_device):
         memory = network.decoder_memory(network.encode(batch, items))
         scorer = CachedScorer(network.decoder, memory, vectors, 1 + WIDTH * trie.depth)
         hidden = torch.zeros(REQUESTS, trie.n_items, dtype=torch.bool, device="meta")
-        found = beam_search(trie, scorer, REQUESTS, WIDTH, trie.restrict(~hidden))
-        ids, scores = leaf_items(trie, found.leaves, found.scores, lambda ids: torch.zeros(ids.shape, device="meta"))
-    assert ids.device.type == scores.device.type == "meta" and len(found.leaves) == REQUESTS
+        actual = beam_search(trie, scorer, REQUESTS, WIDTH, trie.restrict(~hidden))
+        ids, scores = leaf_items(trie, actual.leaves, actual.scores, lambda ids: torch.zeros(ids.shape, device="meta"))
+    assert ids.device.type == scores.device.type == "meta" and len(actual.leaves) == REQUESTS
 
 
 @torch.inference_mode()
@@ -93,11 +93,11 @@ def test_the_policy_of_the_preference_stage(served, one_device, read_backs):
     network, collator, requests, _ = served
     policy = Policy(copy.deepcopy(network))
     with one_device.OneDevice():
-        asked = policy.encode(collator, requests)
+        requested = policy.encode(collator, requests)
         paths = network.catalogue.trie.item_path[torch.zeros(REQUESTS, 3, dtype=torch.long, device="meta")]
-        policy.steps(asked, paths).sum().backward()
-        policy.reference_steps(asked, paths)
-        memory, trie = policy.memory(asked), network.catalogue.trie
+        policy.steps(requested, paths).sum().backward()
+        policy.reference_steps(requested, paths)
+        memory, trie = policy.memory(requested), network.catalogue.trie
         scorer = CachedScorer(policy.decoder, memory, policy.vectors(), 1 + 4 * (trie.depth - 1))
         sample_items(trie, scorer, REQUESTS, 4, None)
     assert read_backs.calls == 3  # walked nodes once, children on the way of each of two sets of paths

@@ -46,18 +46,20 @@ def plain(value):
     return value
 
 
-def assert_same(got, wanted, where=""):
+def assert_same(got, expected, where=""):
     """Equal but for the last digits of floats."""
-    assert type(got) is type(wanted), where
-    if isinstance(wanted, dict):
-        assert list(got) == list(wanted), where
-        got, wanted = list(got.values()), list(wanted.values())
-    if isinstance(wanted, list):
-        assert len(got) == len(wanted), where
-        for index, pair in enumerate(zip(got, wanted, strict=True)):
+    assert type(got) is type(expected), where
+    if isinstance(expected, dict):
+        assert list(got) == list(expected), where
+        got, expected = list(got.values()), list(expected.values())
+    if isinstance(expected, list):
+        assert len(got) == len(expected), where
+        for index, pair in enumerate(zip(got, expected, strict=True)):
             assert_same(*pair, f"{where}/{index}")
     else:
-        assert got == (pytest.approx(wanted, abs=2e-4, nan_ok=True) if isinstance(wanted, float) else wanted), where
+        assert got == (pytest.approx(expected, abs=2e-4, nan_ok=True) if isinstance(expected, float) else expected), (
+            where
+        )
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +81,10 @@ def test_answers_are_those_of_the_cpu(on_cpu, simulated):
     assert moved.ranker.generator.items.device.type == "meta"
     user, item = on_cpu.dataset.user_ids[3], on_cpu.dataset.item_table["item_id"][2]
     for name, call in CALLS.items():
-        wanted = call(on_cpu, user, item)
+        expected = call(on_cpu, user, item)
         simulated.reads.clear()
         got = call(moved, user, item)
-        assert_same(plain(got), plain(wanted), name)
+        assert_same(plain(got), plain(expected), name)
         assert simulated.reads.total() <= LONGER.get(name, WAITS), (name, simulated.reads)
 
 

@@ -42,7 +42,7 @@ def test_gauc_is_the_mean_of_users_weighted_by_their_rows(rows):
 def test_resampling_users_repeats_their_rows(rows):
     """A resample equals the plain metric of a table in which each drawn user stands as often as it was drawn."""
     scores, labels, users = rows
-    found = bootstrap_areas(scores, labels, users, seed=3, n=5)
+    actual = bootstrap_areas(scores, labels, users, seed=3, n=5)
     known = np.unique(users)
     draws = np.random.default_rng(3).multinomial(len(known), np.full(len(known), 1 / len(known)), size=5)
     for draw in range(5):
@@ -52,7 +52,7 @@ def test_resampling_users_repeats_their_rows(rows):
             for copy in range(count)
         ]
         index = np.concatenate([rows_of for rows_of, _ in copies])
-        assert found["auc"][draw] == pytest.approx(roc_auc_score(labels[index], scores[index]), abs=1e-12)
+        assert actual["auc"][draw] == pytest.approx(roc_auc_score(labels[index], scores[index]), abs=1e-12)
         people = np.concatenate([np.full(len(rows_of), number) for number, (rows_of, _) in enumerate(copies)])
-        assert found["gauc"][draw] == pytest.approx(gauc(scores[index], labels[index], people), abs=1e-12)
-    assert np.array_equal(bootstrap_areas(scores, labels, users, 3, 5)["auc"], found["auc"])
+        assert actual["gauc"][draw] == pytest.approx(gauc(scores[index], labels[index], people), abs=1e-12)
+    assert np.array_equal(bootstrap_areas(scores, labels, users, 3, 5)["auc"], actual["auc"])

@@ -62,25 +62,25 @@ def test_cooccurrence_equals_a_dense_reference(transitions):
     if transitions == "log":
         moves = np.log(1 + moves)
     table = scale[:, None] * together * scale[None, :] + 0.5 * (moves + 0.5 * moves.T)
-    asked = random_lists(20, seed=1)
+    requested = random_lists(20, seed=1)
     expected = np.zeros((20, N_ITEMS))
-    for row, items in enumerate(asked):
+    for row, items in enumerate(requested):
         for age, item in enumerate(reversed(items)):
             expected[row] += 0.6**age * table[item]
     model = CooccurrenceTransition(transitions=transitions).fit(Histories.from_lists(lists), N_ITEMS)
-    scores = model.score(Histories.from_lists(asked))
+    scores = model.score(Histories.from_lists(requested))
     assert scores.dtype == np.float32 and scores.shape == (20, N_ITEMS)
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_cooccurrence_survives_saving(tmp_path):
-    asked = Histories.from_lists(random_lists(9, seed=2))
+    requested = Histories.from_lists(random_lists(9, seed=2))
     model = CooccurrenceTransition(decay=0.8, transitions="log", max_history=4).fit(
         Histories.from_lists(random_lists()), N_ITEMS
     )
     model.save(tmp_path / "cooccurrence.npz")
     loaded = CooccurrenceTransition.load(tmp_path / "cooccurrence.npz")
-    np.testing.assert_array_equal(loaded.score(asked), model.score(asked))
+    np.testing.assert_array_equal(loaded.score(requested), model.score(requested))
     assert (loaded.decay, loaded.transitions, loaded.max_history) == (0.8, "log", 4)
     (tmp_path / "broken.npz").write_bytes(b"no archive")
     with pytest.raises(UserError, match="broken.npz"):
@@ -103,9 +103,11 @@ def test_item_knn_equals_a_dense_reference():
     order = np.argsort(-similarity, axis=1, kind="stable")
     for row in range(N_ITEMS):
         similarity[row, order[row, 5:]] = 0
-    asked = random_lists(20, seed=1)
-    scores = ItemKNN(k=5, shrinkage=2.0).fit(Histories.from_lists(lists), N_ITEMS).score(Histories.from_lists(asked))
-    np.testing.assert_allclose(scores, dense_had(asked) @ similarity, rtol=1e-5, atol=1e-6)
+    requested = random_lists(20, seed=1)
+    scores = (
+        ItemKNN(k=5, shrinkage=2.0).fit(Histories.from_lists(lists), N_ITEMS).score(Histories.from_lists(requested))
+    )
+    np.testing.assert_allclose(scores, dense_had(requested) @ similarity, rtol=1e-5, atol=1e-6)
 
 
 def test_popularity_counts_events():

@@ -17,10 +17,10 @@ from genrec.evaluation.metrics import (
 
 def test_metrics_by_hand():
     ranked = np.array([[4, 7, 1], [4, 7, 1], [4, 7, 1], [2, -1, -1]])
-    found = per_request_metrics(ranked, np.array([4, 1, 9, -1]), [1, 3])
-    assert found["recall@1"].tolist() == [1, 0, 0, 0] and found["recall@3"].tolist() == [1, 1, 0, 0]
-    np.testing.assert_allclose(found["ndcg@3"], [1, 0.5, 0, 0])  # 1 / log2(3 + 1)
-    np.testing.assert_allclose(found["mrr@3"], [1, 1 / 3, 0, 0])
+    actual = per_request_metrics(ranked, np.array([4, 1, 9, -1]), [1, 3])
+    assert actual["recall@1"].tolist() == [1, 0, 0, 0] and actual["recall@3"].tolist() == [1, 1, 0, 0]
+    np.testing.assert_allclose(actual["ndcg@3"], [1, 0.5, 0, 0])  # 1 / log2(3 + 1)
+    np.testing.assert_allclose(actual["mrr@3"], [1, 1 / 3, 0, 0])
     with pytest.raises(UserError, match="at least that many"):
         per_request_metrics(ranked, np.zeros(4, int), [5])
 

@@ -46,12 +46,12 @@ def by_history(requests: Requests) -> np.ndarray:
 
 def test_own_history_against_none_and_somebody_elses():
     requests = requests_of([[1], [2, 3], [], [4], [5]], [0, 0, 0, 1, 1], [11, 13, 0, 14, 15])
-    asked = ask(by_history, requests, 3)
-    own, none, other = (asked.metrics[way]["recall@10"] for way in WAYS)
+    requested = ask(by_history, requests, 3)
+    own, none, other = (requested.metrics[way]["recall@10"] for way in WAYS)
     assert own.tolist() == [1, 1, 1, 1] and not none.any() and not other.any(), "whoever has no history is not asked"
-    assert any(note.startswith("personalised minus unpersonalised, recall@10: +1.0000") for note in asked.notes)
-    assert any("2 pairs" in note and "share 90.0%" in note for note in asked.notes)
-    shown = example(requests, asked, [f"item {n}" for n in range(30)])
+    assert any(note.startswith("personalised minus unpersonalised, recall@10: +1.0000") for note in requested.notes)
+    assert any("2 pairs" in note and "share 90.0%" in note for note in requested.notes)
+    shown = example(requests, requested, [f"item {n}" for n in range(30)])
     assert {one["sought"] for one in shown["people"]} <= {"item 11", "item 13", "item 14", "item 15"} and shown[
         "query"
     ] in ("red", "blue")
@@ -150,21 +150,27 @@ def clicks(tmp_path):
 
 
 def test_lists_hold_what_the_catalogue_does_not_know(clicks):
-    asked = session_search(clicks)
+    requested = session_search(clicks)
     names = dict(enumerate(clicks.item_table["item_id"].to_list()))
-    shown = [[names.get(item, "?") for item in row if item >= 0] for row in asked.slates.items.tolist()]
-    assert ["?", "13", "12"] in shown and "100.0% of it is ranked" in asked.notes[0]
+    shown = [[names.get(item, "?") for item in row if item >= 0] for row in requested.slates.items.tolist()]
+    assert ["?", "13", "12"] in shown and "100.0% of it is ranked" in requested.notes[0]
     row = shown.index(["?", "13", "12"])
-    assert asked.slates.prices[row].tolist() == [10, 20, 40] and asked.slates.positions[row].tolist() == [0, 1, 2]
-    ranked = completed(np.array([[asked.slates.items[row, 2], -1, -1]]), asked.slates.items[row : row + 1])
-    assert ranked.tolist() == [[asked.slates.items[row, 2], asked.slates.items[row, 0], asked.slates.items[row, 1]]]
+    assert requested.slates.prices[row].tolist() == [10, 20, 40] and requested.slates.positions[row].tolist() == [
+        0,
+        1,
+        2,
+    ]
+    ranked = completed(np.array([[requested.slates.items[row, 2], -1, -1]]), requested.slates.items[row : row + 1])
+    assert ranked.tolist() == [
+        [requested.slates.items[row, 2], requested.slates.items[row, 0], requested.slates.items[row, 1]]
+    ]
 
 
 def test_evidence_of_a_list_by_hand_and_without_the_future(clicks):
-    asked = session_search(clicks)
-    row = next(row for row in range(len(asked.requests)) if asked.slates.prices[row, 0] == 10)
+    requested = session_search(clicks)
+    row = next(row for row in range(len(requested.requests)) if requested.slates.prices[row, 0] == 10)
     evidence = SlateFeatures(clicks)
-    features = dict(zip(FEATURES, evidence.features(asked.requests, asked.slates)[row].T, strict=True))
+    features = dict(zip(FEATURES, evidence.features(requested.requests, requested.slates)[row].T, strict=True))
     assert features["looked"][:3].tolist() == [0, 1, 0] and features["newest"][:3].tolist() == [0, 1, 0]
     np.testing.assert_allclose(
         features["popular"][:3], np.log1p([0, 0, 1]), rtol=1e-6
@@ -176,9 +182,9 @@ def test_evidence_of_a_list_by_hand_and_without_the_future(clicks):
         **{name: getattr(clicks, name) for name in ("actions_chain", "actions", "items", "impressions_all")}
     )
     times = np.array(clicks.timestamps)
-    later.timestamps = np.where(times >= asked.requests.times[row], times + 1000, times)
-    shifted = SlateFeatures(later).features(asked.requests, asked.slates)[row]
-    plain = evidence.features(asked.requests, asked.slates)[row]
+    later.timestamps = np.where(times >= requested.requests.times[row], times + 1000, times)
+    shifted = SlateFeatures(later).features(requested.requests, requested.slates)[row]
+    plain = evidence.features(requested.requests, requested.slates)[row]
     names = [name for name in FEATURES if name not in ("shown", "click_rate")]  # impressions keep their times here
     columns = [FEATURES.index(name) for name in names]
     np.testing.assert_array_equal(shifted[:, columns], plain[:, columns])
@@ -189,14 +195,16 @@ def test_a_later_click_does_not_make_an_item_known(clicks):
     from genrec.data.dataset import TRAIN
     from genrec.evaluation.search_protocols import familiar
 
-    asked = session_search(clicks)
-    known = familiar(clicks, asked.requests, asked.slates.items, TRAIN)
+    requested = session_search(clicks)
+    known = familiar(clicks, requested.requests, requested.slates.items, TRAIN)
     counts = clicks.item_counts(TRAIN)
     for row in range(len(known)):
-        past = set(asked.requests.items[asked.requests.offsets[row] : asked.requests.offsets[row + 1]].tolist())
-        for item, flag in zip(asked.slates.items[row].tolist(), known[row].tolist(), strict=True):
+        past = set(
+            requested.requests.items[requested.requests.offsets[row] : requested.requests.offsets[row + 1]].tolist()
+        )
+        for item, flag in zip(requested.slates.items[row].tolist(), known[row].tolist(), strict=True):
             assert flag == (item >= 0 and (item in past or (item < clicks.n_items and counts[item] > 0)))
-    assert not known[asked.slates.items >= clicks.n_items].any()
+    assert not known[requested.slates.items >= clicks.n_items].any()
 
 
 def test_a_sample_of_the_requests_says_so(trained_run):

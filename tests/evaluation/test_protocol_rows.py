@@ -41,12 +41,12 @@ def test_sampled_rows_are_labelled_and_easier(trained_run):
 
 
 def test_the_model_ranks_all_candidates_and_nothing_else(trained_run):
-    asked = sampled(trained_run.dataset, "test", "logged", negatives=30)
+    requested = sampled(trained_run.dataset, "test", "logged", negatives=30)
     ranker = trained_run.ranker("train")
-    part = asked.requests.take(np.arange(6))
+    part = requested.requests.take(np.arange(6))
     mask = np.zeros((6, trained_run.dataset.n_items), bool)
     for row in range(6):
-        mine = asked.candidates[row]
+        mine = requested.candidates[row]
         mask[row, mine[mine >= 0]] = True
     before = ranker.settings.beam, ranker.settings.dense
     for mode in ranker.modes:

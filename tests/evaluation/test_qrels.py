@@ -28,8 +28,8 @@ def test_graded_by_hand():
     ranked = np.array([[2, 0, 1]])
     qrels = Qrels.build([0, 0, 0], [0, 1, 2], [1.0, 0.0, 0.1])
     got = qrels_metrics(ranked, qrels, (1,))
-    wanted = (0.1 + 1 / np.log2(3)) / (1 + 0.1 / np.log2(3))
-    assert got["ndcg"][0] == pytest.approx(wanted) and got["ndcg@1"][0] == pytest.approx(0.1)
+    expected = (0.1 + 1 / np.log2(3)) / (1 + 0.1 / np.log2(3))
+    assert got["ndcg"][0] == pytest.approx(expected) and got["ndcg@1"][0] == pytest.approx(0.1)
     assert got["recall@1"][0] == 0.5, "a gain of 0 is no answer"
 
 
@@ -46,12 +46,12 @@ def test_against_a_slow_reference():
     got = qrels_metrics(ranked, qrels, (5,))
     for topic in range(20):
         gains = {i: g for t, i, g in truth if t == topic}
-        found = [gains.get(int(item), 0) for item in ranked[topic]]
-        precision = [sum(g > 0 for g in found[: r + 1]) / (r + 1) for r, gain in enumerate(found) if gain > 0]
+        actual = [gains.get(int(item), 0) for item in ranked[topic]]
+        precision = [sum(g > 0 for g in actual[: r + 1]) / (r + 1) for r, gain in enumerate(actual) if gain > 0]
         assert got["map"][topic] == pytest.approx(sum(precision) / max(len(gains), 1))
         best = sum(g / np.log2(r + 2) for r, g in enumerate(sorted(gains.values(), reverse=True)[:5]))
         assert got["ndcg@5"][topic] == pytest.approx(
-            sum(g / np.log2(r + 2) for r, g in enumerate(found[:5])) / best if best else 0
+            sum(g / np.log2(r + 2) for r, g in enumerate(actual[:5])) / best if best else 0
         )
 
 

@@ -57,10 +57,10 @@ def test_rich_tables_hold_the_rows():
     console = Console(width=80, record=True, file=io.StringIO())
     for table in results_table_rich(ROWS):
         console.print(table)
-    shown = console.export_text()
-    assert "Co-occurrence" in shown and ".0893 [.0757, .0828]" in shown and "SYNTHETIC" in shown
-    assert "different protocols" in " ".join(shown.split())
-    assert shown.count("Co-occurrence") == 2, "a model takes one line in each table"
+    visible = console.export_text()
+    assert "Co-occurrence" in visible and ".0893 [.0757, .0828]" in visible and "SYNTHETIC" in visible
+    assert "different protocols" in " ".join(visible.split())
+    assert visible.count("Co-occurrence") == 2, "a model takes one line in each table"
 
 
 def test_slices_by_hand():

@@ -43,18 +43,20 @@ def shop(prepare_table):
 
 
 def test_product_search_topics(shop):
-    asked = product_search(shop)
+    requested = product_search(shop)
     names = shop.item_table["item_id"].to_list()
     topics = {}
-    for row in range(len(asked.requests)):
-        one = asked.requests.take(np.array([row]))
+    for row in range(len(requested.requests)):
+        one = requested.requests.take(np.array([row]))
         relevant = {
-            names[item] for topic, item in zip(asked.qrels.topics, asked.qrels.items, strict=True) if topic == row
+            names[item]
+            for topic, item in zip(requested.qrels.topics, requested.qrels.items, strict=True)
+            if topic == row
         }
         topics[one.query_texts[one.request_queries[0]], tuple(names[item] for item in one.items)] = relevant
     # the history holds the person's train and valid events and no purchase of the test part
     assert topics == {("red", ("a", "b", "c")): {"d", "e"}, ("blue", ("a", "b", "c")): {"a"}, ("red", ("b",)): {"c"}}
-    assert "3 topics" in asked.notes[0] and "4 purchases" in asked.notes[0] and "50.0%" in asked.notes[0]
+    assert "3 topics" in requested.notes[0] and "4 purchases" in requested.notes[0] and "50.0%" in requested.notes[0]
 
 
 def test_product_search_needs_queries(prepare_table):
@@ -63,10 +65,10 @@ def test_product_search_needs_queries(prepare_table):
         product_search(data)
 
 
-def click_log(shown: list[tuple], chain=("impression", "clickout")):
+def click_log(visible: list[tuple], chain=("impression", "clickout")):
     """One user: events 0..3, the last two are test; ``shown``: (timestamp, request, position, item, action)."""
     table = pl.DataFrame(
-        shown, schema=["timestamp", "request_id", "position", "item", "action"], orient="row"
+        visible, schema=["timestamp", "request_id", "position", "item", "action"], orient="row"
     ).with_columns(user=pl.lit(0))
     data = SimpleNamespace(
         offsets=np.array([0, 4]),
@@ -90,7 +92,7 @@ def click_log(shown: list[tuple], chain=("impression", "clickout")):
 
 
 def test_session_search_lists_and_baselines():
-    shown = [
+    visible = [
         (30, "r", 0, 5, "impression"),
         (30, "r", 1, 2, "clickout"),
         (30, "r", 3, 1, "impression"),
@@ -98,19 +100,21 @@ def test_session_search_lists_and_baselines():
         (40, "s", 0, 9, "impression"),
         (10, "t", 0, 0, "clickout"),
     ]
-    asked = session_search(click_log(shown))
-    assert asked.candidates.tolist() == [[5, 2, 1]], "in the order shown; the click at 40 has no list of its own"
+    requested = session_search(click_log(visible))
+    assert requested.candidates.tolist() == [[5, 2, 1]], "in the order shown; the click at 40 has no list of its own"
     assert (
-        asked.requests.items.tolist() == [0, 1] and "1 of 2 click-outs" in asked.notes[0] and "75.0%" in asked.notes[0]
+        requested.requests.items.tolist() == [0, 1]
+        and "1 of 2 click-outs" in requested.notes[0]
+        and "75.0%" in requested.notes[0]
     )
 
     def score(ranked):
-        return qrels_metrics(ranked, asked.qrels, (1,))["mrr"].tolist()
+        return qrels_metrics(ranked, requested.qrels, (1,))["mrr"].tolist()
 
-    assert score(slate_order(asked.candidates)) == [1 / 2]
-    recent = last_interacted(asked.requests, asked.candidates)
-    assert recent.tolist() == [[0, 0, 1]] and slate_order(asked.candidates, recent).tolist() == [[1, 5, 2]]
-    assert score(slate_order(asked.candidates, recent)) == [1 / 3]
+    assert score(slate_order(requested.candidates)) == [1 / 2]
+    recent = last_interacted(requested.requests, requested.candidates)
+    assert recent.tolist() == [[0, 0, 1]] and slate_order(requested.candidates, recent).tolist() == [[1, 5, 2]]
+    assert score(slate_order(requested.candidates, recent)) == [1 / 3]
     assert slate_order(np.array([[4, -1, 6]]), np.array([[1.0, 9.0, 2.0]])).tolist() == [[6, 4, -1]]
 
 
@@ -127,8 +131,8 @@ def test_sampled_candidates(prepared_run):
     data = prepared_run.dataset
     histories = data.histories(TEST)
     for kind in (None, "logged"):
-        asked = sampled(data, "test", kind, seed=3, negatives=20)
-        assert asked.candidates.shape == (len(asked.requests), 21) and "SAMPLED" in asked.notes[0]
+        requested = sampled(data, "test", kind, seed=3, negatives=20)
+        assert requested.candidates.shape == (len(requested.requests), 21) and "SAMPLED" in requested.notes[0]
         events = data.heldout_events("test")
         if kind:
             events = data.heldout_queries.filter((pl.col("kind") == kind) & pl.col("event").is_in(events))[
@@ -136,19 +140,19 @@ def test_sampled_candidates(prepared_run):
             ].to_numpy()
         users = np.searchsorted(data.offsets, events, side="right") - 1
         for row, user in enumerate(users[:40]):
-            mine = asked.candidates[row]
+            mine = requested.candidates[row]
             live = mine[mine >= 0].tolist()
             had = set(histories.items[histories.offsets[user] : histories.offsets[user + 1]].tolist())
-            assert len(set(live)) == len(live) and set(live) & had == {asked.requests.targets[row]}
+            assert len(set(live)) == len(live) and set(live) & had == {requested.requests.targets[row]}
             assert len(live) == min(21, data.n_items - len(had) + 1)
         again, other = (sampled(data, "test", kind, seed, 20).candidates for seed in (3, 4))
-        assert np.array_equal(again, asked.candidates) and not np.array_equal(other, asked.candidates)
-        places = (asked.candidates == asked.requests.targets[:, None]).argmax(1)
+        assert np.array_equal(again, requested.candidates) and not np.array_equal(other, requested.candidates)
+        places = (requested.candidates == requested.requests.targets[:, None]).argmax(1)
         assert len(set(places.tolist())) > 5, "the target's place must say nothing"
 
 
 def test_only_candidates_are_answered():
-    asked = SimpleNamespace(take=lambda rows: rows)
+    requested = SimpleNamespace(take=lambda rows: rows)
     scores = np.arange(10.0)
 
     class Requests(list):
@@ -157,7 +161,7 @@ def test_only_candidates_are_answered():
 
     candidates = np.array([[2, 7, -1], [0, -1, -1]])
     ranked = answered(by_scores(lambda rows: np.tile(scores, (len(rows), 1))), Requests([0, 0]), 3, candidates, 10)
-    assert ranked.tolist() == [[7, 2, -1], [0, -1, -1]] and asked
+    assert ranked.tolist() == [[7, 2, -1], [0, -1, -1]] and requested
     assert candidate_mask(candidates, 10).sum(1).tolist() == [2, 1]
 
 
@@ -201,12 +205,15 @@ def test_text_relevance_by_hand():
     )
     scores = {"x": [1.0, 2.0, 9.0, 9.0], "y": [9.0, 9.0, 2.0, 1.0]}
     results, notes = text_relevance(items, judgments, {"one": lambda texts: np.array([scores[text] for text in texts])})
-    wanted = (0.1 + 1 / np.log2(3)) / (1 + 0.1 / np.log2(3))
-    np.testing.assert_allclose(results["one"]["ndcg"], [wanted, 1.0])
+    expected = (0.1 + 1 / np.log2(3)) / (1 + 0.1 / np.log2(3))
+    np.testing.assert_allclose(results["one"]["ndcg"], [expected, 1.0])
     assert "2 queries, 4 judgments" in notes[0] and "1 of items without a row, 1 queries" in notes[0]
 
 
 def test_valid_topics_see_less(shop):
-    asked = product_search(shop, "valid")
-    assert len(asked.requests) == 1 and asked.requests.items.tolist() == [shop.item_index["a"], shop.item_index["b"]]
+    requested = product_search(shop, "valid")
+    assert len(requested.requests) == 1 and requested.requests.items.tolist() == [
+        shop.item_index["a"],
+        shop.item_index["b"],
+    ]
     assert VALID == 1

@@ -17,7 +17,7 @@ def constant(name: str, votes: list[list[float]]) -> Electorate:
 
 def test_a_model_that_wins_most_orders_is_first_though_its_mean_is_lower():
     # b's mean (.37) is above a's (.14) because of one data set of large numbers; a wins two orders of three.
-    found = standings(
+    actual = standings(
         ["a", "b", "c"],
         [
             constant("one", [[0.11], [0.10], [0.0]]),
@@ -25,10 +25,10 @@ def test_a_model_that_wins_most_orders_is_first_though_its_mean_is_lower():
             constant("x", [[0.2], [0.9], [0.1]]),
         ],
     )
-    assert [one.model for one in found] == ["a", "b", "c"]
-    assert [one.borda for one in found] == pytest.approx([5 / 6, 4 / 6, 0])
-    assert [(one.wins, one.losses) for one in found] == [(2, 0), (1, 1), (0, 2)]
-    assert found[0].first == 1.0
+    assert [one.model for one in actual] == ["a", "b", "c"]
+    assert [one.borda for one in actual] == pytest.approx([5 / 6, 4 / 6, 0])
+    assert [(one.wins, one.losses) for one in actual] == [(2, 0), (1, 1), (0, 2)]
+    assert actual[0].first == 1.0
 
 
 def test_ties_count_half_and_noise_shows_in_the_draws():

@@ -138,27 +138,27 @@ def test_a_batch_equals_its_requests_one_by_one(parts, trie):
 
 @pytest.mark.parametrize("width", [1, 4, 12, 40, ITEMS])
 def test_what_is_proven_is_the_exact_top(parts, trie, width):
-    found = beam(parts, trie, width)
+    actual = beam(parts, trie, width)
     exact = per_leaf(trie, exact_scores(*parts, trie))
     best = exact.topk(trie.n_leaves).indices + trie.level_bounds[trie.depth]
-    for row, n in enumerate(found.proven.tolist()):
-        assert torch.equal(found.leaves[row, :n], best[row, :n])
+    for row, n in enumerate(actual.proven.tolist()):
+        assert torch.equal(actual.leaves[row, :n], best[row, :n])
         missing = exact[row].clone()
-        missing[found.leaves[row][found.leaves[row] >= 0] - trie.level_bounds[trie.depth]] = -torch.inf
-        assert missing.max() <= found.bound[row] + 1e-5
+        missing[actual.leaves[row][actual.leaves[row] >= 0] - trie.level_bounds[trie.depth]] = -torch.inf
+        assert missing.max() <= actual.bound[row] + 1e-5
     if width == ITEMS:
-        assert found.exact(10).all() and (found.proven == trie.n_leaves).all()
+        assert actual.exact(10).all() and (actual.proven == trie.n_leaves).all()
     elif width < 12:
-        assert not found.exact(width + 1).any()
+        assert not actual.exact(width + 1).any()
 
 
 def test_one_width_per_level(parts, trie):
-    found = beam(parts, trie, (2, 9, 4))
-    assert found.leaves.shape == (BATCH, 4)
-    walked = trie.item_path[[int((trie.item_leaf == leaf).nonzero()[0]) for leaf in found.leaves.flatten()]]
+    actual = beam(parts, trie, (2, 9, 4))
+    assert actual.leaves.shape == (BATCH, 4)
+    walked = trie.item_path[[int((trie.item_leaf == leaf).nonzero()[0]) for leaf in actual.leaves.flatten()]]
     assert all(len(set(rows[:, 0].tolist())) <= 2 for rows in walked.view(BATCH, 4, -1))
     wide = beam(parts, trie, (6, 30, 4))
-    assert (wide.scores >= found.scores - 1e-6).all() and (wide.scores > found.scores + 1e-4).any()
+    assert (wide.scores >= actual.scores - 1e-6).all() and (wide.scores > actual.scores + 1e-4).any()
     for widths in ((2, 9), (2, 0, 4), 0):
         with pytest.raises(UserError, match="width"):
             beam(parts, trie, widths)
@@ -201,8 +201,8 @@ def test_what_is_not_allowed_does_not_come_out(parts, trie, per_request):
         live = leaves[row] >= 0
         assert open_leaves[row, leaves[row][live] - bound].all() and int(live.sum()) == int(open_leaves[row].sum())
         assert total[row][~live].isneginf().all()
-        wanted = exact[row].masked_fill(~open_leaves[row], -torch.inf).sort(descending=True).values[: int(live.sum())]
-        torch.testing.assert_close(total[row][live], wanted, rtol=0, atol=1e-5)
+        targets = exact[row].masked_fill(~open_leaves[row], -torch.inf).sort(descending=True).values[: int(live.sum())]
+        torch.testing.assert_close(total[row][live], targets, rtol=0, atol=1e-5)
         torch.testing.assert_close(exact[row, leaves[row][live] - bound], total[row][live], rtol=0, atol=1e-5)
 
 
@@ -229,9 +229,9 @@ class _Flat:
 @pytest.mark.parametrize("width", [1, 6, 16])
 def test_ties_go_to_the_lower_node(width):
     codes = torch.cartesian_prod(torch.arange(4), torch.arange(4))
-    found = beam_search(build_trie(codes, (4, 4)), _Flat(), 2, width)
-    assert torch.equal(found.leaves, torch.arange(5, 5 + width).expand(2, -1))
-    torch.testing.assert_close(found.scores, torch.full((2, width), -torch.tensor(16.0).log()))
+    actual = beam_search(build_trie(codes, (4, 4)), _Flat(), 2, width)
+    assert torch.equal(actual.leaves, torch.arange(5, 5 + width).expand(2, -1))
+    torch.testing.assert_close(actual.scores, torch.full((2, width), -torch.tensor(16.0).log()))
 
 
 @pytest.mark.parametrize("scored", [False, True])
@@ -246,14 +246,14 @@ def test_shared_leaves_split_their_mass(parts, trie, scored):
     torch.testing.assert_close(scores.view(BATCH, -1, largest).logsumexp(-1), total, rtol=0, atol=1e-5)
     for row in range(BATCH):
         assert sorted(ids[row][ids[row] >= 0].tolist()) == list(range(ITEMS))
-        lane = {item: position for position, item in enumerate(ids[row].tolist())}
-        shares = scores[row, [lane[item] for item in range(4)]]
+        column = {item: position for position, item in enumerate(ids[row].tolist())}
+        shares = scores[row, [column[item] for item in range(4)]]
         expected = torch.zeros(4) if guide is None else guide[row, trie.leaf_items[_range_of(trie, 0)]]
         members = trie.leaf_items[_range_of(trie, 0)].tolist()
         if guide is None:
             assert len({round(float(share), 4) for share in shares}) == 1
         else:
-            got = scores[row, [lane[item] for item in members]]
+            got = scores[row, [column[item] for item in members]]
             torch.testing.assert_close(got - got[0], expected - expected[0], rtol=0, atol=1e-5)
 
 

@@ -61,9 +61,9 @@ def test_exact_search_proves_its_top_and_a_narrow_beam_does_not(parts, truth):
 
 def test_a_small_catalogue_is_scored_whole(parts, truth):
     trie, *_ = parts
-    searcher, found = search(parts, beam=500)
-    assert searcher.scores_everything((500,) * 3) and found.rows == sum(trie.open_nodes) and found.exact(500).all()
-    assert torch.equal(found.leaves, truth.leaves[:, : found.leaves.shape[1]])
+    searcher, actual = search(parts, beam=500)
+    assert searcher.scores_everything((500,) * 3) and actual.rows == sum(trie.open_nodes) and actual.exact(500).all()
+    assert torch.equal(actual.leaves, truth.leaves[:, : actual.leaves.shape[1]])
     assert not searcher.scores_everything((5,) * 3)
 
 
@@ -108,14 +108,14 @@ def test_graphs_pad_requests_between_shapes_and_obey_constraints(parts):
     for allowed in (AllowedItems(), AllowedItems(excluded=excluded), AllowedItems(mask, excluded), AllowedItems()):
         constraint = AllowedNodes.of(trie, allowed, BATCH)
         assert graphs.fits(BATCH, memory, 20, constraint)
-        found = graphs.search(memory, 20, constraint)
+        actual = graphs.search(memory, 20, constraint)
         eager = beam_search(trie, CachedScorer(decoder, memory, vectors), BATCH, 20, constraint)
-        assert torch.equal(found.leaves, eager.leaves)
-        torch.testing.assert_close(found.scores, eager.scores, rtol=0, atol=1e-5)
-        torch.testing.assert_close(found.bound, eager.bound, rtol=0, atol=1e-5)
+        assert torch.equal(actual.leaves, eager.leaves)
+        torch.testing.assert_close(actual.scores, eager.scores, rtol=0, atol=1e-5)
+        torch.testing.assert_close(actual.bound, eager.bound, rtol=0, atol=1e-5)
     assert capture.captured == 2 and graphs.shapes == [GraphShape(4, 64, 20, named, 0, 0) for named in (512, 0)]
     alone = graphs.search(memory.take(torch.tensor([1]), torch.tensor([0])), 20, None)
-    torch.testing.assert_close(alone.scores[0], found.scores[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone.scores[0], actual.scores[1], rtol=0, atol=1e-5)
     only = AllowedNodes.of(trie, AllowedItems(only=excluded), BATCH)
     assert not graphs.fits(BATCH, memory, 20, only) and not graphs.fits(300, memory, 20, None)
 
@@ -140,10 +140,10 @@ def test_a_cuda_graph_equals_the_cpu(parts):
         memory.mask.cuda(),
     )
     graphs = BeamGraphs(decoder.cuda(), vectors.cuda(), trie.to("cuda"))
-    found, again = (graphs.search(there, 20, None) for _ in range(2))
+    actual, again = (graphs.search(there, 20, None) for _ in range(2))
     decoder.cpu()
     trie.to("cpu")
     _, exact = search(parts, beam=20)
-    assert torch.equal(found.leaves, again.leaves)
-    overlap = (found.leaves.cpu()[:, :10, None] == exact.leaves[:, None]).any(-1).float().mean()
+    assert torch.equal(actual.leaves, again.leaves)
+    overlap = (actual.leaves.cpu()[:, :10, None] == exact.leaves[:, None]).any(-1).float().mean()
     assert overlap > 0.8  # bfloat16 against float32

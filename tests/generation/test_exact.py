@@ -78,32 +78,32 @@ def test_every_search_keeps_its_word(world, width, k, rows, constrained):
         "full": full_search(trie, CachedScorer(*parts, 1), batch, width, constraint),
         "best-first": best_first(trie, CachedScorer(*parts, 1), batch, k, width, constraint, rows=rows),
     }
-    for name, found in searches.items():
+    for name, actual in searches.items():
         for row in range(batch):
-            live = found.leaves[row] >= 0
-            leaves, scores = found.leaves[row][live], found.scores[row][live]
+            live = actual.leaves[row] >= 0
+            leaves, scores = actual.leaves[row][live], actual.scores[row][live]
             assert ((leaves >= first) & (leaves < trie.n_nodes)).all(), name
             assert len(leaves.unique()) == len(leaves), name
-            assert found.scores[row][~live].isneginf().all() and scores.isfinite().all(), name
+            assert actual.scores[row][~live].isneginf().all() and scores.isfinite().all(), name
             torch.testing.assert_close(scores, exact[row, leaves - first], rtol=1e-5, atol=1e-5)
             best = exact[row].sort(descending=True).values
-            n = int(found.proven[row])
-            torch.testing.assert_close(found.scores[row, :n], best[:n], rtol=1e-5, atol=1e-5)
+            n = int(actual.proven[row])
+            torch.testing.assert_close(actual.scores[row, :n], best[:n], rtol=1e-5, atol=1e-5)
         if name == "full" or (name in ("beam", "static") and width >= trie.n_leaves):
-            assert found.exact(width).all() and torch.equal(
-                (found.leaves >= 0).sum(1), exact.isfinite().sum(1).clamp(max=width)
+            assert actual.exact(width).all() and torch.equal(
+                (actual.leaves >= 0).sum(1), exact.isfinite().sum(1).clamp(max=width)
             ), name
         if name == "best-first":
-            assert found.exact(min(k, width)).all()
+            assert actual.exact(min(k, width)).all()
 
 
 @torch.no_grad()
 def test_exact_scores_give_every_item_its_leafs_score():
     trie, parts = make(3, 50, (5, 4, 3), 3, 0.5)
-    wanted = reference(trie, *parts)[:, trie.item_leaf - trie.level_bounds[trie.depth]]
+    expected = reference(trie, *parts)[:, trie.item_leaf - trie.level_bounds[trie.depth]]
     for chunk in (4096, 7, 1):
-        torch.testing.assert_close(exact_scores(*parts, trie, chunk=chunk), wanted, rtol=0, atol=1e-5)
-    assert wanted.std(1).min() > 0.1
+        torch.testing.assert_close(exact_scores(*parts, trie, chunk=chunk), expected, rtol=0, atol=1e-5)
+    assert expected.std(1).min() > 0.1
 
 
 class _Counting(UncachedScorer):
@@ -120,10 +120,11 @@ class _Counting(UncachedScorer):
 def test_best_first_runs_fewer_rows_than_the_catalogue_and_than_a_wide_beam():
     trie, parts = make(5, 400, (12, 8, 6), 1, 0.1)
     scorer = _Counting(*parts)
-    found = best_first(trie, scorer, 1, 5, 20, rows=4)
-    assert found.rows == scorer.ran < min(sum(trie.open_nodes), beam_search(trie, CachedScorer(*parts), 1, 50).rows)
+    actual = best_first(trie, scorer, 1, 5, 20, rows=4)
+    assert actual.rows == scorer.ran < min(sum(trie.open_nodes), beam_search(trie, CachedScorer(*parts), 1, 50).rows)
     assert (
-        torch.equal(found.leaves[:, :5], full_search(trie, CachedScorer(*parts), 1, 5).leaves) and found.exact(5).all()
+        torch.equal(actual.leaves[:, :5], full_search(trie, CachedScorer(*parts), 1, 5).leaves)
+        and actual.exact(5).all()
     )
 
 
@@ -131,10 +132,10 @@ def test_best_first_runs_fewer_rows_than_the_catalogue_and_than_a_wide_beam():
 @pytest.mark.parametrize("limit", [1, 3])
 def test_a_search_stopped_early_says_so(limit):
     trie, parts = make(5, 400, (12, 8, 6), 3, 2.0)
-    found = best_first(trie, CachedScorer(*parts), 3, 10, 20, limit=limit)
-    assert found.rows <= limit and not found.exact(10).any()
+    actual = best_first(trie, CachedScorer(*parts), 3, 10, 20, limit=limit)
+    assert actual.rows <= limit and not actual.exact(10).any()
     exact = leaf_scores(trie, CachedScorer(*parts), 3)
     for row in range(3):
         missing = exact[row].clone()
-        missing[found.leaves[row][found.leaves[row] >= 0] - trie.level_bounds[trie.depth]] = -torch.inf
-        assert missing.max() <= found.bound[row] + 1e-5
+        missing[actual.leaves[row][actual.leaves[row] >= 0] - trie.level_bounds[trie.depth]] = -torch.inf
+        assert missing.max() <= actual.bound[row] + 1e-5

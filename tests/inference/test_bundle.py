@@ -192,9 +192,9 @@ def test_exported_programs_equal_the_network(trained_run, tmp_path):
     weights = dict(network.state_dict())
     with torch.no_grad():
         expected = Prefill(network)(batch, generator.items)[0]
-        found = program(weights, [batch, generator.items])[0]
-        assert (expected - found).abs().max() <= 1e-5
+        actual = program(weights, [batch, generator.items])[0]
+        assert (expected - actual).abs().max() <= 1e-5
         weights["last_event.weight"] = weights["last_event.weight"] * 2 + 1
-        assert (program(weights, [batch, generator.items])[0] - found).abs().max() > 1e-3, (
+        assert (program(weights, [batch, generator.items])[0] - actual).abs().max() > 1e-3, (
             "the program ignores the weights it is given"
         )

@@ -163,8 +163,8 @@ def test_restricted_answers_are_the_unrestricted_ones_without_the_rest(model, mo
         everything, some = ask_query(**ask), ask_query(**ask, category=category)
         assert 0 < len(inside) < data.n_items and {answer.item_id for answer in some} == inside
         expected = [answer.item_id for answer in everything if answer.item_id in inside]
-        found = [answer.item_id for answer in some]
-        assert found == expected or user is None and query is None and sorted(found) == sorted(expected)
+        actual = [answer.item_id for answer in some]
+        assert actual == expected or user is None and query is None and sorted(actual) == sorted(expected)
 
 
 def test_fused_answers_stay_inside(model):

@@ -35,7 +35,7 @@ def things(first: int, last: int) -> list[dict]:
 def answers(model, history) -> list[tuple[str, float]]:
     lists = [model.recommend(history=history, k=30, mode=mode) for mode in MODES]
     lists += [model.recommend(history=history, k=30, mode="generate", exclude_seen=False)]
-    return [(answer.item_id, answer.score) for found in lists for answer in found]
+    return [(answer.item_id, answer.score) for actual in lists for answer in actual]
 
 
 def same(ours, theirs):
@@ -101,11 +101,11 @@ def test_items_change_while_added_ones_are_merged(model, history, large, monkeyp
     snapshot = model.merge_items()
     assert snapshot.catalogue.n_pending == 5 and snapshot.catalogue.trie.n_items == snapshot.n_items - 5
     assert not snapshot.has(gone) and not snapshot.has("n1") and model.item("n2")["price"] == 3.0
-    found = {answer.item_id for answer in model.recommend(history=history, k=snapshot.n_items, mode="generate")}
-    assert {"n0", "n2", "n19"} <= found and not found & {gone, "n1", "n20"}
+    actual = {answer.item_id for answer in model.recommend(history=history, k=snapshot.n_items, mode="generate")}
+    assert {"n0", "n2", "n19"} <= actual and not actual & {gone, "n1", "n20"}
     assert model.merge_items().catalogue.n_pending == 0
-    found = {answer.item_id for answer in model.recommend(history=history, k=snapshot.n_items, mode="generate")}
-    assert {"n0", "n20", "n24"} <= found
+    actual = {answer.item_id for answer in model.recommend(history=history, k=snapshot.n_items, mode="generate")}
+    assert {"n0", "n20", "n24"} <= actual
     other = type(model)(model.run)
     other.add_items(things(0, 25))
     other.remove_items([gone, "n1"])

@@ -35,13 +35,13 @@ def test_price_words_restrict_the_answers(trained_run):
     prices = dict(zip(table["item_id"], table["price"], strict=True))
     limit = round(float(np.median([price for price in prices.values() if price is not None])), 2)
     word = model.ranker.generator.lexical.vocabularies[0].words[-1]
-    found, alone = model.ask(
+    actual, alone = model.ask(
         [
             RecommendationRequest(query=f"{word} under {limit} dollars", k=5),
             RecommendationRequest(query=f"under ${limit}", k=5),
         ]
     )
-    for response in (found, alone):
+    for response in (actual, alone):
         assert len(response.items) == 5 and all(prices[one.item_id] <= limit for one in response.items)
         assert response.notes == [f"price words of the query were read as a filter: price at most {limit:g}"]
-    assert not found.no_match and alone.source == "popular"
+    assert not actual.no_match and alone.source == "popular"

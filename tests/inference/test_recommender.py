@@ -36,15 +36,19 @@ def test_filters_hold_for_everybody(model, history, mode, someone):
     masks = {name: snapshot.categories.mask(name) for name in snapshot.categories.names}
     name = next(name for name, mask in masks.items() if 4 <= mask.sum() < 40)
     inside = {snapshot.item_ids[item] for item in np.flatnonzero(masks[name])}
-    found = ids(model.recommend(history=history, k=80, mode=mode, filters=Filters(category=[name]), exclude_seen=False))
-    assert set(found) == inside and len(found) == len(inside)
+    actual = ids(
+        model.recommend(history=history, k=80, mode=mode, filters=Filters(category=[name]), exclude_seen=False)
+    )
+    assert set(actual) == inside and len(actual) == len(inside)
     stock = snapshot.item_ids[10:20] + ["never heard of"]
     assert set(
         ids(model.recommend(history=history, k=80, mode=mode, filters=Filters(in_stock=stock), exclude_seen=False))
     ) == set(stock[:-1])
     blocked = ids(model.recommend(history=history, k=5, mode=mode))
-    found = ids(model.recommend(history=history, k=80, mode=mode, filters=Filters(blocked=blocked), exclude_seen=False))
-    assert not set(found) & set(blocked) and len(found) == snapshot.n_items - 5
+    actual = ids(
+        model.recommend(history=history, k=80, mode=mode, filters=Filters(blocked=blocked), exclude_seen=False)
+    )
+    assert not set(actual) & set(blocked) and len(actual) == snapshot.n_items - 5
     assert model.recommend(history=history, mode=mode, filters=Filters(in_stock=[])) == []
 
 
@@ -149,17 +153,17 @@ def test_a_known_user_seen_from_an_earlier_time(model):
 def test_a_request_at_its_targets_own_time_does_not_see_it(model, split):
     """The same histories as the evaluation's own requests have: without the target, with everything known before it."""
     data = model.dataset
-    wanted = data.requests(split)
+    targets = data.requests(split)
     owner = np.searchsorted(data.offsets, data.heldout_events(split), side="right") - 1
     table = pl.DataFrame(
         {
             "user_id": data.user_ids.gather(owner),
-            "timestamp": wanted.times,
+            "timestamp": targets.times,
             "query": pl.Series([None] * len(owner), dtype=pl.String),
         }
     )
-    found = model.requests(table)
-    assert np.array_equal(found.offsets, wanted.offsets) and np.array_equal(found.items, wanted.items)
+    actual = model.requests(table)
+    assert np.array_equal(actual.offsets, targets.offsets) and np.array_equal(actual.items, targets.items)
 
 
 # --- why --------------------------------------------------------------------------------------------------------------
@@ -177,17 +181,17 @@ def test_explanations_add_up(model, history):
             assert why.keywords and all(one.keyword and one.type for one in why.keywords)
             assert why.path[-1].items >= 1 and [step.code for step in why.path] == model.item(answer.item_id)["codes"]
             assert {near.item_id for near in why.neighbours} <= set(history) and len(why.neighbours) == 3
-    found = model.search(query, k=1)[0]
-    assert set(model.explain(found.item_id, query=query).words) <= set(query.lower().split())
+    actual = model.search(query, k=1)[0]
+    assert set(model.explain(actual.item_id, query=query).words) <= set(query.lower().split())
     with pytest.raises(UserError, match="nope"):
         model.explain("nope")
     brand = model.snapshot.table["brand"][3]
-    asked = [
+    requested = [
         one.keyword
         for one in model.explain(model.snapshot.item_ids[3], query=f"{brand} anything").keywords
         if one.in_query
     ]
-    assert [word.lower() for word in asked] == [brand.lower()]
+    assert [word.lower() for word in requested] == [brand.lower()]
 
 
 def test_the_path_is_the_probability_of_generation(model, history):
@@ -388,9 +392,9 @@ def test_items_added_one_by_one_equal_items_added_at_once(model, history, monkey
         assert ids(model.recommend(history=first, k=30, mode=mode)) == ids(
             other.recommend(history=first, k=30, mode=mode)
         )
-        found = ids(model.search("zyx thing", k=10, mode=mode))
-        assert found == ids(other.search("zyx thing", k=10, mode=mode))
-    assert found[0] in {"n0", "n4", "n8", "n12", "n16"}  # fused; it finds pending items
+        actual = ids(model.search("zyx thing", k=10, mode=mode))
+        assert actual == ids(other.search("zyx thing", k=10, mode=mode))
+    assert actual[0] in {"n0", "n4", "n8", "n12", "n16"}  # fused; it finds pending items
     inside = ids(model.recommend(history=history, k=9, filters=Filters(category=["C2"])))
     assert set(inside) == {"n2", "n7", "n12", "n17"}
     generated = set(ids(model.recommend(history=first, k=grown.n_items, mode="generate")))
@@ -415,6 +419,6 @@ def test_an_approximate_index_grows(model, history, monkeypatch):
         other.add_items([{"item_id": f"n{number}", "title": f"Quux thing {number}"}])
         sizes.add(other.ranker.generator.dense.index.base.index.ntotal)
     assert len(sizes) == 3
-    found = {answer.item_id for answer in other.search("quux thing", k=30)}
-    assert {f"n{number}" for number in range(20)} <= found
+    actual = {answer.item_id for answer in other.search("quux thing", k=30)}
+    assert {f"n{number}" for number in range(20)} <= actual
     assert other.similar("n3", k=5)[0].item_id.startswith("n")

@@ -39,16 +39,16 @@ def people():
     return [rng.permutation(N_ITEMS)[: rng.integers(3, 6)] for _ in range(30)]
 
 
-def shown(anchors, lane: int) -> dict[int, list[float]]:
+def visible(anchors, column: int) -> dict[int, list[float]]:
     """The company anchors of one request: id and event -> features."""
-    live = anchors.live[0, lane, : RECENT * SHOWN]
+    live = anchors.live[0, column, : RECENT * SHOWN]
     event = torch.arange(RECENT).repeat_interleave(SHOWN)
     return {
         (int(e), int(i)): f.tolist()
         for e, i, f in zip(
             event[live],
-            anchors.ids[0, lane, : RECENT * SHOWN][live],
-            anchors.features[0, lane, : RECENT * SHOWN][live],
+            anchors.ids[0, column, : RECENT * SHOWN][live],
+            anchors.features[0, column, : RECENT * SHOWN][live],
             strict=True,
         )
     }
@@ -63,8 +63,8 @@ def test_training_sees_the_counts_of_everybody_else(people):
         others = tables(
             Histories.from_lists([row for position, row in enumerate(people) if position != person])
         ).choose(context, positions)
-        for lane in range(len(items) - 1):
-            ours, theirs = shown(mine, lane), shown(others, lane)
+        for column in range(len(items) - 1):
+            ours, theirs = visible(mine, column), visible(others, column)
             # Wide tables are cut: what stands at the very end of one may be missing in the other, never what both hold.
             both = ours.keys() & theirs.keys()
             assert len(both) >= max(len(ours), len(theirs)) - 2 and both
@@ -82,7 +82,7 @@ def test_a_single_target_sees_the_counts_of_everybody_else(people):
             mine = tables(Histories.from_lists(people)).choose(
                 context, positions, items[:, before : before + 1], later=items[:, before + 1 :]
             )
-            ours, theirs = shown(mine, 0), shown(without.choose(context, positions), 0)
+            ours, theirs = visible(mine, 0), visible(without.choose(context, positions), 0)
             both = ours.keys() & theirs.keys()
             assert len(both) >= max(len(ours), len(theirs)) - 2 and both
             for key in both:
@@ -93,8 +93,8 @@ def test_an_answer_counted_once_by_its_own_person_is_no_anchor():
     histories = Histories.from_lists([[0, 1, 2], [3, 4]])
     made = tables(histories)
     context, positions = torch.tensor([[0, 1]]), torch.tensor([[2]])
-    told = made.choose(context, positions)
-    assert 2 in told.ids[told.live].tolist()
+    stated = made.choose(context, positions)
+    assert 2 in stated.ids[stated.live].tolist()
     kept = made.choose(context, positions, torch.tensor([[2]]))
     assert 2 not in kept.ids[0, 0, : RECENT * SHOWN][kept.live[0, 0, : RECENT * SHOWN]].tolist()
 
@@ -115,10 +115,10 @@ def test_requests_of_one_sequence_are_those_asked_alone(people):
     made = tables(Histories.from_lists(people))
     items = torch.from_numpy(people[1].astype(np.int64))[None]
     together = made.choose(items, torch.tensor([[1, 2, 3]]))
-    for lane in range(3):
-        alone = made.choose(items, torch.tensor([[lane + 1]]))
-        assert torch.equal(alone.ids[:, 0], together.ids[:, lane]) and torch.equal(
-            alone.live[:, 0], together.live[:, lane]
+    for column in range(3):
+        alone = made.choose(items, torch.tensor([[column + 1]]))
+        assert torch.equal(alone.ids[:, 0], together.ids[:, column]) and torch.equal(
+            alone.live[:, 0], together.live[:, column]
         )
 
 
@@ -165,12 +165,12 @@ TEXT = torch.nn.functional.normalize(torch.randn(N_ITEMS, 6, generator=torch.Gen
 NEAR, TAKEN = slice(-2 * SHOWN, -SHOWN), slice(-SHOWN, None)
 
 
-def look_up(made, asked: list[list[int]], rows: list[int], words: list[list[int]]):
+def look_up(made, requested: list[list[int]], rows: list[int], words: list[list[int]]):
     offsets = torch.tensor([0, *np.cumsum([len(one) for one in words])[:-1]])
     flat = torch.tensor([word for one in words for word in one], dtype=torch.long)
     ids, cosines = most_similar(TEXT[rows], TEXT, made.users.log1p(), 2 * SHOWN)
     matches = ids.remainder(3) / 2  # some fraction of the best match for each item
-    return made.queries.look_up(torch.tensor(asked), (ids, cosines, matches), flat, offsets)
+    return made.queries.look_up(torch.tensor(requested), (ids, cosines, matches), flat, offsets)
 
 
 def taken_strengths(anchors) -> dict[int, float]:
@@ -197,8 +197,8 @@ def test_a_search_is_shown_what_is_next_to_its_query(people):
     live, ids = anchors.live[0, :, NEAR], anchors.ids[0, :, NEAR]
     assert not anchors.live[0, 0, -2 * SHOWN :].any() and live[1:].any(1).all()  # who asks nothing is shown none
     seen = set(items[0, :2].tolist())
-    for lane, item in ((1, 3), (2, 7)):
-        shown_ids = ids[lane][live[lane]].tolist()
+    for column, item in ((1, 3), (2, 7)):
+        shown_ids = ids[column][live[column]].tolist()
         assert not seen & set(shown_ids) and (item in seen or item in shown_ids)
         matches = [one % 3 / 2 for one in shown_ids]
         order = [
@@ -206,12 +206,12 @@ def test_a_search_is_shown_what_is_next_to_its_query(people):
             for one, match in zip(shown_ids, matches, strict=True)
         ]
         assert order == sorted(order, reverse=True)
-        likeness = anchors.features[0, lane, NEAR][live[lane]][:, 5]
+        likeness = anchors.features[0, column, NEAR][live[column]][:, 5]
         assert likeness.tolist() == pytest.approx([float(TEXT[item] @ TEXT[one]) for one in shown_ids], abs=1e-5)
-        assert anchors.features[0, lane, NEAR][live[lane]][:, 6].tolist() == matches
+        assert anchors.features[0, column, NEAR][live[column]][:, 6].tolist() == matches
     other = choose([0, 2, 2])
-    for lane, same in ((0, True), (1, False), (2, True)):
-        assert torch.equal(other.ids[0, lane], anchors.ids[0, lane]) is same
+    for column, same in ((0, True), (1, False), (2, True)):
+        assert torch.equal(other.ids[0, column], anchors.ids[0, column]) is same
 
 
 def test_training_projects_distinct_anchors_alone(people):
@@ -254,11 +254,11 @@ def test_a_search_in_training_does_not_count_itself(people):
 def test_a_search_in_training_counts_what_others_had(people):
     for person in range(6):
         items = torch.from_numpy(people[person].astype(np.int64))
-        positions, asked = torch.arange(1, len(items))[None], [[1] * (len(items) - 1)]
+        positions, requested = torch.arange(1, len(items))[None], [[1] * (len(items) - 1)]
         mine, others = searching(people), searching([row for position, row in enumerate(people) if position != person])
         context, targets, row = items[None, :-1], items[1:][None], [int(items[-1])]
-        ours = mine.choose(context, positions, targets, look_up(mine, asked, row, [[0]]))
-        theirs = others.choose(context, positions, None, look_up(others, asked, row, [[0]]))
+        ours = mine.choose(context, positions, targets, look_up(mine, requested, row, [[0]]))
+        theirs = others.choose(context, positions, None, look_up(others, requested, row, [[0]]))
         for part in ("ids", "live", "features"):
             torch.testing.assert_close(getattr(ours, part)[:, :, NEAR], getattr(theirs, part)[:, :, NEAR])
 

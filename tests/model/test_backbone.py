@@ -46,14 +46,14 @@ def test_gradients_through_the_cache_equal_those_of_one_pass(backbone):
     made = torch.Generator().manual_seed(2)
     angles, mask = torch.randn(1, 8, 4, generator=made), torch.ones(1, 8, 8, dtype=torch.bool).tril()
     inputs = torch.randn(1, 8, 16, generator=made)
-    found = []
+    actual = []
     for cut in (8, 3):
         x = inputs.clone().requires_grad_()
         first, cache = backbone.extend(x[:, :cut], angles[:, :cut], mask[:, :cut, :cut])
         rest = backbone.extend(x[:, cut:], angles[:, cut:], mask[:, cut:], cache)[0] if cut < 8 else first[:, 8:]
         (torch.cat([first, rest], 1) ** 3).sum().backward()
-        found.append(x.grad)
-    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+        actual.append(x.grad)
+    torch.testing.assert_close(actual[1], actual[0], rtol=1e-4, atol=1e-4)
 
 
 def test_the_mask_of_request_blocks():
@@ -157,11 +157,11 @@ def test_taking_requests_out_of_the_memory_changes_no_state(thinking):
     vectors = network.decoder.node_vectors(trie, encoded.items)
     walk = torch.tensor([0, int(trie.child_start[0])]).expand(*batch.positions.shape, -1)
     together, _ = network.decoder.hidden(memory, vectors, walk)
-    row, lane = (batch.targets >= 0).nonzero(as_tuple=True)
-    alone = network.decoder_memory(encoded, row, lane)
+    row, column = (batch.targets >= 0).nonzero(as_tuple=True)
+    alone = network.decoder_memory(encoded, row, column)
     assert alone.mask.shape[-1] == 1 + batch.items.shape[1] + 2 + encoded.anchors.ids.shape[2]
-    states, _ = network.decoder.hidden(alone, vectors, walk[row, lane][:, None])
-    torch.testing.assert_close(states[:, 0], together[row, lane], **EXACT)
+    states, _ = network.decoder.hidden(alone, vectors, walk[row, column][:, None])
+    torch.testing.assert_close(states[:, 0], together[row, column], **EXACT)
     blind = Memory(memory.state, memory.keys, memory.values, memory.mask.clone())
     blind.mask[..., 1 + batch.items.shape[1] :] = False
     assert (network.decoder.hidden(blind, vectors, walk)[0] - together).abs().max() > 1e-4

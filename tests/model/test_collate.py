@@ -33,8 +33,8 @@ def test_windows_predict_every_event_once_with_short_contexts(max_length, stride
                 "an event other than a user's first is predicted from nothing"
             )
             predicted.append(event)
-    wanted = [event for user, length in enumerate(lengths) for event in range(offsets[user], offsets[user] + length)]
-    assert sorted(predicted) == wanted
+    expected = [event for user, length in enumerate(lengths) for event in range(offsets[user], offsets[user] + length)]
+    assert sorted(predicted) == expected
 
 
 def test_a_training_batch_names_what_its_users_chose_later(run, collator):
@@ -48,8 +48,8 @@ def test_a_training_batch_names_what_its_users_chose_later(run, collator):
         user = np.searchsorted(data.offsets, windows.start[window], side="right") - 1
         end = data.offsets[user] + lengths[user]
         later = np.asarray(data.items)[windows.stop[window] : min(end, windows.stop[window] + max_length)]
-        found = batch.later_items[row]
-        assert found[found >= 0].tolist() == later.tolist()
+        actual = batch.later_items[row]
+        assert actual[actual >= 0].tolist() == later.tolist()
 
 
 def test_short_sequences_need_one_window():
@@ -102,22 +102,22 @@ def test_training_batches_hold_what_the_log_says(run, collator, recommend_search
         assert (batch.queries[position, length:] == 0).all()
         days = (data.timestamps[context] - data.timestamps[start]) / model.time_bucket
         np.testing.assert_allclose(batch.times[position, :length], days, rtol=1e-6)
-        wanted = []
+        expected = []
         for event in range(first, stop):
             query = int(data.queries[event])
             time = (data.timestamps[max(event - 1, start)] - data.timestamps[start]) / model.time_bucket
             if event > start and (recommend_searches or query < 0):
-                wanted.append((event - start, int(data.items[event]), -1, round(float(time), 3)))
+                expected.append((event - start, int(data.items[event]), -1, round(float(time), 3)))
             if query >= 0:
-                wanted.append((event - start, int(data.items[event]), query, round(float(time), 3)))
+                expected.append((event - start, int(data.items[event]), query, round(float(time), 3)))
                 searches += 1
         live = batch.targets[position] >= 0
-        found = zip(
+        actual = zip(
             batch.positions[position][live].tolist(), batch.targets[position][live].tolist(),
             [ids[query] for query in batch.request_queries[position][live].tolist()],
             [round(time, 3) for time in batch.request_times[position][live].tolist()], strict=True,
         )  # fmt: skip
-        assert sorted(found) == sorted(wanted)
+        assert sorted(actual) == sorted(expected)
     assert searches > 0
 
 
@@ -188,17 +188,17 @@ def assert_requests_equal_windows(network, data, collator) -> None:
     compared = 0
     with torch.inference_mode():
         encoded = network.encode(batch).requests
-        row, lane = (batch.targets >= 0).nonzero(as_tuple=True)
-        events = windows.start[rows][row.numpy()] + batch.positions[row, lane].numpy()
-        asked = np.where(batch.request_queries[row, lane].numpy() > 0, data.queries[events], -1).astype(np.int64)
-        requests = data.requests_before(events, asked)
-        assert np.array_equal(requests.targets, batch.targets[row, lane].numpy())
+        row, column = (batch.targets >= 0).nonzero(as_tuple=True)
+        events = windows.start[rows][row.numpy()] + batch.positions[row, column].numpy()
+        requested = np.where(batch.request_queries[row, column].numpy() > 0, data.queries[events], -1).astype(np.int64)
+        requests = data.requests_before(events, requested)
+        assert np.array_equal(requests.targets, batch.targets[row, column].numpy())
         for indices, _, chunk in request_batches(requests, collator, 16):
             torch.testing.assert_close(
-                network.encode(chunk).requests[:, 0], encoded[row[indices], lane[indices]], rtol=0, atol=1e-5
+                network.encode(chunk).requests[:, 0], encoded[row[indices], column[indices]], rtol=0, atol=1e-5
             )
             compared += len(indices)
-    assert compared == len(events) > 50 and (asked >= 0).any()
+    assert compared == len(events) > 50 and (requested >= 0).any()
 
 
 def test_request_batches_cut_long_histories_to_the_newest_events(run, collator):

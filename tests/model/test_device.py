@@ -12,9 +12,9 @@ def test_scores_are_float32_under_autocast():
     rows, table = torch.randn(5, 64), torch.randn(300, 64)
     with torch.autocast("cpu", torch.bfloat16):
         assert (rows @ table.T).dtype == torch.bfloat16
-        found = scores(rows, table)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, rows @ table.T)
+        actual = scores(rows, table)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, rows @ table.T)
     assert scores(rows.bfloat16(), table.bfloat16()).dtype == torch.float32
     assert scores(rows.to("meta"), table.to("meta")).shape == (5, 300)
 

@@ -104,7 +104,7 @@ def test_the_requests_own_time(network, prepared_run, features, allowed):
     requests = prepared_run.dataset.requests("test")
     collator = Collator(replace(prepared_run.config.model, request_time=allowed), features)
     later = replace(requests, times=requests.times + 30 * 86_400)
-    old, new = (answers(network, collator.requests(asked))[0] for asked in (requests, later))
+    old, new = (answers(network, collator.requests(requested))[0] for requested in (requests, later))
     assert torch.equal(old, new) is not allowed
 
 
@@ -160,5 +160,5 @@ def test_a_query_moves_its_own_request(network, prepared_run, features):
     requests = prepared_run.dataset.requests("test", "logged")
     collator = Collator(prepared_run.config.model, features)
     silent = replace(requests, request_queries=np.full(len(requests), -1))
-    asked, none = (answers(network, collator.requests(one))[0][:, 0] for one in (requests, silent))
-    assert ((asked - none).abs().amax(-1) > 1e-4).all()
+    requested, none = (answers(network, collator.requests(one))[0][:, 0] for one in (requests, silent))
+    assert ((requested - none).abs().amax(-1) > 1e-4).all()

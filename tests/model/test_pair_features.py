@@ -47,12 +47,12 @@ def world(prepared_run):
     return network, lambda rows: collator.windows(data, windows, rows, True, True), windows
 
 
-def asked(network, batch, training: bool):
+def requested(network, batch, training: bool):
     """The live requests with their target, the anchors, and seven random items as candidates."""
     encoded = network.train(training).encode(batch)
-    row, lane = (batch.targets >= 0).nonzero(as_tuple=True)
+    row, slot = (batch.targets >= 0).nonzero(as_tuple=True)
     drawn = torch.randint(network.catalogue.n_items, (len(row), 7), generator=torch.Generator().manual_seed(1))
-    return encoded, row, lane, torch.cat([batch.targets[row, lane][:, None], encoded.anchors.ids[row, lane], drawn], 1)
+    return encoded, row, slot, torch.cat([batch.targets[row, slot][:, None], encoded.anchors.ids[row, slot], drawn], 1)
 
 
 def test_features_equal_a_loop():
@@ -60,8 +60,8 @@ def test_features_equal_a_loop():
     ids, live = torch.randint(6, (3, 1, 5), generator=made), torch.rand(3, 1, 5, generator=made) > 0.3
     anchors = Anchors(ids, live, torch.randn(3, 1, 5, 4, generator=made))
     candidates, dense = torch.tensor([[0, 1, -1], [2, 3, 4], [5, 0, 2]]), torch.randn(3, 3, generator=made)
-    found = pair_features(dense, candidates, anchors)
-    assert found.shape == (3, 3, n_pair_features(4)) and pair_features(dense, candidates, None).shape == (
+    actual = pair_features(dense, candidates, anchors)
+    assert actual.shape == (3, 3, n_pair_features(4)) and pair_features(dense, candidates, None).shape == (
         3,
         3,
         n_pair_features(0),
@@ -75,23 +75,23 @@ def test_features_equal_a_loop():
                 if live[row, 0, position] and ids[row, 0, position] == candidates[row, column]
             ]
             named += len(places) > 1
-            wanted = torch.cat(
+            expected = torch.cat(
                 [
                     (dense[row, column] / SCALE)[None],
                     torch.tensor([float(bool(places))]),
                     anchors.features[row, 0, places].sum(0),
                 ]
             )
-            torch.testing.assert_close(found[row, column], wanted)
+            torch.testing.assert_close(actual[row, column], expected)
     assert named
 
 
 def test_ranking_starts_from_what_retrieval_knows(world):
     network, batch = world[0], world[1](np.arange(24))
     with torch.inference_mode():
-        encoded, row, lane, candidates = asked(network, batch, False)
-        logits = network.rank(encoded, row, lane, candidates)[..., 0]
-        dense = network.retrieval_vectors(encoded.requests[row, lane]) @ network.item_index(encoded.items).T
+        encoded, row, slot, candidates = requested(network, batch, False)
+        logits = network.rank(encoded, row, slot, candidates)[..., 0]
+        dense = network.retrieval_vectors(encoded.requests[row, slot]) @ network.item_index(encoded.items).T
     same = (logits + math.log(network.catalogue.n_items) - dense.gather(1, candidates)).abs()
     assert (
         same.max() < 1.5 < dense.std()
@@ -101,10 +101,10 @@ def test_ranking_starts_from_what_retrieval_knows(world):
 
 def test_the_ranking_loss_does_not_move_the_retrieval_head_through_it(world):
     network, batch = world[0], world[1](np.arange(24))
-    encoded, row, lane, candidates = asked(network, batch, True)
-    assert not network._pair_features(encoded, row, lane, candidates).requires_grad
+    encoded, row, slot, candidates = requested(network, batch, True)
+    assert not network._pair_features(encoded, row, slot, candidates).requires_grad
     network.zero_grad()
-    network.rank(encoded, row, lane, candidates).square().sum().backward()
+    network.rank(encoded, row, slot, candidates).square().sum().backward()
     assert network.ranking.direct.weight.grad[0, 0].abs() > 0
     network.eval()
 
@@ -119,9 +119,9 @@ def test_no_candidate_tells_that_its_own_person_took_it(world, prepared_run):
         one for one, items in enumerate(people) if 6 <= len(items) == len(set(items.tolist())) <= 10
     )  # one window, nothing twice
     batch = make(np.flatnonzero(windows.start == data.offsets[person]))
-    encoded, row, lane, candidates = asked(network, batch, True)
-    mine = network._pair_features(encoded, row, lane, candidates)
-    told = network._pair_features(asked(network, batch, False)[0], row, lane, candidates)
+    encoded, row, slot, candidates = requested(network, batch, True)
+    mine = network._pair_features(encoded, row, slot, candidates)
+    stated = network._pair_features(requested(network, batch, False)[0], row, slot, candidates)
     before = {name: getattr(tables, name).clone() for name in ("neighbours", "counts", "users")}
     others = cooccurrence_neighbours(
         Histories.from_lists(people[:person] + people[person + 1 :]),
@@ -130,10 +130,12 @@ def test_no_candidate_tells_that_its_own_person_took_it(world, prepared_run):
     )
     for name, values in (("neighbours", others.ids), ("counts", others.counts), ("users", others.users)):
         getattr(tables, name).copy_(torch.as_tensor(values))
-    without = network._pair_features(asked(network, batch, False)[0], row, lane, candidates)
+    without = network._pair_features(requested(network, batch, False)[0], row, slot, candidates)
     for name, values in before.items():
         getattr(tables, name).copy_(values)
-    assert len(row) >= 4 and (told[:, 0] - without[:, 0]).abs().max() > 0.1  # who counts the answer sees it look better
+    assert (
+        len(row) >= 4 and (stated[:, 0] - without[:, 0]).abs().max() > 0.1
+    )  # who counts the answer sees it look better
     # Wide tables are cut: what stands at the very end of one may be missing in the other.
     assert ((mine - without).abs().amax(-1) < 0.02).float().mean() > 0.9
     torch.testing.assert_close(mine[:, 0, 1:], without[:, 0, 1:], rtol=0, atol=1e-4)
@@ -148,16 +150,16 @@ def test_chances_are_how_often_negatives_are_drawn(world, monkeypatch):
     with torch.no_grad():  # far apart: items within a rounding error of the last one taken count as taken
         monkeypatch.setattr(network.item_encoder.ids.weight, "data", torch.randn_like(network.item_encoder.ids.weight))
         encoded = network.eval().encode(batch)
-        row, lane = (batch.targets >= 0).nonzero(as_tuple=True)
+        row, slot = (batch.targets >= 0).nonzero(as_tuple=True)
         counted, said = torch.zeros(len(row), n_items), torch.zeros(len(row), n_items)
         torch.manual_seed(0)
         for _ in range(1500):
-            candidates, chance = drawn_candidates(network, batch, encoded, row, lane)
+            candidates, chance = drawn_candidates(network, batch, encoded, row, slot)
             live = candidates[:, 1:] >= 0
             position = candidates[:, 1:].clamp(min=0)
             counted.scatter_add_(1, position, live.float() / 1500)
             said.scatter_(1, position, torch.where(live, chance[:, 1:], said.gather(1, position)))
-    target = batch.targets[row, lane]
+    target = batch.targets[row, slot]
     assert (candidates[:, 0] == target).all() and (counted.gather(1, target[:, None]) == 0).all()
     hard = said > 3.5 / n_items
     assert hard.sum(1).tolist() == [4] * len(row)  # twice as many as are taken
@@ -165,9 +167,9 @@ def test_chances_are_how_often_negatives_are_drawn(world, monkeypatch):
     soft = ~hard & (said > 0)
     torch.testing.assert_close(said[soft], torch.full_like(said[soft], 3 / n_items))
     assert abs(counted[soft].mean() - 3 / n_items) < 0.1 * 3 / n_items
-    own = network.retrieval_vectors(encoded.requests[row, lane]) @ network.item_index(encoded.items).T
+    own = network.retrieval_vectors(encoded.requests[row, slot]) @ network.item_index(encoded.items).T
     assert any(  # the history scores high and is never mined
-        own[n, batch.items[row[n], : batch.positions[row[n], lane[n]]]].max() > own[n][hard[n]].min()
+        own[n, batch.items[row[n], : batch.positions[row[n], slot[n]]]].max() > own[n][hard[n]].min()
         for n in range(len(row))
     )
     at_the_top = own.gather(1, target[:, None]) >= torch.where(hard, own, torch.inf).amin(1, keepdim=True)
@@ -178,11 +180,11 @@ def test_chances_are_how_often_negatives_are_drawn(world, monkeypatch):
 
 def test_a_ranking_loss_learns_whole_catalogue_odds_from_hard_draws():
     """With the correction, scores order items by how often they are targets, not by how seldom they are drawn."""
-    wanted = torch.tensor([0.6, 0.25, 0.1, 0.03, 0.02])  # items 0 and 1 are the hard ones
+    expected = torch.tensor([0.6, 0.25, 0.1, 0.03, 0.02])  # items 0 and 1 are the hard ones
     chance = torch.tensor([0.9, 0.9, 0.1, 0.1, 0.1])
-    found = []
+    actual = []
     often = (
-        (1000 * wanted[:, None] * chance[None] * (1 - torch.eye(5))).round().long()
+        (1000 * expected[:, None] * chance[None] * (1 - torch.eye(5))).round().long()
     )  # how often i is the answer and j beside it
     lists = torch.repeat_interleave(often.nonzero(), often[often > 0], dim=0)
     labels, live = torch.tensor([True, False]).expand(len(lists), -1), torch.ones(len(lists), 2, dtype=torch.bool)
@@ -195,9 +197,9 @@ def test_a_ranking_loss_learns_whole_catalogue_odds_from_hard_draws():
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        found.append(logits.detach())
-    torch.testing.assert_close(found[0] - found[0].mean(), wanted.log() - wanted.log().mean(), rtol=0, atol=0.05)
-    assert found[1][0] < found[1][2]
+        actual.append(logits.detach())
+    torch.testing.assert_close(actual[0] - actual[0].mean(), expected.log() - expected.log().mean(), rtol=0, atol=0.05)
+    assert actual[1][0] < actual[1][2]
 
 
 def test_the_ranking_loss_corrects_its_logits(world, prepared_run, monkeypatch):
@@ -207,17 +209,17 @@ def test_the_ranking_loss_corrects_its_logits(world, prepared_run, monkeypatch):
     settings = replace(prepared_run.config.training, rank_pair_weight=0.5)
     with torch.no_grad():
         encoded = network.eval().encode(batch)
-        live = row, lane = (batch.targets >= 0).nonzero(as_tuple=True)
+        live = row, slot = (batch.targets >= 0).nonzero(as_tuple=True)
         torch.manual_seed(0)
         loss = ranking_loss(network, batch, encoded, live, settings)
         torch.manual_seed(0)
         torch.rand(len(row))  # which requests rank
-        candidates, chance = drawn_candidates(network, batch, encoded, row, lane)
-        values = network.rank(encoded, row, lane, candidates)[..., 0]
+        candidates, chance = drawn_candidates(network, batch, encoded, row, slot)
+        values = network.rank(encoded, row, slot, candidates)[..., 0]
     known, labels = candidates >= 0, torch.zeros_like(candidates, dtype=torch.bool)
     labels[:, 0] = True
-    wanted = [
+    expected = [
         pointwise(one, labels, known) + 0.5 * pairwise(one, labels, known) for one in (values - chance.log(), values)
     ]
-    torch.testing.assert_close(loss, wanted[0])
-    assert (loss - wanted[1]).abs() > 0.1
+    torch.testing.assert_close(loss, expected[0])
+    assert (loss - expected[1]).abs() > 0.1

@@ -50,7 +50,7 @@ def pointing(prepared_run) -> GenerativeRecommender:
 
 
 @pytest.fixture(scope="module")
-def asked(pointing, prepared_run):
+def requested(pointing, prepared_run):
     """Eight requests: memory, node vectors, and what was shown."""
     features = QueryFeatures.build(prepared_run.dataset.query_texts, prepared_run.ids.encoder)
     requests = prepared_run.dataset.requests("valid").take(np.arange(8))
@@ -60,11 +60,11 @@ def asked(pointing, prepared_run):
         return encoded, pointing.decoder_memory(encoded), vectors
 
 
-def test_the_bonus_of_a_node_is_that_of_the_anchors_below_it(pointing, asked):
-    encoded, memory, _ = asked
+def test_the_bonus_of_a_node_is_that_of_the_anchors_below_it(pointing, requested):
+    encoded, memory, _ = requested
     trie, anchors, pointer = pointing.catalogue.trie, encoded.anchors, pointing.decoder.pointer
     every = torch.arange(trie.n_nodes).expand(8, -1)
-    found = memory.copy_bias.for_rows(every)
+    actual = memory.copy_bias.for_rows(every)
     relevance = torch.einsum(
         "brd,brad->bra", pointing.retrieval_vectors(encoded.requests), pointing.item_index(encoded.items)[anchors.ids]
     )
@@ -77,13 +77,13 @@ def test_the_bonus_of_a_node_is_that_of_the_anchors_below_it(pointing, asked):
         for level, node in enumerate(trie.item_path[anchors.ids[row, 0, anchor]].tolist()):
             wanted[row, node] += strength[row, 0, anchor, level].exp()
     assert (wanted > 0).sum() > 100 and (wanted == 0).any()
-    torch.testing.assert_close(found, wanted.log1p(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual, wanted.log1p(), rtol=1e-4, atol=1e-5)
     rows, nodes = torch.arange(8).repeat_interleave(trie.n_nodes), torch.arange(trie.n_nodes).repeat(8)
-    assert torch.equal(memory.copy_bias.for_pairs(rows, nodes).view(8, -1), found)
+    assert torch.equal(memory.copy_bias.for_pairs(rows, nodes).view(8, -1), actual)
 
 
-def test_training_and_every_search_agree(pointing, asked):
-    _, memory, vectors = asked
+def test_training_and_every_search_agree(pointing, requested):
+    _, memory, vectors = requested
     trie, decoder = pointing.catalogue.trie, pointing.decoder
     paths = trie.item_path.expand(8, -1, -1)
     with torch.no_grad():
@@ -112,19 +112,19 @@ def test_training_and_every_search_agree(pointing, asked):
         best = scores[:, first].topk(10).values
         for kind in (CachedScorer, UncachedScorer):
             for static in (False, True):
-                found = beam_search(trie, kind(decoder, memory, vectors), 8, trie.n_leaves, static=static)
-                torch.testing.assert_close(found.scores[:, :10], best, **CLOSE)
-        found = best_first(trie, CachedScorer(decoder, memory, vectors), 8, 10, 10)
-        torch.testing.assert_close(found.scores, best, **CLOSE)
-        assert found.exact(10).all()
-        found = Searcher(decoder, vectors, trie, DecodingConfig(beam=10)).search(memory)
+                actual = beam_search(trie, kind(decoder, memory, vectors), 8, trie.n_leaves, static=static)
+                torch.testing.assert_close(actual.scores[:, :10], best, **CLOSE)
+        actual = best_first(trie, CachedScorer(decoder, memory, vectors), 8, 10, 10)
+        torch.testing.assert_close(actual.scores, best, **CLOSE)
+        assert actual.exact(10).all()
+        actual = Searcher(decoder, vectors, trie, DecodingConfig(beam=10)).search(memory)
         for row in range(8):
-            for rank in range(int(found.proven[row].clamp(max=10))):
-                assert found.scores[row, rank] == pytest.approx(float(best[row, rank]), abs=5e-5)
+            for rank in range(int(actual.proven[row].clamp(max=10))):
+                assert actual.scores[row, rank] == pytest.approx(float(best[row, rank]), abs=5e-5)
 
 
-def test_without_anchors_the_decoder_speaks_alone(pointing, asked):
-    encoded, memory, vectors = asked
+def test_without_anchors_the_decoder_speaks_alone(pointing, requested):
+    encoded, memory, vectors = requested
     hidden = replace(encoded, anchors=replace(encoded.anchors, live=torch.zeros_like(encoded.anchors.live)))
     with torch.no_grad():
         copy_bias = pointing.decoder_memory(hidden).copy_bias
@@ -137,8 +137,8 @@ def test_without_anchors_the_decoder_speaks_alone(pointing, asked):
     assert torch.equal(alone.leaves, again.leaves) and torch.equal(alone.scores, again.scores)
 
 
-def test_a_request_points_at_its_own_anchors_alone(pointing, asked):
-    encoded, memory, _ = asked
+def test_a_request_points_at_its_own_anchors_alone(pointing, requested):
+    encoded, memory, _ = requested
     anchors = encoded.anchors
     other = replace(encoded, anchors=replace(anchors, ids=anchors.ids.index_fill(0, torch.tensor([0]), 3)))
     with torch.no_grad():
@@ -151,19 +151,19 @@ def test_a_request_points_at_its_own_anchors_alone(pointing, asked):
 def test_the_policy_draws_and_scores_alike(pointing, prepared_run):
     policy = Policy(copy.deepcopy(pointing))
     features = QueryFeatures.build(prepared_run.dataset.query_texts, prepared_run.ids.encoder)
-    asked = policy.encode(
+    requested = policy.encode(
         Collator(prepared_run.config.model, features), prepared_run.dataset.requests("valid").take(np.arange(8))
     )
-    drawn = policy.sample(asked, 4, torch.Generator().manual_seed(0))
-    steps = policy.steps(asked, drawn.paths)
+    drawn = policy.sample(requested, 4, torch.Generator().manual_seed(0))
+    steps = policy.steps(requested, drawn.paths)
     torch.testing.assert_close(steps.sum(-1), drawn.scores, **CLOSE)
-    torch.testing.assert_close(policy.reference_steps(asked, drawn.paths), steps.detach(), **CLOSE)
-    teacher = SubtreeMass.of_items(policy.trie, asked.dense)
-    torch.testing.assert_close(policy.distilled(asked, drawn.paths, teacher)[0], steps, **CLOSE)
+    torch.testing.assert_close(policy.reference_steps(requested, drawn.paths), steps.detach(), **CLOSE)
+    teacher = SubtreeMass.of_items(policy.trie, requested.dense)
+    torch.testing.assert_close(policy.distilled(requested, drawn.paths, teacher)[0], steps, **CLOSE)
 
 
-def test_the_exported_halves_say_what_the_pointer_adds(pointing, asked):
-    encoded, memory, vectors = asked
+def test_the_exported_halves_say_what_the_pointer_adds(pointing, requested):
+    encoded, memory, vectors = requested
     batch = example_batch(pointing, 3, 5, pointing.catalogue.text.shape[1])
     with torch.no_grad():
         given = Prefill(pointing)(batch, encoded.items)[1]
@@ -203,12 +203,12 @@ def test_the_teacher_of_a_pointer_is_the_heads_distribution_with_what_anchors_we
     batch = Collator(config.model, features).requests(prepared_run.dataset.requests("valid").take(np.arange(8)))
     trie, n_items = pointing.catalogue.trie, pointing.catalogue.trie.n_items
     encoded = pointing.encode(batch)
-    row, lane = (batch.targets >= 0).nonzero(as_tuple=True)
-    targets = batch.targets[row, lane]
-    mass, loss = dense_teacher(pointing, encoded, row, lane, targets)
+    row, column = (batch.targets >= 0).nonzero(as_tuple=True)
+    targets = batch.targets[row, column]
+    mass, loss = dense_teacher(pointing, encoded, row, column, targets)
     with torch.no_grad():
-        logits = pointing.retrieval_vectors(encoded.requests[row, lane]) @ pointing.item_index(encoded.items).T
-        anchors, state = encoded.anchors.take(row, lane), encoded.requests[row, lane][:, None]
+        logits = pointing.retrieval_vectors(encoded.requests[row, column]) @ pointing.item_index(encoded.items).T
+        anchors, state = encoded.anchors.take(row, column), encoded.requests[row, column][:, None]
         copied = torch.zeros_like(logits)
         strength = pointing.decoder.pointer._mass(
             state, anchors, pointing.relevance(state, anchors.ids, encoded.items)

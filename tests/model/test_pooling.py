@@ -23,18 +23,18 @@ def recency_weights(n: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("last", [1, 5, 12, 1000])
 def test_a_pool_is_the_weighted_mean_of_one_history(vectors, last):
-    found = recency_pool(vectors, POSITIONS, last)
+    actual = recency_pool(vectors, POSITIONS, last)
     for row, positions in enumerate(POSITIONS.tolist()):
         for request, position in enumerate(positions):
             view = vectors[row, max(0, position - last) : position].double()
             expected = (recency_weights(len(view))[:, None] * view).sum(0)
-            torch.testing.assert_close(found[row, request].double(), expected, rtol=0, atol=1e-5)
+            torch.testing.assert_close(actual[row, request].double(), expected, rtol=0, atol=1e-5)
 
 
 def test_sums_are_those_of_the_events_before_each_request(vectors):
-    found = prefix_sums(vectors, POSITIONS)
+    actual = prefix_sums(vectors, POSITIONS)
     expected = torch.stack([vectors[:, :position].sum(1) for position in POSITIONS[0].tolist()], 1)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("last", [3, 100])
@@ -46,5 +46,5 @@ def test_no_gradient_comes_from_events_a_request_does_not_see(last):
 
 
 def test_long_histories_stay_finite():
-    found = recency_pool(torch.ones(1, 5000, 1), torch.tensor([[1, 5000]]), 10_000)
-    torch.testing.assert_close(found, torch.ones(1, 2, 1), rtol=0, atol=1e-3)
+    actual = recency_pool(torch.ones(1, 5000, 1), torch.tensor([[1, 5000]]), 10_000)
+    torch.testing.assert_close(actual, torch.ones(1, 2, 1), rtol=0, atol=1e-3)

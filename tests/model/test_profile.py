@@ -109,11 +109,11 @@ def test_training_and_answering_make_the_same_tokens(network, collator, prepared
     owner = np.searchsorted(data.offsets, windows.start, side="right") - 1
     late = np.flatnonzero(windows.start - data.offsets[owner] > 4)[:5]
     last = windows.stop[late] - 1
-    asked = collator.requests(data.requests_before(last, np.full(len(last), -1)))
+    requested = collator.requests(data.requests_before(last, np.full(len(last), -1)))
     full = batch.positions.amax(1) == 6
     ours = tokens(network, batch)[torch.arange(5), batch.positions.argmax(1)]
     assert full.any()
-    torch.testing.assert_close(ours[full], tokens(network, asked)[:, 0][full], **EXACT)
+    torch.testing.assert_close(ours[full], tokens(network, requested)[:, 0][full], **EXACT)
 
 
 def test_the_long_history_is_a_mean_over_all_events_and_the_user_id_weighs_recent_ones_more(
@@ -127,8 +127,8 @@ def test_the_long_history_is_a_mean_over_all_events_and_the_user_id_weighs_recen
     vectors = table[encoder.code_rows[items]]
     newest = vectors[-SHORT:].sum(1)
     weights = torch.arange(1, SHORT + 1).sqrt().softmax(0)
-    found = tokens(network, made)[0, 0]
-    torch.testing.assert_close(found[0], profile.views[0]((weights[:, None] * newest).sum(0)).detach(), **EXACT)
+    actual = tokens(network, made)[0, 0]
+    torch.testing.assert_close(actual[0], profile.views[0]((weights[:, None] * newest).sum(0)).detach(), **EXACT)
     seen, real = [], profile.norm.forward
     profile.norm.forward = lambda x: seen.append(x) or real(x)
     try:
@@ -139,8 +139,8 @@ def test_the_long_history_is_a_mean_over_all_events_and_the_user_id_weighs_recen
     assert len(items) > 6
     for action in actions.unique().tolist():
         mine = vectors[actions == action][:, :LEVELS]
-        wanted = mine.mean(0) + profile.kind[action] + profile.amount[action] * np.log1p(len(mine))
-        torch.testing.assert_close(seen[0][0, 0, action], wanted.detach(), **EXACT)
+        expected = mine.mean(0) + profile.kind[action] + profile.amount[action] * np.log1p(len(mine))
+        torch.testing.assert_close(seen[0][0, 0, action], expected.detach(), **EXACT)
 
 
 def test_the_exported_halves_know_them(network, batch):

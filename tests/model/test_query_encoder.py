@@ -35,16 +35,16 @@ def test_a_query_vector_is_the_sum_of_its_parts(network, prepared_run, features)
     assert not got[0].any() and got.isfinite().all()
     for position, query in enumerate(ids, 1):
         tokens = features.words[features.offsets[query] : features.offsets[query + 1]]
-        wanted = encoder.project(torch.from_numpy(features.text[query]))
+        expected = encoder.project(torch.from_numpy(features.text[query]))
         for low, high in ((0, WORD_BUCKETS), (WORD_BUCKETS, HASHED)):
             own = torch.from_numpy(tokens[(tokens >= low) & (tokens < high)])
             if len(own):
-                wanted = wanted + encoder.words.weight[own].mean(0)
+                expected = expected + encoder.words.weight[own].mean(0)
         for token in tokens[tokens >= HASHED] - HASHED:
             level, code = divmod(int(token), CODE_SPAN)
             if code < items.code_sizes[level]:
-                wanted = wanted + items.codes.weight[items.code_offsets[level] + code]
-        torch.testing.assert_close(got[position], encoder.norm(wanted), atol=1e-5, rtol=1e-4)
+                expected = expected + items.codes.weight[items.code_offsets[level] + code]
+        torch.testing.assert_close(got[position], encoder.norm(expected), atol=1e-5, rtol=1e-4)
     assert torch.equal(got[3], got[7])
 
 
@@ -77,10 +77,10 @@ def test_kept_features_are_those_of_a_fresh_build(prepared_run):
     cache = QueryFeatureCache(encoder, capacity=8)
     calls = [texts[:3], texts[1:4], texts[:1], [texts[2], texts[0], texts[2]], [*TEXTS], texts[3:5], [], texts]
     for some in [*calls, *calls]:  # the second time most rows come from the cache, and eight texts are more than fit
-        wanted, got = QueryFeatures.build(some, encoder), cache.build(some)
+        expected, got = QueryFeatures.build(some, encoder), cache.build(some)
         for part in ("text", "words", "offsets"):
-            assert np.array_equal(getattr(got, part), getattr(wanted, part)), (some, part)
-            assert getattr(got, part).dtype == getattr(wanted, part).dtype
+            assert np.array_equal(getattr(got, part), getattr(expected, part)), (some, part)
+            assert getattr(got, part).dtype == getattr(expected, part).dtype
         assert len(cache._rows) <= 8
 
 
@@ -97,11 +97,11 @@ def test_kept_features_are_encoded_once_and_shared_by_threads(prepared_run):
             return prepared_run.ids.encoder.encode(some, role)
 
     cache = QueryFeatureCache(Encoder())
-    wanted = QueryFeatures.build(texts, Encoder()).text
+    expected = QueryFeatures.build(texts, Encoder()).text
     encoded.clear()
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: cache.build(texts).text, range(8)))
-    assert all(np.array_equal(result, wanted) for result in results)
+    assert all(np.array_equal(result, expected) for result in results)
     assert set(encoded) == set(texts)
     encoded.clear()
     cache.build(texts[::-1])

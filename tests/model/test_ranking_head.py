@@ -34,14 +34,14 @@ def world(prepared_run):
     data = prepared_run.dataset
     model = replace(prepared_run.config.model, reasoning_steps=2, ranking=True, stages=STAGES)
     windows = make_windows(data.offsets, data.known_lengths(TRAIN), 10, 5)
-    shown = load_impressions(data, STAGES)
-    places = impression_windows(shown, windows, np.asarray(data.offsets))
-    keep = np.flatnonzero((shown.split == TRAIN) & (places >= 0))
+    listed = load_impressions(data, STAGES)
+    places = impression_windows(listed, windows, np.asarray(data.offsets))
+    keep = np.flatnonzero((listed.split == TRAIN) & (places >= 0))
     collator = Collator(
         model,
         QueryFeatures.build(data.query_texts, prepared_run.ids.encoder),
         stage_indices(data, STAGES),
-        shown.take(keep),
+        listed.take(keep),
     )
     collator.impression_windows = places[keep]
 
@@ -79,22 +79,22 @@ def answers(network, batch):
     vectors = network.decoder.node_vectors(trie, encoded.items)
     states = network.decoder.hidden(network.decoder_memory(encoded), vectors, walk)[0]
     steps = torch.stack([network.retrieval_vectors(block.mean(2)) for block in encoded.blocks], dim=2)
-    shown = batch.impressions
-    return steps, states, network.rank(encoded, shown.row, shown.column, shown.items, shown.features)
+    listed = batch.impressions
+    return steps, states, network.rank(encoded, listed.row, listed.column, listed.items, listed.features)
 
 
 def test_shown_requests_are_further_lanes_of_their_windows(world, batch):
     _, collator, data, windows, rows = world
-    shown = batch.impressions
-    assert len(shown.row) > 10 and (batch.targets[shown.row, shown.column] == -1).all()
+    listed = batch.impressions
+    assert len(listed.row) > 10 and (batch.targets[listed.row, listed.column] == -1).all()
     index = np.flatnonzero(np.isin(collator.impression_windows, rows))
     own = collator.impressions.take(index)
     positions = own.before - windows.start[collator.impression_windows[index]]
-    assert batch.positions[shown.row, shown.column].tolist() == positions.tolist() and positions.min() >= 0
+    assert batch.positions[listed.row, listed.column].tolist() == positions.tolist() and positions.min() >= 0
     for position in range(len(index)):
         mine = slice(own.offsets[position], own.offsets[position + 1])
-        assert shown.items[position][shown.items[position] >= 0].tolist() == own.items[mine].tolist()
-        assert np.array_equal(shown.reached[position, : mine.stop - mine.start], own.reached[mine])
+        assert listed.items[position][listed.items[position] >= 0].tolist() == own.items[mine].tolist()
+        assert np.array_equal(listed.reached[position, : mine.stop - mine.start], own.reached[mine])
     live = batch.targets >= 0
     assert (
         batch.reached.shape == (*live.shape, 2) and not batch.reached[~live].any() and batch.reached[live].any(0).all()
@@ -126,11 +126,11 @@ def test_no_step_and_no_candidate_sees_a_later_event(network, batch, what, posit
     for before, after in zip(old[:2], new[:2], strict=True):
         torch.testing.assert_close(after[blind], before[blind], **EXACT)
         assert ((after - before).flatten(2).abs().amax(-1)[sees] > 1e-6).all()
-    lanes = blind[batch.impressions.row, batch.impressions.column]
-    assert lanes.any() and not lanes.all()
-    torch.testing.assert_close(new[2][lanes], old[2][lanes], **EXACT)
-    known = (batch.impressions.items >= 0)[~lanes]
-    assert ((new[2] - old[2])[~lanes].abs().amax(-1)[known] > 1e-7).all()
+    columns = blind[batch.impressions.row, batch.impressions.column]
+    assert columns.any() and not columns.all()
+    torch.testing.assert_close(new[2][columns], old[2][columns], **EXACT)
+    known = (batch.impressions.items >= 0)[~columns]
+    assert ((new[2] - old[2])[~columns].abs().amax(-1)[known] > 1e-7).all()
 
 
 def test_requests_and_their_blocks_do_not_see_each_other(network, batch):
@@ -147,11 +147,11 @@ def test_requests_and_their_blocks_do_not_see_each_other(network, batch):
 
 
 def test_candidates_do_not_see_one_another(network, batch):
-    shown = batch.impressions
-    full = (shown.items[:, :2] >= 0).all(1)
-    items = shown.items.clone()
+    listed = batch.impressions
+    full = (listed.items[:, :2] >= 0).all(1)
+    items = listed.items.clone()
     items[:, 0] = (items[:, 0] + 1) % network.catalogue.n_items
-    old, new = answers(network, batch), answers(network, replace(batch, impressions=replace(shown, items=items)))
+    old, new = answers(network, batch), answers(network, replace(batch, impressions=replace(listed, items=items)))
     assert torch.equal(old[0], new[0]) and torch.equal(old[1], new[1])  # no other token sees a candidate
     assert (new[2][:, 0] - old[2][:, 0]).abs().min(1).values.min() > 0
     assert (new[2][full, 1] - old[2][full, 1]).abs().max() < 1e-6
@@ -212,9 +212,9 @@ def test_blocks_of_several_tokens_equal_one_pass():
     states, cache = backbone.extend(x, angles, base)
     visible = base[:, length::block, :length]
     blocks, cache = reasoning(backbone, states[:, length:].unflatten(1, (2, 3)), angles[:, length:], visible, cache)
-    lane = torch.tensor([1])
+    slot = torch.tensor([1])
     items = torch.randn(1, 5, 8)
-    kept, seen = request_rows(cache, visible, torch.tensor([0]), lane, block, 3)
+    kept, seen = request_rows(cache, visible, torch.tensor([0]), slot, block, 3)
     assert kept[0][0].shape[2] == seen.shape[1] == length + 3 * block and seen.sum() == 4 + 9
     logits = head(backbone, items, None, angles[:, length + block], seen, kept)
     # the same without cache: all tokens, one mask

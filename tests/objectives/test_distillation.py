@@ -172,7 +172,7 @@ def test_margin_mse_and_kl_against_references():
     live = torch.rand(6, 4, generator=generator) < 0.7
     live[0], live[1, 0] = True, False
     student.requires_grad_()
-    pairs = [(row, lane) for row in range(6) for lane in range(1, 4) if live[row, 0] and live[row, lane]]
+    pairs = [(row, column) for row in range(6) for column in range(1, 4) if live[row, 0] and live[row, column]]
     slow = torch.stack(
         [((student[r, 0] - student[r, c]) - (teacher[r, 0] - teacher[r, c])) ** 2 for r, c in pairs]
     ).mean()

@@ -27,13 +27,13 @@ def test_value_and_gradients(monkeypatch, rows, size, scale, biased):
     a, b, targets = tensors(rows, size, 8, scale)
     bias = torch.randn(size, generator=torch.Generator().manual_seed(1)) if biased else None
     (3 * linear_cross_entropy(a, b, targets, bias)).backward()
-    found = [a.grad.clone(), b.grad.clone()]
+    actual = [a.grad.clone(), b.grad.clone()]
     value = linear_cross_entropy(a, b, targets, bias)
     a.grad = b.grad = None
-    wanted = reference(a, b, targets, bias if biased else 0.0)
-    (3 * wanted).backward()
-    torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-5)
-    for mine, theirs in zip(found, (a.grad, b.grad), strict=True):
+    expected = reference(a, b, targets, bias if biased else 0.0)
+    (3 * expected).backward()
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(actual, (a.grad, b.grad), strict=True):
         assert theirs.abs().max() > 1e-3
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
@@ -54,9 +54,9 @@ def test_under_bf16():
     assert value.dtype == a.grad.dtype == b.grad.dtype == torch.float32
     mine = [a.grad.clone(), b.grad.clone()]
     a.grad = b.grad = None
-    wanted = reference(a, b, targets, 0.0)
-    wanted.backward()
-    assert value != wanted and abs(value - wanted) < 0.05
+    expected = reference(a, b, targets, 0.0)
+    expected.backward()
+    assert value != expected and abs(value - expected) < 0.05
     for one, other in zip(mine, (a.grad, b.grad), strict=True):
         assert (one - other).norm() < 0.02 * other.norm()
 

@@ -149,8 +149,8 @@ def test_full_softmax_equals_the_reference(dense):
         top = max(logits)
         norm = top + math.log(sum(math.exp(logit - top) for logit in logits))
         total += norm - logits[target]
-    found = full_softmax(requests.float(), index.float(), targets)
-    assert float(found) == pytest.approx(total / len(targets), rel=1e-5)
+    actual = full_softmax(requests.float(), index.float(), targets)
+    assert float(actual) == pytest.approx(total / len(targets), rel=1e-5)
 
 
 def sampled(requests, index, targets, negatives):

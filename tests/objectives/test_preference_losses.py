@@ -59,16 +59,16 @@ def test_dpo_and_its_gradient_equal_the_reference(lists):
 @pytest.mark.parametrize("losers", [1, 4])
 def test_equal_policy_and_reference_cost_log_of_one_plus_losers(losers):
     policy = torch.randn(7, losers + 1, dtype=torch.float64)
-    found = listwise_dpo(policy, policy.clone(), torch.ones(7, losers + 1, dtype=torch.bool), 0.5)
-    torch.testing.assert_close(found.loss, torch.tensor(math.log(1 + losers), dtype=torch.float64))
-    assert found.gap == 0
+    actual = listwise_dpo(policy, policy.clone(), torch.ones(7, losers + 1, dtype=torch.bool), 0.5)
+    torch.testing.assert_close(actual.loss, torch.tensor(math.log(1 + losers), dtype=torch.float64))
+    assert actual.gap == 0
 
 
 def test_dpo_without_any_pair_is_zero_and_finite():
     policy = torch.randn(3, 4, requires_grad=True)
-    found = listwise_dpo(policy, policy.detach(), torch.zeros(3, 4, dtype=torch.bool), 1.0, anchor=1.0)
-    found.loss.backward()
-    assert found.loss == 0 and policy.grad.abs().max() == 0
+    actual = listwise_dpo(policy, policy.detach(), torch.zeros(3, 4, dtype=torch.bool), 1.0, anchor=1.0)
+    actual.loss.backward()
+    assert actual.loss == 0 and policy.grad.abs().max() == 0
 
 
 def test_advantages_by_hand():
@@ -80,14 +80,14 @@ def test_advantages_by_hand():
     paths = torch.tensor([[[1, 5], [1, 6], [2, 9], [1, 5]]])
     matches = prefix_matches(paths, torch.tensor([[1, 6]]))
     assert matches.tolist() == [[[True, False], [True, True], [False, False], [True, False]]]
-    found = position_advantages(rewards, live, matches, torch.tensor([2.0, 1.0]))
+    actual = position_advantages(rewards, live, matches, torch.tensor([2.0, 1.0]))
     item = math.sqrt(1.5)  # (2 - 1) / population standard deviation of 0, 1, 2
     first, second = (
         1 / math.sqrt(2),
         1.0,
     )  # matches 1, 1, 0 of three; then 0, 1 among the two whose first code was right
-    wanted = [[2 * (-item + first), -item - second], [2 * first, second], [2 * (item - 2 * first), item], [0, 0]]
-    torch.testing.assert_close(found, torch.tensor([wanted]))
+    targets = [[2 * (-item + first), -item - second], [2 * first, second], [2 * (item - 2 * first), item], [0, 0]]
+    torch.testing.assert_close(actual, torch.tensor([targets]))
     none = position_advantages(rewards, live, prefix_matches(paths, torch.tensor([[-1, -1]])), torch.tensor([2.0, 1.0]))
     torch.testing.assert_close(none, position_advantages(rewards, live, None, torch.tensor([2.0, 1.0])))
 

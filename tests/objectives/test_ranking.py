@@ -55,15 +55,15 @@ def test_ranking_losses_equal_the_reference(slates, fast, slow, everywhere, monk
     if everywhere:
         monkeypatch.setattr(genrec.objectives.ranking, "selected", lambda mask: (torch.arange(len(mask)), mask.float()))
     logits, labels, live = slates
-    found = []
+    actual = []
     for compute, dtype in ((fast, torch.float32), (slow, torch.float64)):
         given = logits.to(dtype).requires_grad_()
         loss = compute(given, labels, live)
         loss.backward()
-        found.append((loss.detach().double(), given.grad.double()))
-    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-6)
-    assert found[1][1].abs().max() > 1e-3
+        actual.append((loss.detach().double(), given.grad.double()))
+    torch.testing.assert_close(actual[0][0], actual[1][0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(actual[0][1], actual[1][1], rtol=1e-4, atol=1e-6)
+    assert actual[1][1].abs().max() > 1e-3
 
 
 def test_without_a_pair_there_is_nothing_to_learn(slates):
@@ -95,7 +95,7 @@ def test_prefix_loss_is_the_softmax_over_prefixes(catalogue, level):
     states = torch.nn.functional.normalize(
         torch.randn(5, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64), dim=-1
     )
-    found = []
+    actual = []
     for dtype in (torch.float32, torch.float64):
         given, vectors = (value.detach().clone().to(dtype).requires_grad_() for value in (states, items))
         if dtype == torch.float32:
@@ -114,8 +114,8 @@ def test_prefix_loss_is_the_softmax_over_prefixes(catalogue, level):
                 ]
             ).mean()
         loss.backward()
-        found.append([loss.detach().double(), given.grad.double(), vectors.grad.double()])
-    for fast, slow in zip(*found, strict=True):
+        actual.append([loss.detach().double(), given.grad.double(), vectors.grad.double()])
+    for fast, slow in zip(*actual, strict=True):
         torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-5)
 
 
@@ -123,7 +123,7 @@ def test_feedback_of_a_step_equals_the_reference():
     made = torch.Generator().manual_seed(5)
     states = torch.nn.functional.normalize(torch.randn(9, 4, generator=made, dtype=torch.float64), dim=-1)
     vectors, labels = torch.randn(9, 4, generator=made, dtype=torch.float64), torch.rand(9, generator=made) < 0.5
-    found = []
+    actual = []
     for dtype in (torch.float32, torch.float64):
         inputs = [value.to(dtype).requires_grad_() for value in (states, vectors, torch.tensor(0.3), torch.tensor(4.0))]
         if dtype == torch.float32:
@@ -133,8 +133,8 @@ def test_feedback_of_a_step_equals_the_reference():
             chance = torch.sigmoid(inputs[3] * cosine + inputs[2])
             loss = -torch.where(labels, chance, 1 - chance).log().mean()
         loss.backward()
-        found.append([loss.detach().double(), *(value.grad.double() for value in inputs)])
-    for fast, slow in zip(*found, strict=True):
+        actual.append([loss.detach().double(), *(value.grad.double() for value in inputs)])
+    for fast, slow in zip(*actual, strict=True):
         torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-6)
 
 
@@ -155,7 +155,7 @@ def test_contrast_equals_the_reference():
         torch.randn(12, 5, generator=made, dtype=torch.float64),
     )
     targets, hard = torch.tensor([1, 2, 3, 4]), torch.tensor([[5, 6, -1], [2, 7, 8], [-1, -1, -1], [9, 10, 11]])
-    found = []
+    actual = []
     for dtype in (torch.float32, torch.float64):
         q, t = requests.to(dtype).requires_grad_(), index.to(dtype).requires_grad_()
         if dtype == torch.float32:
@@ -168,8 +168,8 @@ def test_contrast_equals_the_reference():
             }  # an own target among the hard ones is none; nobody for row 2
             loss = sum((q[row] @ t[items].T).logsumexp(0) - q[row] @ t[items[0]] for row, items in rows.items()) / 3
         loss.backward()
-        found.append([loss.detach().double(), q.grad.double(), t.grad.double()])
-    for fast, slow in zip(*found, strict=True):
+        actual.append([loss.detach().double(), q.grad.double(), t.grad.double()])
+    for fast, slow in zip(*actual, strict=True):
         torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
 
 
@@ -195,7 +195,7 @@ def test_mined_negatives_are_the_nearest_unknown_ones():
 
 def test_items_shown_in_vain_are_the_rows_own():
     reached = torch.tensor([[True, False], [False, False], [False, False]])[..., None]
-    shown = BatchImpressions(
+    visible = BatchImpressions(
         torch.tensor([0, 0, 2]),
         torch.tensor([0, 1, 0]),
         torch.tensor([[4, 5], [4, 6], [7, -1]]),
@@ -203,6 +203,6 @@ def test_items_shown_in_vain_are_the_rows_own():
         torch.zeros(3, 2, 0),
     )
     torch.manual_seed(0)
-    table = ignored_impressions(shown, 3, 3, 10)[torch.tensor([0, 1, 2, 0])]
+    table = ignored_impressions(visible, 3, 3, 10)[torch.tensor([0, 1, 2, 0])]
     assert set(table[0].tolist()) == {5, 6, -1} and table[1].tolist() == [-1, -1, -1]  # 4 was clicked later
     assert table[2].tolist() == [7, -1, -1] and torch.equal(table[0], table[3])

@@ -45,17 +45,17 @@ def model(trained_run):
 
 
 def row(metrics: dict, model: str, kind: str | None, fitted: str) -> dict:
-    found = [r for r in metrics["rows"] if (r["model"], r["query_kind"], r["fitted_on"]) == (model, kind, fitted)]
-    assert len(found) == 1
-    return found[0]
+    actual = [r for r in metrics["rows"] if (r["model"], r["query_kind"], r["fitted_on"]) == (model, kind, fitted)]
+    assert len(actual) == 1
+    return actual[0]
 
 
 def test_the_table_has_every_row(metrics):
     for fitted in ("train", "train+valid"):
-        for kind, wanted in ((None, RECOMMENDATION), ("logged", SEARCH)):
+        for kind, expected in ((None, RECOMMENDATION), ("logged", SEARCH)):
             assert {
                 r["model"] for r in metrics["rows"] if r["query_kind"] == kind and r["fitted_on"] == fitted
-            } == wanted
+            } == expected
     assert len(metrics["rows"]) == 2 * (len(RECOMMENDATION) + len(SEARCH))
     for one in metrics["rows"]:
         for k in (5, 10, 20):
@@ -112,11 +112,11 @@ def test_others_can_recompute_our_numbers(trained_run, metrics, tmp_path, mode, 
     assert answers.select(pl.struct("request_id", "item_id").is_unique().all()).item()
     assert answers.select((pl.col("score").diff().over("request_id") <= 1e-6).all()).item()
     ranks = truth.join(answers, on=["request_id", "item_id"], how="left")["rank"]
-    wanted = row(metrics, OURS[mode], kind, fitted)["metrics"]
+    expected = row(metrics, OURS[mode], kind, fitted)["metrics"]
     for k in (5, 10, 20):
-        assert (ranks <= k).sum() / len(truth) == pytest.approx(wanted[f"recall@{k}"], abs=1e-6)
+        assert (ranks <= k).sum() / len(truth) == pytest.approx(expected[f"recall@{k}"], abs=1e-6)
         gain = pl.select(pl.when(ranks <= k).then(1 / (ranks + 1).log(2)).otherwise(0)).to_series().sum() / len(truth)
-        assert gain == pytest.approx(wanted[f"ndcg@{k}"], abs=1e-6)
+        assert gain == pytest.approx(expected[f"ndcg@{k}"], abs=1e-6)
     requests = pl.read_parquet(tmp_path / "requests.parquet")
     assert (requests["query"].null_count() == 0) == (kind is not None) and len(requests) == len(truth)
     seen = requests.select(

@@ -38,7 +38,7 @@ def drawn(tmp_path_factory, tiny_overrides) -> Run:
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory, tiny_overrides) -> Run:
+def visible(tmp_path_factory, tiny_overrides) -> Run:
     """What was shown is learnt, by stage: in the ranking head and in the steps."""
     more = [
         "name=shown",
@@ -54,8 +54,8 @@ def shown(tmp_path_factory, tiny_overrides) -> Run:
     return run
 
 
-def test_every_part_is_learnt(drawn, shown):
-    for run in (drawn, shown):
+def test_every_part_is_learnt(drawn, visible):
+    for run in (drawn, visible):
         curves = json.loads((run.folder / "model_backbone" / "curves.json").read_text())
         assert {"train/progress", "train/rank", "train/retrieve"} <= set(curves[-1])
         assert all(np.isfinite(value) for row in curves for value in row.values() if value is not None)
@@ -86,22 +86,22 @@ def test_a_model_without_the_head_says_so(trained_run):
         Recommender.load(trained_run.folder).recommend(history=[], mode="rank")
 
 
-def test_the_ranking_protocol(shown, genrec):
-    code, out, err = genrec("evaluate", shown.folder, "--protocol", "ranking")
+def test_the_ranking_protocol(visible, genrec):
+    code, out, err = genrec("evaluate", visible.folder, "--protocol", "ranking")
     assert code == 0, err
-    found = json.loads((shown.folder / "results_ranking" / "tables.json").read_text())["tables"][0]
-    models = [row["model"] for row in found["rows"]]
+    actual = json.loads((visible.folder / "results_ranking" / "tables.json").read_text())["tables"][0]
+    models = [row["model"] for row in actual["rows"]]
     assert (
         models[0] == "genrec, ranking head"
         and any("logistic" in name for name in models)
         and any("DIN" in name for name in models)
     )
-    for row in found["rows"]:
+    for row in actual["rows"]:
         assert set(row["metrics"]) == {"click_auc", "click_gauc", "cart_auc", "cart_gauc"}
         for name, value in row["metrics"].items():
             low, high = row["intervals"][name]
             assert 0 <= low <= value <= high <= 1 or not np.isfinite(value)
-    assert len(found["comparisons"]) == 4 * (len(models) - 1) and "GAUC" in out
+    assert len(actual["comparisons"]) == 4 * (len(models) - 1) and "GAUC" in out
 
 
 def test_the_protocol_needs_a_head_with_stages(drawn, trained_run):

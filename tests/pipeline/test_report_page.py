@@ -12,8 +12,8 @@ def test_the_page_holds_tables_figures_and_data_summary(prepared_run):
         Row("<ours>", "ids", "train", "recommendation", None, metrics, intervals),
         Row("BM25", "text", "train", "search", "category", metrics),
     ]
-    shown = [Example(["Lamp <x>", "Cup"], "Plate", ["Bowl", "Plate"])]
-    page = write_report_page(prepared_run, rows, ["a note"], shown).read_text(encoding="utf-8")
+    visible = [Example(["Lamp <x>", "Cup"], "Plate", ["Bowl", "Plate"])]
+    page = write_report_page(prepared_run, rows, ["a note"], visible).read_text(encoding="utf-8")
     assert "&lt;ours&gt;" in page and "0.2500 [0.2000, 0.3000]" in page and "SYNTHETIC" in page and "a note" in page
     assert "Lamp &lt;x&gt;<br>Cup" in page and "Bowl<br><b>Plate</b>" in page
     assert "prefers-color-scheme: dark" in page

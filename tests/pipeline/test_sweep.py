@@ -43,13 +43,13 @@ def test_every_row_of_the_shipped_sweeps_is_a_valid_config(path):
 
 def test_rows_are_compared_and_not_made_twice(little, tmp_path, tiny_overrides, monkeypatch):
     overrides = [*tiny_overrides(tmp_path, "data.options.n_users=60", "data.options.n_events=900"), "training.epochs=1"]
-    asked = []
+    requested = []
     answers = sweeps._answers
 
     def stop_after_four(run, sweep):
-        if len(asked) == 4:
+        if len(requested) == 4:
             raise KeyboardInterrupt
-        asked.append(run.folder.name)
+        requested.append(run.folder.name)
         return answers(run, sweep)
 
     monkeypatch.setattr(sweeps, "_answers", stop_after_four)
@@ -61,9 +61,9 @@ def test_rows_are_compared_and_not_made_twice(little, tmp_path, tiny_overrides, 
         "without anchors": 1,
         "without distillation": 1,
     }
-    asked.clear()
+    requested.clear()
     folder = run_sweep(little, overrides)
-    assert asked == ["without-anchors-2", "without-distillation-2"]
+    assert requested == ["without-anchors-2", "without-distillation-2"]
     backbones = {
         name: (folder / name / "model_backbone" / "model.safetensors").stat()
         for name in (

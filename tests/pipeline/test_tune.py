@@ -63,7 +63,7 @@ def test_a_trial_that_falls_behind_is_stopped(tmp_path, tiny_overrides, monkeypa
     seen = []
     monkeypatch.setattr(optuna.trial.Trial, "should_prune", lambda trial: trial.number > 0)
     report = optuna.trial.Trial.report
-    monkeypatch.setattr(optuna.trial.Trial, "report", lambda *told: (seen.append(told[1:]), report(*told)))
+    monkeypatch.setattr(optuna.trial.Trial, "report", lambda *stated: (seen.append(stated[1:]), report(*stated)))
     result = tune(tmp_path / "shop.yaml", given, 2, SPACE)
     assert (result.finished, result.pruned) == (1, 1) and result.quality == result.before
     assert seen[-1][1] == 0 and seen[0][0] > 0  # stopped after its first epoch

@@ -42,8 +42,8 @@ def test_wrong_levels_are_named(weights, order, wrong):
 def test_rates_and_reward_are_the_papers_formula():
     items, stages = np.array([0, 0, 0, 1, 1]), np.array([0, 1, 3, 0, 2])
     rates = Rates.of_rows(items, stages, 3, Levels.build(CHAIN, {}))
-    shown, clicked, ordered = np.log([13, 12, 10]), np.log([12, 11, 10]), np.log([11, 10, 10])
-    np.testing.assert_allclose(rates.ctr, clicked / (shown + clicked + ordered))
+    visible, clicked, ordered = np.log([13, 12, 10]), np.log([12, 11, 10]), np.log([11, 10, 10])
+    np.testing.assert_allclose(rates.ctr, clicked / (visible + clicked + ordered))
     np.testing.assert_allclose(rates.cvr, ordered / clicked)
     reward = rates.reward(np.array([0, 2]), np.array([2.0, 0.5]))
     np.testing.assert_allclose(
@@ -123,16 +123,16 @@ def test_rates_do_not_change_with_what_is_held_out(feedback_run):
     np.minimum.at(begin, owner[held], np.asarray(data.timestamps)[held])
     if data.info["split"] == "global-time":
         begin[:] = begin.min()
-    shown = data.impressions
-    late = shown["timestamp"].to_numpy() >= begin[shown["user"].to_numpy()]
+    visible = data.impressions
+    late = visible["timestamp"].to_numpy() >= begin[visible["user"].to_numpy()]
     assert late.any()
-    other.__dict__["impressions"] = shown.with_columns(
+    other.__dict__["impressions"] = visible.with_columns(
         pl.when(pl.Series(late)).then(pl.lit("purchase")).otherwise(pl.col("action")).alias("action")
     )
     after = rates(other)
     np.testing.assert_array_equal(before.ctr, after.ctr)
     np.testing.assert_array_equal(before.cvr, after.cvr)
-    train_only = shown.with_columns(
+    train_only = visible.with_columns(
         pl.when(pl.Series(~late)).then(pl.lit("purchase")).otherwise(pl.col("action")).alias("action")
     )
     other.__dict__["impressions"] = train_only

@@ -26,16 +26,16 @@ def test_graded_ndcg_equals_a_loop():
     groups = rng.integers(0, 25, 200)
     groups[groups == 3] = 4
     gains, distinct = rng.random(200) * (rng.random(200) < 0.4), rng.permutation(200).astype(float)
-    found = graded_ndcg(distinct, gains, groups, 5)
+    actual = graded_ndcg(distinct, gains, groups, 5)
     for g in range(25):
         mine = groups == g
         discount = 1 / np.log2(np.arange(2, 2 + mine.sum()))
         discount[5:] = 0
         best = (np.sort(gains[mine])[::-1] * discount).sum()
         assert (
-            np.isnan(found[g])
+            np.isnan(actual[g])
             if best == 0
-            else found[g] == pytest.approx((gains[mine][np.argsort(-distinct[mine])] * discount).sum() / best)
+            else actual[g] == pytest.approx((gains[mine][np.argsort(-distinct[mine])] * discount).sum() / best)
         )
 
 

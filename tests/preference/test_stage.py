@@ -174,7 +174,7 @@ def test_a_stopped_stage_ends_with_the_same_decoder(copied_run, monkeypatch):
         "preference.phases=[grpo,guided-dpo]",
         "preference.tolerance=1",
     )
-    found = []
+    actual = []
     for name, stop_at in (("whole", None), ("stopped", ("guided-dpo", 2))):
         run = copied_run(*more, name=name)
         if stop_at:
@@ -193,9 +193,9 @@ def test_a_stopped_stage_ends_with_the_same_decoder(copied_run, monkeypatch):
             assert list(run.folder.glob(".preference-*/*/state.pt"))
             assert not (run.folder / "preference").exists()
         stage_prefer(run)
-        found.append(read_json(run.folder / "preference" / "report.json"))
+        actual.append(read_json(run.folder / "preference" / "report.json"))
         assert not list(run.folder.glob(".preference-*"))
-    assert found[0]["curves"] == found[1]["curves"] and found[0]["gate"] == found[1]["gate"]
+    assert actual[0]["curves"] == actual[1]["curves"] and actual[0]["gate"] == actual[1]["gate"]
 
 
 def test_a_run_without_the_stage_is_as_it_was(copied_run):
@@ -264,9 +264,9 @@ def test_interaction_lists_hold_only_worse_items(copied_run):
         chosen = set(trainer.impressions[request][trainer.stages[request] == deepest])
         losers = columns[row, 1:][live[row, 1:]].tolist()
         assert not chosen & set(losers) and len(losers) == len(set(losers))
-    shown = (columns[:, 1:, None] == trainer.impressions[rows][:, None, :]).any(2) & live[:, 1:]
-    beam = (columns[:, 1:, None] == trainer.beams[rows].numpy()[:, None, :]).any(2) & live[:, 1:] & ~shown
-    assert shown.sum() > 100 and beam.sum() > 100
+    visible = (columns[:, 1:, None] == trainer.impressions[rows][:, None, :]).any(2) & live[:, 1:]
+    beam = (columns[:, 1:, None] == trainer.beams[rows].numpy()[:, None, :]).any(2) & live[:, 1:] & ~visible
+    assert visible.sum() > 100 and beam.sum() > 100
     assert (weights[:, 1:][live[:, 1:]] > 0).all() and weights.max() <= phases.WEIGHT_LIMIT
 
 
@@ -314,11 +314,11 @@ def test_the_ranking_head_can_teach(copied_run):
     rows = trainer.prepare("distil")
     inputs = stage.policy.encode(stage.collator, stage.parts.policy.requests.take(rows[:5]), counted=True)
     position = torch.arange(5)
-    found = network.rank(inputs.encoded, position, torch.zeros_like(position), trainer.beams[rows[:5]])[
+    actual = network.rank(inputs.encoded, position, torch.zeros_like(position), trainer.beams[rows[:5]])[
         ..., 0
     ].sigmoid()
     live = trainer.beams[rows[:5]] >= 0
-    torch.testing.assert_close(trainer.values[rows[:5]][live], found[live], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(trainer.values[rows[:5]][live], actual[live], rtol=1e-4, atol=1e-5)
     loss, seen = trainer.step("distil", rows, torch.Generator().manual_seed(1))
     loss.backward()
     assert seen["taught"] > 0 and any(parameter.grad is not None for parameter in stage.policy.decoder.parameters())

@@ -47,19 +47,19 @@ def test_candidates_are_distinct_allowed_and_rightly_scored(prepared_run, networ
     requests, batch = requested
     exclude = seen_mask(requests, prepared_run.dataset.n_items)
     made = generator(prepared_run, network, beam=5, dense=6, cooccurrence=7)
-    found = made.propose(made.encode(batch, requests), unseen(requests, k=6))
+    actual = made.propose(made.encode(batch, requests), unseen(requests, k=6))
     similar, following = made.features.cooccurrence.score_parts(requests.histories)
     with torch.inference_mode():
         encoded = network.encode(batch)
         dense = network.retrieval_vectors(encoded.requests[:, 0]) @ network.item_index(encoded.items).T
         dense -= dense.masked_fill(exclude, -torch.inf).topk(6).values.logsumexp(1, keepdim=True)  # over the dense top
     words = made.lexical.score([requests.query_texts[query] for query in requests.request_queries])
-    column = {name: found.features[..., index] for index, name in enumerate(FEATURES)}
-    for row, ids in enumerate(found.ids.tolist()):
+    column = {name: actual.features[..., index] for index, name in enumerate(FEATURES)}
+    for row, ids in enumerate(actual.ids.tolist()):
         live = [item for item in ids if item != MISSING]
         assert len(set(live)) == len(live) and live == sorted(live) and not exclude[row, live].any()
         assert set(dense[row].masked_fill(exclude[row], -torch.inf).topk(6).indices.tolist()) <= set(live)
-        generated = [item for item in found.generated[0][row].tolist() if item != MISSING]
+        generated = [item for item in actual.generated[0][row].tolist() if item != MISSING]
         assert set(generated) <= set(live) and generated
         for slot, item in enumerate(ids):
             if item == MISSING:
@@ -86,14 +86,14 @@ def test_an_item_that_is_certain_is_still_proposed(prepared_run, network, reques
     made = generator(prepared_run, network, dense=3, cooccurrence=0)
     made.searcher, made.dense.vectors = None, made.index * 1000
     made.dense.index = dense_index("exact", made.dense.vectors)
-    asked = made.encode(
+    queried = made.encode(
         replace(batch, request_queries=batch.request_queries * 0),
         replace(requests, request_queries=requests.request_queries * 0 - 1),
     )
-    found = made.propose(asked, SearchOptions(k=3))
-    best, scores = (part[:, 0] for part in found.retrieved)
+    actual = made.propose(queried, SearchOptions(k=3))
+    best, scores = (part[:, 0] for part in actual.retrieved)
     assert (scores == 0).any()
-    assert (found.ids == best[:, None]).any(1).all()
+    assert (actual.ids == best[:, None]).any(1).all()
 
 
 def test_a_list_does_not_depend_on_what_else_is_computed(prepared_run, network, requested, monkeypatch):
@@ -134,13 +134,13 @@ def test_items_with_text_like_the_last_event_are_proposed_without_a_query(prepar
     for row, history in enumerate(requests.histories.last_n(1).items.tolist()):
         like = (text @ text[history]).masked_fill(exclude, -1)
         like[history] = -1
-        wanted = set(like.topk(4).indices.tolist())
-        assert wanted | set(before[row].tolist()) - {MISSING} == set(after[row].tolist()) - {MISSING}
-        more += len(wanted - set(before[row].tolist()))
+        expected = set(like.topk(4).indices.tolist())
+        assert expected | set(before[row].tolist()) - {MISSING} == set(after[row].tolist()) - {MISSING}
+        more += len(expected - set(before[row].tolist()))
     assert more > 0
     searches, search_batch = requested
-    found = [made.propose(made.encode(search_batch, searches), SearchOptions(k=2)).ids for made in (without, having)]
-    assert torch.equal(*found)
+    actual = [made.propose(made.encode(search_batch, searches), SearchOptions(k=2)).ids for made in (without, having)]
+    assert torch.equal(*actual)
     new = replace(requests, offsets=np.zeros_like(requests.offsets))
     asks = RetrievalRequests(new, torch.zeros(12, 16), torch.zeros(12, text.shape[1]))
     assert (LastItemNeighbours(having.text).top(asks, 4, AllowedItems())[0] == MISSING).all()

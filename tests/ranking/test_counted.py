@@ -81,11 +81,11 @@ def test_a_target_that_the_network_alone_proposes_is_no_lesson():
     features = torch.zeros(2, 4, len(FEATURES))
     features[..., FEATURES.index("retrieved")] = torch.tensor([4.0, 3.0, 2.0, 1.0])
     features[..., COUNT] = torch.tensor([-7.0, -7.0, -1.0, -2.0])
-    found, targets = without_network(
+    actual, targets = without_network(
         Candidates(torch.arange(4).repeat(2, 1), features), torch.tensor([0, 2]), DecodingConfig(windowed=2)
     )
-    assert targets.tolist() == [2] and found.features.shape[0] == 1
-    assert not found.features[..., FEATURES.index("retrieved")].any() and found.features[..., COUNT].any()
+    assert targets.tolist() == [2] and actual.features.shape[0] == 1
+    assert not actual.features[..., FEATURES.index("retrieved")].any() and actual.features[..., COUNT].any()
 
 
 def test_lists_of_training_requests_are_the_same_each_time_and_know_no_target(trained_run):
@@ -126,5 +126,5 @@ def test_features_without_windowed_transitions_are_constant(trained_run):
     from genrec.generation.options import SearchOptions
 
     ranker.generator = ranker.generator.counting(counted)
-    _, _, found = next(ranker.candidates(trained_run.dataset.requests("test").take(np.arange(5)), SearchOptions()))
-    assert not found.features[..., [COUNT, FEATURES.index("windowed_rank")]].any()
+    _, _, actual = next(ranker.candidates(trained_run.dataset.requests("test").take(np.arange(5)), SearchOptions()))
+    assert not actual.features[..., [COUNT, FEATURES.index("windowed_rank")]].any()

@@ -31,23 +31,23 @@ def named(names, columns):
 def test_item_features_count_events_strictly_before_the_request(prepared_run, features, requested):
     data, (requests, items) = prepared_run.dataset, requested
     until = requests.reference_times(False)
-    found = named(ITEM_FEATURES, features.item_features(items, until))
+    actual = named(ITEM_FEATURES, features.item_features(items, until))
     train = np.asarray(data.split) == TRAIN
     times, had = np.asarray(data.timestamps)[train], np.asarray(data.items)[train]
     width = max((times.max() - times.min()) // WINDOWS[1], 1)
     for row in range(0, len(items), 7):
         for column, item in enumerate(items[row]):
             mine = times[had == item]
-            assert np.expm1(found["popularity"][row, column]) == pytest.approx(len(mine))
+            assert np.expm1(actual["popularity"][row, column]) == pytest.approx(len(mine))
             near = ((mine < until[row]) & (mine >= until[row] - width)).sum()
-            assert np.expm1(found["long_popularity"][row, column]) == pytest.approx(near)
+            assert np.expm1(actual["long_popularity"][row, column]) == pytest.approx(near)
             if len(mine):
-                assert found["unborn"][row, column] == (mine.min() > until[row])
+                assert actual["unborn"][row, column] == (mine.min() > until[row])
 
 
 def test_history_features_equal_a_loop(prepared_run, features, requested):
     requests, items = requested
-    found = named(HISTORY_FEATURES, features.history_features(items, requests.histories))
+    actual = named(HISTORY_FEATURES, features.history_features(items, requests.histories))
     table, facts = prepared_run.dataset.item_table, features.facts
     for row in range(0, len(items), 11):
         past = requests.items[requests.offsets[row] : requests.offsets[row + 1]][::-1][:20].tolist()
@@ -57,15 +57,15 @@ def test_history_features_equal_a_loop(prepared_run, features, requested):
             same = np.array(
                 [table["brand"][item] is not None and table["brand"][item] == table["brand"][other] for other in past]
             )
-            assert found["brand_share"][row, column] == pytest.approx((same * weights).sum(), abs=1e-5)
-            assert found["brand_last"][row, column] == same[0]
-            assert found["seen"][row, column] == (item in past)
+            assert actual["brand_share"][row, column] == pytest.approx((same * weights).sum(), abs=1e-5)
+            assert actual["brand_last"][row, column] == same[0]
+            assert actual["seen"][row, column] == (item in past)
             prices = np.array([facts.price[other] for other in past])
             known = ~np.isnan(prices)
             if known.any() and not np.isnan(facts.price[item]):
                 usual = (prices * weights)[known].sum() / weights[known].sum()
-                assert found["price_ratio"][row, column] == pytest.approx(facts.price[item] - usual, abs=1e-4)
-            assert found["last_text"][row, column] == pytest.approx(
+                assert actual["price_ratio"][row, column] == pytest.approx(facts.price[item] - usual, abs=1e-4)
+            assert actual["last_text"][row, column] == pytest.approx(
                 float(facts.text[past[0]] @ facts.text[item]), abs=1e-5
             )
 

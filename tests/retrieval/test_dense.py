@@ -52,14 +52,14 @@ def test_every_kind_finds_most_and_nothing_that_is_not_allowed(world, kind):
     ):
         hidden = allowed.hidden(BATCH, ITEMS)
         masked = scores if hidden is None else scores.masked_fill(hidden, -torch.inf)
-        ids, found = search(vectors, queries, 10, kind, allowed)
+        ids, actual = search(vectors, queries, 10, kind, allowed)
         expected = masked.topk(10)
         live = expected.values.isfinite()
         assert torch.equal((ids >= 0).sum(1), live.sum(1))
         recall = (ids[..., None] == expected.indices[:, None]).any(-1)[ids >= 0].float().mean()
         assert recall == 1 if kind == "exact" or allowed.only is not None else recall > 0.7
         assert all(len(set(row[row >= 0].tolist())) == int((row >= 0).sum()) for row in ids)
-        torch.testing.assert_close(found[ids >= 0], masked.gather(1, ids.clamp(min=0))[ids >= 0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(actual[ids >= 0], masked.gather(1, ids.clamp(min=0))[ids >= 0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["exact", "ivf", "hnsw"])

@@ -142,9 +142,9 @@ def test_synonyms_come_from_what_people_choose_and_not_from_one_item():
         np.array([0, 1, 2, 0, 3, 5]),
         np.array([4, 4, 4, 40, 40, 9]),
     )
-    found = find_synonyms(sofa, index.terms, index.segments[0], "none")
-    assert [word for word, _ in found.get("sofa", [])][:1] == [] or found["sofa"][0][0] == "couch"
-    assert "glow" not in found  # one item alone says nothing about words
+    actual = find_synonyms(sofa, index.terms, index.segments[0], "none")
+    assert [word for word, _ in actual.get("sofa", [])][:1] == [] or actual["sofa"][0][0] == "couch"
+    assert "glow" not in actual  # one item alone says nothing about words
     rare = QueryChoices(sofa.texts, sofa.query, sofa.item, np.array([4, 4, 4, 2, 90, 9]))
     assert find_synonyms(rare, index.terms, index.segments[0], "none")["sofa"][0][0] == "couch"
 

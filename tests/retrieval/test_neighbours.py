@@ -61,11 +61,11 @@ def test_top_of_category_and_brand_holds_the_most_frequent_items():
         },
         schema={"category": pl.List(pl.String), "brand": pl.String},
     )
-    found = top_of_category_and_brand(items, np.array([5, 1, 3, 2, 0, 4], np.float32), 4)
-    assert found[1].tolist() == [0, 5, -1, -1]  # category x without itself, most had first; nobody else has brand q
-    assert found[0].tolist() == [5, 2, 3, -1]  # brand p: item 3; item 4 was had by nobody
-    assert found[4].tolist() == [-1, -1, 0, 3]
-    assert found[5].tolist() == [0, 2, -1, -1]
+    actual = top_of_category_and_brand(items, np.array([5, 1, 3, 2, 0, 4], np.float32), 4)
+    assert actual[1].tolist() == [0, 5, -1, -1]  # category x without itself, most had first; nobody else has brand q
+    assert actual[0].tolist() == [5, 2, 3, -1]  # brand p: item 3; item 4 was had by nobody
+    assert actual[4].tolist() == [-1, -1, 0, 3]
+    assert actual[5].tolist() == [0, 2, -1, -1]
 
 
 def test_neighbours_do_not_depend_on_the_blocks(histories, monkeypatch):

@@ -24,10 +24,10 @@ def test_shares_equal_a_slow_count_of_training_searches(prepared_run):
         assert not shares[0].any()
         for text, row in zip(data.query_texts, shares[1:], strict=True):
             counts = slow.get(text.lower(), Counter())
-            wanted = np.zeros(data.n_items)
+            expected = np.zeros(data.n_items)
             for item, count in counts.items():
-                wanted[item] = count / counts.total()
-            np.testing.assert_allclose(row, wanted, rtol=1e-5)
+                expected[item] = count / counts.total()
+            np.testing.assert_allclose(row, expected, rtol=1e-5)
 
 
 def test_state(prepared_run):
@@ -48,14 +48,14 @@ def test_a_known_query_reaches_the_ranking(trained_run):
     position = FEATURES.index("query_hits"), FEATURES.index("has_query_hits")
     shares = QueryItemCounts.build(data, TRAIN).score(requests.request_texts)
     assert shares.any()
-    for rows, _, found in ranker.candidates(requests, SearchOptions(exclude_seen=False)):
-        own = np.take_along_axis(shares[rows], np.maximum(found.ids.numpy(), 0), 1)
-        live = found.ids.numpy() >= 0
-        np.testing.assert_allclose(found.features[..., position[0]].numpy()[live], np.log(own + 1e-3)[live], rtol=1e-4)
-        assert np.array_equal(found.features[..., position[1]].numpy()[live] > 0, own[live] > 0)
+    for rows, _, actual in ranker.candidates(requests, SearchOptions(exclude_seen=False)):
+        own = np.take_along_axis(shares[rows], np.maximum(actual.ids.numpy(), 0), 1)
+        live = actual.ids.numpy() >= 0
+        np.testing.assert_allclose(actual.features[..., position[0]].numpy()[live], np.log(own + 1e-3)[live], rtol=1e-4)
+        assert np.array_equal(actual.features[..., position[1]].numpy()[live] > 0, own[live] > 0)
         top = (shares[rows] > 0).sum(1) <= ranker.settings.text
         assert all(
             set(np.flatnonzero(shares[row])) <= set(ids[ids >= 0].tolist())
-            for row, ids, few in zip(rows, found.ids.numpy(), top, strict=True)
+            for row, ids, few in zip(rows, actual.ids.numpy(), top, strict=True)
             if few
         )

@@ -87,8 +87,8 @@ def test_columns_give_their_types():
     "color": "Navy/White",
              "Material": ["cotton"],
              "season": None, "image": "http://x/y.jpg"}]  # fmt: skip
-    found = structured_keywords(table(rows)).select("keyword", "type").rows()
-    assert found == [("l oréal paris", "brand"), ("women", "audience"), ("hair", "entity"), ("scalp", "entity"),
+    actual = structured_keywords(table(rows)).select("keyword", "type").rows()
+    assert actual == [("l oréal paris", "brand"), ("women", "audience"), ("hair", "entity"), ("scalp", "entity"),
     ("beauty", "entity"),
                      ("navy", "colour"), ("white", "colour"), ("cotton", "material"),
                      ("price 10 to 25", "price")]  # fmt: skip
@@ -107,10 +107,10 @@ def test_no_price_no_band(price):
 
 
 def test_mining_keeps_groups_that_hold_together(items):
-    found = mine(
+    actual = mine(
         items["title"], normal_form(items["brand"]).str.strip_chars(" "), pl.Series(["dresses", "shoes"]), 3, 0
     )
-    kinds = dict(found.select("keyword", "type").iter_rows())
+    kinds = dict(actual.select("keyword", "type").iter_rows())
     assert "polka dot dress" in kinds and "polka" not in kinds and "polka dot" not in kinds  # parts of one longer group
     assert (
         kinds["running shoes"] == "entity"
@@ -119,7 +119,7 @@ def test_mining_keeps_groups_that_hold_together(items):
     )
     assert "for" not in kinds and not any(keyword.startswith("for ") or keyword.endswith(" for") for keyword in kinds)
     assert not any("|" in keyword for keyword in kinds) and "shoes red" not in kinds  # a comma ends a phrase
-    assert found.equals(
+    assert actual.equals(
         mine(items["title"], normal_form(items["brand"]).str.strip_chars(" "), pl.Series(["dresses", "shoes"]), 3, 0)
     )
 
@@ -128,24 +128,24 @@ def test_item_counts_of_groups_equal_a_slow_count():
     titles = pl.Series(
         ["a1 b2 c3", "b2 c3 a1 b2", "b2 c3", "x9, b2", "b2 x9", "c3 b2"] * 3 + [f"n{number}" for number in range(90)]
     )
-    found = dict(
+    actual = dict(
         mine(titles, pl.Series([""] * len(titles)), pl.Series([], dtype=pl.String), 1, 0)
         .select("keyword", "items")
         .iter_rows()
     )
-    assert len(found) > 92 and any(" " in keyword for keyword in found)
-    for keyword, count in found.items():
+    assert len(actual) > 92 and any(" " in keyword for keyword in actual)
+    for keyword, count in actual.items():
         assert count == sum(f" {keyword} " in f" {title.replace(',', ' |')} " for title in titles)
 
 
 def test_longest_match_and_whole_words(dictionary, items):
     texts = ["polka dot dress", "dress", "repolka dot dresses", "RUNNING shoes", "running, shoes", "nothing", ""]
-    found = words_of(dictionary, dictionary.of_texts(texts))
-    assert set(found[0]) == {"polka dot dress"} and found[5] == found[6] == {}
-    assert not any("polka" in keyword for keyword in found[2])
-    assert "running shoes" not in found[4] and all(len(row) <= PER_TEXT for row in found)
+    actual = words_of(dictionary, dictionary.of_texts(texts))
+    assert set(actual[0]) == {"polka dot dress"} and actual[5] == actual[6] == {}
+    assert not any("polka" in keyword for keyword in actual[2])
+    assert "running shoes" not in actual[4] and all(len(row) <= PER_TEXT for row in actual)
     slow = set(dictionary.table.filter("mined")["keyword"])
-    for text, row in zip(texts[:3], found, strict=False):
+    for text, row in zip(texts[:3], actual, strict=False):
         inside = {keyword for keyword in slow if f" {keyword} " in normal_form(pl.Series([text]))[0]}
         assert set(row) == {
             keyword
@@ -155,13 +155,13 @@ def test_longest_match_and_whole_words(dictionary, items):
 
 
 def test_items_take_columns_first_and_text_after(dictionary, items):
-    found = words_of(dictionary, dictionary.of_items(items))
-    assert found[0]["dotty"] == "brand" and found[0]["dresses"] == "entity" and found[0]["polka dot dress"]
-    assert found[0]["price 25 to 50"] == "price" and "shop" not in found[0]  # said of every item: tells nobody apart
-    assert found[2]["bottles"] == "entity" and found[2]["flasks"] == "entity"
-    assert all(kind in ATTRIBUTES for row in found for kind in row.values()) and max(map(len, found)) <= PER_TEXT
+    actual = words_of(dictionary, dictionary.of_items(items))
+    assert actual[0]["dotty"] == "brand" and actual[0]["dresses"] == "entity" and actual[0]["polka dot dress"]
+    assert actual[0]["price 25 to 50"] == "price" and "shop" not in actual[0]  # said of every item: tells nobody apart
+    assert actual[2]["bottles"] == "entity" and actual[2]["flasks"] == "entity"
+    assert all(kind in ATTRIBUTES for row in actual for kind in row.values()) and max(map(len, actual)) <= PER_TEXT
     alone = words_of(dictionary, dictionary.of_items(items[:1]))  # a new item does not depend on its batch
-    assert alone == found[:1]
+    assert alone == actual[:1]
 
 
 def test_clicked_pairs_rank_the_keywords_they_share(items):
@@ -190,8 +190,8 @@ def test_chinese():
     rows = [{"title": word + thing} for word in ("红色", "轻便", "透气") for thing in ("跑步鞋", "皮包", "雨伞")] * 2
     rows += [{"title": chr(0x5000 + number) + chr(0x6000 + number)} for number in range(40)]
     dictionary = KeywordDictionary.build(table(rows))
-    found = words_of(dictionary, dictionary.of_texts(["我要红色跑步鞋"]))[0]
-    assert "跑步鞋" in found and found["红色"] == "colour"
+    actual = words_of(dictionary, dictionary.of_texts(["我要红色跑步鞋"]))[0]
+    assert "跑步鞋" in actual and actual["红色"] == "colour"
 
 
 def test_new_items_and_round_trip(dictionary, tmp_path):
@@ -201,8 +201,8 @@ def test_new_items_and_round_trip(dictionary, tmp_path):
         [{"title": "polka dot dress, blue", "brand": "Nobody Knows", "category": ["Shop", "Dresses"]}, {"title": None}]
     )
     assert words_of(again, again.of_items(new)) == words_of(dictionary, dictionary.of_items(new))
-    found = words_of(again, again.of_items(new))
-    assert "polka dot dress" in found[0] and "nobody knows" not in found[0] and found[1] == {}
+    actual = words_of(again, again.of_items(new))
+    assert "polka dot dress" in actual[0] and "nobody knows" not in actual[0] and actual[1] == {}
     (tmp_path / "keyword_dictionary.parquet").unlink()
     with pytest.raises(UserError, match="keyword_dictionary.parquet is missing"):
         KeywordDictionary.load(tmp_path)
@@ -225,10 +225,10 @@ def test_fusion_equals_the_formula(dictionary):
     words[0] = 0  # a keyword the encoder does not know is not counted
     matches = np.zeros((3, len(dictionary)), bool)
     matches[0, [0, 1, 2]] = matches[1, 0] = True
-    found = fuse(vectors, type(dictionary.of_texts([""]))(matches), words)
+    actual = fuse(vectors, type(dictionary.of_texts([""]))(matches), words)
     mean = 0.5 * vectors[0] + 0.5 * (words[1] + words[2]) / 2
-    np.testing.assert_allclose(found[0], mean / np.linalg.norm(mean), atol=1e-6)
-    np.testing.assert_allclose(found[1:], vectors[1:], atol=1e-6)
+    np.testing.assert_allclose(actual[0], mean / np.linalg.norm(mean), atol=1e-6)
+    np.testing.assert_allclose(actual[1:], vectors[1:], atol=1e-6)
 
 
 @pytest.mark.parametrize(

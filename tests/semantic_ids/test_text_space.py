@@ -35,11 +35,11 @@ def test_the_folder_gives_back_the_same_vectors_and_keywords(prepared_run, space
     for one, two in zip(saved.query_vectors(queries), space.query_vectors(queries), strict=True):
         assert np.array_equal(one, two)
     assert np.array_equal(prepared_run.ids.catalogue.text.numpy(), saved.item_vectors(items)[0])
-    shown = pl.read_parquet(prepared_run.folder / "semantic_ids" / "keywords.parquet")
-    assert shown.columns == ["item_id", "keyword", "type"] and len(shown)
-    item = shown["item_id"][0]
+    visible = pl.read_parquet(prepared_run.folder / "semantic_ids" / "keywords.parquet")
+    assert visible.columns == ["item_id", "keyword", "type"] and len(visible)
+    item = visible["item_id"][0]
     assert set(prepared_run.ids.keywords_of(item)) == set(
-        shown.filter(pl.col("item_id") == item).select("keyword", "type").iter_rows()
+        visible.filter(pl.col("item_id") == item).select("keyword", "type").iter_rows()
     )
     assert prepared_run.ids.keywords_of("no such item") == []
 

@@ -108,10 +108,10 @@ def test_several_requests_similar_items_and_suggestions(serving, model):
             similar = await client.post("/v1/similar", json={"item_id": item, "k": 5})
             assert ids(similar) == [answer.item_id for answer in model.similar(item, 5)] and item not in ids(similar)
             assert (await client.post("/v1/similar", json={"item_id": "nope"})).status_code == 404
-            found = (await client.post("/v1/suggest", json={"history": [item], "k": 5})).json()["suggestions"]
-            prefix = found[0]["query"][:2]
-            found = (await client.post("/v1/suggest", json={"prefix": prefix.upper()})).json()["suggestions"]
-            assert found and all(one["query"].lower().startswith(prefix.lower()) for one in found)
+            actual = (await client.post("/v1/suggest", json={"history": [item], "k": 5})).json()["suggestions"]
+            prefix = actual[0]["query"][:2]
+            actual = (await client.post("/v1/suggest", json={"prefix": prefix.upper()})).json()["suggestions"]
+            assert actual and all(one["query"].lower().startswith(prefix.lower()) for one in actual)
 
     asyncio.run(go())
 
@@ -170,8 +170,8 @@ def test_events_are_reported_one_by_one_and_exported(serving, model, tmp_path):
             assert [(one["index"], one["problem"], one["kept"]) for one in reply["details"]] == [
                 (1, "unknown_item", True), (2, "unknown_action", True), (3, "repeated", True), (4, "conflict", False),
             ]  # fmt: skip
-            shown = {"recommendation_id": "r1", "user_id": "u/1", "items": [item, "x"]}
-            assert (await client.post("/v1/impressions", json=shown)).json() == {"accepted": 2}
+            visible = {"recommendation_id": "r1", "user_id": "u/1", "items": [item, "x"]}
+            assert (await client.post("/v1/impressions", json=visible)).json() == {"accepted": 2}
             chain = model.dataset.actions_chain
             counts = write_events(app.state.server.settings.store_path, tmp_path / "log", chain)
             assert counts == {"events": 4, "impressions": 2}

@@ -34,8 +34,8 @@ def api(bundle, tmp_path_factory):
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["valid", "invalid"])
 def test_never_a_5xx(api, mode):
     checked = []
-    for found in api.get_all_operations():
-        operation = found.ok()
+    for actual in api.get_all_operations():
+        operation = actual.ok()
         try:
             strategy = operation.as_strategy(generation_mode=mode)
         except Unsatisfiable:  # nothing about this operation can be invalid

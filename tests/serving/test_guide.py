@@ -22,9 +22,9 @@ def commands() -> list[list[str]]:
 def test_the_requests_are_answered(serving):
     async def go():
         async with serving() as (client, _):
-            asked = [words for words in commands() if words[0] == "curl"]
-            assert len(asked) >= 3
-            for words in asked:
+            requested = [words for words in commands() if words[0] == "curl"]
+            assert len(requested) >= 3
+            for words in requested:
                 path = next(word for word in words if "localhost" in word).partition("8000")[2]
                 body = words[words.index("-d") + 1]
                 reply = await client.post(path, content=body, headers={"content-type": "application/json"})

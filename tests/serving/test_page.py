@@ -189,8 +189,8 @@ def history(page) -> list[str]:
 def check(page) -> None:
     """No serious finding of axe-core, nothing wider than the window, no small target."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    found = [one for one in axe.run(page).response["violations"] if one["impact"] in ("serious", "critical")]
-    assert not found, [(one["id"], one["nodes"][0]["html"]) for one in found]
+    actual = [one for one in axe.run(page).response["violations"] if one["impact"] in ("serious", "critical")]
+    assert not actual, [(one["id"], one["nodes"][0]["html"]) for one in actual]
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     boxes = page.evaluate(
         "[...document.querySelectorAll('button, input, summary, footer a')].filter(one => one.offsetParent)"

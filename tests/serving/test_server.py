@@ -47,8 +47,8 @@ def test_answers_are_the_recommenders(serving, model):
             user, history = model.dataset.user_ids[1], model.snapshot.item_ids[:3]
             plain = [answer.item_id for answer in model.recommend(user, k=7)]
             assert ids(await client.post("/v1/recommend", json={"user_id": user, "k": 7})) == plain
-            found = [answer.item_id for answer in model.search("blue scarf", history=history)]
-            assert ids(await client.post("/v1/search", json={"query": " blue scarf ", "history": history})) == found
+            actual = [answer.item_id for answer in model.search("blue scarf", history=history)]
+            assert ids(await client.post("/v1/search", json={"query": " blue scarf ", "history": history})) == actual
             ranked = [answer.item_id for answer in model.rank(history[::-1], user)]
             assert ids(await client.post("/v1/rank", json={"candidates": history, "user_id": user})) == ranked
             body = {
@@ -274,12 +274,12 @@ def test_keys(serving, tmp_path):
             reader, writer = {"x-api-key": "reader-key-0123456789"}, {"x-api-key": "second-key-0123456789"}
             event = {"events": [{"user_id": "u", "item_id": "i000003"}]}
             for headers, statuses in ((reader, (200, 403, 403)), (writer, (200, 200, 403)), (admin, (200, 200, 200))):
-                found = [
+                actual = [
                     (await client.post("/v1/recommend", json={}, headers=headers)).status_code,
                     (await client.post("/v1/events", json=event, headers=headers)).status_code,
                     (await client.post("/v1/admin/reload", headers=headers)).status_code,
                 ]
-                assert tuple(found) == statuses
+                assert tuple(actual) == statuses
             for path in ("/", "/docs", "/healthz", "/readyz", "/metrics", "/openapi.json"):
                 assert (await client.get(path)).status_code == 200
             # a rotated key is in force without a restart, and a file that became wrong changes nothing
@@ -287,9 +287,9 @@ def test_keys(serving, tmp_path):
             for text, statuses in (("read a-newer-key-0123456789", (401, 200)), ("short", (401, 200))):
                 (tmp_path / "keys").write_text(text)
                 keys._checked = -10.0
-                found = [(await client.post("/v1/recommend", json={}, headers={"x-api-key": key})).status_code
+                actual = [(await client.post("/v1/recommend", json={}, headers={"x-api-key": key})).status_code
                          for key in ("first-key-0123456789", "a-newer-key-0123456789")]  # fmt: skip
-                assert tuple(found) == statuses
+                assert tuple(actual) == statuses
 
     asyncio.run(go())
 

@@ -36,8 +36,8 @@ def event(user: str, item: str, time: int, **more) -> StoredEvent:
 def test_the_newest_events_oldest_first(store):
     store.append([event("u", f"i{n}", n % 4) for n in range(8)])
     store.append([event("v", "x", 1, action="click", query="wool")])
-    found = store.events_of(["u", "v", "nobody"])
-    rows = {user: found.filter(found["user_id"] == user).rows() for user in ("u", "v", "nobody")}
+    actual = store.events_of(["u", "v", "nobody"])
+    rows = {user: actual.filter(actual["user_id"] == user).rows() for user in ("u", "v", "nobody")}
     # times 0 1 2 3 0 1 2 3, ties as they came: i0 i4 i1 i5 i2 i6 i3 i7
     assert [row[1] for row in rows["u"]] == ["i5", "i2", "i6", "i3", "i7"]
     assert rows["v"] == [("v", "x", 1, "click", "wool")] and rows["nobody"] == []
@@ -64,12 +64,12 @@ def test_all_items_of_a_user(store):
 
 
 def test_erasing(store):
-    shown = [StoredImpression("r", user, "a", 1, 1) for user in ("u/1", "v")]
+    visible = [StoredImpression("r", user, "a", 1, 1) for user in ("u/1", "v")]
     store.append([event("u/1", "a", 1, event_id="x"), event("v", "a", 1)])
-    store.append_impressions(shown)
+    store.append_impressions(visible)
     assert store.erased(["u/1", "v"]) == set()
     assert store.forget("u/1") == 1 and store.erased(["u/1", "v"]) == {"u/1"}
-    assert [one.user_id for one in store.all_events()] == ["v"] and list(store.all_impressions()) == shown[1:]
+    assert [one.user_id for one in store.all_events()] == ["v"] and list(store.all_impressions()) == visible[1:]
     assert store.append([event("u/1", "b", 2, event_id="x")]) == ["kept"], "a forgotten event id can come again"
 
 
@@ -109,8 +109,8 @@ def test_changed_items(store):
 def test_hostile_strings(store):
     names = ["'; DROP TABLE events; --", "\x00", "😀" * 50, "a\nb", '{"x":1}']
     store.append([event(name, name, 1, query=name) for name in names])
-    found = store.events_of(names)
-    assert sorted(found["user_id"].to_list()) == sorted(names) and sorted(found["query"].to_list()) == sorted(names)
+    actual = store.events_of(names)
+    assert sorted(actual["user_id"].to_list()) == sorted(names) and sorted(actual["query"].to_list()) == sorted(names)
 
 
 def test_many_threads(tmp_path):

@@ -17,9 +17,9 @@ def test_round_trip_over_shards_and_processes(tmp_path):
     first.put(keys[20:], vectors[20:])
     for cache in (first, VectorCache(tmp_path, 4)):
         order = np.random.default_rng(1).permutation(53)
-        found, known = cache.get(np.concatenate([keys[order], text_keys(["never seen"])]))
-        assert known[:-1].all() and not known[-1] and (found[-1] == 0).all()
-        assert np.array_equal(found[:-1], vectors[order])
+        actual, known = cache.get(np.concatenate([keys[order], text_keys(["never seen"])]))
+        assert known[:-1].all() and not known[-1] and (actual[-1] == 0).all()
+        assert np.array_equal(actual[:-1], vectors[order])
 
 
 def test_keys_differ_where_texts_do():

@@ -71,8 +71,8 @@ def test_chinese(tmp_path):
     texts = ["红色跑步鞋", "蓝色跑步鞋", "红色皮包", "绿茶", "红茶", "运动手表 Pro"]
     encoder = TfidfEncoder.fit(texts, dim=4, min_df=1, seed=0)
     assert "跑 步" in encoder.vocabulary and "pro" in encoder.vocabulary and "跑步" not in " ".join(encoder.vocabulary)
-    found = encoder.encode(["跑步鞋"]) @ encoder.encode(texts).T
-    assert set(np.argsort(-found[0])[:2]) == {0, 1} and np.linalg.norm(found) > 0.5
+    actual = encoder.encode(["跑步鞋"]) @ encoder.encode(texts).T
+    assert set(np.argsort(-actual[0])[:2]) == {0, 1} and np.linalg.norm(actual) > 0.5
     encoder.save(tmp_path)
     assert np.array_equal(load_encoder(tmp_path).encode(texts), encoder.encode(texts))
 
@@ -109,8 +109,8 @@ def test_item_texts_join_what_there_is():
 
 def test_characters_bring_typos_near_and_survive_a_save(tmp_path):
     encoder = TfidfEncoder.fit(TEXTS, dim=6, min_df=1, seed=0, character_share=0.5)
-    found = encoder.encode(["lether bags", "runing shos"]) @ encoder.encode(TEXTS).T
-    assert set(np.argsort(-found[0])[:2]) == {2, 3} and set(np.argsort(-found[1])[:2]) == {0, 1}
+    actual = encoder.encode(["lether bags", "runing shos"]) @ encoder.encode(TEXTS).T
+    assert set(np.argsort(-actual[0])[:2]) == {2, 3} and set(np.argsort(-actual[1])[:2]) == {0, 1}
     assert (TfidfEncoder.fit(TEXTS, 6, 1, 0).encode(["lether bags"]) == 0).all()
     encoder.save(tmp_path)
     assert np.array_equal(load_encoder(tmp_path).encode([*TEXTS, "lether"]), encoder.encode([*TEXTS, "lether"]))

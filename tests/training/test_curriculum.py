@@ -75,16 +75,16 @@ def test_epochs_not_given_are_set_by_the_training_split_for_both_fits(job, tmp_p
 
 def test_align_asks_every_item_by_its_own_text_without_history(job):
     config, data, ids = job
-    curriculum, found = parts(job, 0)
-    items = np.concatenate([part.batch.targets.ravel().numpy() for part in found])
+    curriculum, actual = parts(job, 0)
+    items = np.concatenate([part.batch.targets.ravel().numpy() for part in actual])
     counts = np.bincount(items, minlength=data.n_items)
-    assert len(set(counts.tolist())) == 1 and counts[0] >= 1 and len(found) == curriculum.steps
-    for part in found[:3]:
+    assert len(set(counts.tolist())) == 1 and counts[0] >= 1 and len(actual) == curriculum.steps
+    for part in actual[:3]:
         batch = part.batch
         assert not batch.positions.any() and (batch.request_queries > 0).all() and not batch.request_times.any()
-        asked = batch.query_text[batch.request_queries[:, 0] - 1].numpy()
-        wanted = ids.encoder.encode([_text(data, item) for item in batch.targets[:, 0]])
-        np.testing.assert_allclose(asked, wanted, atol=1e-5)
+        requested = batch.query_text[batch.request_queries[:, 0] - 1].numpy()
+        expected = ids.encoder.encode([_text(data, item) for item in batch.targets[:, 0]])
+        np.testing.assert_allclose(requested, expected, atol=1e-5)
         network = new_network(config, data, ids, generate=False).eval()
         other = copy.copy(batch)
         other.items = (batch.items + 1) % data.n_items
@@ -102,34 +102,34 @@ def _text(data, item) -> str:
 
 def test_co_occur_sees_one_event_and_searches_see_none(job):
     config, data, _ = job
-    curriculum, found = parts(job, 1)
+    curriculum, actual = parts(job, 1)
     recommended, searched = [], []
-    for part in found:
+    for part in actual:
         batch = part.batch
-        live, asked = batch.targets >= 0, batch.request_queries > 0
+        live, requested = batch.targets >= 0, batch.request_queries > 0
         assert (
             batch.items.shape[1] == 1
-            and (batch.positions[live & ~asked] == 1).all()
-            and not batch.positions[asked].any()
+            and (batch.positions[live & ~requested] == 1).all()
+            and not batch.positions[requested].any()
         )
-        row, lane = (live & ~asked).nonzero(as_tuple=True)
-        recommended += list(zip(batch.items[row, 0].tolist(), batch.targets[row, lane].tolist(), strict=True))
-        searched += batch.targets[live & asked].tolist()
+        row, column = (live & ~requested).nonzero(as_tuple=True)
+        recommended += list(zip(batch.items[row, 0].tolist(), batch.targets[row, column].tolist(), strict=True))
+        searched += batch.targets[live & requested].tolist()
     events = train_events(data)
     owner = np.searchsorted(data.offsets, events, side="right")
     later = events[1:][owner[1:] == owner[:-1]]
     assert sorted(recommended) == sorted(zip(data.items[later - 1].tolist(), data.items[later].tolist(), strict=True))
     with_query = events[np.asarray(data.queries)[events] >= 0]
     assert sorted(searched) == sorted(data.items[with_query].tolist())
-    assert abs(len(found) - curriculum.steps) <= 1 and len(recommended) + len(searched) == curriculum.counts.sum()
+    assert abs(len(actual) - curriculum.steps) <= 1 and len(recommended) + len(searched) == curriculum.counts.sum()
 
 
 def test_tasks_leave_the_other_requests_out(job):
     for searches, recommends in ((True, True), (True, False), (False, True)):
-        curriculum, found = parts(job, 3, searches, recommends)
-        asked = sum(int((part.batch.request_queries > 0).sum()) for part in found)
-        live = sum(int((part.batch.targets >= 0).sum()) for part in found)
-        assert live == curriculum.counts.sum() and (asked > 0) == searches and (live > asked) == recommends
+        curriculum, actual = parts(job, 3, searches, recommends)
+        requested = sum(int((part.batch.request_queries > 0).sum()) for part in actual)
+        live = sum(int((part.batch.targets >= 0).sum()) for part in actual)
+        assert live == curriculum.counts.sum() and (requested > 0) == searches and (live > requested) == recommends
 
 
 def test_a_search_only_network_is_chosen_by_searches(job):
@@ -198,8 +198,8 @@ def test_without_same_time_no_request_sees_its_own_second(prepare_table, job):
             batch = curriculum.batches(0, 0, 1)[0].batch
             live = batch.targets >= 0
             assert live.sum() == curriculum.counts.sum()
-            row, lane = live.nonzero(as_tuple=True)
-            for one, two in zip(row.tolist(), lane.tolist(), strict=True):
+            row, column = live.nonzero(as_tuple=True)
+            for one, two in zip(row.tolist(), column.tolist(), strict=True):
                 seen = batch.items[one, : batch.positions[one, two]].tolist()
                 if strict:
                     assert int(batch.targets[one, two]) not in seen or len(seen) > 2
@@ -222,8 +222,8 @@ def test_items_own_texts_may_ask_for_an_item_nobody_had(job):
 
     assert module.candidates(batch(1, 3), 0) is None
     module.trainer.current_epoch = 1
-    found = module.candidates(batch(4, 10), 0)
-    assert torch.equal(found.ids, trained) and found.index_of(trained[[2, 5]]).tolist() == [2, 5]
+    actual = module.candidates(batch(4, 10), 0)
+    assert torch.equal(actual.ids, trained) and actual.index_of(trained[[2, 5]]).tolist() == [2, 5]
 
 
 def test_windows_of_long_histories_overlap_by_half_unless_stated(job):

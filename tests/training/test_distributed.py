@@ -214,16 +214,16 @@ def test_parts_and_processes_divide_each_step(loader, world, parts):
     assert {len(one) for one in pieces} == {len(whole) * parts}
     for step in range(3):
         targets = whole[step].batch.targets
-        wanted = sorted(targets[targets >= 0].tolist())
-        found, mean = [], 0.0
+        expected = sorted(targets[targets >= 0].tolist())
+        actual, mean = [], 0.0
         for one in pieces:
             for part in range(parts):
                 piece = one[step * parts + part]
                 own = piece.batch.targets[piece.batch.targets >= 0]
                 assert len(own), "a piece without a request has no loss"
                 mean += piece.weight * float(own.double().mean()) / (world * parts)
-                found += own.tolist() if piece.weight else []
-        assert sorted(found) == wanted and mean == pytest.approx(np.mean(wanted))
+                actual += own.tolist() if piece.weight else []
+        assert sorted(actual) == expected and mean == pytest.approx(np.mean(expected))
 
 
 def test_a_loader_goes_on_where_its_state_says(loader):

@@ -49,10 +49,10 @@ def test_touched_rows_equal_adamw_where_all_rows_are_touched():
 def test_untouched_rows_stay_and_idle_rows_decay():
     torch.manual_seed(0)
     start = nn.Embedding(ROWS, DIM).weight.detach()
-    found = trained(True, [torch.tensor([3, 4]), torch.tensor([4, 4]), torch.tensor([3, 5])], limit=1e9)["table"]
+    actual = trained(True, [torch.tensor([3, 4]), torch.tensor([4, 4]), torch.tensor([3, 5])], limit=1e9)["table"]
     untouched = [row for row in range(ROWS) if row not in (3, 4, 5)]
-    assert torch.equal(found[untouched], start[untouched])
-    assert (found[[3, 4, 5]] != start[[3, 4, 5]]).all()
+    assert torch.equal(actual[untouched], start[untouched])
+    assert (actual[[3, 4, 5]] != start[[3, 4, 5]]).all()
 
 
 def test_a_resumed_optimizer_equals_an_uninterrupted_one():
@@ -82,10 +82,10 @@ def test_listed_nodes_are_the_marked_ones(monkeypatch):
     paths = trie.item_path[torch.randint(0, 400, (30,), generator=draw)]
     marked, rows = walked_nodes(trie, paths)
     monkeypatch.setattr(generation, "LARGE_TRIE", 0)
-    listed, found = walked_nodes(trie, paths)
+    listed, actual = walked_nodes(trie, paths)
     assert torch.equal(marked, listed)
-    assert torch.equal(found[listed], rows[marked])
-    assert torch.equal(found[paths[:, :-1]], rows[paths[:, :-1]])
+    assert torch.equal(actual[listed], rows[marked])
+    assert torch.equal(actual[paths[:, :-1]], rows[paths[:, :-1]])
 
 
 @pytest.mark.parametrize("pointer", [False, True])

@@ -132,8 +132,8 @@ def test_another_past_is_read_again_and_said(log, change, caplog):
         log(0)
     with caplog.at_level(logging.WARNING):
         again = log.prepare("kept")
-    wanted = {"changed": [2, 3], "removed": [3], "before": [0, 1, 2, 3]}[change]
-    assert log.read == [f"day-{number}.parquet" for number in wanted]
+    expected = {"changed": [2, 3], "removed": [3], "before": [0, 1, 2, 3]}[change]
+    assert log.read == [f"day-{number}.parquet" for number in expected]
     assert "read again" in caplog.text and ("day-2" in caplog.text or change == "before")
     assert same(again, log.prepare("new"))
 
@@ -187,8 +187,8 @@ def test_codes_of_strings_over_batches():
     rng = np.random.default_rng(0)
     values = [None if n % 11 == 0 else f"s{n}" for n in rng.integers(0, 60, 300)]
     for start in range(0, 300, 7):
-        found, fresh = ids.encode(pl.Series(values[start : start + 7], dtype=pl.String))
-        codes += found.tolist()
+        actual, fresh = ids.encode(pl.Series(values[start : start + 7], dtype=pl.String))
+        codes += actual.tolist()
         texts += fresh.to_list()
     assert texts == list(dict.fromkeys(value for value in values if value is not None)) and len(ids) == len(texts)
     assert codes == [-1 if value is None else texts.index(value) for value in values]

@@ -109,6 +109,6 @@ def test_the_protocol_asks_for_them(tmp_path, tiny_overrides):
     assert data.impressions is None or not unseen[data.impressions["item"].to_numpy()].any()
     tables = run_protocol(run, "cold-items", "valid")
     assert [one.title for one in tables] == ["Cold items: recommendation", "Cold items: search (category)"]
-    wanted = int(unseen[data.requests("valid").targets].sum())
-    assert {len(values["recall@10"]) for values in tables[0].values.values()} == {wanted}
+    expected = int(unseen[data.requests("valid").targets].sum())
+    assert {len(values["recall@10"]) for values in tables[0].values.values()} == {expected}
     assert {"genrec, retrieval alone", "genrec, generation alone", "text of the last event"} <= tables[0].values.keys()

@@ -276,16 +276,16 @@ def test_too_many_bad_rows_stop_the_job(prepare_table):
 
 
 @pytest.fixture
-def asked(prepare_table):
+def requested(prepare_table):
     return prepare_table(rows(per_user=20), ITEMS, "queries.synthetic=[category,title]", "queries.share=0.5")
 
 
-def test_synthetic_queries_are_the_words_of_their_item(asked):
+def test_synthetic_queries_are_the_words_of_their_item(requested):
     table = {item["item_id"]: item for item in ITEMS}
     kinds = Counter()
-    for event in np.flatnonzero(asked.queries >= 0):
-        item = table[asked.item_table["item_id"][int(asked.items[event])]]
-        words = asked.query_texts[asked.queries[event]].split()
+    for event in np.flatnonzero(requested.queries >= 0):
+        item = table[requested.item_table["item_id"][int(requested.items[event])]]
+        words = requested.query_texts[requested.queries[event]].split()
         category = [
             w for w in dict.fromkeys(WORD.findall(" ".join(item["category"][1:]).lower())) if w not in STOP_WORDS
         ]
@@ -299,28 +299,28 @@ def test_synthetic_queries_are_the_words_of_their_item(asked):
             kinds["title"] += 1
         assert "beauty" not in words and "the" not in words  # the top level says nothing; stop words say nothing
     assert min(kinds["category"], kinds["title"]) > 20
-    assert 0.3 < (asked.queries >= 0).mean() < 0.6 and asked.info["synthetic_queries"] is True
+    assert 0.3 < (requested.queries >= 0).mean() < 0.6 and requested.info["synthetic_queries"] is True
 
 
-def test_heldout_queries_cover_every_held_event_by_kind(asked):
-    assert asked.query_kinds == ["category", "title"]
-    held = np.flatnonzero(asked.split != TRAIN)
-    table = asked.heldout_queries
+def test_heldout_queries_cover_every_held_event_by_kind(requested):
+    assert requested.query_kinds == ["category", "title"]
+    held = np.flatnonzero(requested.split != TRAIN)
+    table = requested.heldout_queries
     assert set(table["event"]) == set(held)
     assert len(table.filter(pl.col("kind") == "category")) == len(held)
     for event, kind, query in table.rows():
-        item = {item["item_id"]: item for item in ITEMS}[asked.item_table["item_id"][int(asked.items[event])]]
+        item = {item["item_id"]: item for item in ITEMS}[requested.item_table["item_id"][int(requested.items[event])]]
         source = " ".join(item["category"]) if kind == "category" else item["title"]
-        assert set(asked.query_texts[query].split()) <= set(WORD.findall(source.lower()))
-    requests = asked.requests("test", "title")
+        assert set(requested.query_texts[query].split()) <= set(WORD.findall(source.lower()))
+    requests = requested.requests("test", "title")
     assert (requests.request_queries >= 0).all() and len(requests) == len(
-        table.filter((pl.col("kind") == "title") & pl.col("event").is_in(asked.heldout_events("test")))
+        table.filter((pl.col("kind") == "title") & pl.col("event").is_in(requested.heldout_events("test")))
     )
 
 
-def test_synthetic_queries_do_not_depend_on_anything_else(asked, prepare_table):
+def test_synthetic_queries_do_not_depend_on_anything_else(requested, prepare_table):
     again = prepare_table(rows(per_user=20), ITEMS, "queries.synthetic=[category,title]", "queries.share=0.5")
-    assert np.array_equal(again.queries, asked.queries) and again.query_texts == asked.query_texts
+    assert np.array_equal(again.queries, requested.queries) and again.query_texts == requested.query_texts
     # The same (user, item) asks the same, whatever the order of the log.
     turned = prepare_table(rows(per_user=20)[::-1], ITEMS, "queries.synthetic=[category,title]", "queries.share=0.5")
 
@@ -329,7 +329,7 @@ def test_synthetic_queries_do_not_depend_on_anything_else(asked, prepare_table):
         texts = [data.query_texts[query] if query >= 0 else None for query in data.queries]
         return {(user, item): text for user, item, text in zip(log["user_id"], log["item_id"], texts, strict=True)}
 
-    assert by_event(turned) == by_event(asked)
+    assert by_event(turned) == by_event(requested)
 
 
 def test_logged_queries_win_over_synthetic_ones(prepare_table):
@@ -352,9 +352,9 @@ def test_no_queries_at_all(prepare_table):
     assert data.query_kinds == [] and data.query_texts == [] and (data.queries == -1).all()
 
 
-def test_an_unknown_split_name(asked):
+def test_an_unknown_split_name(requested):
     with pytest.raises(UserError, match="train"):
-        asked.requests("train")
+        requested.requests("train")
 
 
 def test_events_below_the_target_action_are_seen_and_never_asked_for(tmp_path, tiny_overrides):
@@ -367,8 +367,8 @@ def test_events_below_the_target_action_are_seen_and_never_asked_for(tmp_path, t
     for name in ("valid", "test"):
         held = data.heldout_events(name)
         assert len(held) and (data.actions[held] >= level).all() and len(held) == data.info["leakage"][name]["requests"]
-        asked = data.requests(name)
-        assert (asked.actions < level).any(), "the history still holds clicks"
+        requested = data.requests(name)
+        assert (requested.actions < level).any(), "the history still holds clicks"
         for event in held:  # the first of its user and split that may be a target
             user = np.searchsorted(data.offsets, event, side="right") - 1
             own = np.arange(data.offsets[user], data.offsets[user + 1])
@@ -379,8 +379,8 @@ def test_events_below_the_target_action_are_seen_and_never_asked_for(tmp_path, t
     windows = make_windows(data.offsets, data.known_lengths(TRAIN), 10, 5)
     for searches in (False, True):
         batch = collator.windows(data, windows, np.arange(len(windows)), False, searches)
-        asked = (batch.targets >= 0).sum(1).numpy()
-        assert asked.sum() and (asked == request_counts(data, windows, False, searches)).all()
+        requested = (batch.targets >= 0).sum(1).numpy()
+        assert requested.sum() and (requested == request_counts(data, windows, False, searches)).all()
     with pytest.raises(
         UserError, match="target_action: 'crat' is not in the log's feedback chain; did you mean 'cart'"
     ):

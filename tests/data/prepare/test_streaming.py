@@ -136,21 +136,21 @@ def reference_split(rows: list[dict], users: list[str], config) -> list[int]:
     return split
 
 
-def check_equal(data: Dataset, wanted: dict) -> None:
+def check_equal(data: Dataset, expected: dict) -> None:
     """Every array and table of the dataset against the reference."""
-    rows = wanted["rows"]
-    assert data.user_ids.to_list() == wanted["users"] and data.item_table["item_id"].to_list() == wanted["items"]
-    assert data.query_texts == wanted["queries"] and data.actions_chain == wanted["actions"]
+    rows = expected["rows"]
+    assert data.user_ids.to_list() == expected["users"] and data.item_table["item_id"].to_list() == expected["items"]
+    assert data.query_texts == expected["queries"] and data.actions_chain == expected["actions"]
     counts = Counter(row["user_id"] for row in rows)
-    assert np.diff(data.offsets).tolist() == [counts[user] for user in wanted["users"]]
-    assert data.items.tolist() == [wanted["items"].index(row["item_id"]) for row in rows]
+    assert np.diff(data.offsets).tolist() == [counts[user] for user in expected["users"]]
+    assert data.items.tolist() == [expected["items"].index(row["item_id"]) for row in rows]
     assert data.timestamps.tolist() == [row["timestamp"] for row in rows]
-    assert data.actions.tolist() == [wanted["actions"].index(row["action"]) for row in rows]
-    assert data.queries.tolist() == [wanted["queries"].index(row["query"]) if row["query"] else -1 for row in rows]
-    assert data.split.tolist() == wanted["split"]
+    assert data.actions.tolist() == [expected["actions"].index(row["action"]) for row in rows]
+    assert data.queries.tolist() == [expected["queries"].index(row["query"]) if row["query"] else -1 for row in rows]
+    assert data.split.tolist() == expected["split"]
     info = data.info["rows"]
-    assert {rule: info[rule] for rule in wanted["removed"]} == dict(wanted["removed"])
-    assert info["events"] == info["kept"] + sum(wanted["removed"].values()) and info["kept"] == len(rows)
+    assert {rule: info[rule] for rule in expected["removed"]} == dict(expected["removed"])
+    assert info["events"] == info["kept"] + sum(expected["removed"].values()) and info["kept"] == len(rows)
 
 
 @pytest.fixture
@@ -182,9 +182,9 @@ RULES = [
 @pytest.mark.parametrize("overrides", RULES, ids=lambda rules: ",".join(rules) or "plain")
 def test_pieces_equal_the_reference(prepare_table, small_pieces, overrides):
     log = random_log(1)
-    wanted = reference(log, load_config(None, overrides))
-    assert wanted["rows"] and wanted["removed"].total() > 0 or "data.duplicates=keep" in overrides
-    check_equal(prepare_table(log, None, *overrides), wanted)
+    expected = reference(log, load_config(None, overrides))
+    assert expected["rows"] and expected["removed"].total() > 0 or "data.duplicates=keep" in overrides
+    check_equal(prepare_table(log, None, *overrides), expected)
 
 
 def test_one_big_piece_is_the_same_dataset(prepare_table, monkeypatch):
@@ -225,8 +225,8 @@ def test_quantiles_in_passes(monkeypatch, bins):
     rng = np.random.default_rng(0)
     for values in (rng.integers(-50, 50, 101), rng.integers(0, 10**12, 40), np.array([7]), np.repeat([3, 9], 10)):
         shares = [0.0, 0.35, 0.8, 0.9, 1.0]
-        found = quantile_higher(lambda values=values: iter(np.array_split(values, 3)), shares)
-        assert found == np.quantile(values, shares, method="higher").tolist()
+        actual = quantile_higher(lambda values=values: iter(np.array_split(values, 3)), shares)
+        assert actual == np.quantile(values, shares, method="higher").tolist()
 
 
 def test_k_core_is_a_fixpoint(prepare_table, small_pieces):
@@ -336,18 +336,18 @@ def test_impressions_are_kept_with_dense_ids(tmp_path, small_pieces, monkeypatch
     )
     monkeypatch.setattr("genrec.data.simulator.simulate.PILOT_SESSIONS", 80)
     data = Dataset(prepare(config, tmp_path / "dataset"))
-    shown, counts = data.impressions, data.info["impressions"]
-    assert counts["kept"] == shown.height > 500 and counts["of_unknown_users_or_items"] > 0
+    visible, counts = data.impressions, data.info["impressions"]
+    assert counts["kept"] == visible.height > 500 and counts["of_unknown_users_or_items"] > 0
     assert counts["kept"] + counts["of_unknown_users_or_items"] == data.info["rows"]["impressions"]
-    assert shown.select("user", "timestamp", "request_id").equals(
-        shown.select("user", "timestamp", "request_id").sort("user", "timestamp", "request_id")
+    assert visible.select("user", "timestamp", "request_id").equals(
+        visible.select("user", "timestamp", "request_id").sort("user", "timestamp", "request_id")
     )
     assert data.actions_chain == ["impression", "click", "cart", "purchase"] and data.judgments is None
     # Every click in the events is an impression of that user, item and depth; ids are the dataset's own.
     clicks = np.flatnonzero(data.actions == 1)
     owner = np.searchsorted(data.offsets, clicks, side="right") - 1
     clicked = Counter(zip(owner.tolist(), data.items[clicks].tolist(), strict=True))
-    deep = shown.filter(pl.col("action") != "impression")
+    deep = visible.filter(pl.col("action") != "impression")
     assert Counter(zip(deep["user"], deep["item"], strict=True)) == clicked
     rows = data.info["rows"]
     assert rows["read"] == rows["events"] + rows["items"] + rows["users"] + rows["quarantined"]

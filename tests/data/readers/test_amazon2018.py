@@ -114,7 +114,7 @@ def test_bad_lines_have_their_reason(folder):
     write(folder / "Home_5.json.gz", [good, *bad, {**good, "overall": "many"}])
     write(folder / "meta_Home.json.zst", [*META, {**META[0], "title": "Later"}, {"title": "no id"}])
     log = read(folder)
-    found = {(source, line): reason for source, line, reason in log.quarantine.iter_rows()}
+    actual = {(source, line): reason for source, line, reason in log.quarantine.iter_rows()}
     words = (
         "broken JSON",
         "no reviewerID",
@@ -125,8 +125,8 @@ def test_bad_lines_have_their_reason(folder):
         "not a JSON object",
     )
     for line, word in enumerate(words, start=2):
-        assert word in found["Home_5.json.gz", line]
-    assert found["meta_Home.json.zst", 5] == "no asin" and len(found) == 8
+        assert word in actual["Home_5.json.gz", line]
+    assert actual["meta_Home.json.zst", 5] == "no asin" and len(actual) == 8
     assert log.events["rating"].to_list() == [5.0, None] and log.items["title"][0] == "Lamp & shade"
     assert list(log.filtered.values()) == [1]
 

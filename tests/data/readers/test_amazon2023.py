@@ -99,15 +99,15 @@ def test_bad_rows_have_their_reason(tmp_path):
     )
     write(tmp_path / "meta_Home.jsonl", [META[0], {"title": "no id"}, META[0]])
     log = read(tmp_path)
-    found = {(source, line): reason for source, line, reason in log.quarantine.iter_rows()}
+    actual = {(source, line): reason for source, line, reason in log.quarantine.iter_rows()}
     for line, words in enumerate(("broken JSON", "no user_id", "no parent_asin", "milliseconds"), start=1):
-        assert words in found["Home.jsonl", line]
+        assert words in actual["Home.jsonl", line]
     assert (
-        "3 fields" in found["Toys.csv", 2]
-        and "no parent_asin" in found["Toys.csv", 3]
-        and "timestamp" in found["Toys.csv", 5]
+        "3 fields" in actual["Toys.csv", 2]
+        and "no parent_asin" in actual["Toys.csv", 3]
+        and "timestamp" in actual["Toys.csv", 5]
     )
-    assert found["meta_Home.jsonl", 2] == "no parent_asin" and len(found) == 8
+    assert actual["meta_Home.jsonl", 2] == "no parent_asin" and len(actual) == 8
     assert log.filtered == {toolkit.REPEATED_ITEM: 1} and log.events["rating"].to_list() == [5.0, None]
     (tmp_path / "Toys.csv").write_text("user_id,item_id,rating,timestamp\nA1,B1,5.0,1588687728000\n")
     with pytest.raises(UserError, match="no column 'parent_asin'; valid: user_id, item_id"):

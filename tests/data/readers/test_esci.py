@@ -127,13 +127,13 @@ def test_bad_rows_have_their_reason(tmp_path):
         "\n".join([json.dumps(NDJSON[0]), '{"title": "no id"}', "{", json.dumps(NDJSON[0])])
     )
     log = read(tmp_path)
-    found = {(source, line): reason for source, line, reason in log.quarantine.iter_rows()}
+    actual = {(source, line): reason for source, line, reason in log.quarantine.iter_rows()}
     for line, words in enumerate(("no query", "no product_id", "label", "label", "2 fields"), start=2):
-        assert words in found["judgments.tsv", line]
+        assert words in actual["judgments.tsv", line]
     assert (
-        "no product_id" in found["products.ndjson", 2]
-        and "broken JSON" in found["products.ndjson", 3]
-        and len(found) == 7
+        "no product_id" in actual["products.ndjson", 2]
+        and "broken JSON" in actual["products.ndjson", 3]
+        and len(actual) == 7
     )
     assert sum(log.filtered.values()) == 2 and log.judgments["gain"].to_list() == [1.0] and log.items.height == 1
     (tmp_path / "judgments.tsv").write_text("query\titem\tgain\n")

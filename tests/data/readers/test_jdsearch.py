@@ -87,10 +87,10 @@ def test_bad_lines_have_their_reason(tmp_path):
     }
     products = [*PRODUCTS, PRODUCTS[0], "\t".join(["", *PRODUCTS[0].split("\t")[1:]])]
     log = read(fill(tmp_path, [PERSON, *bad, "9\t\t\t\t\t\t0"], products))
-    found = {(source, line): reason for source, line, reason in log.quarantine.iter_rows()}
+    actual = {(source, line): reason for source, line, reason in log.quarantine.iter_rows()}
     for line, words in enumerate(bad.values(), start=3):
-        assert words in found["release_data.txt", line]
-    assert found["product_data.txt", 5] == "no wid" and len(found) == len(bad) + 1
+        assert words in actual["release_data.txt", line]
+    assert actual["product_data.txt", 5] == "no wid" and len(actual) == len(bad) + 1
     assert log.filtered == {"neither history nor candidates": 1, toolkit.REPEATED_ITEM: 1} and log.events.height == 5
 
 

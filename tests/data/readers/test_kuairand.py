@@ -82,9 +82,9 @@ def read(path: Path, **options: object) -> RawLog:
 
 def accounted(log: RawLog) -> bool:
     history = log.impressions.filter(log.impressions["surface"] == "history") if log.impressions is not None else None
-    shown = 0 if history is None else log.impressions.height - history.height + history["user_id"].n_unique()
+    visible = 0 if history is None else log.impressions.height - history.height + history["user_id"].n_unique()
     users = 0 if log.users is None else log.users.height
-    return log.rows_read == shown + log.items.height + users + log.quarantine.height + sum(log.filtered.values())
+    return log.rows_read == visible + log.items.height + users + log.quarantine.height + sum(log.filtered.values())
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
@@ -169,12 +169,12 @@ def test_bad_rows_are_set_aside_one_by_one(tmp_path):
         file.write(b"1,\xff10,20220424\n")
     write(tmp_path, "user_features_pure.csv", [*USERS, USERS[1], ",x,1,0"])
     log = read(tmp_path)
-    found = {(source, line): reason for source, line, reason in log.quarantine.iter_rows()}
+    actual = {(source, line): reason for source, line, reason in log.quarantine.iter_rows()}
     words = ["no user_id", "no video_id", *["time_ms"] * 4, "is_click", "18 fields", "20 fields"]
     for line, word in enumerate(words, start=2):
-        assert word in found["log_standard_4_22_to_5_08_pure.csv", line]
-    assert "utf-8" in found["log_standard_4_22_to_5_08_pure.csv", 19]
-    assert "repeated" in found["user_features_pure.csv", 5] and "no user_id" in found["user_features_pure.csv", 6]
+        assert word in actual["log_standard_4_22_to_5_08_pure.csv", line]
+    assert "utf-8" in actual["log_standard_4_22_to_5_08_pure.csv", 19]
+    assert "repeated" in actual["user_features_pure.csv", 5] and "no user_id" in actual["user_features_pure.csv", 6]
     assert log.quarantine.height == 12 and log.impressions.height == 7 and accounted(log)
 
 

@@ -126,14 +126,14 @@ def test_bad_rows_are_set_aside_one_by_one(tmp_path):
     )
     write(tmp_path, "item_features.csv", [*ITEMS, ITEMS[1], '13,"{1}",4,,,,'])
     log = read(tmp_path)
-    found = {(source, line): reason for source, line, reason in log.quarantine.iter_rows()}
+    actual = {(source, line): reason for source, line, reason in log.quarantine.iter_rows()}
     expected = {
         ("rec_inter.csv.gz", 5): "no user_id", ("rec_inter.csv.gz", 6): "milliseconds",
         ("rec_inter.csv.gz", 7): "click is neither",
         ("src_inter.csv", 5): "keyword", ("src_inter.csv", 6): "click_cnt", ("src_inter.csv", 7): "search_session_id",
         ("src_inter.csv", 8): "2 fields", ("item_features.csv", 4): "repeated", ("item_features.csv", 5): "caption",
     }  # fmt: skip
-    assert set(found) == set(expected) and all(word in found[key] for key, word in expected.items())
+    assert set(actual) == set(expected) and all(word in actual[key] for key, word in expected.items())
     assert log.impressions["query"][-1] == "20 3" and accounted(log)
 
 

@@ -114,7 +114,7 @@ def read(path: Path, **options: object) -> RawLog:
 
 
 def accounted(log: RawLog, rank: bool = False) -> bool:
-    shown = (
+    visible = (
         0
         if log.impressions is None
         else log.impressions.height
@@ -123,7 +123,7 @@ def accounted(log: RawLog, rank: bool = False) -> bool:
     )
     items = log.items.filter(~pl.col("item_id").str.starts_with("relevance-")).height
     others = sum(table.height for table in (log.users, log.judgments, log.quarantine) if table is not None)
-    return log.rows_read == shown + items + others + sum(log.filtered.values())
+    return log.rows_read == visible + items + others + sum(log.filtered.values())
 
 
 def test_recall_gives_requests_and_relevance_gives_judgments(tmp_path):
@@ -195,7 +195,7 @@ def test_bad_rows_are_set_aside_one_by_one(tmp_path):
     write(tmp_path, "relevance.jsonl", [*RELEVANCE, {**RELEVANCE[0], "score": 4}, {**RELEVANCE[0], "query": ""}])
     write(tmp_path, "items.jsonl.gz", [*ITEMS, ITEMS[0], {"item_title": "x"}])
     log = read(tmp_path)
-    found = {(source, line): reason for source, line, reason in log.quarantine.iter_rows()}
+    actual = {(source, line): reason for source, line, reason in log.quarantine.iter_rows()}
     words = [
         "user_id",
         "session_id",
@@ -209,9 +209,9 @@ def test_bad_rows_are_set_aside_one_by_one(tmp_path):
         "not a JSON",
     ]
     for line, word in enumerate(words, start=1):
-        assert word in found["recall.jsonl", line]
-    assert "score" in found["relevance.jsonl", 4] and "no query" in found["relevance.jsonl", 5]
-    assert "repeated" in found["items.jsonl.gz", 3] and "no item_id" in found["items.jsonl.gz", 4]
+        assert word in actual["recall.jsonl", line]
+    assert "score" in actual["relevance.jsonl", 4] and "no query" in actual["relevance.jsonl", 5]
+    assert "repeated" in actual["items.jsonl.gz", 3] and "no item_id" in actual["items.jsonl.gz", 4]
     assert log.quarantine.height == 14 and log.impressions.height == 6 and accounted(log)
 
 

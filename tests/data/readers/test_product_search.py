@@ -65,10 +65,10 @@ def test_triples(tmp_path):
 def test_bad_lines_have_their_reason(tmp_path):
     train = TRAIN + "A2_7 0 B2 1\nA2 0 B2 1\nA2_1 0 B2 1\nA2_0 0 B2\nA2_0 0 B2 0\n"
     log = read(fill(tmp_path, train__qrels__txt=train, items__tsv=FILES["items.tsv"] + "\tx\ty\nB1\tx\ty\nB3\tx\n"))
-    found = {(source, line): reason for source, line, reason in log.quarantine.iter_rows()}
+    actual = {(source, line): reason for source, line, reason in log.quarantine.iter_rows()}
     for line, words in ((5, "query_text"), (6, "USER_QUERYLINE"), (7, "query_text"), (8, "USER_QUERYLINE")):
-        assert words in found["train.qrels.txt.gz", line]
-    assert found["items.tsv.gz", 4] == "no asin" and "2 fields" in found["items.tsv.gz", 6] and len(found) == 6
+        assert words in actual["train.qrels.txt.gz", line]
+    assert actual["items.tsv.gz", 4] == "no asin" and "2 fields" in actual["items.tsv.gz", 6] and len(actual) == 6
     assert log.filtered["label 0"] == 1 and log.filtered[toolkit.REPEATED_ITEM] == 1
     assert log.events.height == 6 and log.items.height == 2
 

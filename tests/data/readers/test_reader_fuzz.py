@@ -79,8 +79,8 @@ def request_rows(log: RawLog) -> int:
 
 def person_rows(log: RawLog) -> int:
     """JDsearch: a row is a person with all they did."""
-    shown = [log.impressions["user_id"]] if height(log.impressions) else []
-    return pl.concat([log.events["user_id"], *shown]).n_unique() + log.items.height
+    visible = [log.impressions["user_id"]] if height(log.impressions) else []
+    return pl.concat([log.events["user_id"], *visible]).n_unique() + log.items.height
 
 
 @dataclass
@@ -472,8 +472,8 @@ def expected_rows(case: Case, contents: dict[str, bytes]) -> tuple[int, int]:
 
 
 def read(case: Case, folder: Path) -> RawLog:
-    found = read_log(case.reader, folder / case.path if case.path else folder, dict(case.options))
-    return found if isinstance(found, RawLog) else join_parts(found)
+    actual = read_log(case.reader, folder / case.path if case.path else folder, dict(case.options))
+    return actual if isinstance(actual, RawLog) else join_parts(actual)
 
 
 def check(case: Case, contents: dict[str, bytes], packing: int, where: int) -> RawLog | None:

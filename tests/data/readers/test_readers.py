@@ -85,7 +85,7 @@ def test_amazon_quarantines_each_kind_of_bad_line(tmp_path):
         tmp_path, [REVIEWS[0], *bad, b"", REVIEWS[1]], [*META, META[0], b"__import__('os')", b"{'title': 'no id'}"]
     )
     assert log.events["item_id"].to_list() == ["B1", "B2"]
-    found = reasons(log)
+    actual = reasons(log)
     for line, words in (
         (2, "broken JSON"),
         (3, "no reviewerID"),
@@ -94,11 +94,11 @@ def test_amazon_quarantines_each_kind_of_bad_line(tmp_path):
         (6, "utf-8"),
         (7, "not a JSON"),
     ):
-        assert words in found["reviews_X_5.json.gz", line]
+        assert words in actual["reviews_X_5.json.gz", line]
     assert (
-        "repeated" in found["meta_X.json", 3]
-        and "literal" in found["meta_X.json", 4]
-        and "no asin" in found["meta_X.json", 5]
+        "repeated" in actual["meta_X.json", 3]
+        and "literal" in actual["meta_X.json", 4]
+        and "no asin" in actual["meta_X.json", 5]
     )
     assert log.quarantine.schema == QUARANTINE_SCHEMA and accounted(log)
 

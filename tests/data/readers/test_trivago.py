@@ -27,7 +27,7 @@ def row(
     kind: str,
     reference: str,
     filters: str = "",
-    shown: str = "",
+    visible: str = "",
     prices: str = "",
 ) -> list[str]:
     return [
@@ -41,7 +41,7 @@ def row(
         "Paris, France",
         "mobile",
         filters,
-        shown,
+        visible,
         prices,
     ]
 

@@ -51,9 +51,9 @@ def test_tables_keep_the_contract(log):
 
 def test_the_chain_holds(log):
     key = ["request_id", "user_id", "item_id"]
-    shown = log.impressions.select(*key, pl.col("timestamp").alias("shown_at"), pl.col("action").alias("stage"))
-    assert not shown.select(key).is_duplicated().any()
-    events = log.events.join(shown, on=key, how="left")
+    visible = log.impressions.select(*key, pl.col("timestamp").alias("shown_at"), pl.col("action").alias("stage"))
+    assert not visible.select(key).is_duplicated().any()
+    events = log.events.join(visible, on=key, how="left")
     assert events["shown_at"].null_count() == 0 and (events["timestamp"] > events["shown_at"]).all()
     counts = dict(log.events["action"].value_counts().iter_rows())
     assert counts["click"] > counts["cart"] > counts["purchase"] > 0
@@ -92,12 +92,13 @@ def test_written_parts_hold_the_same_log(tmp_path, log, monkeypatch):
 def test_reader_options():
     options = {"n_users": 20, "n_items": 50, "n_events": 400, "n_categories": 5, "n_brands": 3}
     plain = read_log("simulator", None, options)
-    shown = read_log("simulator", None, {**options, "include_impressions_in_events": True})
+    visible = read_log("simulator", None, {**options, "include_impressions_in_events": True})
     assert "impression" not in set(plain.events["action"])
     assert (
-        shown.events["action"].value_counts().filter(pl.col("action") == "impression")["count"][0] > plain.events.height
+        visible.events["action"].value_counts().filter(pl.col("action") == "impression")["count"][0]
+        > plain.events.height
     )
-    assert shown.events.filter(pl.col("action") != "impression").equals(plain.events)
+    assert visible.events.filter(pl.col("action") != "impression").equals(plain.events)
     assert plain.rows_read == plain.events.height + 70
     for wrong in (
         {"n_items": 2, "n_categories": 5},

@@ -41,9 +41,9 @@ def test_large_inputs_get_the_exact_answer_with_and_without_bfloat16(monkeypatch
     assert np.array_equal(without, faiss.knn(vectors, centroids, 1)[1][:, 0])
     for hardware in {"pairs", here} - {None}:  # pairs are multiplied everywhere, if not everywhere fast
         monkeypatch.setattr(kmeans, "bfloat16_hardware", lambda hardware=hardware: hardware)
-        index, found = nearest(vectors, centroids)
+        index, actual = nearest(vectors, centroids)
         assert (index == without).mean() > 0.9999
-        assert np.allclose(found, gain, rtol=1e-5, atol=1e-5) or hardware == "tiles"
+        assert np.allclose(actual, gain, rtol=1e-5, atol=1e-5) or hardware == "tiles"
         rough = nearest(vectors, centroids, rough=True)[0]
         assert (rough == without).mean() > 0.8 and (hardware == "tiles" or (rough != without).any())
 
