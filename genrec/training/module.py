@@ -100,7 +100,8 @@ class TrainingModule(L.LightningModule):
             mesh = self.device_mesh["data_parallel"]
             for block in self.network.backbone.blocks if isinstance(self.network, GenerativeRecommender) else ():
                 fully_shard(block, mesh=mesh)
-                register_fsdp_forward_method(block, "forward_separately")
+                for name in ("forward_requests", "forward_separately"):
+                    register_fsdp_forward_method(block, name)
             fully_shard(self, mesh=mesh)
             for name in ("training_step", "validation_step"):
                 register_fsdp_forward_method(self, name)
