@@ -37,11 +37,6 @@ class NodeVectors:
         """Where the table is."""
         return self.table.device
 
-    @property
-    def is_cuda(self) -> bool:
-        """Whether the table is on a GPU."""
-        return self.table.is_cuda
-
     def __len__(self) -> int:
         return len(self.rows)
 

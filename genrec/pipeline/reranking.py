@@ -28,7 +28,7 @@ MAX_TRAINING_REQUESTS = 20_000
 def fit_reranker(run: Run, present: dict[str, Reranker] | None = None) -> None:
     """Fit one ranking function for recommendations and one for searches, on validation requests.
 
-    That for recommendations stands on a ranking function of counts, fitted on training requests.
+    That for recommendations reads the score of a ranking function of counts, fitted on training requests.
     ``present``: those of the run that is updated, from whose weights the fit starts; it then reads fewer requests.
     """
     target, key = run.folder / "reranker", reranker_key(run.folder, run.config)

@@ -110,7 +110,7 @@ def _fit(run: Run, fits: list[Fit]) -> None:
     from genrec.training.fit import fit
 
     for one in fits:
-        fit(one.config, run.dataset, run.ids, run.folder / one.name, one.resolved(run.folder), run.lexical)
+        fit(one.config, run.dataset, run.ids, run.folder / one.name, one.resolved(run.folder), lambda: run.lexical)
 
 
 def count_candidate_features(run: Run) -> None:

@@ -209,13 +209,13 @@ def _tokenize(run: Run, candidate: Run) -> dict:
 
 
 def _train(candidate: Run, start: WarmStart, present: Ranker) -> None:
-    """Warm-start backbone and decoder, count candidate features anew, and warm-start the re-rankers."""
+    """Count candidate features anew, and warm-start backbone, decoder and re-rankers."""
     from genrec.training.fit import fit
 
+    count_candidate_features(candidate)
     for one in model_fits(candidate.config):
         plan = replace(one.resolved(candidate.folder), warm_start=start)
-        fit(one.config, candidate.dataset, candidate.ids, candidate.folder / one.name, plan)
-    count_candidate_features(candidate)
+        fit(one.config, candidate.dataset, candidate.ids, candidate.folder / one.name, plan, lambda: candidate.lexical)
     fit_reranker(candidate, present.rerankers)
 
 

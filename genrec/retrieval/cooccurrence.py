@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from genrec.data.histories import Histories
 from genrec.errors import UserError
 from genrec.retrieval.neighbours import cooccurring_items, row_of, strongest, users_by_items
-from genrec.retrieval.sparse import product
+from genrec.retrieval.sparse import product, table_arrays, table_of
 
 FORMAT_VERSION = 1
 TRANSITION_WEIGHTS = ("count", "log")
@@ -104,7 +104,7 @@ class CooccurrenceTransition:
             "max_history": np.int64(self.max_history),
         }
         for name, matrix in (("similar", self.similar), ("following", self.following)):
-            arrays |= {f"{name}_data": matrix.data, f"{name}_indices": matrix.indices, f"{name}_indptr": matrix.indptr}
+            arrays |= table_arrays(name, matrix)
         return {name: np.asarray(value) for name, value in arrays.items()}
 
     @classmethod
@@ -114,10 +114,7 @@ class CooccurrenceTransition:
             raise UserError(f"the co-occurrence state is not of format {FORMAT_VERSION}; fit and save it again")
         model = cls(float(state["decay"]), TRANSITION_WEIGHTS[int(state["transitions"])], int(state["max_history"]))
         shape = (int(state["n_items"]),) * 2
-        model.similar, model.following = (
-            sp.csr_matrix((state[f"{name}_data"], state[f"{name}_indices"], state[f"{name}_indptr"]), shape=shape)
-            for name in ("similar", "following")
-        )
+        model.similar, model.following = (table_of(name, state, shape) for name in ("similar", "following"))
         return model
 
     def save(self, path: Path) -> None:

@@ -16,7 +16,7 @@ import polars as pl
 import scipy.sparse as sp
 
 from genrec.errors import UserError
-from genrec.retrieval.bm25 import BM25, FieldCounts
+from genrec.retrieval.bm25 import BM25, HEAD, FieldCounts
 from genrec.retrieval.match_judge import MatchJudge
 from genrec.retrieval.query_reading import QueryReader, ReadQuery
 from genrec.retrieval.synonyms import Synonyms
@@ -24,6 +24,7 @@ from genrec.retrieval.vocabulary import Vocabulary
 from genrec.text.fields import item_fields
 
 REMEMBERED = 1 << 14  # queries whose reading is kept
+MATCHED = 1 << 8  # queries whose matching items are kept: a request reads them several times
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class LexicalIndex:
         self.reader = QueryReader(index, self.vocabularies, popularity, self.synonyms, logged)
         self._read: dict[str, ReadQuery] = {}
         self._judged: dict[str, Match] = {}
+        self._matched: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     @classmethod
     def fit(
@@ -126,11 +128,20 @@ class LexicalIndex:
             if len(self._judged) >= REMEMBERED:
                 self._judged.clear()
             read = self.read(text)
-            scores = self.index.match(read.groups)[1]
+            scores = self._matching(text)[1]
             probability = self.judge.probability(read, float(scores.max(initial=0.0)))
             judged = Match(read, probability, probability < self.judge.threshold)
             self._judged[text] = judged
         return judged
+
+    def _matching(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Items (n,) that match a query, and their scores; of long lists only the best. Not to be written to."""
+        matched = self._matched.get(text)
+        if matched is None:
+            if len(self._matched) >= MATCHED:
+                self._matched.clear()
+            matched = self._matched[text] = self.index.match(self.read(text).groups)
+        return matched
 
     def knows(self, query: str) -> bool:
         """Whether an item has a word of the query, as typed or as corrected."""
@@ -142,7 +153,10 @@ class LexicalIndex:
 
     def sparse_scores(self, queries: Sequence[str], limit: int | None) -> sp.csr_matrix:
         """Scores as a sparse matrix (B, n_items). With a ``limit``, of long lists only the best items; see ``BM25``."""
-        matches = {text: self.index.match(self.read(text).groups, limit) for text in dict.fromkeys(queries)}
+        matches = {
+            text: self._matching(text) if limit == HEAD else self.index.match(self.read(text).groups, limit)
+            for text in dict.fromkeys(queries)
+        }
         parts = [matches[text] for text in queries]
         offsets = np.cumsum([0, *(len(ids) for ids, _ in parts)])
         ids = np.concatenate([ids for ids, _ in parts]) if parts else np.zeros(0, np.int64)

@@ -62,7 +62,7 @@ def cooccurrence_neighbours(train: Histories, n_items: int, width: int) -> Ancho
     back = moves.T.tocsr()
     ids, counts = np.full((n_items, width), -1, np.int32), np.zeros((n_items, width, len(COUNTS)), np.float32)
     had = users_by_items(train, n_items)
-    users = np.asarray(had.sum(axis=0), np.float32).ravel()
+    users = users_of_items(had)
     scale = 1 / np.sqrt(users + 1)
     for begin, together in cooccurring_items(had):
         rows = slice(begin, begin + together.shape[0])
@@ -84,6 +84,11 @@ def users_by_items(histories: Histories, n_items: int) -> sp.csr_matrix:
     had = histories.to_csr(n_items)
     had.data[:] = 1
     return had
+
+
+def users_of_items(had: sp.csr_matrix) -> np.ndarray:
+    """(n_items,) float32: the users of each item; ``had`` is that of ``users_by_items``."""
+    return np.asarray(had.sum(axis=0), np.float32).ravel()
 
 
 def cooccurring_items(had: sp.csr_matrix) -> Iterator[tuple[int, sp.csr_matrix]]:

@@ -10,6 +10,7 @@ import polars as pl
 import scipy.sparse as sp
 
 from genrec.data.dataset import Dataset
+from genrec.retrieval.sparse import table_arrays, table_of
 
 
 class QueryItemCounts:
@@ -66,20 +67,13 @@ class QueryItemCounts:
 
     def state(self) -> dict[str, np.ndarray]:
         """Plain arrays that ``from_state`` takes back."""
-        counts = self.counts
-        return {
-            "query_item_keys": self.keys,
-            "query_item_data": counts.data,
-            "query_item_indices": counts.indices,
-            "query_item_indptr": counts.indptr,
-        }
+        return {"query_item_keys": self.keys, **table_arrays("query_item", self.counts)}
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray], n_items: int) -> QueryItemCounts:
         """Inverse of ``state``."""
         keys = state["query_item_keys"]
-        parts = state["query_item_data"], state["query_item_indices"], state["query_item_indptr"]
-        return cls(keys, sp.csr_matrix(parts, shape=(len(keys), n_items)))
+        return cls(keys, table_of("query_item", state, (len(keys), n_items)))
 
 
 def text_keys(texts: Sequence[str]) -> np.ndarray:

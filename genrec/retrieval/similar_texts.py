@@ -59,16 +59,14 @@ class SimilarTexts:
         missing = len(texts.vectors) - len(users)  # items that were added since the users were counted
         self.texts, self.popular = texts, torch.nn.functional.pad(users, (0, missing)).log1p()
         self.width, self.lexical = min(width, len(texts.vectors)), lexical
-        self._popular_on_host = self.popular.cpu().numpy()
+        self._popular_on_host = self.popular.cpu().numpy()  # on a CPU the same memory
 
     def grown(self, texts: DenseRetriever, lexical: LexicalIndex | None) -> SimilarTexts:
         """The same for ``texts`` and ``lexical`` with more items behind its own, which nobody has had."""
         grown = copy.copy(self)
         grown.texts, grown.lexical = texts, lexical
         grown.popular = append_rows(self.popular, self.popular.new_zeros(len(texts.vectors) - len(self.popular)))
-        missing = len(texts.vectors) - len(self._popular_on_host)
-        if missing:
-            grown._popular_on_host = np.concatenate([self._popular_on_host, np.zeros(missing, np.float32)])
+        grown._popular_on_host = grown.popular.cpu().numpy()
         return grown
 
     def of(self, texts: Sequence[str], queries: Tensor, progress: Callable[[int], None] | None = None) -> NamedItems:
@@ -94,9 +92,8 @@ class SimilarTexts:
         self, texts: Sequence[str], queries: Tensor, ids: Tensor, cosines: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The best of items with similar texts, ``ids`` with ``cosines`` (Q, width), and of those whose words match."""
-        words = torch.zeros_like(cosines)
         if self.lexical is None:
-            return ids, cosines, words
+            return ids, cosines, torch.zeros_like(cosines)
         matches = self.lexical.sparse_scores(texts, HEAD)
         best = np.repeat(np.maximum(SparseScores(matches).maxima(), 1e-9), np.diff(matches.indptr))
         matches.data = matches.data / best

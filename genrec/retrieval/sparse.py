@@ -1,6 +1,8 @@
-"""Products of few sparse rows with a table as wide as the catalogue."""
+"""Sparse tables as wide as the catalogue: products of few rows with them, and the arrays they are saved as."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import scipy.sparse as sp
@@ -26,3 +28,13 @@ def product(left: sp.csr_matrix, table: sp.csr_matrix) -> sp.csr_matrix:
     named = sp.csr_matrix((left.data, column, left.indptr), shape=(left.shape[0], len(rows)))
     small = (named @ narrow).tocsr()
     return sp.csr_matrix((small.data, columns[small.indices], small.indptr), shape=(left.shape[0], table.shape[1]))
+
+
+def table_arrays(name: str, table: sp.csr_matrix) -> dict[str, np.ndarray]:
+    """Plain arrays of a table, each behind ``name``; ``table_of`` takes them back."""
+    return {f"{name}_data": table.data, f"{name}_indices": table.indices, f"{name}_indptr": table.indptr}
+
+
+def table_of(name: str, state: Mapping[str, np.ndarray], shape: tuple[int, int]) -> sp.csr_matrix:
+    """The table of a ``shape`` whose ``table_arrays`` are in ``state``."""
+    return sp.csr_matrix(tuple(state[f"{name}_{part}"] for part in ("data", "indices", "indptr")), shape=shape)

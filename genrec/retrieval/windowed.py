@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from genrec.data.histories import Histories
 from genrec.errors import UserError
 from genrec.retrieval.cooccurrence import MAX_HISTORY, MAX_PAIRS, MIN_NEIGHBOURS, strongest_of_rows
-from genrec.retrieval.sparse import product
+from genrec.retrieval.sparse import product, table_arrays, table_of
 
 WINDOW, LAG_DECAY, POWER = 10, 0.8, 0.5
 DECAY = 0.8  # weight of an event of the request's history, by its age in events
@@ -60,12 +60,7 @@ class WindowedTransitions:
 
     def state(self) -> dict[str, np.ndarray]:
         """Plain arrays that ``from_state`` takes back."""
-        table = self.matrix
-        return {
-            "windowed_data": table.data,
-            "windowed_indices": table.indices,
-            "windowed_indptr": table.indptr,
-        }
+        return table_arrays("windowed", self.matrix)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
@@ -73,5 +68,4 @@ class WindowedTransitions:
         if "windowed_indptr" not in state:
             raise UserError("the candidate features lack windowed transitions; make them again (genrec train)")
         size = len(state["windowed_indptr"]) - 1
-        parts = tuple(state[f"windowed_{name}"] for name in ("data", "indices", "indptr"))
-        return cls(sp.csr_matrix(parts, shape=(size, size)))
+        return cls(table_of("windowed", state, (size, size)))

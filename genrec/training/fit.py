@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from genrec.retrieval.neighbours import (
     items_after_words,
     top_of_category_and_brand,
     users_by_items,
+    users_of_items,
 )
 from genrec.retrieval.similar_texts import SimilarTexts
 from genrec.text.query_tokens import WORD_BUCKETS, hashed_tokens, readable
@@ -74,11 +76,12 @@ def fit(
     ids: SemanticIds,
     target: Path,
     plan: FitPlan,
-    lexical: LexicalIndex | None = None,
+    lexical: Callable[[], LexicalIndex] | None = None,
 ) -> Path:
     """Train to ``target``; skipped when up to date, resumed from the last checkpoint when a run was stopped.
 
-    ``lexical`` is the index of ``fit_lexical`` for the config, where the caller has it already.
+    ``lexical`` gives the index of ``fit_lexical`` for the config, where the caller has it already; it is called only
+    where queries have anchors to find.
     """
     key = model_key(config, ids.key, plan)
     if is_current(target, KIND, key):
@@ -105,8 +108,8 @@ def fit(
         copy_weights(network, plan.warm_start.network, "decoder." if plan.backbone_folder else "")
     data = TrainingData(dataset, ids, config, plan)
     if network.anchor_tables is not None and network.anchor_tables.queries is not None:
-        lexical = lexical or fit_lexical(dataset, config.text.language, config.seed)
-        find_named_items(data, dataset, network.anchor_tables, ids.catalogue.text, lexical)
+        words = lexical() if lexical else fit_lexical(dataset, config.text.language, config.seed)
+        find_named_items(data, dataset, network.anchor_tables, ids.catalogue.text, words)
     if rank_and_world()[1] == 1 and not on_gpu(config.training.accelerator):
         use_sparse_gradients(network)
     trained = trained_items(dataset, plan)
@@ -177,7 +180,7 @@ def fill_anchors(tables: AnchorTables, dataset: Dataset, last: int) -> None:
         tables.fill(counted, top_of_category_and_brand(dataset.item_table, counted.users, width))
     else:
         had = users_by_items(dataset.histories(last), dataset.n_items)
-        tables.users.copy_(torch.from_numpy(np.asarray(had.sum(axis=0), np.float32).ravel()))
+        tables.users.copy_(torch.from_numpy(users_of_items(had)))
     if tables.queries is not None:
         rows, tokens = hashed_tokens(readable(dataset.query_texts))
         order = np.argsort(rows, kind="stable")
