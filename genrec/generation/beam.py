@@ -224,7 +224,7 @@ def expand_children(
         rows = nodes.shape[1]
         columns = trie.most_children(level, rows) if distinct else rows * trie.max_branching[level]
     children, owner, valid = ragged_children(trie, nodes, live, columns)
-    logits = scorer.child_logits(children, owner + slot).float().masked_fill_(~valid, -torch.inf)
+    logits = scorer.child_logits(children, owner + slot).float().masked_fill(~valid, -torch.inf)
     highest = (
         logits.new_full(nodes.shape, -torch.inf)
         .scatter_reduce_(1, owner, logits, "amax")

@@ -73,9 +73,15 @@ class AllowedNodes:
 
     def keep(self, nodes: Tensor) -> Tensor:
         """As ``Constraint.keep``."""
-        nodes = nodes.contiguous()
-        named = torch.searchsorted(self.paths, nodes, right=True) - torch.searchsorted(self.paths, nodes)
-        return named > 0 if self.counts is None else named < self.counts[nodes]
+        if not self.paths.shape[1]:
+            return torch.zeros_like(nodes, dtype=torch.bool) if self.counts is None else self.counts[nodes] > 0
+        first = torch.searchsorted(self.paths, nodes.contiguous()).clamp_(max=self.paths.shape[1] - 1)
+        named = self.paths.gather(1, first) == nodes
+        if self.counts is None:
+            return named
+        column = torch.arange(self.paths.shape[1], device=nodes.device)
+        repeats = torch.searchsorted(self.paths, self.paths, right=True) - column  # of a node, at its first column
+        return torch.where(named, repeats.gather(1, first), 0) < self.counts[nodes]
 
     def select(self, requests: Tensor) -> AllowedNodes:
         """As ``Constraint.select``."""

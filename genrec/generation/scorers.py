@@ -11,6 +11,7 @@ from genrec.generation.beam import beam_search
 from genrec.generation.constraints import Constraint
 from genrec.model.code_decoder import CodeDecoder, DecoderLayer, Memory
 from genrec.model.node_vectors import NodeVectors
+from genrec.retrieval.products import owned_products
 
 # Floats gathered at a time for the dot products of children, which bounds the memory of a large batch.
 GATHER_BUDGET = 1 << 22
@@ -94,8 +95,10 @@ class CachedScorer:
         if reach.shape[2] == 1 and known is None:  # the root sees itself alone
             mixed = v
         else:
-            row = self.batch[..., None]
-            k, v = keys[row, reach], values[row, reach]  # (B, M, levels, heads, dim / heads)
+            row = (reach + self.batch[..., None] * keys.shape[1]).flatten()
+            k, v = (  # (B, M, levels, heads, dim / heads)
+                part.flatten(0, 1).index_select(0, row).view(*reach.shape, *part.shape[2:]) for part in (keys, values)
+            )
             weight = (q[:, :, None] * k).sum(-1).float() * q.shape[-1] ** -0.5
             if known is not None:
                 weight = weight.masked_fill(~known[..., None], -torch.inf)
@@ -135,7 +138,9 @@ class CachedScorer:
         flat = children.flatten()
         if isinstance(self.vectors, NodeVectors):
             parts = [self.vectors.products(flat, states, rows)]
-        else:
+        elif states.device.type == "cpu":
+            parts = [owned_products(states, self.vectors, rows, flat)]
+        else:  # plain look-ups, which a CUDA graph can hold
             parts = [
                 torch.linalg.vecdot(self.vectors.index_select(0, child), states.index_select(0, row))
                 for child, row in zip(flat.split(step), rows.split(step), strict=True)

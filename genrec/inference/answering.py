@@ -21,6 +21,7 @@ from genrec.inference.requests import Answer, Diversity, RecommendationRequest, 
 from genrec.inference.snapshot import CatalogueSnapshot
 from genrec.ranking.ranker import Ranked
 from genrec.retrieval.allowed import AllowedItems, id_lists
+from genrec.retrieval.lexical import Match
 
 _DIVERSE_POOL = 5  # a diversified list is chosen from this many times its length
 
@@ -93,11 +94,13 @@ def _answer_group(
     ids, scores, n_proven = lists(snapshot, requests, options)
     read = snapshot.ranker.understood(requests)  # a query that names nothing is none
     blank = (np.diff(requests.offsets) == 0) & (read.request_queries < 0)
+    texts = list(dict.fromkeys(one.query for one in group if one.query is not None))
+    matches: dict[str | None, Match | None] = dict(zip(texts, snapshot.ranker.matches(texts), strict=True))
     return [
         replace(
             _response(snapshot, request, ids[row], scores[row], int(n_proven[row])),
             source="popular" if blank[row] else "model",
-            **_matched(snapshot, request.query),
+            **_matched(matches.get(request.query)),
         )
         for row, request in enumerate(group)
     ]
@@ -196,9 +199,8 @@ def diversified(codes: torch.Tensor, diversity: Diversity) -> np.ndarray:
     return np.argsort(rank // diversity.at_most, kind="stable")
 
 
-def _matched(snapshot: CatalogueSnapshot, query: str | None) -> dict[str, Any]:
+def _matched(match: Match | None) -> dict[str, Any]:
     """The fields of a response that say how its query matches the catalogue."""
-    match = None if query is None else snapshot.ranker.match(query)
     if match is None:
         return {}
     corrected = None if match.no_match else match.read.corrected

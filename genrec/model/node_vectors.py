@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from genrec.catalogue.trie import CatalogueTrie
-from genrec.model.ragged_products import ragged_products
+from genrec.retrieval.products import owned_products
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +53,7 @@ class NodeVectors:
 
         Nothing of size (n, dim) is made: vectors of siblings lie side by side and are read where they are.
         """
-        counts = torch.bincount(owner, minlength=len(states))
-        begin = counts.cumsum(0) - counts
-        return ragged_products(states, self.table, owner, begin, self.rows.index_select(0, nodes))
+        return owned_products(states, self.table, owner, self.rows.index_select(0, nodes))
 
     def new_empty(self, *shape: Any, **options: Any) -> Tensor:
         """As ``Tensor.new_empty``."""

@@ -27,7 +27,7 @@ from genrec.catalogue.trie import CatalogueTrie
 from genrec.model.device import read_back, scores, wide
 from genrec.model.pointer import CopyBias
 from genrec.model.prior import RetrievalPrior
-from genrec.model.ragged_products import ragged_products
+from genrec.retrieval.products import ragged_products
 
 LARGE_TRIE = 1 << 17  # nodes; of a larger trie, a CPU lists the walked nodes instead of marking them among all
 

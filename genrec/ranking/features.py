@@ -24,6 +24,7 @@ from genrec.data.dataset import Dataset
 from genrec.data.histories import Histories
 from genrec.errors import UserError
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
+from genrec.retrieval.products import pair_products
 from genrec.retrieval.query_items import QueryItemCounts
 from genrec.retrieval.sources import SparseScores
 from genrec.retrieval.sparse import product
@@ -245,10 +246,17 @@ class CandidateFeatures:
 
     def window_counts(self, items: np.ndarray, until: np.ndarray, width: int) -> np.ndarray:
         """Event counts of ``items`` (B, K) in the ``width`` seconds before the epoch seconds ``until`` (B,): (B, K)."""
-        stop = np.clip(until - self.origin, 0, self.span + 1)[:, None]
-        start = np.clip(stop - width, 0, None)
-        base = items.astype(np.int64) * (self.span + 1)
-        return np.searchsorted(self.keys, base + stop) - np.searchsorted(self.keys, base + start)
+        stop, n_items = np.clip(until - self.origin, 0, self.span + 1), len(self.counts)
+        stops, row = np.unique(stop, return_inverse=True)
+        every = len(stops) * n_items < items.size  # most requests are of the present: their windows are the same
+        if every:
+            stop, wanted = stops, np.arange(n_items)[None]
+        else:
+            wanted = items.astype(np.int64)
+        base, stop = wanted * (self.span + 1), stop[:, None]
+        begin = np.searchsorted(self.keys, base + np.clip(stop - width, 0, None))
+        counts = np.searchsorted(self.keys, base + stop) - begin
+        return counts[row[:, None], items] if every else counts
 
     def item_features(self, items: np.ndarray, until: np.ndarray) -> list[np.ndarray]:
         """``ITEM_FEATURES`` of candidates (B, K) at reference times (B,). The log's end stands for every later time."""
@@ -282,7 +290,7 @@ class CandidateFeatures:
         same = [_same(codes, recent, live, items) for codes in (facts.brand, facts.category, facts.path)]
         fractions = [part for match in same for part in ((match * weight[:, None, :]).sum(2), match[:, :, 0])]
         text = facts.text[recent].astype(np.float32) * live[..., None]
-        profile, candidate = (text * weight[..., None]).sum(1), facts.text[items].astype(np.float32)
+        profile = (text * weight[..., None]).sum(1)
         again = (recent[:, None, :] == items[:, :, None]) & live[:, None, :]
         return [
             *self._pair_features(items, histories),
@@ -290,10 +298,18 @@ class CandidateFeatures:
             (again * weight[:, None, :]).sum(2),
             *fractions,
             *_price_features(facts.price, recent, live, weight, items),
-            np.einsum("bd,bkd->bk", profile, candidate),
-            np.einsum("bd,bkd->bk", text[:, 0], candidate),
+            *self._text_products(np.stack([profile, text[:, 0]]), items),
             np.repeat(np.log1p(histories.lengths)[:, None], items.shape[1], axis=1),
         ]
+
+    def _text_products(self, vectors: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Products of text vectors (P, B, dim) with those of candidates (B, K): (P, B, K)."""
+        kinds, batch, dim = vectors.shape
+        left, text = torch.from_numpy(vectors).view(-1, dim), self.facts.text
+        ids = torch.from_numpy(items).repeat(kinds, 1)
+        if text.dtype == np.float32 and text.flags.writeable:
+            return pair_products(left, torch.from_numpy(text), ids).view(kinds, batch, -1).numpy()
+        return np.einsum("pbd,bkd->pbk", vectors, text[items].astype(np.float32))
 
     def _pair_features(self, items: np.ndarray, histories: Histories) -> list[np.ndarray]:
         """Co-occurrence and transition features of candidates (B, K), as the first five of ``HISTORY_FEATURES``."""

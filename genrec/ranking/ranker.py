@@ -103,12 +103,13 @@ class Ranker:
                 table.append(match.read.corrected)
         return replace(requests, request_queries=queries, query_texts=table)
 
-    def match(self, text: str) -> Match | None:
-        """How a query text matches the catalogue; None without a lexical index or for a query of the training log."""
+    def matches(self, texts: Sequence[str]) -> list[Match | None]:
+        """How query texts match the catalogue; None without a lexical index or for a query of the training log."""
         lexical, logged = self.generator.lexical, self.generator.features.query_items
-        if lexical is None or (logged is not None and logged.knows([text])[0]):
-            return None
-        return lexical.match(text)
+        if lexical is None or not len(texts):
+            return [None] * len(texts)
+        known = np.zeros(len(texts), bool) if logged is None else logged.knows(texts)
+        return [None if skip else lexical.match(text) for text, skip in zip(texts, known.tolist(), strict=True)]
 
     def candidates(
         self,

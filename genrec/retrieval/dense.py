@@ -15,6 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from genrec.errors import UserError
 from genrec.retrieval.allowed import AllowedItems
+from genrec.retrieval.products import pair_products
 from genrec.retrieval.protocol import RetrievalRequests
 from genrec.retrieval.top_k import best, top_columns
 
@@ -27,7 +28,6 @@ BLOCK, GPU_BLOCK = 1 << 22, 1 << 24
 POINTS, ADDED = 64, 1 << 16  # training points of an IVF list; vectors added to an index at once
 WIDE = 128  # numbers of a vector of which an IVF keeps 6 bits each: as many of the nearest are found (texts of Beauty)
 TAIL = 1 << 14  # added items that are multiplied exactly before an index takes them in
-GATHER = 1 << 22  # numbers gathered at once for scores of given items
 
 
 class DenseIndex(Protocol):
@@ -77,7 +77,7 @@ class DenseRetriever:
 
     def score(self, requests: RetrievalRequests, ids: Tensor) -> Tensor:
         """As ``Retriever.score``."""
-        return dot_products(self.queries(requests), self.vectors, ids)
+        return pair_products(self.queries(requests), self.vectors, ids)
 
     def search(self, queries: Tensor, k: int, allowed: AllowedItems) -> tuple[Tensor, Tensor]:
         """The best allowed items of queries (B, dim): ids and scores (B, k)."""
@@ -89,7 +89,7 @@ class DenseRetriever:
         else:  # excluded items are fetched too and dropped behind
             excluded = 0 if allowed.excluded is None else allowed.excluded.shape[1]
             ids = self._nearest(queries, min(k + excluded, len(self.vectors)), allowed.mask)
-        scores = dot_products(queries, self.vectors, ids.clamp(min=0))
+        scores = pair_products(queries, self.vectors, ids.clamp(min=0))
         kept = allowed.keep(ids) & (queries != 0).any(1, keepdim=True)
         return best(ids, scores.masked_fill(~kept, -torch.inf), k)
 
@@ -106,19 +106,6 @@ class DenseRetriever:
             return torch.full((len(queries), k), -1, device=queries.device)
         index = ExactIndex(self.vectors[subset].float()).nearest(queries, min(k, len(subset)))
         return torch.where(index >= 0, subset[index.clamp(min=0)], -1)
-
-
-def dot_products(queries: Tensor, vectors: Tensor, ids: Tensor) -> Tensor:
-    """Dot products (B, K) of queries (B, dim) with the vectors (n_items, dim) of ids (B, K)."""
-    scores = torch.empty(ids.shape, device=queries.device)
-    width = ids.shape[1]
-    step = max(GATHER // vectors.shape[1], 1)
-    flat, out = ids.flatten(), scores.view(-1)
-    for start in range(0, len(flat), step):
-        some = flat[start : start + step]
-        owner = torch.arange(start, start + len(some), device=ids.device) // max(width, 1)
-        out[start : start + step] = (vectors.index_select(0, some).float() * queries.index_select(0, owner)).sum(-1)
-    return scores
 
 
 def dense_index(kind: str, vectors: Tensor) -> DenseIndex:

@@ -12,8 +12,9 @@ from torch import Tensor
 from genrec.retrieval.allowed import EMPTY, AllowedItems, contains
 from genrec.retrieval.bm25 import HEAD
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
-from genrec.retrieval.dense import DenseRetriever, dot_products
+from genrec.retrieval.dense import DenseRetriever
 from genrec.retrieval.lexical import LexicalIndex
+from genrec.retrieval.products import pair_products
 from genrec.retrieval.protocol import RetrievalRequests
 from genrec.retrieval.query_items import QueryItemCounts
 from genrec.retrieval.top_k import best
@@ -23,23 +24,50 @@ NEARLY = 0.8  # of a query's best BM25 score: nearly as good a match
 NEARLY_ALONE = 0.5  # the same for a query of one word, which says little about which of its items is meant
 SPAN = 1 << 40  # above every item id: row x SPAN + item is a key of both
 ROOM = 1 << 22  # entries of a padded block of sparse rows
+FULL = 8  # scores of which one in so many is not zero are kept as a plain array too, at most four times as large
 
 
 class SparseScores:
-    """Positive scores of B requests as a CSR matrix (B, n_items); every other item scores 0.
+    """Positive scores of B requests as a CSR matrix (B, n_items), or a plain array where few are zero.
 
-    The matrix may be narrower than the catalogue: items that were added since score 0.
+    They may be narrower than the catalogue: items that were added since score 0.
     """
 
-    def __init__(self, matrix: sp.csr_matrix):
-        matrix.sort_indices()
-        self.matrix = matrix
+    def __init__(self, matrix: sp.csr_matrix | np.ndarray):
+        """``matrix``: CSR in any order, or an array (B, n_items) float32."""
+        self.shape: tuple[int, int] = matrix.shape  # B, and the number of items that may have a score
+        self._sparse: sp.csr_matrix | None = None
+        self._full: np.ndarray | None = None
+        if isinstance(matrix, np.ndarray):
+            self._full = matrix
+        else:
+            self._sparse = matrix
+            if 0 < np.prod(matrix.shape) <= matrix.nnz * FULL:
+                self._full = matrix.toarray()
+
+    @property
+    def matrix(self) -> sp.csr_matrix:
+        """The scores as CSR."""
+        if self._sparse is not None:
+            return self._sparse
+        assert self._full is not None
+        return sp.csr_matrix(self._full)
+
+    def __add__(self, other: SparseScores) -> SparseScores:
+        if self._full is not None and other._full is not None and self.shape == other.shape:
+            return SparseScores(self._full + other._full)
+        return SparseScores((self.matrix + other.matrix).tocsr())
 
     def at(self, ids: np.ndarray) -> np.ndarray:
         """Scores (B, K) float32 of item ids (B, K)."""
+        if self._full is not None:
+            width = self._full.shape[1]
+            scores = np.take_along_axis(self._full, np.minimum(ids, width - 1), 1)
+            return np.where(ids < width, scores, np.float32(0))
         matrix, offset = self.matrix, np.int64(SPAN)
         if not matrix.nnz:
             return np.zeros(ids.shape, np.float32)
+        matrix.sort_indices()
         rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
         keys = rows * offset + matrix.indices
         targets = np.arange(len(ids))[:, None] * offset + ids
@@ -48,12 +76,13 @@ class SparseScores:
 
     def top(self, k: int, allowed: AllowedItems) -> tuple[Tensor, Tensor]:
         """The best allowed items with a positive score: ids and scores (B, k), -1 and -inf where there are fewer."""
-        ids = torch.full((self.matrix.shape[0], k), -1)
+        batch, width = self.shape
+        ids = torch.full((batch, k), -1)
         scores = torch.full(ids.shape, -torch.inf)
-        lengths = np.diff(self.matrix.indptr)
-        step = max(ROOM // max(int(lengths.max(initial=0)), 1), 1)
-        for start in range(0, len(lengths), step):
-            rows = slice(start, min(start + step, len(lengths)))
+        widest = width if self._sparse is None else int(np.diff(self._sparse.indptr).max(initial=0))
+        step = max(ROOM // max(widest, 1), 1)
+        for start in range(0, batch, step):
+            rows = slice(start, min(start + step, batch))
             padded, values = self._padded(rows)
             kept = allowed.take(torch.arange(rows.start, rows.stop)).keep(padded) & (values > 0)
             ids[rows], scores[rows] = best(padded, values.masked_fill(~kept, -torch.inf), k)
@@ -61,6 +90,9 @@ class SparseScores:
 
     def _padded(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Ids and scores of some rows side by side, -1 and 0 behind them."""
+        if self._full is not None:
+            full = torch.from_numpy(self._full[rows])
+            return torch.arange(full.shape[1]).expand(full.shape), full
         part = self.matrix[rows]
         lengths = np.diff(part.indptr)
         filled = np.arange(int(lengths.max(initial=0))) < lengths[:, None]
@@ -70,6 +102,8 @@ class SparseScores:
 
     def maxima(self) -> np.ndarray:
         """The best score of each request, 0 without any: (B,)."""
+        if self._full is not None:
+            return self._full.max(1)
         if not self.matrix.nnz:
             return np.zeros(self.matrix.shape[0], np.float32)
         return np.asarray(self.matrix.max(axis=1).todense()).ravel()
@@ -106,7 +140,7 @@ class CooccurrenceRetriever(SparseRetriever):
     def scores(self, requests: RetrievalRequests) -> SparseScores:
         """As ``SparseRetriever.scores``."""
         similar, following = self.parts(requests)
-        return requests.once("together", lambda: SparseScores((similar.matrix + following.matrix).tocsr()))
+        return requests.once("together", lambda: similar + following)
 
 
 class WindowedRetriever(SparseRetriever):
@@ -203,7 +237,7 @@ class LastItemNeighbours:
 
     def score(self, requests: RetrievalRequests, ids: Tensor) -> Tensor:
         """As ``Retriever.score``."""
-        return dot_products(self._queries(requests)[0], self.text.vectors, ids)
+        return pair_products(self._queries(requests)[0], self.text.vectors, ids)
 
     def _queries(self, requests: RetrievalRequests) -> tuple[Tensor, Tensor]:
         """Text vectors of the last items (B, text_dim), zero for searches and without a history, and the items (B,)."""

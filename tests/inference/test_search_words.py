@@ -57,7 +57,7 @@ def test_logged_queries_are_never_changed(model, trained_run):
     known = model.ranker.generator.features.query_items.knows(texts)
     assert known.any() and not model.ranker.generator.features.query_items.knows(["xqzvkj"])[0]
     for text in [text for text, is_known in zip(texts, known, strict=True) if is_known][:5]:
-        assert model.ranker.match(text) is None
+        assert model.ranker.matches([text]) == [None]
 
 
 def test_search_prints_how_it_read_the_query(genrec, trained_run, word):

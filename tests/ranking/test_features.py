@@ -70,6 +70,23 @@ def test_history_features_equal_a_loop(prepared_run, features, requested):
             )
 
 
+def test_window_counts_do_not_depend_on_the_other_requests(prepared_run, features, requested):
+    """Counted for all items once where many requests share a time, else pair by pair."""
+    data, (requests, items) = prepared_run.dataset, requested
+    train = np.asarray(data.split) == TRAIN
+    bought, when = np.asarray(data.items)[train], np.asarray(data.timestamps)[train]
+    shared = np.full(len(items), int(np.median(when)))
+    for until in (requests.reference_times(False), shared):
+        for width in (86_400, 30 * 86_400):
+            together = features.window_counts(np.tile(items, 8), until, width)
+            for row, time in enumerate(until[:6]):
+                inside = bought[(when < time) & (when >= time - width)]
+                expected = [(inside == item).sum() for item in items[row]]
+                assert together[row, : items.shape[1]].tolist() == expected
+                alone = features.window_counts(items[row : row + 1, :2], until[row : row + 1], width)
+                assert alone[0].tolist() == expected[:2]
+
+
 def test_forward_moves_are_recovered_from_their_symmetric_mix(prepared_run, features):
     data = prepared_run.dataset
     counts = np.zeros((data.n_items, data.n_items))

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from genrec.errors import UserError
 from genrec.retrieval.allowed import AllowedItems
-from genrec.retrieval.dense import DenseRetriever, ExactIndex, dense_index, dot_products
+from genrec.retrieval.dense import DenseRetriever, ExactIndex, dense_index
+from genrec.retrieval.products import pair_products
 
 ITEMS, DIM, BATCH = 3000, 16, 4
 
@@ -89,7 +90,7 @@ def test_scores_do_not_depend_on_the_batch(world):
     for row in range(BATCH):
         alone = search(vectors, queries[row : row + 1], 50)
         assert torch.equal(alone[0][0], ids[row]) and torch.equal(alone[1][0], scores[row])
-    assert torch.equal(dot_products(queries, vectors, ids[:BATCH]), scores[:BATCH])
+    assert torch.equal(pair_products(queries, vectors, ids[:BATCH]), scores[:BATCH])
 
 
 def test_bad_input_is_named(world):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from genrec.model.ragged_products import ragged_products
+from genrec.retrieval.products import owned_products, pair_products, ragged_products
 
 
 def test_products_and_gradients_equal_those_of_copies():
@@ -26,3 +26,23 @@ def test_products_and_gradients_equal_those_of_copies():
     assert not results[0][1][1].any() and not results[0][2][1].any()
     with torch.inference_mode():
         torch.testing.assert_close(ragged_products(rows, table, owner, begin, column), values)
+
+
+def test_products_of_pairs_equal_those_of_copies_in_any_type_and_batch():
+    torch.manual_seed(0)
+    left, right, ids = torch.randn(4, 16), torch.randn(50, 16), torch.randint(0, 50, (4, 7))
+    for other in (right, right.half(), right.bfloat16()):
+        expected = torch.einsum("bd,bkd->bk", left, other[ids].float())
+        together = pair_products(left, other, ids)
+        torch.testing.assert_close(together, expected)
+        assert together.dtype == torch.float32
+        for row in range(4):  # no score depends on the other requests
+            assert torch.equal(pair_products(left[row : row + 1], other, ids[row : row + 1])[0], together[row])
+    assert pair_products(left, right, ids[:, :0]).shape == (4, 0)
+
+
+def test_products_by_owner_need_no_beginnings():
+    torch.manual_seed(0)
+    rows, table = torch.randn(5, 8), torch.randn(9, 8)
+    owner, column = torch.tensor([0, 0, 2, 4, 4, 4]), torch.tensor([3, 1, 8, 0, 0, 2])
+    torch.testing.assert_close(owned_products(rows, table, owner, column), (rows[owner] * table[column]).sum(-1))

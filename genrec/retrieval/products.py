@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+GATHER = 1 << 22  # numbers gathered at once where the vectors of pairs have to be copied
+
 with warnings.catch_warnings():  # PyTorch says once that sparse tensors are in beta
     warnings.simplefilter("ignore")
     torch.zeros(1, 1).to_sparse_csr()
@@ -24,6 +26,29 @@ def ragged_products(rows: Tensor, table: Tensor, owner: Tensor, begin: Tensor, c
         return products(rows, table, owner, begin, column)
     # Embedding look-ups, not indexing: their backward pass adds rows faster.
     return (F.embedding(owner, rows) * F.embedding(column, table)).sum(-1)
+
+
+def owned_products(rows: Tensor, table: Tensor, owner: Tensor, column: Tensor) -> Tensor:
+    """``ragged_products`` of which only the ``owner`` (c,) is known."""
+    counts = torch.bincount(owner, minlength=len(rows))
+    return ragged_products(rows, table, owner, counts.cumsum(0) - counts, column)
+
+
+def pair_products(left: Tensor, right: Tensor, ids: Tensor) -> Tensor:
+    """Products (B, K) float32 of each row of ``left`` (B, dim) with the rows ``ids`` (B, K) of ``right`` (N, dim).
+
+    A pair's product is summed in an order of its own: it depends on no other pair.
+    """
+    owner = torch.arange(len(ids), device=ids.device)[:, None].expand(ids.shape).flatten()
+    begin, column = torch.arange(len(ids), device=ids.device) * ids.shape[1], ids.flatten()
+    if left.device.type == "cpu" and left.dtype == right.dtype == torch.float32 and len(column):
+        return ragged_products(left, right, owner, begin, column).view(ids.shape)
+    step = max(GATHER // max(left.shape[1], 1), 1)
+    parts = [
+        (right.index_select(0, some).float() * left.index_select(0, row)).sum(-1)
+        for some, row in zip(column.split(step), owner.split(step), strict=True)
+    ]
+    return torch.cat(parts).view(ids.shape)
 
 
 class _RaggedProducts(torch.autograd.Function):
