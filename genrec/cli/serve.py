@@ -32,7 +32,7 @@ def serve(
     canary_weight: Annotated[float, typer.Option(help="Fraction of the users that the canary answers.")] = 0.1,
     traces: Annotated[bool, typer.Option("--traces", help="Send OpenTelemetry traces (OTEL_* variables).")] = False,
     max_batch: Annotated[int, typer.Option(help="Requests answered in one pass; 1 switches batching off.")] = 64,
-    batch_wait_ms: Annotated[float, typer.Option(help="How long a batch waits for more requests.")] = 4.0,
+    batch_wait_ms: Annotated[float, typer.Option(help="A batch starts when no more came for so long.")] = 1.0,
     queue: Annotated[int, typer.Option(help="Requests that may wait; one more gets 429.")] = 512,
     time_budget_ms: Annotated[float, typer.Option(help="An answer that takes longer is a 504.")] = 2000.0,
     max_body_bytes: Annotated[int, typer.Option(help="Largest body.")] = 4_194_304,

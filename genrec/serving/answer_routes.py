@@ -7,47 +7,46 @@ from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
-from fastapi.responses import JSONResponse
 
 from genrec.inference.explain import Explanation, Walk
 from genrec.inference.requests import Response
 from genrec.serving import replies
 from genrec.serving import schemas as s
 from genrec.serving.batching import QueueFullError, TimeBudgetError
-from genrec.serving.bodies import BoundedRoute, problems
+from genrec.serving.bodies import BoundedRoute, JsonAnswer, problems
 from genrec.serving.state import Server, problem_of, server_of
 
 router = APIRouter(route_class=BoundedRoute, responses=problems())
 missing = problems(404)
 
 
-async def _listed(body: s.RecommendBody | s.SearchBody | s.RankBody, request: Request) -> JSONResponse:
+async def _listed(body: s.RecommendBody | s.SearchBody | s.RankBody, request: Request) -> JsonAnswer:
     server = server_of(request)
     inference_request, served = body.to_request(), server.bundle_of(request, body)
     response = await server.ask(served, inference_request, body.timeout_ms)
-    return JSONResponse(await server.described(served, response, body, inference_request))
+    return JsonAnswer(await server.described(served, response, body, inference_request))
 
 
 @router.post("/v1/recommend", response_model=replies.Listing, tags=["answers"], operation_id="recommend")
-async def recommend(body: s.RecommendBody, request: Request) -> Any:
+async def recommend(body: s.RecommendBody, request: Request) -> JsonAnswer:
     """What the person wants next."""
     return await _listed(body, request)
 
 
 @router.post("/v1/search", response_model=replies.Listing, tags=["answers"], operation_id="search")
-async def search(body: s.SearchBody, request: Request) -> Any:
+async def search(body: s.SearchBody, request: Request) -> JsonAnswer:
     """What the person means by the query."""
     return await _listed(body, request)
 
 
 @router.post("/v1/rank", response_model=replies.Listing, tags=["answers"], operation_id="rank")
-async def rank(body: s.RankBody, request: Request) -> Any:
+async def rank(body: s.RankBody, request: Request) -> JsonAnswer:
     """The candidates, best first."""
     return await _listed(body, request)
 
 
 @router.post("/v1/requests", response_model=replies.Listings, tags=["answers"], operation_id="answerMany")
-async def requests(body: s.RequestsBody, request: Request) -> Any:
+async def requests(body: s.RequestsBody, request: Request) -> JsonAnswer:
     """Several requests in one call. A problem of one is its own answer."""
     server = server_of(request)
 
@@ -64,18 +63,18 @@ async def requests(body: s.RequestsBody, request: Request) -> Any:
             _, code, message = problem_of(error)
             return {"error": code, "message": message}
 
-    return JSONResponse({"answers": await asyncio.gather(*map(one, body.requests))})
+    return JsonAnswer({"answers": await asyncio.gather(*map(one, body.requests))})
 
 
 @router.post("/v1/similar", response_model=replies.Listing, responses=missing, tags=["answers"], operation_id="similar")
-async def similar(body: s.SimilarBody, request: Request) -> Any:
+async def similar(body: s.SimilarBody, request: Request) -> JsonAnswer:
     """The items nearest to one item."""
     server = server_of(request)
     model = server.engine.model
     known(server, body.item_id)
     filters = None if body.filters is None else body.filters.filters()
     items = await server.call(lambda: model.similar(body.item_id, body.k, filters))
-    return JSONResponse(server.listing(server.main, Response(items, "retrieve", n_proven=len(items)), body))
+    return JsonAnswer(server.listing(server.main, Response(items, "retrieve", n_proven=len(items)), body))
 
 
 @router.post("/v1/baselines", response_model=replies.Baselines, tags=["reasons"], operation_id="baselines")

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,15 +15,15 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from genrec import __version__
 from genrec.errors import UserError
 from genrec.serving import answer_routes, change_routes, operation_routes
 from genrec.serving.batching import QueueFullError, TimeBudgetError
-from genrec.serving.bodies import invalid, problem
-from genrec.serving.engine import Engine
+from genrec.serving.bodies import BoundedRoute, invalid, problem
+from genrec.serving.engine import Engine, settle_objects
 from genrec.serving.logs import json_logs, log
 from genrec.serving.middleware import OPEN_PATHS, RequestMiddleware
 from genrec.serving.settings import Keys, ServeSettings
@@ -30,6 +31,7 @@ from genrec.serving.state import Server, problem_of
 from genrec.serving.store import StoreError
 from genrec.serving.tracing import Tracing
 
+_ROUTES = (answer_routes, change_routes, operation_routes)
 _CODES = {400: "not_json", 404: "not_found", 405: "method_not_allowed", 422: "invalid"}
 _DESCRIPTION = "One generative model for recommendation and search. Every problem has the form `{error, message}`."
 
@@ -66,11 +68,8 @@ def create_app(engine: Engine, tracing: Tracing | None = None) -> FastAPI:
         title="genrec", version=__version__, description=_DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None
     )
     app.state.server = server
-    for routes in (answer_routes, change_routes, operation_routes):
-        app.include_router(routes.router)
-    app.add_middleware(RequestMiddleware, settings=engine.settings, metrics=server.metrics, bundle=server)
-    if tracing is not None:
-        tracing.add_to(app)
+    for module in _ROUTES:
+        app.include_router(module.router)
     handlers: dict[type[Exception], Callable[[Any], JSONResponse]] = {
         RequestValidationError: invalid,
         UserError: lambda error: problem(*problem_of(error)),
@@ -83,6 +82,16 @@ def create_app(engine: Engine, tracing: Tracing | None = None) -> FastAPI:
     }
     for kind, handle in handlers.items():
         app.add_exception_handler(kind, _handler(handle))
+
+    def problem_to(error: Exception) -> Response | None:
+        handle = next((handlers[kind] for kind in type(error).__mro__ if kind in handlers), None)
+        return None if handle is None else handle(error)
+
+    routes = [route for module in _ROUTES for route in module.router.routes if isinstance(route, BoundedRoute)]
+    direct = {route.path: route for route in routes if route.direct is not None and route.methods == {"POST"}}
+    app.add_middleware(RequestMiddleware, server=server, direct=direct, problem_of=problem_to)
+    if tracing is not None:
+        tracing.add_to(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's way to change the document
     return app
 
@@ -127,6 +136,8 @@ def serve(settings: ServeSettings) -> None:
     # One core is left to HTTP: threads that wait for a core at every barrier halve the rate under load.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(settings.threads or max(1, cores - 1))
+    # Each event of a connection takes the interpreter's lock anew, which a batch gives up once in this time.
+    sys.setswitchinterval(0.001)
     json_logs()
     engine = Engine(settings)
     fields = {"bundle": engine.key, "items": engine.model.snapshot.n_items, "fitted_on": engine.model.fitted_on}
@@ -134,6 +145,7 @@ def serve(settings: ServeSettings) -> None:
     if settings.key_file is None and settings.without_keys:
         log.warning("no key is required", extra={"fields": {"host": settings.host}})
     app = create_app(engine, tracing)
+    settle_objects()
     limit = ConnectionLimit(settings, app.state.server.metrics)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, http=limited_protocol(limit),

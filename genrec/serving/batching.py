@@ -70,9 +70,10 @@ class _Waiting:
 class Batcher:
     """Gathers payloads and hands them to ``work`` (list of payloads -> list of results or exceptions) on one thread.
 
-    A batch closes when it has ``max_batch`` payloads or ``max_wait`` seconds after its first one; while a batch is
-    worked on, the next gathers by itself, so batches grow under load. ``max_batch`` 1 switches batching off. A
-    payload is refused with ``QueueFullError`` where ``max_queue`` wait already, or where the expected wait is more
+    A batch closes when it has ``max_batch`` payloads, or when no more came for ``max_wait`` seconds. While they come,
+    it waits at most as long as a batch takes whatever its size, since that is what one batch saves against two. While
+    a batch is worked on, the next gathers by itself, so batches grow under load. ``max_batch`` 1 switches batching off.
+    A payload is refused with ``QueueFullError`` where ``max_queue`` wait already, or where the expected wait is more
     than half of its time budget. A payload whose deadline passed is dropped before the next batch is chosen.
     ``close`` finishes what was taken.
     """
@@ -107,6 +108,13 @@ class Batcher:
         running = max(0.0, self._busy_until - time.monotonic())
         return running + full * self.cost.of(self.max_batch) + (self.cost.of(rest) if full and rest else 0.0)
 
+    def refuses(self, budget: float) -> int:
+        """Whole seconds after which to come back where a request with this budget is refused now, else 0."""
+        wait = self.expected_wait() - _WAIT * budget
+        if wait > 0:
+            return math.ceil(wait)
+        return int(self._closed or len(self._queue) >= self.max_queue)
+
     async def submit(self, payload: Any, budget: float) -> Any:
         """The result for one payload within ``budget`` seconds.
 
@@ -116,9 +124,8 @@ class Batcher:
         now = time.monotonic()
         one = _Waiting(payload, now, now + budget, loop.create_future(), loop)
         with self._changed:
-            wait = self.expected_wait()
-            if self._closed or len(self._queue) >= self.max_queue or wait > _WAIT * budget:
-                raise QueueFullError(max(1, math.ceil(wait - _WAIT * budget)))
+            if seconds := self.refuses(budget):
+                raise QueueFullError(seconds)
             self._queue.append(one)
             self._changed.notify()
         try:
@@ -139,9 +146,9 @@ class Batcher:
             while True:
                 while not self._queue and not self._closed:
                     self._changed.wait()
-                until = time.monotonic() + self.max_wait
+                until = time.monotonic() + max(self.max_wait, self.cost.of(0))
                 while len(self._queue) < self.max_batch and not self._closed:
-                    if not self._changed.wait(max(0.0, until - time.monotonic())):
+                    if not self._changed.wait(min(self.max_wait, max(0.0, until - time.monotonic()))):
                         break
                 now = time.monotonic()
                 live = [one for one in self._queue if one.deadline > now and not one.future.cancelled()]
@@ -170,15 +177,17 @@ class Batcher:
             self._busy_until = 0.0
             if self.on_batch is not None:
                 self.on_batch([began - one.since for one in batch], spent)
-            for one, result in zip(batch, results, strict=True):
-                with contextlib.suppress(RuntimeError):  # the loop is gone, and with it who waited for this answer
-                    one.loop.call_soon_threadsafe(_settle, one.future, result)
+            settled = list(zip(batch, results, strict=True))
+            for loop in {one.loop for one in batch}:
+                with contextlib.suppress(RuntimeError):  # the loop is gone, and with it who waited for these answers
+                    loop.call_soon_threadsafe(_settle, [pair for pair in settled if pair[0].loop is loop])
 
 
-def _settle(future: asyncio.Future, result: Any) -> None:
-    if future.done():
-        return
-    if isinstance(result, Exception):
-        future.set_exception(result)
-    else:
-        future.set_result(result)
+def _settle(results: Sequence[tuple[_Waiting, Any]]) -> None:
+    for one, result in results:
+        if one.future.done():
+            continue
+        if isinstance(result, Exception):
+            one.future.set_exception(result)
+        else:
+            one.future.set_result(result)

@@ -204,9 +204,19 @@ def _differs(columns: dict[str, Any], item: dict[str, Any]) -> bool:
     return any(item.get(name) != value for name, value in columns.items())
 
 
+def settle_objects() -> None:
+    """Leave what is loaded now out of garbage collections: a full one would stop all answers for a quarter second."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
 def _return_memory() -> None:
     """Give freed memory back to the system: glibc keeps it, and reload by reload the process would grow."""
-    gc.collect()
+    if gc.get_freeze_count():
+        settle_objects()
+    else:
+        gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)

@@ -6,17 +6,23 @@ import asyncio
 import json
 import re
 import time
-import uuid
+from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from genrec.serving.logs import Metrics, log
-from genrec.serving.parsing import bounded, json_shape
+from genrec.serving.bodies import BoundedRoute
+from genrec.serving.ids import new_id
+from genrec.serving.logs import log
+from genrec.serving.parsing import bounded, json_shape, plainly_small
 from genrec.serving.settings import ROLES, Keys, ServeSettings
+from genrec.serving.state import Server
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 OPEN_PATHS = ("/", "/docs", "/healthz", "/readyz", "/metrics", "/openapi.json")
+ANSWER_PATHS = ("/v1/recommend", "/v1/search", "/v1/rank", "/v1/requests")  # those of the queue
 OPEN_FILES = "/page/"  # scripts and styles of the demo page
 ASK_BYTES = 262_144  # bodies of requests for answers
 EVENT_BYTES = 1_048_576  # bodies of events and impressions
@@ -51,9 +57,21 @@ class RequestMiddleware:
     A body is read whole, within its route's limit, before a route sees it.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics, bundle: object = None):
-        """``bundle`` has the attribute ``key``: the name of what answers now."""
-        self.app, self.settings, self.metrics, self.bundle = app, settings, metrics, bundle
+    def __init__(
+        self,
+        app: ASGIApp,
+        server: Server,
+        direct: Mapping[str, BoundedRoute],
+        problem_of: Callable[[Exception], Response | None],
+    ):
+        """``server``: whose settings, metrics and queues these are.
+
+        ``direct``: POST routes by path that are answered here, past the application. ``problem_of`` gives the answer
+        to an error of theirs, None for one that is our mistake.
+        """
+        self.direct, self.problem_of = direct, problem_of
+        settings = server.settings
+        self.app, self.settings, self.metrics, self.server = app, settings, server.metrics, server
         self.keys = None if settings.key_file is None else Keys(settings.key_file)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,7 +81,7 @@ class RequestMiddleware:
             return
         started, headers, method = time.perf_counter(), dict(scope["headers"]), scope["method"]
         given = headers.get(b"x-request-id", b"")
-        request_id = given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex[:16]
+        request_id = given.decode() if _REQUEST_ID.fullmatch(given) else new_id()[:16]
         status, scope["request_id"] = 0, request_id
         if method == "HEAD":  # answered as GET, without the body
             scope = {**scope, "method": "GET"}
@@ -81,8 +99,13 @@ class RequestMiddleware:
         try:
             self._check_sender(scope, headers)
             self._check_key(scope, headers)
+            self._check_queue(scope["path"])
             body = await self._body(scope, headers, receive)
-            await self.app(scope, _replay(body, receive), answer)
+            route = self.direct.get(scope["path"]) if method == "POST" else None
+            if route is None:
+                await self.app(scope, _replay(body, receive), answer)
+            else:
+                await self._directly(route, body, scope, receive, answer)
         except RefusedError as refused:
             await _problem(answer, refused)
         except Exception:
@@ -93,9 +116,21 @@ class RequestMiddleware:
         finally:
             self._record(scope, method, status, request_id, time.perf_counter() - started)
 
+    async def _directly(self, route: BoundedRoute, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        assert route.direct is not None
+        scope["route"] = route
+        try:
+            response = await route.direct(body, Request(scope, receive))
+        except Exception as error:
+            problem = self.problem_of(error)
+            if problem is None:
+                raise
+            response = problem
+        await response(scope, receive, send)
+
     def _record(self, scope: Scope, method: str, status: int, request_id: str, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")  # the template, never the path itself: paths hold ids
-        bundle = scope.get("bundle") or getattr(self.bundle, "key", "")
+        bundle = scope.get("bundle") or self.server.key
         self.metrics.requests.labels(route, str(status), bundle).inc()
         self.metrics.seconds.labels(route, bundle).observe(seconds)
         fields = {"request_id": request_id, "method": method, "route": route, "status": status}
@@ -130,6 +165,11 @@ class RequestMiddleware:
         if ROLES.index(role) < ROLES.index(needed):
             raise RefusedError(403, "forbidden", f"this key has the role {role}; the route needs {needed}")
 
+    def _check_queue(self, path: str) -> None:
+        """Refuse a request that would wait too long before its body is read: refusals must not slow answers down."""
+        if path in ANSWER_PATHS and (seconds := self.server.refuses()):
+            raise RefusedError(429, "busy", "too many requests are waiting", **{"retry-after": str(seconds)})
+
     async def _body(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         limit = body_limit(scope["path"], self.settings)
         length = headers.get(b"content-length", b"0")
@@ -150,6 +190,8 @@ class RequestMiddleware:
         except TimeoutError:
             raise RefusedError(408, "too_slow", "the body took too long to arrive") from None
         body = b"".join(chunks)
+        if plainly_small(body, self.settings.max_depth):
+            return body
         shape = await bounded(json_shape, body)
         if shape.too_large:
             raise RefusedError(422, "too_many_values", "the body holds more values than any of this API")

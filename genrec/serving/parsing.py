@@ -35,6 +35,11 @@ async def bounded(work: Callable[[bytes], Result], body: bytes) -> Result:
     return await asyncio.get_running_loop().run_in_executor(_reader, work, body)
 
 
+def plainly_small(body: bytes, depth: int) -> bool:
+    """Whether a body's size and brackets alone show that it is nested at most ``depth`` deep and not too large."""
+    return len(body) < OFF_LOOP and body.count(b"[") + body.count(b"{") <= depth
+
+
 @dataclass(frozen=True)
 class JsonShape:
     """What a JSON text holds outside its strings: the greatest nesting, and how many objects and commas."""

@@ -40,7 +40,7 @@ class ServeSettings:
     key_file: Path | None = None  # see Keys; None: no key is required
     events: str | None = None  # event store: a file or redis://...; None: BUNDLE.events.sqlite next to the bundle
     max_batch: int = 64  # requests answered in one pass; 1 switches batching off
-    batch_wait_ms: float = 4.0  # how long the first request of a batch waits for others
+    batch_wait_ms: float = 1.0  # a batch starts when no further request came for so long
     queue: int = 512  # requests that may wait; one more gets 429
     time_budget_ms: float = 2000.0  # an answer that takes longer is a 504
     change_budget_ms: float = 60_000.0  # the same for adding and removing items

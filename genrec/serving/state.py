@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -17,6 +16,7 @@ from genrec.serving.batching import Batcher
 from genrec.serving.bundles import ServedBundle, goes_to_canary
 from genrec.serving.cursors import next_cursor
 from genrec.serving.engine import Engine
+from genrec.serving.ids import new_id
 from genrec.serving.logs import Metrics, log
 from genrec.serving.store import Kept, StoredEvent, StoreError, StoreFullError
 from genrec.serving.tracing import Tracing
@@ -62,6 +62,11 @@ class Server:
             served = self.canary
         request.scope["bundle"] = served.key
         return served
+
+    def refuses(self) -> int:
+        """Whole seconds after which to come back where no bundle takes a request now, else 0."""
+        budget = self.settings.time_budget_ms / 1000
+        return min(served.queue.refuses(budget) for served in self.bundles)
 
     def _on_store_call(self, seconds: float, error: StoreError | None) -> None:
         self.metrics.stage_seconds.labels("store", self.key).observe(seconds)
@@ -136,7 +141,7 @@ class Server:
         """A response as the API gives it, with what the body asks of its form."""
         items, notes = self.items(served, response.items, body.fields), list(response.notes)
         answer = {
-            "recommendation_id": uuid.uuid4().hex,
+            "recommendation_id": new_id(),
             "items": items,
             "mode": response.mode,
             "source": response.source,

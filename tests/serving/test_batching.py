@@ -50,6 +50,40 @@ def test_requests_gather_while_a_batch_is_worked_on():
     asyncio.run(go())
 
 
+def test_a_batch_waits_while_requests_come_and_no_longer():
+    """At most as long as a batch costs whatever its size, which is what two batches cost more than one."""
+
+    async def go():
+        batches: list[list] = []
+        batcher = Batcher(lambda payloads: batches.append(list(payloads)) or payloads, 64, 0.2, 100)
+        batcher.cost.of = lambda n: 60 + 0.01 * n  # type: ignore[method-assign]
+        first = [asyncio.create_task(batcher.submit(n, 1000)) for n in range(2)]
+        await asyncio.sleep(0.05)  # less than the pause that ends a batch
+        await asyncio.gather(*first, batcher.submit(2, 1000))
+        assert batches == [[0, 1, 2]]
+        await asyncio.wait_for(batcher.submit(3, 1000), 30)  # nobody else came: it does not wait for the whole minute
+        assert batches[1] == [3]
+        batcher.close()
+
+    asyncio.run(go())
+
+
+def test_what_a_refusal_says_is_known_before_a_request_is_read():
+    async def go():
+        gate, batcher = started(1, 0.0, 100)
+        assert batcher.refuses(1.0) == 0
+        batcher.cost.add(1, 2.0)
+        tasks = [asyncio.create_task(batcher.submit(n, 30)) for n in range(4)]
+        await begun(gate)
+        assert batcher.refuses(30) == 0 and 6 <= batcher.refuses(2.0) <= 8
+        gate.open.set()
+        await asyncio.gather(*tasks)
+        batcher.close()
+        assert batcher.refuses(1000) == 1
+
+    asyncio.run(go())
+
+
 def test_one_at_a_time_without_batching():
     async def go():
         gate, batcher = started(1, 1.0, 100)

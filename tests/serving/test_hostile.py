@@ -170,6 +170,55 @@ def test_large_bodies_are_refused_by_size_keys_and_first_mistake(serving):
     asyncio.run(go())
 
 
+def test_answers_past_the_application_have_its_mistakes_and_headers(serving):
+    """Routes of lists are called without FastAPI: their problems must be those that its other routes give."""
+
+    async def go():
+        async with serving(time_budget_ms=2000.0) as (client, app):
+            for body, status, error, words in (
+                (b"", 422, "invalid", "body: Field required"),
+                (b"{", 400, "not_json", "not JSON"),
+                (b'{"k": "5"}', 422, "invalid", "body.k: Input should be a valid integer"),
+                (b'{"nonsense": 1}', 422, "invalid", "body.nonsense: Extra inputs are not permitted"),
+                (b'{"history": [{"item": 1}]}', 422, "invalid", "body.history.0"),
+                (b"[" * 17 + b"]" * 17, 422, "too_deep", "16"),
+                (b'{"cursor": "broken"}', 422, "invalid", "cursor"),
+            ):
+                reply = await client.post("/v1/recommend", content=body, headers=JSON | {"x-request-id": "r.1"})
+                assert (reply.status_code, reply.json()["error"]) == (status, error), reply.text
+                assert words in reply.json()["message"], reply.text
+                assert reply.headers["x-request-id"] == "r.1" and reply.headers["x-content-type-options"] == "nosniff"
+            assert (await client.get("/v1/recommend")).status_code == 405
+            metrics = (await client.get("/metrics")).text
+            assert 'route="/v1/recommend",status="422"' in metrics
+
+            def broken(*_arguments):
+                raise RuntimeError("a mistake of ours")
+
+            app.state.server.main.engine.ask = broken
+            reply = await client.post("/v1/recommend", json={"k": 1})
+            assert reply.status_code == 500 and "a mistake of ours" not in reply.text
+
+    asyncio.run(go())
+
+
+def test_a_busy_server_refuses_before_it_reads_a_body(serving):
+    async def go():
+        async with serving() as (client, app):
+            app.state.server.main.queue.refuses = lambda _budget: 7
+
+            async def body():
+                raise AssertionError("the body was read")
+                yield b""
+
+            reply = await client.post("/v1/search", content=body(), headers=JSON)
+            assert reply.status_code == 429 and reply.headers["retry-after"] == "7"
+            assert reply.json()["error"] == "busy"
+            assert (await client.post("/v1/events", json={"events": []})).status_code == 422  # others are read
+
+    asyncio.run(go())
+
+
 def test_half_open_connections_are_closed_and_bounded():
     async def app(scope, receive, send):
         if scope["type"] == "http":

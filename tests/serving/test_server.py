@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 
 import httpx
 import pytest
@@ -21,6 +23,7 @@ from hypothesis import strategies as st
 from genrec.client import Client, ServerError
 from genrec.errors import UserError
 from genrec.inference.bundle import export
+from genrec.serving.engine import settle_objects
 from genrec.serving.middleware import RequestMiddleware
 from genrec.serving.parsing import MAX_OBJECTS, JsonShape, json_shape
 from genrec.serving.settings import Keys, ServeSettings
@@ -358,6 +361,22 @@ def test_a_reload_swaps_and_a_bad_bundle_is_refused(trained_run, bundle, serving
                 swapped.status_code == 200
                 and after.json()["bundle"] == swapped.json()["bundle"] != before.json()["bundle"]
             )
+
+    asyncio.run(go())
+
+
+def test_a_replaced_model_is_freed_though_loaded_objects_are_not_collected(serving):
+    async def go():
+        async with serving() as (client, app):
+            settle_objects()
+            try:
+                engine = app.state.server.engine
+                old = weakref.ref(engine.model)
+                assert (await client.post("/v1/admin/reload")).status_code == 200
+                assert old() is None
+                assert gc.get_freeze_count() > 0
+            finally:
+                gc.unfreeze()
 
     asyncio.run(go())
 

@@ -1,0 +1,13 @@
+"""Ids of requests and answers."""
+
+from __future__ import annotations
+
+import random
+
+# Seeded by the system once: a call of the system for each id costs more than the rest of a small answer.
+_random = random.Random()
+
+
+def new_id() -> str:
+    """A random id of 32 hexadecimal digits."""
+    return f"{_random.getrandbits(128):032x}"
