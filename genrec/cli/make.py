@@ -13,7 +13,13 @@ from genrec.console import console
 from genrec.errors import UserError
 
 
-def run(config: ConfigPath, overrides: Overrides = None) -> None:
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    prefer: Annotated[
+        bool, typer.Option("--prefer", help="Include the preference stage, as genrec prefer does.")
+    ] = False,
+) -> None:
     """Everything that is not up to date, then the results table."""
     from genrec.pipeline.stages import stage_evaluate, stage_train
     from genrec.runs.run import Run
@@ -23,7 +29,7 @@ def run(config: ConfigPath, overrides: Overrides = None) -> None:
     stage_train(job)
     if rank_and_world()[0]:
         return  # the first of the processes that trained together goes on alone
-    if job.config.preference.in_run:
+    if prefer:
         from genrec.preference.stage import stage_prefer
 
         show_decision(job.folder, stage_prefer(job))

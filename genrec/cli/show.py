@@ -64,12 +64,14 @@ def show_protocol(job: Run, name: str, split: str, fitted: str, options: dict) -
 
 
 def show_results(result: Evaluation) -> None:
-    """The rows of an evaluation, a table per task, and the paired comparisons."""
+    """The rows of an evaluation, a table per task, and how ours differs from the stack; the report has all pairs."""
+    from genrec.evaluation.baselines import stack
     from genrec.evaluation.report import results_table_rich
 
     for table in results_table_rich(result.rows):
         console.print(table)
-    for line in result.comparisons():
+    lines = result.comparisons()
+    for line in [line for line in lines if stack.NAME in line] or lines:
         console.print(line, highlight=False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 _DELETE = "delete it; what it chose between made no measured difference, or follows from the data now"
 _ADVICE = {
+    "data.cache": "delete it; the parsed log is always kept beside the dataset, so that new files are added quickly",
     "data.max_user_events": "set model.max_length, the events of history that are read",
     "decoding.cuda_graph": "delete it; a beam search on a GPU always is a CUDA graph",
     "decoding.exact_top": "set decoding.search=exact",
@@ -15,6 +16,7 @@ _ADVICE = {
     "model.use_codes": "list codes in model.item_inputs",
     "model.use_ids": "list ids in model.item_inputs",
     "model.use_text": "list text in model.item_inputs",
+    "preference.in_run": "start genrec run with the option --prefer",
     "preference.samples": "set preference.phases, see genrec/preference/phases.py",
     "split.session_by": "set split.session_gap",
     "text.cache": "delete it; vectors of hf and minilm are always kept by content",

@@ -39,9 +39,6 @@ class DataConfig:
     min_item_events: int = setting(1, "Minimum number of events of an item (iterative k-core).", ge=0)
     keep_unseen_items: bool = setting(False, "Keep catalogue items without any event.")
     max_quarantine_share: float = setting(0.05, "Stop if a larger fraction of rows is invalid.", ge=0, le=1)
-    cache: bool = setting(
-        True, "Keep the parsed log beside the dataset, so that new files are added without a new parse."
-    )
 
 
 @dataclass
@@ -322,7 +319,6 @@ class PreferenceConfig:
         nonempty=True,
     )
     tolerance: float = setting(0.02, "Acceptance gate: maximum relative loss of Recall and nDCG.", ge=0)
-    in_run: bool = setting(False, "`genrec run` includes this stage.")
 
 
 @dataclass

@@ -82,13 +82,13 @@ class Baselines:
                 name, inputs, *ranked_by_scores(scorer, requests, k, self.run.dataset.n_items, not searches)
             )
         if "stack" in self.names and stack.installed():
-            for networked in (False, True)[: 1 + self.fits]:
+            for networked in (False, True)[: 1 + (self.fits and not searches)]:
                 row = self._stack(requests, kind, last, k, networked)
                 if row is not None:
                     yield row
 
     def _stack(self, requests: Requests, kind: str | None, last: int, k: int, networked: bool) -> BaselineRow | None:
-        """The stack's row; ``networked`` adds our network's retrieval scores to its sources."""
+        """The stack's row; ``networked`` adds our network's retrieval scores to its sources (recommendations)."""
         if (kind, networked) not in self.stacks:
             valid = self.run.dataset.requests("valid", kind)
             if len(valid) < stack.MIN_REQUESTS:
@@ -107,16 +107,16 @@ class Baselines:
         seed, sources = self.run.config.seed, self._sources(TRAIN, kind is not None, networked)
         if kind is not None:
             return stack.Stack(seed).fit(sources, valid)
-        held = self._held_sources()
         if not networked:
-            return stack.Stack(seed).fit(sources, valid, held)
-        first = next(held, None)
-        base = None if first is None else stack.Stack(seed).fit(*first, held)
+            return stack.Stack(seed).fit(sources, valid, self._held_examples)
+        base = stack.Stack(seed).fit_examples(self._held_examples) if self._held_examples else None
         return stack.Stack(seed, base).fit(sources, valid)
 
-    def _held_sources(self) -> Iterator[tuple[stack.Sources, Requests]]:
+    @cached_property
+    def _held_examples(self) -> list[stack.Example]:
         """Training requests with the sources, fitted on logs that lack the events of those requests."""
         text, config = self.run.ids.catalogue.text.cpu().numpy(), self.run.config
+        made: list[stack.Example] = []
         for part, requests in held_back(self.run.dataset, stack.FIT_REQUESTS, config.seed):
             scorers: dict[str, Scorer] = {
                 BASELINES[name][0]: partial(_score, fitted(name, self.chosen[name], part, TRAIN))
@@ -124,7 +124,8 @@ class Baselines:
             }
             scorers["text of the last event"] = lambda chunk: last_text(chunk, text)
             features = CandidateFeatures.build(part, text, TRAIN)
-            yield stack.Sources(scorers, features, config.model.request_time), requests
+            made += stack.examples(stack.Sources(scorers, features, config.model.request_time), requests)
+        return made
 
     def _sources(self, last: int, searches: bool, networked: bool) -> stack.Sources:
         text = self.run.ids.catalogue.text.cpu().numpy()

@@ -197,13 +197,12 @@ def _search_settings(config: Config) -> dict[str, Any]:
 
 def preference_key(folder: Path, config: Config) -> str:
     """The key of the preference stage, kept or refused."""
-    settings = {name: value for name, value in to_dict(config.preference).items() if name != "in_run"}
     made_from = (
         open_artifact(folder / "model", MODEL_KIND)["key"],
         open_artifact(folder / "dataset", DATASET_KIND)["key"],
         open_artifact(folder / "semantic_ids", IDS_KIND)["key"],
     )
-    return fingerprint(PREFERENCE_VERSION, *made_from, config.seed, settings)
+    return fingerprint(PREFERENCE_VERSION, *made_from, config.seed, to_dict(config.preference))
 
 
 def _kept(folder: Path) -> None:

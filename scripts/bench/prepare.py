@@ -82,7 +82,7 @@ def ours(path: Path, target: Path) -> int:
 
     logging.basicConfig(level=logging.INFO, format="  %(message)s", stream=sys.stderr)
     core = [f"data.min_user_events={CORE}", f"data.min_item_events={CORE}"]
-    config = load_config(None, ["data.reader=table", f"data.path={path}", "data.cache=false", *core])
+    config = load_config(None, ["data.reader=table", f"data.path={path}", *core])
     prepare(config, target)
     return json.loads((target / "manifest.json").read_text())["info"]["events"]
 

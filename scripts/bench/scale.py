@@ -47,7 +47,6 @@ def overrides(items: int, options: argparse.Namespace) -> list[str]:
     settings = {
         "data.reader": "simulator",
         "data.keep_unseen_items": "true",
-        "data.cache": "false",
         "model.dim": options.dim,
         "model.layers": 1,
         "model.heads": 2,

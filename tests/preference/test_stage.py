@@ -200,7 +200,7 @@ def test_a_stopped_stage_ends_with_the_same_decoder(copied_run, monkeypatch):
 
 def test_a_run_without_the_stage_is_as_it_was(copied_run):
     run = copied_run()
-    assert not run.config.preference.in_run and run.fitted == ["train", "train+valid"]
+    assert run.fitted == ["train", "train+valid"]
     with pytest.raises(UserError, match="model_preferred does not exist"):
         run.ranker("preferred")
 

@@ -1,10 +1,9 @@
 """From a raw log of any size to a prepared dataset: parse, order and clean, dense ids, split, queries, leakage report.
 
 Tie rule: events are ordered by user, then time, then their position in the log. Memory is bounded by a part of the
-reader,
-a partition of events and the distinct ids; events lie on disk between the steps. The parsed log stays in
-``.<dataset>.parsed`` beside the dataset (``data.cache``): when new files are appended to the log only these are parsed,
-and everything behind parsing is done again from numbers. Users and items then keep their ids, and new ones come behind.
+reader, a partition of events and the distinct ids; events lie on disk between the steps. The parsed log stays in
+``.<dataset>.parsed`` beside the dataset: when new files are appended to the log only these are parsed, and everything
+behind parsing is done again from numbers. Users and items then keep their ids, and new ones come behind.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def checksum_index(target: Path) -> ChecksumIndex:
 def prepare_key(config: Config, checksums: ChecksumIndex) -> str:
     """The fingerprint of everything a prepared dataset depends on: the content of files, not their paths or times."""
     files = [checksums.fingerprint(file) for file in all_log_files(config.data)]
-    data = {key: value for key, value in to_dict(config.data).items() if key not in ("cache", "path", "append")}
+    data = {key: value for key, value in to_dict(config.data).items() if key not in ("path", "append")}
     return fingerprint(PREPARE_VERSION, data, to_dict(config.split), to_dict(config.queries), files, config.seed)
 
 
@@ -83,10 +82,7 @@ def prepare(config: Config, target: Path) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(target) as scratch:
-        cache = target.with_name(f".{target.name}.parsed")
-        parsed = parse_log(config, cache if config.data.cache else scratch / "parsed", checksums)
-        if not config.data.cache:
-            shutil.rmtree(cache, ignore_errors=True)
+        parsed = parse_log(config, target.with_name(f".{target.name}.parsed"), checksums)
         report = target.with_name(f"{target.name}.quarantine.csv")
         check_quarantine(parsed, config.data.max_quarantine_share, report)
         check_joins(parsed, "item_id", "items")

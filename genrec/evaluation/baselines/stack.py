@@ -10,7 +10,7 @@ alone, and the score of the trees without it is one more feature: again as in ou
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Self
@@ -23,6 +23,7 @@ from genrec.ranking.features import HISTORY_FEATURES, ITEM_FEATURES, CandidateFe
 
 log = logging.getLogger(__name__)
 Scorer = Callable[[Requests], np.ndarray]
+Example = tuple[np.ndarray, np.ndarray]  # features (K, F) of a request's candidates, and which is its target (K,)
 NAME, NETWORKED = "LightGBM stack, no network", "LightGBM stack, with our retrieval"
 DEPTH = 50  # candidates of each source
 FIT_REQUESTS = 8000  # validation requests that the trees are fitted on, and training requests
@@ -95,38 +96,30 @@ class Stack:
         self.seed, self.base = seed, base
         self.trees: list[Any] = []
 
-    def fit(self, sources: Sources, requests: Requests, held: Iterable[tuple[Sources, Requests]] = ()) -> Self:
-        """Fit trees on validation requests: in each fold, the requests left out choose the number of trees.
-
-        ``held``: training requests, each with sources that have not counted their events.
-        """
-        import lightgbm as library
-
+    def fit(self, sources: Sources, requests: Requests, held: Sequence[Example] = ()) -> Self:
+        """Fit trees on validation requests, with sources fitted on train, and on examples of training requests."""
         draw = np.random.default_rng(self.seed)
         if len(requests) > FIT_REQUESTS:
             requests = requests.take(np.sort(draw.permutation(len(requests))[:FIT_REQUESTS]))
-        rows, labels = [], []
-        for source, some in ((sources, requests), *held):
-            for chunk in chunks(some, source):
-                ids, features = source.candidates(chunk)
-                features, hit = self._with_base(features), ids == chunk.targets[:, None]
-                for row in np.flatnonzero(hit.any(1)):
-                    live = ids[row] >= 0
-                    rows.append(features[row, live])
-                    labels.append(hit[row, live])
-        groups = [len(one) for one in labels]
-        if len(groups) < MIN_GROUPS:
-            log.warning("%s: its sources find %d targets, too few to learn from", NAME, len(groups))
+        return self.fit_examples([*examples(sources, requests, self._with_base), *held], draw)
+
+    def fit_examples(self, given: Sequence[Example], draw: np.random.Generator | None = None) -> Self:
+        """Fit trees on ``given``: in each fold, the requests left out choose the number of trees."""
+        import lightgbm as library
+
+        if len(given) < MIN_GROUPS:
+            log.warning("%s: its sources find %d targets, too few to learn from", NAME, len(given))
             return self
-        fold = draw.permutation(len(groups)) % FOLDS
+        draw = draw or np.random.default_rng(self.seed)
+        fold = draw.permutation(len(given)) % FOLDS
         parameters = PARAMETERS | {"seed": self.seed}
         for left_out in range(FOLDS):
-            parts = [library.Dataset(**_joined(rows, labels, (fold == left_out) == flag)) for flag in (False, True)]
+            parts = [library.Dataset(**_joined(given, (fold == left_out) == flag)) for flag in (False, True)]
             stopping = library.early_stopping(PATIENCE, verbose=False)
             trees = library.train(parameters, parts[0], MAX_ROUNDS, valid_sets=[parts[1]], callbacks=[stopping])
             self.trees.append(trees)
         rounds = [trees.best_iteration for trees in self.trees]
-        log.info("%s: %s trees from %d requests", NAME, rounds, len(groups))
+        log.info("%s: %s trees from %d requests", NAME, rounds, len(given))
         return self
 
     def scores(self, features: np.ndarray) -> np.ndarray:
@@ -155,6 +148,20 @@ class Stack:
         return ranked
 
 
+def examples(
+    sources: Sources, requests: Requests, extend: Callable[[np.ndarray], np.ndarray] = lambda features: features
+) -> list[Example]:
+    """Features (K, F) and hits (K,) of each request whose target is among its K candidates."""
+    made: list[Example] = []
+    for chunk in chunks(requests, sources):
+        ids, features = sources.candidates(chunk)
+        features, hit = extend(features), ids == chunk.targets[:, None]
+        for row in np.flatnonzero(hit.any(1)):
+            live = ids[row] >= 0
+            made.append((features[row, live], hit[row, live]))
+    return made
+
+
 def chunks(requests: Requests, sources: Sources):
     """Consecutive requests, so few that each source's scores over the catalogue stay within ``CELLS``."""
     size = max(1, min(256, CELLS // max(len(sources.features.counts), 1)))
@@ -162,11 +169,11 @@ def chunks(requests: Requests, sources: Sources):
         yield requests.take(np.arange(begin, min(begin + size, len(requests))))
 
 
-def _joined(rows: list[np.ndarray], labels: list[np.ndarray], keep: np.ndarray) -> dict[str, Any]:
+def _joined(given: Sequence[Example], keep: np.ndarray) -> dict[str, Any]:
     """The arguments of ``lightgbm.Dataset``."""
-    index = np.flatnonzero(keep)
+    kept = [given[one] for one in np.flatnonzero(keep).tolist()]
     return {
-        "data": np.concatenate([rows[one] for one in index]),
-        "label": np.concatenate([labels[one] for one in index]).astype(np.int8),
-        "group": np.array([len(labels[one]) for one in index]),
+        "data": np.concatenate([features for features, _ in kept]),
+        "label": np.concatenate([hit for _, hit in kept]).astype(np.int8),
+        "group": np.array([len(hit) for _, hit in kept]),
     }

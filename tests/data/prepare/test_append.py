@@ -146,18 +146,11 @@ def test_a_removed_last_file(log):
     assert log.read == [] and same(again, log.prepare("new"))
 
 
-def test_other_rules_need_no_parsing_and_a_switched_off_cache_leaves_nothing(log, tmp_path):
+def test_other_rules_need_no_parsing(log):
     log(0, 1)
     log.prepare("kept")
     again = log.prepare("kept", "data.min_user_events=3", "queries.share=0.1")
     assert log.read == [] and same(again, log.prepare("new", "data.min_user_events=3", "queries.share=0.1"))
-    log(2)
-    bare = log.prepare("kept", "data.cache=false", "data.min_user_events=3")
-    left = {path.name for path in (tmp_path / "kept").iterdir()} - {".dataset.checksums.json"}
-    assert len(log.read) == 3 and left == {"dataset"}
-    assert (
-        log.prepare("kept", "data.cache=true", "data.min_user_events=3").manifest["created"] == bare.manifest["created"]
-    )  # nothing to do
 
 
 def test_changed_items_do_not_touch_the_events(log):
