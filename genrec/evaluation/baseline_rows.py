@@ -123,7 +123,7 @@ class Baselines:
                 for name in usable(self.names, part)
             }
             scorers["text of the last event"] = lambda chunk: last_text(chunk, text)
-            features = CandidateFeatures.build(part, text, TRAIN)
+            features = CandidateFeatures.build(part, text, TRAIN, collaborative=False)
             made += stack.examples(stack.Sources(scorers, features, config.model.request_time), requests)
         return made
 
@@ -136,7 +136,7 @@ class Baselines:
             scorers["text of the last event"] = lambda chunk: last_text(chunk, text)
         if networked:
             scorers["our retrieval"] = self.run.network_scorer("model", "train+valid" if last == VALID else "train")
-        features = CandidateFeatures.build(self.run.dataset, text, last)
+        features = CandidateFeatures.build(self.run.dataset, text, last, collaborative=False)
         return stack.Sources(scorers, features, self.run.config.model.request_time)
 
 

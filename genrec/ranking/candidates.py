@@ -31,6 +31,8 @@ from genrec.retrieval.protocol import RetrievalRequests, Retriever
 from genrec.retrieval.similar_texts import SimilarTexts
 from genrec.retrieval.sources import (
     CooccurrenceRetriever,
+    EaseRetriever,
+    FactorRetriever,
     LastItemNeighbours,
     PopularMatchRetriever,
     QueryItemRetriever,
@@ -40,6 +42,7 @@ from genrec.retrieval.sources import (
 )
 from genrec.timing import stage
 
+COLLABORATIVE = 50  # candidates of EASE^R, and of ALS
 MISSING = -1  # item id where a row has no further item
 ITEM_INDEX, TEXT_INDEX = "items.faiss", "texts.faiss"
 
@@ -173,6 +176,8 @@ class CandidateGenerator:
         )
         self.cooccurrence = CooccurrenceRetriever(features.cooccurrence)
         self.windowed = None if features.windowed is None else WindowedRetriever(features.windowed)
+        self.ease = None if features.ease is None else EaseRetriever(features.ease)
+        self.factors = None if features.factors is None else FactorRetriever(features.factors)
         self.words = None if lexical is None else WordRetriever(lexical)
         self.query_items = None if features.query_items is None else QueryItemRetriever(features.query_items)
         self.popular_matches = None if self.words is None else PopularMatchRetriever(self.words, popularity)
@@ -186,6 +191,8 @@ class CandidateGenerator:
         sources = [
             (self.cooccurrence, decoding.cooccurrence),
             (self.windowed, decoding.windowed),
+            (self.ease, COLLABORATIVE),
+            (self.factors, COLLABORATIVE),
             (LastItemNeighbours(self.text), decoding.text_neighbours),
         ]
         self.history_sources = [(source, width) for source, width in sources if source is not None and width]
@@ -271,11 +278,14 @@ class CandidateGenerator:
         columns = dict(zip(SOURCE_FEATURES, self._source_features(result, retrieval, known, there, scale), strict=True))
         columns["retrieved_rank"] = log_rank(columns["retrieved"], result.ids >= 0)
         columns["cooccurrence_rank"] = log_rank(self.cooccurrence.score(retrieval, known), live)
-        for name in ("windowed", "windowed_rank", "ranking"):
-            columns[name] = torch.zeros(ids.shape)
-        if self.windowed is not None:
-            following = self.windowed.score(retrieval, known)
-            columns["windowed"], columns["windowed_rank"] = log_scores(following)[0], log_rank(following, live)
+        columns["ranking"] = torch.zeros(ids.shape)
+        for name, source in (("windowed", self.windowed), ("ease", self.ease), ("als", self.factors)):
+            if source is None:
+                columns[name] = columns[f"{name}_rank"] = torch.zeros(ids.shape)
+            else:
+                scores = source.score(retrieval, known)
+                columns[name] = log_scores(scores)[0] if source is self.windowed else scores
+                columns[f"{name}_rank"] = log_rank(scores, live)
         if self.network.ranking is not None:
             row = torch.arange(len(ids), device=device)
             logits = self.network.rank(encoded, row, torch.zeros_like(row), result.ids)[..., 0].float()
@@ -300,7 +310,7 @@ class CandidateGenerator:
         on_device, on_host = [result.retrieved[0]], []
         searches = (retrieval.requests.request_queries >= 0).any()
         for source, width in self.history_sources + (self.query_sources if searches else []):
-            if isinstance(source, SparseRetriever):
+            if isinstance(source, SparseRetriever | FactorRetriever):
                 on_host.append(source.top(retrieval, width, allowed)[0])
             else:
                 on_device.append(source.top(retrieval, width, allowed_there)[0].to(self.items.device))

@@ -18,7 +18,7 @@ from genrec.config.schema import DecodingConfig
 from genrec.data.dataset import TRAIN, Dataset
 from genrec.data.heldback import held_back
 from genrec.generation.options import SearchOptions
-from genrec.ranking.candidates import Candidates
+from genrec.ranking.candidates import COLLABORATIVE, Candidates
 from genrec.ranking.features import FEATURES, CandidateFeatures, log_rank
 from genrec.ranking.ranker import Ranker
 from genrec.ranking.reranker import with_hits
@@ -58,6 +58,8 @@ def without_network(found: Candidates, targets: Tensor, decoding: DecodingConfig
         (together, decoding.cooccurrence),
         (column["windowed"], decoding.windowed),
         (column["last_text"], decoding.text_neighbours),
+        (column["ease"], COLLABORATIVE),
+        (column["als"], COLLABORATIVE),
     ):
         proposed |= (log_rank(scores, ids >= 0).expm1() < width) & (scores > scores.amin(1, keepdim=True))
     kept = (proposed & (ids == targets[:, None])).any(1)

@@ -23,6 +23,7 @@ from genrec.catalogue.growing import append_rows
 from genrec.data.dataset import Dataset
 from genrec.data.histories import Histories
 from genrec.errors import UserError
+from genrec.retrieval.collaborative import EaseWeights, ItemFactors
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
 from genrec.retrieval.products import pair_products
 from genrec.retrieval.query_items import QueryItemCounts
@@ -76,7 +77,16 @@ HISTORY_FEATURES = (
     "last_text",
     "length",
 )
-RANK_FEATURES = ("retrieved_rank", "cooccurrence_rank", "windowed", "windowed_rank")
+RANK_FEATURES = (
+    "retrieved_rank",
+    "cooccurrence_rank",
+    "windowed",
+    "windowed_rank",
+    "ease",
+    "ease_rank",
+    "als",
+    "als_rank",
+)
 HEAD_FEATURES = ("ranking",)  # the ranking head's logit, 0 without a head
 FEATURES = SOURCE_FEATURES + ITEM_FEATURES + HISTORY_FEATURES + RANK_FEATURES + HEAD_FEATURES
 
@@ -153,13 +163,15 @@ class CandidateFeatures:
         span: int,
         query_items: QueryItemCounts | None = None,
         windowed: WindowedTransitions | None = None,
+        ease: EaseWeights | None = None,
+        factors: ItemFactors | None = None,
     ):
         """``keys`` (n_events,) int64, sorted: item x (span + 1) + seconds since ``origin``, one per event.
 
-        ``query_items``: counts of the items chosen after each query. Without ``windowed`` transitions their features
-        are constant.
+        ``query_items``: counts of the items chosen after each query. Without ``windowed`` transitions, ``ease`` or
+        ``factors`` their features are constant.
         """
-        self.query_items, self.windowed = query_items, windowed
+        self.query_items, self.windowed, self.ease, self.factors = query_items, windowed, ease, factors
         self.cooccurrence, self.facts, self.keys, self.origin, self.span = cooccurrence, facts, keys, origin, span
         n_items = len(facts.brand)
         bounds = np.searchsorted(keys, np.arange(n_items + 1, dtype=np.int64) * (span + 1))
@@ -178,11 +190,15 @@ class CandidateFeatures:
         grown.facts = self.facts.grown(new, text)
         grown.counts = append_rows(self.counts, np.zeros(len(new), self.counts.dtype))
         grown.first = append_rows(self.first, np.full(len(new), self.span, np.int64))
+        if self.factors is not None:
+            grown.factors = self.factors.grown(len(new))
         return grown
 
     @classmethod
-    def build(cls, dataset: Dataset, text: np.ndarray, last: int, transitions: str = "log") -> CandidateFeatures:
-        """Count all events up to split ``last``."""
+    def build(
+        cls, dataset: Dataset, text: np.ndarray, last: int, transitions: str = "log", collaborative: bool = True
+    ) -> CandidateFeatures:
+        """Count all events up to split ``last``; without ``collaborative``, fit neither EASE^R nor ALS to them."""
         histories = dataset.histories(last)
         table = CooccurrenceTransition(transitions=transitions).fit(histories, dataset.n_items)
         known = np.flatnonzero(np.asarray(dataset.split) <= last)
@@ -198,6 +214,8 @@ class CandidateFeatures:
             span,
             QueryItemCounts.build(dataset, last),
             WindowedTransitions.fit(histories, dataset.n_items),
+            EaseWeights.fit(histories, dataset.n_items) if collaborative else None,
+            ItemFactors.fit(histories, dataset.n_items) if collaborative else None,
         )
 
     def state(self) -> dict[str, np.ndarray]:
@@ -208,7 +226,12 @@ class CandidateFeatures:
             "span": np.asarray(self.span, np.int64),
             **self.cooccurrence.state(),
             **(self.query_items.state() if self.query_items else {}),
-            **(self.windowed.state() if self.windowed else {}),
+            **{
+                name: array
+                for table in (self.windowed, self.ease, self.factors)
+                if table is not None
+                for name, array in table.state().items()
+            },
         }
 
     @classmethod
@@ -225,6 +248,8 @@ class CandidateFeatures:
             int(state["span"]),
             query_items,
             WindowedTransitions.from_state(state),
+            EaseWeights.from_state(state),
+            ItemFactors.from_state(state),
         )
 
     def save(self, path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from genrec.retrieval.allowed import EMPTY, AllowedItems, contains
 from genrec.retrieval.bm25 import HEAD
+from genrec.retrieval.collaborative import EaseWeights, ItemFactors
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
 from genrec.retrieval.dense import DenseRetriever
 from genrec.retrieval.lexical import LexicalIndex
@@ -152,6 +153,37 @@ class WindowedRetriever(SparseRetriever):
     def scores(self, requests: RetrievalRequests) -> SparseScores:
         """As ``SparseRetriever.scores``."""
         return requests.once("windowed", lambda: SparseScores(self.table.scores(requests.requests.histories)))
+
+
+class EaseRetriever(SparseRetriever):
+    """Items that EASE^R predicts from the history."""
+
+    def __init__(self, table: EaseWeights):
+        self.table = table
+
+    def scores(self, requests: RetrievalRequests) -> SparseScores:
+        """As ``SparseRetriever.scores``; items with a negative score are not proposed."""
+        return requests.once("ease", lambda: SparseScores(self.table.scores(requests.requests.histories)))
+
+
+class FactorRetriever:
+    """Items whose factors have the highest products with those of the history; on the CPU."""
+
+    def __init__(self, factors: ItemFactors):
+        self.dense = DenseRetriever(factors.items, lambda requests: self._users(requests), "exact")
+        self.factors = factors
+
+    def top(self, requests: RetrievalRequests, k: int, allowed: AllowedItems) -> tuple[Tensor, Tensor]:
+        """As ``Retriever.top``; items with a score of 0 or less are not proposed."""
+        ids, scores = self.dense.top(requests, k, allowed)
+        return ids.masked_fill(scores <= 0, -1), scores.masked_fill(scores <= 0, -torch.inf)
+
+    def score(self, requests: RetrievalRequests, ids: Tensor) -> Tensor:
+        """As ``Retriever.score``."""
+        return self.dense.score(requests, ids)
+
+    def _users(self, requests: RetrievalRequests) -> Tensor:
+        return requests.once("als", lambda: self.factors.users(requests.requests.histories))
 
 
 class WordRetriever(SparseRetriever):

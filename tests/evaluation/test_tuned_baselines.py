@@ -9,8 +9,8 @@ from genrec.data.histories import Histories
 from genrec.errors import UserError
 from genrec.evaluation.baseline_rows import Baselines
 from genrec.evaluation.baselines import EASE, ImplicitALS, ItemKNN, Popularity, Transitions, search, stack
-from genrec.evaluation.baselines.history_model import recency
 from genrec.evaluation.metrics import per_request_metrics
+from genrec.retrieval.history_model import recency
 
 LISTS = [[0, 1, 2, 0], [1, 2], [3, 0, 1], [2, 3, 4], [4, 0]]
 TRAIN = Histories.from_lists(LISTS)

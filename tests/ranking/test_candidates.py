@@ -12,6 +12,7 @@ from genrec.data.dataset import TRAIN
 from genrec.generation.options import SearchOptions
 from genrec.model.collate import Collator
 from genrec.model.query_features import QueryFeatures
+from genrec.ranking import candidates
 from genrec.ranking.candidates import MISSING, CandidateGenerator
 from genrec.ranking.features import FEATURES, CandidateFeatures
 from genrec.ranking.ranker import Ranker, seen_mask
@@ -117,8 +118,11 @@ def test_a_list_does_not_depend_on_what_else_is_computed(prepared_run, network, 
         np.testing.assert_allclose(scores, together[mode][1], rtol=0, atol=5e-5)
 
 
-def test_items_with_text_like_the_last_event_are_proposed_without_a_query(prepared_run, network, requested):
+def test_items_with_text_like_the_last_event_are_proposed_without_a_query(
+    prepared_run, network, requested, monkeypatch
+):
     """The nearest by text that may be proposed, not the event's own item; searches are left as they were."""
+    monkeypatch.setattr(candidates, "COLLABORATIVE", 0)
     data = prepared_run.dataset
     requests = data.requests("test").take(np.arange(12))
     batch = Collator(

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 
 from genrec.data.histories import Histories
 from genrec.errors import UserError
-from genrec.evaluation.baselines.history_model import HistoryModel, recency
+from genrec.retrieval.history_model import HistoryModel, recency
 
 _BLOCK = 2048  # items whose similarities to all others are held at once
 

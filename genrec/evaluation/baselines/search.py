@@ -12,12 +12,12 @@ import numpy as np
 from genrec.artifacts.folders import atomic_folder, fingerprint, is_current, read_json, write_json
 from genrec.data.dataset import TRAIN, Dataset, Requests
 from genrec.errors import UserError
-from genrec.evaluation.baselines.als import ImplicitALS
-from genrec.evaluation.baselines.ease import EASE, MAX_ITEMS
 from genrec.evaluation.baselines.item_knn import ItemKNN
 from genrec.evaluation.baselines.popularity import Popularity
 from genrec.evaluation.baselines.transitions import Transitions
 from genrec.evaluation.metrics import per_request_metrics, top_k
+from genrec.retrieval.als import ImplicitALS
+from genrec.retrieval.ease import EASE, MAX_ITEMS
 
 log = logging.getLogger(__name__)
 VERSION, KIND = 1, "baselines"

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from genrec.data.histories import Histories
-from genrec.evaluation.baselines.history_model import HistoryModel, recency
+from genrec.retrieval.history_model import HistoryModel, recency
 from genrec.retrieval.windowed import windowed_moves
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genrec.data.histories import Histories
 from genrec.errors import UserError
-from genrec.evaluation.baselines.history_model import HistoryModel, recency
+from genrec.retrieval.history_model import HistoryModel, recency
 
 _CELLS = 1 << 23  # numbers of a temporary table held at once
 
@@ -29,6 +29,7 @@ class ImplicitALS(HistoryModel):
         "factors": (64, 128),
     }
     items: Tensor | None = None  # (n_items, factors)
+    gram: Tensor  # (factors, factors) what every user's equations share
 
     def __init__(
         self,
@@ -51,20 +52,43 @@ class ImplicitALS(HistoryModel):
         generator = torch.Generator().manual_seed(self.seed)
         self.items = torch.randn(n_items, self.factors, generator=generator) / self.factors**0.5
         for _ in range(self.iterations):
-            self.items = self._solve(by_item, self._solve(had, self.items))
+            users = self._solve(had, self.items, self._common(self.items))
+            self.items = self._solve(by_item, users, self._common(users))
+        return self.with_items(self.items)
+
+    def with_items(self, items: Tensor) -> Self:
+        """Take ``items`` (n_items, factors) as fitted."""
+        self.items, self.gram = items, self._common(items.double())
         return self
 
     def score(self, histories: Histories) -> np.ndarray:
         """(B, n_items) float32."""
+        users = self.users(histories)
+        assert self.items is not None
+        return (users @ self.items.T).numpy()
+
+    def users(self, histories: Histories) -> Tensor:
+        """Factors (B, factors) float32 of users by their histories; zero without one.
+
+        Solved in double precision: a request's factors do not depend on those beside it in a batch.
+        """
         if self.items is None:
             raise UserError("ImplicitALS has not been fitted; call fit(train, n_items) first")
-        weights = recency(histories.last_n(self.max_history), len(self.items), self.decay)
-        return (self._solve(weights, self.items) @ self.items.T).numpy()
+        recent, n_items = histories.last_n(self.max_history), len(self.items)
+        # Items that were added since have no factors.
+        weights = recency(recent, max(n_items, int(recent.items.max(initial=-1)) + 1), self.decay)[:, :n_items]
+        return self._solve(weights, self.items, self.gram).float()
 
-    def _solve(self, weights: sp.csr_matrix, other: Tensor) -> Tensor:
-        """The factors (n, factors) of the rows of ``weights`` (n, m), given those of its columns (m, factors)."""
-        counts, solution = np.diff(weights.indptr), torch.zeros(weights.shape[0], other.shape[1])
-        common = other.T @ other + self.regularisation * torch.eye(other.shape[1])
+    def _common(self, other: Tensor) -> Tensor:
+        return other.T @ other + self.regularisation * torch.eye(other.shape[1], dtype=other.dtype)
+
+    def _solve(self, weights: sp.csr_matrix, other: Tensor, common: Tensor) -> Tensor:
+        """The factors (n, factors) of the rows of ``weights`` (n, m), given those of its columns (m, factors).
+
+        ``common`` (factors, factors): the ``_common`` of all columns, in the precision of the solution.
+        """
+        counts = np.diff(weights.indptr)
+        solution = torch.zeros(weights.shape[0], other.shape[1], dtype=common.dtype)
         order = np.argsort(counts, kind="stable")
         order = order[counts[order] > 0]
         begin = 0
@@ -77,10 +101,11 @@ class ImplicitALS(HistoryModel):
             column = np.arange(int(counts[rows].max()))
             live = column < counts[rows][:, None]
             index = np.where(live, weights.indptr[:-1][rows][:, None] + column, 0)
-            confidence = torch.from_numpy(np.where(live, self.alpha * weights.data[index], 0).astype(np.float32))
-            vectors = other[torch.from_numpy(weights.indices[index].astype(np.int64))]  # (rows, columns, factors)
+            confidence = torch.from_numpy(np.where(live, self.alpha * weights.data[index], 0)).to(common.dtype)
+            columns = torch.from_numpy(weights.indices[index].astype(np.int64))
+            vectors = other[columns].to(common.dtype)  # (rows, columns, factors)
             matrix = common + (vectors * confidence[..., None]).transpose(1, 2) @ vectors
-            preference = torch.from_numpy(live.astype(np.float32)) + confidence
+            preference = torch.from_numpy(live).to(common.dtype) + confidence
             solution[torch.from_numpy(rows)] = torch.cholesky_solve(
                 (preference[:, None] @ vectors).transpose(1, 2), torch.linalg.cholesky(matrix)
             )[..., 0]

@@ -9,7 +9,7 @@ import torch
 
 from genrec.data.histories import Histories
 from genrec.errors import UserError
-from genrec.evaluation.baselines.history_model import HistoryModel, recency
+from genrec.retrieval.history_model import HistoryModel, recency
 
 MAX_ITEMS = 20_000  # its matrix is dense: 1.6 GB, and minutes of one core, at so many items
 
