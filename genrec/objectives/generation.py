@@ -20,47 +20,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from genrec.catalogue.subtree_mass import SubtreeMass
 from genrec.catalogue.trie import CatalogueTrie
 from genrec.model.device import read_back, scores, wide
 from genrec.model.pointer import CopyBias
 from genrec.model.prior import RetrievalPrior
+from genrec.objectives.walked_nodes import NodeRows, SampledNodes
 from genrec.retrieval.products import ragged_products
-
-LARGE_TRIE = 1 << 17  # nodes; of a larger trie, a CPU lists the walked nodes instead of marking them among all
-
-
-class NodeRows:
-    """The row of each of some distinct nodes (M,), which rise; what it says of other nodes has no meaning."""
-
-    def __init__(self, nodes: Tensor):
-        self.nodes = nodes
-
-    def __getitem__(self, nodes: Tensor) -> Tensor:
-        """The rows of nodes of any shape."""
-        return torch.searchsorted(self.nodes, nodes.contiguous())
-
-
-def walked_nodes(trie: CatalogueTrie, paths: Tensor) -> tuple[Tensor, Tensor | NodeRows]:
-    """The nodes that the loss of ``paths`` (N, levels) looks at: the root and the children of every node on the way.
-
-    Returns the distinct nodes (M,), rising, and the row of each node among them, by indexing: meaningless for the
-    others. On a CPU the cost of a large trie follows the paths, not the trie.
-    """
-    if paths.device.type == "cpu" and trie.n_nodes > LARGE_TRIE:
-        parents = F.pad(paths[:, :-1].flatten(), (1, 0)).unique()  # the root is the parent of every first step
-        counts = trie.child_count[parents]
-        begin = (trie.child_start[parents] - (counts.cumsum(0) - counts)).repeat_interleave(counts)
-        nodes = F.pad(begin + torch.arange(len(begin)), (1, 0))
-        return nodes, NodeRows(nodes)
-    chosen_from = torch.zeros(trie.n_nodes, dtype=torch.bool, device=paths.device)
-    chosen_from[0] = True
-    chosen_from.index_fill_(0, paths[:, :-1].flatten(), True)
-    walked = chosen_from[trie.node_parent.clamp(min=0)]  # the root counts as its own child
-    row = walked.cumsum(0)
-    return torch.nonzero_static(walked, size=read_back(row[-1:])[0])[:, 0], row - 1
 
 
 def nodes_without(trie: CatalogueTrie, items: Tensor) -> Tensor:
@@ -86,7 +53,7 @@ def path_log_probabilities(
     inverse temperatures; ``vectors`` (n_nodes, dim) node vectors, or those of ``walked_nodes`` with ``row``
     (n_nodes,) the row of each; ``paths`` (N, levels) nodes; ``biases`` what is added to the logits, path by
     path; ``ignored`` (n_nodes,) bool nodes, on no path, that stay out of the softmax. A step with one legal child
-    costs nothing.
+    costs nothing. With ``SampledNodes`` the softmax over children is estimated from those that were drawn.
     """
     return _Paths(states, scale, vectors, trie, paths, row, biases, ignored).losses()[0]
 
@@ -108,7 +75,8 @@ def path_losses(
 
     Arguments are those of ``path_log_probabilities``. ``requests`` (N,) is the teacher's row of each path, by default
     its own. ``ignored`` nodes stay in the KL: unlike an observation, the teacher knows whether such a node is right.
-    Where it has no mass below a node the KL is 0.
+    Where it has no mass below a node the KL is 0. With ``SampledNodes`` the KL of a step behind the first is the
+    cross-entropy of the child on the path: on paths that the teacher drew, its gradient is right on average.
     """
     requests = torch.arange(len(paths), device=paths.device) if requests is None else requests
     walk = _Paths(states, scale, vectors, teacher.trie, paths, row, biases, ignored)
@@ -132,6 +100,8 @@ class _Paths:
         """Log-probabilities and KLs, (N, levels) each; without a teacher the KLs are 0."""
         counts = self.trie.child_count[self.paths[:, :-1]]
         several = counts > 1
+        if isinstance(self.row, SampledNodes):
+            counts = self.row.children(self.trie, self.paths[:, :-1])[1]
         sizes = read_back(torch.stack([several.sum(0), torch.where(several, counts, 0).sum(0)], dim=1))
         levels = [self._first(teacher, requests)]
         for level in range(1, self.paths.shape[1]):
@@ -171,18 +141,26 @@ class _Paths:
         if not len(open_paths):
             return free, free
         parents = self.paths[open_paths, level - 1]
-        counts = trie.child_count[parents]
+        chosen_child = self.paths[open_paths, level]
+        sampled = self.row if isinstance(self.row, SampledNodes) else None
+        if sampled is None:
+            first_row, counts = self._vectors(trie.child_start[parents]), trie.child_count[parents]
+        else:
+            first_row, counts = sampled.children(trie, parents)
         owner = torch.repeat_interleave(torch.arange(len(open_paths), device=device), counts, output_size=n_children)
         begin = counts.cumsum(0) - counts
         offset = torch.arange(n_children, device=device) - begin[owner]
-        child = trie.child_start[parents][owner] + offset
-        row = self._vectors(trie.child_start[parents])[owner] + offset  # siblings are walked together
+        row = first_row[owner] + offset  # siblings are walked together
+        child = trie.child_start[parents][owner] + offset if sampled is None else sampled.nodes[row]
         logits = wide(ragged_products(states[open_paths], self.vectors, owner, begin, row))
         for bias in self.biases:
             logits = logits + bias.for_pairs(open_paths[owner], child)
+        if sampled is not None:
+            logits = logits + sampled.log_weights(trie, row, parents[owner], child == chosen_child[owner])
         top, log_total = _log_sum_exp(logits, owner, len(open_paths))
         logs = logits - (top + log_total)[owner]
-        own = logs[begin + self.paths[open_paths, level] - trie.child_start[parents]]
+        own = logs[begin + self._vectors(chosen_child) - first_row]
+        drawn_step = own
         if self.ignored is not None:  # normalise over what is left; a drawn path may be below an ignored node
             hidden = self.ignored[child] & ~self.ignored[parents][owner]
             top, log_total = _log_sum_exp(logs.masked_fill(hidden, -torch.inf), owner, len(open_paths))
@@ -190,6 +168,8 @@ class _Paths:
         chosen = free.index_copy(0, open_paths, own)
         if teacher is None or requests is None:
             return chosen, free
+        if sampled is not None:
+            return chosen, free.index_copy(0, open_paths, -drawn_step)
         rows = requests[open_paths]
         mass = teacher.below(rows, parents).clamp(min=torch.finfo(torch.float64).tiny)
         below = teacher.below_children(rows, parents, level, begin, owner, child)

@@ -20,7 +20,8 @@ from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.model.collate import Collator
 from genrec.model.network import Encoded, GenerativeRecommender
 from genrec.model.node_vectors import node_means
-from genrec.objectives.generation import NodeRows, path_log_probabilities, path_losses, walked_nodes
+from genrec.objectives.generation import path_log_probabilities, path_losses
+from genrec.objectives.walked_nodes import NodeRows, walked_nodes
 from genrec.ranking.ranker import seen_mask
 
 

@@ -86,10 +86,10 @@ class TextSpace:
         """The keywords of each of these items as a list, price bands left out; None where keywords are off."""
         if self.keywords is None:
             return None
-        return pl.Series(
-            [[word for word, kind in self.keywords_of(item) if kind != "price"] for item in item_ids],
-            dtype=pl.List(pl.String),
-        )
+        words = self.item_keywords.filter(pl.col("type") != "price")
+        lists = words.group_by("item_id", maintain_order=True).agg("keyword")
+        items = pl.DataFrame({"item_id": item_ids})
+        return items.join(lists, on="item_id", how="left", maintain_order="left")["keyword"].fill_null([])
 
     @cached_property
     def _by_item(self) -> dict[str, list[tuple[str, str]]]:

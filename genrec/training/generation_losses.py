@@ -14,7 +14,8 @@ from genrec.model.device import scores as float_scores
 from genrec.model.device import to_device
 from genrec.model.network import Encoded, GenerativeRecommender
 from genrec.objectives.distillation import draw_items
-from genrec.objectives.generation import path_log_probabilities, path_losses, walked_nodes
+from genrec.objectives.generation import path_log_probabilities, path_losses
+from genrec.objectives.walked_nodes import LARGE_TRIE, sampled_nodes, walked_nodes
 
 # Up to so many items the teacher's distribution is over all of them. Above, a row of all items for each request would
 # cost more than the rest of a step, and it is over candidates: the request's anchors, its target, and shared draws.
@@ -59,7 +60,7 @@ def generation_loss(
             teacher, teacher_loss, drawn_items = candidate_teacher(network, encoded, row, column, targets)
         paths = torch.stack([paths[0], trie.item_path[drawn_items]])  # and a walk that the teacher drew
     entered = torch.cat([torch.zeros_like(paths[..., :1]), paths[..., :-1]], dim=-1)
-    nodes, index = walked_nodes(trie, paths.flatten(0, 1))
+    nodes, index = (sampled_nodes if trie.n_nodes > LARGE_TRIE else walked_nodes)(trie, paths.flatten(0, 1))
     vectors = decoder.node_vectors(trie, encoded.items, nodes, means)
     states, _ = decoder.hidden(memory, vectors, index[entered].transpose(0, 1))
     states, scale, count = states.transpose(0, 1).flatten(0, 1), decoder.log_scale.exp(), len(row)

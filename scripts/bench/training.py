@@ -43,7 +43,7 @@ from genrec.model.batch import Batch
 from genrec.model.collate import Collator
 from genrec.model.network import GenerativeRecommender
 from genrec.model.query_features import QueryFeatures
-from genrec.objectives.generation import walked_nodes
+from genrec.objectives.walked_nodes import walked_nodes
 from genrec.semantic_ids.quantizers import default_sizes
 from genrec.training.batches import WindowBatches, request_counts
 from genrec.training.fit import CPU_PARTS

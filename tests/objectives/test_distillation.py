@@ -8,7 +8,8 @@ import torch
 from genrec.catalogue.subtree_mass import SubtreeMass
 from genrec.catalogue.trie import build_trie
 from genrec.objectives.distillation import candidate_kl, draw_items, margin_mse
-from genrec.objectives.generation import path_log_probabilities, path_losses, walked_nodes
+from genrec.objectives.generation import path_log_probabilities, path_losses
+from genrec.objectives.walked_nodes import walked_nodes
 
 VOCAB, ITEMS, DIM = (5, 4, 3), 40, 6
 

@@ -9,8 +9,9 @@ import torch
 
 from genrec.catalogue.subtree_mass import SubtreeMass
 from genrec.catalogue.trie import build_trie
-from genrec.objectives.generation import nodes_without, path_log_probabilities, path_losses, walked_nodes
+from genrec.objectives.generation import nodes_without, path_log_probabilities, path_losses
 from genrec.objectives.retrieval import draw_candidates, full_softmax, sampled_softmax
+from genrec.objectives.walked_nodes import sampled_nodes, walked_nodes
 
 VOCAB, ITEMS, DIM = (5, 4, 3), 40, 6
 
@@ -110,6 +111,53 @@ def test_vectors_of_the_walked_nodes_alone_are_enough(trie, walk):
     whole = path_log_probabilities(states[:4].float(), scale.float(), vectors.float(), trie, paths)
     some = path_log_probabilities(states[:4].float(), scale.float(), vectors.float()[nodes], trie, paths, position)
     assert torch.equal(some, whole)
+
+
+def test_drawing_all_siblings_is_the_whole_softmax(trie, walk):
+    states, scale, vectors, paths = (value.float() if value.is_floating_point() else value for value in walk)
+    nodes, position = sampled_nodes(trie, paths, siblings=max(VOCAB))
+    whole = path_log_probabilities(states, scale, vectors, trie, paths)
+    assert torch.equal(path_log_probabilities(states, scale, vectors[nodes], trie, paths, position), whole)
+
+
+def test_drawn_siblings_estimate_the_softmax(walk):
+    """On average over draws, what the chosen child's exponential is divided by is the sum over all children.
+
+    A node that another path takes, but that was not drawn, adds nothing: such nodes would be too frequent.
+    """
+    generator = torch.Generator().manual_seed(6)
+    codes = torch.randint(12, (300, 3), generator=generator)
+    trie = build_trie(codes, (12, 12, 12))
+    paths = trie.item_path[torch.randint(300, (40,), generator=generator)]
+    states = torch.nn.functional.normalize(torch.randn(40, 3, DIM, generator=generator), dim=-1)
+    scale, vectors = torch.ones(3), torch.randn(trie.n_nodes, DIM, generator=generator) / 2
+    whole = path_log_probabilities(states, scale, vectors, trie, paths)
+    torch.manual_seed(0)
+    draws, fewer = [], 0
+    for _ in range(600):
+        nodes, position = sampled_nodes(trie, paths, siblings=5)
+        fewer += len(nodes) < len(walked_nodes(trie, paths)[0])
+        draws.append(path_log_probabilities(states, scale, vectors[nodes], trie, paths, position).neg().double())
+    assert fewer > 590
+    chosen = torch.stack(draws)
+    torch.testing.assert_close(chosen[:, :, 0].mean(0), -whole[:, 0].double())  # the first level is never drawn from
+    total = chosen.exp()  # one over the estimated probability of the chosen child
+    error = (total.mean(0) - (-whole).exp()).abs() / (total.std(0) / 600**0.5 + 1e-4)
+    assert total.std(0)[:, 1:].max() > 0.1 and error.max() < 5
+
+
+def test_a_drawn_walk_teaches_by_its_own_children(trie, walk):
+    """With drawn siblings the divergence of a further step is the cross-entropy of the walk that the teacher drew."""
+    states, scale, vectors, paths = (value.float() if value.is_floating_point() else value for value in walk)
+    teacher = SubtreeMass.of_items(trie, torch.zeros(len(paths), ITEMS, dtype=torch.float64).log_softmax(1))
+    nodes, position = sampled_nodes(trie, paths, siblings=2)
+    steps, divergence = path_losses(states, scale, vectors[nodes], paths, teacher, position)
+    whole = path_losses(states, scale, vectors, paths, teacher)
+    assert torch.equal(divergence[:, 0], whole[1][:, 0]) and torch.equal(divergence[:, 1:], -steps[:, 1:])
+    inputs = [value.clone().requires_grad_() for value in (states, vectors)]
+    steps, divergence = path_losses(inputs[0], scale, inputs[1][nodes], paths, teacher, position)
+    gradients = torch.autograd.grad((steps + divergence).sum(), inputs)
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def test_path_gradients_equal_the_reference(trie, walk):

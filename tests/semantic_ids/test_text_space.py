@@ -42,6 +42,10 @@ def test_the_folder_gives_back_the_same_vectors_and_keywords(prepared_run, space
         visible.filter(pl.col("item_id") == item).select("keyword", "type").iter_rows()
     )
     assert prepared_run.ids.keywords_of("no such item") == []
+    names = saved.names_of(pl.Series([*items["item_id"][:30], "no such item"]))
+    for given, words in zip(items["item_id"], names.to_list()[:30], strict=False):
+        assert words == [word for word, kind in saved.keywords_of(given) if kind != "price"]
+    assert names.to_list()[30] == []
 
 
 def test_keywords_move_vectors_towards_their_words(space, prepared_run):

@@ -13,8 +13,8 @@ from torch import nn
 from genrec.catalogue.trie import build_trie
 from genrec.model.collate import Collator
 from genrec.model.query_features import QueryFeatures
-from genrec.objectives import generation
-from genrec.objectives.generation import walked_nodes
+from genrec.objectives import walked_nodes as walked_nodes_module
+from genrec.objectives.walked_nodes import walked_nodes
 from genrec.training import generation_losses
 from genrec.training.fit import fill_anchors, new_network
 from genrec.training.generation_losses import candidate_teacher, dense_teacher
@@ -81,7 +81,7 @@ def test_listed_nodes_are_the_marked_ones(monkeypatch):
     trie = build_trie(codes, (6, 6, 6, 6))
     paths = trie.item_path[torch.randint(0, 400, (30,), generator=draw)]
     marked, rows = walked_nodes(trie, paths)
-    monkeypatch.setattr(generation, "LARGE_TRIE", 0)
+    monkeypatch.setattr(walked_nodes_module, "LARGE_TRIE", 0)
     listed, actual = walked_nodes(trie, paths)
     assert torch.equal(marked, listed)
     assert torch.equal(actual[listed], rows[marked])

@@ -36,6 +36,7 @@ from genrec.semantic_ids.quantizers.kmeans import k_means, nearest
 from genrec.semantic_ids.quantizers.opq import fit_opq
 
 FIT_SAMPLE = 1 << 18  # vectors that codebooks are fitted on: 64 for each of 4,096 codes
+SMALL_BLOCK = 1 << 14  # vectors whose residuals are worked out at once, with several copies
 
 
 def fit_codebooks(
@@ -62,28 +63,36 @@ def fit_codebooks(
     """
     _check_sizes(level_sizes, opq_subcodebooks, opq_size)
     points = drawn_sample(vectors, sample, seed)
-    codebooks, codes = _fit(points, level_sizes, opq_subcodebooks, opq_size, seed, iterations, balanced, normalise)
+    residual = points.copy() if normalise or np.may_share_memory(points, vectors) else points
+    whole = points if normalise else None
+    del points
+    codebooks, codes = _fit(residual, whole, level_sizes, opq_subcodebooks, opq_size, seed, iterations, balanced)
+    del residual, whole
     if len(codes) < len(vectors):
         codes = encode_balanced(codebooks, vectors) if balanced else encode(codebooks, vectors)
     return codebooks, codes
 
 
 def _fit(
-    points: np.ndarray,
+    residual: np.ndarray,
+    points: np.ndarray | None,
     level_sizes: Sequence[int],
     n_sub: int,
     opq_size: int,
     seed: int,
     iterations: int,
     balanced: bool,
-    normalise: bool,
 ) -> tuple[Codebooks, np.ndarray]:
-    n = len(points)
-    codebooks = Codebooks([], width=points.shape[1])
-    residual, codes = points, np.zeros((n, 0), np.int64)
+    """Codebooks and codes of vectors ``residual`` (n, d), which become what they leave over.
+
+    ``points``: the same vectors, where residuals are to be normalised.
+    """
+    n, normalise = len(residual), points is not None
+    codebooks = Codebooks([], width=residual.shape[1])
+    codes = np.zeros((n, 0), np.int64)
     for level, size in enumerate(level_sizes):
         if normalise and level:
-            residual = unit(residual)
+            _to_unit(residual)
         centroids = k_means(residual, min(size, n), seed + level, iterations)
         if balanced and level == len(level_sizes) - 1:
             parents = _parents(codes)
@@ -91,31 +100,45 @@ def _fit(
             assigned = balanced_assignment(residual, centroids, parents)
         else:
             assigned = nearest(residual, centroids)[0]
-        residual = residual - centroids[assigned]
+        for rows, _ in blocks(residual):  # in place: a copy of what a large catalogue is fitted on takes 0.4 GB
+            residual[rows] -= centroids[assigned[rows]]
         codes = np.column_stack([codes, assigned])
         codebooks.residual.append(centroids)
     if n_sub:
-        residual = (
-            unit(residual) if normalise and len(level_sizes) else residual
-        )  # `scales` are empty yet, so `opq_codes` leaves it so
+        if normalise and len(level_sizes):
+            _to_unit(residual)  # `scales` are empty yet, so `opq_codes` leaves it so
         size = min(opq_size, power_of_two_below(n))
         codebooks.rotation, codebooks.sub_codebooks = fit_opq(residual, n_sub, size, seed, iterations)
-        codes = np.column_stack([codes, opq_codes(codebooks, residual)])
-    if normalise:
-        codebooks.scales = _scales(codebooks, points, codes)
+        fine = [opq_codes(codebooks, block) for _, block in blocks(residual)]
+        codes = np.column_stack([codes, np.concatenate(fine)])
+    if points is not None:
+        np.copyto(residual, points)
+        codebooks.scales = _scales(codebooks, residual, codes)
     return codebooks, codes
 
 
-def _scales(codebooks: Codebooks, points: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """One factor per level, which minimizes the squared error of the prefix when it scales the level's code vectors."""
+def _to_unit(vectors: np.ndarray) -> None:
+    """Bring rows to length 1, in place."""
+    for rows, block in blocks(vectors):
+        vectors[rows] = unit(block)
+
+
+def _scales(codebooks: Codebooks, left: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """One factor per level, which minimizes the squared error of the prefix when it scales the level's code vectors.
+
+    ``left``: the vectors that the codes stand for; becomes what they leave over.
+    """
     scales = np.ones(codes.shape[1], np.float32)
-    left = points
     for level, table in enumerate(codebooks.code_vectors()):
-        words = table[codes[:, level]]
+        energy = product = 0.0
+        for rows, block in blocks(left):
+            words = table[codes[rows, level]]
+            energy += float((words**2).sum(dtype=np.float64))
+            product += float((words * block).sum(dtype=np.float64))
         if level:
-            energy = float((words**2).sum(dtype=np.float64))
-            scales[level] = float((words * left).sum(dtype=np.float64)) / energy if energy else 0.0
-        left = left - scales[level] * words
+            scales[level] = product / energy if energy else 0.0
+        for rows, _ in blocks(left):
+            left[rows] -= scales[level] * table[codes[rows, level]]
     return scales
 
 
@@ -134,7 +157,7 @@ def encode_balanced(codebooks: Codebooks, vectors: np.ndarray) -> np.ndarray:
     residuals = _Residuals(codebooks, vectors, codes, last)
     codes[:, last] = balanced_assignment(residuals, codebooks.residual[last], _parents(codes[:, :last]))
     if len(codebooks.sub_codebooks):
-        for rows, _ in blocks(vectors):
+        for rows, _ in blocks(vectors, SMALL_BLOCK):
             part = np.arange(rows.start, rows.stop)
             codes[rows, last + 1 :] = opq_codes(
                 codebooks, residuals[part] - codebooks.residual[last][codes[rows, last]]
