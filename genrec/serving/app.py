@@ -146,7 +146,8 @@ def serve(settings: ServeSettings) -> None:
         log.warning("no key is required", extra={"fields": {"host": settings.host}})
     app = create_app(engine, tracing)
     settle_objects()
-    limit = ConnectionLimit(settings, app.state.server.metrics)
+    server = app.state.server
+    limit = ConnectionLimit(settings, server.metrics, server.refuse)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, http=limited_protocol(limit),
         timeout_graceful_shutdown=settings.drain_s,

@@ -1,11 +1,13 @@
-"""Connections of a server: how many may be open, and how long one may take to send the head of a request."""
+"""Connections of a server: how many may be open, how long a request's head may take, and what a busy server refuses."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
+from genrec.serving.ids import REQUEST_ID
 from genrec.serving.logs import Metrics, log
 from genrec.serving.settings import ServeSettings
 
@@ -15,6 +17,11 @@ _REFUSED = (
     b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
 )
 _BODY = b'{"error":"busy","message":"too many connections are open"}'
+_BUSY = (
+    b"HTTP/1.1 429 Too Many Requests\r\nretry-after: %d\r\ncontent-type: application/json\r\n"
+    b"x-content-type-options: nosniff\r\n%scontent-length: %d\r\n\r\n%s"
+)
+_BUSY_BODY = b'{"error":"busy","message":"too many requests are waiting"}'
 
 
 class ConnectionLimit:
@@ -24,7 +31,9 @@ class ConnectionLimit:
     and half-open connections never keep out clients that send requests.
     """
 
-    def __init__(self, settings: ServeSettings, metrics: Metrics):
+    def __init__(self, settings: ServeSettings, metrics: Metrics, busy: Callable[[str], int] = lambda path: 0):
+        """``busy``: as ``Server.refuse``, called with the path of each POST once its head is read."""
+        self.busy = busy
         self.most = min(settings.connections, max(1, _descriptors() - _SPARE))
         self.timeout = settings.header_timeout_ms / 1000
         self.metrics, self.open = metrics, 0
@@ -43,10 +52,15 @@ class ConnectionLimit:
 
 
 class _LimitedConnection:
-    """What a connection adds to uvicorn's HTTP protocol: it counts, and it times the head of each request."""
+    """What a connection adds to uvicorn's HTTP protocol.
+
+    It counts, times the head of each request, and refuses what a busy server would refuse at the head: an application
+    call for each request of a flood would take the time that answers need, and hold up every other request.
+    """
 
     limit: ConnectionLimit
     counted = False
+    refusing = False  # the rest of a request that was refused at its head is being read
     timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -67,6 +81,22 @@ class _LimitedConnection:
         super().data_received(data)  # type: ignore[misc]
         self._wait_for_head()
 
+    def on_headers_complete(self) -> None:
+        if seconds := self._refuses():
+            self._refuse(seconds)
+        else:
+            super().on_headers_complete()  # type: ignore[misc]
+
+    def on_body(self, body: bytes) -> None:
+        if not self.refusing:
+            super().on_body(body)  # type: ignore[misc]
+
+    def on_message_complete(self) -> None:
+        if self.refusing:
+            self.refusing = False
+        else:
+            super().on_message_complete()  # type: ignore[misc]
+
     def on_response_complete(self) -> None:
         super().on_response_complete()  # type: ignore[misc]
         self._wait_for_head()
@@ -74,6 +104,28 @@ class _LimitedConnection:
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
         super().connection_lost(exc)  # type: ignore[misc]
+
+    def _refuses(self) -> int:
+        """Seconds after which the request whose head was read should come back, 0 for one to be answered."""
+        cycle, parser = self.cycle, self.parser  # type: ignore[attr-defined]
+        if parser.get_method() != b"POST" or (cycle is not None and not cycle.response_complete):
+            return 0
+        if self.flow.write_paused:  # type: ignore[attr-defined]  # a client that reads no answers
+            return 0
+        return self.limit.busy(self.url.split(b"?", 1)[0].decode("latin-1"))  # type: ignore[attr-defined]
+
+    def _refuse(self, seconds: int) -> None:
+        self._stop()
+        self.refusing = True
+        closes = not self.parser.should_keep_alive()  # type: ignore[attr-defined]
+        names = [value for name, value in self.headers if name == b"x-request-id"]  # type: ignore[attr-defined]
+        more = b"connection: close\r\n" if closes else b""
+        if names and REQUEST_ID.fullmatch(names[0]):
+            more += b"x-request-id: " + names[0] + b"\r\n"
+        transport = self.transport  # type: ignore[attr-defined]
+        transport.write(_BUSY % (seconds, more, len(_BUSY_BODY), _BUSY_BODY))
+        if closes:
+            transport.close()
 
     def make_room(self) -> None:
         """Close this connection for another one."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import time
 from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
@@ -14,15 +13,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from genrec.serving.bodies import BoundedRoute
-from genrec.serving.ids import new_id
+from genrec.serving.ids import REQUEST_ID, new_id
 from genrec.serving.logs import log
 from genrec.serving.parsing import bounded, json_shape, plainly_small
 from genrec.serving.settings import ROLES, Keys, ServeSettings
 from genrec.serving.state import Server
 
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 OPEN_PATHS = ("/", "/docs", "/healthz", "/readyz", "/metrics", "/openapi.json")
-ANSWER_PATHS = ("/v1/recommend", "/v1/search", "/v1/rank", "/v1/requests")  # those of the queue
 OPEN_FILES = "/page/"  # scripts and styles of the demo page
 ASK_BYTES = 262_144  # bodies of requests for answers
 EVENT_BYTES = 1_048_576  # bodies of events and impressions
@@ -81,7 +78,7 @@ class RequestMiddleware:
             return
         started, headers, method = time.perf_counter(), dict(scope["headers"]), scope["method"]
         given = headers.get(b"x-request-id", b"")
-        request_id = given.decode() if _REQUEST_ID.fullmatch(given) else new_id()[:16]
+        request_id = given.decode() if REQUEST_ID.fullmatch(given) else new_id()[:16]
         status, scope["request_id"] = 0, request_id
         if method == "HEAD":  # answered as GET, without the body
             scope = {**scope, "method": "GET"}
@@ -167,7 +164,7 @@ class RequestMiddleware:
 
     def _check_queue(self, path: str) -> None:
         """Refuse a request that would wait too long before its body is read: refusals must not slow answers down."""
-        if path in ANSWER_PATHS and (seconds := self.server.refuses()):
+        if seconds := self.server.refuses(path):
             raise RefusedError(429, "busy", "too many requests are waiting", **{"retry-after": str(seconds)})
 
     async def _body(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> bytes:

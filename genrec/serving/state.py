@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -22,6 +23,8 @@ from genrec.serving.store import Kept, StoredEvent, StoreError, StoreFullError
 from genrec.serving.tracing import Tracing
 
 _EVENTS_AT_ONCE = 256  # requests with events that share a transaction
+_LOG_SECONDS = 10  # between two lines about refused requests
+QUEUED_PATHS = ("/v1/recommend", "/v1/search", "/v1/rank", "/v1/requests")
 
 
 class Server:
@@ -36,6 +39,7 @@ class Server:
         self.events = Batcher(self._keep, _EVENTS_AT_ONCE, 0.0, settings.queue, name="events")
         self.calls = Batcher(_each, 1, 0.0, max(1, settings.queue // 8), name="calls")
         self.changes = Batcher(_each, 1, 0.0, max(1, settings.queue // 8), name="changes")
+        self._refused, self._logged = 0, -1e9
         engine.store.on_call = self._on_store_call
         self.metrics.store_up.labels(engine.store.name).set(1)
 
@@ -63,10 +67,24 @@ class Server:
         request.scope["bundle"] = served.key
         return served
 
-    def refuses(self) -> int:
-        """Whole seconds after which to come back where no bundle takes a request now, else 0."""
+    def refuses(self, path: str) -> int:
+        """Whole seconds after which to come back where no bundle takes a request of a path now, else 0."""
+        if path not in QUEUED_PATHS:
+            return 0
         budget = self.settings.time_budget_ms / 1000
         return min(served.queue.refuses(budget) for served in self.bundles)
+
+    def refuse(self, path: str) -> int:
+        """``refuses`` for a request that nothing else will see: it is counted, and logged now and then."""
+        seconds = self.refuses(path)
+        if seconds:
+            self.metrics.requests.labels(path, "429", self.key).inc()
+            self._refused += 1
+            if time.monotonic() - self._logged >= _LOG_SECONDS:
+                fields = {"count": self._refused, "retry_after": seconds}
+                log.warning("requests refused", extra={"fields": fields})
+                self._logged, self._refused = time.monotonic(), 0
+        return seconds
 
     def _on_store_call(self, seconds: float, error: StoreError | None) -> None:
         self.metrics.stage_seconds.labels("store", self.key).observe(seconds)

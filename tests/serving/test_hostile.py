@@ -229,47 +229,116 @@ def test_half_open_connections_are_closed_and_bounded():
     metrics = Metrics()
     settings = ServeSettings(__file__, header_timeout_ms=300.0, connections=5)  # type: ignore[arg-type]
     limit = ConnectionLimit(settings, metrics)
+    with listening(app, limit) as address:
+        check_connections(address, limit)
+
+
+@contextlib.contextmanager
+def listening(app, limit):
+    """A server on loopback whose connections ``limit`` watches; its address."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, http=limited_protocol(limit), lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    address = server.servers[0].sockets[0].getsockname()
     try:
-        open_ones = [socket.create_connection(address) for _ in range(5)]
-        open_ones[0].sendall(b"GET / HTTP/1.1\r\nhost: x\r\n")  # and never ends
-        time.sleep(0.1)
-        with socket.create_connection(address) as good:  # makes the oldest half-open one go
-            good.settimeout(5)
-            good.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-            assert b"204" in good.recv(1000)
-            with contextlib.suppress(ConnectionResetError):
-                assert open_ones[0].recv(1000) == b""
-            assert limit.open == 5
-        for one in open_ones:
-            one.settimeout(5)
-            with contextlib.suppress(ConnectionResetError):
-                assert one.recv(1000) == b""
-            one.close()
-        with socket.create_connection(address) as good:
-            good.settimeout(5)
-            for _ in range(2):  # kept alive, the next head in time
-                good.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-                assert b"204" in good.recv(1000)
-        busy = [socket.create_connection(address) for _ in range(5)]
-        for one in busy:
-            one.sendall(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n")
-        time.sleep(0.2)
-        with socket.create_connection(address) as refused:  # none of these makes room
-            refused.settimeout(5)
-            assert b"503" in refused.recv(1000)
-        for one in busy:
-            one.settimeout(10)
-            assert b"204" in one.recv(1000)
-            one.close()
+        yield server.servers[0].sockets[0].getsockname()
     finally:
         server.should_exit = True
         thread.join()
+
+
+def check_connections(address, limit):
+    open_ones = [socket.create_connection(address) for _ in range(5)]
+    open_ones[0].sendall(b"GET / HTTP/1.1\r\nhost: x\r\n")  # and never ends
+    time.sleep(0.1)
+    with socket.create_connection(address) as good:  # makes the oldest half-open one go
+        good.settimeout(5)
+        good.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert b"204" in good.recv(1000)
+        with contextlib.suppress(ConnectionResetError):
+            assert open_ones[0].recv(1000) == b""
+        assert limit.open == 5
+    for one in open_ones:
+        one.settimeout(5)
+        with contextlib.suppress(ConnectionResetError):
+            assert one.recv(1000) == b""
+        one.close()
+    with socket.create_connection(address) as good:
+        good.settimeout(5)
+        for _ in range(2):  # kept alive, the next head in time
+            good.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert b"204" in good.recv(1000)
+    busy = [socket.create_connection(address) for _ in range(5)]
+    for one in busy:
+        one.sendall(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n")
+    time.sleep(0.2)
+    with socket.create_connection(address) as refused:  # none of these makes room
+        refused.settimeout(5)
+        assert b"503" in refused.recv(1000)
+    for one in busy:
+        one.settimeout(10)
+        assert b"204" in one.recv(1000)
+        one.close()
+
+
+def test_a_busy_server_refuses_at_the_head_and_goes_on_reading():
+    """The rest of a refused request is skipped; what follows on the connection is answered, in order."""
+    seen, busy = [], [7]
+
+    async def app(scope, receive, send):
+        message = await receive()
+        seen.append((scope["path"], message["body"]))
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    settings = ServeSettings(__file__, connections=5)  # type: ignore[arg-type]
+    limit = ConnectionLimit(settings, Metrics(), lambda path: busy[0] if path == "/v1/search" else 0)
+    post = b"POST %s HTTP/1.1\r\nhost: x\r\n%scontent-length: 4\r\n\r\nbody"
+    with listening(app, limit) as address, socket.create_connection(address) as client:
+        client.settimeout(5)
+        reader = client.makefile("rb")
+
+        def answer() -> tuple[bytes, list[bytes]]:
+            head = []
+            while line := reader.readline().strip():
+                head.append(line.lower())
+            size = next((int(line.split()[1]) for line in head if line.startswith(b"content-length")), 0)
+            return reader.read(size), head
+
+        client.sendall(post % (b"/v1/search?x=1", b"X-Request-Id: mine\r\n") + post % (b"/v1/events", b""))
+        body, head = answer()
+        assert b"429" in head[0] and b"retry-after: 7" in head and b"x-request-id: mine" in head
+        assert json.loads(body)["error"] == "busy"
+        assert b"204" in answer()[1][0] and seen == [("/v1/events", b"body")]
+        client.sendall((post % (b"/v1/search", b""))[:-2])  # half of a body
+        assert b"429" in answer()[1][0]
+        client.sendall(b"dy" + b"GET /v1/search HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert b"204" in answer()[1][0]
+        busy[0] = 0
+        client.sendall(post % (b"/v1/search", b""))
+        assert b"204" in answer()[1][0] and seen[-1] == ("/v1/search", b"body")
+        busy[0] = 3
+        client.sendall(post % (b"/v1/search", b"connection: close\r\nx-request-id: no good\r\n"))
+        body, head = answer()
+        assert b"connection: close" in head and not any(line.startswith(b"x-request-id") for line in head)
+        assert reader.read() == b"" and len(seen) == 3
+
+
+def test_refusals_are_counted_and_logged_now_and_then(serving, caplog):
+    async def go():
+        async with serving() as (client, app):
+            server = app.state.server
+            assert server.refuse("/v1/search") == 0 and server.refuse("/healthz") == 0
+            server.main.queue.refuses = lambda _budget: 4
+            with caplog.at_level("WARNING", "genrec.serve"):
+                assert [server.refuse("/v1/search") for _ in range(50)] == [4] * 50
+            assert server.refuse("/healthz") == server.refuse("/v1/events") == 0
+            assert len([one for one in caplog.records if one.message == "requests refused"]) == 1
+            metrics = (await client.get("/metrics")).text
+            assert 'route="/v1/search",status="429"} 50' in metrics
+
+    asyncio.run(go())
 
 
 def test_overload_is_refused_at_once_and_what_was_taken_is_answered():
