@@ -188,8 +188,9 @@ class Recommender:
     ) -> list[Suggestion]:  # fmt: skip
         """The logged queries that people with this history search next; without a history the most frequent.
 
-        ``exclude_asked`` leaves out queries of the history; ``prefix`` keeps those that begin so, whatever the letter
-        case. Raises ``UserError`` where the data have no queries.
+        ``exclude_asked`` leaves out queries of the history. ``prefix`` is what is typed so far: queries that begin so
+        come first, then those that have its words, then those that have them with typos corrected; no others. Raises
+        ``UserError`` where the data have no queries.
         """
         if k < 1:
             raise UserError(f"k must be at least 1, is {k}")

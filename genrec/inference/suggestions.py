@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from genrec.data.dataset import Dataset, Requests
+from genrec.inference.completion import NONE, Completer
 from genrec.model.collate import request_batches
 from genrec.ranking.ranker import Ranker
 
@@ -37,6 +38,7 @@ class Suggester:
         logged = np.asarray(dataset.queries)[np.asarray(dataset.split) <= last].astype(np.int64)
         ids, self.counts = np.unique(logged[logged >= 0], return_counts=True)
         self.texts = [dataset.query_texts[query] for query in ids]
+        self.completer = Completer(self.texts, self.counts)
         self.prior = torch.from_numpy(np.log1p(self.counts).astype(np.float32))
         n, none = len(self.texts), np.zeros(0, np.int64)
         offsets, targets = np.zeros(n + 1, np.int64), np.full(n, -1, np.int64)
@@ -60,15 +62,17 @@ class Suggester:
         """Indices into ``texts`` (N, min(k, n_queries)), best first, and scores; -inf for queries that are left out.
 
         ``ranker`` knows the items of the histories. A request without history gets the most frequent queries.
-        ``exclude_asked`` leaves out queries of the history, ``prefix`` those that do not begin so.
+        ``exclude_asked`` leaves out queries of the history. ``prefix``: what is typed so far; queries that it does not
+        fit are left out, and those that begin so come first (``Completer.fit``).
         """
         plain = replace(requests, request_queries=np.full(len(requests), -1, np.int64))
         fit = _encode(ranker, plain) @ self.vectors.T / ranker.generator.network.config.temperature
         known = torch.from_numpy(np.diff(requests.offsets) > 0)[:, None]
         scores = torch.where(known, fit, 0.0) + self.prior
+        level = torch.zeros(len(self.texts), dtype=torch.long)
         if prefix.strip():
-            start = prefix.strip().lower()
-            scores[:, [not text.lower().startswith(start) for text in self.texts]] = -torch.inf
+            level = torch.from_numpy(self.completer.fit(prefix))
+            scores[:, level == NONE] = -torch.inf
         if exclude_asked:
             number = {text: index for index, text in enumerate(self.texts)}
             index_of = np.array([number.get(text, -1) for text in requests.query_texts] + [-1], np.int64)
@@ -76,6 +80,9 @@ class Suggester:
             rows = requests.histories.rows[queries >= 0].astype(np.int64)
             scores[torch.from_numpy(rows), torch.from_numpy(queries[queries >= 0])] = -torch.inf
         scores, order = scores.sort(dim=1, descending=True, stable=True)
+        if prefix.strip():
+            by_level = level[order].argsort(dim=1, stable=True)
+            scores, order = scores.gather(1, by_level), order.gather(1, by_level)
         return order[:, :k].numpy(), scores[:, :k].numpy()
 
 

@@ -259,7 +259,7 @@ ListingBody = RecommendBody | SearchBody | RankBody | SimilarBody
 class SuggestBody(Person):
     """The logged queries that this person is likely to search next."""
 
-    prefix: str = Field("", max_length=256, description="Only queries that begin so.")
+    prefix: str = Field("", max_length=256, description="What is typed so far, typos allowed.")
     k: Count = Field(10, ge=1, le=100)
     model_config = _examples({"history": ["item-1"], "prefix": "wa"})
 

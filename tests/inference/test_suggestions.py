@@ -8,6 +8,7 @@ import torch
 
 from genrec.data.dataset import TRAIN
 from genrec.errors import UserError
+from genrec.inference.completion import NONE, Completer
 from genrec.inference.recommender import Recommender, Suggestion
 from genrec.inference.suggestions import Suggester
 
@@ -51,6 +52,41 @@ def test_what_was_asked_can_be_left_out(model):
     history = [{"item_id": items[0], "query": best}]
     assert best in {one.query for one in model.suggest(history=history, k=10_000)}
     assert best not in {one.query for one in model.suggest(history=history, k=10_000, exclude_asked=True)}
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("STAR", ["star wars", "star trek", "stargate", "death star", "wars of the star"]),
+        ("star w", ["star wars", "wars of the star"]),
+        ("wars", ["wars of the star", "star wars"]),
+        ("wars star", ["star wars", "wars of the star"]),
+        ("star wras", ["star wars", "wars of the star"]),
+        ("sttar tre", ["star trek"]),
+        ("starg", ["stargate"]),
+        ("stsrga", ["stargate"]),
+        ("caf\u00e9 o", ["cafe olé"]),
+        ("\u7535\u5f71", ["\u65b0\u7535\u5f71"]),
+        ("zzzz", []),
+        ("star zzzz", []),
+        ("...", []),
+    ],
+)  # fmt: skip
+def test_what_is_typed_so_far(typed, expected):
+    texts = ["Star Wars", "star trek", "stargate", "death star", "wars of the star", "cafe olé", "\u65b0\u7535\u5f71"]
+    completer = Completer(texts, np.array([9, 7, 5, 3, 2, 1, 1]))
+    level = completer.fit(typed)
+    actual = [texts[index].lower() for index in np.argsort(level, kind="stable") if level[index] != NONE]
+    assert actual == expected
+
+
+def test_queries_that_begin_so_come_first(model):
+    query = max((one.query for one in model.suggest(k=10_000)), key=lambda text: len(text.split()))
+    words = query.split()
+    assert len(words) > 1
+    last = model.suggest(k=10_000, prefix=words[-1])
+    begin = [one.query.lower().startswith(words[-1].lower()) for one in last]
+    assert query in {one.query for one in last} and begin == sorted(begin, reverse=True)
 
 
 def test_errors(model):
