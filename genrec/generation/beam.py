@@ -21,6 +21,8 @@ from genrec.errors import UserError
 from genrec.generation.constraints import Constraint, NodeMask
 from genrec.retrieval.top_k import top_columns
 
+LEAF_ITEMS = 64  # that an answer reads of one leaf; collisions are resolved to at most 16 while there are free codes
+
 
 class Scorer(Protocol):
     """What the search needs of a model. An expanded row has a slot, by which its children refer to it."""
@@ -263,15 +265,27 @@ def leaf_items(
     """Items of leaves (B, W): ids and log-probabilities (B, W x largest leaf), -1 and -inf behind the items of a leaf.
 
     The items of a leaf share its probability by the softmax of ``item_scores``, a function from ids (B, N) to scores
-    (B, N), or evenly without it.
+    (B, N), or evenly without it. Of a leaf with more than ``LEAF_ITEMS`` items, which only a full code space has, the
+    first so many are read, and share as much of its probability as they are of its items.
     """
     start, counts = trie.leaf_range((leaves - trie.level_bounds[trie.depth]).clamp(min=0))
-    column = torch.arange(trie.largest_leaf, device=leaves.device)
+    width = min(trie.largest_leaf, LEAF_ITEMS)
+    column = torch.arange(width, device=leaves.device)
     live = column < counts.masked_fill(leaves < 0, 0)[..., None]
     ids = trie.leaf_items[(start[..., None] + column).clamp(max=trie.n_items - 1)].long()
     inner = torch.zeros_like(ids, dtype=torch.float32)
-    if item_scores is not None and trie.largest_leaf > 1:
+    if item_scores is not None and width > 1:
         inner = item_scores(ids.flatten(1)).view_as(ids).float()
     fraction = inner.masked_fill(~live, -torch.inf).log_softmax(-1)
+    if width < trie.largest_leaf:
+        fraction = fraction - (counts / width).clamp(min=1).log()[..., None]
     fraction = torch.where(live, fraction, -torch.inf)
     return torch.where(live, ids, -1).flatten(1), (scores[..., None] + fraction).flatten(1)
+
+
+def unread_bound(trie: CatalogueTrie, leaves: Tensor, scores: Tensor) -> Tensor:
+    """Upper bound of the log-probability of the items of leaves (B, W) that ``leaf_items`` leaves out: (B,)."""
+    if trie.largest_leaf <= LEAF_ITEMS:
+        return scores.new_full((len(scores),), -torch.inf)
+    counts = trie.leaf_range((leaves - trie.level_bounds[trie.depth]).clamp(min=0))[1]
+    return scores.masked_fill((counts <= LEAF_ITEMS) | (leaves < 0), -torch.inf).amax(1)

@@ -15,7 +15,7 @@ from torch import Tensor
 from genrec.catalogue.growing import append_rows, with_room
 from genrec.config.schema import DecodingConfig
 from genrec.data.dataset import Requests
-from genrec.generation.beam import leaf_items, proven
+from genrec.generation.beam import leaf_items, proven, unread_bound
 from genrec.generation.engine import Searcher
 from genrec.generation.options import SearchOptions
 from genrec.model.batch import Batch
@@ -237,8 +237,10 @@ class CandidateGenerator:
             with stage("search"):
                 rows = np.resize(np.arange(n), len(encoded.requests))
                 search = self.searcher.search(self.network.decoder_memory(encoded), allowed.take(rows), beam, options.k)
-                result.generated = self._items(retrieval, search.leaves[:n], search.scores[:n], allowed)
-                result.proven = proven(result.generated[1], search.bound[:n])
+                leaves, totals = search.leaves[:n], search.scores[:n]
+                result.generated = self._items(retrieval, leaves, totals, allowed)
+                unread = unread_bound(self.network.catalogue.trie, leaves, totals)
+                result.proven = proven(result.generated[1], torch.maximum(search.bound[:n], unread))
         if options.fuses:
             assert scale is not None
             with stage("ranking"):

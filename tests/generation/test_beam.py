@@ -7,7 +7,8 @@ import torch
 
 from genrec.catalogue.trie import build_trie
 from genrec.errors import UserError
-from genrec.generation.beam import beam_search, leaf_items
+from genrec.generation import beam as beams
+from genrec.generation.beam import beam_search, leaf_items, proven, unread_bound
 from genrec.generation.constraints import AllowedNodes
 from genrec.generation.scorers import CachedScorer, generate
 from genrec.model.code_decoder import CodeDecoder
@@ -260,3 +261,25 @@ def test_shared_leaves_split_their_mass(parts, trie, scored):
 def _range_of(trie, item: int) -> slice:
     leaf = int(trie.item_leaf[item]) - trie.level_bounds[trie.depth]
     return slice(int(trie.leaf_item_offsets[leaf]), int(trie.leaf_item_offsets[leaf + 1]))
+
+
+def test_a_leaf_of_very_many_items_costs_a_stated_number(parts, trie, monkeypatch):
+    """What is left out is no part of the certificate; the items that are read keep their part of the probability."""
+    result = beam(parts, trie, 50)
+    whole_ids, whole = leaf_items(trie, result.leaves, result.scores)
+    assert torch.isneginf(unread_bound(trie, result.leaves, result.scores)).all()
+    assert trie.largest_leaf > 2
+    monkeypatch.setattr(beams, "LEAF_ITEMS", 2)
+    ids, scores = leaf_items(trie, result.leaves, result.scores)
+    assert ids.shape[1] == 2 * result.leaves.shape[1] < whole_ids.shape[1]
+    bound = unread_bound(trie, result.leaves, result.scores)
+    for row in range(BATCH):
+        known = dict(zip(whole_ids[row].tolist(), whole[row].tolist(), strict=True))
+        read = {item: score for item, score in zip(ids[row].tolist(), scores[row].tolist(), strict=True) if item >= 0}
+        assert all(score == pytest.approx(known[item], abs=1e-5) for item, score in read.items())
+        left_out = [score for item, score in known.items() if item >= 0 and item not in read]
+        assert left_out and max(left_out) <= bound[row]
+        kept = scores[row].sort(descending=True).values
+        count = int(proven(kept[None], torch.maximum(result.bound, bound)[row : row + 1]))
+        best = whole[row].sort(descending=True).values[:count]
+        torch.testing.assert_close(kept[:count], best)
