@@ -64,10 +64,9 @@ def _fit_counts(run: Run, ranker: Ranker) -> Reranker | None:
     text = run.ids.catalogue.text.cpu().numpy()
     with Progress("candidates for the re-ranker, training requests", MAX_TRAINING_REQUESTS) as progress:
         parts = list(counted_lists(ranker, run.dataset, text, MAX_TRAINING_REQUESTS, run.config.seed, progress.advance))
-    if not any(len(targets) for _, targets in parts):
-        return None
-    reranker = Reranker.fit(parts, run.config.seed)
-    _report("training requests", reranker, parts)
+    reranker = Reranker.fit_counts(parts, run.config.seed)
+    if reranker is not None:
+        _report("training requests", reranker, parts)
     return reranker
 
 

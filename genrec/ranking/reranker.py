@@ -40,6 +40,7 @@ BASE = "counts"  # the score of the re-ranker of counts alone
 _CLIP = 6.0  # standard deviations; limits the effect of rare extreme values
 _HIDDEN = 64
 _EPOCHS, _RATE = 10, 3e-3
+_MEMBERS, _MEMBER_EPOCHS = 3, 5  # networks of a re-ranker of counts, whose outputs are averaged
 _BATCH = 128
 _BLOCK = 1024  # lists standardised at a time
 # With fewer usable requests only the linear form is fitted; a base has its own network of interactions.
@@ -108,6 +109,28 @@ class Reranker:
                 return cls(linear, mean, scale, None, base)
             weights, network = lists.fit_network(linear, order, present)
         return cls(weights, mean, scale, network, base)
+
+    @classmethod
+    def fit_counts(cls, parts: list[tuple[Candidates, Tensor]], seed: int = 0) -> Reranker | None:
+        """A re-ranker of counts, for ``base``: fitted on lists of training requests, ``parts`` as in ``fit``.
+
+        The mean of several networks: one alone depends on its seed, and so does a choice between it and the linear
+        form, which is all there is where lists are few. None without any.
+        """
+        lists = _Lists.collect(parts, [torch.full_like(targets, -1) for _, targets in parts], None)
+        if lists is None:
+            return None
+        mean, scale = lists.standardise(None)
+        linear = lists.fit_linear(cls.default(), scale, None)
+        if len(lists.target) < _MIN_REQUESTS_WITH_BASE:
+            return cls(linear, mean, scale)
+        every, members = torch.arange(len(lists.target)), []
+        with torch.random.fork_rng(devices=[]):
+            for member in range(_MEMBERS):
+                torch.manual_seed(seed + member)
+                members.append(lists.fit_network(linear, every, None, _MEMBER_EPOCHS))
+        weights = torch.stack([weights for weights, _ in members]).mean(0)
+        return cls(weights, mean, scale, _averaged([network for _, network in members]))
 
     def scores(self, features: Tensor) -> Tensor:
         """Scores (...) of candidate features (..., len(FEATURES))."""
@@ -249,7 +272,9 @@ class _Lists:
 
         return fit_weights(prior, loss)
 
-    def fit_network(self, start: Tensor, rows: Tensor, present: Reranker | None) -> tuple[Tensor, nn.Sequential]:
+    def fit_network(
+        self, start: Tensor, rows: Tensor, present: Reranker | None, epochs: int = _EPOCHS
+    ) -> tuple[Tensor, nn.Sequential]:
         """Linear weights and the additional network, fitted on the lists ``rows``.
 
         They start from ``start`` and no network, or from both of ``present`` where that has a network.
@@ -262,7 +287,7 @@ class _Lists:
             x = self.features[part]
             return list_loss(x @ weights + network(x)[..., 0], self.live[part], self.target[part])
 
-        fit_network([weights, *network.train().parameters()], loss, rows, _RATE, _EPOCHS, _BATCH)
+        fit_network([weights, *network.train().parameters()], loss, rows, _RATE, epochs, _BATCH)
         return weights.detach(), network.eval()
 
     @torch.no_grad()
@@ -323,3 +348,17 @@ def _network(size: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(size, hidden), nn.ReLU(), nn.Dropout(0.1), nn.Linear(hidden, hidden), nn.ReLU(), last
     )
+
+
+def _averaged(networks: list[nn.Sequential]) -> nn.Sequential:
+    """One network whose output is the mean of the outputs of ``networks``, all of one size."""
+    states = [network.state_dict() for network in networks]
+    hidden, size = states[0]["0.weight"].shape
+    whole = _network(size, hidden * len(states))
+    joined = {
+        name: torch.cat([state[name] for state in states]) for name in states[0] if not name.startswith(("3.w", "5."))
+    }
+    joined["3.weight"] = torch.block_diag(*(state["3.weight"] for state in states))
+    joined["5.weight"] = torch.cat([state["5.weight"] for state in states], dim=1) / len(states)
+    whole.load_state_dict(joined)
+    return whole.eval()

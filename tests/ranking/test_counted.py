@@ -9,6 +9,7 @@ import torch
 from genrec.config.schema import DecodingConfig
 from genrec.data.dataset import TRAIN
 from genrec.data.histories import Histories
+from genrec.ranking import reranker
 from genrec.ranking.candidates import Candidates
 from genrec.ranking.counted import NETWORK_FEATURES, counted_lists, without_network
 from genrec.ranking.features import FEATURES, CandidateFeatures
@@ -36,7 +37,7 @@ def hits(reranker: Reranker, part) -> float:
 def base():
     candidates, target = lists(1500, 0, 2.0, 0.0)
     candidates.features[..., [FEATURES.index(name) for name in NETWORK_FEATURES]] = 0
-    return Reranker.fit([(candidates, target)])
+    return Reranker.fit_counts([(candidates, target)])
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,17 @@ def test_few_requests_gain_from_a_base_fitted_on_many(base, fitted):
     alone, part = Reranker.fit([lists(150, 1, 2.0, 1.0)]), lists(3000, 2, 2.0, 1.0)
     assert hits(fitted, part) > hits(alone, part) and hits(fitted, part) > hits(base, part) + 0.03
     assert fitted.importance()[BASE] > 0.5
+
+
+def test_the_networks_of_counts_are_averaged_and_few_lists_are_linear(monkeypatch):
+    part, other = lists(300, 8, 2.0, 0.0), lists(50, 9, 2.0, 0.0)[0].features
+    assert Reranker.fit_counts([part]).network is None and Reranker.fit_counts([]) is None
+    monkeypatch.setattr(reranker, "_MIN_REQUESTS_WITH_BASE", 100)
+    whole = Reranker.fit_counts([part], 5).scores(other)
+    monkeypatch.setattr(reranker, "_MEMBERS", 1)
+    alone = [Reranker.fit_counts([part], 5 + member).scores(other) for member in range(3)]
+    assert (alone[0] - alone[1]).abs().max() > 0.01
+    torch.testing.assert_close(whole, torch.stack(alone).mean(0))
 
 
 def test_the_base_reads_no_network(base):
