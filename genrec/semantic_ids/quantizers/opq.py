@@ -24,10 +24,10 @@ def fit_opq(vectors: np.ndarray, n_sub: int, size: int, seed: int, iterations: i
     than dimensions, as in a small catalogue, it corrupts memory.
     """
     rng = np.random.default_rng(seed)
-    points = padded(vectors, -(-vectors.shape[1] // n_sub) * n_sub)
     limit = max(TRAIN_POINTS, 128 * size)
-    if len(points) > limit:
-        points = points[np.sort(rng.choice(len(points), limit, replace=False))]
+    if len(vectors) > limit:
+        vectors = vectors[np.sort(rng.choice(len(vectors), limit, replace=False))]
+    points = padded(vectors, -(-vectors.shape[1] // n_sub) * n_sub)
     rotation = np.linalg.qr(rng.normal(size=(points.shape[1],) * 2))[0].astype(np.float32)
     words: list[np.ndarray] = []
     for step in range(ROTATIONS + 1):
