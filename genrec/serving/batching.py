@@ -73,8 +73,9 @@ class Batcher:
     A batch closes when it has ``max_batch`` payloads, or when no more came for ``max_wait`` seconds. While they come,
     it waits at most as long as a batch takes whatever its size, since that is what one batch saves against two. While
     a batch is worked on, the next gathers by itself, so batches grow under load. ``max_batch`` 1 switches batching off.
-    A payload is refused with ``QueueFullError`` where ``max_queue`` wait already, or where the expected wait is more
-    than half of its time budget. A payload whose deadline passed is dropped before the next batch is chosen.
+    A payload is refused with ``QueueFullError`` where ``max_queue`` wait already, where the expected wait is more than
+    half of its time budget, or where its own batch would end too late. A payload whose deadline passed is dropped
+    before the next batch is chosen; see ``choose``.
     ``close`` finishes what was taken.
     """
 
@@ -110,9 +111,11 @@ class Batcher:
 
     def refuses(self, budget: float) -> int:
         """Whole seconds after which to come back where a request with this budget is refused now, else 0."""
-        wait = self.expected_wait() - _WAIT * budget
-        if wait > 0:
-            return math.ceil(wait)
+        wait = self.expected_wait()
+        own = self.cost.of(len(self._queue) % self.max_batch + 1)  # of the batch it would be in
+        over = max(wait - _WAIT * budget, wait + own - _MARGIN * budget)
+        if over > 0 and (wait > 0 or self._queue):  # an idle server tries it, however long the last batch took
+            return math.ceil(over)
         return int(self._closed or len(self._queue) >= self.max_queue)
 
     async def submit(self, payload: Any, budget: float) -> Any:
@@ -152,18 +155,12 @@ class Batcher:
                         break
                 now = time.monotonic()
                 live = [one for one in self._queue if one.deadline > now and not one.future.cancelled()]
-                batch = live[: self._size(live, now)]
-                self._queue = deque(live[len(batch) :])
+                batch = choose(live, now, self.max_batch, self.cost)
+                chosen = set(map(id, batch))
+                self._queue = deque(one for one in live if id(one) not in chosen)
                 if batch or self._closed:
                     self._busy_until = now + self.cost.of(len(batch)) if batch else now
                     return batch
-
-    def _size(self, live: list[_Waiting], now: float) -> int:
-        """As many as fit into a batch that ends before the first one's deadline."""
-        size = min(len(live), self.max_batch)
-        while size > 1 and self.cost.of(size) > _MARGIN * (live[0].deadline - now):
-            size -= 1
-        return size
 
     def _run(self) -> None:
         while batch := self._gather():
@@ -181,6 +178,21 @@ class Batcher:
             for loop in {one.loop for one in batch}:
                 with contextlib.suppress(RuntimeError):  # the loop is gone, and with it who waited for these answers
                     loop.call_soon_threadsafe(_settle, [pair for pair in settled if pair[0].loop is loop])
+
+
+def choose(live: Sequence[_Waiting], now: float, max_batch: int, cost: Cost) -> list[_Waiting]:
+    """The largest batch of requests that all have the time it takes, those that came first among them.
+
+    A batch that ended in time for the oldest request would shrink to one when the server is late, and the server would
+    stay late. Where no request has the time of even a batch of its own, all are tried: the estimate may be too high.
+    """
+    left = sorted((_MARGIN * (one.deadline - now) for one in live), reverse=True)
+    size = 0
+    while size < min(len(live), max_batch) and left[size] >= cost.of(size + 1):
+        size += 1
+    if not size:
+        return list(live[:max_batch])
+    return [one for one in live if _MARGIN * (one.deadline - now) >= cost.of(size)][:size]
 
 
 def _settle(results: Sequence[tuple[_Waiting, Any]]) -> None:

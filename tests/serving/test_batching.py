@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from genrec.serving.batching import Batcher, QueueFullError, TimeBudgetError
+from genrec.serving.batching import Batcher, Cost, QueueFullError, TimeBudgetError, _Waiting, choose
 
 
 class Gate:
@@ -75,7 +75,7 @@ def test_what_a_refusal_says_is_known_before_a_request_is_read():
         batcher.cost.add(1, 2.0)
         tasks = [asyncio.create_task(batcher.submit(n, 30)) for n in range(4)]
         await begun(gate)
-        assert batcher.refuses(30) == 0 and 6 <= batcher.refuses(2.0) <= 8
+        assert batcher.refuses(30) == 0 and 6 <= batcher.refuses(2.0) <= 9
         gate.open.set()
         await asyncio.gather(*tasks)
         batcher.close()
@@ -176,3 +176,47 @@ def test_a_batch_is_no_larger_than_the_budget_allows():
 
     assert len(asyncio.run(go())) >= 3, "twelve at once would take all of the budget: none would be answered"
     assert sizes[0] == 1 and max(sizes) <= 10
+
+
+def test_a_late_server_drops_the_oldest_and_keeps_its_batches():
+    """A batch that suits the oldest request would be of one, at most of whose cost is the same as of a full one."""
+    cost = Cost()
+    for n in (1, 50):
+        cost.add(n, 0.3 + 0.005 * n)
+    now = 100.0
+    live = [_Waiting(n, now - 2 + 0.04 * n, now + 0.04 * n, None, None) for n in range(50)]  # type: ignore[arg-type]
+    batch = choose(live, now, 64, cost)
+    assert len(batch) >= 30 and [one.payload for one in batch] == sorted(one.payload for one in batch)
+    assert all(0.8 * (one.deadline - now) >= cost.of(len(batch)) for one in batch)
+    relaxed = [_Waiting(n, now, now + 10, None, None) for n in range(100)]  # type: ignore[arg-type]
+    assert [one.payload for one in choose(relaxed, now, 64, cost)] == list(range(64)), "first come, first served"
+    hopeless = [_Waiting(n, now, now + 0.1, None, None) for n in range(100)]  # type: ignore[arg-type]
+    assert len(choose(hopeless, now, 64, cost)) == 64, "the estimate may be wrong, and only a batch can mend it"
+    assert choose([], now, 64, cost) == []
+
+
+def test_a_slow_while_is_over_when_the_machine_is_fast_again():
+    """Requests on a clock, most of whose cost is their batch's: after one very slow batch, answers come again."""
+    calls, answered = [], []
+
+    def work(payloads: list) -> list:
+        calls.append(len(payloads))
+        time.sleep(1.0 if len(calls) == 3 else 0.08 + 0.001 * len(payloads))
+        return payloads
+
+    async def go():
+        batcher = Batcher(work, 64, 0.0, 1000)
+
+        async def client(number: int) -> None:
+            await asyncio.sleep(number / 60)
+            try:
+                await batcher.submit(number, 0.5)
+                answered.append(number)
+            except (QueueFullError, TimeBudgetError):
+                pass
+
+        await asyncio.gather(*(client(number) for number in range(240)))
+        batcher.close()
+
+    asyncio.run(go())
+    assert len([number for number in answered if number >= 150]) >= 45, "half of the last ninety, on any machine"
