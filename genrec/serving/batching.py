@@ -112,7 +112,7 @@ class Batcher:
     def refuses(self, budget: float) -> int:
         """Whole seconds after which to come back where a request with this budget is refused now, else 0."""
         wait = self.expected_wait()
-        own = self.cost.of(len(self._queue) % self.max_batch + 1)  # of the batch it would be in
+        own = self.cost.of(1)  # the least that its batch takes; of a large one nothing is known after lone requests
         over = max(wait - _WAIT * budget, wait + own - _MARGIN * budget)
         if over > 0 and (wait > 0 or self._queue):  # an idle server tries it, however long the last batch took
             return math.ceil(over)

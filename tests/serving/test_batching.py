@@ -220,3 +220,22 @@ def test_a_slow_while_is_over_when_the_machine_is_fast_again():
 
     asyncio.run(go())
     assert len([number for number in answered if number >= 150]) >= 45, "half of the last ninety, on any machine"
+
+
+def test_a_burst_after_lone_requests_is_taken():
+    """What a batch of one costs says nothing about each request of a large one."""
+
+    async def go():
+        gate, batcher = started(64, 0.0, 100)
+        for _ in range(3):
+            batcher.cost.add(1, 0.05)
+        tasks = [asyncio.create_task(batcher.submit(0, 30))]
+        await begun(gate)
+        tasks += [asyncio.create_task(batcher.submit(n, 30)) for n in range(1, 60)]
+        await asyncio.sleep(0)
+        assert batcher.waiting == 59 and batcher.refuses(2.0) == 0
+        gate.open.set()
+        await asyncio.gather(*tasks)
+        batcher.close()
+
+    asyncio.run(go())
