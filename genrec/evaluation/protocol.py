@@ -103,7 +103,7 @@ class Evaluation:
                 ranked, *others = ranker.rank_each(task.requests, variants, progress.advance)
             raw = others[0] if others else {}
             for mode in ranker.modes:
-                extra = " + co-occurrence, brand, category, price, past times" if mode == "fused" else ""
+                extra = " + co-occurrence, EASE^R, ALS, brand, category, price, past times" if mode == "fused" else ""
                 unfiltered = raw[mode][0] if raw else None
                 name = OUR_NAMES[mode] + suffix
                 self.add(name, inputs + extra, fitted, task, ranked[mode][0], unfiltered, config.request_time)
