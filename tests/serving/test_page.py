@@ -302,11 +302,12 @@ def test_somebody_new_gets_what_is_popular(visit):
 @in_browser
 def test_a_server_that_went_away_is_said_and_can_be_tried_again(visit):
     page = visit(390)
-    before = titles(page)
+    before, had = titles(page), history(page)
     page.route("**/v1/**", lambda route: route.abort())
     page.locator("#people button").nth(1).click()
     page.wait_for_selector("#problem:not([hidden])")
     assert "does not answer" in page.locator("#problem").text_content() and titles(page) == before
+    assert history(page) != had  # it is that of the person who was picked
     check(page)
     page.unroute("**/v1/**")
     page.click("#problem button")

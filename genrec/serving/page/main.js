@@ -62,7 +62,7 @@ function show(answer, walk, simple) {
   $("notice").querySelector("p").textContent = !items.length ? (state.query ? "Nothing matches “" + state.query + "”." : "Nothing is left to recommend.") :
     "Nothing matches “" + state.query + "”. These are the answers without it.";
   $("notice").querySelector("button").hidden = !state.query;
-  showHistory(state.history, item => act(() => change("Removed " + name(item) + ".", () => { state.history = state.history.filter(one => one !== item); })));
+  drawHistory();
   showResults(items, state.before, { like, hide, explain });
   showTree(walk, ranks, itemId => document.querySelector(".item[data-item='" + CSS.escape(itemId) + "'] button").focus());
   $("baselines").hidden = !simple;
@@ -70,6 +70,8 @@ function show(answer, walk, simple) {
   state.before = new Set(ranks.keys());
   $("foot").textContent = "Answered by " + state.name + ", bundle " + answer.bundle + "." + (answer.notes.length ? " " + answer.notes.join("; ") + "." : "");
 }
+
+const drawHistory = () => showHistory(state.history, item => act(() => change("Removed " + name(item) + ".", () => { state.history = state.history.filter(one => one !== item); })));
 
 // Changes the person, shows the new list, and offers a way back. The focus stays at the same position of the list.
 async function change(text, work, position) {
@@ -111,6 +113,7 @@ async function become(history, chosen) {
   $("query").value = "";
   closeUndo();
   for (const one of $("people").children) one.setAttribute("aria-pressed", String(one === chosen));
+  drawHistory(); // at once: the list may not come
   await refresh();
 }
 async function described(taste) {
