@@ -74,15 +74,19 @@ def sampled_nodes(trie: CatalogueTrie, paths: Tensor, siblings: int = SIBLINGS) 
     """As ``walked_nodes``, of nodes behind the first level only those of ``paths`` and a sample of their siblings."""
     if paths.device.type == "cpu":
         nodes = _listed(trie, paths)
-    else:
-        walked = _marked(trie, paths)
-        nodes = torch.nonzero_static(walked, size=read_back(walked.sum()[None])[0])[:, 0]
+        drawn = _drawn(trie, nodes, siblings)
+        kept = drawn.index_fill(0, torch.searchsorted(nodes, paths.flatten()), True)
+        return nodes[kept], SampledNodes(nodes[kept], drawn[kept], siblings)
+    drawn = _marked(trie, paths) & _drawn(trie, torch.arange(trie.n_nodes, device=paths.device), siblings)
+    kept = drawn.index_fill(0, paths.flatten(), True)
+    nodes = torch.nonzero_static(kept, size=read_back(kept.sum()[None])[0])[:, 0]
+    return nodes, SampledNodes(nodes, drawn[nodes], siblings)
+
+
+def _drawn(trie: CatalogueTrie, nodes: Tensor, siblings: int) -> Tensor:
+    """A draw of ``nodes`` (M,), each with its chance among its siblings: (M,) bool; the first level always."""
     chance = siblings / trie.child_count[trie.node_parent[nodes].clamp(min=0)]
-    drawn = (torch.rand(len(nodes), device=nodes.device) < chance) | (nodes < trie.level_bounds[2])
-    row = torch.searchsorted(nodes, paths.flatten())
-    kept = drawn.index_fill(0, row, True)
-    kept = torch.nonzero_static(kept, size=read_back(kept.sum()[None])[0])[:, 0]
-    return nodes[kept], SampledNodes(nodes[kept], drawn[kept], siblings)
+    return (torch.rand(len(nodes), device=nodes.device) < chance) | (nodes < trie.level_bounds[2])
 
 
 def _listed(trie: CatalogueTrie, paths: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from genrec.data.impressions import load_impressions, stage_indices
 from genrec.data.sequences import make_windows
 from genrec.model.collate import Collator, impression_windows
 from genrec.model.query_features import QueryFeatures
-from genrec.objectives import generation
+from genrec.objectives import generation, walked_nodes
 from genrec.training.fit import new_network
 from genrec.training.module import TrainingModule
 
@@ -46,7 +46,8 @@ def simulated_device():
 def read_backs(one_device, monkeypatch):
     """Counts what is read back from the device."""
     counter = one_device.ReadBacks()
-    monkeypatch.setattr(generation, "read_back", counter)
+    for module in (generation, walked_nodes):
+        monkeypatch.setattr(module, "read_back", counter)
     return counter
 
 

@@ -8,6 +8,7 @@ import torch
 from genrec.data.impressions import load_impressions, stage_indices
 from genrec.model.collate import Collator
 from genrec.model.query_features import QueryFeatures
+from genrec.training import generation_losses
 from genrec.training.data_module import validation_batches
 from genrec.training.validation import Validation
 
@@ -57,6 +58,17 @@ def test_a_step_stays_on_its_device(name, one_device, read_backs, collated, on_m
     with one_device.OneDevice():
         loss = step(module, batch.to("meta"))
     assert loss.device.type == "meta" and read_backs.calls == expected
+
+
+def test_a_step_that_draws_siblings_stays_on_its_device(
+    one_device, read_backs, collated, on_meta, with_settings, monkeypatch
+):
+    monkeypatch.setattr(generation_losses, "LARGE_TRIE", 0)
+    config = with_settings()
+    module = on_meta(config)
+    with one_device.OneDevice():
+        loss = step(module, collated(config.model).to("meta"))
+    assert loss.device.type == "meta" and read_backs.calls == SIZES
 
 
 @pytest.mark.parametrize("negatives", [0, 20])
