@@ -39,7 +39,6 @@ TINY = [
     "training.decoder_epochs=4",
     "evaluation.sasrec.training.epochs=2",
     "training.stride=5",
-    "model.prior=false",  # tests of the prior switch it on
     "training.batch_size=64",
     "training.accelerator=cpu",
     "evaluation.ks=[5,10,20]",

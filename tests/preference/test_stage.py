@@ -99,13 +99,16 @@ def test_the_command_keeps_a_better_decoder_and_the_run_knows_it(copied_run, gen
 
 
 def test_a_hacked_reward_is_refused(copied_run, monkeypatch):
-    """With popularity as the only reward, the decoder recommends the same few items to everybody and is refused."""
+    """With popularity as the only reward, the decoder recommends fewer items and is refused.
+
+    The prior of the retrieval head is not trained and keeps lists apart: it takes a high learning rate.
+    """
     monkeypatch.setattr(phases, "prefix_matches", lambda paths, targets: None)
     monkeypatch.setitem(rewards.REWARDS, "popularity", lambda sampled: sampled.popularity[sampled.items])
     run = copied_run(
         *FAST, "preference.phases=[grpo]", "preference.rewards={popularity: 1.0, model: 0.0, behaviour: 0.0}",
         "preference.anchor=0",
-        "preference.kl=0", "preference.learning_rate=0.03", "preference.epochs=10", "preference.max_requests=256",
+        "preference.kl=0", "preference.learning_rate=0.1", "preference.epochs=10", "preference.max_requests=256",
     )  # fmt: skip
     decision = stage_prefer(run)
     report = read_json(run.folder / "preference" / "report.json")
@@ -115,7 +118,7 @@ def test_a_hacked_reward_is_refused(copied_run, monkeypatch):
     assert not decision.kept and any("coverage" in reason for reason in decision.reasons), decision
     assert not (run.folder / MODEL).exists() and run.fitted == ["train", "train+valid"]
     rows = {row.name: row for row in decision.rows}
-    assert rows["coverage"].after < 0.8 * rows["coverage"].before
+    assert rows["coverage"].after < (1 - acceptance.BREADTH_TOLERANCE) * rows["coverage"].before
 
 
 def test_a_reward_that_is_wrong_about_the_beam_never_teaches(copied_run, monkeypatch):
