@@ -131,7 +131,7 @@ class CodeDecoder(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(dim, dim) for _ in range(self.levels))
         scale = INITIAL_SCALE if prior else 1 / temperature
         self.log_scale = nn.Parameter(torch.full((self.levels,), math.log(scale)))
-        self.prior_weight = nn.Parameter(torch.ones(())) if prior else None
+        self.prior_weight = nn.Parameter(torch.ones(1)) if prior else None  # no scalar: it could not be sharded
         node_level = torch.repeat_interleave(torch.arange(-1, self.levels), trie.level_start.diff())
         sizes = torch.tensor([int(trie.node_code[node_level == level].max()) + 1 for level in range(self.levels)])
         code_start = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])

@@ -26,6 +26,7 @@ from genrec.model.sasrec import SASRec
 
 KIND = "model"
 IDS, NODES = "item_encoder.ids.weight", "decoder.nodes.weight"  # tables with a row for each item and each node
+PRIOR = "decoder.prior_weight"
 LARGE_TRIE = 1 << 17  # nodes
 RESOLVED = "resolved.json"  # the config with all values chosen by rule; config.json holds what the user wrote
 
@@ -70,6 +71,8 @@ def load_network(
             info["network"], config, ids.catalogue, dataset_actions, info["time_base"], info["generate"]
         )
     weights = load_file(folder / "model.safetensors")
+    if PRIOR in weights:
+        weights[PRIOR] = weights[PRIOR].view(1)  # a scalar in earlier models
     decoder = network.decoder if answers and isinstance(network, GenerativeRecommender) else None
     if decoder is not None and ids.catalogue.trie.n_nodes > LARGE_TRIE:
         own = table_rows(weights, NODES, decoder.keep_read(ids.catalogue.trie))

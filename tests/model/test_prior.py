@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from genrec.generation.beam import beam_search
 from genrec.generation.exact import leaf_scores
 from genrec.generation.scorers import CachedScorer
+from genrec.model import saved
 from genrec.model.collate import Collator
 from genrec.model.query_features import QueryFeatures
 from genrec.objectives.generation import path_log_probabilities
@@ -86,3 +88,14 @@ def test_a_request_keeps_its_prior_when_others_leave(network, encoded):
     scorer.select(kept)
     torch.testing.assert_close(scorer.root_logits(first, last), every[kept])
     assert (every[4] - every[1]).abs().max() > 1e-3
+
+
+def test_a_model_whose_prior_weight_is_a_scalar_still_loads(trained_run, monkeypatch):
+    """The weight has one dimension since shards cannot hold scalars; earlier models saved one."""
+    folder, actions = trained_run.folder / "model", len(trained_run.dataset.actions_chain)
+    weights = load_file(folder / "model.safetensors")
+    earlier = weights | {saved.PRIOR: weights[saved.PRIOR].view(())}
+    assert earlier[saved.PRIOR].ndim == 0
+    expected = saved.load_network(folder, actions, trained_run.ids)[0].state_dict()[saved.PRIOR]
+    monkeypatch.setattr(saved, "load_file", lambda path: dict(earlier))
+    assert torch.equal(saved.load_network(folder, actions, trained_run.ids)[0].state_dict()[saved.PRIOR], expected)
