@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
+from genrec.artifacts.checkpoint import Arrays
 from genrec.data.dataset import TRAIN, VALID, Requests
 from genrec.data.heldback import held_back
 from genrec.evaluation.answerers import Scorer, query_texts, ranked_by_scores
@@ -19,6 +20,13 @@ from genrec.evaluation.search_protocols import last_text
 from genrec.ranking.features import CandidateFeatures
 
 log = logging.getLogger(__name__)
+Lists = tuple[np.ndarray | None, np.ndarray | None]  # without already-had items, and with them
+Keep = Callable[[str, Callable[[], Arrays]], Arrays]
+
+
+def unkept(name: str, make: Callable[[], Arrays]) -> Arrays:
+    """Keeps nothing: makes the arrays."""
+    return make()
 
 
 @dataclass
@@ -71,36 +79,40 @@ class Baselines:
             dense = DenseText().fit(self.run.ids.catalogue.text.cpu().numpy())
             yield "dense text", ("text", lambda chunk: dense.score(self.run.ids.encoder.encode(query_texts(chunk))))
 
-    def rows(self, requests: Requests, kind: str | None, fit: str, k: int) -> Iterator[BaselineRow]:
-        """The rows for requests of a query ``kind`` (None: recommendations), fitted on ``fit``."""
+    def rows(
+        self, requests: Requests, kind: str | None, fit: str, k: int, keep: Keep = unkept
+    ) -> Iterator[BaselineRow]:
+        """The rows for requests of a query ``kind`` (None: recommendations), fitted on ``fit``.
+
+        ``keep`` makes or reads the lists of a row, see ``StageCheckpoint.part``.
+        """
         last, searches = VALID if fit == "train+valid" else TRAIN, kind is not None
         scorers = dict(self.scorers(last, searches))
         if "sasrec" in self.names and not searches:
             scorers["SASRec, cross-entropy"] = "ids", self.run.network_scorer("sasrec", fit)
         for name, (inputs, scorer) in scorers.items():
-            yield BaselineRow(
-                name, inputs, *ranked_by_scores(scorer, requests, k, self.run.dataset.n_items, not searches)
-            )
+            lists = partial(ranked_by_scores, scorer, requests, k, self.run.dataset.n_items, not searches)
+            yield BaselineRow(name, inputs, *kept_lists(keep, name, lists))
         if "stack" in self.names and stack.installed():
             for networked in (False, True)[: 1 + (self.fits and not searches)]:
-                row = self._stack(requests, kind, last, k, networked)
-                if row is not None:
-                    yield row
+                name = stack.NETWORKED if networked else stack.NAME
+                ranked, raw = kept_lists(keep, name, partial(self._stack, requests, kind, last, k, networked))
+                if ranked is not None:
+                    yield BaselineRow(name, "ids + text + features", ranked, raw)
 
-    def _stack(self, requests: Requests, kind: str | None, last: int, k: int, networked: bool) -> BaselineRow | None:
-        """The stack's row; ``networked`` adds our network's retrieval scores to its sources (recommendations)."""
+    def _stack(self, requests: Requests, kind: str | None, last: int, k: int, networked: bool) -> Lists:
+        """The stack's lists; ``networked`` adds our network's retrieval scores to its sources (recommendations)."""
         if (kind, networked) not in self.stacks:
             valid = self.run.dataset.requests("valid", kind)
             if len(valid) < stack.MIN_REQUESTS:
-                return None
+                return None, None
             self.stacks[kind, networked] = self._fit_stack(valid, kind, networked)
         trees = self.stacks[kind, networked]
         if not trees.trees:
-            return None
+            return None, None
         sources = self._sources(last, kind is not None, networked)
         raw = trees.rank(sources, requests, k, exclude_seen=False) if kind is None else None
-        name = stack.NETWORKED if networked else stack.NAME
-        return BaselineRow(name, "ids + text + features", trees.rank(sources, requests, k), raw)
+        return trees.rank(sources, requests, k), raw
 
     def _fit_stack(self, valid: Requests, kind: str | None, networked: bool) -> stack.Stack:
         """The stack; for recommendations it learns from training requests too, as our re-ranker does."""
@@ -138,6 +150,14 @@ class Baselines:
             scorers["our retrieval"] = self.run.network_scorer("model", "train+valid" if last == VALID else "train")
         features = CandidateFeatures.build(self.run.dataset, text, last, collaborative=False)
         return stack.Sources(scorers, features, self.run.config.model.request_time)
+
+
+def kept_lists(keep: Keep, name: str, make: Callable[[], Lists]) -> Lists:
+    """The lists of a row, made or read by ``keep``."""
+    arrays = keep(
+        name, lambda: {key: part for key, part in zip(("ranked", "raw"), make(), strict=True) if part is not None}
+    )
+    return arrays.get("ranked"), arrays.get("raw")
 
 
 def _score(model: Any, requests: Requests) -> np.ndarray:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import subprocess
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
+from genrec.artifacts.checkpoint import Arrays, StageCheckpoint
 from genrec.data.dataset import TRAIN, Requests
-from genrec.evaluation.baseline_rows import Baselines
+from genrec.evaluation.baseline_rows import Baselines, Keep, unkept
 from genrec.evaluation.baselines import stack
 from genrec.evaluation.metrics import bootstrap_interval, difference_text, paired_test, per_request_metrics
 from genrec.evaluation.report import RAW, PerRequest, Row
 from genrec.generation.options import SearchOptions
 from genrec.progress import Progress
+from genrec.ranking.ranker import Ranker
 
 log = logging.getLogger(__name__)
 AFTER = ", after preference"  # behind the names of rows whose code decoder went through the preference stage
@@ -43,10 +45,13 @@ class Task:
 
 
 class Evaluation:
-    """Collects rows and per-request arrays of one split."""
+    """Collects rows and per-request arrays of one split.
 
-    def __init__(self, run: Any, split: str):
-        self.run, self.split = run, split
+    ``checkpoint`` keeps the lists of each finished row, so that a stopped evaluation goes on where it was.
+    """
+
+    def __init__(self, run: Any, split: str, checkpoint: StageCheckpoint | None = None):
+        self.run, self.split, self.checkpoint = run, split, checkpoint
         self.ks = sorted(set(run.config.evaluation.ks) | {10})
         self.baselines = Baselines(run)
         self.rows: list[Row] = []
@@ -99,20 +104,25 @@ class Evaluation:
         options = SearchOptions(max(self.ks), ranker.modes)
         for task in self.tasks:
             variants = [options] if task.query_kind else [options, replace(options, exclude_seen=False)]
-            with Progress(f"lists of {task.label}", len(task.requests)) as progress:
-                ranked, *others = ranker.rank_each(task.requests, variants, progress.advance)
-            raw = others[0] if others else {}
+            lists = self._keep(f"{fitted}{suffix}", task)("ours", partial(_our_lists, ranker, task, variants))
             for mode in ranker.modes:
                 extra = " + co-occurrence, EASE^R, ALS, brand, category, price, past times" if mode == "fused" else ""
-                unfiltered = raw[mode][0] if raw else None
-                name = OUR_NAMES[mode] + suffix
-                self.add(name, inputs + extra, fitted, task, ranked[mode][0], unfiltered, config.request_time)
+                name, raw = OUR_NAMES[mode] + suffix, lists.get(f"{mode} raw")
+                self.add(name, inputs + extra, fitted, task, lists[mode], raw, config.request_time)
 
     def add_baselines(self, fitted: str) -> None:
         """Add the baselines' rows of a fit."""
         for task in self.tasks:
-            for row in self.baselines.rows(task.requests, task.query_kind, fitted, max(self.ks)):
+            keep = self._keep(fitted, task)
+            for row in self.baselines.rows(task.requests, task.query_kind, fitted, max(self.ks), keep):
                 self.add(row.model, row.inputs, fitted, task, row.ranked, row.raw)
+
+    def _keep(self, fitted: str, task: Task) -> Keep:
+        """Makes or reads the lists of a row, by its name."""
+        if self.checkpoint is None:
+            return unkept
+        part = self.checkpoint.part
+        return lambda name, make: part(f"{fitted}, {task.label}, {name}", make)
 
     def comparisons(self) -> list[str]:
         """Paired differences in Recall@10 by request: fused minus each baseline, the classic stack first."""
@@ -148,12 +158,20 @@ class Evaluation:
         }
 
 
-def evaluate(run: Any, split: str) -> Evaluation:
-    """All rows of a split.
+def _our_lists(ranker: Ranker, task: Task, variants: list[SearchOptions]) -> Arrays:
+    """Item ids (N, K) by mode, and those of the second of ``variants`` by the mode and "raw"."""
+    with Progress(f"lists of {task.label}", len(task.requests)) as progress:
+        answers = ranker.rank_each(task.requests, variants, progress.advance)
+    ends = ("", " raw")[: len(answers)]
+    return {mode + end: ranked[mode].ids for ranked, end in zip(answers, ends, strict=True) for mode in ranked}
+
+
+def evaluate(run: Any, split: str, checkpoint: StageCheckpoint | None = None) -> Evaluation:
+    """All rows of a split; ``checkpoint`` as in ``Evaluation``.
 
     On test also those refitted on train + validation; on validation only models fitted on train.
     """
-    result = Evaluation(run, split)
+    result = Evaluation(run, split, checkpoint)
     fits = ["train"]
     if split == "test" and "train+valid" in run.fitted:
         fits.append("train+valid")

@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from genrec.artifacts.checkpoint import StageCheckpoint
 from genrec.artifacts.folders import atomic_folder, is_current
 from genrec.config.load import to_dict
 from genrec.config.schema import Config
@@ -127,13 +128,15 @@ def count_candidate_features(run: Run) -> None:
 
 
 def stage_evaluate(run: Run, split: str = "test") -> Evaluation:
-    """Rows of a split, written to ``results/`` (test) or ``results_valid/``."""
+    """Rows of a split, written to ``results/`` (test) or ``results_valid/``; rows of a stopped call are kept."""
     from genrec.evaluation.compare import requests_fingerprint, write_per_request
     from genrec.evaluation.protocol import commit, evaluate
     from genrec.evaluation.report import write_report
     from genrec.pipeline.report_page import examples, write_report_page
 
-    result = evaluate(run, split)
+    key = results_key(run.stages, run.config, split)
+    checkpoint = StageCheckpoint(run.results(split), key)
+    result = evaluate(run, split, checkpoint)
     config, info = run.config, run.dataset.info
     meta = {
         "split": split,
@@ -160,9 +163,10 @@ def stage_evaluate(run: Run, split: str = "test") -> Evaluation:
         for task in result.tasks
         if len(task.requests)
     }
-    with atomic_folder(run.results(split), RESULTS_KIND, results_key(run.stages, config, split)) as folder:
+    with atomic_folder(run.results(split), RESULTS_KIND, key) as folder:
         write_report(folder, result.rows, meta, result.per_request(), notes=notes, seed=config.seed)
         write_per_request(folder, result.hits, fingerprints)
+    checkpoint.clear()
     if split == "test":
         write_report_page(run, result.rows, notes, examples(run, split))
     return result

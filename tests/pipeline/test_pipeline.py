@@ -12,9 +12,12 @@ import pytest
 from genrec.cli.doctor import check
 from genrec.data.dataset import VALID
 from genrec.errors import UserError
+from genrec.evaluation.baseline_rows import Baselines
+from genrec.evaluation.protocol import evaluate
 from genrec.inference.predict import predict_file, write_requests
 from genrec.inference.recommender import Answer, Recommender
 from genrec.pipeline.stages import stage_evaluate, stage_train
+from genrec.ranking.ranker import Ranker
 from genrec.runs.run import Run
 
 OURS = {"fused": "genrec, fused", "retrieve": "genrec, retrieval alone", "generate": "genrec, generation alone"}
@@ -309,3 +312,29 @@ def test_validation_has_its_own_table(trained_run, metrics):
     assert own["meta"]["split"] == "valid" and metrics["meta"]["split"] == "test"
     with pytest.raises(UserError, match="--split"):
         stage_evaluate(trained_run, "train")
+
+
+def test_a_stopped_evaluation_goes_on_where_it_was(copied_run, trained_run, monkeypatch):
+    """The rows that were finished are read; the table is that of an evaluation that was not stopped."""
+    run, made = copied_run(), []
+    rank, stacked = Ranker.rank_each, Baselines._stack
+
+    def counted(ranker, requests, *rest):
+        made.append(len(requests))
+        return rank(ranker, requests, *rest)
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Ranker, "rank_each", counted)
+    monkeypatch.setattr(Baselines, "_stack", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        stage_evaluate(run, "valid")
+    before = len(made)
+    assert before and list(run.folder.glob(".results_valid.parts/*"))
+    monkeypatch.setattr(Baselines, "_stack", stacked)
+    resumed = stage_evaluate(run, "valid")
+    assert len(made) == before  # our rows were finished
+    whole = evaluate(run, "valid")
+    assert [(row.model, row.metrics) for row in resumed.rows] == [(row.model, row.metrics) for row in whole.rows]
+    assert not list(run.folder.glob(".results_valid.parts"))

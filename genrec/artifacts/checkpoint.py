@@ -1,0 +1,46 @@
+"""The finished parts of a long stage, kept beside its target, so that a stopped process loses one part at most."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from genrec.artifacts.folders import atomic_folder, fingerprint, is_current
+
+log = logging.getLogger(__name__)
+KIND = "checkpoint"
+Arrays = dict[str, np.ndarray]
+
+
+class StageCheckpoint:
+    """Parts by name: arrays that a stage made on its way to ``target``, for the inputs that ``key`` stands for.
+
+    Parts of other inputs are removed when a part is made. The stage calls ``clear`` when its target is whole.
+    """
+
+    def __init__(self, target: Path, key: str):
+        self.folder, self.key = target.with_name(f".{target.name}.parts"), key
+
+    def part(self, name: str, make: Callable[[], Arrays]) -> Arrays:
+        """The arrays that ``make`` returns, read where an earlier process had made them."""
+        folder, key = self.folder / name, fingerprint(self.key, name)
+        if is_current(folder, KIND, key):
+            log.info("%s: read from %s, made before the stage was stopped", name, self.folder)
+            return {path.stem: np.load(path, allow_pickle=False) for path in folder.glob("*.npy")}
+        arrays, keyed = make(), self.folder / "key"
+        if not keyed.is_file() or keyed.read_text() != self.key:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            keyed.write_text(self.key)
+        with atomic_folder(folder, KIND, key) as part:
+            for array_name, array in arrays.items():
+                np.save(part / f"{array_name}.npy", array, allow_pickle=False)
+        return arrays
+
+    def clear(self) -> None:
+        """Remove all parts."""
+        shutil.rmtree(self.folder, ignore_errors=True)
