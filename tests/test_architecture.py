@@ -14,6 +14,7 @@ ROOMS = (
     "errors",
     "progress",
     "timing",
+    "memory",
     "processor",
     "console",
     "drawing",

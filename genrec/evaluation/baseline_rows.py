@@ -92,13 +92,12 @@ class Baselines:
             scorers["SASRec, cross-entropy"] = "ids", self.run.network_scorer("sasrec", fit)
         for name, (inputs, scorer) in scorers.items():
             lists = partial(ranked_by_scores, scorer, requests, k, self.run.dataset.n_items, not searches)
-            yield BaselineRow(name, inputs, *kept_lists(keep, name, lists))
+            yield from kept_row(keep, name, inputs, lists)
         if "stack" in self.names and stack.installed():
             for networked in (False, True)[: 1 + (self.fits and not searches)]:
                 name = stack.NETWORKED if networked else stack.NAME
-                ranked, raw = kept_lists(keep, name, partial(self._stack, requests, kind, last, k, networked))
-                if ranked is not None:
-                    yield BaselineRow(name, "ids + text + features", ranked, raw)
+                stacked = partial(self._stack, requests, kind, last, k, networked)
+                yield from kept_row(keep, name, "ids + text + features", stacked)
 
     def _stack(self, requests: Requests, kind: str | None, last: int, k: int, networked: bool) -> Lists:
         """The stack's lists; ``networked`` adds our network's retrieval scores to its sources (recommendations)."""
@@ -152,12 +151,13 @@ class Baselines:
         return stack.Sources(scorers, features, self.run.config.model.request_time)
 
 
-def kept_lists(keep: Keep, name: str, make: Callable[[], Lists]) -> Lists:
-    """The lists of a row, made or read by ``keep``."""
+def kept_row(keep: Keep, name: str, inputs: str, make: Callable[[], Lists]) -> Iterator[BaselineRow]:
+    """A row whose lists are made or read by ``keep``; none where there are no lists."""
     arrays = keep(
         name, lambda: {key: part for key, part in zip(("ranked", "raw"), make(), strict=True) if part is not None}
     )
-    return arrays.get("ranked"), arrays.get("raw")
+    if "ranked" in arrays:
+        yield BaselineRow(name, inputs, arrays["ranked"], arrays.get("raw"))
 
 
 def _score(model: Any, requests: Requests) -> np.ndarray:

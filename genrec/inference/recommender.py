@@ -34,6 +34,7 @@ from genrec.inference.requests import (
 )
 from genrec.inference.snapshot import AddedItemIds, CatalogueSnapshot
 from genrec.inference.suggestions import Suggester, Suggestion
+from genrec.memory import return_memory
 from genrec.ranking.ranker import Ranker
 from genrec.runs.run import Run
 
@@ -321,14 +322,22 @@ class Recommender:
         Requests are answered and items change meanwhile.
         """
         with self._merging:
-            while True:
-                snapshot = self._snapshot
-                merged = snapshot.merged()
-                with self._changing:
-                    if self._snapshot.text_version == snapshot.text_version:  # node vectors are means of item vectors
-                        if merged is not snapshot:
-                            self._snapshot = self._snapshot.with_search_of(merged)
-                        return self._snapshot
+            before = self._snapshot.ids
+            snapshot = self._merge()
+        if snapshot.ids is not before:
+            del before
+            return_memory()
+        return snapshot
+
+    def _merge(self) -> CatalogueSnapshot:
+        while True:
+            snapshot = self._snapshot
+            merged = snapshot.merged()
+            with self._changing:
+                if self._snapshot.text_version == snapshot.text_version:  # node vectors are means of item vectors
+                    if merged is not snapshot:
+                        self._snapshot = self._snapshot.with_search_of(merged)
+                    return self._snapshot
 
     def update_items(self, items: Items, commit: Callable[[], None] | None = None) -> None:
         """Replace the given columns of known items; ``commit`` as in ``add_items``. ``UserError`` for an unknown item.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from genrec.artifacts.checkpoint import StageCheckpoint
 from genrec.artifacts.folders import atomic_folder, fingerprint, is_current, write_json
 from genrec.config.load import to_dict
 from genrec.config.schema import Config
@@ -50,15 +51,26 @@ def tokenize(config: Config, dataset: Dataset, target: Path, words: TextSpace | 
         return target
     words = words or TextSpace.fit(config, dataset)
     info: dict[str, Any] = {}
+    checkpoint = StageCheckpoint(target, key)
     with atomic_folder(target, KIND, key, info) as folder, TemporaryDirectory(dir=folder) as scratch:
-        _write(config, dataset, words, folder, Path(scratch), key, info)
+        _write(config, dataset, words, folder, Path(scratch), checkpoint, info)
+    checkpoint.clear()
     return target
 
 
 def _write(
-    config: Config, dataset: Dataset, words: TextSpace, folder: Path, scratch: Path, key: str, info: dict[str, Any]
+    config: Config,
+    dataset: Dataset,
+    words: TextSpace,
+    folder: Path,
+    scratch: Path,
+    checkpoint: StageCheckpoint,
+    info: dict[str, Any],
 ) -> None:
-    """Everything of the folder. ``scratch``: a folder on the same disk for vectors that are not kept."""
+    """Everything of the folder. ``scratch``: a folder on the same disk for vectors that are not kept.
+
+    ``checkpoint`` keeps the codebooks, which take longest, should the stage be stopped.
+    """
     from genrec.semantic_ids.figures import code_tree, plot_codebook_use, plot_prefixes, plot_tree
 
     settings = config.semantic_ids
@@ -66,7 +78,9 @@ def _write(
     tables = item_vectors(dataset.item_table, words, behaviour, settings.behaviour_share, scratch)
     space, vectors = tables.space, tables.joint
     without = _without_vector(vectors)
-    quantized = fit_quantizer(vectors, settings, config.seed)
+    quantized = Quantized.from_arrays(
+        checkpoint.part("codebooks", lambda: fit_quantizer(vectors, settings, config.seed).to_arrays())
+    )
     popularity = dataset.item_counts(TRAIN)
     codes, resolution = _resolved(quantized, vectors, popularity)
     codebooks = quantized.codebooks
@@ -86,7 +100,7 @@ def _write(
     words.save(folder)
     (scratch / TEXT).rename(folder / TEXT)
     np.save(folder / "codes.npy", codes.astype(np.int32))
-    codebooks.save(folder / "codebooks.safetensors", key)
+    codebooks.save(folder / "codebooks.safetensors", checkpoint.key)
     save_file(space.to_arrays(), folder / "space.safetensors")
     write_json(folder / "drift.json", drift_baseline(codebooks, tables.without_behaviour, codes))
     write_json(folder / "report.json", report)

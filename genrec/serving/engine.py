@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +17,7 @@ from genrec.inference.bundle import is_bundle
 from genrec.inference.recommender import Recommender
 from genrec.inference.requests import RecommendationRequest, Response
 from genrec.inference.snapshot import AddedItemIds
+from genrec.memory import return_memory
 from genrec.serving.settings import ServeSettings
 from genrec.serving.store import Store, StoreError
 from genrec.serving.stores import open_store
@@ -78,7 +77,7 @@ class Engine:
             with self._changing:
                 self._version = self._replay(model, 0)
                 self.model, self.key = model, key
-            _return_memory()
+            _settle_memory()
         return key
 
     def add_items(self, items: Sequence[Mapping[str, Any]]) -> AddedItemIds:
@@ -211,12 +210,10 @@ def settle_objects() -> None:
     gc.freeze()
 
 
-def _return_memory() -> None:
-    """Give freed memory back to the system: glibc keeps it, and reload by reload the process would grow."""
+def _settle_memory() -> None:
+    """Collect what a reload left and give it back to the system."""
     if gc.get_freeze_count():
         settle_objects()
     else:
         gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
+    return_memory()

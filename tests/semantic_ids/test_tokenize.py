@@ -19,6 +19,7 @@ from genrec.errors import UserError
 from genrec.pipeline.stages import stage_prepare
 from genrec.runs.run import Run
 from genrec.semantic_ids import figures
+from genrec.semantic_ids import tokenize as stage
 from genrec.semantic_ids.tokenize import tokenize
 
 
@@ -179,3 +180,19 @@ def test_stage_is_repeatable(synthetic_run, tiny_overrides, tmp_path, no_figures
         assert (tmp_path / "ids" / name).read_bytes() == (synthetic_run.folder / "semantic_ids" / name).read_bytes(), (
             name
         )
+
+
+def test_a_stopped_stage_keeps_its_codebooks(synthetic_run, tmp_path, no_figures, monkeypatch):
+    """Stopped behind the codebooks, the stage reads them, and the codes are those of one that was not stopped."""
+    config, dataset, target = synthetic_run.config, synthetic_run.dataset, tmp_path / "semantic_ids"
+    report = stage.quality_report
+    monkeypatch.setattr(stage, "quality_report", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tokenize(config, dataset, target)
+    monkeypatch.setattr(stage, "quality_report", report)
+    monkeypatch.setattr(stage, "fit_quantizer", lambda *_: 1 / 0)
+    tokenize(config, dataset, target)
+    whole = synthetic_run.folder / "semantic_ids"
+    assert (np.load(target / "codes.npy") == np.load(whole / "codes.npy")).all()
+    assert read_json(target / "report.json") == read_json(whole / "report.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["semantic_ids"]

@@ -7,8 +7,10 @@ same code size.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,6 +46,16 @@ class Quantized:
     codebooks: Codebooks
     codes: np.ndarray
     notes: dict = field(default_factory=dict)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Plain arrays; `from_arrays` reads them back."""
+        return self.codebooks.to_arrays() | {"codes": self.codes, "notes": np.array(json.dumps(self.notes))}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Quantized:
+        """Inverse of `to_arrays`."""
+        books = {name: array for name, array in arrays.items() if name not in ("codes", "notes")}
+        return cls(Codebooks.from_arrays(books), arrays["codes"], json.loads(str(arrays["notes"])))
 
 
 def fit_quantizer(vectors: np.ndarray, settings: SemanticIdConfig, seed: int) -> Quantized:
