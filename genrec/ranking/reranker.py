@@ -43,6 +43,7 @@ _EPOCHS, _RATE = 10, 3e-3
 _MEMBERS, _MEMBER_EPOCHS = 3, 5  # networks of a re-ranker of counts, whose outputs are averaged
 _BATCH = 128
 _BLOCK = 1024  # lists standardised at a time
+_ROWS = 1024  # candidates scored at a time on a CPU: what a network computes of them stays in the cache
 # With fewer usable requests only the linear form is fitted; a base has its own network of interactions.
 _MIN_REQUESTS, _MIN_REQUESTS_WITH_BASE = 200, 2000
 _HELD_OUT = 0.25  # fraction of the requests that selects the form
@@ -61,6 +62,9 @@ class Reranker:
     scale: Tensor
     network: nn.Sequential | None = None
     base: Reranker | None = None
+
+    def __post_init__(self) -> None:
+        self._members = 1 if self.network is None else _n_members(self.network)
 
     @classmethod
     def default(cls, base: Reranker | None = None) -> Reranker:
@@ -134,8 +138,10 @@ class Reranker:
 
     def scores(self, features: Tensor) -> Tensor:
         """Scores (...) of candidate features (..., len(FEATURES))."""
-        linear, together = self.contributions(features)
-        return linear.sum(-1) if together is None else linear.sum(-1) + together
+        rows = features.reshape(-1, features.shape[-1])
+        parts = [self.contributions(part) for part in (rows.split(_ROWS) if rows.device.type == "cpu" else [rows])]
+        sums = [linear.sum(-1) if together is None else linear.sum(-1) + together for linear, together in parts]
+        return torch.cat(sums).view(features.shape[:-1])
 
     def contributions(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
         """The terms of ``scores``: the linear one of each feature (..., len(FEATURES)), and the network's output (...).
@@ -145,23 +151,23 @@ class Reranker:
         """
         device = features.device
         weights, mean, scale = (values.to(device) for values in (self.weights, self.mean, self.scale))
-        inputs = _with_base(self.base, features)
-        x, size = _standard(inputs, mean, scale), features.shape[-1]
-        linear, together = x[..., :size] * weights[:size], None
-        if self.base is not None:
+        size, together = features.shape[-1], None
+        if self.base is None:
+            x = _standard(features, mean, scale)
+            linear = x[..., :size] * weights[:size]
+        else:
             # The base's score is the sum of its own terms: each feature gets its part of it.
+            own, inner = self.base.contributions(features)
+            added = torch.zeros_like(own[..., 0]) if inner is None else inner
+            x = _standard(torch.cat([features, (own.sum(-1) + added)[..., None]], dim=-1), mean, scale)
             factor = weights[size] / scale[size]
-            own, together = self.base.contributions(features)
-            linear = linear + factor * own
-            together = factor * (torch.zeros_like(own[..., 0]) if together is None else together)
+            linear, together = x[..., :size] * weights[:size] + factor * own, factor * added
         if self.network is None:
             return linear, together
         network = self.network.to(device)
         with torch.no_grad():
-            last = network[-1]
-            assert isinstance(last, nn.Linear)
-            added = (network[:-1](x) * last.weight[0]).sum(-1)
-        return linear, added if together is None else together + added
+            inner = (_hidden(network, x, self._members) * _linear(network, 5).weight[0]).sum(-1)
+        return linear, inner if together is None else together + inner
 
     def rank(self, candidates: Candidates, k: int) -> tuple[Tensor, Tensor]:
         """The k best candidates: ids (B, k), -1 where empty, and scores; equal scores go to the lower item id."""
@@ -348,6 +354,37 @@ def _network(size: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(size, hidden), nn.ReLU(), nn.Dropout(0.1), nn.Linear(hidden, hidden), nn.ReLU(), last
     )
+
+
+def _linear(network: nn.Sequential, index: int) -> nn.Linear:
+    layer = network[index]
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def _n_members(network: nn.Sequential) -> int:
+    """How many networks of ``_HIDDEN`` units an ``_averaged`` one has; 1 for another one."""
+    weight = _linear(network, 3).weight.detach()
+    members = len(weight) // _HIDDEN
+    if members < 2 or len(weight) % _HIDDEN:
+        return 1
+    blocks = weight.view(members, _HIDDEN, members, _HIDDEN)
+    apart = ~torch.eye(members, dtype=torch.bool, device=weight.device)
+    return 1 if blocks.transpose(1, 2)[apart].any() else members
+
+
+def _hidden(network: nn.Sequential, x: Tensor, members: int) -> Tensor:
+    """The last hidden states (..., hidden) of inputs (..., F); units of other ``members`` are not multiplied."""
+    second, states = _linear(network, 3), _linear(network, 0)(x).relu_()
+    rows = second.weight.split(len(second.weight) // members)
+    width = len(rows[0])
+    parts = [
+        torch.nn.functional.linear(
+            states[..., begin : begin + width], own[:, begin : begin + width], second.bias[begin : begin + width]
+        )
+        for begin, own in zip(range(0, len(second.weight), width), rows, strict=True)
+    ]
+    return (parts[0] if members == 1 else torch.cat(parts, dim=-1)).relu_()
 
 
 def _averaged(networks: list[nn.Sequential]) -> nn.Sequential:

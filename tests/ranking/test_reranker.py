@@ -8,7 +8,7 @@ import torch
 from genrec.errors import UserError
 from genrec.ranking.candidates import MISSING, Candidates
 from genrec.ranking.features import FEATURES
-from genrec.ranking.reranker import Reranker, hold_out
+from genrec.ranking.reranker import Reranker, _averaged, _network, hold_out
 
 DECISIVE = FEATURES.index("popularity")  # a feature without a prior weight
 
@@ -155,3 +155,33 @@ def test_ranking_ignores_padding_fills_and_breaks_ties_by_id():
         and scores[0, 3:].isneginf().all()
         and (scores[0, :3] == 0).all()
     )
+
+
+def test_an_averaged_network_is_computed_member_by_member_and_block_by_block(monkeypatch):
+    """What the zeros between the members, and the other rows, would add is nothing."""
+    torch.manual_seed(0)
+    networks = [_network(len(FEATURES), 64) for _ in range(3)]
+    for network in networks:
+        torch.nn.init.normal_(network[-1].weight)
+    size = len(FEATURES)
+    base = Reranker(torch.randn(size), torch.randn(size), torch.rand(size) + 0.5, _averaged(networks))
+    top = _network(size + 1, 64).eval()
+    torch.nn.init.normal_(top[-1].weight)
+    whole = Reranker(torch.randn(size + 1), torch.randn(size + 1), torch.rand(size + 1) + 0.5, top, base)
+    features = torch.randn(7, 30, size)
+    x = (features - base.mean) / base.scale
+    x = x.clamp(-6, 6)
+    dense = x @ base.weights + torch.stack([network.eval()(x)[..., 0] for network in networks]).mean(0)
+    torch.testing.assert_close(base.scores(features), dense, atol=1e-4, rtol=1e-4)
+    once = whole.scores(features)
+    linear, together = whole.contributions(features)
+    torch.testing.assert_close(once, linear.sum(-1) + together)
+    monkeypatch.setattr("genrec.ranking.reranker._ROWS", 64)
+    torch.testing.assert_close(whole.scores(features), once)
+    assert whole.scores(features[0, 0]).shape == () and whole.scores(features[:0]).shape == (0, 30)
+    networks[0][3].weight.data.fill_(0.1)
+    trained = _averaged(networks)
+    trained[3].weight.data += 0.01  # an update may connect the members
+    trained = Reranker(base.weights, base.mean, base.scale, trained)
+    expected = x @ base.weights + trained.network(x)[..., 0]
+    torch.testing.assert_close(trained.scores(features), expected, atol=1e-4, rtol=1e-4)
