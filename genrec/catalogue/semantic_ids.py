@@ -145,19 +145,37 @@ class SemanticIds:
         all_codes = append_rows(old.codes, torch.from_numpy(moved[len(near) :]))
         text = append_rows(old.text, torch.from_numpy(new.text).to(old.text.dtype))
         grown = replace(self, catalogue=Catalogue(text, all_codes, old.trie))
-        return GrownSemanticIds(grown if old.n_items > LARGE else grown.merged(), report)
+        return GrownSemanticIds(grown if grown.waits else grown.merged(), report)
 
     @property
-    def merge_due(self) -> bool:
-        """Whether so many items are pending that they should be ``merged`` into the trie."""
-        return self.catalogue.n_pending > PENDING * self.catalogue.trie.n_items
+    def waits(self) -> bool:
+        """Whether changes of the catalogue wait outside the trie."""
+        return self.catalogue.trie.n_items > LARGE
 
-    def merged(self) -> SemanticIds:
-        """The same with the pending items in the trie."""
+    def n_waiting(self, removed: np.ndarray) -> int:
+        """How many items the trie lacks, and how many it has that are ``removed`` (n_items,)."""
+        trie = self.catalogue.trie
+        if removed.all():  # a trie has at least one item; searches mask it
+            return 0
+        wrong = trie.held.cpu().numpy() == removed[: trie.n_items]
+        return int(wrong.sum()) + int((~removed[trie.n_items :]).sum())
+
+    def merge_due(self, removed: np.ndarray) -> bool:
+        """Whether so many changes wait that they should be ``merged`` into the trie."""
+        return self.n_waiting(removed) > PENDING * self.catalogue.trie.n_items
+
+    def merged(self, removed: np.ndarray | None = None) -> SemanticIds:
+        """The same with the pending items in the trie, and without those that are ``removed`` (n_items,)."""
         catalogue = self.catalogue
-        if not catalogue.n_pending:
+        old, size = catalogue.trie, catalogue.trie.n_items
+        if removed is None or removed.all():
+            removed = np.append(~old.held.cpu().numpy(), np.zeros(catalogue.n_pending, bool))
+        if not self.n_waiting(removed):
             return self
-        trie, _ = extend_trie(catalogue.trie, catalogue.codes[catalogue.trie.n_items :])
+        if removed[size:].any() or (old.held.cpu().numpy() == removed[:size]).any():
+            trie = build_trie(catalogue.codes, old.vocab_sizes, torch.from_numpy(~removed))
+        else:
+            trie, _ = extend_trie(old, catalogue.codes[size:])
         return replace(self, catalogue=Catalogue(catalogue.text, catalogue.codes, trie))
 
     def drift_report(self, items: pl.DataFrame | Sequence[str]) -> dict[str, Any]:

@@ -38,8 +38,8 @@ class SubtreeMass:
 
     @classmethod
     def of_mass(cls, trie: CatalogueTrie, mass: Tensor) -> SubtreeMass:
-        """From probabilities (N, n_items) in the order of ``trie.leaf_items``."""
-        running = mass.new_zeros((mass.shape[0], trie.n_items + 1), dtype=torch.float64)
+        """From probabilities (N, n_held) in the order of ``trie.leaf_items``."""
+        running = mass.new_zeros((mass.shape[0], trie.n_held + 1), dtype=torch.float64)
         torch.cumsum(mass, 1, dtype=torch.float64, out=running[:, 1:])
         return cls(trie, running)
 

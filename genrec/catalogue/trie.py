@@ -36,6 +36,9 @@ class CatalogueTrie(nn.Module):
     n_nodes. Items below node v: `leaf_items[node_item_start[v] : node_item_start[v] + node_item_count[v]]`. Several
     items may share a leaf; within it they stand in order of their id.
 
+    Items may be missing, as those that were removed from the catalogue: `leaf_items` then holds `n_held` items, and
+    leaf and path of the others are n_nodes.
+
     The buffers are not persistent: the tokenize folder saves them, not the weights of a model.
     """
 
@@ -47,7 +50,7 @@ class CatalogueTrie(nn.Module):
     node_item_count: Tensor  # (n_nodes,)
     level_start: Tensor  # (L + 2,) nodes of level l are level_start[l] to level_start[l + 1] - 1
     leaf_item_offsets: Tensor  # (n_leaves + 1,) by leaf index = node - level_start[L]
-    leaf_items: Tensor  # (n_items,) item ids in the order of their leaves
+    leaf_items: Tensor  # (n_held,) item ids in the order of their leaves
     item_leaf: Tensor  # (n_items,) leaf node of each item
     item_path: Tensor  # (n_items, L) nodes of levels 1 to L on the way to the item
 
@@ -84,8 +87,18 @@ class CatalogueTrie(nn.Module):
 
     @property
     def n_items(self) -> int:
-        """Number of items."""
+        """Number of items, missing ones included."""
         return len(self.item_leaf)
+
+    @property
+    def n_held(self) -> int:
+        """Number of items that have a leaf."""
+        return len(self.leaf_items)
+
+    @property
+    def held(self) -> Tensor:
+        """Whether each item has a leaf: (n_items,) bool."""
+        return self.item_leaf < self.n_nodes
 
     @property
     def n_leaves(self) -> int:
@@ -99,9 +112,9 @@ class CatalogueTrie(nn.Module):
 
     @cached_property
     def item_position(self) -> Tensor:
-        """Index of each item in `leaf_items`: (n_items,)."""
-        return torch.empty_like(self.leaf_items).scatter_(
-            0, self.leaf_items, torch.arange(self.n_items, device=self.leaf_items.device)
+        """Index of each item in `leaf_items`, `n_held` for a missing one: (n_items,)."""
+        return self.leaf_items.new_full((self.n_items,), self.n_held).scatter_(
+            0, self.leaf_items, torch.arange(self.n_held, device=self.leaf_items.device)
         )
 
     @cached_property
@@ -252,15 +265,22 @@ def most_children(sums: Sequence[int] | Tensor, level_bounds: Sequence[int], lev
     return min(int(sums[-1]) + beyond * last, level_bounds[level + 2] - level_bounds[level + 1])
 
 
-def build_trie(codes: Tensor, vocab_sizes: Sequence[int]) -> CatalogueTrie:
+def build_trie(codes: Tensor, vocab_sizes: Sequence[int], held: Tensor | None = None) -> CatalogueTrie:
     """Build the trie of a catalogue from its codes (n_items, L), any integer type; row i is item i.
 
-    `vocab_sizes` has one entry per level. Vectorised: one sort, then one pass per level. The trie is on the device of
-    `codes`. Items with equal codes share a leaf. Raises UserError for an empty catalogue, another shape or type, or a
-    code outside its level's vocabulary.
+    `vocab_sizes` has one entry per level. `held` (n_items,) bool: the items that get a leaf, None for all. Vectorised:
+    one sort, then one pass per level. The trie is on the device of `codes`. Items with equal codes share a leaf. Raises
+    UserError for an empty catalogue, another shape or type, or a code outside its level's vocabulary.
     """
-    table = checked_codes(codes, vocab_sizes)
-    return _assemble(table, code_order(table), vocab_sizes).to(codes.device)
+    table = checked_codes(codes if held is None else codes[held], vocab_sizes)
+    trie = _assemble(table, code_order(table), vocab_sizes)
+    if held is not None:
+        ids, tensors = held.cpu().nonzero()[:, 0], trie.tensors()
+        path = torch.full((len(codes), trie.depth), trie.n_nodes)
+        path[ids] = trie.item_path
+        tensors |= {"leaf_items": ids[trie.leaf_items], "item_path": path, "item_leaf": path[:, -1].clone()}
+        trie = CatalogueTrie(tensors, trie.vocab_sizes, trie.max_branching, trie.level_bounds)
+    return trie.to(codes.device)
 
 
 def _assemble(table: np.ndarray, order: np.ndarray, vocab_sizes: Sequence[int]) -> CatalogueTrie:

@@ -15,9 +15,10 @@ from genrec.semantic_ids.prefixes import code_order
 def extend_trie(trie: CatalogueTrie, codes: Tensor) -> tuple[CatalogueTrie, Tensor]:
     """The trie of a catalogue that grew by items with codes (m, L), and where its nodes went.
 
-    The new items get the ids after the old ones. Equal to `build_trie` of all codes, but only the new codes are sorted
-    and looked up; all else is copied once, with gaps. Returns the trie and node_map (old n_nodes,) int64: the new id of
-    each old node, to carry over whatever is kept per node. Raises UserError as `build_trie` does.
+    The new items get the ids after the old ones; items that the trie lacks stay missing. Equal to `build_trie` of all
+    codes, but only the new codes are sorted and looked up; all else is copied once, with gaps. Returns the trie and
+    node_map (old n_nodes,) int64: the new id of each old node, to carry over whatever is kept per node. Raises
+    UserError as `build_trie` does.
     """
     new = checked_codes(codes, trie.vocab_sizes)
     order = code_order(new)
@@ -39,7 +40,8 @@ def extend_trie(trie: CatalogueTrie, codes: Tensor) -> tuple[CatalogueTrie, Tens
         paths[:, level] = np.concatenate([moved, first + step.gaps + np.arange(len(step.gaps))])[step.nodes]
         first, above = first + step.size + len(step.gaps), step
     item_path = np.empty((trie.n_items + len(rows), trie.depth), np.int64)
-    np.take(node_map, old["item_path"], out=item_path[: trie.n_items], mode="clip")  # any other mode makes a copy more
+    moved_to = np.append(node_map, first)  # a missing item has the number behind all nodes
+    np.take(moved_to, old["item_path"], out=item_path[: trie.n_items], mode="clip")  # any other mode makes a copy more
     item_path[trie.n_items + order] = paths
     # A new item stands behind the old ones of its leaf; a new leaf where the next old one began.
     last, ends = steps[-1], old["leaf_item_offsets"]

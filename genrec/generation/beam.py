@@ -272,7 +272,7 @@ def leaf_items(
     width = min(trie.largest_leaf, LEAF_ITEMS)
     column = torch.arange(width, device=leaves.device)
     live = column < counts.masked_fill(leaves < 0, 0)[..., None]
-    ids = trie.leaf_items[(start[..., None] + column).clamp(max=trie.n_items - 1)].long()
+    ids = trie.leaf_items[(start[..., None] + column).clamp(max=trie.n_held - 1)].long()
     inner = torch.zeros_like(ids, dtype=torch.float32)
     if item_scores is not None and width > 1:
         inner = item_scores(ids.flatten(1)).view_as(ids).float()

@@ -230,7 +230,8 @@ def walk(
     available[snapshot.known_indices(blocked)] = False
     if exclude_seen:
         available[requests.items] = False
-    allowed = None if available.all() else trie.restrict(torch.from_numpy(available).to(trie.node_code.device))
+    in_trie = torch.from_numpy(available[: trie.n_items])  # it may lack the newest items
+    allowed = None if available.all() else trie.restrict(in_trie.to(trie.node_code.device))
     search = beam_search(trie, scorer, 1, width, allowed)
     best, scores = search.leaves[0].cpu(), search.scores[0].cpu()
     live = best >= 0

@@ -239,7 +239,7 @@ class Recommender:
     ) -> Explanation:
         """Why ``item_id`` is recommended: nearest history items, shared words, features, and its path of codes."""
         snapshot, query = self._snapshot, None if query is None else query_words(query)
-        if snapshot.index_of(item_id) >= snapshot.catalogue.trie.n_items:  # its path is part of the explanation
+        if snapshot.has(item_id) and not snapshot.in_trie(item_id):  # its path is part of the explanation
             snapshot = self.merge_items()
         request = RecommendationRequest(user, history, query, timestamp=timestamp)
         return explain(snapshot, self._requests(snapshot, [request], strict), item_id)
@@ -308,17 +308,21 @@ class Recommender:
             if commit is not None:
                 commit(added)
             self._snapshot = snapshot
-        if snapshot.ids.merge_due and not self._merging.locked():
-            threading.Thread(target=self._merge_due_items, name="merge of added items", daemon=True).start()
+        self._merge_if_due()
         return added
 
+    def _merge_if_due(self) -> None:
+        if self._snapshot.merge_due and not self._merging.locked():
+            threading.Thread(target=self._merge_due_items, name="merge of changed items", daemon=True).start()
+
     def _merge_due_items(self) -> None:
-        while self._snapshot.ids.merge_due:
+        while self._snapshot.merge_due:
             self.merge_items()
 
     def merge_items(self) -> CatalogueSnapshot:
-        """Let the code search find all items that are added by now, in time that follows the size of the catalogue.
+        """Let the code search find all items that are added by now, and take removed ones out of it.
 
+        The time follows the size of the catalogue.
         Requests are answered and items change meanwhile.
         """
         with self._merging:
@@ -350,9 +354,11 @@ class Recommender:
     def remove_items(self, item_ids: Sequence[str], commit: Callable[[], None] | None = None) -> None:
         """Never recommend these again; they still count in histories.
 
-        ``commit`` as in ``add_items``. ``UserError`` for an unknown item.
+        They leave the code tree at once, in a large catalogue (see ``add_items``) with the next merge. ``commit`` as in
+        ``add_items``. ``UserError`` for an unknown item.
         """
         self._change(lambda snapshot: snapshot.remove(list(item_ids)), commit)
+        self._merge_if_due()
 
     def _change(
         self, change: Callable[[CatalogueSnapshot], CatalogueSnapshot], commit: Callable[[], None] | None

@@ -170,10 +170,13 @@ class CatalogueSnapshot:
         return index >= 0 and not self.removed[index]
 
     def remove(self, item_ids: Sequence[str]) -> CatalogueSnapshot:
-        """Without these items; ``UserError`` for an unknown one."""
+        """Without these items; ``UserError`` for an unknown one.
+
+        Every search masks them at once. They leave the trie at once, too, or from a large one at the next merge.
+        """
         removed = self.removed.copy()
         removed[self.indices(item_ids)] = True
-        return replace(self, removed=removed)
+        return self._with_removed(removed)
 
     def add(self, items: pl.DataFrame) -> tuple[CatalogueSnapshot, AddedItemIds]:
         """With these items (the contract's columns; ``item_id`` required), encoded with the fixed codebooks.
@@ -190,7 +193,7 @@ class CatalogueSnapshot:
         if len(restored):
             removed = self.removed.copy()
             removed[indices[gone]] = False
-            snapshot = replace(self, removed=removed)
+            snapshot = self._with_removed(removed)
             snapshot = snapshot.update(restored.select(given)) if len(given) > 1 else snapshot
         if len(new):
             snapshot = snapshot._extended(new)
@@ -230,14 +233,32 @@ class CatalogueSnapshot:
         return CatalogueSnapshot(table, ids, ranker, self.removed, text_version=version)
 
     def merged(self) -> CatalogueSnapshot:
-        """With the pending items in the trie, so that the code search finds them."""
-        ids = self.ids.merged()
+        """With the pending items in the trie, so that the code search finds them, and without the removed ones."""
+        ids = self.ids.merged(self.removed)
         if ids is self.ids:
             return self
         generator, ranker = self.ranker.generator, copy.copy(self.ranker)
         network = grow(generator.network, ids.catalogue)
-        ranker.generator = generator.grown(network, generator.features, generator.lexical)
+        ranker.generator = generator.grown(network, generator.features, generator.lexical, new_trie=True)
         return replace(self, ids=ids, ranker=ranker)
+
+    @property
+    def merge_due(self) -> bool:
+        """Whether so many added and removed items wait that they should be ``merged``."""
+        return self.ids.merge_due(self.removed)
+
+    def in_trie(self, item_id: str) -> bool:
+        """Whether the code search finds an item."""
+        index, trie = self.index_of(item_id), self.catalogue.trie
+        return 0 <= index < trie.n_items and bool(trie.held[index])
+
+    def _with_removed(self, removed: np.ndarray) -> CatalogueSnapshot:
+        """With other removed items; the trie follows at once, unless the catalogue is so large that changes wait."""
+        generator, ranker = self.ranker.generator, copy.copy(self.ranker)
+        lexical = None if generator.lexical is None else generator.lexical.without(removed)
+        ranker.generator = generator.grown(generator.network, generator.features, lexical)
+        snapshot = replace(self, removed=removed, ranker=ranker)
+        return snapshot if snapshot.ids.waits else snapshot.merged()
 
     def with_search_of(self, earlier: CatalogueSnapshot) -> CatalogueSnapshot:
         """This state with the trie of an ``earlier`` one that was merged since, of the same ``text_version``.
@@ -283,7 +304,9 @@ class CatalogueSnapshot:
         generator, ranker = self.ranker.generator, copy.copy(self.ranker)
         lexical = None if generator.lexical is None else generator.lexical.grow(new)
         features = generator.features.grown(new, ids.catalogue.text.cpu().numpy())
-        ranker.generator = generator.grown(grow(generator.network, ids.catalogue), features, lexical)
+        new_trie = ids.catalogue.trie is not self.ids.catalogue.trie
+        network = grow(generator.network, ids.catalogue, new_trie)
+        ranker.generator = generator.grown(network, features, lexical, new_trie)
         names = self._names.extended(self.n_items, new)
         snapshot = CatalogueSnapshot(table, ids, ranker, removed, names, self.text_version)
         if "categories" in self.__dict__:

@@ -100,6 +100,7 @@ class CodeDecoder(nn.Module):
     """Walks the catalogue trie; see the module's docstring."""
 
     code_row: Tensor  # (n_nodes,) row of each node's code in the code table
+    code_start: Tensor  # (levels + 1,) first row of each level in the code table; the last row is the root's
     node_row: Tensor | None  # (n_nodes,) row of each node in ``nodes``, None where every node has its own
 
     def __init__(
@@ -137,9 +138,12 @@ class CodeDecoder(nn.Module):
         code_start = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])
         rows = trie.node_code.clamp(min=0) + code_start[node_level.clamp(min=0)]
         self.register_buffer("code_row", torch.where(node_level < 0, code_start[-1], rows), persistent=False)
+        self.register_buffer("code_start", code_start, persistent=False)
         self.register_buffer("node_row", None, persistent=False)
         self.codes = nn.Embedding(int(code_start[-1]) + 1, dim)
         self.nodes = nn.Embedding(trie.n_nodes, dim)
+        # Own vectors of nodes that left the trie with their last item, by the codes on the way up from the node.
+        self.departed: dict[tuple[int, ...], Tensor] = {}
         for table in (self.codes, self.nodes):
             nn.init.normal_(table.weight, std=0.02)
         self.project = nn.Linear(dim, dim, bias=False)

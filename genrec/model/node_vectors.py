@@ -77,7 +77,8 @@ def row_of_nodes(trie: CatalogueTrie, nodes: Tensor) -> Tensor:
 def node_means(trie: CatalogueTrie, items: Tensor) -> Tensor:
     """The mean of the item vectors (n_items, dim) below each node: (n_nodes, dim), summed from the leaves up."""
     bounds, items = trie.level_bounds, items[: trie.n_items]
-    sums = [items.new_zeros(trie.n_leaves, items.shape[1]).index_add(0, trie.item_leaf - bounds[trie.depth], items)]
+    leaves = items.new_zeros(trie.n_leaves + 1, items.shape[1])  # the last row is that of missing items
+    sums = [leaves.index_add(0, trie.item_leaf - bounds[trie.depth], items)[:-1]]
     for level in range(trie.depth - 1, -1, -1):
         parent = trie.node_parent[bounds[level + 1] : bounds[level + 2]] - bounds[level]
         sums.append(items.new_zeros(bounds[level + 1] - bounds[level], items.shape[1]).index_add(0, parent, sums[-1]))
@@ -92,10 +93,12 @@ def means_of(trie: CatalogueTrie, items: Tensor, nodes: Tensor, rows: Tensor) ->
 
     Each level of ``trie.item_path`` adds the items to their nodes. Most items have no such node on the last levels.
     """
-    items, means = items[: trie.n_items], items.new_zeros(len(nodes) + 1, items.shape[1])
+    items, path, means = items[: trie.n_items], trie.item_path, items.new_zeros(len(nodes) + 1, items.shape[1])
+    if trie.n_held < trie.n_items:
+        items, path = items[trie.held], path[trie.held]
     means[0] = items.sum(0)  # the root
     for level in range(trie.depth):
-        row = rows[trie.item_path[:, level]]
+        row = rows[path[:, level]]
         own = (row < len(nodes)).nonzero()[:, 0]
         if 2 * len(own) < len(row):
             means.index_add_(0, row[own], items[own])

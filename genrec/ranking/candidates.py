@@ -112,11 +112,15 @@ class CandidateGenerator:
         self._set_sources()
 
     def grown(
-        self, network: GenerativeRecommender, features: CandidateFeatures, lexical: LexicalIndex | None
+        self,
+        network: GenerativeRecommender,
+        features: CandidateFeatures,
+        lexical: LexicalIndex | None,
+        new_trie: bool = False,
     ) -> CandidateGenerator:
         """The generator over a catalogue that begins with this one's: only new items are computed.
 
-        The trie may be the same, if the new items are pending.
+        Without ``new_trie``, the trie is the same, as new items are pending.
         """
         grown, old = copy.copy(self), len(self.items)
         grown.network, grown.features, grown.lexical = network, features, lexical
@@ -130,7 +134,7 @@ class CandidateGenerator:
             grown.popular = self.popular.grown(network.catalogue.n_items)
         if self.similar_texts is not None:
             grown.similar_texts = self.similar_texts.grown(grown.text, lexical)
-        if network.catalogue.trie.n_items != self.network.catalogue.trie.n_items:
+        if new_trie:
             grown._set_searcher()
         grown._set_sources()
         return grown

@@ -85,6 +85,7 @@ class BM25:
         self.idf = np.zeros(0, np.float32)  # (terms of the fit,)
         self.n_fitted = 0
         self.lengths: dict[str, float] = {}  # mean words of a field
+        self.removed: np.ndarray | None = None  # (n,) bool: of the first items, those that no query finds
 
     @property
     def n_items(self) -> int:
@@ -167,7 +168,9 @@ class BM25:
     def term(self, word: str) -> int:
         """The row of a word's term, -1 where no item has it."""
         row = self.terms.get(analyzer(self.language).stems([word])[0], -1)
-        return row if any(self._length(segment, row) for segment in self.segments) else -1
+        if self.removed is None:
+            return row if any(self._length(segment, row) for segment in self.segments) else -1
+        return row if any(len(self._listed(number, row, HEAD)) for number in range(len(self.segments))) else -1
 
     def items_of(self, row: int, limit: int = HEAD) -> np.ndarray:
         """Items that have a term, rising; of a long list the best ``limit``."""
@@ -183,8 +186,17 @@ class BM25:
         if not 0 <= row < segment.shape[0]:
             return np.zeros(0, np.int64)
         if limit is not None and row in self.heads[number]:
-            return self.heads[number][row]
-        return segment.indices[segment.indptr[row] : segment.indptr[row + 1]]
+            best = self._live(number, self.heads[number][row])
+            if len(best):
+                return best
+        return self._live(number, segment.indices[segment.indptr[row] : segment.indptr[row + 1]])
+
+    def _live(self, number: int, items: np.ndarray) -> np.ndarray:
+        """The items of a segment that were not removed."""
+        if self.removed is None:
+            return items
+        ids = items + self.starts[number]
+        return items[(ids >= len(self.removed)) | ~self.removed[np.minimum(ids, len(self.removed) - 1)]]
 
     def match(self, groups: Sequence[Alternatives], limit: int | None = HEAD) -> tuple[np.ndarray, np.ndarray]:
         """Items that have a term of a query, rising, and their scores: (n,) int64 and (n,) float32.

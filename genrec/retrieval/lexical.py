@@ -5,6 +5,7 @@ BM25F over item fields, queries read with typos, prefixes and synonyms, and a ju
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Match:
 
 
 class LexicalIndex:
-    """Matches queries with the words of items. The object is immutable; ``grow`` and ``refit`` make new ones.
+    """Matches queries with the words of items. Immutable: ``grow``, ``refit`` and ``without`` make new ones.
 
     ``popularity`` (n,) are training events per item of the fit: of misspelt and half-typed words the more wanted one
     counts.
@@ -110,7 +111,14 @@ class LexicalIndex:
         """The same settings over changed items, as many as before."""
         popularity = np.concatenate([self.popularity, np.zeros(len(items) - len(self.popularity), np.float32)])
         fitted = LexicalIndex.fit(items, popularity, self.index)
+        fitted.index.removed = self.index.removed
         return LexicalIndex(fitted.index, fitted.vocabularies, popularity, self.synonyms, self.logged, self.judge)
+
+    def without(self, removed: np.ndarray) -> LexicalIndex:
+        """A version whose queries do not find the ``removed`` (n_items,) items: words that others lack are unknown."""
+        index = copy.copy(self.index)
+        index.removed = removed if removed.any() else None
+        return LexicalIndex(index, self.vocabularies, self.popularity, self.synonyms, self.logged, self.judge)
 
     def read(self, text: str) -> ReadQuery:
         """How the catalogue's words read a query."""

@@ -178,6 +178,8 @@ class QueryReader:
         readings: dict[tuple[str, ...], _Reading] = {}
 
         def add(words: tuple[str, ...], cost: float, kind: str, mass: float, items: Callable[[], np.ndarray]) -> None:
+            if self.index.removed is not None and min(map(self.index.term, words)) < 0:
+                return  # only removed items have it
             score = math.log1p(mass) - cost
             if context is not None:
                 together = self._wanted(self._both(items(), context))

@@ -198,6 +198,23 @@ def test_extending_equals_building_anew(codes, vocab, split):
         extend_trie(old, torch.tensor([[0, 0, 1 << 30]]))
 
 
+def test_a_trie_may_lack_items(codes):
+    """It is that of the others; ids stay, and growth keeps the gaps."""
+    held = torch.arange(80) % 3 > 0
+    ids, trie, dense = held.nonzero()[:, 0], build_trie(codes, VOCAB, held), build_trie(codes[held], VOCAB)
+    assert (trie.n_items, trie.n_held, trie.n_nodes) == (80, len(ids), dense.n_nodes)
+    assert torch.equal(trie.held, held) and torch.equal(trie.leaf_items, ids[dense.leaf_items])
+    assert torch.equal(trie.item_path[held], dense.item_path) and torch.equal(trie.item_leaf[held], dense.item_leaf)
+    assert (trie.item_path[~held] == trie.n_nodes).all() and (trie.item_position[~held] == trie.n_held).all()
+    assert torch.equal(trie.item_position[held], dense.item_position)
+    for name in ("child_start", "child_count", "node_code", "node_item_start", "node_item_count", "leaf_item_offsets"):
+        assert torch.equal(getattr(trie, name), getattr(dense, name)), name
+    part, every = build_trie(codes[:50], VOCAB, held[:50]), torch.cat([held[:50], torch.ones(30, dtype=torch.bool)])
+    grown, whole = extend_trie(part, codes[50:])[0], build_trie(codes, VOCAB, every)
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(getattr(grown, name), tensor), name
+
+
 def test_save_and_load(trie, tmp_path):
     trie.save(tmp_path / "trie.safetensors")
     same(CatalogueTrie.load(tmp_path / "trie.safetensors"), trie)

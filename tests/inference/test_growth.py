@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from genrec.catalogue.trie import build_trie
+from genrec.inference.requests import RecommendationRequest
 from genrec.inference.snapshot import CatalogueSnapshot
 from genrec.model.node_vectors import NodeVectors, means_of, node_means, read_nodes, row_of_nodes
 from genrec.retrieval.similar_texts import SimilarTexts
@@ -174,3 +175,109 @@ def test_similar_texts_are_looked_up_for_searches_alone(model, history, monkeypa
     ]
     assert model.search("green kettle", history=past) and looked_up == [1]
     assert model.recommend(history=past) and looked_up == [1]
+
+
+def in_trie(model) -> set[str]:
+    trie = model.snapshot.catalogue.trie
+    return {model.snapshot.item_ids[item] for item in trie.leaf_items.tolist()}
+
+
+def code_search(model, history):
+    """Ids and scores of the code search, and how much of them is proven."""
+    request = RecommendationRequest(history=history, k=30, mode="generate")
+    response = model.ask([request])[0]
+    return [(one.item_id, one.score) for one in response.items], response.n_proven
+
+
+@pytest.mark.parametrize("large_trie", [0, 1 << 30])
+def test_a_removed_item_is_as_if_it_had_never_been_added(model, history, monkeypatch, large_trie):
+    monkeypatch.setattr("genrec.model.saved.LARGE_TRIE", large_trie)
+    model, never = type(model)(model.run), type(model)(model.run)
+    for one in (model, never):
+        one.add_items(things(0, 5))
+    model.add_items(things(5, 40))
+    before = code_search(never, history)
+    assert code_search(model, history) != before  # the items take a part of the probability
+    model.remove_items([f"n{number}" for number in range(5, 40)])
+    trie, other = (one.snapshot.catalogue.trie for one in (model, never))
+    assert in_trie(model) == in_trie(never) and trie.n_nodes == other.n_nodes and trie.n_items > other.n_items
+    items, n_proven = code_search(model, history)
+    same(items, before[0])
+    assert n_proven == before[1]
+    facets = [one.facets(["brand", "price"]) for one in (model, never)]
+    assert facets[0] == facets[1]
+    walks = [[(leaf.node, leaf.items) for leaf in one.walk(history=history).leaves] for one in (model, never)]
+    assert walks[0] == walks[1]
+    assert model.recommend(history=[*history, "n20"], k=5)  # it still counts in histories
+    assert not {one.item_id for one in model.search("polvoxka thing 20", k=50)} & {"n20", "n39"}
+    # Its words are forgotten, also as corrections of misspelt and half-typed ones, until an item has them again.
+    model.add_items([{"item_id": "zorb", "title": "Zorblax flumptious"}])
+    model.remove_items(["zorb"])
+    for query in ("zorblax", "zorblox", "flumpti"):
+        ours, theirs = (one.search(query, k=20) for one in (model, never))
+        assert ours.no_match and (ours.no_match, ours.match, ours.corrected) == (
+            theirs.no_match,
+            theirs.match,
+            theirs.corrected,
+        )
+        same([(one.item_id, one.score) for one in ours], [(one.item_id, one.score) for one in theirs])
+    model.add_items([{"item_id": "other", "title": "A zorblax"}])
+    assert model.search("zorblox", k=1)[0].item_id == "other"
+    model.add_items([{"item_id": "zorb"}])
+    assert model.search("flumptious", k=1)[0].item_id == "zorb" and not model.search("flumptious").no_match
+
+
+@pytest.mark.parametrize("large_trie", [0, 1 << 30])
+def test_an_item_that_comes_back_is_as_it_was(model, history, monkeypatch, large_trie):
+    """With the trained vectors of the nodes that left with it."""
+    monkeypatch.setattr("genrec.model.saved.LARGE_TRIE", large_trie)
+    model = type(model)(model.run)
+    items, (before, n_proven) = model.snapshot.item_ids[: model.snapshot.n_items // 2], code_search(model, history)
+    best = [item for item, _ in before[:3]]
+    model.remove_items([*best, *(item for item in items if item not in best)])
+    assert not in_trie(model) & {*best, *items}
+    assert not {item for item, _ in code_search(model, history)[0]} & {*best, *items}
+    model.remove_items([model.snapshot.item_ids[-1]])
+    model.add_items([{"item_id": item} for item in (*best, *items[::2]) if not model.snapshot.has(item)])
+    model.add_items([{"item_id": model.snapshot.item_ids[-1]}])
+    model.add_items([{"item_id": item} for item in items if not model.snapshot.has(item)])
+    after = code_search(model, history)
+    same(after[0], before)
+    assert after[1] == n_proven and not model.ranker.generator.network.decoder.departed
+    assert model.explain(best[0], history=history).path
+
+
+def test_removed_items_leave_a_large_trie_with_the_next_merge(model, history, large):
+    model.add_items(things(0, 5))
+    gone = [*model.snapshot.item_ids[:4], "n1"]
+    model.remove_items(gone)
+    assert in_trie(model) >= set(gone[:4]) and "n0" not in in_trie(model)
+    assert not {one.item_id for one in model.recommend(history=history, k=50, mode="generate")} & set(gone)
+    assert model.walk(history=history).leaves  # the trie lacks the added items
+    model.merge_items()
+    assert not in_trie(model) & set(gone) and "n0" in in_trie(model)
+    model.add_items([{"item_id": gone[0]}])
+    assert gone[0] not in in_trie(model) and model.explain(gone[0], history=history).path  # merges
+    assert gone[0] in in_trie(model) and not model.snapshot.ids.n_waiting(model.snapshot.removed)
+
+
+def test_enough_removed_items_leave_by_themselves(model, large, monkeypatch):
+    class Now:
+        def __init__(self, target, **_):
+            self.start = target
+
+    monkeypatch.setattr("genrec.inference.recommender.threading.Thread", Now)
+    monkeypatch.setattr("genrec.catalogue.semantic_ids.PENDING", 4 / model.snapshot.n_items)
+    gone = model.snapshot.item_ids[:5]
+    model.remove_items(gone[:4])
+    assert in_trie(model) >= set(gone)
+    model.remove_items(gone[4:])
+    assert not in_trie(model) & set(gone)
+
+
+def test_all_items_may_be_removed_and_come_back(model, history):
+    before, items = code_search(model, history), model.snapshot.item_ids[:]
+    model.remove_items(items)
+    assert model.recommend(history=history, k=5) == [] and code_search(model, history)[0] == []
+    model.add_items([{"item_id": item} for item in items])
+    same(code_search(model, history)[0], before[0])

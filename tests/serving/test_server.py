@@ -132,11 +132,15 @@ def test_items_come_and_go_and_stay_through_restart_and_reload(serving, bundle):
             assert (await client.delete(f"/v1/items/{gone}")).json() == {"removed": 1}
             problem(await client.delete(f"/v1/items/{gone}"), 404, gone)
             problem(await client.get("/v1/items/nope"), 404, "nope")
+            assert (await client.post("/v1/items", json={"items": [{"item_id": "dropped"}]})).json()["added"] == 1
+            assert (await client.delete("/v1/items/dropped")).json() == {"removed": 1}
             assert (await client.post("/v1/admin/reload")).status_code == 200
             assert (await client.get("/v1/items/new-2")).status_code == 200 and (
                 await client.get(f"/v1/items/{gone}")
             ).status_code == 404
-        async with serving() as (client, _):
+        async with serving() as (client, app):
+            snapshot = app.state.server.engine.model.snapshot
+            assert not snapshot.in_trie(gone) and snapshot.in_trie("new-2") and snapshot.index_of("dropped") < 0
             assert (await client.get("/v1/items/new-2")).json()["title"] == "Quux lamp"
             assert gone not in ids(await client.post("/v1/recommend", json={"k": 1000}))
             assert (await client.delete("/v1/items/new-2")).json() == {"removed": 1}
