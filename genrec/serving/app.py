@@ -147,7 +147,7 @@ def serve(settings: ServeSettings) -> None:
     app = create_app(engine, tracing)
     settle_objects()
     server = app.state.server
-    limit = ConnectionLimit(settings, server.metrics, server.refuse)
+    limit = ConnectionLimit(settings, server.metrics, server.refuse, server.refuses)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, http=limited_protocol(limit),
         timeout_graceful_shutdown=settings.drain_s,

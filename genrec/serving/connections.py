@@ -11,6 +11,7 @@ from genrec.serving.ids import REQUEST_ID
 from genrec.serving.logs import Metrics, log
 from genrec.serving.settings import ServeSettings
 
+_HOLD = 1.0  # seconds for which a connection that asks again too early is not read, at most
 _SPARE = 64  # file descriptors that are left to the store, the bundle and the log
 _REFUSED = (
     b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n"
@@ -31,9 +32,18 @@ class ConnectionLimit:
     and half-open connections never keep out clients that send requests.
     """
 
-    def __init__(self, settings: ServeSettings, metrics: Metrics, busy: Callable[[str], int] = lambda path: 0):
-        """``busy``: as ``Server.refuse``, called with the path of each POST once its head is read."""
-        self.busy = busy
+    def __init__(
+        self,
+        settings: ServeSettings,
+        metrics: Metrics,
+        busy: Callable[[str], int] = lambda path: 0,
+        still_busy: Callable[[str], int] = lambda path: 0,
+    ):
+        """``busy``: as ``Server.refuse``, called with the path of each POST once its head is read.
+
+        ``still_busy``: as ``Server.refuses``, for a client that asks again before its ``Retry-After`` is over.
+        """
+        self.busy, self.still_busy = busy, still_busy
         self.most = min(settings.connections, max(1, _descriptors() - _SPARE))
         self.timeout = settings.header_timeout_ms / 1000
         self.metrics, self.open = metrics, 0
@@ -55,13 +65,18 @@ class _LimitedConnection:
     """What a connection adds to uvicorn's HTTP protocol.
 
     It counts, times the head of each request, and refuses what a busy server would refuse at the head: an application
-    call for each request of a flood would take the time that answers need, and hold up every other request.
+    call for each request of a flood would take the time that answers need, and hold up every other request. A client
+    that asks again at once, as if it had not been refused, is read again once its ``Retry-After`` or ``_HOLD`` is over:
+    refusals of a closed loop would else come as fast as they are sent.
     """
 
     limit: ConnectionLimit
     counted = False
     refusing = False  # the rest of a request that was refused at its head is being read
     timer: asyncio.TimerHandle | None = None
+    read_again = 0.0  # of ``time.monotonic``: until then, a request that the server would refuse is not read
+    held: bytes = b""  # what came too early
+    holding: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         limit = self.limit
@@ -78,8 +93,36 @@ class _LimitedConnection:
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
+        if self.read_again and self._holds(data):
+            return
         super().data_received(data)  # type: ignore[misc]
         self._wait_for_head()
+
+    def _holds(self, data: bytes) -> bool:
+        """Put data of a request that comes too early aside, and stop reading for a while; whether it did."""
+        left = self.read_again - time.monotonic()
+        if left <= 0:
+            self.read_again = 0.0
+            return False
+        method, _, rest = data[:64].partition(b" ")
+        path = rest.partition(b" ")[0].partition(b"?")[0]
+        if self.refusing or method != b"POST" or not self._idle() or not self.limit.still_busy(path.decode("latin-1")):
+            return False
+        self.held += data
+        if self.holding is None:
+            self.flow.pause_reading()  # type: ignore[attr-defined]
+            self.holding = asyncio.get_running_loop().call_later(left, self._read_held)
+        return True
+
+    def _read_held(self) -> None:
+        data, self.held, self.holding, self.read_again = self.held, b"", None, 0.0
+        self.flow.resume_reading()  # type: ignore[attr-defined]
+        self.data_received(data)
+
+    def _idle(self) -> bool:
+        """Whether no request of this connection is being answered."""
+        cycle = self.cycle  # type: ignore[attr-defined]
+        return cycle is None or cycle.response_complete
 
     def on_headers_complete(self) -> None:
         if seconds := self._refuses():
@@ -103,12 +146,13 @@ class _LimitedConnection:
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
+        if self.holding is not None:
+            self.holding.cancel()
         super().connection_lost(exc)  # type: ignore[misc]
 
     def _refuses(self) -> int:
         """Seconds after which the request whose head was read should come back, 0 for one to be answered."""
-        cycle, parser = self.cycle, self.parser  # type: ignore[attr-defined]
-        if parser.get_method() != b"POST" or (cycle is not None and not cycle.response_complete):
+        if self.parser.get_method() != b"POST" or not self._idle():  # type: ignore[attr-defined]
             return 0
         if self.flow.write_paused:  # type: ignore[attr-defined]  # a client that reads no answers
             return 0
@@ -117,6 +161,7 @@ class _LimitedConnection:
     def _refuse(self, seconds: int) -> None:
         self._stop()
         self.refusing = True
+        self.read_again = time.monotonic() + min(seconds, _HOLD)
         closes = not self.parser.should_keep_alive()  # type: ignore[attr-defined]
         names = [value for name, value in self.headers if name == b"x-request-id"]  # type: ignore[attr-defined]
         more = b"connection: close\r\n" if closes else b""
@@ -141,8 +186,7 @@ class _LimitedConnection:
 
     def _wait_for_head(self) -> None:
         """Time the next request head, unless a request is being answered."""
-        cycle = self.cycle  # type: ignore[attr-defined]
-        if cycle is not None and not cycle.response_complete:
+        if not self._idle():
             self._stop()
         elif self.timer is None and self.counted:
             self.limit.waiting[self] = None

@@ -69,7 +69,8 @@ def json_shape(body: bytes) -> JsonShape:
     braces = (text == ord("{")) & outside
     opened = braces | ((text == ord("[")) & outside)
     closed = ((text == ord("]")) | (text == ord("}"))) & outside
-    depth = (opened.astype(np.int8) - closed).cumsum(dtype=np.int64).max(initial=0)
+    steps = opened[np.flatnonzero(opened | closed)]  # most bytes are no brackets
+    depth = np.where(steps, 1, -1).cumsum().max(initial=0)
     return JsonShape(int(depth), int(braces.sum()), int(((text == ord(",")) & outside).sum()))
 
 

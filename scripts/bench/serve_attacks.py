@@ -25,7 +25,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 from http_lines import Lines
-from serve_server import Server, Traffic, ask, closed_loop
+from serve_server import Server, Traffic, closed_loop
 
 TITLE = "The same long title of very many items"
 
@@ -42,10 +42,6 @@ def _wrong_items() -> bytes:
     return json.dumps({"items": [{"item_id": "", "title": 5, "x": [[1]]}] * 80_000}).encode()
 
 
-def _one_title(count: int) -> bytes:
-    return json.dumps({"items": [{"item_id": f"t{number}", "title": TITLE} for number in range(count)]}).encode()
-
-
 def _watch(port: int, seconds: float) -> list[float]:
     """Seconds that ``/healthz`` takes, asked twenty times a second by a process that does nothing else."""
     client, times, began = http.client.HTTPConnection("127.0.0.1", port, timeout=60), [], time.perf_counter()
@@ -58,7 +54,7 @@ def _watch(port: int, seconds: float) -> list[float]:
     return times
 
 
-def health(bundle: Path, work: Path, seconds: float) -> dict:
+def health(bundle: Path, work: Path, seconds: float, rows: str = "") -> dict:
     """The 99th percentile of ``/healthz`` under each attack, beside that under honest load."""
     server, traffic, result = Server(bundle, work / "health"), Traffic(bundle), {}
     watcher = ProcessPoolExecutor(1)
@@ -88,22 +84,23 @@ def health(bundle: Path, work: Path, seconds: float) -> dict:
         }
 
     large = {
-        "2 MB of unknown keys": ("/v1/items", _unknown_keys()[:3_900_000]),
+        "4 MB of unknown keys": ("/v1/items", _unknown_keys()[:3_900_000]),
         "wrong events": ("/v1/events", _wrong_events()[:1_000_000]),
         "4 MB of wrong items": ("/v1/items", _wrong_items()[:4_100_000]),
         "unknown keys, 250 KB": ("/v1/recommend", b"{" + b",".join(b'"k%d":1' % n for n in range(20_000)) + b"}"),
         "100,000 opening brackets": ("/v1/recommend", b'{"history": ' + b"[" * 100_000),
     }
-    result["quiet"] = asyncio.run(attack(lambda client: asyncio.sleep(0.05), 1))
-    result["64 honest clients"] = asyncio.run(
-        attack(lambda client: client.post(traffic.recommend()[0], traffic.recommend()[1]), 64)
-    )
-    result["640 honest clients"] = asyncio.run(
-        attack(lambda client: client.post(traffic.recommend()[0], traffic.recommend()[1]), 640)
-    )
+    attacks: dict[str, tuple[Callable[[Lines], Awaitable[object]], int]] = {
+        "quiet": (lambda client: asyncio.sleep(0.05), 1),
+        "64 honest clients": (lambda client: client.post(*traffic.recommend()), 64),
+        "640 clients that do not wait": (lambda client: client.post(*traffic.recommend()), 640),
+    }
     for name, (path, body) in large.items():
-        result[name] = asyncio.run(attack(lambda client, path=path, body=body: client.post(path, body), 4))
-        print(name, result[name], flush=True)
+        attacks[name] = (lambda client, path=path, body=body: client.post(path, body)), 4
+    for name, (make, callers) in attacks.items():
+        if rows in name:
+            result[name] = asyncio.run(attack(make, callers))
+            print(name, result[name], flush=True)
     watcher.shutdown()
     server.stop()
     return result
@@ -139,37 +136,43 @@ def half_open(bundle: Path, work: Path, seconds: float, connections: int = 1100)
     return result
 
 
-def one_title(bundle: Path, work: Path, count: int = 10_000, requests: int = 150) -> dict:
-    """Median time of lone fused answers before and after ``count`` items of one title were added."""
-    server, traffic = Server(bundle, work / "title"), Traffic(bundle)
-    plain = Server(bundle, work / "plain")
+def one_title(bundle: Path, count: int = 10_000, requests: int = 90) -> dict:
+    """Processor time of lone fused answers before and after ``count`` items were added: of one title, and of as many.
 
-    async def median(one: Server) -> list[float]:
-        client, seconds = Lines(one.port), []
-        for _ in range(requests // 3):
-            await ask(client, traffic.recommend(), seconds, Counter())
-        client.close()
-        return seconds
+    In this process and in turn, one thread. A catalogue that is six times as large costs more whatever its titles are:
+    what the one title costs is the ratio to distinct ones.
+    """
+    import torch
 
-    body = _one_title(count)
-    with httpx.Client(base_url=server.url, timeout=120) as client:
-        began = time.perf_counter()
-        reply = client.post("/v1/items", content=body, headers={"content-type": "application/json"}).raise_for_status()
-        spent = time.perf_counter() - began
-    after, before = [], []
-    for _ in range(3):  # in turn, so that other load of the machine meets both
-        after += asyncio.run(median(server))
-        before += asyncio.run(median(plain))
-    burnt = server.processor()
-    server.stop()
-    plain.stop()
-    again = Server(bundle, work / "title")
-    ready = again.ready_after
-    again.stop()
+    from genrec.inference.recommender import Recommender
+
+    torch.set_num_threads(1)
+    traffic = Traffic(bundle)
+    words = sorted({word for title in traffic.titles for word in title.split()})
+    titles = {
+        "before": [],
+        "distinct": [" ".join(traffic.random.choices(words, k=8)) + f" {n}" for n in range(count)],
+        "one": [TITLE] * count,
+    }
+    models, added, spent = {}, {}, {}
+    for name, own in titles.items():
+        models[name], began = Recommender.load(bundle), time.process_time()
+        if own:
+            models[name].add_items([{"item_id": f"t{n}", "title": title} for n, title in enumerate(own)])
+        added[name] = round(time.process_time() - began, 2)
+        spent[name] = []
+    for number in range(requests):
+        history = traffic.recommend()[1]["history"]
+        for name, model in models.items():
+            began = time.process_time()
+            model.recommend(history=history, k=10)
+            if number >= 10:
+                spent[name].append(time.process_time() - began)
+    cpu = {name: float(np.median(seconds)) for name, seconds in spent.items()}
     return {
-        "added": reply.json()["added"], "body_bytes": len(body), "seconds": round(spent, 2),
-        "p50_before_ms": round(1000 * float(np.median(before)), 1), "p50_after_ms": round(1000 * float(np.median(after)), 1),
-        "ratio": round(float(np.median(after) / np.median(before)), 3), "restart_s": round(ready, 1), "cpu_s": round(burnt, 1),
+        "requests": requests - 10, "add_cpu_s": added, "cpu_ms": {name: round(1000 * one, 2) for name, one in cpu.items()},
+        "largest_leaf": models["one"].snapshot.catalogue.trie.largest_leaf,
+        "one_to_before": round(cpu["one"] / cpu["before"], 3), "one_to_distinct": round(cpu["one"] / cpu["distinct"], 3),
     }  # fmt: skip
 
 
@@ -260,14 +263,15 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     names = ["health", "half-open", "one-title", "store-away", "full-disk"]
     parser.add_argument("--parts", type=lambda text: text.split(","), default=names)
+    parser.add_argument("--rows", default="", help="part of the names of the attacks under which health is asked")
     parser.add_argument("--seconds", type=float, default=6, help="per attack")
     parser.add_argument("--output", type=Path, help="folder for the numbers; without it they are printed alone")
     options = parser.parse_args()
     work = Path(tempfile.mkdtemp())
     parts: dict[str, Callable[[], dict]] = {
-        "health": lambda: health(options.bundle, work, options.seconds),
+        "health": lambda: health(options.bundle, work, options.seconds, options.rows),
         "half-open": lambda: half_open(options.bundle, work, options.seconds),
-        "one-title": lambda: one_title(options.bundle, work),
+        "one-title": lambda: one_title(options.bundle),
         "store-away": lambda: store_away(options.bundle, work, options.seconds),
         "full-disk": lambda: full_disk(options.bundle, work),
     }

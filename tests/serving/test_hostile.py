@@ -325,6 +325,54 @@ def test_a_busy_server_refuses_at_the_head_and_goes_on_reading():
         assert reader.read() == b"" and len(seen) == 3
 
 
+def test_a_client_that_asks_again_at_once_is_read_later(monkeypatch):
+    """A flood costs one refusal a second and connection; other requests of the connection are answered meanwhile."""
+    monkeypatch.setattr("genrec.serving.connections._HOLD", 0.6)
+    busy, refused = [7], []
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    def refuse(path):
+        refused.append(path)
+        return busy[0] if path == "/v1/search" else 0
+
+    settings = ServeSettings(__file__, connections=5)  # type: ignore[arg-type]
+    limit = ConnectionLimit(settings, Metrics(), refuse, lambda path: busy[0] if path == "/v1/search" else 0)
+    post = b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbody"
+    with listening(app, limit) as address, socket.create_connection(address) as client:
+        client.settimeout(5)
+
+        def answer() -> tuple[bytes, float]:
+            began, head = time.monotonic(), client.recv(1000)
+            return head.split(b"\r\n")[0], time.monotonic() - began
+
+        client.sendall(post % b"/v1/search")
+        assert b"429" in answer()[0]
+        client.sendall(post % b"/v1/events")
+        assert b"204" in answer()[0] and refused == ["/v1/search", "/v1/events"]
+        client.sendall((post % b"/v1/search?x=1")[:-2])
+        client.sendall(b"dy")
+        client.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            client.recv(1000)
+        client.settimeout(5)
+        assert refused == ["/v1/search", "/v1/events"] and b"429" in answer()[0] and len(refused) == 3
+        busy[0] = 0  # what comes now is welcome, however early
+        client.sendall(post % b"/v1/search")
+        assert b"204" in answer()[0]
+        busy[0] = 7
+        client.sendall(post % b"/v1/search")
+        assert b"429" in answer()[0]
+        client.sendall(post % b"/v1/search")  # and goes away
+    with listening(app, limit) as address, socket.create_connection(address) as client:
+        client.settimeout(5)
+        client.sendall(post % b"/v1/events")
+        assert b"204" in client.recv(1000) and limit.open == 1
+
+
 def test_refusals_are_counted_and_logged_now_and_then(serving, caplog):
     async def go():
         async with serving() as (client, app):
