@@ -30,7 +30,7 @@ _DESCRIPTIONS = {
     422: "Something in the request is wrong; the message names it.",
     429: "The request would wait too long; see Retry-After.",
     503: "The event store does not answer, or the server is stopping.",
-    504: "No answer within the time budget.",
+    504: "No answer within the time budget, or within the request's own `timeout_ms`.",
     507: "The event store is full; nothing was changed.",
 }
 _ALWAYS = (400, 401, 403, 408, 413, 415, 421, 422, 429, 503, 504)

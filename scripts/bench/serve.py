@@ -5,7 +5,8 @@
     python scripts/bench/serve.py BUNDLE --parts soak,kills,reloads --minutes 10 --kills 50 --reloads 100
 
 The server has one core; the client (``http_lines.py``) runs where the system puts it and takes a tenth of a millisecond
-of processor time a request. Rows that are compared alternate in one run. Numbers go to ``serve_<part>.json``.
+of processor time a request. Rows that are compared alternate in one run. Numbers go to ``serve_<part>.json``. A SIGTERM
+ends a soak, kills and reloads early: what was done is checked and reported.
 ``serve_attacks.py`` measures what hostile traffic and broken surroundings do.
 """
 
@@ -18,6 +19,7 @@ import shutil
 import signal
 import sqlite3
 import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -26,6 +28,8 @@ import httpx
 import numpy as np
 from http_lines import Lines
 from serve_server import Server, Traffic, ask, closed_loop, summary
+
+STOPPED = threading.Event()  # by SIGTERM
 
 
 def load(options: argparse.Namespace, work: Path) -> list[dict]:
@@ -103,7 +107,7 @@ def soak(options: argparse.Namespace, work: Path) -> dict:
         seen: Counter = Counter()
         tasks: set[asyncio.Task] = set()
         client, started, sent = Lines(server.port), time.perf_counter(), 0
-        while (now := time.perf_counter() - started) < 60 * options.minutes:
+        while (now := time.perf_counter() - started) < 60 * options.minutes and not STOPPED.is_set():
             while sent < now * rate:
                 make = traffic.search if sent % 2 else traffic.recommend
                 task = asyncio.create_task(ask(client, make(), seconds, seen))
@@ -112,6 +116,8 @@ def soak(options: argparse.Namespace, work: Path) -> dict:
                 sent += 1
             if not memory or now - memory[-1][0] >= 1:
                 memory.append((now, server.memory()))
+                if len(memory) % 30 == 0:
+                    print(f"{now:.0f} s: {dict(seen)}, {memory[-1][1]:.0f} MB", flush=True)
             await asyncio.sleep(0.005)
         await asyncio.gather(*tasks)
         client.close()
@@ -123,7 +129,7 @@ def soak(options: argparse.Namespace, work: Path) -> dict:
     edge = min(60.0, times[-1] / 3)
     first, last = sizes[times <= edge].mean(), sizes[times >= times[-1] - edge].mean()
     return result | {
-        "minutes": options.minutes,
+        "minutes": round(times[-1] / 60, 2),
         "asked_per_second": rate,
         "memory_first_mb": round(first, 1),
         "memory_last_mb": round(last, 1),
@@ -164,6 +170,8 @@ def kills(options: argparse.Namespace, work: Path) -> dict:
         client.close()
 
     for turn in range(options.kills):
+        if STOPPED.is_set():
+            break
         server = Server(options.bundle, events)
         ready.append(server.ready_after)
         asyncio.run(go(server, turn, 0.3 + traffic.random.random()))
@@ -172,7 +180,7 @@ def kills(options: argparse.Namespace, work: Path) -> dict:
     server.stop()
     kept = {row[0] for row in sqlite3.connect(events).execute("SELECT event_id FROM events")}
     return {
-        "kills": options.kills, "acknowledged": len(acknowledged), "lost": len(acknowledged - kept),
+        "kills": len(ready), "acknowledged": len(acknowledged), "lost": len(acknowledged - kept),
         "ready_s_median": round(float(np.median(ready)), 2),
     }  # fmt: skip
 
@@ -193,11 +201,15 @@ def reloads(options: argparse.Namespace, work: Path) -> dict:
                 await ask(client, traffic.recommend(), seconds, seen)
 
         callers = [asyncio.create_task(caller()) for _ in range(8)]
-        for _ in range(options.reloads):
+        for number in range(options.reloads):
+            if STOPPED.is_set():
+                break
             started = time.perf_counter()
             status, reply = await client.post("/v1/admin/reload", b"", timeout=120)
             spent.append(time.perf_counter() - started)
             memory.append(server.memory())
+            if number % 10 == 9:
+                print(f"reload {number + 1}: {dict(seen)}, {memory[-1]:.0f} MB", flush=True)
             if status != 200:
                 raise SystemExit(f"a good bundle was refused: {reply!r}")
         done = True
@@ -212,7 +224,7 @@ def reloads(options: argparse.Namespace, work: Path) -> dict:
     edge = max(len(memory) // 10, 1)
     first, last = np.mean(memory[:edge]), np.mean(memory[-edge:])
     return result | {
-        "reloads": options.reloads,
+        "reloads": len(spent),
         "reload_s_median": round(float(np.median(spent)), 2),
         "memory_first_mb": round(float(first), 1),
         "memory_last_mb": round(float(last), 1),
@@ -262,6 +274,7 @@ def main() -> None:
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp())
+    signal.signal(signal.SIGTERM, lambda *_: STOPPED.set())
     try:
         for part in options.parts:
             result = PARTS[part](options, work)
