@@ -18,6 +18,7 @@ from typing import Any
 
 _FORGET = 0.1  # weight of the newest batch in the cost estimate
 _MARGIN = 0.8  # fraction of the time left to a request that its batch may be expected to take
+_UNKNOWN = 64  # payloads that may wait before the first batch has shown what one costs
 _WAIT = 0.5  # fraction of a request's time budget that it may wait before its batch starts
 
 
@@ -44,6 +45,11 @@ class Cost:
         new = [float(n), seconds, float(n * n), n * seconds]
         old = self._moments
         self._moments = new if old is None else [a + _FORGET * (b - a) for a, b in zip(old, new, strict=True)]
+
+    @property
+    def known(self) -> bool:
+        """Whether there was a batch."""
+        return self._moments is not None
 
     def of(self, n: int) -> float:
         """The expected seconds of a batch; 0 before the first one."""
@@ -73,9 +79,9 @@ class Batcher:
     A batch closes when it has ``max_batch`` payloads, or when no more came for ``max_wait`` seconds. While they come,
     it waits at most as long as a batch takes whatever its size, since that is what one batch saves against two. While
     a batch is worked on, the next gathers by itself, so batches grow under load. ``max_batch`` 1 switches batching off.
-    A payload is refused with ``QueueFullError`` where ``max_queue`` wait already, where the expected wait is more than
-    half of its time budget, or where its own batch would end too late. A payload whose deadline passed is dropped
-    before the next batch is chosen; see ``choose``.
+    A payload is refused with ``QueueFullError`` where ``max_queue`` wait already (before the first batch ``_UNKNOWN``),
+    where the expected wait is more than half of its time budget, or where its own batch would end too late. A payload
+    whose deadline passed is dropped before the next batch is chosen; see ``choose``.
     ``close`` finishes what was taken.
     """
 
@@ -116,7 +122,8 @@ class Batcher:
         over = max(wait - _WAIT * budget, wait + own - _MARGIN * budget)
         if over > 0 and (wait > 0 or self._queue):  # an idle server tries it, however long the last batch took
             return math.ceil(over)
-        return int(self._closed or len(self._queue) >= self.max_queue)
+        most = self.max_queue if self.cost.known else min(self.max_queue, _UNKNOWN)
+        return int(self._closed or len(self._queue) >= most)
 
     async def submit(self, payload: Any, budget: float) -> Any:
         """The result for one payload within ``budget`` seconds.

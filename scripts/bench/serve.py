@@ -172,11 +172,13 @@ def kills(options: argparse.Namespace, work: Path) -> dict:
     for turn in range(options.kills):
         if STOPPED.is_set():
             break
-        server = Server(options.bundle, events)
+        server = Server(options.bundle, events, core=None, forked=True)
         ready.append(server.ready_after)
         asyncio.run(go(server, turn, 0.3 + traffic.random.random()))
         print(f"kill {turn + 1}: {len(acknowledged)} events acknowledged so far", flush=True)
-    server = Server(options.bundle, events)  # the store must open again after the last kill, too
+    server = Server(
+        options.bundle, events, core=None, forked=True
+    )  # the store must open again after the last kill, too
     server.stop()
     kept = {row[0] for row in sqlite3.connect(events).execute("SELECT event_id FROM events")}
     return {

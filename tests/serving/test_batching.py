@@ -112,6 +112,24 @@ def test_a_full_queue_refuses_and_says_when_to_come_back():
     asyncio.run(go())
 
 
+def test_before_the_first_batch_a_flood_is_refused():
+    """Of a server that just began nothing is known: a whole queue could be more than it answers in time."""
+
+    async def go():
+        gate, batcher = started(8, 0.0, 512)
+        tasks = [asyncio.create_task(batcher.submit(0, 10))]
+        await begun(gate)
+        tasks += [asyncio.create_task(batcher.submit(n, 10)) for n in range(1, 66)]
+        await asyncio.sleep(0)
+        assert batcher.refuses(10) and batcher.waiting == 64
+        gate.open.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(one) for one in results] == [int] * 65 + [QueueFullError] and not batcher.refuses(10)
+        batcher.close()
+
+    asyncio.run(go())
+
+
 def test_who_waited_too_long_is_told_and_not_worked_on():
     async def go():
         gate, batcher = started(1, 0.0, 10)
