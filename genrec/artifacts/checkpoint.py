@@ -27,19 +27,30 @@ class StageCheckpoint:
 
     def part(self, name: str, make: Callable[[], Arrays]) -> Arrays:
         """The arrays that ``make`` returns, read where an earlier process had made them."""
-        folder, key = self.folder / name, fingerprint(self.key, name)
-        if is_current(folder, KIND, key):
-            log.info("%s: read from %s, made before the stage was stopped", name, self.folder)
-            return {path.stem: np.load(path, allow_pickle=False) for path in folder.glob("*.npy")}
-        arrays, keyed = make(), self.folder / "key"
+        arrays = self.read(name)
+        if arrays is None:
+            arrays = make()
+            self.write(name, arrays)
+        return arrays
+
+    def read(self, name: str) -> Arrays | None:
+        """The arrays of a part that is finished, else None."""
+        folder = self.folder / name
+        if not is_current(folder, KIND, fingerprint(self.key, name)):
+            return None
+        log.info("%s: read from %s, made before the stage was stopped", name, self.folder)
+        return {path.name.removesuffix(".npy"): np.load(path, allow_pickle=False) for path in folder.glob("*.npy")}
+
+    def write(self, name: str, arrays: Arrays) -> None:
+        """Keep the arrays of a part."""
+        keyed = self.folder / "key"
         if not keyed.is_file() or keyed.read_text() != self.key:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             keyed.write_text(self.key)
-        with atomic_folder(folder, KIND, key) as part:
+        with atomic_folder(self.folder / name, KIND, fingerprint(self.key, name)) as part:
             for array_name, array in arrays.items():
                 np.save(part / f"{array_name}.npy", array, allow_pickle=False)
-        return arrays
 
     def clear(self) -> None:
         """Remove all parts."""

@@ -55,7 +55,7 @@ from genrec.preference.training import learn
 from genrec.ranking.candidates import MISSING, CandidateGenerator
 from genrec.ranking.ranker import Ranker
 from genrec.runs.stages import PREFERENCE_KIND, preference_key
-from genrec.training.distributed import compute_device
+from genrec.training.distributed import barrier, compute_device, gather, join, rank_and_world
 
 if TYPE_CHECKING:
     from genrec.runs.run import Run
@@ -85,6 +85,7 @@ def stage_prefer(run: Run) -> GateDecision:
         log.info("prefer: up to date (%s)", target)
         return read_decision(target)
     torch.set_flush_denormal(True)
+    join()
     return Stage(run, key).run()
 
 
@@ -143,8 +144,12 @@ class Stage:
             log.info("prefer: reward model on %s: click AUC %.4f GAUC %.4f, calibration error %.4f", name, *numbers)
         decision, curves, frontier = self._best_policy(model.to(self.policy.items.device))
         log.info("prefer: %s: %s", "kept" if decision.kept else "REFUSED", "; ".join(decision.reasons))
-        self._write(decision, model, quality, curves, frontier)
-        shutil.rmtree(self._work(), ignore_errors=True)
+        if not rank_and_world()[0]:
+            if decision.kept:
+                self._keep()
+            self._write(decision, model, quality, curves, frontier)
+            shutil.rmtree(self._work(), ignore_errors=True)
+        barrier()
         return decision
 
     def _best_policy(self, model: RewardModel) -> tuple[GateDecision, list[dict], list[dict]]:
@@ -164,24 +169,22 @@ class Stage:
             trainer = self.trainer(model, strength)
             row: dict = {"strength": strength}
             if self.parts.valid.observed and len(self.parts.valid) and self._reads_reward():
-                agreement = beam_agreement(trainer, self.parts.valid, self.levels, run.config.seed)
+                agreement = gather(beam_agreement(trainer, self.parts.valid, self.levels, run.config.seed))[0]
                 row["beam"] = agreement.to_dict()
                 if agreement.fault:
                     tried.append((GateDecision(False, [agreement.fault], []), [], row, start))
                     continue
             if number == 0:
                 row["reward before"] = self._list_reward(trainer, before)
-            curves = learn(trainer, self._work(strength), self.key, run.config.seed)
+            curves = learn(trainer, self._work(strength), self.key, run.config.seed, run.config.training)
             after = self.measure("valid")
-            decision = decide(before, after, self.settings.tolerance, run.config.seed)
+            decision = gather(decide(before, after, self.settings.tolerance, run.config.seed))[0]
             row |= after.means() | {"reward": self._list_reward(trainer, after), "kept": decision.kept}
             tried.append((decision, curves, row, {name: value.clone() for name, value in decoder.state_dict().items()}))
         kept = [one for one in tried if one[0].kept]
         best = max(kept, key=lambda one: one[2]["reward"]) if kept else tried[-1]
         decoder.load_state_dict(best[3])
         self.policy.version += 1
-        if best[0].kept:
-            self._keep()
         return best[0], best[1], [row for _, _, row, _ in tried]
 
     def _reads_reward(self) -> bool:

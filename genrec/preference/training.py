@@ -1,4 +1,4 @@
-"""The training loop of the preference stage.
+"""The training of the preference stage: each phase is a Lightning fit of the decoder alone.
 
 The randomness of a step follows from its phase and number alone: a stopped stage resumes and ends with the same
 decoder.
@@ -6,139 +6,185 @@ decoder.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
-import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 
-from genrec.artifacts.folders import atomic_folder, open_artifact
+from genrec.artifacts.checkpoint import Arrays, StageCheckpoint
+from genrec.config.schema import TrainingConfig
 from genrec.errors import UserError
 from genrec.preference.phases import PhaseTrainer
-from genrec.training.batches import step_seed
+from genrec.training import checkpoints
+from genrec.training.batches import EpochBatches, EpochLoader, step_seed
+from genrec.training.checkpoints import Checkpoints
+from genrec.training.distributed import barrier, gather, rank_and_world
+from genrec.training.trainer import fit_or_interrupt, trainer_options
 
 log = logging.getLogger(__name__)
-KIND, STATE = "preference checkpoint", "state.pt"
-CHECKPOINT_STEPS = 100  # about a minute on two CPU cores
 BATCH_SIZE = 64  # requests of a step
 _WARMUP_STEPS = 20
+_CURVES = "curves"  # beside the decoder's tensors in the part of a finished phase
 
 
-@dataclass
-class _Progress:
-    """Where the stage is: ``phase`` and ``step`` come next; ``begun`` is the decoder when the phase began."""
-
-    phase: int
-    step: int
-    begun: dict[str, Tensor]
-    decoder: dict[str, Tensor]
-    optimizer: dict
-    sums: dict[str, float]
-    curves: list[dict]
-
-
-def learn(trainer: PhaseTrainer, work: Path, key: str, seed: int) -> list[dict]:
+def learn(learner: PhaseTrainer, work: Path, key: str, seed: int, settings: TrainingConfig) -> list[dict]:
     """Run the phases and return the curves, a row each tenth of a phase.
 
-    Resumes from ``work`` where a stage with the same key was stopped. Raises ``UserError`` where the loss stops being
-    finite.
+    ``settings``: devices, precision and checkpoints, as of any training. Resumes from ``work`` where a stage with the
+    same ``key`` was stopped. Raises ``UserError`` where the loss stops being finite.
     """
-    progress = _resume(work, key)
-    curves: list[dict] = progress.curves if progress else []
-    for number, phase in enumerate(trainer.settings.phases):
-        if progress and number < progress.phase:
-            continue
-        resumed = progress if progress and number == progress.phase else None
-        if resumed:
-            trainer.policy.decoder.load_state_dict(resumed.begun)
-            trainer.policy.version += 1
-        rows = trainer.prepare(phase)
-        if len(rows):
-            _learn_phase(trainer, phase, number, rows, resumed, curves, work, key, seed)
-        else:
-            log.info("prefer: %s: no request teaches anything, skipped", phase)
+    finished, curves = StageCheckpoint(work / "phases", key), []
+    for number, phase in enumerate(learner.settings.phases):
+        arrays = finished.read(phase_name := f"{number + 1}-{phase}")
+        barrier()  # everybody has looked before somebody writes
+        if arrays is None:
+            arrays = _fit_phase(learner, number, work / phase_name, seed, settings)
+            if not rank_and_world()[0]:
+                finished.write(phase_name, arrays)
+            barrier()
+        rows = json.loads(str(arrays.pop(_CURVES)))
+        curves += rows
+        _set_decoder(learner, {name: torch.from_numpy(array) for name, array in arrays.items()})
     return curves
 
 
-def _learn_phase(
-    trainer: PhaseTrainer,
-    phase: str,
-    number: int,
-    rows: np.ndarray,
-    resumed: _Progress | None,
-    curves: list[dict],
-    work: Path,
-    key: str,
-    seed: int,
-) -> None:
-    """The steps of phase ``number`` on requests ``rows`` (n,); rows are added to ``curves``."""
-    settings, policy = trainer.settings, trainer.policy
-    begun = {name: value.clone() for name, value in policy.decoder.state_dict().items()}
-    per_epoch = -(-len(rows) // BATCH_SIZE)
-    total = per_epoch * settings.epochs
-    optimizer = torch.optim.AdamW(policy.decoder.parameters(), lr=settings.learning_rate, weight_decay=0.0)
-    first, sums = 0, {}
-    if resumed:
-        policy.decoder.load_state_dict(resumed.decoder)
-        policy.version += 1
-        optimizer.load_state_dict(resumed.optimizer)
-        first, sums = resumed.step, resumed.sums
-    log.info("prefer: %s: %d requests, %d steps", phase, len(rows), total)
-    for step in range(first, total):
-        epoch, batch_number = divmod(step, per_epoch)
-        order = np.random.default_rng([seed, number, epoch]).permutation(rows)
-        batch = np.sort(np.array_split(order, per_epoch)[batch_number])
-        generator = torch.Generator().manual_seed(step_seed(seed, number, step, 0))
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * _rate(step, total)
-        optimizer.zero_grad()
-        loss, logged = trainer.step(phase, batch, generator)
+def _set_decoder(learner: PhaseTrainer, weights: dict[str, Tensor]) -> None:
+    policy = learner.policy
+    policy.decoder.to(policy.items.device).load_state_dict(weights)  # Lightning leaves it on the host
+    policy.version += 1
+
+
+def _fit_phase(learner: PhaseTrainer, number: int, work: Path, seed: int, settings: TrainingConfig) -> Arrays:
+    """The decoder after a phase, and its curves."""
+    phase = learner.settings.phases[number]
+    rows = learner.prepare(phase)
+    module = Phase(learner, number, rows, seed)
+    if len(rows):
+        log.info("prefer: %s: %d requests, %d steps", phase, len(rows), module.total)
+        keeper = Checkpoints(work, settings, choosing=False, log_every=1 << 62)
+        options = trainer_options(replace(settings, strategy="ddp"), decoder_only=False)  # too small to be sharded
+        trainer = L.Trainer(**options, max_epochs=learner.settings.epochs, callbacks=[keeper], logger=False)
+        fit_or_interrupt(trainer, module, checkpoints.newest(work))
+    else:
+        log.info("prefer: %s: no request teaches anything, skipped", phase)
+    weights = {name: value.detach().cpu().numpy() for name, value in learner.policy.decoder.state_dict().items()}
+    return weights | {_CURVES: np.array(json.dumps(module.curves))}
+
+
+class PhaseBatches(EpochBatches):
+    """The steps of an epoch of a phase: this process's requests of each, as rising indices."""
+
+    def __init__(self, rows: np.ndarray, number: int, epoch: int, seed: int):
+        """``rows`` (n,): the requests that phase ``number`` learns from."""
+        order, (rank, world) = np.random.default_rng([seed, number, epoch]).permutation(rows), rank_and_world()
+        parts = np.array_split(order, steps_of(len(rows)))
+        self.epoch, self.parts = epoch, [np.sort(part[rank::world] if len(part) > rank else part[:1]) for part in parts]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.parts[index]
+
+
+def steps_of(requests: int) -> int:
+    """Steps of an epoch of so many requests."""
+    return -(-requests // BATCH_SIZE)
+
+
+class Phase(L.LightningModule):
+    """One phase: of the policy the decoder alone learns, without dropout; everything around it is frozen."""
+
+    def __init__(self, learner: PhaseTrainer, number: int, rows: np.ndarray, seed: int):
+        """``rows`` (n,): the requests that phase ``number`` learns from."""
+        super().__init__()
+        self.decoder, self.learner = learner.policy.decoder, learner
+        self.number, self.rows, self.seed = number, rows, seed
+        self.total = steps_of(len(rows)) * learner.settings.epochs
+        self.sums: dict[str, float] = {}
+        self.curves: list[dict] = []
+        self.train(False)
+
+    @property
+    def phase(self) -> str:
+        """The phase's name."""
+        return self.learner.settings.phases[self.number]
+
+    def train(self, mode: bool = True) -> Phase:
+        """Stay in evaluation mode: the policy is what answers requests."""
+        return super().train(False)
+
+    def train_dataloader(self) -> EpochLoader:
+        """The steps of the trainer's epoch."""
+        return EpochLoader(PhaseBatches(self.rows, self.number, self.trainer.current_epoch, self.seed))
+
+    def on_train_start(self) -> None:
+        """Vectors of the decoder before its weights were read from a checkpoint are of no use."""
+        self.learner.policy.version += 1
+
+    def training_step(self, rows: np.ndarray, index: int) -> Tensor:
+        """The loss of a batch of requests."""
+        step = self.current_epoch * steps_of(len(self.rows)) + index
+        generator = torch.Generator().manual_seed(step_seed(self.seed, self.number, step, self.global_rank))
+        loss, logged = self.learner.step(self.phase, rows, generator)
         if not torch.isfinite(loss):
             raise UserError(
-                f"preference: the loss of {phase} is not finite at step {step}; lower preference.learning_rate"
+                f"preference: the loss of {self.phase} is not finite at step {step}; lower preference.learning_rate"
             )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.decoder.parameters(), 1.0)
-        optimizer.step()
-        policy.version += 1
         for name, value in (("loss", float(loss.detach())), *logged.items(), ("steps", 1.0)):
-            sums[name] = sums.get(name, 0.0) + value
-        if (step + 1) % max(1, total // 10) == 0 or step + 1 == total:
-            means = {name: value / sums["steps"] for name, value in sums.items() if name != "steps"}
-            curves.append({"phase": phase, "step": step + 1, **means})
-            line = " ".join(f"{name} {value:.4f}" for name, value in means.items())
-            log.info("prefer: %s %d/%d %s", phase, step + 1, total, line)
-            sums = {}
-        if (step + 1) % CHECKPOINT_STEPS == 0 and step + 1 < total:
-            decoder, state = policy.decoder.state_dict(), optimizer.state_dict()
-            _save(work, key, _Progress(number, step + 1, begun, decoder, state, sums, curves))
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        if (step + 1) % max(1, self.total // 10) == 0 or step + 1 == self.total:
+            self._add_row(step + 1)
+        return loss
+
+    def _add_row(self, step: int) -> None:
+        """The means since the last row, over all processes."""
+        everyones = gather(self.sums)
+        sums = {name: sum(one.get(name, 0.0) for one in everyones) for name in self.sums}
+        means = {name: value / sums["steps"] for name, value in sums.items() if name != "steps"}
+        self.curves.append({"phase": self.phase, "step": step, **means})
+        line = " ".join(f"{name} {value:.4f}" for name, value in means.items())
+        log.info("prefer: %s %d/%d %s", self.phase, step, self.total, line)
+        self.sums = {}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """The decoder has changed."""
+        self.learner.policy.version += 1
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Curves, and the sums of the next row."""
+        checkpoint["phase"] = {"sums": self.sums, _CURVES: self.curves}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with them."""
+        self.sums, self.curves = checkpoint["phase"]["sums"], checkpoint["phase"][_CURVES]
+
+    def configure_optimizers(self) -> Any:
+        """AdamW without decay; the learning rate warms up, then falls along half a cosine to a tenth."""
+        optimizer = torch.optim.AdamW(
+            self.decoder.parameters(), lr=self.learner.settings.learning_rate, weight_decay=0.0
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(self.total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """A batch is indices of the host's tables."""
+        return batch
 
 
-def _rate(step: int, total: int) -> float:
-    """Warm-up, then a half cosine to a tenth."""
-    return min(1.0, (step + 1) / min(_WARMUP_STEPS, total)) * (
-        0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / max(total, 1)))
-    )
+def _rate(total: int) -> Callable[[int], float]:
+    """The factor of the learning rate by step: warm-up, then half a cosine to a tenth."""
 
+    def rate(step: int) -> float:
+        warm = min(1.0, (step + 1) / min(_WARMUP_STEPS, total))
+        return warm * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / max(total, 1))))
 
-def _save(work: Path, key: str, progress: _Progress) -> None:
-    with atomic_folder(work, KIND, key) as folder:
-        torch.save(vars(progress), folder / STATE)
-
-
-def _resume(work: Path, key: str) -> _Progress | None:
-    if not work.is_dir():
-        return None
-    try:
-        if open_artifact(work, KIND, verify=True)["key"] == key:
-            progress = _Progress(**torch.load(work / STATE, map_location="cpu", weights_only=True))
-            log.info("prefer: resuming at step %d of phase %d", progress.step, progress.phase + 1)
-            return progress
-    except UserError as error:
-        log.warning("prefer: checkpoint is broken and is not used (%s)", str(error).split(";")[0])
-    shutil.rmtree(work, ignore_errors=True)
-    return None
+    return rate

@@ -127,7 +127,16 @@ def even_cuts(length: np.ndarray, parts: int) -> np.ndarray:
     return np.searchsorted(total, total[-1] * np.arange(1, parts) / parts, side="right")
 
 
-class WindowBatches(torch_data.Dataset[MicroBatch]):
+class EpochBatches(torch_data.Dataset):
+    """What one epoch trains on, batch by batch."""
+
+    epoch: int
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+class WindowBatches(EpochBatches):
     """One process's micro-batches of one epoch; length and content depend only on (seed, epoch) and the division."""
 
     def __init__(
@@ -224,7 +233,7 @@ class EpochLoader(torch_data.DataLoader):
     processes collate ahead into page-locked memory; on a CPU they would only take cores from the training step.
     """
 
-    def __init__(self, batches: WindowBatches, on_gpu: bool = False):
+    def __init__(self, batches: EpochBatches, on_gpu: bool = False):
         self.order, self.epoch = _Order(len(batches)), batches.epoch
         workers = min(GPU_WORKERS, len(os.sched_getaffinity(0))) if on_gpu else 0
         super().__init__(

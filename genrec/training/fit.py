@@ -48,7 +48,7 @@ from genrec.training.generation_losses import TAUGHT_CATALOGUE
 from genrec.training.module import TrainingModule
 from genrec.training.optimizer import use_sparse_gradients
 from genrec.training.plan import FitPlan, model_key
-from genrec.training.trainer import check_launch, make_trainer
+from genrec.training.trainer import check_launch, fit_or_interrupt, make_trainer
 from genrec.training.warm_start import copy_weights
 
 __all__ = ["FitPlan", "fit", "model_key", "new_network"]
@@ -237,12 +237,7 @@ def _train(config: Config, plan: FitPlan, work: Path, module: TrainingModule, da
     trainer = make_trainer(config, plan, work, keeper, log_every)
     with leader_first():
         state = checkpoints.newest(work)
-    try:
-        trainer.fit(module, data, ckpt_path=state, weights_only=True)
-    except SystemExit as stop:  # Lightning answers Ctrl+C with sys.exit(1)
-        raise KeyboardInterrupt from stop
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    fit_or_interrupt(trainer, module, state, data)
     return keeper
 
 

@@ -58,29 +58,49 @@ def make_trainer(config: Config, plan: FitPlan, work: Path, keeper: Checkpoints,
         callbacks.append(ReportQuality(plan.report))
     if (sys.stderr.isatty() or in_notebook()) and not rank_and_world()[0]:
         callbacks.append(FitProgress(plan.label))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() > 1 else 1
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices found, tips
-    warnings.filterwarnings("ignore", module="lightning")  # advice on loggers and numbers of workers
     return L.Trainer(
-        accelerator=settings.accelerator,
-        devices=local,
-        num_nodes=launched() // local,
-        strategy=_strategy(settings, plan.backbone_folder is not None),
-        precision=lightning_precision(settings),
+        **trainer_options(settings, plan.backbone_folder is not None),
         accumulate_grad_batches=settings.accumulate or 1,
-        plugins=[FolderIO()],
         max_epochs=plan.epochs or settings.epochs,
         callbacks=callbacks,
-        use_distributed_sampler=False,
         logger=TensorBoardLogger(work.parent / "tensorboard", work.name.lstrip("."), version=""),
-        gradient_clip_val=1.0,
-        reload_dataloaders_every_n_epochs=1,
-        num_sanity_val_steps=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         limit_val_batches=1.0 if choosing else 0,
         log_every_n_steps=log_every,
     )
+
+
+def trainer_options(settings: TrainingConfig, decoder_only: bool) -> dict[str, Any]:
+    """The trainer's arguments that all fits share: devices, precision, checkpoint folders, clipping.
+
+    ``decoder_only``: every step uses all parameters.
+    """
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() > 1 else 1
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices found, tips
+    warnings.filterwarnings("ignore", module="lightning")  # advice on loggers and numbers of workers
+    return {
+        "accelerator": settings.accelerator,
+        "devices": local,
+        "num_nodes": launched() // local,
+        "strategy": _strategy(settings, decoder_only),
+        "precision": lightning_precision(settings),
+        "plugins": [FolderIO()],
+        "use_distributed_sampler": False,
+        "gradient_clip_val": 1.0,
+        "reload_dataloaders_every_n_epochs": 1,
+        "num_sanity_val_steps": 0,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+
+
+def fit_or_interrupt(trainer: L.Trainer, module: L.LightningModule, state: Path | None, data: Any = None) -> None:
+    """Train to the end, from a checkpoint's ``state`` where there is one; ``KeyboardInterrupt`` where it is stopped."""
+    try:
+        trainer.fit(module, data, ckpt_path=state, weights_only=True)
+    except SystemExit as stop:  # Lightning answers Ctrl+C with sys.exit(1)
+        raise KeyboardInterrupt from stop
+    if trainer.interrupted:
+        raise KeyboardInterrupt
 
 
 class FitProgress(Callback):

@@ -98,7 +98,7 @@ class Bench:
             stage.settings = settings
             trainer = stage.trainer(self.model)
             with tempfile.TemporaryDirectory() as work:  # a checkpoint of one row must not be another's beginning
-                learn(trainer, Path(work) / "preference", "bench", seed)
+                learn(trainer, Path(work) / "preference", "bench", seed, self.run.config.training)
         found = {split: self.rerank(split) if name == "rerank" else self.measure(split) for split in self.splits}
         if name == "none":
             self.before = found

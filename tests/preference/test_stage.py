@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,7 @@ from genrec.preference.reward_model import fit_reward_model
 from genrec.preference.stage import MODEL, Stage, stage_prefer
 from genrec.runs.run import Run
 from tests.generation.reference import exact_scores
+from tests.training.processes import in_processes
 
 FAST = ("preference.max_requests=400",)
 
@@ -170,10 +173,10 @@ def test_a_value_of_one_or_no_strength_leaves_the_decoders_order():
 
 
 def test_a_stopped_stage_ends_with_the_same_decoder(copied_run, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_STEPS", 2)
     monkeypatch.setattr(acceptance, "AUC_TOLERANCE", 1.0)
     more = (
         *FAST,
+        "training.checkpoint_minutes=1e-6",
         "preference.phases=[grpo,guided-dpo]",
         "preference.tolerance=1",
     )
@@ -193,12 +196,28 @@ def test_a_stopped_stage_ends_with_the_same_decoder(copied_run, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 stage_prefer(run)
             monkeypatch.setattr(PhaseTrainer, "step", step)
-            assert list(run.folder.glob(".preference-*/*/state.pt"))
+            assert list(run.folder.glob(".preference-*/*/2-guided-dpo/step-*/state.ckpt"))
             assert not (run.folder / "preference").exists()
         stage_prefer(run)
         actual.append(read_json(run.folder / "preference" / "report.json"))
         assert not list(run.folder.glob(".preference-*"))
     assert actual[0]["curves"] == actual[1]["curves"] and actual[0]["gate"] == actual[1]["gate"]
+
+
+def test_two_processes_train_one_decoder(copied_run, tmp_path, monkeypatch):
+    """Each takes half of a step's requests; one of them writes the result, which is nearly that of a process alone."""
+    monkeypatch.undo()  # the processes take steps of their own size
+    more = ("preference.phases=[guided-dpo]", "preference.max_requests=256", "preference.learning_rate=0.001")
+    alone, together = copied_run(*more, name="alone"), copied_run(name="together")
+    stage_prefer(alone)
+    in_processes([sys.executable, "-m", "genrec.cli", "prefer", str(together.folder), *more], 2, tmp_path)
+    reports = [read_json(run.folder / "preference" / "report.json") for run in (alone, together)]
+    for one, other in zip(*(report["curves"] for report in reports), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=0.05)
+        assert other["preference"] == pytest.approx(one["preference"], rel=0.05)
+    before, after = ({row["name"]: row for row in report["gate"]["rows"]} for report in reports)
+    assert after["recall"]["before"] == before["recall"]["before"]
+    assert not list(together.folder.glob(".preference-*"))
 
 
 def test_a_run_without_the_stage_is_as_it_was(copied_run):

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import socket
-import subprocess
 import sys
 
 import numpy as np
@@ -25,6 +22,7 @@ from genrec.model.query_features import QueryFeatures
 from genrec.training.batches import EpochLoader, WindowBatches, request_counts
 from genrec.training.fit import FitPlan, fit
 from genrec.training.trainer import check_launch
+from tests.training.processes import in_processes
 
 WORKER = """
 import json, sys
@@ -71,35 +69,8 @@ def train(config, run, target):
 
 def together(config, run, target, world: int, *more) -> None:
     """Fit in ``world`` new processes, as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    base = {
-        "WORLD_SIZE": world,
-        "LOCAL_WORLD_SIZE": world,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "TORCHELASTIC_RUN_ID": "test",
-        "TORCHELASTIC_RESTART_COUNT": 0,
-        "GROUP_RANK": 0,
-        "OMP_NUM_THREADS": 1,
-    }
     command = [sys.executable, "-c", WORKER, str(run.folder), json.dumps(to_dict(config)), str(target)]
-    command += map(str, more)
-    logs = [target.parent / f"rank-{rank}.log" for rank in range(world)]
-    ranks = []
-    try:
-        for rank, log in enumerate(logs):
-            own = {name: str(value) for name, value in (base | {"RANK": rank, "LOCAL_RANK": rank}).items()}
-            with log.open("w") as stream:
-                ranks.append(subprocess.Popen(command, env=os.environ | own, stdout=stream, stderr=subprocess.STDOUT))
-        for process, log in zip(ranks, logs, strict=True):
-            assert process.wait(timeout=900) == 0, log.read_text()[-3000:]
-    finally:
-        for process in ranks:
-            process.kill()
-    for log in logs:
-        log.unlink()
+    in_processes([*command, *map(str, more)], world, target.parent)
 
 
 def assert_alike(one, other):
