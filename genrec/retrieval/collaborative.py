@@ -21,41 +21,52 @@ from genrec.retrieval.ease import EASE
 from genrec.retrieval.history_model import recency
 from genrec.retrieval.sparse import product, table_arrays, table_of
 
-EASE_ITEMS = 1 << 13  # EASE^R inverts a dense matrix: beyond, it takes longer than a minute of one core
+EASE_ITEMS = 1 << 14  # EASE^R inverts a dense matrix: a minute of one core at 13,000 items, and its cube beyond
 EASE_WIDTH = 256  # weights of an item that are kept, the largest in absolute value: on validation as good as all
-EASE_REGULARISATION, EASE_DECAY = 500.0, 0.9
+EASE_REGULARISATION = 10.0, 500.0  # times the mean events of an item, at most: sparse counts need less
+EASE_EVENTS = 0.5, 10.0  # of a history, newest first, that count: this fraction of the mean history, at most so many
+EARLIER_DECAY = 0.9  # of weights that were saved before the decay followed the log
+EASE_CELLS = 1 << 24  # weights of a block of which the largest are found
 ALS_ITEMS = 1 << 16  # the factors of all items are multiplied exactly
 FACTORS, ALPHA, ALS_REGULARISATION, ALS_DECAY, ITERATIONS = 64, 100.0, 100.0, 0.8, 4
 MAX_HISTORY = 500  # newest events of a request that are read
 
 
-class EaseWeights:
-    """Scores items by ``h B``: history h weighs an item by its age, B are the largest weights of EASE^R."""
+def ease_settings(train: Histories, n_items: int) -> tuple[float, float]:
+    """Regularisation and decay of EASE^R for a log, as validation chose them on dense and on sparse logs."""
+    events, users = len(train.items), max(int((train.lengths > 0).sum()), 1)
+    factor, highest = EASE_REGULARISATION
+    fraction, longest = EASE_EVENTS
+    count = min(max(fraction * events / users, 1.0), longest)
+    return min(max(factor * events / max(n_items, 1), 1.0), highest), max(1 - 1 / count, 0.1)
 
-    def __init__(self, matrix: sp.csr_matrix):
-        self.matrix = matrix
+
+class EaseWeights:
+    """Scores items by ``h B``: history h weighs an item ``decay ** age``, B are the largest weights of EASE^R."""
+
+    def __init__(self, matrix: sp.csr_matrix, decay: float):
+        self.matrix, self.decay = matrix, decay
 
     @classmethod
     def fit(cls, train: Histories, n_items: int) -> Self | None:
         """Fit on one history per user; None for a catalogue of more than ``EASE_ITEMS``."""
         if n_items > EASE_ITEMS:
             return None
-        matrix = EASE(EASE_REGULARISATION, EASE_DECAY).fit(train, n_items).matrix
+        regularisation, decay = ease_settings(train, n_items)
+        matrix = EASE(regularisation, decay).fit(train, n_items).matrix
         assert isinstance(matrix, np.ndarray)
-        if n_items > EASE_WIDTH:
-            least = np.partition(np.abs(matrix), -EASE_WIDTH, axis=1)[:, -EASE_WIDTH, None]
-            matrix = np.where(np.abs(matrix) >= least, matrix, 0)
-        return cls(sp.csr_matrix(matrix, dtype=np.float32))
+        blocks = np.array_split(matrix, max(matrix.size // EASE_CELLS, 1))
+        return cls(sp.vstack([_largest(block) for block in blocks], format="csr", dtype=np.float32), decay)
 
     def scores(self, histories: Histories) -> sp.csr_matrix:
         """Scores of histories (B, n_items), positive or negative; an item that no weight reaches has none."""
         recent = histories.last_n(MAX_HISTORY)
         n_items = max(self.matrix.shape[0], int(recent.items.max(initial=-1)) + 1)
-        return product(recency(recent, n_items, EASE_DECAY), self.matrix)
+        return product(recency(recent, n_items, self.decay), self.matrix)
 
     def state(self) -> dict[str, np.ndarray]:
         """Plain arrays that ``from_state`` takes back."""
-        return table_arrays("ease", self.matrix)
+        return table_arrays("ease", self.matrix) | {"ease_decay": np.asarray(self.decay)}
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> Self | None:
@@ -63,7 +74,16 @@ class EaseWeights:
         if "ease_indptr" not in state:
             return None
         size = len(state["ease_indptr"]) - 1
-        return cls(table_of("ease", state, (size, size)))
+        decay = state.get("ease_decay", np.asarray(EARLIER_DECAY))
+        return cls(table_of("ease", state, (size, size)), float(decay))
+
+
+def _largest(rows: np.ndarray) -> sp.csr_matrix:
+    """Rows (n, n_items) with their ``EASE_WIDTH`` largest weights in absolute value."""
+    if rows.shape[1] > EASE_WIDTH:
+        least = np.partition(np.abs(rows), -EASE_WIDTH, axis=1)[:, -EASE_WIDTH, None]
+        rows = np.where(np.abs(rows) >= least, rows, 0)
+    return sp.csr_matrix(rows)
 
 
 class ItemFactors:

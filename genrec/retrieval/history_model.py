@@ -16,9 +16,11 @@ class HistoryModel(ABC):
     """``score = h S``: history h weighs an item ``decay ** age`` of its newest event, S (n_items, n_items) is fitted.
 
     ``SPACE`` lists the values that a search on validation tries for each argument; see ``search.tuned``.
+    ``LARGE_SPACE``: the same for large catalogues, None where it does not depend on the size.
     """
 
     SPACE: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    LARGE_SPACE: ClassVar[dict[str, tuple[Any, ...]] | None] = None
     matrix: sp.csr_matrix | np.ndarray | None = None
 
     def __init__(self, decay: float = 1.0, max_history: int = 500):

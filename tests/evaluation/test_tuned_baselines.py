@@ -31,6 +31,12 @@ def test_ease_equals_its_closed_form():
     np.testing.assert_allclose(model.score(TRAIN), recency(TRAIN, 5, 0.8) @ expected, rtol=1e-4, atol=1e-5)
 
 
+def test_ease_is_laid_out_as_products_read_it():
+    draw = np.random.default_rng(0)
+    train = Histories.from_lists([draw.integers(0, 60, 9).tolist() for _ in range(40)])
+    assert EASE(2.0).fit(train, 60).matrix.flags["C_CONTIGUOUS"]
+
+
 def test_als_solves_each_side_exactly():
     model = ImplicitALS(factors=3, alpha=4.0, regularisation=0.5, decay=0.9, iterations=3).fit(TRAIN, 5)
     items = model.items.double().numpy()
@@ -69,6 +75,20 @@ def test_the_search_never_does_worse_than_the_defaults_and_is_kept(prepared_run,
     assert set(first) == {"popularity", "itemknn", "cooccurrence", "ease", "als"} and len(made.notes()) == 5
     monkeypatch.setattr(search, "tuned", lambda *_: pytest.fail("searched again"))
     assert Baselines(prepared_run).chosen == first
+
+
+def test_a_large_catalogue_tries_fewer_inverses(prepared_run, monkeypatch):
+    tried: list[float] = []
+    fit = EASE.fit
+    monkeypatch.setattr(EASE, "fit", lambda self, *given: (tried.append(self.regularisation), fit(self, *given))[1])
+    data, requests = prepared_run.dataset, prepared_run.dataset.requests("valid")
+    search.tuned(EASE, data, requests)
+    assert {30.0, 1000.0} <= set(tried)
+    tried.clear()
+    monkeypatch.setattr(search, "LARGE", data.n_items - 1)
+    chosen = search.tuned(EASE, data, requests)
+    assert len(tried) <= 3 and set(tried) <= {100.0, 200.0, 500.0} and chosen["regularisation"] in tried
+    assert set(search.tuned(ItemKNN, data, requests)) == {*ItemKNN.SPACE, "valid_ndcg@10"}
 
 
 def test_a_dense_model_of_a_large_catalogue_is_left_out(prepared_run, monkeypatch):

@@ -71,10 +71,31 @@ def test_saving_keeps_every_bit_and_a_request_does_not_depend_on_its_batch(kind)
 
 def test_the_largest_weights_are_kept(monkeypatch):
     monkeypatch.setattr(collaborative, "EASE_WIDTH", 7)
-    whole = EASE(collaborative.EASE_REGULARISATION, collaborative.EASE_DECAY).fit(log(), ITEMS).matrix
+    monkeypatch.setattr(collaborative, "EASE_CELLS", 3 * ITEMS)
+    regularisation, decay = collaborative.ease_settings(log(), ITEMS)
+    whole = EASE(regularisation, decay).fit(log(), ITEMS).matrix
     kept = EaseWeights.fit(log(), ITEMS).matrix.toarray()
     assert ((kept != 0).sum(1) == 7).all() and (kept == np.where(kept != 0, whole, 0)).all()
     assert (np.abs(kept).max(1) == np.abs(whole).max(1)).all()
+
+
+def test_settings_follow_the_density_of_the_log():
+    dense = Histories.from_lists([list(range(ITEMS)) * 2] * (2 * ITEMS))
+    sparse = Histories.from_lists([[0, 1, 2, 3, 4, 5], [3, 4, 5, 6, 7, 8]])
+    assert collaborative.ease_settings(dense, ITEMS) == (500.0, 0.9)
+    assert collaborative.ease_settings(sparse, ITEMS) == pytest.approx((10 * 12 / ITEMS, 1 - 1 / 3))
+    assert collaborative.ease_settings(Histories.from_lists([[], []]), 3)[0] == 1.0
+
+
+def test_scores_weigh_a_history_by_the_decay_of_the_fit():
+    model = EaseWeights.fit(log(), ITEMS)
+    assert model.decay == collaborative.ease_settings(log(), ITEMS)[1] != 0.9
+    one, old = Histories.from_lists([[0, 4]]), model.state()
+    del old["ease_decay"]
+    assert EaseWeights.from_state(old).decay == 0.9
+    expected = model.decay * model.matrix[0].toarray() + model.matrix[4].toarray()
+    for weights in (model, EaseWeights.from_state(model.state())):
+        np.testing.assert_allclose(weights.scores(one).toarray(), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_a_large_catalogue_has_no_such_source(monkeypatch):

@@ -20,9 +20,10 @@ from genrec.retrieval.als import ImplicitALS
 from genrec.retrieval.ease import EASE, MAX_ITEMS
 
 log = logging.getLogger(__name__)
-VERSION, KIND = 1, "baselines"
+VERSION, KIND = 2, "baselines"
 REQUESTS = 3000  # validation requests of a search
 CELLS = 1 << 24  # scores held at once
+LARGE = 1 << 13  # items from which a model with a ``LARGE_SPACE`` searches that
 BASELINES: dict[str, tuple[str, Any]] = {
     "popularity": ("popularity", Popularity),
     "itemknn": ("ItemKNN", ItemKNN),
@@ -50,14 +51,15 @@ def quality(model: Any, requests: Requests, n_items: int) -> float:
 def tuned(kind: Any, dataset: Dataset, requests: Requests) -> dict[str, Any]:
     """The best settings of a baseline: one after the other, each with the best values of those before it.
 
-    Settings are tried in the order of ``kind.SPACE``. ``decay`` applies to a request's history alone, so it needs no
-    new fit.
+    Settings are tried in the order of ``kind.SPACE``, above ``LARGE`` items those of ``kind.LARGE_SPACE`` where a fit
+    takes long. ``decay`` applies to a request's history alone, so it needs no new fit.
     """
     train, times, n_items = dataset.histories(TRAIN), event_times(dataset, TRAIN), dataset.n_items
     chosen: dict[str, Any] = {}
     best_model = kind().fit(train, n_items, times)
     best = quality(best_model, requests, n_items)
-    for name, values in kind.SPACE.items():
+    space = getattr(kind, "LARGE_SPACE", None) if n_items > LARGE else None
+    for name, values in (space or kind.SPACE).items():
         for value in values:
             if value == getattr(best_model, name):
                 continue
