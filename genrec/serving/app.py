@@ -136,8 +136,9 @@ def serve(settings: ServeSettings) -> None:
     # One core is left to HTTP: threads that wait for a core at every barrier halve the rate under load.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(settings.threads or max(1, cores - 1))
-    # Each event of a connection takes the interpreter's lock anew, which a batch gives up once in this time.
-    sys.setswitchinterval(0.001)
+    # Each event of a connection takes the interpreter's lock anew, which a batch gives up once in this time: a flood of
+    # hundreds of events would wait for as many times this before /healthz is read.
+    sys.setswitchinterval(0.0001)
     json_logs()
     engine = Engine(settings)
     fields = {"bundle": engine.key, "items": engine.model.snapshot.n_items, "fitted_on": engine.model.fitted_on}
