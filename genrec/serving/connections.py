@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -161,7 +162,8 @@ class _LimitedConnection:
     def _refuse(self, seconds: int) -> None:
         self._stop()
         self.refusing = True
-        self.read_again = time.monotonic() + min(seconds, _HOLD)
+        # Not all at once: a flood that was refused in one moment must not come back in one.
+        self.read_again = time.monotonic() + min(seconds, _HOLD) * random.uniform(0.5, 1.0)
         closes = not self.parser.should_keep_alive()  # type: ignore[attr-defined]
         names = [value for name, value in self.headers if name == b"x-request-id"]  # type: ignore[attr-defined]
         more = b"connection: close\r\n" if closes else b""

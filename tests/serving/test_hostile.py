@@ -327,7 +327,7 @@ def test_a_busy_server_refuses_at_the_head_and_goes_on_reading():
 
 def test_a_client_that_asks_again_at_once_is_read_later(monkeypatch):
     """A flood costs one refusal a second and connection; other requests of the connection are answered meanwhile."""
-    monkeypatch.setattr("genrec.serving.connections._HOLD", 0.6)
+    monkeypatch.setattr("genrec.serving.connections._HOLD", 2.0)
     busy, refused = [7], []
 
     async def app(scope, receive, send):
