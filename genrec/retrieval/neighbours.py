@@ -100,12 +100,9 @@ def cooccurring_items(had: sp.csr_matrix) -> Iterator[tuple[int, sp.csr_matrix]]
     catalogue.
     """
     turned, n_items = had.T.tocsr(), had.shape[1]
-    work = np.cumsum(turned @ np.diff(had.indptr).astype(np.int64))  # at least the pairs of each item
-    begin = 0
-    with Progress("co-occurrence, items", n_items, enabled=bool(n_items) and work[-1] > LONG * PAIRS) as progress:
-        while begin < n_items:
-            done = work[begin - 1] if begin else 0
-            end = max(begin + 1, int(np.searchsorted(work, done + PAIRS, side="right")))
+    work = turned @ np.diff(had.indptr).astype(np.int64)  # at least the pairs of each item
+    with Progress("co-occurrence, items", n_items, enabled=work.sum() > LONG * PAIRS) as progress:
+        for begin, end in _blocks(work):
             together = (turned[begin:end] @ had).tocsr()
             own = together.indices == row_of(together) + begin
             together.data[own] = 0
@@ -113,7 +110,6 @@ def cooccurring_items(had: sp.csr_matrix) -> Iterator[tuple[int, sp.csr_matrix]]
             together.sort_indices()
             yield begin, together
             progress.advance(end - begin)
-            begin = end
 
 
 def row_of(matrix: sp.csr_matrix) -> np.ndarray:
@@ -176,18 +172,32 @@ def items_after_words(
     Query q has the words ``words[offsets[q]:offsets[q + 1]]``. Numbers from ``n_words`` on are no words; a word that a
     query repeats counts once.
     """
-    length = np.diff(offsets)[queries]
-    event = np.repeat(np.arange(len(queries)), length)
-    word = words[np.repeat(offsets[queries] - (np.cumsum(length) - length), length) + np.arange(len(event))]
-    keys = np.unique(event[word < n_words] * n_words + word[word < n_words])
-    event, word = keys // n_words, keys % n_words
-    pairs, counts = np.unique(word * n_items + items[event].astype(np.int64), return_counts=True)
-    word_of, item = pairs // n_items, pairs % n_items
-    rank, order = _best(word_of, item, counts, width)
+    known = words < n_words
+    indptr = np.concatenate([[0], np.cumsum(known)])[offsets]
+    texts = sp.csr_matrix((np.ones(indptr[-1], np.float32), words[known], indptr), shape=(len(offsets) - 1, n_words))
+    texts.sum_duplicates()
+    texts.data[:] = 1
+    taken = sp.csr_matrix((np.ones(len(queries), np.float32), (queries, items)), shape=(len(offsets) - 1, n_items))
+    turned = texts.T.tocsr()
     ids, number = np.full((n_words, width), -1, np.int32), np.zeros((n_words, width), np.float32)
-    ids[word_of[order], rank], number[word_of[order], rank] = item[order], counts[order]
-    searches = np.bincount(word, minlength=n_words)
+    for begin, end in _blocks(turned @ np.diff(taken.indptr).astype(np.int64)):
+        after = (turned[begin:end] @ taken).tocsr()
+        chosen = strongest(after.data, after.indptr, width)
+        word = row_of(after)[chosen] + begin
+        rank, order = _best(word, after.indices[chosen], after.data[chosen], width)
+        ids[word[order], rank], number[word[order], rank] = after.indices[chosen][order], after.data[chosen][order]
+    searches = turned @ np.bincount(queries, minlength=len(offsets) - 1)
     return WordTable(ids, number, np.log1p(len(queries) / np.maximum(searches, 1)).astype(np.float32))
+
+
+def _blocks(work: np.ndarray) -> Iterator[tuple[int, int]]:
+    """First and last row, exclusive, of blocks whose ``work`` (n,) is at most ``PAIRS`` together, or that of a row."""
+    done, begin = np.cumsum(work), 0
+    while begin < len(work):
+        before = done[begin - 1] if begin else 0
+        end = max(begin + 1, int(np.searchsorted(done, before + PAIRS, side="right")))
+        yield begin, end
+        begin = end
 
 
 def _most_had(values: pl.Series, users: np.ndarray, width: int) -> np.ndarray:
