@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from genrec.cli.arguments import BundlePath, Category, Count, FittedOn, Mode, Ray, RunPath, Split
+from genrec.cli.arguments import (
+    Attribute,
+    BundlePath,
+    Category,
+    Count,
+    FittedOn,
+    Mode,
+    Ray,
+    RunPath,
+    Split,
+    Surface,
+    attributes_of,
+)
 from genrec.cli.show import show_answers
 from genrec.console import console
 from genrec.errors import UserError
@@ -21,11 +33,15 @@ def recommend(
     mode: Mode = "fused",
     fitted_on: FittedOn = None,
     category: Category = None,
+    attribute: Attribute = None,
+    surface: Surface = None,
 ) -> None:
     """What a person wants next, by title."""
     from genrec.inference.recommender import Recommender
 
-    answers = Recommender.load(run, fitted_on).recommend(user, k=k, mode=mode, category=category)
+    given = attributes_of(attribute)
+    model = Recommender.load(run, fitted_on)
+    answers = model.recommend(user, k=k, mode=mode, category=category, attributes=given, surface=surface)
     show_answers(answers, (f"for user {user}" if user else "popular") + (f" in {category}" if category else ""))
 
 
@@ -55,13 +71,17 @@ def search(
     mode: Mode = "fused",
     fitted_on: FittedOn = None,
     category: Category = None,
+    attribute: Attribute = None,
+    surface: Surface = None,
 ) -> None:
     """What a person means by a query, by title."""
     from genrec.inference.recommender import Recommender
 
     if not query.strip():
         raise UserError("the query is empty; give at least one word, or use: genrec recommend")
-    answers = Recommender.load(run, fitted_on).search(query, user, k=k, mode=mode, category=category)
+    given = attributes_of(attribute)
+    model = Recommender.load(run, fitted_on)
+    answers = model.search(query, user, k=k, mode=mode, category=category, attributes=given, surface=surface)
     if answers.no_match:
         console.print(f"'{query}' names nothing of the catalogue; the answers are those without a query")
     elif answers.corrected:
@@ -73,7 +93,9 @@ def search(
 
 def predict(
     run: BundlePath,
-    requests: Annotated[Path, typer.Option(help="Parquet: request_id, user_id or history, timestamp, query.")],
+    requests: Annotated[
+        Path, typer.Option(help="Parquet: request_id, user_id or history, timestamp, query; attributes, surface.")
+    ],
     output: Annotated[Path, typer.Option(help="Parquet: request_id, rank, item_id, score; a folder with --ray.")],
     k: Count = 100,
     mode: Mode = "fused",

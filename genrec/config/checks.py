@@ -56,6 +56,12 @@ def _check_model(model: ModelConfig) -> None:
     for key in ("user_tokens", "summary_tokens"):
         if getattr(model, key) and "codes" not in model.item_inputs:
             raise UserError(f"model.{key}: needs code vectors; add codes to model.item_inputs")
+    names = model.situation
+    for name in names:
+        if names.count(name) > 1 or (name == "auto" and len(names) > 1):
+            raise UserError(f"model.situation: '{name}' stands beside a field that says the same")
+        if name in ("hour", "weekday") and not model.request_time:
+            raise UserError(f"model.situation: {name} is that of the request; set model.request_time=true to read it")
 
 
 def _check_ranking(model: ModelConfig, training: TrainingConfig) -> None:

@@ -160,6 +160,11 @@ class ModelConfig:
         "items.",
     )
     request_time: bool = setting(False, "The model may read the time of the request itself.")
+    situation: list[str] = setting(
+        [],
+        "What a request tells besides history and query: columns of the users' table, `surface`, and with "
+        "`request_time` also `hour` and `weekday` (UTC); `auto`: all of these that most requests of the log have.",
+    )
     reasoning_steps: int = setting(0, "Latent reasoning steps before a request is answered.", ge=0)
     stages: list[str] = setting(
         [], "Stages of the feedback chain, shallow to deep, that ranking and reasoning steps learn."

@@ -14,6 +14,7 @@ from genrec.data.histories import Histories, gather_ranges
 from genrec.errors import UserError
 
 KIND = "dataset"
+SURFACES = "surfaces.npy"
 ARRAYS = ("offsets", "items", "timestamps", "actions", "queries", "split")
 TRAIN, VALID, TEST = 0, 1, 2
 SPLITS = {"train": TRAIN, "valid": VALID, "test": TEST}
@@ -26,6 +27,10 @@ class Requests:
     ``offsets`` (N + 1,) delimits the ragged history arrays ``items``, ``timestamps``, ``actions`` and ``queries``
     (n_events,). ``times`` (N,) seconds of the request; ``request_queries`` (N,) and ``queries`` index ``query_texts``,
     -1 for none; ``targets`` (N,) the item that followed, -1 when unknown.
+
+    ``users`` (N,) indices of the dataset's users and ``surfaces`` (N,) of its surface names, -1 for unknown ones, None
+    where no request has one. ``situation`` (N, F): what requests state of the fields that the network reads, see
+    ``Situation.stated``.
     """
 
     offsets: np.ndarray
@@ -37,6 +42,9 @@ class Requests:
     request_queries: np.ndarray
     targets: np.ndarray
     query_texts: list[str]
+    users: np.ndarray | None = None
+    surfaces: np.ndarray | None = None
+    situation: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.times)
@@ -77,7 +85,8 @@ class Requests:
         """The requests at these indices, in their order."""
         offsets, rows = gather_ranges(self.offsets[:-1][indices], np.diff(self.offsets)[indices])
         events = {name: getattr(self, name)[rows] for name in ("items", "timestamps", "actions", "queries")}
-        own = {name: getattr(self, name)[indices] for name in ("times", "request_queries", "targets")}
+        names = ("times", "request_queries", "targets", "users", "surfaces", "situation")
+        own = {name: column[indices] for name in names if (column := getattr(self, name)) is not None}
         return replace(self, offsets=offsets, **events, **own)
 
 
@@ -93,6 +102,7 @@ class Dataset:
     actions: np.ndarray  # (n_events,) int16 index into actions_chain
     queries: np.ndarray  # (n_events,) int32 index into query_texts, -1 for none
     split: np.ndarray  # (n_events,) uint8 TRAIN, VALID or TEST
+    surfaces: np.ndarray | None  # (n_events,) int16 index into surface_names, -1 for none; None for a log without
 
     def __init__(self, folder: Path | str):
         self.folder = folder = Path(folder)
@@ -100,6 +110,8 @@ class Dataset:
         self.info: dict = self.manifest["info"]
         for name in ARRAYS:
             setattr(self, name, np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+        surfaces = folder / SURFACES
+        self.surfaces = np.load(surfaces, mmap_mode="r", allow_pickle=False) if surfaces.is_file() else None
         self._known_lengths: dict[int, np.ndarray] = {}
         self.item_table = pl.read_parquet(folder / "items.parquet")
         self.query_texts: list[str] = pl.read_parquet(folder / "queries.parquet")["query"].to_list()
@@ -124,6 +136,11 @@ class Dataset:
         """The actions of the log, from shallow to deep."""
         return self.info["actions"]
 
+    @property
+    def surface_names(self) -> list[str]:
+        """Where events happened, in order of appearance; none for a log that does not say."""
+        return self.info.get("surfaces", [])
+
     @cached_property
     def event_users(self) -> np.ndarray:
         """(n_events,) int64 the user of each event."""
@@ -135,9 +152,14 @@ class Dataset:
         return texts[np.where(queries < 0, len(texts) - 1, queries).astype(np.int64)]
 
     @cached_property
+    def users(self) -> pl.DataFrame:
+        """The users in dense order: ``user_id``, then the attributes that the log gives."""
+        return pl.read_parquet(self.folder / "users.parquet")
+
+    @cached_property
     def user_ids(self) -> pl.Series:
         """The log's user ids in dense order."""
-        return pl.read_parquet(self.folder / "users.parquet")["user_id"]
+        return pl.read_parquet(self.folder / "users.parquet", columns=["user_id"])["user_id"]
 
     @cached_property
     def user_index(self) -> dict[str, int]:
@@ -189,7 +211,8 @@ class Dataset:
     def requests_before(self, events: np.ndarray, queries: np.ndarray) -> Requests:
         """One request at each event, which sees the user's events before it and has the event's item as target."""
         times, targets = np.asarray(self.timestamps[events]), np.asarray(self.items[events])
-        return self.requests_at(self.user_of(events), events, times, queries, targets, self.query_texts)
+        surfaces = None if self.surfaces is None else np.asarray(self.surfaces[events]).astype(np.int64)
+        return self.requests_at(self.user_of(events), events, times, queries, targets, self.query_texts, surfaces)
 
     def requests_at(
         self,
@@ -199,14 +222,19 @@ class Dataset:
         queries: np.ndarray,
         targets: np.ndarray,
         query_texts: list[str],
+        surfaces: np.ndarray | None = None,
     ) -> Requests:
-        """Requests of ``users`` (N,), each of which sees the user's events before index ``stops`` (N,) of the log."""
+        """Requests of ``users`` (N,), each of which sees the user's events before index ``stops`` (N,) of the log.
+
+        ``surfaces`` (N,): where they are made.
+        """
         start = np.asarray(self.offsets)[users]
         offsets, rows = gather_ranges(start, stops - start)
         items, timestamps, actions, own_queries = (
             np.asarray(column[rows]) for column in (self.items, self.timestamps, self.actions, self.queries)
         )
-        return Requests(offsets, items, timestamps, actions, own_queries, times, queries, targets, query_texts)
+        history = offsets, items, timestamps, actions, own_queries
+        return Requests(*history, times, queries, targets, query_texts, users, surfaces)
 
     @cached_property
     def impressions(self) -> pl.DataFrame | None:

@@ -88,10 +88,13 @@ class SlateLog:
 
     def requests_of(self, slates: np.ndarray) -> Requests:
         """The requests behind some slates, without a target."""
-        none = np.full(len(slates), -1, np.int64)
-        return self.data.requests_at(
-            self.users[slates], self.before[slates], self.times[slates], self.queries[slates], none, self.texts
-        )
+        none, surfaces = np.full(len(slates), -1, np.int64), self._surfaces_of(slates)
+        who, when = (self.users[slates], self.before[slates]), (self.times[slates], self.queries[slates])
+        return self.data.requests_at(*who, *when, none, self.texts, surfaces)
+
+    def _surfaces_of(self, slates: np.ndarray) -> np.ndarray | None:
+        """Where some slates were shown, as indices of the dataset's surface names; None where that is not known."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,12 @@ class ImpressionLog(SlateLog):
         """Rates of some rows (n, n_features) float32, from counts strictly before each."""
         owner = self.owner[rows]
         return self.rates.features(self.users[owner], self.items[rows], self.surfaces[rows], self.times[owner])
+
+    def _surfaces_of(self, slates: np.ndarray) -> np.ndarray | None:
+        """That of a slate's first impression."""
+        names = {name: index for index, name in enumerate(self.data.surface_names)}
+        codes = np.array([names.get(name, -1) for name in self.rates.surfaces] + [-1], np.int64)
+        return codes[self.surfaces[self.offsets[slates]]]
 
 
 def feedback_chain(data: Dataset) -> list[str]:

@@ -15,7 +15,7 @@ from genrec.data.dataset import Dataset, Requests
 from genrec.errors import UserError
 from genrec.generation.options import MODES, SearchOptions
 from genrec.inference.filters import Filters
-from genrec.inference.histories import build_requests
+from genrec.inference.histories import build_requests, stated_situations
 from genrec.inference.query_prices import with_price
 from genrec.inference.requests import Answer, Diversity, RecommendationRequest, Response, StoredUsers
 from genrec.inference.snapshot import CatalogueSnapshot
@@ -88,7 +88,8 @@ def _answer_group(
 ) -> list[Response]:
     times = np.array([np.nan if one.timestamp is None else one.timestamp for one in group], np.float64)
     users, queries, histories = ([getattr(one, name) for one in group] for name in ("user", "query", "history"))
-    requests = build_requests(data, snapshot, users, times, queries, histories, stored, strict)
+    situation = stated_situations(snapshot, [one.attributes for one in group], [one.surface for one in group])
+    requests = build_requests(data, snapshot, users, times, queries, histories, stored, strict, situation)
     allowed = _allowed(snapshot, group, stored, strict)
     options = SearchOptions(max(map(_length, group)), (group[0].mode,), group[0].exclude_seen, allowed=allowed)
     ids, scores, n_proven = lists(snapshot, requests, options)

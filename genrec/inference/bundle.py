@@ -155,7 +155,8 @@ def export(
         with _part(run, "candidate_features", folder) as part:
             for name in (f"{table}.npz", "lexical.npz"):
                 shutil.copy(run.folder / "candidate_features" / name, part)
-        _pack_dataset(run, folder, users)
+        read = open_artifact(run.folder / model, MODEL_KIND)["info"].get("situation", [])
+        _pack_dataset(run, folder, users, [field["name"] for field in read])
         save_file(run.ids.catalogue.trie.saved_tensors(), folder / "trie.safetensors")
         parity, generator = {}, run.ranker(fitted_on).generator
         generator.save_indexes(folder / INDEXES)
@@ -241,8 +242,8 @@ def _pack_weights(run: Run, part: Path) -> None:
     save_file(packed(weights), path)
 
 
-def _pack_dataset(run: Run, folder: Path, users: bool) -> None:
-    """The catalogue and, with ``users``, every user's events before the test split.
+def _pack_dataset(run: Run, folder: Path, users: bool, attributes: list[str]) -> None:
+    """The catalogue and, with ``users``, every user's events before the test split, and those ``attributes``.
 
     Query texts that none of these name are left out.
     """
@@ -265,7 +266,6 @@ def _pack_dataset(run: Run, folder: Path, users: bool) -> None:
         pl.DataFrame({"query": pl.Series(data.query_texts, dtype=pl.String)[used.astype(np.int64)]}).write_parquet(
             part / "queries.parquet"
         )
-        pl.DataFrame({"user_id": data.user_ids if users else pl.Series([], dtype=pl.String)}).write_parquet(
-            part / "users.parquet"
-        )
+        table = data.users.select("user_id", *(name for name in attributes if name in data.users.columns))
+        (table if users else table.clear()).write_parquet(part / "users.parquet")
         data.heldout_queries.clear().write_parquet(part / "heldout_queries.parquet")

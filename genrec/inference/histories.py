@@ -11,9 +11,10 @@ import polars as pl
 
 from genrec.data.dataset import VALID, Dataset, Requests
 from genrec.data.ids import id_text
+from genrec.data.situation import Situation
 from genrec.data.times import LATEST, checked_seconds, recognise
 from genrec.errors import UserError
-from genrec.inference.requests import History, StoredUsers
+from genrec.inference.requests import Attributes, History, StoredUsers
 from genrec.inference.snapshot import CatalogueSnapshot
 
 EVENT_FIELDS: dict[str, type] = {"item_id": str, "timestamp": int, "action": str, "query": str}
@@ -44,6 +45,7 @@ def build_requests(
     histories: Sequence[History | None] | pl.Series | None = None,
     stored: StoredUsers | None = None,
     strict: bool = True,
+    situation: np.ndarray | None = None,
 ) -> Requests:
     """N requests of ``users``, ``times`` (seconds, nan for unknown), ``queries`` and perhaps given ``histories``.
 
@@ -51,6 +53,8 @@ def build_requests(
     ``_known``), then what the store holds. A given history (a list, or a row of a column of lists) replaces both. An
     event without a time takes that of the event before it. Items that are not in the catalogue are left out.
     ``strict`` raises ``UserError`` with the row for a user that nobody knows; otherwise such a user has no history.
+    Attributes belong to what the data know of a user; ``situation`` (N, F) is what the requests state, see
+    ``stated_situations``.
 
     Plain NumPy: a single request passes here on its way to the network, and one call of a table engine costs more
     than all of this.
@@ -58,7 +62,8 @@ def build_requests(
     for late in times[(times < 0) | (times > LATEST)][:1]:
         checked_seconds(float(late), "timestamp")
     given = _is_given(histories, len(users))
-    sources = _sources(data, snapshot, users, times, given, histories, stored, strict)
+    known = _known_users(data, users, given, stored)
+    sources = _sources(data, snapshot, users, times, known, given, histories, stored, strict)
     rows, items, stamps, actions = (
         np.concatenate([getattr(source, name) for source in sources]) for name in ("rows", "items", "times", "actions")
     )
@@ -75,7 +80,33 @@ def build_requests(
     last = stamps[np.maximum(offsets[1:] - 1, 0)] if len(stamps) else np.zeros(len(users), np.int64)
     when = np.where(np.isnan(times), np.where(np.diff(offsets) > 0, last, now), times).astype(np.int64)
     targets = np.full(len(users), -1, np.int64)
-    return Requests(offsets, items, stamps, actions, event_queries, when, request_queries, targets, table)
+    return Requests(
+        offsets,
+        items,
+        stamps,
+        actions,
+        event_queries,
+        when,
+        request_queries,
+        targets,
+        table,
+        known,
+        situation=situation,
+    )
+
+
+def stated_situations(
+    snapshot: CatalogueSnapshot, attributes: Sequence[Attributes | None], surfaces: Sequence[str | None]
+) -> np.ndarray | None:
+    """What requests state of the fields that the network reads (N, F), see ``Situation.stated``; None without any.
+
+    Raises ``UserError`` for a name that it does not read.
+    """
+    if not any(attributes) and all(surface is None for surface in surfaces):
+        return None
+    reader = snapshot.ranker.situation
+    situation = Situation(()) if reader is None else reader.situation
+    return np.stack([situation.stated(*one) for one in zip(attributes, surfaces, strict=True)])
 
 
 def _is_given(histories: Sequence[History | None] | pl.Series | None, n: int) -> np.ndarray:
@@ -85,23 +116,35 @@ def _is_given(histories: Sequence[History | None] | pl.Series | None, n: int) ->
     return np.array([history is not None for history in histories]) if histories is not None else np.zeros(n, bool)
 
 
+def _known_users(
+    data: Dataset, users: Sequence[str | None], given: np.ndarray, stored: StoredUsers | None
+) -> np.ndarray:
+    """The data's index of the users whose data may be read, -1 for others (N,): a given history replaces these data."""
+    erased = set() if stored is None else stored.erased
+    index = [
+        -1 if skip or user is None or user in erased else data.user_index.get(user, -1)
+        for user, skip in zip(users, given.tolist(), strict=True)
+    ]
+    return np.array(index, np.int64)
+
+
 def _sources(
     data: Dataset,
     snapshot: CatalogueSnapshot,
     users: Sequence[str | None],
     times: np.ndarray,
+    index: np.ndarray,
     given: np.ndarray,
     histories: Sequence[History | None] | pl.Series | None,
     stored: StoredUsers | None,
     strict: bool,
 ) -> list[_Events]:
-    """The events of the requests by where they come from: data, store, the requests themselves."""
+    """The events of the requests by where they come from: data, store, the requests themselves.
+
+    ``index`` (N,) and ``given`` (N,): see ``_known_users`` and ``_is_given``.
+    """
     chain = {name: level for level, name in enumerate(data.actions_chain)}
     readers = [None if skip else user for user, skip in zip(users, given.tolist(), strict=True)]
-    erased = set() if stored is None else stored.erased
-    index = np.array(
-        [-1 if user is None or user in erased else data.user_index.get(user, -1) for user in readers], np.int64
-    )
     sources = [_known(data, index, times)]
     if stored is not None:
         sources.append(_stored(stored, readers, snapshot, chain))

@@ -10,6 +10,7 @@ import polars as pl
 
 from genrec.data.ids import id_text
 from genrec.data.readers.table.items import as_text
+from genrec.data.situation import resolved, situation_columns
 from genrec.data.times import recognise
 from genrec.errors import UserError
 from genrec.generation.options import SearchOptions
@@ -22,7 +23,7 @@ from genrec.runs.run import Run
 
 
 def read_requests(path: Path) -> tuple[pl.DataFrame, pl.Series | None]:
-    """The request table in its contract's types, and the given histories where it has them."""
+    """The request table in its contract's types, its further columns, and the given histories where it has them."""
     if not path.is_file():
         raise UserError(f"--requests: file not found: {path}")
     try:
@@ -46,7 +47,8 @@ def request_table(table: pl.DataFrame, path: str) -> tuple[pl.DataFrame, pl.Seri
     have = {column.name: column for column in columns}
     types = {"request_id": pl.String, "user_id": pl.String, "timestamp": pl.Int64, "query": pl.String}
     missing = {name: pl.Series(name, [None] * len(table), dtype=dtype) for name, dtype in types.items()}
-    plain = pl.DataFrame([have.get(name, missing[name]) for name in types])
+    further = [column for column in table.iter_columns() if column.name not in (*types, "history")]
+    plain = pl.DataFrame([*(have.get(name, missing[name]) for name in types), *further])
     return plain, table["history"] if "history" in table.columns else None
 
 
@@ -105,8 +107,12 @@ def predictions(
 
 
 def write_requests(run: Path, output: Path, split: str, query_kind: str | None) -> int:
-    """Write ``requests.parquet`` (with explicit histories) and ``truth.parquet`` (request_id, item_id) of a split."""
-    data = Run.open(run).dataset
+    """Write ``requests.parquet`` (with explicit histories) and ``truth.parquet`` (request_id, item_id) of a split.
+
+    With ``model.situation`` the requests also have columns for attributes and surface.
+    """
+    opened = Run.open(run)
+    data, model = opened.dataset, opened.config.model
     if query_kind is not None and query_kind not in data.query_kinds:
         raise UserError(
             f"--query-kind: '{query_kind}' is not one of "
@@ -131,6 +137,7 @@ def write_requests(run: Path, output: Path, split: str, query_kind: str | None) 
         .join(history.with_columns(pl.col("row").cast(pl.Int64)), on="row", how="left", maintain_order="left")
         .drop("row")
     )
+    table = table.with_columns(situation_columns(data, requests, resolved(model.situation, data, model.request_time)))
     output.mkdir(parents=True, exist_ok=True)
     table.write_parquet(output / "requests.parquet")
     truth = pl.DataFrame({"request_id": number.astype(str), "item_id": names[requests.targets.astype(np.int64)]})

@@ -94,7 +94,8 @@ class Weightless(nn.Module):
 def batch_fields(network: GenerativeRecommender) -> list[str]:
     """The fields of ``Batch`` that answers need."""
     older = [field.name for field in fields(Batch) if field.name.startswith("older") and network.config.summary_tokens]
-    return [field.name for field in fields(Batch) if field.default is MISSING] + older
+    situation = [] if network.situation is None else ["situation"]
+    return [field.name for field in fields(Batch) if field.default is MISSING] + older + situation
 
 
 def _batch(network: GenerativeRecommender, tensors: list[Tensor]) -> Batch:
@@ -129,6 +130,8 @@ def example_batch(
         "older_actions": draw(n_actions, 2 * batch),
         "older_offsets": torch.arange(0, 2 * batch, 2),
     }
+    if network.situation is not None:
+        known["situation"] = ones[..., None].repeat(1, 1, len(network.situation.offsets))
     return [known[name] for name in batch_fields(network)]
 
 

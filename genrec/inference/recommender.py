@@ -24,6 +24,7 @@ from genrec.inference.reasons import Reason, reasons
 from genrec.inference.requests import (
     Answer,
     Answers,
+    Attributes,
     Diversity,
     EventSource,
     History,
@@ -124,16 +125,20 @@ class Recommender:
         filters: Filters | None = None,
         diversity: Diversity | None = None,
         category: Category | None = None,
+        attributes: Attributes | None = None,
+        surface: str | None = None,
     ) -> list[Answer]:
         """The next items for a known ``user``, or for this ``history``.
 
         A history is item ids, oldest first, or {item_id, timestamp, action, query}.
-        ``category``: only items of this category, a name or a path (``Categories.mask``). Raises ``UserError`` for an
-        unknown user or category, k below 1 or an unknown mode. Without user and history, the popular items.
+        ``category``: only items of this category, a name or a path (``Categories.mask``). ``attributes`` of the person
+        and ``surface`` of the request are read by a model with ``model.situation``; by default those of the data.
+        Raises ``UserError`` for an unknown user, category or attribute, k below 1 or an unknown mode. Without user and
+        history, the popular items.
         """
         filters = _with_category(filters, category)
-        request = RecommendationRequest(user, history, None, k, mode, exclude_seen, timestamp, filters, diversity)
-        return self.ask([request])[0].items
+        given = user, history, None, k, mode, exclude_seen, timestamp, filters, diversity
+        return self.ask([RecommendationRequest(*given, attributes=attributes, surface=surface)])[0].items
 
     def search(
         self,
@@ -147,6 +152,8 @@ class Recommender:
         filters: Filters | None = None,
         diversity: Diversity | None = None,
         category: Category | None = None,
+        attributes: Attributes | None = None,
+        surface: str | None = None,
     ) -> Answers:
         """The items that ``query`` means to this user or history; the other arguments as in ``recommend``.
 
@@ -155,8 +162,8 @@ class Recommender:
         The first 256 characters of a query are read. Raises ``UserError`` for an empty query.
         """
         filters, query = _with_category(filters, category), query_words(query)
-        request = RecommendationRequest(user, history, query, k, mode, exclude_seen, timestamp, filters, diversity)
-        return Answers(self.ask([request])[0])
+        given = user, history, query, k, mode, exclude_seen, timestamp, filters, diversity
+        return Answers(self.ask([RecommendationRequest(*given, attributes=attributes, surface=surface)])[0])
 
     def rank(
         self,
@@ -166,6 +173,8 @@ class Recommender:
         query: str | None = None,
         mode: str = "fused",
         timestamp: int | None = None,
+        attributes: Attributes | None = None,
+        surface: str | None = None,
     ) -> list[Answer]:
         """All ``candidates`` (item ids), best first, for this user or history and perhaps a query.
 
@@ -173,7 +182,8 @@ class Recommender:
         """
         query, k = None if query is None else query_words(query), max(len(set(candidates)), 1)
         chosen = tuple(candidates)
-        request = RecommendationRequest(user, history, query, k, mode, False, timestamp, candidates=chosen)
+        given = user, history, query, k, mode, False, timestamp
+        request = RecommendationRequest(*given, candidates=chosen, attributes=attributes, surface=surface)
         return self.ask([request])[0].items
 
     def similar(self, item_id: str, k: int = 10, filters: Filters | None = None) -> list[Answer]:
@@ -220,11 +230,16 @@ class Recommender:
         return answer_all(self.dataset, self._snapshot, requests, stored, strict)
 
     def requests(self, table: pl.DataFrame, histories: pl.Series | None = None) -> Requests:
-        """Requests of a table with ``user_id`` or ``histories``, and nullable ``timestamp`` and ``query``."""
+        """Requests of a table with ``user_id`` or ``histories``, and nullable ``timestamp`` and ``query``.
+
+        Further columns: ``surface`` and attributes that the model reads.
+        """
         users = table["user_id"].to_list() if "user_id" in table.columns else [None] * len(table)
         times, queries = table["timestamp"].cast(pl.Float64).to_numpy(), table["query"].to_list()
         stored = StoredUsers.read(self.store, users)
-        return build_requests(self.dataset, self._snapshot, users, times, queries, histories, stored)
+        reader = self._snapshot.ranker.situation
+        situation = None if reader is None else reader.situation.stated_columns(table)
+        return build_requests(self.dataset, self._snapshot, users, times, queries, histories, stored, True, situation)
 
     # --- reasons ---
 

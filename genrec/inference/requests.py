@@ -13,6 +13,7 @@ from genrec.inference.filters import Filters
 from genrec.text.query_tokens import readable
 
 History = Sequence[str | Mapping[str, Any]]
+Attributes = Mapping[str, str | int | float | None]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class RecommendationRequest:
 
     ``history``: item ids, oldest first, or {item_id, timestamp, action, query}; it replaces what is known of
     ``user``. ``timestamp``: seconds; later events of a stored user are not read. ``candidates``: rank only these.
-    ``offset``: results left out at the head (paging).
+    ``offset``: results left out at the head (paging). ``attributes`` of the person, by name, and the ``surface`` of the
+    request: what a model with ``model.situation`` reads; they replace what the data say.
     """
 
     user: str | None = None
@@ -47,6 +49,8 @@ class RecommendationRequest:
     diversity: Diversity | None = None
     candidates: tuple[str, ...] | None = None
     offset: int = 0
+    attributes: Attributes | None = None
+    surface: str | None = None
 
     @property
     def reads_user(self) -> bool:

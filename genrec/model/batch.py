@@ -48,7 +48,8 @@ class Batch:
     ``model.summary_tokens`` also the events before each context: ``older_items`` and ``older_actions`` (n,), those of
     a sequence from ``older_offsets`` (B,) on. In training also ``later_items`` (B, L), -1 for padding, the users' next
     events after the window, which are counted in the anchors' tables; with ``model.stages`` also ``reached`` (B, R,
-    stages) bool, which stages the user reached with each target, and ``impressions``.
+    stages) bool, which stages the user reached with each target, and ``impressions``. ``situation`` (B, R, F): rows of
+    the fields of ``model.situation``, 0 for unknown ones.
 
     ``host`` is the batch on the CPU that this one was copied from: sizes and indices are computed there, so that
     nothing waits for the device.
@@ -74,6 +75,7 @@ class Batch:
     later_items: Tensor | None = None
     reached: Tensor | None = None
     impressions: BatchImpressions | None = None
+    situation: Tensor | None = None
     host: Batch | None = None
 
     def _each(self, change: Callable) -> dict:

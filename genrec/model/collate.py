@@ -14,6 +14,7 @@ from genrec.data.augment import Shuffle, shuffled
 from genrec.data.dataset import Dataset, Requests
 from genrec.data.impressions import ImpressionLog
 from genrec.data.sequences import Windows
+from genrec.data.situation import SituationReader
 from genrec.model.batch import Batch, BatchImpressions
 from genrec.model.pooling import LONG
 from genrec.model.query_features import QueryFeatures
@@ -42,8 +43,10 @@ class Collator:
         impressions: ImpressionLog | None = None,
         texts: QueryFeatures | None = None,
         target_level: int = 0,
+        situation: SituationReader | None = None,
     ):
-        self.target_level = target_level
+        """``situation`` reads the situation of requests, for a network with ``model.situation``."""
+        self.target_level, self.situation = target_level, situation
         self.model, self.stages, self.impressions = model, stages, impressions
         self.n_queries, self.features = len(features.text), features if texts is None else features.joined(texts)
         self.impression_windows = np.zeros(0, np.int64)
@@ -84,6 +87,7 @@ class Collator:
         older = _older(data, data.offsets, start) if self.model.summary_tokens else None
         later = self._later(data, stop, windows.end[rows]) if self.model.anchors or self.model.query_anchors else None
         source: Any = data
+        in_log = start
         if shuffle is not None:
             source, begin = shuffled(data, start, stop, shuffle)
             start, first, stop = begin, first - start + begin, stop - start + begin
@@ -112,6 +116,11 @@ class Collator:
             source, start, np.maximum(stop - start - 1, positions.max(1, initial=0)), positions, when, queries, targets
         )
         batch.later_items = later
+        if self.situation is not None and not cold_searches:
+            cells = np.concatenate([row, slate_row]), np.concatenate([column, slate_column])
+            codes = self._situations(data, in_log[row] + event - start[row], slate_index)
+            batch.situation = torch.zeros(*shape, codes.shape[1], dtype=torch.long)
+            batch.situation[cells] = torch.from_numpy(codes)
         if older is not None:
             _add_older(batch, *older)
         if self.stages is not None:
@@ -121,6 +130,20 @@ class Collator:
         if len(slate_row) and self.impressions is not None:
             batch.impressions = _batch_impressions(self.impressions, slate_row, slate_column, slate_index)
         return batch
+
+    def _situations(self, data: Dataset, events: np.ndarray, slates: np.ndarray) -> np.ndarray:
+        """Rows of the situation in which ``events`` (n,) and logged requests ``slates`` (m,) happened: (n + m, F)."""
+        assert self.situation is not None
+        surfaces = None if data.surfaces is None else np.asarray(data.surfaces[events]).astype(np.int64)
+        rows = self.situation.codes(data.user_of(events), surfaces, np.asarray(data.timestamps[events]))
+        if not len(slates):
+            return rows
+        assert self.impressions is not None
+        return np.concatenate([rows, self._codes(self.impressions.requests_of(slates))])
+
+    def _codes(self, requests: Requests) -> np.ndarray:
+        assert self.situation is not None
+        return self.situation.codes(requests.users, requests.surfaces, requests.times, requests.situation)
 
     def _later(self, data: Dataset, stop: np.ndarray, end: np.ndarray) -> torch.Tensor:
         """The up to ``max_length`` events from ``stop`` (B,) on, before ``end`` (B,): (B, L) item ids, -1 padding."""
@@ -197,6 +220,8 @@ class Collator:
         )
         if self.model.summary_tokens:
             _add_older(batch, *_older(requests, requests.offsets, start))
+        if self.situation is not None:
+            batch.situation = torch.from_numpy(self._codes(requests))[:, None]
         return batch
 
     def _finish(

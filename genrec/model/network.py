@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from genrec.catalogue.catalogue import Catalogue
 from genrec.config.schema import ModelConfig
 from genrec.data.rates import starting_weights
+from genrec.data.situation import Situation
 from genrec.model.anchors import AnchorAttention, Anchors, AnchorTables, AnchorTokens
 from genrec.model.anchors import n_features as n_anchor_features
 from genrec.model.backbone import Backbone, Cache, sequence_mask, visible_context
@@ -27,6 +28,7 @@ from genrec.model.query_anchors import QueryHits
 from genrec.model.ranking import RankingHead, request_rows
 from genrec.model.reasoning import Reasoning
 from genrec.model.rope import rotary_angles
+from genrec.model.situation import SituationVectors
 from genrec.retrieval.similar_texts import most_similar
 
 NORM_EPSILON = 1e-12  # as in ``F.normalize``
@@ -57,8 +59,15 @@ class GenerativeRecommender(nn.Module):
     """One network for search and recommendation: it retrieves by dot product, generates semantic IDs, and ranks."""
 
     def __init__(
-        self, config: ModelConfig, catalogue: Catalogue, n_actions: int, time_base: float, generate: bool = True
+        self,
+        config: ModelConfig,
+        catalogue: Catalogue,
+        n_actions: int,
+        time_base: float,
+        generate: bool = True,
+        situation: Situation | None = None,
     ):
+        """``situation``: the fields of ``model.situation``, None where a request's situation is not read."""
         super().__init__()
         catalogue = catalogue.share()  # it moves with this network alone
         self.config, self.catalogue, self.time_base = config, catalogue, time_base
@@ -76,6 +85,7 @@ class GenerativeRecommender(nn.Module):
         # like the last one score high before anything is learnt. Without this tie a third of the gain is lost.
         self.last_event = nn.Linear(dim, dim, bias=False)
         nn.init.eye_(self.last_event.weight)
+        self.situation = None if situation is None else SituationVectors(situation, dim)
         self.anchor_tables = self.early_anchors = self.late_anchors = None
         features = n_anchor_features(bool(config.query_anchors)) if config.anchors or config.query_anchors else 0
         if features:
@@ -215,7 +225,13 @@ class GenerativeRecommender(nn.Module):
         queries = self.query_encoder(batch.query_text, batch.query_words, batch.query_offsets, self.item_encoder)
         context = items[batch.items] + self.actions(batch.actions) + self.query_of_event(queries)[batch.queries]
         query = torch.where((batch.request_queries > 0)[..., None], queries[batch.request_queries], self.no_query)
-        return context, (self.request + query + self._last(context, batch.positions))[:, :, None]
+        request = self.request + query + self._last(context, batch.positions)
+        if self.situation is not None:
+            fields = len(self.situation.situation.fields)
+            known = batch.situation  # of a batch that does not say, nothing is known
+            rows = batch.positions.new_zeros(*batch.positions.shape, fields) if known is None else known
+            request = request + self.situation(rows)
+        return context, request[:, :, None]
 
     def _angles(self, batch: Batch, block: int) -> Tensor:
         """Rotary angles of the context and of the requests' blocks: (B, T + R x block, planes)."""

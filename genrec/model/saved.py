@@ -19,6 +19,7 @@ from genrec.catalogue.catalogue import Catalogue
 from genrec.catalogue.semantic_ids import SemanticIds
 from genrec.config.load import config_from_dict
 from genrec.config.schema import Config
+from genrec.data.situation import Situation
 from genrec.errors import UserError
 from genrec.model.network import GenerativeRecommender
 from genrec.model.packed import table_rows, unpacked
@@ -48,12 +49,13 @@ class WithoutDraws(TorchFunctionMode):
 
 
 def build_network(
-    kind: str, config: Config, catalogue: Catalogue, n_actions: int, time_base: float, generate: bool
+    kind: str, config: Config, catalogue: Catalogue, n_actions: int, time_base: float, generate: bool,
+    situation: Situation | None = None,
 ) -> GenerativeRecommender | SASRec:  # fmt: skip
-    """A network of a kind, ``genrec`` or ``sasrec``, with fresh weights."""
+    """A network of a kind, ``genrec`` or ``sasrec``, with fresh weights; ``situation`` as the former takes it."""
     if kind == "sasrec":
         return SASRec(config.model, catalogue, time_base)
-    return GenerativeRecommender(config.model, catalogue, n_actions, time_base, generate)
+    return GenerativeRecommender(config.model, catalogue, n_actions, time_base, generate, situation)
 
 
 def load_network(
@@ -68,7 +70,13 @@ def load_network(
     info = manifest["info"]
     with WithoutDraws():
         network = build_network(
-            info["network"], config, ids.catalogue, dataset_actions, info["time_base"], info["generate"]
+            info["network"],
+            config,
+            ids.catalogue,
+            dataset_actions,
+            info["time_base"],
+            info["generate"],
+            Situation.from_state(info["situation"]) if info.get("situation") else None,
         )
     weights = load_file(folder / "model.safetensors")
     if PRIOR in weights:

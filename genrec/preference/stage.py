@@ -25,6 +25,7 @@ from genrec.config.load import to_dict
 from genrec.config.schema import PreferenceConfig
 from genrec.data.dataset import TRAIN, Requests
 from genrec.data.impressions import feedback_chain
+from genrec.data.situation import SituationReader
 from genrec.errors import UserError
 from genrec.evaluation.metrics import auc, gauc
 from genrec.generation.options import SearchOptions
@@ -115,7 +116,11 @@ class Stage:
         self.parts = split_by_time(feedback, self.settings, run.config.seed, run.config.training.valid_requests)
         train = feedback.take(np.flatnonzero(feedback.split == TRAIN))
         self.rates = Rates.of_rows(train.items, train.stages, run.dataset.n_items, self.levels)
-        self.collator = Collator(self.fitted.model, QueryFeatures.build(feedback.texts, run.ids.encoder))
+        self.situation = (
+            None if network.situation is None else SituationReader(network.situation.situation, run.dataset)
+        )
+        features = QueryFeatures.build(feedback.texts, run.ids.encoder)
+        self.collator = Collator(self.fitted.model, features, situation=self.situation)
         text = run.ids.catalogue.text.cpu().numpy()
         self.counted = features_before(run.dataset, text, self.parts.features_until)
         facts = self.counted.facts
@@ -210,7 +215,8 @@ class Stage:
     @cached_property
     def _task_collator(self) -> Collator:
         """The collator of the gate's requests, whose query texts are the dataset's."""
-        return Collator(self.fitted.model, QueryFeatures.build(self.job.dataset.query_texts, self.job.ids.encoder))
+        features = QueryFeatures.build(self.job.dataset.query_texts, self.job.ids.encoder)
+        return Collator(self.fitted.model, features, situation=self.situation)
 
     def reward_data(self, part: Feedback, seed: int) -> RewardData:
         """Features and stages of the rows of a part.

@@ -12,6 +12,7 @@ import torch
 
 from genrec.config.schema import DecodingConfig, ModelConfig
 from genrec.data.dataset import Requests
+from genrec.data.situation import SituationReader
 from genrec.generation.options import MODES, SearchOptions
 from genrec.model.collate import Collator, request_batches
 from genrec.model.query_features import QueryFeatureCache
@@ -50,7 +51,10 @@ class Ranker:
         encoder: TextEncoder,
         decoding: DecodingConfig,
         rerankers: dict[str, Reranker] | None = None,
+        situation: SituationReader | None = None,
     ):
+        """``situation`` reads the situations of requests, for a network with ``model.situation``."""
+        self.situation = situation
         self.generator, self.model, self.encoder, self.settings = generator, model, encoder, decoding
         self._query_features = QueryFeatureCache(encoder)
         self.rerankers = rerankers or {"recommendation": Reranker.default(), "search": Reranker.default()}
@@ -78,7 +82,7 @@ class Ranker:
         if similar is not None:
             searched = np.arange(len(texts)) if searched is None else np.unique(searched[searched >= 0])
             features = features.with_named(texts, similar, searched) if len(searched) else features
-        return Collator(self.model, features)
+        return Collator(self.model, features, situation=self.situation)
 
     def understood(self, requests: Requests) -> Requests:
         """Requests with misspelt, joined, split and half-typed words of their queries as the catalogue writes them.

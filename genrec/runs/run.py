@@ -17,10 +17,12 @@ from genrec.catalogue.semantic_ids import SemanticIds
 from genrec.config.load import config_from_dict, load_config, to_dict, with_overrides
 from genrec.config.schema import Config
 from genrec.data.dataset import TRAIN, VALID, Dataset, Requests
+from genrec.data.situation import SituationReader
 from genrec.errors import UserError
 from genrec.model.collate import Collator
 from genrec.model.network import GenerativeRecommender
 from genrec.model.query_features import QueryFeatures
+from genrec.model.sasrec import SASRec
 from genrec.model.saved import load_network
 from genrec.ranking.candidates import CandidateGenerator
 from genrec.ranking.features import CandidateFeatures, ItemFacts
@@ -162,7 +164,14 @@ class Run:
             rerankers = {
                 task: Reranker.from_state(load_file(self.folder / "reranker" / f"{task}.safetensors")) for task in TASKS
             }
-        return Ranker(generator, fitted_config.model, self.ids.encoder, self.config.decoding, rerankers)
+        reader = self._situation(network)
+        return Ranker(generator, fitted_config.model, self.ids.encoder, self.config.decoding, rerankers, reader)
+
+    def _situation(self, network: GenerativeRecommender | SASRec) -> SituationReader | None:
+        """Reads the situations of requests where the network does."""
+        if not isinstance(network, GenerativeRecommender) or network.situation is None:
+            return None
+        return SituationReader(network.situation.situation, self.dataset)
 
     def network_scorer(self, name: str, fitted_on: str) -> Callable[[Requests], np.ndarray]:
         """Scores over the catalogue, requests -> (N, n_items), of the retrieval head of a network.
@@ -174,7 +183,8 @@ class Run:
         network, config = load_network(self.folder / folder, len(self.dataset.actions_chain), self.ids)
         device = compute_device(self.config.training.accelerator)
         network = network.to(device)
-        collator = Collator(config.model, QueryFeatures.build(self.dataset.query_texts, self.ids.encoder))
+        features = QueryFeatures.build(self.dataset.query_texts, self.ids.encoder)
+        collator = Collator(config.model, features, situation=self._situation(network))
         with torch.inference_mode():
             items = network.item_encoder()
             index = network.item_index(items)

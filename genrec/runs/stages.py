@@ -120,7 +120,7 @@ def sasrec_config(config: Config, n_items: int) -> Config:
 
 
 # Parts of our network that SASRec does not have; their defaults are "off".
-SASREC_OFF_MODEL = ("summary_tokens", "user_tokens", "reasoning_steps", "stages", "ranking")
+SASREC_OFF_MODEL = ("situation", "summary_tokens", "user_tokens", "reasoning_steps", "stages", "ranking")
 SASREC_OFF_TRAINING = ("progressive", "infonce_easy", "align_epochs", "cooccur_epochs")
 
 

@@ -121,7 +121,18 @@ class Person(_Body):
         return [event if isinstance(event, str) else event.model_dump() for event in self.history]
 
 
-class Pages(Person):
+class Situated(Person):
+    """The person of a request, and what is known of the moment."""
+
+    attributes: dict[Short, Annotated[str, StringConstraints(max_length=256)] | int | float | None] | None = Field(
+        None,
+        max_length=64,
+        description="Of the person, by name, for a model that reads them; they replace those of a stored user.",
+    )
+    surface: Short | None = Field(None, description="Where the answer is shown, as the log names it.")
+
+
+class Pages(Situated):
     """A list with pages."""
 
     k: Count = Field(10, ge=1, le=MAX_LIST)
@@ -154,7 +165,7 @@ class Pages(Person):
         filters = None if self.filters is None else self.filters.filters()
         return RecommendationRequest(
             self.user_id, self.events(), query, self.k, self.mode, exclude_seen, self.timestamp, filters, diversity,
-            offset=offset,
+            offset=offset, attributes=self.attributes, surface=self.surface,
         )  # fmt: skip
 
 
@@ -181,7 +192,7 @@ class SearchBody(Pages):
         return self.request(self.query.strip(), self.exclude_seen)
 
 
-class RankBody(Person):
+class RankBody(Situated):
     """The best order of these candidates for this person (and query).
 
     Unknown candidates are left out and named in `notes`.
@@ -200,8 +211,9 @@ class RankBody(Person):
         chosen = tuple(dict.fromkeys(self.candidates))
         query = None if self.query is None else self.query.strip()
         return RecommendationRequest(
-            self.user_id, self.events(), query, len(chosen), self.mode, False, self.timestamp, candidates=chosen
-        )
+            self.user_id, self.events(), query, len(chosen), self.mode, False, self.timestamp, candidates=chosen,
+            attributes=self.attributes, surface=self.surface,
+        )  # fmt: skip
 
 
 class RecommendPart(RecommendBody):

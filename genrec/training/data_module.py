@@ -19,6 +19,7 @@ from genrec.catalogue.semantic_ids import SemanticIds
 from genrec.config.schema import Config
 from genrec.data.dataset import VALID, Dataset, Requests
 from genrec.data.impressions import ImpressionLog, load_impressions, stage_indices
+from genrec.data.situation import Situation, SituationReader
 from genrec.errors import UserError
 from genrec.model.batch import Batch
 from genrec.model.collate import Collator, impression_windows, request_batches
@@ -136,12 +137,15 @@ def validation_searches(dataset: Dataset) -> Requests:
 class TrainingData(L.LightningDataModule):
     """Training epochs and validation requests of a fit."""
 
-    def __init__(self, dataset: Dataset, ids: SemanticIds, config: Config, plan: FitPlan):
+    def __init__(
+        self, dataset: Dataset, ids: SemanticIds, config: Config, plan: FitPlan, situation: Situation | None = None
+    ):
+        """``situation``: the fields of the network."""
         super().__init__()
         self.dataset, self.settings, self.seed, self.plan = dataset, config.training, config.seed, plan
         self.on_gpu = on_gpu(config.training.accelerator)
         stages = stage_indices(dataset, config.model.stages) if config.model.stages else None
-        self.collator = training_collator(dataset, ids, config, stages)
+        self.collator = training_collator(dataset, ids, config, stages, situation)
         self.curriculum = Curriculum(dataset, self.collator, config, plan.last, plan.searches, plan.recommends)
         self.windows = self.curriculum.windows
         self.impressions: ImpressionLog | None = None
@@ -208,8 +212,15 @@ def query_features(dataset: Dataset, ids: SemanticIds) -> QueryFeatures:
     return features
 
 
-def training_collator(dataset: Dataset, ids: SemanticIds, config: Config, stages: np.ndarray | None = None) -> Collator:
-    """A collator that knows the queries, and the items' texts where the training aligns them."""
+def training_collator(
+    dataset: Dataset,
+    ids: SemanticIds,
+    config: Config,
+    stages: np.ndarray | None = None,
+    situation: Situation | None = None,
+) -> Collator:
+    """A collator that knows the queries, the situations, and the items' texts where the training aligns them."""
     texts = QueryFeatures.build(item_texts(dataset.item_table), ids.encoder) if config.training.align_epochs else None
     queries = query_features(dataset, ids)
-    return Collator(config.model, queries, stages, texts=texts, target_level=dataset.target_level)
+    reader = None if situation is None else SituationReader(situation, dataset)
+    return Collator(config.model, queries, stages, texts=texts, target_level=dataset.target_level, situation=reader)

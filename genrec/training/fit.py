@@ -19,6 +19,7 @@ from genrec.catalogue.semantic_ids import SemanticIds
 from genrec.config.load import to_dict
 from genrec.config.schema import Config, TrainingConfig
 from genrec.data.dataset import TRAIN, Dataset
+from genrec.data.situation import Situation, resolved
 from genrec.errors import UserError
 from genrec.model.anchors import SPARE, AnchorTables
 from genrec.model.network import GenerativeRecommender
@@ -60,14 +61,20 @@ CPU_PARTS = 4  # micro-batches of a step, by rule: on a CPU padding costs as muc
 
 
 def new_network(
-    config: Config, dataset: Dataset, ids: SemanticIds, generate: bool, kind: str = "genrec"
+    config: Config,
+    dataset: Dataset,
+    ids: SemanticIds,
+    generate: bool,
+    kind: str = "genrec",
+    situation: Situation | None = None,
 ) -> GenerativeRecommender | SASRec:
-    """A freshly initialised network; the same seed gives the same weights."""
+    """A freshly initialised network; the same seed gives the same weights. ``situation``: the fields it reads."""
     config = with_rules(config, dataset)
     torch.manual_seed(config.seed)
     times = dataset.timestamps
     span = float(times.max() - times.min()) / config.model.time_bucket if len(times) else 1.0
-    return build_network(kind, config, ids.catalogue, len(dataset.actions_chain), max(10_000.0, span), generate)
+    n_actions, base = len(dataset.actions_chain), max(10_000.0, span)
+    return build_network(kind, config, ids.catalogue, n_actions, base, generate, situation)
 
 
 def fit(
@@ -98,7 +105,8 @@ def fit(
     join()
     given, config = config, with_rules(copy.deepcopy(config), dataset)
     _settle(config.training, dataset, plan)
-    network: Any = new_network(config, dataset, ids, plan.generate, plan.network)  # SASRec has the same interface
+    situation = fitted_situation(config, dataset, plan)
+    network: Any = new_network(config, dataset, ids, plan.generate, plan.network, situation)  # SASRec: same interface
     if plan.backbone_folder:
         _load_backbone(network, plan.backbone_folder)
     elif network.anchor_tables is not None:
@@ -106,7 +114,7 @@ def fit(
     if plan.warm_start:
         assert isinstance(network, GenerativeRecommender)
         copy_weights(network, plan.warm_start.network, "decoder." if plan.backbone_folder else "")
-    data = TrainingData(dataset, ids, config, plan)
+    data = TrainingData(dataset, ids, config, plan, situation)
     if network.anchor_tables is not None and network.anchor_tables.queries is not None:
         words = lexical() if lexical else fit_lexical(dataset, config.text.language, config.seed)
         find_named_items(data, dataset, network.anchor_tables, ids.catalogue.text, words)
@@ -148,6 +156,23 @@ def _settle(training: TrainingConfig, dataset: Dataset, plan: FitPlan) -> None:
             )
 
 
+def fitted_situation(config: Config, dataset: Dataset, plan: FitPlan) -> Situation | None:
+    """The fields of ``model.situation`` that a fit reads; a warm start keeps those of its network.
+
+    Values that came since are unknown to it.
+    """
+    if plan.warm_start:
+        before = plan.warm_start.network.situation
+        return None if before is None else before.situation
+    names = with_rules(config, dataset).model.situation
+    if plan.network != "genrec" or not names:
+        return None
+    situation = Situation.fit(names, dataset, plan.last)
+    sizes = ", ".join(f"{field.name} ({field.size - 1} values)" for field in situation.fields)
+    log.info("%s: requests tell %s", plan.label, sizes)
+    return situation
+
+
 def trained_items(dataset: Dataset, plan: FitPlan) -> torch.Tensor | None:
     """The items with an event up to the fit's last split, rising; None where that is all of them.
 
@@ -162,13 +187,15 @@ def with_rules(config: Config, dataset: Dataset) -> Config:
     """The config with the parts of the network that follow from the data.
 
     ``model.query_anchors``: where there are queries. ``model.prior``: where the catalogue is small enough for a row of
-    all items for each request.
+    all items for each request. ``model.situation``: what ``auto`` stands for.
     """
     model = config.model
     if model.query_anchors is None:
         model = replace(model, query_anchors=bool(dataset.query_texts))
     if model.prior is None:
         model = replace(model, prior=dataset.n_items <= PRIOR_CATALOGUE)
+    if model.situation:
+        model = replace(model, situation=resolved(model.situation, dataset, model.request_time))
     return replace(config, model=model)
 
 
@@ -265,6 +292,8 @@ def _write(
         "network": plan.network,
         "fitted_on": "train" if plan.last == TRAIN else "train+valid",
     }
+    if isinstance(network, GenerativeRecommender) and network.situation is not None:
+        info["situation"] = network.situation.situation.state()
     names = sorted({name for row in curves for name in row}, key=lambda name: ("/" in name, name))
     curves = [{name: row.get(name) for name in names} for row in curves]
     with atomic_folder(target, KIND, key, info) as folder:

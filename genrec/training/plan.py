@@ -86,6 +86,8 @@ def model_key(config: Config, ids_key: str, plan: FitPlan) -> str:
     """The fingerprint of everything a fitted network depends on."""
     unread = () if plan.generate else DECODER_SETTINGS
     model = {name: value for name, value in to_dict(config.model).items() if name not in unread}
+    if not model.get("situation"):  # a network without is the one that it was before there was such a setting
+        model.pop("situation", None)
     skipped = (*NON_RESULT_SETTINGS, *unread)
     training = {name: value for name, value in to_dict(config.training).items() if name not in skipped}
     what = {name: value for name, value in vars(plan).items() if name not in ("backbone_folder", "warm_start")}

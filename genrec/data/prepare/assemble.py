@@ -9,11 +9,14 @@ import numpy as np
 import polars as pl
 
 from genrec.config.schema import Config
+from genrec.data.dataset import SURFACES
 from genrec.data.prepare.blocks import ArrayFile, BlockFile
 from genrec.data.prepare.ordering import OrderedLog, remaining_events
 from genrec.data.prepare.parsed import ParsedLog
 from genrec.data.prepare.threads import in_threads
 from genrec.data.schema import ITEM_SCHEMA, empty
+
+MAX_SURFACES = 1 << 10  # names of surfaces that are kept, in order of appearance
 
 
 @dataclass
@@ -29,7 +32,10 @@ class Numbering:
 
 @dataclass
 class Arrays:
-    """The arrays of a dataset, on disk; ``given`` is the log's own split where the split rule needs it."""
+    """The arrays of a dataset, on disk; ``given`` is the log's own split where the split rule needs it.
+
+    ``surfaces``: None for a log that names one surface at most.
+    """
 
     offsets: np.ndarray
     items: ArrayFile
@@ -37,6 +43,7 @@ class Arrays:
     actions: ArrayFile
     queries: ArrayFile
     given: ArrayFile | None
+    surfaces: ArrayFile | None
     first_time: int
     last_time: int
 
@@ -98,10 +105,17 @@ def _index(codes: pl.Series, size: int) -> np.ndarray:
     return index
 
 
-def write_arrays(ordered: OrderedLog, numbering: Numbering, actions: np.ndarray, folder: Path, scratch: Path) -> Arrays:
+def write_arrays(
+    ordered: OrderedLog,
+    numbering: Numbering,
+    actions: np.ndarray,
+    folder: Path,
+    scratch: Path,
+    surfaces: bool = False,
+) -> Arrays:
     """Put the events that are left behind each other by dense user id, in their order.
 
-    ``actions``: code of an action -> dense id.
+    ``actions``: code of an action -> dense id. ``surfaces``: keep those of the events.
 
     ``queries`` still holds the codes of the parsed log.
     """
@@ -117,6 +131,7 @@ def write_arrays(ordered: OrderedLog, numbering: Numbering, actions: np.ndarray,
         ArrayFile(folder / "actions.npy", np.int16, total),
         ArrayFile(folder / "queries.npy", np.int32, total),
         ArrayFile(scratch / "given.npy", dtypes["given"], total) if "given" in dtypes else None,
+        ArrayFile(folder / SURFACES, np.int16, total) if surfaces and "surface" in dtypes else None,
         0,
         0,
     )
@@ -134,6 +149,8 @@ def write_arrays(ordered: OrderedLog, numbering: Numbering, actions: np.ndarray,
         }
         if arrays.given is not None:
             targets[arrays.given] = block["given"]
+        if arrays.surfaces is not None:
+            targets[arrays.surfaces] = np.where(block["surface"] < MAX_SURFACES, block["surface"], -1)
         _put(targets, _positions(block["user"], numbering.user_index, offsets))
         return int(block["time"].min()), int(block["time"].max())
 

@@ -62,6 +62,7 @@ def without_cold(
         actions=remaining(arrays.actions),
         queries=remaining(arrays.queries),
         given=remaining(arrays.given) if arrays.given else None,
+        surfaces=remaining(arrays.surfaces) if arrays.surfaces else None,
     )
     return changed, remaining(decided)
 

@@ -34,6 +34,7 @@ DTYPES = {
     "time": np.int64,
     "action": np.int16,
     "query": np.int32,
+    "surface": np.int32,
     "given": np.int8,
 }
 

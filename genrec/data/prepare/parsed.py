@@ -33,9 +33,9 @@ from genrec.data.readers.toolkit import LogSource
 from genrec.data.schema import RawLog, stack
 
 log = logging.getLogger(__name__)
-PARSE_VERSION = 2  # raised when the same files would be parsed into something else
+PARSE_VERSION = 3  # raised when the same files would be parsed into something else
 NOTE = "source.json"
-IDS = ("user", "item", "query", "action")
+IDS = ("user", "item", "query", "action", "surface")
 TABLES = ("items", "users", "judgments", "quarantine")  # kept as they are
 GIVEN_SPLITS = {"train": 0, "valid": 1, "validation": 1, "dev": 1, "test": 2}
 PROGRESS_ROWS = 10_000_000
@@ -88,7 +88,7 @@ class ParsedLog:
         return stack([pl.read_parquet(file) for file in files]) if files else None
 
     def names(self, kind: str) -> pl.Series:
-        """The strings behind the codes of ``user``, ``item``, ``query`` or ``action``: string number c has code c."""
+        """The strings behind the codes of one of ``IDS``: string number c has code c."""
         parts = [pl.read_parquet(folder / f"ids-{kind}.parquet")["name"] for folder in self.folders]
         return pl.concat([pl.Series("name", [], pl.String), *parts])
 
@@ -102,7 +102,8 @@ class ParsedLog:
                 start += part.height
 
 
-EVENT_COLUMNS = ["user_id", "item_id", "timestamp", "action", "query", "split"]  # that preparing makes use of
+# What preparing makes use of.
+EVENT_COLUMNS = ["user_id", "item_id", "timestamp", "action", "query", "surface", "split"]
 
 
 def parse_log(config: Config, folder: Path, checksums: ChecksumIndex) -> ParsedLog:
@@ -239,17 +240,18 @@ class _Parser:
             "user_id",
             "item_id",
             "timestamp",
+            "surface",
             query=pl.when(query != "").then(query),
             action=pl.col("action").fill_null("event"),
             **extra,
         )
         kinds = {"user_id": "user", "item_id": "item", "action": "action"}
-        if table["query"].null_count() < table.height:
-            kinds["query"] = "query"
+        optional = [name for name in ("query", "surface") if table[name].null_count() < table.height]
+        kinds |= {name: name for name in optional}
         coded = (
             self._coded(table, kinds, fresh).rename({"timestamp": "time"}).with_columns(pl.col("action").cast(pl.Int16))
         )
-        columns = [name for name in ("user", "item", "time", "action", "query") if name != "query" or "query" in kinds]
+        columns = ["user", "item", "time", "action", *optional]
         if extra:
             coded = coded.with_columns(
                 given=pl.col("split").replace_strict(GIVEN_SPLITS, default=-1, return_dtype=pl.Int8).fill_null(-1)

@@ -31,7 +31,7 @@ from genrec.config.schema import Config
 from genrec.data.dataset import ARRAYS, KIND, TEST, TRAIN, VALID
 from genrec.data.prepare import leakage
 from genrec.data.prepare.appended import all_log_files
-from genrec.data.prepare.assemble import Arrays, Numbering, number_ids, write_arrays
+from genrec.data.prepare.assemble import MAX_SURFACES, Arrays, Numbering, number_ids, write_arrays
 from genrec.data.prepare.attach import attach_queries
 from genrec.data.prepare.blocks import ArrayFile
 from genrec.data.prepare.checksums import ChecksumIndex
@@ -222,7 +222,8 @@ def build(
     numbering = number_ids(ordered, parsed, config, before)
     actions, action_index = order_actions(parsed, config)
     check_impressions(config, parsed, actions)
-    arrays = write_arrays(ordered, numbering, action_index, folder, scratch)
+    surfaces = parsed.names("surface").to_list()
+    arrays = write_arrays(ordered, numbering, action_index, folder, scratch, len(surfaces) > 1)
     log.info("prepare: %d events of %d users are in order", len(arrays.items), len(numbering.users))
     target_level = first_target(config, parsed, actions)
     arrays, split, info_split, report = split_arrays(config, arrays, numbering, folder, scratch, target_level)
@@ -259,6 +260,7 @@ def build(
         **info_split,
         "synthetic_queries": synthetic,
         "search_events": searches,
+        "surfaces": surfaces[:MAX_SURFACES] if arrays.surfaces is not None else [],
         "rows": row_counts(parsed, ordered),
         "impressions": impressions,
         "leakage": {name: report[name] for name in ("valid", "test")},
