@@ -79,11 +79,16 @@ class Situation:
     def fit(cls, names: Sequence[str], dataset: Dataset, last: int) -> Self:
         """Count the values of ``names`` among users and events up to split ``last``.
 
-        Raises ``UserError`` for an unknown name.
+        Raises ``UserError`` for an unknown name, and for ``surface`` where the prepared log has fewer than two.
         """
         users = dataset.users.filter(pl.Series(dataset.known_lengths(last) > 0))
         fields = []
         for name in names:
+            if name == SURFACE and dataset.surfaces is None:
+                raise UserError(
+                    "model.situation: surface: the events name fewer than two surfaces, or were prepared by a version "
+                    f"that did not keep them; then delete {dataset.folder} and run again"
+                )
             if name == SURFACE:
                 column = pl.Series(dataset.surface_names, dtype=pl.String)
                 counts = np.bincount(_known_surfaces(dataset, last), minlength=len(column))

@@ -164,6 +164,9 @@ def test_one_surface_alone_tells_nothing(prepare_table, surfaces):
     ]
     made = prepare_table(events, None, "split.cold_share=0.2", "training.refit=false")
     assert (made.surfaces is None) == (len(surfaces) == 1)
+    if made.surfaces is None:
+        with pytest.raises(UserError, match="fewer than two surfaces"):
+            Situation.fit(["surface"], made, TRAIN)
     if made.surfaces is not None:  # cold items lost their training events, and the surfaces went with them
         assert len(made.surfaces) == len(made.items) < 20
         items, users = made.item_table["item_id"][made.items.astype(np.int64)].to_list(), made.event_users.tolist()
