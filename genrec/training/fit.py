@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ from genrec.retrieval.neighbours import (
     users_by_items,
     users_of_items,
 )
-from genrec.retrieval.similar_texts import SimilarTexts
+from genrec.retrieval.similar_texts import NamedItems, SimilarTexts
 from genrec.text.query_tokens import WORD_BUCKETS, hashed_tokens, readable
 from genrec.training import checkpoints
 from genrec.training.checkpoints import Checkpoints
@@ -117,7 +118,7 @@ def fit(
     data = TrainingData(dataset, ids, config, plan, situation)
     if network.anchor_tables is not None and network.anchor_tables.queries is not None:
         words = lexical() if lexical else fit_lexical(dataset, config.text.language, config.seed)
-        find_named_items(data, dataset, network.anchor_tables, ids.catalogue.text, words)
+        find_named_items(data, ids, network.anchor_tables, words)
     if rank_and_world()[1] == 1 and not on_gpu(config.training.accelerator):
         use_sparse_gradients(network)
     trained = trained_items(dataset, plan)
@@ -220,17 +221,27 @@ def fill_anchors(tables: AnchorTables, dataset: Dataset, last: int) -> None:
         tables.queries.fill(counts)
 
 
-def find_named_items(
-    data: TrainingData, dataset: Dataset, tables: AnchorTables, text: torch.Tensor, lexical: LexicalIndex
-) -> None:
-    """Look up, once for the whole fit, the items that each query names. Item texts as queries (alignment) name none."""
+_NAMED: WeakKeyDictionary[Dataset, tuple[tuple, LexicalIndex, NamedItems]] = WeakKeyDictionary()
+
+
+def find_named_items(data: TrainingData, ids: SemanticIds, tables: AnchorTables, lexical: LexicalIndex) -> None:
+    """Look up the items that each query names, once for all fits of a process up to the same split.
+
+    Item texts as queries (alignment) name none.
+    """
     assert tables.queries is not None
-    texts = DenseRetriever(text, lambda requests: requests.query_text)
-    similar = SimilarTexts(texts, tables.users, tables.queries.width, lexical)
-    features = data.collator.features
-    queries = list(dataset.query_texts)
-    queries += [""] * (len(features.text) - len(queries))
-    data.collator.features = features.with_named(queries, similar, report=True)
+    dataset, features = data.dataset, data.collator.features
+    key = ids.key, data.plan.last, tables.queries.width, len(features.text)
+    kept, words, named = _NAMED.get(dataset, (None, None, None))
+    if named is None or kept != key or words is not lexical:
+        texts = DenseRetriever(ids.catalogue.text, lambda requests: requests.query_text)
+        similar = SimilarTexts(texts, tables.users, tables.queries.width, lexical)
+        queries = list(dataset.query_texts)
+        queries += [""] * (len(features.text) - len(queries))
+        named = features.with_named(queries, similar, report=True).named
+        assert named is not None
+        _NAMED[dataset] = key, lexical, named
+    data.collator.features = replace(features, named=named)
 
 
 def _size(config: Config, module: TrainingModule, data: TrainingData) -> str:

@@ -14,15 +14,18 @@ from safetensors.torch import load_file
 
 from genrec.artifacts.folders import open_artifact, read_json
 from genrec.config.load import load_config
-from genrec.data.dataset import VALID
+from genrec.data.dataset import TRAIN, VALID
 from genrec.data.sequences import Windows, make_windows
 from genrec.errors import UserError
+from genrec.model.anchors import AnchorTables
 from genrec.model.collate import Collator, request_batches
 from genrec.model.query_features import QueryFeatures
 from genrec.model.saved import load_network
+from genrec.retrieval.lexical_fit import fit_lexical
+from genrec.retrieval.similar_texts import SimilarTexts
 from genrec.training import fit as fit_module
 from genrec.training.batches import epoch_batches, even_cuts
-from genrec.training.data_module import ValidationBatch
+from genrec.training.data_module import TrainingData, ValidationBatch
 from genrec.training.fit import FitPlan, fit, model_key, new_network, with_rules
 from genrec.training.module import TrainingModule
 
@@ -364,3 +367,17 @@ def test_settings_of_the_decoder_leave_the_trunk_as_it_is(job, tmp_path):
         for one, name in ((config, "first"), (other, "second"))
     )
     assert all(torch.equal(first[name], second[name]) for name in first) and first.keys() == second.keys()
+
+
+def test_queries_are_looked_up_once_for_all_fits_up_to_a_split(job, monkeypatch):
+    config, dataset, ids = job
+    config, lexical = with_rules(config, dataset), fit_lexical(dataset, config.text.language, config.seed)
+    tables, looked_up, named = AnchorTables(dataset.n_items, config.model.anchors, True), [], []
+    of = SimilarTexts.of
+    monkeypatch.setattr(SimilarTexts, "of", lambda *given: looked_up.append(1) or of(*given))
+    for last in (TRAIN, TRAIN, VALID):
+        tables.users.fill_(last)  # as counted up to that split
+        data = TrainingData(dataset, ids, config, FitPlan(last, 3))
+        fit_module.find_named_items(data, ids, tables, lexical)
+        named.append(data.collator.features.named)
+    assert named[0] is named[1] and named[2] is not named[0] and len(looked_up) == 2
