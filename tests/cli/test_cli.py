@@ -93,7 +93,7 @@ def test_k_below_one(genrec, trained_run, k):
 def test_wrong_options(genrec, trained_run):
     refused(genrec("recommend", trained_run.folder, "--mode", "guess"), "guess", "fused, retrieve, generate")
     refused(genrec("recommend", trained_run.folder, "--fitted-on", "test"), "--fitted-on", "train+valid")
-    refused(genrec("evaluate", trained_run.folder, "--split", "train"), "--split", "valid, test")
+    refused(genrec("evaluate", trained_run.folder, "--split", "train"), "--split", "test, valid")
     assert genrec("recommend", trained_run.folder, "-k", "many")[0] == 2
     assert genrec("recommend")[0] == 2 and genrec("recomend", trained_run.folder)[0] == 2
     refused(genrec("requests", trained_run.folder, "--output", "x", "--query-kind", "typed"), "typed", "logged")

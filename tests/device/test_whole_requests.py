@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from genrec import Recommender
 from genrec.evaluation.protocol import evaluate
@@ -133,6 +134,10 @@ def test_the_preference_stage_trains_on_the_device(teacher, copied_run, simulate
     monkeypatch.setattr(phases, "BEAM", 10)
     monkeypatch.setattr(phases, "SAMPLES", 4)
     monkeypatch.setattr(phases, "generator_on", lambda device, generator: generator)  # PyTorch has none for meta
+    # Lightning would take the decoder to the accelerator that it sees, the host; and simulated tensors have no file.
+    monkeypatch.setattr(SingleDeviceStrategy, "model_to_device", lambda strategy: None)
+    for name in ("save", "keep"):
+        monkeypatch.setattr(training.Checkpoints, name, lambda *_: None)
     phase_names = "distil" if teacher == "fused" else "distil,dpo,grpo,plackett-luce,guided-dpo"
     more = (f"preference.phases=[{phase_names}]", f"preference.teacher={teacher}")
     decision = stage_prefer(copied_run("preference.max_requests=200", *more))

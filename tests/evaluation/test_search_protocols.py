@@ -77,6 +77,7 @@ def click_log(visible: list[tuple], chain=("impression", "clickout")):
         actions=np.array([1, 1, 1, 1]),
         queries=np.array([-1, -1, -1, -1]),
         split=np.array([0, 0, TEST, TEST]),
+        surfaces=None,
         actions_chain=list(chain),
         impressions=table,
         impressions_all=table,
