@@ -26,6 +26,7 @@ TENSORS = (
     "child_start", "child_count", "node_code", "node_parent", "node_item_start", "node_item_count", "level_start",
     "leaf_item_offsets", "leaf_items", "item_leaf", "item_path",
 )  # fmt: skip
+LARGE_TRIE = 1 << 17  # nodes; of larger tries only those are made and learnt that a search or a step reads
 SAVED = ("level_start", "child_count", "node_code", "node_item_count", "leaf_items")  # the others follow from these
 
 

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from genrec.artifacts.folders import open_artifact, read_json
 from genrec.catalogue.catalogue import Catalogue
 from genrec.catalogue.semantic_ids import SemanticIds
+from genrec.catalogue.trie import LARGE_TRIE
 from genrec.config.load import config_from_dict
 from genrec.config.schema import Config
 from genrec.data.situation import Situation
@@ -28,7 +29,6 @@ from genrec.model.sasrec import SASRec
 KIND = "model"
 IDS, NODES = "item_encoder.ids.weight", "decoder.nodes.weight"  # tables with a row for each item and each node
 PRIOR = "decoder.prior_weight"
-LARGE_TRIE = 1 << 17  # nodes
 RESOLVED = "resolved.json"  # the config with all values chosen by rule; config.json holds what the user wrote
 
 

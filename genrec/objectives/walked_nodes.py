@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genrec.catalogue.trie import CatalogueTrie
+from genrec.catalogue.trie import LARGE_TRIE, CatalogueTrie
 from genrec.model.device import read_back
 
-LARGE_TRIE = 1 << 17  # nodes; of larger tries a CPU lists the walked nodes, and a training step draws among siblings
 SIBLINGS = 64  # children of a node that are drawn, on average; nodes with fewer keep all
 
 

@@ -8,7 +8,7 @@ request that is answered.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genrec.config.schema import DecodingConfig
 from genrec.data.dataset import TRAIN, Dataset
-from genrec.data.heldback import held_back
+from genrec.data.heldback import held_back, held_back_searches
 from genrec.generation.options import SearchOptions
 from genrec.ranking.candidates import COLLABORATIVE, Candidates
 from genrec.ranking.features import FEATURES, CandidateFeatures, log_rank
@@ -24,27 +24,32 @@ from genrec.ranking.ranker import Ranker
 from genrec.ranking.reranker import with_hits
 
 NETWORK_FEATURES = ("generated", "in_beam", "retrieved", "retrieved_rank", "ranking")
+QUERY_SCORES = ("text", "lexical", "popular_match", "query_hits")  # what proposes items for a search; else all zeros
 
 
 def counted_lists(
     ranker: Ranker,
     dataset: Dataset,
     text: np.ndarray,
-    limit: int,
+    limits: Mapping[str, int],
     seed: int,
     progress: Callable[[int], None] | None = None,
-) -> Iterator[tuple[Candidates, Tensor]]:
-    """Yield chunks of candidates and targets (B,), of at most ``limit`` training requests.
+) -> Iterator[tuple[str, Candidates, Tensor]]:
+    """Yield (task, candidates, targets (B,)) in chunks, of at most ``limits[task]`` training requests of each task.
 
     The events of those requests are missing from all counts. ``text`` (n_items, text_dim): the items' text vectors.
     """
-    for log, requests in held_back(dataset, limit, seed):
+    left = limits["search"]
+    for log, recommended in held_back(dataset, limits["recommendation"], seed):
         counting = copy.copy(ranker)
         counting.generator = ranker.generator.counting(CandidateFeatures.build(log, text, TRAIN))
-        for _, chunk, found in counting.candidates(requests, SearchOptions(), progress):
-            targets = torch.from_numpy(chunk.targets.astype(np.int64)).to(found.union()[0].device)
-            targets = targets[with_hits(found, targets)]
-            yield without_network(found, targets, ranker.settings)
+        searched = held_back_searches(log, left, seed)
+        left -= len(searched)
+        for task, requests in (("recommendation", recommended), ("search", searched)):
+            for _, chunk, found in counting.candidates(requests, SearchOptions(), progress):
+                targets = torch.from_numpy(chunk.targets.astype(np.int64)).to(found.union()[0].device)
+                targets = targets[with_hits(found, targets)]
+                yield task, *without_network(found, targets, ranker.settings)
 
 
 def without_network(found: Candidates, targets: Tensor, decoding: DecodingConfig) -> tuple[Candidates, Tensor]:
@@ -60,6 +65,7 @@ def without_network(found: Candidates, targets: Tensor, decoding: DecodingConfig
         (column["last_text"], decoding.text_neighbours),
         (column["ease"], COLLABORATIVE),
         (column["als"], COLLABORATIVE),
+        *((column[name], decoding.text) for name in QUERY_SCORES),
     ):
         proposed |= (log_rank(scores, ids >= 0).expm1() < width) & (scores > scores.amin(1, keepdim=True))
     kept = (proposed & (ids == targets[:, None])).any(1)

@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genrec.catalogue.subtree_mass import SubtreeMass
+from genrec.catalogue.trie import LARGE_TRIE
 from genrec.config.schema import TrainingConfig
 from genrec.model.device import scores as float_scores
 from genrec.model.device import to_device
 from genrec.model.network import Encoded, GenerativeRecommender
 from genrec.objectives.distillation import draw_items
 from genrec.objectives.generation import path_log_probabilities, path_losses
-from genrec.objectives.walked_nodes import LARGE_TRIE, sampled_nodes, walked_nodes
+from genrec.objectives.walked_nodes import sampled_nodes, walked_nodes
 
 # Up to so many items the teacher's distribution is over all of them. Above, a row of all items for each request would
 # cost more than the rest of a step, and it is over candidates: the request's anchors, its target, and shared draws.
