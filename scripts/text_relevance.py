@@ -18,7 +18,6 @@ from genrec.data.schema import join_parts
 from genrec.errors import UserError
 from genrec.evaluation.metrics import bootstrap_interval, paired_test
 from genrec.evaluation.text_relevance import text_relevance, text_scorers
-from genrec.text.encoder import item_texts
 from genrec.text.factory import fit_encoder
 
 
@@ -32,7 +31,7 @@ def main() -> None:
     log = join_parts(read_log(options.reader, options.folder, config.data.options))
     if log.judgments is None:
         raise UserError(f"{options.folder}: the log has no judgments; give judged queries, as reader esci reads them")
-    encoder = fit_encoder(config.text, item_texts(log.items), config.seed)
+    encoder = fit_encoder(config.text, log.items, config.seed)
     results, notes = text_relevance(log.items, log.judgments, text_scorers(log.items, encoder))
     rows = []
     for name, metrics in results.items():

@@ -12,7 +12,7 @@ from genrec.evaluation.baselines import DenseText
 from genrec.evaluation.metrics import top_k
 from genrec.evaluation.qrels import Qrels, qrels_metrics
 from genrec.retrieval.lexical import LexicalIndex
-from genrec.text.encoder import TextEncoder, item_texts
+from genrec.text.encoder import TextEncoder
 
 TextScorer = Callable[[Sequence[str]], np.ndarray]
 """query texts -> scores (Q, n_items)."""
@@ -61,7 +61,7 @@ def text_relevance(
 
 def text_scorers(items: pl.DataFrame, encoder: TextEncoder) -> dict[str, TextScorer]:
     """BM25, the text encoder's cosine, and their sum with BM25 divided by the query's best; no training on queries."""
-    lexical, dense = LexicalIndex.fit(items), DenseText().fit(encoder.encode(item_texts(items), "item"))
+    lexical, dense = LexicalIndex.fit(items), DenseText().fit(encoder.encode_items(items))
 
     def cosine(texts: Sequence[str]) -> np.ndarray:
         return dense.score(encoder.encode(texts, "query"))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 from genrec.semantic_ids.quantizers import Codebooks, encode
 from genrec.semantic_ids.space import ItemSpace
@@ -31,6 +32,10 @@ class QueryCoder(TextEncoder):
     def encode(self, texts: Sequence[str], role: str = "query") -> np.ndarray:
         """Text vectors (n, dim) float32."""
         return self.words.encoder.encode(texts, role)
+
+    def encode_items(self, items: pl.DataFrame) -> np.ndarray:
+        """Text vectors (n, dim) float32 of a table of items."""
+        return self.words.encoder.encode_items(items)
 
     def encode_queries(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Text vectors (n, dim) float32 and codes (n, levels) int64.

@@ -17,7 +17,7 @@ from genrec.config.schema import Config
 from genrec.data.dataset import TRAIN, Dataset
 from genrec.errors import UserError
 from genrec.semantic_ids.keywords import KeywordDictionary, fuse
-from genrec.text.encoder import TextEncoder, item_texts
+from genrec.text.encoder import TextEncoder
 from genrec.text.factory import fit_encoder, load_encoder
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class TextSpace:
     def fit(cls, config: Config, dataset: Dataset) -> TextSpace:
         """From the items' table and, for the rank of keywords, the training events."""
         items, settings = dataset.item_table, config.semantic_ids
-        encoder = fit_encoder(config.text, item_texts(items), config.seed, text_cache(config))
+        encoder = fit_encoder(config.text, items, config.seed, text_cache(config))
         none = pl.DataFrame(schema={"item_id": pl.String, "keyword": pl.String, "type": pl.String})
         space = cls(encoder, None, np.zeros((0, encoder.dim), np.float32), none)
         if settings.keywords:
@@ -63,7 +63,7 @@ class TextSpace:
 
     def item_vectors(self, items: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """Vectors e and e' of items, known or new: twice (n, d) float32."""
-        plain = self.encoder.encode(item_texts(items), "item")
+        plain = self.encoder.encode_items(items)
         if self.keywords is None:
             return plain, plain
         return plain, fuse(plain, self.keywords.of_items(items), self.keyword_vectors)

@@ -16,7 +16,16 @@ from genrec.data.words import SPACELESS, TOKEN_PATTERN
 
 DESCRIPTION = "encoder.json"
 ROLES = ("query", "item")
-__all__ = ["ROLES", "SPACELESS", "TOKEN_PATTERN", "TextEncoder", "encoder_key", "item_texts", "unit"]
+__all__ = [
+    "ROLES",
+    "SPACELESS",
+    "TOKEN_PATTERN",
+    "TextEncoder",
+    "encoder_key",
+    "heads_and_bodies",
+    "item_texts",
+    "unit",
+]
 
 
 class TextEncoder(ABC):
@@ -35,6 +44,10 @@ class TextEncoder(ABC):
 
         Models with prefixes treat the two differently.
         """
+
+    def encode_items(self, items: pl.DataFrame) -> np.ndarray:
+        """Vectors (n, dim) float32 of a table with the items' columns."""
+        return self.encode(item_texts(items), "item")
 
     @abstractmethod
     def describe(self) -> dict:
@@ -65,6 +78,22 @@ def item_texts(items: pl.DataFrame) -> list[str]:
         pl.col("text").fill_null(""),
     ]
     return items.select(pl.concat_str(parts, separator=" "))["title"].to_list()
+
+
+def heads_and_bodies(items: pl.DataFrame) -> tuple[list[str], list[str]]:
+    """What an item's text begins with, title, brand and category words, and its long ``text``: two lists (n,).
+
+    An item with a text alone has that as its head.
+    """
+    parts = [pl.col("title").fill_null(""), pl.col("brand").fill_null("")]
+    parts.append(pl.col("category").list.join(" ", ignore_nulls=True).fill_null(""))
+    texts = items.select(pl.concat_str(parts, separator=" ").alias("head"), pl.col("text").fill_null("").alias("body"))
+    bare = pl.col("head").str.strip_chars() == ""
+    texts = texts.select(
+        pl.when(bare).then("body").otherwise("head").alias("head"), pl.when(bare).then(pl.lit("")).otherwise("body")
+        .alias("body"),
+    )  # fmt: skip
+    return texts["head"].to_list(), texts["body"].to_list()
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

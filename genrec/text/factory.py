@@ -5,27 +5,29 @@ Encoders: ``tfidf`` (genrec/text/tfidf.py, no download), ``hf`` and ``minilm`` (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+
+import polars as pl
 
 from genrec.artifacts.folders import read_json
 from genrec.config.schema import TextConfig
 from genrec.errors import UserError
-from genrec.text.encoder import DESCRIPTION, TextEncoder
+from genrec.text.encoder import DESCRIPTION, TextEncoder, heads_and_bodies
 
 MIN_TEXTS = 2  # that contain a term of TF-IDF
 CHARACTER_WEIGHT = 0.5  # of character n-grams against words, for typos and model numbers
 
 
-def fit_encoder(config: TextConfig, texts: Sequence[str], seed: int, cache: Path | None = None) -> TextEncoder:
+def fit_encoder(config: TextConfig, items: pl.DataFrame, seed: int, cache: Path | None = None) -> TextEncoder:
     """The encoder of a config.
 
-    ``texts`` are the items' texts. TF-IDF is fitted on them; the other encoders are pretrained.
+    TF-IDF is fitted on the ``items``, a table with their columns; the other encoders are pretrained.
     """
     if config.encoder == "tfidf":
         from genrec.text.tfidf import TfidfEncoder
 
-        return TfidfEncoder.fit(texts, config.dim, MIN_TEXTS, seed, CHARACTER_WEIGHT)
+        heads, bodies = heads_and_bodies(items)
+        return TfidfEncoder.fit(heads, config.dim, MIN_TEXTS, seed, CHARACTER_WEIGHT, bodies=bodies)
     from genrec.text.transformer import TransformerEncoder
 
     return TransformerEncoder.open(config, cache)

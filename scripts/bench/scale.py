@@ -297,14 +297,13 @@ def random_ids(run, options: argparse.Namespace) -> Values:
     from genrec.semantic_ids.space import ItemSpace
     from genrec.semantic_ids.text_space import TextSpace
     from genrec.semantic_ids.tokenize import KIND, tokenize_key
-    from genrec.text.encoder import item_texts
     from genrec.text.factory import fit_encoder
 
     data, draw = run.dataset, np.random.default_rng(0)
     n, key = data.n_items, tokenize_key(run.config, run.dataset)
     levels, books, size = default_sizes(n)
     sizes = [*levels, *[size] * books]
-    encoder = fit_encoder(run.config.text, item_texts(data.item_table.head(5_000)), 0)
+    encoder = fit_encoder(run.config.text, data.item_table.head(5_000), 0)
     nothing = pl.DataFrame(schema={"item_id": pl.String, "keyword": pl.String, "type": pl.String})
     words = TextSpace(encoder, None, np.zeros((0, encoder.dim), np.float32), nothing)
     centres = draw.normal(size=(max(n // 500, 10), encoder.dim)).astype(np.float32)

@@ -95,7 +95,7 @@ def first_code_agreement(
     }
 
 
-def open_encoder(name: str, texts: list[str], args: argparse.Namespace) -> tuple[TextEncoder, dict[str, float]]:
+def open_encoder(name: str, items: pl.DataFrame, args: argparse.Namespace) -> tuple[TextEncoder, dict[str, float]]:
     """The encoder, and its speed on a sample of the texts without a cache."""
     overrides = (
         [f"text.encoder={name}", f"text.dim={args.dim}"]
@@ -103,14 +103,15 @@ def open_encoder(name: str, texts: list[str], args: argparse.Namespace) -> tuple
         else ["text.encoder=hf", f"text.model={name}"]
     )
     config = load_config(None, overrides).text
+    texts = item_texts(items)
     start = time.perf_counter()
-    encoder = fit_encoder(config, texts, args.seed)
+    encoder = fit_encoder(config, items, args.seed)
     opened = time.perf_counter() - start
     sample = texts[:: max(1, len(texts) // SPEED_SAMPLE)][:SPEED_SAMPLE]
     start = time.perf_counter()
     encoder.encode(sample, "item")
     speed = {"fit_seconds": opened, "texts_per_second": len(sample) / (time.perf_counter() - start)}
-    return (fit_encoder(config, texts, args.seed, args.cache) if name != "tfidf" else encoder), speed
+    return (fit_encoder(config, items, args.seed, args.cache) if name != "tfidf" else encoder), speed
 
 
 def keyword_vectors(encoder: TextEncoder, keywords: KeywordDictionary) -> np.ndarray:
@@ -127,8 +128,8 @@ def esci_rows(name: str, args: argparse.Namespace) -> list[dict]:
     bm25 = ndcg(BM25().fit(items).score(queries.to_list())[query, item], query, gain)
     if name == "bm25":
         return [{"encoder": name, "ndcg@10": bm25.mean()}]
-    encoder, speed = open_encoder(name, item_texts(items), args)
-    plain = encoder.encode(item_texts(items), "item"), encoder.encode(queries.to_list(), "query")
+    encoder, speed = open_encoder(name, items, args)
+    plain = encoder.encode_items(items), encoder.encode(queries.to_list(), "query")
     keywords = KeywordDictionary.build(items, seed=args.seed)
     words = keyword_vectors(encoder, keywords)
     fused = tuple(
@@ -148,14 +149,14 @@ def esci_rows(name: str, args: argparse.Namespace) -> list[dict]:
 def dataset_rows(name: str, args: argparse.Namespace) -> list[dict]:
     """Rows of one encoder, keywords off and on. Queries of a log without searches are synthetic."""
     dataset = Dataset(args.dataset)
-    items, texts = dataset.item_table, item_texts(dataset.item_table)
+    items = dataset.item_table
     requests = dataset.requests(args.split)
     requests = requests.take(np.flatnonzero(np.diff(requests.offsets) > 0))
     last, target = requests.items[requests.offsets[1:] - 1], requests.targets
     keywords = KeywordDictionary.build(items, clicked_pairs(dataset), args.seed)
     found = keywords.of_items(items)
-    encoder, speed = open_encoder(name, texts, args)
-    plain, words = encoder.encode(texts, "item"), keyword_vectors(encoder, keywords)
+    encoder, speed = open_encoder(name, items, args)
+    plain, words = encoder.encode_items(items), keyword_vectors(encoder, keywords)
     rows = []
     for label, vectors in (("off", plain), ("on", fuse(plain, found, words))):
         near = faiss.knn(vectors, vectors, NEIGHBOURS + 1, metric=faiss.METRIC_INNER_PRODUCT)[1]

@@ -9,10 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from genrec.config.schema import TextConfig
 from genrec.data.schema import ITEM_SCHEMA
 from genrec.text import tfidf
 from genrec.text.encoder import TOKEN_PATTERN, item_texts
-from genrec.text.factory import load_encoder
+from genrec.text.factory import fit_encoder, load_encoder
 from genrec.text.tfidf import TfidfEncoder
 
 TEXTS = [
@@ -105,6 +106,39 @@ def test_item_texts_join_what_there_is():
     ]
     texts = item_texts(pl.DataFrame(rows, schema=schema))
     assert [text.split() for text in texts] == [["Bag", "Acme", "Home", "Bags", "soft"], [], ["Pot", "Home"]]
+
+
+def catalogue(rows):
+    schema = {name: ITEM_SCHEMA[name] for name in ("item_id", "title", "text", "brand", "category")}
+    empty = dict.fromkeys(schema)
+    return pl.DataFrame([empty | row for row in rows], schema=schema)
+
+
+def test_a_word_of_a_long_text_counts_less_than_one_of_the_title(tmp_path):
+    rows = [{"title": text, "text": "tea"} for text in TEXTS[:4]] + [{"title": text} for text in TEXTS[4:]]
+    items = catalogue(rows)
+    config = TextConfig(dim=7)
+    encoder = fit_encoder(config, items, 0)
+    title, text = encoder.words.weigh(["red tea", "red"], ["", "tea"])[:, encoder.vocabulary.index("tea")].toarray()
+    assert 0 < text < 0.5 * title
+    whole = encoder.encode(["red running shoes tea"])[0]
+    assert encoder.encode_items(items)[0] @ encoder.encode(TEXTS[:1])[0] > whole @ encoder.encode(TEXTS[:1])[0] + 0.01
+    encoder.save(tmp_path)
+    assert np.array_equal(load_encoder(tmp_path).encode_items(items), encoder.encode_items(items))
+    description = json.loads((tmp_path / "encoder.json").read_text())
+    del description["body_weight"]  # as earlier versions wrote it
+    (tmp_path / "encoder.json").write_text(json.dumps(description))
+    earlier = load_encoder(tmp_path)
+    np.testing.assert_allclose(earlier.encode_items(items), earlier.encode(item_texts(items)), atol=1e-6)
+
+
+def test_without_long_texts_items_are_encoded_as_their_text_and_a_text_alone_is_a_head():
+    items = catalogue([{"title": text, "brand": "Acme", "category": ["Goods"]} for text in TEXTS])
+    encoder = fit_encoder(TextConfig(dim=4), items, 0)
+    assert np.array_equal(encoder.encode_items(items), encoder.encode(item_texts(items), "item"))
+    bare = catalogue([{"text": text} for text in TEXTS])
+    encoder = fit_encoder(TextConfig(dim=4), bare, 0)
+    assert np.array_equal(encoder.encode_items(bare), encoder.encode(TEXTS, "item"))
 
 
 def test_characters_bring_typos_near_and_survive_a_save(tmp_path):
