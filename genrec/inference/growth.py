@@ -18,7 +18,8 @@ from genrec.catalogue.growing import append_rows
 from genrec.catalogue.semantic_ids import SemanticIds
 from genrec.catalogue.trie import CatalogueTrie
 from genrec.model.network import GenerativeRecommender
-from genrec.ranking.features import CandidateFeatures, ItemFacts
+from genrec.ranking.features import CandidateFeatures
+from genrec.ranking.item_facts import ItemFacts
 
 
 def refreshed(old: CandidateFeatures, table: pl.DataFrame, ids: SemanticIds) -> CandidateFeatures:

@@ -29,10 +29,10 @@ from genrec.ranking.features import (
     HISTORY_FEATURES,
     ITEM_FEATURES,
     CandidateFeatures,
-    ItemFacts,
     log_scores,
     to_tensor,
 )
+from genrec.ranking.item_facts import ItemFacts
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
 
 log = logging.getLogger(__name__)

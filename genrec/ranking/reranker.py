@@ -21,6 +21,14 @@ from genrec.errors import UserError
 from genrec.ranking.candidates import MISSING, Candidates
 from genrec.ranking.features import FEATURES
 from genrec.ranking.fitting import fit_network, fit_weights, list_loss
+from genrec.ranking.interactions import (
+    HIDDEN,
+    averaged,
+    hidden_states,
+    interaction_network,
+    linear_layer,
+    n_members,
+)
 
 # Weight of the prior, in requests per squared standard deviation of a feature; a base is a good prior already.
 _PRIOR_STRENGTH, _PRIOR_STRENGTH_WITH_BASE = 5.0, 60.0
@@ -38,7 +46,6 @@ _PRIOR = {
 _PRIOR_WITH_BASE = {"counts": 1.0, "generated": 0.1, "retrieved": 0.2}
 BASE = "counts"  # the score of the re-ranker of counts alone
 _CLIP = 6.0  # standard deviations; limits the effect of rare extreme values
-_HIDDEN = 64
 _EPOCHS, _RATE = 10, 3e-3
 _MEMBERS, _MEMBER_EPOCHS = 3, 5  # networks of a re-ranker of counts, whose outputs are averaged
 _BATCH = 128
@@ -64,7 +71,7 @@ class Reranker:
     base: Reranker | None = None
 
     def __post_init__(self) -> None:
-        self._members = 1 if self.network is None else _n_members(self.network)
+        self._members = 1 if self.network is None else n_members(self.network)
 
     @classmethod
     def default(cls, base: Reranker | None = None) -> Reranker:
@@ -134,7 +141,7 @@ class Reranker:
                 torch.manual_seed(seed + member)
                 members.append(lists.fit_network(linear, every, None, _MEMBER_EPOCHS))
         weights = torch.stack([weights for weights, _ in members]).mean(0)
-        return cls(weights, mean, scale, _averaged([network for _, network in members]))
+        return cls(weights, mean, scale, averaged([network for _, network in members]))
 
     def scores(self, features: Tensor) -> Tensor:
         """Scores (...) of candidate features (..., len(FEATURES))."""
@@ -166,7 +173,7 @@ class Reranker:
             return linear, together
         network = self.network.to(device)
         with torch.no_grad():
-            inner = (_hidden(network, x, self._members) * _linear(network, 5).weight[0]).sum(-1)
+            inner = (hidden_states(network, x, self._members) * linear_layer(network, 5).weight[0]).sum(-1)
         return linear, inner if together is None else together + inner
 
     def rank(self, candidates: Candidates, k: int) -> tuple[Tensor, Tensor]:
@@ -200,7 +207,7 @@ class Reranker:
         inner = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
         network = None
         if inner:
-            network = _network(len(state["weights"]), len(inner["0.weight"]))
+            network = interaction_network(len(state["weights"]), len(inner["0.weight"]))
             network.load_state_dict(inner)
             network.eval()
         below = {name.removeprefix("base."): value for name, value in state.items() if name.startswith("base.")}
@@ -285,7 +292,7 @@ class _Lists:
 
         They start from ``start`` and no network, or from both of ``present`` where that has a network.
         """
-        weights, network = nn.Parameter(start.clone()), _network(self.features.shape[-1], _HIDDEN)
+        weights, network = nn.Parameter(start.clone()), interaction_network(self.features.shape[-1], HIDDEN)
         if present is not None and present.network is not None:
             weights, network = nn.Parameter(present.weights.clone()), copy.deepcopy(present.network)
 
@@ -345,57 +352,3 @@ def _standard(features: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     """Standardised features, clipped; the score of a base is neither clipped nor centred, so that it stays a sum."""
     x, size = (features - mean) / scale, len(FEATURES)
     return torch.cat([x[..., :size].clamp(-_CLIP, _CLIP), features[..., size:] / scale[size:]], dim=-1)
-
-
-def _network(size: int, hidden: int) -> nn.Sequential:
-    """A network that starts as zero, so that fitting starts from the linear form."""
-    last = nn.Linear(hidden, 1, bias=False)
-    nn.init.zeros_(last.weight)
-    return nn.Sequential(
-        nn.Linear(size, hidden), nn.ReLU(), nn.Dropout(0.1), nn.Linear(hidden, hidden), nn.ReLU(), last
-    )
-
-
-def _linear(network: nn.Sequential, index: int) -> nn.Linear:
-    layer = network[index]
-    assert isinstance(layer, nn.Linear)
-    return layer
-
-
-def _n_members(network: nn.Sequential) -> int:
-    """How many networks of ``_HIDDEN`` units an ``_averaged`` one has; 1 for another one."""
-    weight = _linear(network, 3).weight.detach()
-    members = len(weight) // _HIDDEN
-    if members < 2 or len(weight) % _HIDDEN:
-        return 1
-    blocks = weight.view(members, _HIDDEN, members, _HIDDEN)
-    apart = ~torch.eye(members, dtype=torch.bool, device=weight.device)
-    return 1 if blocks.transpose(1, 2)[apart].any() else members
-
-
-def _hidden(network: nn.Sequential, x: Tensor, members: int) -> Tensor:
-    """The last hidden states (..., hidden) of inputs (..., F); units of other ``members`` are not multiplied."""
-    second, states = _linear(network, 3), _linear(network, 0)(x).relu_()
-    rows = second.weight.split(len(second.weight) // members)
-    width = len(rows[0])
-    parts = [
-        torch.nn.functional.linear(
-            states[..., begin : begin + width], own[:, begin : begin + width], second.bias[begin : begin + width]
-        )
-        for begin, own in zip(range(0, len(second.weight), width), rows, strict=True)
-    ]
-    return (parts[0] if members == 1 else torch.cat(parts, dim=-1)).relu_()
-
-
-def _averaged(networks: list[nn.Sequential]) -> nn.Sequential:
-    """One network whose output is the mean of the outputs of ``networks``, all of one size."""
-    states = [network.state_dict() for network in networks]
-    hidden, size = states[0]["0.weight"].shape
-    whole = _network(size, hidden * len(states))
-    joined = {
-        name: torch.cat([state[name] for state in states]) for name in states[0] if not name.startswith(("3.w", "5."))
-    }
-    joined["3.weight"] = torch.block_diag(*(state["3.weight"] for state in states))
-    joined["5.weight"] = torch.cat([state["5.weight"] for state in states], dim=1) / len(states)
-    whole.load_state_dict(joined)
-    return whole.eval()

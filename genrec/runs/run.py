@@ -25,7 +25,8 @@ from genrec.model.query_features import QueryFeatures
 from genrec.model.sasrec import SASRec
 from genrec.model.saved import load_network
 from genrec.ranking.candidates import CandidateGenerator
-from genrec.ranking.features import CandidateFeatures, ItemFacts
+from genrec.ranking.features import CandidateFeatures
+from genrec.ranking.item_facts import ItemFacts
 from genrec.ranking.ranker import Ranker
 from genrec.ranking.reranker import Reranker
 from genrec.retrieval.lexical import LexicalIndex

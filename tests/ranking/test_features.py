@@ -9,7 +9,8 @@ import pytest
 from genrec.data.dataset import TEST, TRAIN
 from genrec.data.histories import Histories
 from genrec.errors import UserError
-from genrec.ranking.features import HISTORY_FEATURES, ITEM_FEATURES, WINDOWS, CandidateFeatures, ItemFacts
+from genrec.ranking.features import HISTORY_FEATURES, ITEM_FEATURES, WINDOWS, CandidateFeatures
+from genrec.ranking.item_facts import ItemFacts
 
 
 @pytest.fixture(scope="module")

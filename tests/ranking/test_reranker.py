@@ -8,7 +8,8 @@ import torch
 from genrec.errors import UserError
 from genrec.ranking.candidates import MISSING, Candidates
 from genrec.ranking.features import FEATURES
-from genrec.ranking.reranker import Reranker, _averaged, _network, hold_out
+from genrec.ranking.interactions import averaged, interaction_network
+from genrec.ranking.reranker import Reranker, hold_out
 
 DECISIVE = FEATURES.index("popularity")  # a feature without a prior weight
 
@@ -160,12 +161,12 @@ def test_ranking_ignores_padding_fills_and_breaks_ties_by_id():
 def test_an_averaged_network_is_computed_member_by_member_and_block_by_block(monkeypatch):
     """What the zeros between the members, and the other rows, would add is nothing."""
     torch.manual_seed(0)
-    networks = [_network(len(FEATURES), 64) for _ in range(3)]
+    networks = [interaction_network(len(FEATURES), 64) for _ in range(3)]
     for network in networks:
         torch.nn.init.normal_(network[-1].weight)
     size = len(FEATURES)
-    base = Reranker(torch.randn(size), torch.randn(size), torch.rand(size) + 0.5, _averaged(networks))
-    top = _network(size + 1, 64).eval()
+    base = Reranker(torch.randn(size), torch.randn(size), torch.rand(size) + 0.5, averaged(networks))
+    top = interaction_network(size + 1, 64).eval()
     torch.nn.init.normal_(top[-1].weight)
     whole = Reranker(torch.randn(size + 1), torch.randn(size + 1), torch.rand(size + 1) + 0.5, top, base)
     features = torch.randn(7, 30, size)
@@ -180,7 +181,7 @@ def test_an_averaged_network_is_computed_member_by_member_and_block_by_block(mon
     torch.testing.assert_close(whole.scores(features), once)
     assert whole.scores(features[0, 0]).shape == () and whole.scores(features[:0]).shape == (0, 30)
     networks[0][3].weight.data.fill_(0.1)
-    trained = _averaged(networks)
+    trained = averaged(networks)
     trained[3].weight.data += 0.01  # an update may connect the members
     trained = Reranker(base.weights, base.mean, base.scale, trained)
     expected = x @ base.weights + trained.network(x)[..., 0]
