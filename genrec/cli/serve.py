@@ -30,6 +30,10 @@ def serve(
     events: Events = None,
     canary: Annotated[Path | None, typer.Option(help="A second bundle, which answers some of the users.")] = None,
     canary_weight: Annotated[float, typer.Option(help="Fraction of the users that the canary answers.")] = 0.1,
+    exploration: Annotated[
+        float, typer.Option(help="Fraction of list slots that are drawn; answers then state propensities.")
+    ] = 0.0,
+    exploration_temperature: Annotated[float, typer.Option(help="Of the softmax they are drawn by.")] = 1.0,
     traces: Annotated[bool, typer.Option("--traces", help="Send OpenTelemetry traces (OTEL_* variables).")] = False,
     max_batch: Annotated[int, typer.Option(help="Requests answered in one pass; 1 switches batching off.")] = 64,
     batch_wait_ms: Annotated[float, typer.Option(help="A batch starts when no more came for so long.")] = 1.0,
@@ -58,6 +62,7 @@ def serve(
         max_body_bytes=max_body_bytes, max_depth=max_depth, header_timeout_ms=header_timeout_ms,
         connections=connections, drain_s=drain_s, threads=threads, hosts=tuple(allow_host or ()),
         without_keys=without_keys, canary=canary, canary_weight=canary_weight, traces=traces,
+        exploration=exploration, exploration_temperature=exploration_temperature,
     )  # fmt: skip
     if ray is None:
         return answer(settings)

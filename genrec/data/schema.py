@@ -21,7 +21,8 @@ general to specific, ``price`` Float64 (any currency, one per log), then any fur
 ``users`` (optional): ``user_id`` String, then attribute columns.
 
 ``impressions`` (optional): the items presented per request: ``request_id``, ``user_id``, ``item_id``, ``timestamp``,
-``position``, ``action``.
+``position``, ``action``, and, where the logging policy drew the item, ``propensity`` Float64 in (0, 1], the chance
+that it stood in its slot.
 
 Columns beyond these are kept: one true/false column per feedback (``click``, ``long_view``, ``like`` ... ``hate``)
 where the log has them; ``action`` is then the deepest stage of the chain that the person reached.
@@ -75,6 +76,7 @@ IMPRESSION_SCHEMA: dict[str, pl.DataType] = {
     "position": pl.Int64(),
     "action": pl.String(),
 }
+PROPENSITY = "propensity"  # optional column of impressions
 JUDGMENT_SCHEMA: dict[str, pl.DataType] = {
     "query_id": pl.String(),
     "query": pl.String(),

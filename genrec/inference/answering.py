@@ -14,6 +14,7 @@ from torch.nn import functional
 from genrec.data.dataset import Dataset, Requests
 from genrec.errors import UserError
 from genrec.generation.options import MODES, SearchOptions
+from genrec.inference.exploration import POOL, explored
 from genrec.inference.filters import Filters
 from genrec.inference.histories import build_requests, stated_situations
 from genrec.inference.query_prices import with_price
@@ -82,7 +83,7 @@ def _kind(snapshot: CatalogueSnapshot, request: RecommendationRequest) -> tuple:
 def _answer_group(
     data: Dataset,
     snapshot: CatalogueSnapshot,
-    group: Sequence[RecommendationRequest],
+    group: list[RecommendationRequest],
     stored: StoredUsers | None,
     strict: bool,
 ) -> list[Response]:
@@ -97,9 +98,12 @@ def _answer_group(
     blank = (np.diff(requests.offsets) == 0) & (read.request_queries < 0)
     texts = list(dict.fromkeys(one.query for one in group if one.query is not None))
     matches: dict[str | None, Match | None] = dict(zip(texts, snapshot.ranker.matches(texts), strict=True))
+    for row in np.flatnonzero(blank):  # popular items: their scores are counts
+        group[row] = replace(group[row], exploration=None)
+    identities = [b"" if one.exploration is None else _identity(one, requests, row) for row, one in enumerate(group)]
     return [
         replace(
-            _response(snapshot, request, ids[row], scores[row], int(n_proven[row])),
+            _response(snapshot, request, ids[row], scores[row], int(n_proven[row]), identities[row]),
             source="popular" if blank[row] else "model",
             **_matched(matches.get(request.query)),
         )
@@ -143,7 +147,8 @@ def similar_items(snapshot: CatalogueSnapshot, item_id: str, k: int, filters: Fi
 
 def _length(request: RecommendationRequest) -> int:
     """How long a list the request needs from the ranker."""
-    return (request.offset + request.k) * (1 if request.diversity is None else _DIVERSE_POOL)
+    length = (request.offset + request.k) * (1 if request.diversity is None else _DIVERSE_POOL)
+    return length if request.exploration is None else max(length, POOL)
 
 
 def _allowed(
@@ -171,19 +176,35 @@ def _excluded(snapshot: CatalogueSnapshot, request: RecommendationRequest, store
     return snapshot.known_indices(items)
 
 
+def _identity(request: RecommendationRequest, requests: Requests, row: int) -> bytes:
+    """What exploration's draws follow from: the person, the history as it was read, and the query."""
+    history = requests.items[requests.offsets[row] : requests.offsets[row + 1]]
+    return repr((request.user, request.query)).encode("utf-8", "replace") + np.asarray(history, np.int64).tobytes()
+
+
 def _response(
-    snapshot: CatalogueSnapshot, request: RecommendationRequest, ids: np.ndarray, scores: np.ndarray, n_proven: int
+    snapshot: CatalogueSnapshot,
+    request: RecommendationRequest,
+    ids: np.ndarray,
+    scores: np.ndarray,
+    n_proven: int,
+    identity: bytes,
 ) -> Response:
     live = ids >= 0
     ids, scores = ids[live], scores[live]
+    propensities: list[float | None] = [None] * len(ids)
     if request.diversity is not None:
         order = diversified(snapshot.catalogue.codes[torch.from_numpy(ids)], request.diversity)
         ids, scores, n_proven = ids[order], scores[order], 0
+    if request.exploration is not None:
+        order, chances = explored(scores, request.offset + request.k, request.exploration, identity)
+        moved = np.flatnonzero(order != np.arange(len(order)))
+        n_proven = min(n_proven, int(moved[0]) if len(moved) else n_proven)
+        ids, scores, propensities = ids[order], scores[order], chances.tolist()
     page = slice(request.offset, request.offset + request.k)
-    ids, scores = ids[page], scores[page]
     items = [
-        Answer(snapshot.item_ids[item], snapshot.titles[item], float(score))
-        for item, score in zip(ids.tolist(), scores.tolist(), strict=True)
+        Answer(snapshot.item_ids[item], snapshot.titles[item], float(score), propensity)
+        for item, score, propensity in zip(ids[page].tolist(), scores[page].tolist(), propensities[page], strict=True)
     ]
     return Response(items, request.mode, n_proven=min(max(n_proven - request.offset, 0), len(items)))
 

@@ -18,6 +18,7 @@ from genrec.inference.answering import answer_all, similar_items
 from genrec.inference.baselines import baseline_lists
 from genrec.inference.bundle import BundleRun, export, open_run
 from genrec.inference.explain import Explanation, Walk, explain, walk
+from genrec.inference.exploration import Exploration
 from genrec.inference.filters import Category, Filters, facet
 from genrec.inference.histories import build_requests, read_events
 from genrec.inference.reasons import Reason, reasons
@@ -127,18 +128,20 @@ class Recommender:
         category: Category | None = None,
         attributes: Attributes | None = None,
         surface: str | None = None,
+        exploration: Exploration | None = None,
     ) -> list[Answer]:
         """The next items for a known ``user``, or for this ``history``.
 
         A history is item ids, oldest first, or {item_id, timestamp, action, query}.
         ``category``: only items of this category, a name or a path (``Categories.mask``). ``attributes`` of the person
         and ``surface`` of the request are read by a model with ``model.situation``; by default those of the data.
-        Raises ``UserError`` for an unknown user, category or attribute, k below 1 or an unknown mode. Without user and
-        history, the popular items.
+        ``exploration`` draws some slots, and answers state propensities. Raises ``UserError`` for an unknown user,
+        category or attribute, k below 1 or an unknown mode. Without user and history, the popular items.
         """
         filters = _with_category(filters, category)
         given = user, history, None, k, mode, exclude_seen, timestamp, filters, diversity
-        return self.ask([RecommendationRequest(*given, attributes=attributes, surface=surface)])[0].items
+        request = RecommendationRequest(*given, attributes=attributes, surface=surface, exploration=exploration)
+        return self.ask([request])[0].items
 
     def search(
         self,
@@ -154,6 +157,7 @@ class Recommender:
         category: Category | None = None,
         attributes: Attributes | None = None,
         surface: str | None = None,
+        exploration: Exploration | None = None,
     ) -> Answers:
         """The items that ``query`` means to this user or history; the other arguments as in ``recommend``.
 
@@ -163,7 +167,8 @@ class Recommender:
         """
         filters, query = _with_category(filters, category), query_words(query)
         given = user, history, query, k, mode, exclude_seen, timestamp, filters, diversity
-        return Answers(self.ask([RecommendationRequest(*given, attributes=attributes, surface=surface)])[0])
+        request = RecommendationRequest(*given, attributes=attributes, surface=surface, exploration=exploration)
+        return Answers(self.ask([request])[0])
 
     def rank(
         self,
@@ -435,4 +440,13 @@ def _with_category(filters: Filters | None, category: Category | None) -> Filter
     raise UserError("give the category once: as 'category', or in the filters")
 
 
-__all__ = ["Answer", "Diversity", "Filters", "RecommendationRequest", "Recommender", "Response", "Suggestion"]
+__all__ = [
+    "Answer",
+    "Diversity",
+    "Exploration",
+    "Filters",
+    "RecommendationRequest",
+    "Recommender",
+    "Response",
+    "Suggestion",
+]

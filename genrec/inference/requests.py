@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from genrec.errors import UserError
+from genrec.inference.exploration import Exploration
 from genrec.inference.filters import Filters
 from genrec.text.query_tokens import readable
 
@@ -35,7 +36,8 @@ class RecommendationRequest:
     ``history``: item ids, oldest first, or {item_id, timestamp, action, query}; it replaces what is known of
     ``user``. ``timestamp``: seconds; later events of a stored user are not read. ``candidates``: rank only these.
     ``offset``: results left out at the head (paging). ``attributes`` of the person, by name, and the ``surface`` of the
-    request: what a model with ``model.situation`` reads; they replace what the data say.
+    request: what a model with ``model.situation`` reads; they replace what the data say. ``exploration``: draw some
+    slots; a request without history and query is not explored.
     """
 
     user: str | None = None
@@ -51,6 +53,7 @@ class RecommendationRequest:
     offset: int = 0
     attributes: Attributes | None = None
     surface: str | None = None
+    exploration: Exploration | None = None
 
     @property
     def reads_user(self) -> bool:
@@ -60,11 +63,15 @@ class RecommendationRequest:
 
 @dataclass(frozen=True)
 class Answer:
-    """One recommended or matching item."""
+    """One recommended or matching item.
+
+    ``propensity``: its chance to stand in its slot, given those before; None without exploration.
+    """
 
     item_id: str
     title: str | None
     score: float
+    propensity: float | None = None
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,9 @@ import polars as pl
 
 from genrec.data.dataset import Dataset, Requests
 from genrec.data.impressions import SlateLog, events_before, query_indices, split_slates
+from genrec.data.schema import PROPENSITY
 from genrec.errors import UserError
 from genrec.preference.levels import Levels
-
-PROPENSITY = "propensity"  # optional column of the impressions
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import polars as pl
 from genrec.artifacts.folders import atomic_folder, fingerprint
 from genrec.data.impressions import IMPRESSION
 from genrec.data.prepare.appended import SERVED_LOG
-from genrec.data.schema import EVENT_SCHEMA, IMPRESSION_SCHEMA
+from genrec.data.schema import EVENT_SCHEMA, IMPRESSION_SCHEMA, PROPENSITY
 from genrec.serving.stores import existing_store
 
 _CHUNK = 100_000  # records held as Python objects at once
@@ -29,7 +29,7 @@ def write_events(store_path: str, output: Path, chain: Sequence[str]) -> dict[st
     store = existing_store(store_path)
     tables = {
         "events": _table(store.all_events(), EVENT_SCHEMA),
-        "impressions": _table(store.all_impressions(), IMPRESSION_SCHEMA),
+        "impressions": _table(store.all_impressions(), IMPRESSION_SCHEMA | {PROPENSITY: pl.Float64()}),
     }
     store.close()
     action = pl.col("action")

@@ -16,6 +16,9 @@ class Item(BaseModel):
     item_id: str
     title: str | None
     score: float
+    propensity: float | None = Field(
+        None, description="With exploration: the item's chance to stand in its slot, given those before. Send it back."
+    )
     attributes: dict[str, Any] | None = None
     reason: Reason | None = None
 

@@ -334,15 +334,21 @@ class ImpressionsBody(_Body):
     recommendation_id: Short
     user_id: Id
     items: Annotated[list[Id], FIRST_ERROR] = Field(min_length=1, max_length=1000)
+    propensities: Annotated[list[Annotated[float, Field(gt=0, le=1)]], FIRST_ERROR] | None = Field(
+        None, max_length=1000, description="Those of the answer, for each item, where the server explores."
+    )
     timestamp: Seconds | None = None
     model_config = _examples({"recommendation_id": "0f3a", "user_id": "u1", "items": ["item-1", "item-2"]})
 
     def stored(self) -> list[StoredImpression]:
-        """The impressions to keep; without a time they happened now."""
+        """The impressions to keep; without a time they happened now. ``UserError`` for too few propensities."""
         when = int(time.time()) if self.timestamp is None else self.timestamp
+        propensities = self.propensities or [None] * len(self.items)
+        if len(propensities) != len(self.items):
+            raise UserError(f"propensities: {len(propensities)} for {len(self.items)} items; give one for each item")
         return [
-            StoredImpression(self.recommendation_id, self.user_id, item, when, position)
-            for position, item in enumerate(self.items, 1)
+            StoredImpression(self.recommendation_id, self.user_id, item, when, position, propensity)
+            for position, (item, propensity) in enumerate(zip(self.items, propensities, strict=True), 1)
         ]
 
 

@@ -26,6 +26,7 @@ _POSITIVE = (
     "body_timeout_ms",
     "connections",
     "refresh_s",
+    "exploration_temperature",
 )
 _NOT_NEGATIVE = ("batch_wait_ms", "drain_s", "threads")
 
@@ -57,6 +58,8 @@ class ServeSettings:
     without_keys: bool = False  # allow an address that others reach although no key is required
     canary: Path | None = None  # a second bundle, which answers some of the users
     canary_weight: float = 0.1  # fraction of the users that the canary answers
+    exploration: float = 0.0  # fraction of the slots of recommendations and searches that are drawn
+    exploration_temperature: float = 1.0  # of the softmax over scores that they are drawn by
     traces: bool = False  # OpenTelemetry spans, sent where the environment says
     refresh_s: float = 2.0  # how often item changes of other servers on the same store are looked for
 
@@ -69,6 +72,8 @@ class ServeSettings:
                 raise UserError(f"--{name.replace('_', '-')}: must not be below 0, is {getattr(self, name)}")
         if not 0 <= self.canary_weight <= 1:
             raise UserError(f"--canary-weight: must lie between 0 and 1, is {self.canary_weight}")
+        if not 0 <= self.exploration <= 1:
+            raise UserError(f"--exploration: must lie between 0 and 1, is {self.exploration}")
         if not 0 <= self.port <= 65535:
             raise UserError(f"--port: must lie between 0 and 65535, is {self.port}")
         if self.host not in LOOPBACK and self.key_file is None and not self.without_keys:

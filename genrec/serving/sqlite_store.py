@@ -39,7 +39,7 @@ CREATE INDEX IF NOT EXISTS events_of_user ON events (user_id, timestamp, seq);
 CREATE INDEX IF NOT EXISTS items_of_user ON events (user_id, item_id);
 CREATE TABLE IF NOT EXISTS impressions (
     seq INTEGER PRIMARY KEY, request_id TEXT NOT NULL, user_id TEXT NOT NULL, item_id TEXT NOT NULL,
-    timestamp INTEGER NOT NULL, position INTEGER NOT NULL
+    timestamp INTEGER NOT NULL, position INTEGER NOT NULL, propensity REAL
 );
 CREATE INDEX IF NOT EXISTS impressions_of_user ON impressions (user_id);
 CREATE TABLE IF NOT EXISTS items (item_id TEXT PRIMARY KEY, columns TEXT, version INTEGER NOT NULL DEFAULT 0);
@@ -87,6 +87,9 @@ class SqliteStore:
             )
         tables = _FROM_FORMAT_1.format(tables=_TABLES) if version == 1 else _TABLES
         connection.executescript(f"BEGIN IMMEDIATE; {tables} PRAGMA user_version = {STORE_FORMAT}; COMMIT;")
+        columns = {row[1] for row in connection.execute("PRAGMA table_info(impressions)")}
+        if "propensity" not in columns:  # a store of before; an older genrec goes on reading it
+            connection.execute("ALTER TABLE impressions ADD COLUMN propensity REAL")
 
     def _connection(self) -> sqlite3.Connection:
         """This thread's connection; autocommit, so that a read never holds the log back."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from fastapi import Request
 
 from genrec.errors import UserError
+from genrec.inference.exploration import Exploration
 from genrec.inference.requests import Answer, RecommendationRequest, Response
 from genrec.serving import schemas as s
 from genrec.serving.batching import Batcher
@@ -103,7 +104,11 @@ class Server:
         self, served: ServedBundle, request: RecommendationRequest, timeout_ms: int | None = None
     ) -> Response:
         """The response to one request, in a batch with others, within its own timeout or the server's time budget."""
-        budget = self.settings.time_budget_ms
+        budget, share = self.settings.time_budget_ms, self.settings.exploration
+        if share and request.candidates is None:
+            # Other draws each hour; within it, the pages of a list fit together, on every server.
+            hour = int(time.time() // 3600)
+            request = replace(request, exploration=Exploration(share, self.settings.exploration_temperature, hour))
         return await served.ask(request, min(timeout_ms or budget, budget) / 1000)
 
     async def call(self, work: Callable[[], Any]) -> Any:
@@ -149,6 +154,9 @@ class Server:
         items: list[dict[str, Any]] = [
             {"item_id": one.item_id, "title": one.title, "score": one.score} for one in answers
         ]
+        for item, one in zip(items, answers, strict=True):
+            if one.propensity is not None:
+                item["propensity"] = one.propensity
         if fields:
             columns = served.engine.model.columns([one.item_id for one in answers], fields)
             for item, attributes in zip(items, columns, strict=True):

@@ -56,13 +56,17 @@ class StoredEvent:
 
 @dataclass(frozen=True)
 class StoredImpression:
-    """One item shown to a user at ``position`` (from 1) of the recommendation ``request_id``."""
+    """One item shown to a user at ``position`` (from 1) of the recommendation ``request_id``.
+
+    ``propensity``: the chance it had to stand there, as the answer stated it.
+    """
 
     request_id: str
     user_id: str
     item_id: str
     timestamp: int
     position: int
+    propensity: float | None = None
 
 
 class Store(Protocol):

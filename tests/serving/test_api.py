@@ -9,6 +9,9 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
+from genrec.data.prepare.appended import SERVED_OPTIONS
+from genrec.data.readers import read_log
+from genrec.data.schema import PROPENSITY
 from genrec.serving.export import write_events
 from genrec.serving.schemas import MAX_HISTORY, EventBody
 
@@ -183,6 +186,39 @@ def test_events_are_reported_one_by_one_and_exported(serving, model, tmp_path):
             assert impressions["action"].to_list() == [action, "impression"]
 
     asyncio.run(go())
+
+
+def test_explored_answers_are_logged_with_their_propensities(serving, model, tmp_path):
+    async def go():
+        asked = {"user_id": model.dataset.user_ids[1], "k": 6}
+        async with serving() as (client, _):
+            plain = (await client.post("/v1/recommend", json=asked)).json()["items"]
+            assert all("propensity" not in item for item in plain)
+        async with serving(exploration=1.0, exploration_temperature=5.0) as (client, app):
+            answer = (await client.post("/v1/recommend", json=asked)).json()
+            propensities = [item["propensity"] for item in answer["items"]]
+            assert all(0 < one < 1 for one in propensities) and answer["n_proven"] == 0
+            ranked = {"candidates": [item["item_id"] for item in plain], "user_id": asked["user_id"]}
+            ranked = (await client.post("/v1/rank", json=ranked)).json()["items"]
+            assert all("propensity" not in item for item in ranked)
+            shown = [item["item_id"] for item in answer["items"]]
+            visible = {"recommendation_id": answer["recommendation_id"], "user_id": asked["user_id"], "items": shown}
+            wrong = await client.post("/v1/impressions", json=visible | {"propensities": [0.5]})
+            assert wrong.status_code == 422 and "6 items" in wrong.json()["message"]
+            assert (await client.post("/v1/impressions", json=visible | {"propensities": [0.0] * 6})).status_code == 422
+            kept = await client.post("/v1/impressions", json=visible | {"propensities": propensities})
+            assert kept.json() == {"accepted": 6}
+            await client.post("/v1/impressions", json=visible)  # a client that does not send them back
+            click = {"user_id": asked["user_id"], "item_id": shown[0]}
+            await client.post("/v1/events", json={"events": [click]})
+            chain = model.dataset.actions_chain
+            write_events(app.state.server.settings.store_path, tmp_path / "log", chain)
+        return propensities
+
+    propensities = asyncio.run(go())
+    parts = list(read_log("table", tmp_path / "log", SERVED_OPTIONS))
+    read = pl.concat([part.impressions for part in parts if part.impressions is not None])
+    assert read[PROPENSITY].to_list() == [*propensities, *[None] * 6]
 
 
 def test_a_person_is_erased_from_the_bundle_too(serving, model):

@@ -63,6 +63,20 @@ def test_all_items_of_a_user(store):
     assert sorted(store.items_of(["u", "v"])["u"]) == [f"i{n}" for n in range(7)] and store.items_of(["v"]) == {"v": []}
 
 
+def test_a_store_from_before_propensities_gets_the_column(tmp_path):
+    path = tmp_path / "old.sqlite"
+    SqliteStore(path).close()
+    with sqlite3.connect(path) as old:
+        old.execute("ALTER TABLE impressions DROP COLUMN propensity")
+        columns = "request_id, user_id, item_id, timestamp, position"
+        old.execute(f"INSERT INTO impressions ({columns}) VALUES ('r', 'u', 'a', 1, 1)")
+    for _ in range(2):
+        store = SqliteStore(path)
+        store.append_impressions([StoredImpression("r", "u", "b", 1, 2, 0.25)])
+        assert [one.propensity for one in store.all_impressions()][:2] == [None, 0.25]
+        store.close()
+
+
 def test_erasing(store):
     visible = [StoredImpression("r", user, "a", 1, 1) for user in ("u/1", "v")]
     store.append([event("u/1", "a", 1, event_id="x"), event("v", "a", 1)])

@@ -27,7 +27,7 @@ from genrec.data.readers.table.rows import (
     unpack_items,
 )
 from genrec.data.readers.toolkit import LINE, Batch, LogSource, SeenKeys, is_glob, reaches
-from genrec.data.schema import EVENT_SCHEMA, IMPRESSION_SCHEMA, REQUIRED_EVENT_COLUMNS, RawLog, conform
+from genrec.data.schema import EVENT_SCHEMA, IMPRESSION_SCHEMA, PROPENSITY, REQUIRED_EVENT_COLUMNS, RawLog, conform
 from genrec.data.times import TimeNotation
 from genrec.errors import UserError
 
@@ -142,9 +142,10 @@ def _read_impressions(file: Path, settings: TableOptions) -> Iterator[RawLog]:
 
 
 def _impressions(table: pl.DataFrame, file: Path) -> pl.DataFrame:
-    known = [name for name in (*IMPRESSION_SCHEMA, "query", "surface") if name in table.columns]
-    position = [pl.col("position").cast(pl.Int64, strict=False)] if "position" in known else []
-    return conform(table.select(known).with_columns(position), IMPRESSION_SCHEMA, str(file))
+    known = [name for name in (*IMPRESSION_SCHEMA, "query", "surface", PROPENSITY) if name in table.columns]
+    types = {"position": pl.Int64(), PROPENSITY: pl.Float64()}
+    numbers = [pl.col(name).cast(types[name], strict=False) for name in types if name in known]
+    return conform(table.select(known).with_columns(numbers), IMPRESSION_SCHEMA, str(file))
 
 
 def _event_part(batch: Batch, settings: TableOptions, file: Path, items: pl.DataFrame | None) -> RawLog:
