@@ -234,6 +234,12 @@ class SituationReader:
         self.situation = situation
         self._dataset = dataset
 
+    @classmethod
+    def of(cls, network: Any, dataset: Dataset) -> Self | None:
+        """The reader of what ``network`` reads of a situation; None for one that reads none."""
+        vectors = getattr(network, "situation", None)
+        return None if vectors is None else cls(vectors.situation, dataset)
+
     @cached_property
     def _users(self) -> np.ndarray:
         """(n_users + 1, attributes) rows of the users; the last is that of a user that nobody knows."""

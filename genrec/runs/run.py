@@ -22,7 +22,6 @@ from genrec.errors import UserError
 from genrec.model.collate import Collator
 from genrec.model.network import GenerativeRecommender
 from genrec.model.query_features import QueryFeatures
-from genrec.model.sasrec import SASRec
 from genrec.model.saved import load_network
 from genrec.ranking.candidates import CandidateGenerator
 from genrec.ranking.features import CandidateFeatures
@@ -165,14 +164,8 @@ class Run:
             rerankers = {
                 task: Reranker.from_state(load_file(self.folder / "reranker" / f"{task}.safetensors")) for task in TASKS
             }
-        reader = self._situation(network)
+        reader = SituationReader.of(network, self.dataset)
         return Ranker(generator, fitted_config.model, self.ids.encoder, self.config.decoding, rerankers, reader)
-
-    def _situation(self, network: GenerativeRecommender | SASRec) -> SituationReader | None:
-        """Reads the situations of requests where the network does."""
-        if not isinstance(network, GenerativeRecommender) or network.situation is None:
-            return None
-        return SituationReader(network.situation.situation, self.dataset)
 
     def network_scorer(self, name: str, fitted_on: str) -> Callable[[Requests], np.ndarray]:
         """Scores over the catalogue, requests -> (N, n_items), of the retrieval head of a network.
@@ -185,7 +178,7 @@ class Run:
         device = compute_device(self.config.training.accelerator)
         network = network.to(device)
         features = QueryFeatures.build(self.dataset.query_texts, self.ids.encoder)
-        collator = Collator(config.model, features, situation=self._situation(network))
+        collator = Collator(config.model, features, situation=SituationReader.of(network, self.dataset))
         with torch.inference_mode():
             items = network.item_encoder()
             index = network.item_index(items)
