@@ -20,7 +20,7 @@ ACTIONS = ("impression", "click", "cart", "purchase")
 EPOCH = 1_700_000_000 - 1_700_000_000 % 86_400  # the midnight the log starts at
 SESSION_GAP, REQUEST_GAP = 1_800, 180  # seconds, at least, between the starts of sessions and of requests
 MAX_REQUESTS = 5
-EXPLORE = 0.15  # share of slots filled from the whole catalogue
+EXPLORE = 0.15  # share of slots filled from the whole catalogue, by the cluster's table
 BIAS, TASTE, RESEMBLANCE, INTENT, QUERY_MATCH = -4.6, 5.0, 1.5, 1.0, 1.2  # logit of a click
 WANTED_SHOWN = 0.85  # how often a search shows the very item the user had in mind
 
@@ -99,15 +99,18 @@ def _draw_items(
     return world.order[np.clip(slot, first, last) - row]  # rounding may step over a category's edge
 
 
-def _propensity(world: World, cluster: np.ndarray, leaf: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """The chance (session, slot) of ``_draw_items`` to draw each item for a slot: exploration or the category."""
+def _propensity(
+    world: World, cluster: np.ndarray, leaf: np.ndarray, items: np.ndarray, exploration: float
+) -> np.ndarray:
+    """The chance (session, slot) of each item to be drawn for its slot: by ``_draw_items`` or uniform exploration."""
     within = np.exp(world.slot_log_chance[cluster, items])
     anywhere = np.empty_like(world.slot_log_chance)
     anywhere[:, world.order] = np.diff(
         world.table.reshape(anywhere.shape) - np.arange(len(anywhere))[:, None], prepend=0
     )
     same = world.item_leaf[items] == leaf
-    return EXPLORE * anywhere[cluster, items] + (1 - EXPLORE) * within * same
+    drawn = EXPLORE * anywhere[cluster, items] + (1 - EXPLORE) * within * same
+    return exploration / len(world.order) + (1 - exploration) * drawn
 
 
 def play_round(
@@ -120,6 +123,9 @@ def play_round(
     size = config.slate_size
     cluster, leaf = world.user_cluster[sessions.user[active]][:, None], sessions.leaf[active][:, None]
     items = _draw_items(world, cluster, leaf, rng.random((len(active), size)) < EXPLORE, rng)
+    if config.exploration:
+        explored = rng.random(items.shape) < config.exploration
+        items = np.where(explored, rng.integers(0, config.n_items, items.shape), items)
     searches = rng.random(len(active)) < config.search_share
     wanted = _draw_items(world, cluster, leaf, np.zeros((len(active), 1), dtype=bool), rng)[:, 0]
     placed = searches & (rng.random(len(active)) < WANTED_SHOWN)
@@ -134,13 +140,13 @@ def play_round(
     for slot in range(1, size):
         kept[:, slot] = (items[:, slot : slot + 1] != items[:, :slot]).all(axis=1)
     attention = 1 / (1 + 0.06 * np.arange(size))
-    stage = _draw_stages(logit, attention, kept, rng)
+    stage = draw_stages(logit, attention, kept, rng)
     clicked = stage > 0
     rows = np.flatnonzero(clicked.any(axis=1))
     last = size - 1 - np.argmax(clicked[rows, ::-1], axis=1)
     fresh = RESEMBLANCE * world.item_vectors[items[rows, last]]
     sessions.wish[active[rows]] = sessions.taste[active[rows]] + fresh
-    propensity = _propensity(world, cluster, leaf, items)
+    propensity = _propensity(world, cluster, leaf, items, config.exploration)
     propensity[placed] = np.nan  # the item in mind was put in: these slates were not drawn by the tables alone
     row, column = np.nonzero(kept)
     return {
@@ -157,8 +163,11 @@ def play_round(
     }
 
 
-def _draw_stages(logit: np.ndarray, attention: np.ndarray, kept: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """How far down the chain each impression goes: 0 impression, 1 click, 2 cart, 3 purchase."""
+def draw_stages(logit: np.ndarray, attention: np.ndarray, kept: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """How far down the chain each impression goes: 0 impression, 1 click, 2 cart, 3 purchase.
+
+    ``logit`` of a click and ``kept`` (row, slot), ``attention`` (slot,).
+    """
     chance = attention / (1 + np.exp(-logit))
     click = kept & (rng.random(logit.shape, dtype=np.float32) < chance)
     # What is liked more is also bought more.

@@ -63,7 +63,7 @@ def _value(
     same = (SAME_SESSION * known)[:, None]
     attention = live / (1 + 0.06 * np.arange(lists.shape[1]))
     totals = []
-    for outcome in (_click, _purchase):
+    for outcome in (_click, purchase_chance):
         new = meets * outcome(liked + INTENT) + (1 - meets) * outcome(liked)
         totals.append((attention * (same * outcome(running) + (1 - same) * new)).sum(1))
     return totals[0], totals[1]
@@ -73,7 +73,7 @@ def _click(logit: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-logit))
 
 
-def _purchase(logit: np.ndarray) -> np.ndarray:
+def purchase_chance(logit: np.ndarray) -> np.ndarray:
     """Click, then cart (a tenth, and up to four tenths more), then purchase (half)."""
     click = _click(logit)
     return click * (0.1 + 0.4 * click) * 0.5

@@ -60,6 +60,8 @@ class SimulatorConfig:
     """Steepness of item popularity (Zipf)."""
     activity_spread: float = 0.7
     """Spread of the log-normal activity of users."""
+    exploration: float = 0.0
+    """Share of slots filled with an item drawn uniformly from the catalogue; the log holds the propensities."""
     seed: int = 0
     """Everything follows from it."""
 
@@ -75,8 +77,8 @@ class SimulatorConfig:
                 raise UserError(f"simulator: {entry.name} must be at least {low}, not {value!r}")
         if self.n_items < self.n_categories:
             raise UserError(f"simulator: n_items ({self.n_items}) must be at least n_categories ({self.n_categories})")
-        if self.slate_size > 16 or self.search_share > 1 or self.drift > 1:
-            raise UserError("simulator: slate_size must be at most 16, search_share and drift at most 1")
+        if self.slate_size > 16 or max(self.search_share, self.drift, self.exploration) > 1:
+            raise UserError("simulator: slate_size must be at most 16; search_share, drift and exploration at most 1")
 
 
 @dataclass(frozen=True)

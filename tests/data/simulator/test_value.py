@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from genrec.data.simulator.sessions import _draw_stages
+from genrec.data.simulator.sessions import draw_stages
 from genrec.data.simulator.simulate import make_world
 from genrec.data.simulator.value import list_value
 from genrec.data.simulator.world import SimulatorConfig
@@ -23,7 +23,7 @@ def test_value_is_what_sessions_yield_in_the_mean():
     taste = truth.taste(np.array([7]), np.array([0.4]))
     leaf = rng.choice(6, n, p=truth.leaf_chances(taste)[0])
     logit = -4.6 + 5.0 * (taste @ truth.item_vectors[lists[0]].T) + 1.0 * (truth.item_leaf[lists[0]] == leaf[:, None])
-    stage = _draw_stages(logit, 1 / (1 + 0.06 * np.arange(4)), np.ones((n, 4), bool), rng)
+    stage = draw_stages(logit, 1 / (1 + 0.06 * np.arange(4)), np.ones((n, 4), bool), rng)
     for expected, seen in ((value.clicks[0], (stage >= 1).sum(1)), (value.purchases[0], (stage >= 3).sum(1))):
         assert abs(seen.mean() - expected) < 5 * seen.std() / np.sqrt(n)
     assert value.clicks[0] > 0.01
