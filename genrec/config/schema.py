@@ -291,7 +291,7 @@ class PreferenceConfig:
     phases: list[str] = setting(
         ["grpo", "dpo"],
         "Training phases in order, see genrec/preference/phases.py.",
-        choices=("distil", "guided-dpo", "grpo", "plackett-luce", "dpo"),
+        choices=("distil", "guided-dpo", "grpo", "plackett-luce", "dpo", "taste"),
         nonempty=True,
     )
     levels: dict[str, float] = setting(
@@ -318,7 +318,7 @@ class PreferenceConfig:
     )
     strengths: list[float] = setting(
         [1.0],
-        "Weights of the value's logarithm against the decoder's own log-probability (distil by reward, ranking). "
+        "Weights of the value's logarithm against the decoder's log-probability (taste; distil by reward, ranking). "
         "Each is tried; of those that the gate accepts, the one with the highest reward is kept.",
         ge=0,
         nonempty=True,

@@ -29,6 +29,7 @@ from genrec.model.ranking import RankingHead, request_rows
 from genrec.model.reasoning import Reasoning
 from genrec.model.rope import rotary_angles
 from genrec.model.situation import SituationVectors
+from genrec.model.taste import Taste
 from genrec.retrieval.similar_texts import most_similar
 
 NORM_EPSILON = 1e-12  # as in ``F.normalize``
@@ -110,6 +111,7 @@ class GenerativeRecommender(nn.Module):
                 assert isinstance(last, nn.Linear)
                 nn.init.constant_(last.bias, -math.log(catalogue.n_items))
         nn.init.normal_(self.actions.weight, std=0.02)
+        self.taste: Taste | None = None  # set by the preference stage, and by reading what it saved
         self.decoder = None
         if generate:
             self.decoder = CodeDecoder(

@@ -25,10 +25,12 @@ from genrec.errors import UserError
 from genrec.model.network import GenerativeRecommender
 from genrec.model.packed import table_rows, unpacked
 from genrec.model.sasrec import SASRec
+from genrec.model.taste import Taste
 
 KIND = "model"
 IDS, NODES = "item_encoder.ids.weight", "decoder.nodes.weight"  # tables with a row for each item and each node
 PRIOR = "decoder.prior_weight"
+TASTE = "taste.own"
 RESOLVED = "resolved.json"  # the config with all values chosen by rule; config.json holds what the user wrote
 
 
@@ -79,6 +81,8 @@ def load_network(
             Situation.from_state(info["situation"]) if info.get("situation") else None,
         )
     weights = load_file(folder / "model.safetensors")
+    if TASTE in weights and isinstance(network, GenerativeRecommender):
+        network.taste = Taste(len(weights[TASTE]), ids.catalogue.text.shape[1])
     if PRIOR in weights:
         weights[PRIOR] = weights[PRIOR].view(1)  # a scalar in earlier models
     decoder = network.decoder if answers and isinstance(network, GenerativeRecommender) else None

@@ -20,6 +20,7 @@ from genrec.preference.policy import Policy, chunks
 from genrec.preference.ranking_metrics import graded_ndcg
 
 K = 10
+WEIGHTED = "exposure-weighted"
 AUC_TOLERANCE = 0.005  # maximum loss of AUC, GAUC and reward nDCG; three seeds of the same stage differ by less
 BREADTH_TOLERANCE = (
     0.1  # maximum relative loss of coverage and diversity, as far as an editor of lists would not notice
@@ -38,6 +39,14 @@ class Measured:
     lists: np.ndarray
     paired: dict[str, np.ndarray]
     single: dict[str, float]
+
+    def weighted(self, weights: np.ndarray | None) -> Measured:
+        """The same with recall and nDCG of the first task by weights (N,) too; rows of weight 0 are left out."""
+        if weights is None:
+            return self
+        live = np.where(weights > 0, weights, np.nan)
+        more = {f"{WEIGHTED} {name}": self.paired[name] * live for name in ("recall", "ndcg")}
+        return Measured(self.lists, self.paired | more, self.single)
 
     def means(self) -> dict[str, float]:
         """The mean of every measure, NaN where nothing was measured."""
@@ -141,6 +150,11 @@ def decide(before: Measured, after: Measured, tolerance: float, seed: int) -> Ga
     Recall and nDCG may fall by the fraction ``tolerance``, but not significantly; AUC, GAUC and reward nDCG by
     ``AUC_TOLERANCE``; coverage and diversity by the fraction ``BREADTH_TOLERANCE``. A measure that became NaN is a
     fault.
+
+    Where the log states propensities, recommendations are judged by exposure-weighted recall and nDCG: they may not
+    fall significantly. They estimate what people would choose, with more noise than ``tolerance``. The plain ones
+    measure agreement with the logging policy: what people would choose and it seldom showed counts as a miss. Either
+    may fall by ``BREADTH_TOLERANCE``.
     """
     rows, old, new = [], before.means(), after.means()
     for name, value in old.items():
@@ -149,7 +163,8 @@ def decide(before: Measured, after: Measured, tolerance: float, seed: int) -> Ga
             both = np.isfinite(before.paired[name]) & np.isfinite(after.paired[name])
             if both.any():
                 _, row.low, row.high, row.p = paired_test(after.paired[name][both], before.paired[name][both], seed)
-        row.fault = _fault(row, tolerance)
+        exposed = name.startswith(WEIGHTED) or f"{WEIGHTED} {name}" in old
+        row.fault = _exposure_fault(row) if exposed else _fault(row, tolerance)
         rows.append(row)
     faults = [row.fault for row in rows if row.fault]
     better = [row.name for row in rows if row.name not in ("coverage", "diversity") and row.after > row.before]
@@ -158,6 +173,16 @@ def decide(before: Measured, after: Measured, tolerance: float, seed: int) -> Ga
     if not better:
         return GateDecision(False, ["nothing became better"], rows)
     return GateDecision(True, [f"better: {', '.join(better)}; nothing fell beyond its tolerance"], rows)
+
+
+def _exposure_fault(row: GateRow) -> str | None:
+    """The fault of a measure where the log states propensities, plain or weighted."""
+    text = f"{row.name} fell from {row.before:.4f} to {row.after:.4f}"
+    if row.after < row.before * (1 - BREADTH_TOLERANCE):
+        return f"{text}, by more than {BREADTH_TOLERANCE:.0%}"
+    if row.name.startswith(WEIGHTED) and row.high is not None and row.high < 0:
+        return f"{text}, surely below 0 [{row.low:+.4f}, {row.high:+.4f}]"
+    return None
 
 
 def _fault(row: GateRow, tolerance: float) -> str | None:

@@ -19,7 +19,7 @@ from genrec.evaluation.metrics import paired_test, user_aucs
 from genrec.model.collate import Collator
 from genrec.preference.feedback import Feedback
 from genrec.preference.levels import Levels
-from genrec.preference.phases import BY_VALUE, PhaseTrainer, regularised
+from genrec.preference.phases import BY_VALUE, TASTE, PhaseTrainer, regularised
 from genrec.preference.policy import chunks
 
 BEAM = 50  # wider than what is taught, so that enough impressions lie in it
@@ -55,18 +55,18 @@ class BeamAgreement:
         return asdict(self)
 
 
-def teaches_by_value(settings: PreferenceConfig) -> bool:
-    """Whether the distillation phase learns the decoder's beam with values, so that ``preference.strengths`` matter."""
-    return "distil" in settings.phases and settings.teacher in BY_VALUE
+def by_strength(settings: PreferenceConfig) -> bool:
+    """Whether a phase joins the decoder's probability with a value, so that ``preference.strengths`` matter."""
+    return TASTE in settings.phases or ("distil" in settings.phases and settings.teacher in BY_VALUE)
 
 
 def beam_agreement(trainer: PhaseTrainer, feedback: Feedback, levels: Levels, seed: int) -> BeamAgreement:
     """Judge the reward of ``trainer`` on held-out ``feedback``: the order that its phases teach.
 
-    That is the decoder's log-probability with the value where distillation joins them, else the value alone. Nothing is
-    judged where no impression lies in a beam.
+    That is the decoder's log-probability with the value where a phase joins them, else the value alone; the value is
+    the chance of the taste where that is a phase. Nothing is judged where no impression lies in a beam.
     """
-    joined = teaches_by_value(trainer.settings)
+    joined, taste = by_strength(trainer.settings), TASTE in trainer.settings.phases
     policy, parts = trainer.policy, []
     items, stages = feedback.padded()
     for rows, inputs in chunks(policy, trainer.collator, feedback.requests, _CHUNK, feedback.users):
@@ -75,7 +75,10 @@ def beam_agreement(trainer: PhaseTrainer, feedback: Feedback, levels: Levels, se
         beam = policy.beam(inputs, BEAM, hide_seen=False)[0]
         inside = ((ids[:, :, None] == beam[:, None, :]).any(2) & (ids >= 0)).cpu().numpy()
         chances = policy.item_log_probabilities(inputs, ids)
-        value = trainer.predict(inputs, ids)[0]
+        if taste:
+            value = trainer.features.taste.log_chance(policy.text, inputs.requests, ids).exp()
+        else:
+            value = trainer.predict(inputs, ids)[0]
         taught = regularised(chances, value, trainer.strength) if joined else value
         owner = np.broadcast_to(feedback.users[rows][:, None], inside.shape)
         columns = (chances.cpu().numpy(), taught.cpu().numpy(), stages[rows, :width], owner)

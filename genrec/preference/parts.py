@@ -14,14 +14,13 @@ from genrec.errors import UserError
 from genrec.preference.feedback import Feedback
 from genrec.preference.levels import Levels
 
-FEATURES_FRACTION = 0.4  # of the training requests, by time: the first are only counted ...
-REWARD_FRACTION = 0.3  # ... and the next fit the reward model; enough clicks for it, and the newest are the policy's
+FEATURES_FRACTION = 0.4  # of the training requests, by time: the first are only counted
 _RANDOM_ITEMS = 20  # rows that go with an event of a log without impressions
 
 
 @dataclass(frozen=True)
 class FeedbackParts:
-    """Training feedback of the reward model and of the policy, and what is held out.
+    """Training feedback of the reward model and of the policy, from other users, and what is held out.
 
     Features are counted on events before ``features_until`` (seconds).
     """
@@ -33,13 +32,17 @@ class FeedbackParts:
     features_until: int
 
 
-def split_by_time(feedback: Feedback, settings: PreferenceConfig, seed: int, valid_limit: int) -> FeedbackParts:
-    """Training requests divided by time, and the held-out ones. ``UserError`` where a part would be empty."""
+def split_feedback(feedback: Feedback, settings: PreferenceConfig, seed: int, valid_limit: int) -> FeedbackParts:
+    """Training requests behind those that are only counted, half of the users for each part, and the held-out ones.
+
+    Both parts reach to the newest requests: the reward model learns where the policy went last. It never values the
+    requests it was fitted on. ``UserError`` where a part would be empty.
+    """
     train = np.flatnonzero((feedback.split == TRAIN) & (feedback.history_lengths > 0))
     times = feedback.times[train]
-    bounds = (np.array([FEATURES_FRACTION, FEATURES_FRACTION + REWARD_FRACTION]) * len(train)).astype(int)
-    cuts = [int(times[min(bound, len(times) - 1)]) for bound in bounds] if len(times) else [0, 0]
-    reward, policy = train[(times >= cuts[0]) & (times < cuts[1])], train[times >= cuts[1]]
+    cut = int(times[int(FEATURES_FRACTION * len(train))]) if len(times) else 0
+    mine = np.random.default_rng([seed, 8]).permutation(feedback.data.n_users)[feedback.users[train]] % 2 == 0
+    reward, policy = train[(times >= cut) & mine], train[(times >= cut) & ~mine]
     for name, part in (("the reward model", reward), ("the policy", policy)):
         if not len(part):
             raise UserError(f"preference: no training request is left for {name}; the log is too short")
@@ -50,14 +53,20 @@ def split_by_time(feedback: Feedback, settings: PreferenceConfig, seed: int, val
             rows = np.sort(np.random.default_rng(seed).permutation(rows)[:valid_limit])
         held[name] = feedback.take(rows)
     newest = -settings.max_requests
-    return FeedbackParts(feedback.take(reward[newest:]), feedback.take(policy[newest:]), features_until=cuts[0], **held)
+    return FeedbackParts(feedback.take(reward[newest:]), feedback.take(policy[newest:]), features_until=cut, **held)
 
 
 def draw_requests(requests: Requests, limit: int, seed: int) -> Requests:
     """At most ``limit`` requests (0: all), the same ones for the same seed."""
-    if not limit or len(requests) <= limit:
-        return requests
-    return requests.take(np.sort(np.random.default_rng(seed).permutation(len(requests))[:limit]))
+    rows = drawn_rows(len(requests), limit, seed)
+    return requests if len(rows) == len(requests) else requests.take(rows)
+
+
+def drawn_rows(count: int, limit: int, seed: int) -> np.ndarray:
+    """Which of ``count`` requests ``draw_requests`` takes, rising."""
+    if not limit or count <= limit:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).permutation(count)[:limit])
 
 
 def impression_rates(train: Feedback, levels: Levels, brands: np.ndarray, categories: np.ndarray) -> FeedbackRates:

@@ -4,7 +4,8 @@
 list-wise DPO where the reward model would reorder the decoder's own beam. ``grpo``: items drawn from the decoder and
 valued by the rewards, with an advantage per code position. ``plackett-luce``: whole lists drawn from the beam and
 valued by their discounted reward and diversity. ``dpo``: list-wise DPO on the log: the chosen item against ignored
-impressions, lower stages and wrong items of the beam.
+impressions, lower stages and wrong items of the beam. ``taste`` trains nothing: the list that the decoder generates is
+ordered by ``probability x chance of a click ** strength`` (``genrec/model/taste.py``), here and in every answer.
 
 The reference of a phase is the decoder as it was when the phase began. Its beam gives the candidates.
 """
@@ -43,6 +44,7 @@ NEGATIVES = 12  # dpo: worse items of a list
 WEIGHT_LIMIT = 3.0  # dpo: pair weights lie between 1 / this and this
 LIST_LENGTH = 10  # plackett-luce: items of a list, as many as the metrics read
 POSITION_WEIGHTS = (2.0, 2.0, 1.0)  # grpo: of code positions, the last for all further ones; early codes decide most
+TASTE = "taste"  # orders generated lists by a factor; the decoder learns nothing
 BY_VALUE = ("reward", "ranking")  # teachers that value the decoder's own beam
 SOFT_WEIGHT = 0.5  # distil: of the teacher's targets; the rest is the chosen item's
 _LIST_DIVERSITY = 0.1  # plackett-luce: weight of a list's diversity against its gain

@@ -59,7 +59,7 @@ class Policy:
         self.network = network.eval()
         for parameter in network.parameters():
             parameter.requires_grad_(False)
-        self.trie = network.catalogue.trie
+        self.trie, self.text = network.catalogue.trie, network.catalogue.text
         with torch.no_grad():
             self.items = network.item_encoder()
             self.index = network.item_index(self.items)
@@ -136,11 +136,17 @@ class Policy:
 
     @torch.no_grad()
     def item_log_probabilities(self, inputs: PolicyRequests, ids: Tensor) -> Tensor:
-        """Log-probabilities of items (B, K), -inf for -1; items of one leaf share its probability evenly."""
+        """Log-probabilities of items (B, K), -inf for -1; items of one leaf share its probability evenly.
+
+        With the factor of the network's taste, if it has one, as ``beam``.
+        """
         live, paths = ids >= 0, self.trie.item_path[ids.clamp(min=0)]
         steps = _steps(self.decoder, self.memory(inputs), self.vectors(), self.trie, paths, None)
         same_leaf = self.trie.node_item_count[paths[..., -1]].float().log()
-        return (steps.sum(-1) - same_leaf).masked_fill(~live, -torch.inf)
+        scores, taste = steps.sum(-1) - same_leaf, self.network.taste
+        if taste is not None:
+            scores = scores + taste.factor(self.text, inputs.requests, ids)
+        return scores.masked_fill(~live, -torch.inf)
 
     @torch.no_grad()
     def sample(self, inputs: PolicyRequests, samples: int, generator: torch.Generator) -> Samples:
@@ -150,7 +156,7 @@ class Policy:
 
     @torch.no_grad()
     def beam(self, inputs: PolicyRequests, width: int, hide_seen: bool = True) -> tuple[Tensor, Tensor]:
-        """Items (B, W) of a beam search, best first, and their log-probabilities.
+        """Items (B, W) of a beam search, best first, and their log-probabilities, with the factor of the taste if any.
 
         ``hide_seen``: items of the history become -1 and -inf.
         """
@@ -160,7 +166,9 @@ class Policy:
             seen = seen_mask(inputs.requests, self.trie.n_items).to(ids.device)
             scores = scores.masked_fill((ids < 0) | seen.gather(1, ids.clamp(min=0)), -torch.inf)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
-        return ids.gather(1, order).masked_fill(scores.isneginf(), -1), scores
+        ids = ids.gather(1, order).masked_fill(scores.isneginf(), -1)
+        taste = self.network.taste
+        return (ids, scores) if taste is None else taste.reordered(self.text, inputs.requests, ids, scores)
 
 
 def _entered(paths: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from genrec.data.rates import FeedbackRates, n_features
 from genrec.errors import UserError
 from genrec.model.batch import Batch
 from genrec.model.network import GenerativeRecommender
+from genrec.model.taste import Taste
 from genrec.ranking.features import (
     HISTORY_FEATURES,
     ITEM_FEATURES,
@@ -57,14 +58,20 @@ def features_before(data: Dataset, text: np.ndarray, time: int) -> CandidateFeat
 class RewardFeatures:
     """Features (B, K, ``width``) of candidates of requests.
 
-    They are candidate features, the item's vector, the request state and their product, the retrieval score, and
-    feedback rates. The request state was trained to name what followed in the very training requests, so it knows more
-    on those than on later ones; the quality on validation says whether it pays.
+    They are candidate features, the item's vector, the request state and their product, the retrieval score, feedback
+    rates, and the log-odds of ``taste``. The request state was trained to name what followed in the very training
+    requests, so it knows more on those than on later ones; the quality on validation says whether it pays.
     """
 
-    def __init__(self, network: GenerativeRecommender, counted: CandidateFeatures, rates: FeedbackRates | None = None):
+    def __init__(
+        self,
+        network: GenerativeRecommender,
+        counted: CandidateFeatures,
+        taste: Taste,
+        rates: FeedbackRates | None = None,
+    ):
         """``rates``: feedback on earlier impressions, by item, user, brand, ...; None for a log without impressions."""
-        self.network, self.counted, self.rates = network, counted, rates
+        self.network, self.counted, self.taste, self.rates = network, counted, taste, rates
         with torch.inference_mode():
             items = network.item_encoder()
             self.items, self.index = F.normalize(items, dim=-1).clone(), network.item_index(items).clone()
@@ -74,7 +81,7 @@ class RewardFeatures:
     def width(self) -> int:
         """Number of features."""
         rates = n_features(self.rates.stages) if self.rates is not None else 0
-        return len(NAMES) + 3 * self.items.shape[1] + rates + 1
+        return len(NAMES) + 3 * self.items.shape[1] + rates + 2
 
     @torch.no_grad()
     def __call__(self, requests: Requests, users: np.ndarray, batch: Batch, ids: Tensor, state: Tensor) -> Tensor:
@@ -96,7 +103,8 @@ class RewardFeatures:
         own = self.items[columns]
         person = F.normalize(state, dim=-1)[:, None].expand_as(own)
         retrieval = (self.network.retrieval_vectors(state)[:, None] * self.index[columns]).sum(-1, keepdim=True)
-        parts = [counts.float(), own, person, own * person * own.shape[-1] ** 0.5, retrieval]
+        taste = self.taste(self.text, requests, ids)[..., None]
+        parts = [counts.float(), own, person, own * person * own.shape[-1] ** 0.5, retrieval, taste]
         if self.rates is not None:
             parts.append(self.impressions_before(requests, users, ids))
         return torch.cat(parts, dim=-1)

@@ -1,7 +1,7 @@
 """The stage ``genrec prefer``: reward model, phases, acceptance gate, report.
 
-Training requests are divided by time: the first are only counted for features, the next fit the reward model, the last
-train the policy. So the reward model never values what it was fitted on. Writes
+The first training requests are only counted for features; of the later ones those of half of the users fit the reward
+model, and those of the other half train the policy. So the reward model never values what it was fitted on. Writes
 ``RUN/preference`` (report, reward model) and, if the gate accepts, ``RUN/model_preferred``.
 """
 
@@ -34,13 +34,15 @@ from genrec.model.network import GenerativeRecommender
 from genrec.model.query_features import QueryFeatures
 from genrec.model.saved import KIND as MODEL_KIND
 from genrec.model.saved import RESOLVED, load_network
+from genrec.model.taste import Taste
 from genrec.preference.acceptance import GateDecision, GateRow, Measured, decide, markdown, measure
-from genrec.preference.beam_reward import beam_agreement, list_reward, teaches_by_value
+from genrec.preference.beam_reward import beam_agreement, by_strength, list_reward
 from genrec.preference.feedback import Feedback, collect
 from genrec.preference.levels import Levels, Rates
-from genrec.preference.parts import draw_requests, impression_rates, split_by_time, with_random_items
-from genrec.preference.phases import PhaseTrainer
+from genrec.preference.parts import draw_requests, drawn_rows, impression_rates, split_feedback, with_random_items
+from genrec.preference.phases import TASTE, PhaseTrainer
 from genrec.preference.policy import Policy, chunks
+from genrec.preference.propensities import inverse_weights, target_propensities
 from genrec.preference.reward_model import (
     TOWERS,
     RewardData,
@@ -52,6 +54,7 @@ from genrec.preference.reward_model import (
     fit_reward_model,
 )
 from genrec.preference.rewards import check_rewards
+from genrec.preference.taste import fit_taste
 from genrec.preference.training import learn
 from genrec.ranking.candidates import MISSING, CandidateGenerator
 from genrec.ranking.ranker import Ranker
@@ -112,20 +115,28 @@ class Stage:
         assert isinstance(network, GenerativeRecommender)
         self.policy = Policy(network.to(compute_device(run.config.training.accelerator)))
         self.levels = Levels.build(feedback_chain(run.dataset), self.settings.levels, self.settings.order)
-        feedback = collect(run.dataset, self.levels)
-        self.parts = split_by_time(feedback, self.settings, run.config.seed, run.config.training.valid_requests)
+        self.feedback = feedback = collect(run.dataset, self.levels)
+        self.parts = split_feedback(feedback, self.settings, run.config.seed, run.config.training.valid_requests)
         train = feedback.take(np.flatnonzero(feedback.split == TRAIN))
         self.rates = Rates.of_rows(train.items, train.stages, run.dataset.n_items, self.levels)
-        self.situation = (
-            None if network.situation is None else SituationReader(network.situation.situation, run.dataset)
-        )
+        self.situation = SituationReader.of(network, run.dataset)
         features = QueryFeatures.build(feedback.texts, run.ids.encoder)
         self.collator = Collator(self.fitted.model, features, situation=self.situation)
         text = run.ids.catalogue.text.cpu().numpy()
         self.counted = features_before(run.dataset, text, self.parts.features_until)
-        facts = self.counted.facts
+        self._train = train
+
+    @cached_property
+    def taste(self) -> Taste:
+        """The click model of people's tastes, fitted on the training impressions."""
+        return fit_taste(self.policy.text, self._train, self.levels.click, self.job.config.seed)
+
+    @cached_property
+    def features(self) -> RewardFeatures:
+        """The reward model's features of candidates."""
+        train, facts = self._train, self.counted.facts
         rates = impression_rates(train, self.levels, facts.brand, facts.category) if train.observed else None
-        self.features = RewardFeatures(self.policy.network, self.counted, rates)
+        return RewardFeatures(self.policy.network, self.counted, self.taste, rates)
 
     def run(self) -> GateDecision:
         """Fit the reward model, train the policy, decide, and write the result."""
@@ -147,17 +158,17 @@ class Stage:
         for name, towers in quality.items():
             numbers = [towers["click"][measure] for measure in ("auc", "gauc", "error")]
             log.info("prefer: reward model on %s: click AUC %.4f GAUC %.4f, calibration error %.4f", name, *numbers)
-        decision, curves, frontier = self._best_policy(model.to(self.policy.items.device))
+        decision, curves, frontier = self.best_policy(model.to(self.policy.items.device))
         log.info("prefer: %s: %s", "kept" if decision.kept else "REFUSED", "; ".join(decision.reasons))
         if not rank_and_world()[0]:
             if decision.kept:
                 self._keep()
             self._write(decision, model, quality, curves, frontier)
-            shutil.rmtree(self._work(), ignore_errors=True)
+            shutil.rmtree(self.work(), ignore_errors=True)
         barrier()
         return decision
 
-    def _best_policy(self, model: RewardModel) -> tuple[GateDecision, list[dict], list[dict]]:
+    def best_policy(self, model: RewardModel) -> tuple[GateDecision, list[dict], list[dict]]:
         """Train the policy at each strength and keep the best that the gate accepts.
 
         Returns the decision, the curves of the kept (else the last) training, and the frontier: recall and the reward
@@ -167,9 +178,10 @@ class Stage:
         start = {name: value.clone() for name, value in decoder.state_dict().items()}
         before = self.measure("valid")
         tried: list[tuple[GateDecision, list[dict], dict, dict[str, Tensor]]] = []
-        strengths = self.settings.strengths if teaches_by_value(self.settings) else [1.0]
+        strengths = self.settings.strengths if by_strength(self.settings) else [1.0]
         for number, strength in enumerate(strengths):
             decoder.load_state_dict(start)
+            self.set_taste(None)
             self.policy.version += 1
             trainer = self.trainer(model, strength)
             row: dict = {"strength": strength}
@@ -181,7 +193,8 @@ class Stage:
                     continue
             if number == 0:
                 row["reward before"] = self._list_reward(trainer, before)
-            curves = learn(trainer, self._work(strength), self.key, run.config.seed, run.config.training)
+            curves = learn(trainer, self.work(strength), self.key, run.config.seed, run.config.training)
+            self.set_taste(strength)
             after = self.measure("valid")
             decision = gather(decide(before, after, self.settings.tolerance, run.config.seed))[0]
             row |= after.means() | {"reward": self._list_reward(trainer, after), "kept": decision.kept}
@@ -189,8 +202,17 @@ class Stage:
         kept = [one for one in tried if one[0].kept]
         best = max(kept, key=lambda one: one[2]["reward"]) if kept else tried[-1]
         decoder.load_state_dict(best[3])
+        self.set_taste(best[2]["strength"] if kept else None)
         self.policy.version += 1
         return best[0], best[1], [row for _, _, row, _ in tried]
+
+    def set_taste(self, strength: float | None) -> None:
+        """Order generated lists with the taste where a phase says so; None: without it."""
+        network = self.policy.network
+        network.taste = None
+        if strength is not None and TASTE in self.settings.phases:
+            network.taste = self.taste
+            network.taste.strength.fill_(strength)
 
     def _reads_reward(self) -> bool:
         """Whether a phase learns from the reward model."""
@@ -199,9 +221,9 @@ class Stage:
             "grpo" in self.settings.phases and self.settings.rewards.get("model", 0) > 0,
         )
         by_value = "distil" in phases and self.settings.teacher == "reward"
-        return bool(grpo or by_value or {"guided-dpo", "plackett-luce"} & set(phases))
+        return bool(grpo or by_value or {"guided-dpo", "plackett-luce", TASTE} & set(phases))
 
-    def _work(self, strength: float | None = None) -> Path:
+    def work(self, strength: float | None = None) -> Path:
         """The folder of checkpoints; that of one strength lies in it."""
         folder = self.job.folder / f".{TARGET}-{self.key}"
         return folder if strength is None else folder / f"strength-{strength:g}"
@@ -259,7 +281,18 @@ class Stage:
         """The gate's measures on a split, with the policy as it is now."""
         run, tasks = self.job, self._tasks(split)
         feedback, beam = getattr(self.parts, split), run.config.decoding.beam
-        return measure(self.policy, self._task_collator, tasks, feedback, self.levels, self.rates, beam, self.collator)
+        found = measure(self.policy, self._task_collator, tasks, feedback, self.levels, self.rates, beam, self.collator)
+        return found.weighted(self.exposure_weights(split))
+
+    def exposure_weights(self, split: str) -> np.ndarray | None:
+        """Weight (N,) of each recommendation of the gate: one over the logged chance that its target was shown.
+
+        0 where the log does not state it; None for a log without propensities.
+        """
+        run = self.job
+        events = run.dataset.heldout_events(split)
+        events = events[drawn_rows(len(events), run.config.training.valid_requests, run.config.seed)]
+        return inverse_weights(target_propensities(self.feedback, run.dataset, events, self.levels))
 
     def _tasks(self, split: str) -> dict[str, Requests]:
         """The requests of the gate by task: recommendations first, under the name "", then each kind of search."""

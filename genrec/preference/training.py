@@ -22,7 +22,7 @@ from torch import Tensor
 from genrec.artifacts.checkpoint import Arrays, StageCheckpoint
 from genrec.config.schema import TrainingConfig
 from genrec.errors import UserError
-from genrec.preference.phases import PhaseTrainer
+from genrec.preference.phases import TASTE, PhaseTrainer
 from genrec.training import checkpoints
 from genrec.training.batches import EpochBatches, EpochLoader, step_seed
 from genrec.training.checkpoints import Checkpoints
@@ -43,7 +43,10 @@ def learn(learner: PhaseTrainer, work: Path, key: str, seed: int, settings: Trai
     """
     finished, curves = StageCheckpoint(work / "phases", key), []
     for number, phase in enumerate(learner.settings.phases):
-        arrays = finished.read(phase_name := f"{number + 1}-{phase}")
+        if phase == TASTE:
+            continue
+        phase_name = f"{number + 1}-{phase}"
+        arrays = finished.read(phase_name)
         barrier()  # everybody has looked before somebody writes
         if arrays is None:
             arrays = _fit_phase(learner, number, work / phase_name, seed, settings)

@@ -183,7 +183,7 @@ class Ranker:
         if mode == "retrieve" and isinstance(self.generator.dense.index, ExactIndex):
             return length
         certified = np.zeros_like(length)
-        if mode == "generate" and found.proven is not None:
+        if mode == "generate" and found.proven is not None and self.generator.network.taste is None:
             certified = np.minimum(found.proven.cpu().numpy(), length)
         return np.where(blank, 0, certified)
 
@@ -191,6 +191,9 @@ class Ranker:
         if mode == "generate":
             assert found.generated is not None
             ids, scores = found.generated
+            network = self.generator.network
+            if network.taste is not None:
+                ids, scores = network.taste.reordered(network.catalogue.text, chunk, ids, scores)
         elif mode == "retrieve":
             assert found.retrieved is not None
             ids, scores = found.retrieved

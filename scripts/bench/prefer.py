@@ -3,10 +3,13 @@ row.
 
     python scripts/bench/prefer.py RUN [--rows 'rerank|distil|grpo|...'] [--seeds 2] [--output rows.json]
     [preference.key=value ...]
+    python scripts/bench/prefer.py RUN --days 10 [--seeds 3] [--visits 0.25] [--share 0.1] [--output FOLDER]
+
+The second form lets policies serve simulated days in a closed loop: see ``prefer_days.py``.
 
 Rows are separated by |; ``none``, the decoder as it was, always comes first. A row is one or more phases joined by +,
 with settings in brackets: ``grpo[epochs=2;learning_rate=0.001]``. ``rerank`` only lets the reward model
-order the decoder's own beam. Every row shows validation (what choices may look at) and, with ``--test``, test; on a run
+order the decoder's own beam, ``rerank[strength=2]`` the decoder's probability times that power of the value. Every row shows validation (what choices may look at) and, with ``--test``, test; on a run
 of the simulator also the
 true expected clicks and purchases per list, which nobody but the simulator knows.
 """
@@ -23,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from prefer_days import run_days
 
 from genrec.config.load import with_overrides
 from genrec.config.schema import Config
@@ -32,7 +36,8 @@ from genrec.data.simulator.value import list_value
 from genrec.data.simulator.world import SimulatorConfig, numbers_of
 from genrec.evaluation.metrics import coverage, paired_test, per_request_metrics
 from genrec.preference.acceptance import Measured, decide
-from genrec.preference.parts import draw_requests
+from genrec.preference.parts import draw_requests, drawn_rows
+from genrec.preference.phases import regularised
 from genrec.preference.policy import chunks
 from genrec.preference.reward_model import fit_reward_model
 from genrec.preference.stage import Stage
@@ -80,15 +85,19 @@ class Bench:
         self.rows: list[dict] = []
 
     def restore(self) -> None:
+        self.stage.set_taste(None)
         self.stage.policy.decoder.load_state_dict(self.start)
         self.stage.policy.version += 1
 
     def row(self, text: str, seed: int) -> None:
         """Measure one row; ``text`` as the module's docstring has it."""
         name, _, extra = text.partition("[")
+        given = [one for one in extra.removesuffix("]").split(";") if one]
+        strength = None
+        if name == "rerank":
+            strength, given = (float(given[0].removeprefix("strength=")) if given else None), []
         settings = with_overrides(
-            Config(preference=self.run.config.preference),
-            [f"preference.{one}" for one in extra.rstrip("]").split(";") if one],
+            Config(preference=self.run.config.preference), [f"preference.{one}" for one in given]
         ).preference
         self.restore()
         begin = time.perf_counter()
@@ -96,10 +105,13 @@ class Bench:
             settings.phases = name.split("+")
             stage = self.stage
             stage.settings = settings
-            trainer = stage.trainer(self.model)
+            trainer = stage.trainer(self.model, settings.strengths[0])
             with tempfile.TemporaryDirectory() as work:  # a checkpoint of one row must not be another's beginning
                 learn(trainer, Path(work) / "preference", "bench", seed, self.run.config.training)
-        found = {split: self.rerank(split) if name == "rerank" else self.measure(split) for split in self.splits}
+            stage.set_taste(settings.strengths[0])
+        found = {
+            split: self.rerank(split, strength) if name == "rerank" else self.measure(split) for split in self.splits
+        }
         if name == "none":
             self.before = found
         result = {"row": text, "seed": seed, "seconds": round(time.perf_counter() - begin, 1)}
@@ -108,9 +120,9 @@ class Bench:
             if self.before and name != "none":
                 paired = {}
                 for key, values in one.paired.items():
-                    old = self.before[split].paired.get(key)
-                    both = None if old is None else np.isfinite(values) & np.isfinite(old)
-                    if both is not None and both.any():
+                    old = self.before[split].paired.get(key, np.full(len(values), np.nan))
+                    both = np.isfinite(values) & np.isfinite(old)
+                    if both.any():
                         paired[key] = [round(x, 5) for x in paired_test(values[both], old[both], 0)]
                 result[f"{split} minus none"] = paired
         if name not in ("none", "rerank"):
@@ -125,20 +137,24 @@ class Bench:
         found = self.stage.measure(split)
         return self.with_truth(split, found)
 
-    def rerank(self, split: str) -> Measured:
-        """The decoder's beam in the reward model's order."""
+    def rerank(self, split: str, strength: float | None) -> Measured:
+        """The decoder's beam in the order of the value, or of the probability times ``value ** strength``."""
         requests = self.requests(split)
         lists = np.full((len(requests), 10), -1, np.int64)
         policy, stage = self.stage.policy, self.stage
         for rows, inputs in chunks(policy, stage.collator, requests, 128, self.owners(split)):
-            ids, _ = policy.beam(inputs, self.run.config.decoding.beam)
+            ids, chances = policy.beam(inputs, self.run.config.decoding.beam)
             values = self.model.predict(stage.features(inputs.requests, inputs.users, inputs.batch, ids, inputs.state))
-            worth = self.model.reward(values, stage.settings.reward).masked_fill(ids < 0, -torch.inf)
+            worth = self.model.reward(values, stage.settings.reward)
+            worth = (worth if strength is None else regularised(chances, worth, strength)).masked_fill(
+                ids < 0, -torch.inf
+            )
             best = ids.gather(1, worth.argsort(dim=1, descending=True, stable=True))[:, :10]
             lists[rows, : best.shape[1]] = best.cpu().numpy()
         metrics = per_request_metrics(lists, requests.targets, [10])
         paired = {name: metrics[f"{name}@10"] for name in ("recall", "ndcg")}
-        return self.with_truth(split, Measured(lists, paired, {"coverage": coverage(lists, policy.trie.n_items)}))
+        found = Measured(lists, paired, {"coverage": coverage(lists, policy.trie.n_items)})
+        return self.with_truth(split, found.weighted(stage.exposure_weights(split)))
 
     def requests(self, split: str):
         """As ``Stage.measure`` takes them, texts of the feedback's queries."""
@@ -150,9 +166,7 @@ class Bench:
         """The user of each of ``requests``."""
         data, limit = self.run.dataset, self.run.config.training.valid_requests
         owner = np.searchsorted(data.offsets, data.heldout_events(split), side="right") - 1
-        if limit and len(owner) > limit:
-            owner = owner[np.sort(np.random.default_rng(self.run.config.seed).permutation(len(owner))[:limit])]
-        return owner
+        return owner[drawn_rows(len(owner), limit, self.run.config.seed)]
 
     def with_truth(self, split: str, found: Measured) -> Measured:
         if self.world is None:
@@ -183,10 +197,18 @@ def main() -> None:
         "--policy-requests", type=int, default=0, help="the newest so many teach the policy; 0: preference.max_requests"
     )
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--days", type=int, default=0)
+    parser.add_argument("--visits", type=float, default=0.25, help="mean visits of a person and day")
+    parser.add_argument("--share", type=float, default=0.1)
     arguments = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("genrec.preference.training").setLevel(logging.INFO)
     torch.set_flush_denormal(True)
+    if arguments.days:
+        out = arguments.output or arguments.run.with_name(arguments.run.name + ".days")
+        shape = arguments.days, arguments.seeds, arguments.visits, arguments.share
+        run_days(arguments.run, out, *shape, arguments.overrides)
+        return
     bench = Bench(
         Run.open(arguments.run, arguments.overrides), arguments.test, arguments.output, arguments.policy_requests
     )

@@ -80,7 +80,7 @@ def test_the_command_keeps_a_better_decoder_and_the_run_knows_it(copied_run, gen
     report = read_json(run.folder / "preference" / "report.json")
     assert report["gate"]["kept"] and {row["name"] for row in report["gate"]["rows"]} == {
         "recall", "ndcg", "logged search recall", "logged search ndcg", "coverage", "diversity", "auc", "gauc",
-        "reward_ndcg",
+        "reward_ndcg", "exposure-weighted recall", "exposure-weighted ndcg",
     }  # fmt: skip
     assert (run.folder / "preference" / "report.md").read_text().count("|") > 50
     stamp = (run.folder / MODEL / "manifest.json").stat().st_mtime_ns
@@ -174,6 +174,7 @@ def test_a_value_of_one_or_no_strength_leaves_the_decoders_order():
 
 def test_a_stopped_stage_ends_with_the_same_decoder(copied_run, monkeypatch):
     monkeypatch.setattr(acceptance, "AUC_TOLERANCE", 1.0)
+    monkeypatch.setattr(training, "BATCH_SIZE", 48)
     more = (
         *FAST,
         "training.checkpoint_minutes=1e-6",
@@ -233,8 +234,10 @@ def test_the_reward_model_never_judges_what_it_was_fitted_on(copied_run):
     parts = stage.parts
     for part in (parts.reward, parts.policy):
         assert (part.split == TRAIN).all()
-    assert parts.features_until <= parts.reward.times.min()
-    assert parts.reward.times.max() < parts.policy.times.min()
+    assert parts.features_until <= min(parts.reward.times.min(), parts.policy.times.min())
+    assert not np.intersect1d(parts.reward.users, parts.policy.users).size
+    newest = np.quantile(stage.feedback.times[stage.feedback.split == TRAIN], 0.97)
+    assert min(parts.reward.times.max(), parts.policy.times.max()) > newest  # both know where the log went last
     assert (parts.valid.split > TRAIN).all()
     counted = stage.counted
     train = (np.asarray(run.dataset.split) == TRAIN) & (np.asarray(run.dataset.timestamps) < parts.features_until)
