@@ -22,7 +22,7 @@ import polars as pl
 import torch
 from matplotlib.figure import Figure
 
-from genrec.artifacts.folders import atomic_folder, fingerprint, write_json
+from genrec.artifacts.folders import atomic_folder, fingerprint, read_json, write_json
 from genrec.data.dataset import Requests
 from genrec.data.prepare.appended import SERVED_LOG, SERVED_OPTIONS
 from genrec.data.prepare.pipeline import prepare
@@ -38,7 +38,7 @@ from genrec.preference.stage import Stage
 from genrec.runs.run import Run
 
 log = logging.getLogger("bench")
-K, BEAM, ARMS = 10, 50, ("none", "greedy", "stage", "oracle")
+K, BEAM, ARMS = 10, 50, ("none", "stage", "greedy", "oracle")
 TEMPERATURE = 2.0  # of exploration
 
 
@@ -156,19 +156,22 @@ def last_leaves(base: Run, world: World) -> np.ndarray:
 
 
 def run_days(run: Path, out: Path, days: int, seeds: int, rate: float, share: float, overrides: list[str]) -> None:
-    """Run every seed and write ``days.json``, the table and the figure to ``out``."""
-    base, rows = Run.open(run, overrides), []
+    """Run every seed and write ``days.json``, the table and the figure to ``out``; arms that it holds are kept."""
+    base, saved = Run.open(run, overrides), out / "days.json"
+    rows = read_json(saved)["rows"] if saved.is_file() else []
+    complete = {(row["seed"], row["arm"]) for row in rows if row["day"] == days}
+    rows = [row for row in rows if (row["seed"], row["arm"]) in complete]
     config = SimulatorConfig(**base.config.data.options)
     world, first = make_world(config), config.days
     for seed in range(seeds):
-        for name in ARMS:
+        for name in [arm for arm in ARMS if (seed, arm) not in complete]:
             arm = Arm(name, base, world, out / f"seed-{seed}", seed, Exploration(share, TEMPERATURE))
             for day in range(days):
                 arm.night()
                 value = arm.day(first + day, first, rate)
                 rows.append({"seed": seed, "arm": name, "day": day + 1, "purchases": value.tolist()})
                 log.info("seed %d %s day %d: %.4f purchases a list", seed, name, day + 1, value.mean())
-                write_json(out / "days.json", {"rows": rows})
+                write_json(saved, {"rows": rows})
             log.info("seed %d %s: accepted in %d of %d nights", seed, name, arm.accepted, days)
     report(out, rows, days)
 

@@ -14,6 +14,7 @@ from genrec.inference.recommender import Recommender
 from genrec.model.taste import Taste
 from genrec.preference import stage as stage_module
 from genrec.preference.acceptance import GateDecision
+from genrec.preference.beam_reward import BeamAgreement
 from genrec.preference.stage import MODEL, Stage, stage_prefer
 from genrec.preference.taste import fit_taste
 
@@ -61,6 +62,7 @@ def test_histories_and_items_by_hand(trained_run):
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_answers_of_the_preferred_fit_are_in_its_order(copied_run, monkeypatch, kept):
+    monkeypatch.setattr(BeamAgreement, "fault", None)  # a hundred people teach no taste worth having
     monkeypatch.setattr(stage_module, "decide", lambda *_: GateDecision(kept, ["so it is"], []))
     run = copied_run(*FAST, "preference.phases=[taste]", "preference.strengths=[4]")
     assert stage_prefer(run).kept == kept
