@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from genrec.generation.options import SearchOptions
 from genrec.progress import Progress
 from genrec.ranking.candidates import Candidates
 from genrec.ranking.counted import counted_lists
+from genrec.ranking.features import FEATURES
 from genrec.ranking.ranker import Ranker
-from genrec.ranking.reranker import Reranker, with_hits
+from genrec.ranking.reranker import Reranker, hold_out, with_hits
+from genrec.ranking.word_mixture import WordMatches, WordMixture
 from genrec.runs.run import TASKS, Run
 from genrec.runs.stages import RERANKER_KIND, reranker_key
 
@@ -23,6 +26,7 @@ log = logging.getLogger(__name__)
 MAX_REQUESTS = {"recommendation": 25_000, "search": 10_000}
 MAX_UPDATE_REQUESTS = {"recommendation": 4_000, "search": 2_000}
 MAX_TRAINING_REQUESTS = {"recommendation": 20_000, "search": 8_000}
+MIXTURE_FEATURES = ("retrieved", "lexical_share", "near_matches", "query_words")  # as ``WordMatches`` names them
 
 
 def fit_reranker(run: Run, present: dict[str, Reranker] | None = None) -> None:
@@ -54,10 +58,35 @@ def fit_reranker(run: Run, present: dict[str, Reranker] | None = None) -> None:
             parts, run.config.seed, queries, present[task] if present else None, bases.get(task)
         )
         _report(task, rerankers[task], parts)
+        if task == "search":
+            rerankers[task] = replace(rerankers[task], mixture=fit_mixture(parts, queries, run.config.seed))
     with atomic_folder(target, RERANKER_KIND, key) as folder:
         for task, reranker in rerankers.items():
             save_file(reranker.state(), folder / f"{task}.safetensors")
         write_json(folder / "weights.json", {task: reranker.importance() for task, reranker in rerankers.items()})
+
+
+def fit_mixture(parts: list[tuple[Candidates, Tensor]], queries: list[Tensor], seed: int) -> WordMixture | None:
+    """What mixes words into the retrieval of searches, fitted on the lists ``parts`` of requests with ``queries``."""
+    if not parts:
+        return None
+    query = torch.cat(queries)
+    order = torch.randperm(len(query), generator=torch.Generator().manual_seed(seed))
+    out = torch.zeros(len(query), dtype=torch.bool)
+    out[hold_out(order, query)[1]] = True
+    lists = []
+    for found, targets in parts:
+        ids, features = (part.cpu() for part in found.union())
+        dense, share, near, words = (features[..., FEATURES.index(name)] for name in MIXTURE_FEATURES)
+        matches = WordMatches(ids, dense, share, near[:, 0], words[:, 0])
+        lists.append((matches, (ids == targets.cpu()[:, None]) & (ids >= 0)))
+    mixture = WordMixture.fit(lists, out.split([len(targets) for _, targets in parts]))
+    if mixture is None:
+        log.info("retrieval of searches: words add nothing")
+    else:
+        log.info("retrieval of searches: words mixed in; sharpness %.1f, gate %.2f, near %.2f, words %.2f",
+                 *mixture.weights.tolist())  # fmt: skip
+    return mixture
 
 
 def _fit_counts(run: Run, ranker: Ranker) -> dict[str, Reranker]:

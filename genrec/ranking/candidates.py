@@ -23,6 +23,7 @@ from genrec.model.device import to_device
 from genrec.model.embeddings import BLOCK
 from genrec.model.network import Encoded, GenerativeRecommender
 from genrec.ranking.features import FEATURES, SOURCE_FEATURES, CandidateFeatures, log_rank, log_scores
+from genrec.ranking.word_mixture import WordMatches
 from genrec.retrieval.allowed import AllowedItems
 from genrec.retrieval.dense import DenseRetriever, FaissIndex
 from genrec.retrieval.lexical import LexicalIndex
@@ -56,7 +57,8 @@ class Candidates:
 
     ``retrieved`` and ``generated``: items and log-probabilities from dense retrieval and from the search, best first,
     -1 and -inf where empty. The first ``proven`` (B,) generated items are provably the most probable of the catalogue,
-    in that order. ``ranked`` (B, K): logits of the ranking head, if the network has one.
+    in that order. ``ranked`` (B, K): logits of the ranking head, if the network has one. ``matches``: of searches, what
+    ``retrieved`` and words name together, where a mode reads retrieval.
     """
 
     ids: Tensor | None
@@ -65,6 +67,7 @@ class Candidates:
     generated: tuple[Tensor, Tensor] | None = None
     proven: Tensor | None = None
     ranked: Tensor | None = None
+    matches: WordMatches | None = None
 
     def union(self) -> tuple[Tensor, Tensor]:
         """``ids`` and ``features``, where a mode orders the union."""
@@ -237,6 +240,8 @@ class CandidateGenerator:
                 scale = scores[:, : self.settings.dense].logsumexp(1, keepdim=True)
                 scale = torch.where(scale.isfinite(), scale, 0.0)
                 result.retrieved = ids, (scores - scale).masked_fill(ids == MISSING, -torch.inf)
+            if "retrieve" in options.modes and self.words is not None:
+                result.matches = self._word_matches(ids, retrieval, scale, options.allowed)
         if self.searcher is not None and (options.fuses or "generate" in options.modes):
             with stage("search"):
                 rows = np.resize(np.arange(n), len(encoded.requests))
@@ -250,6 +255,32 @@ class CandidateGenerator:
             with stage("ranking"):
                 self._fuse(result, encoded, retrieval, scale, options.allowed, allowed)
         return result
+
+    def _word_matches(
+        self, retrieved: Tensor, retrieval: RetrievalRequests, scale: Tensor, allowed: AllowedItems
+    ) -> WordMatches | None:
+        """The ``retrieved`` items (B, W) and those whose words match best; None where no request has a query."""
+        if not (retrieval.requests.request_queries >= 0).any():
+            return None
+        assert self.words is not None and self.popular_matches is not None
+        proposed = self.words.top(retrieval, max(retrieved.shape[1], self.settings.text), allowed)[0]
+        ids = _distinct(torch.cat([retrieved.cpu(), proposed], dim=1), len(self.items))
+        known = ids.clamp(max=len(self.items) - 1)
+        dense = (self.dense.score(retrieval, to_device(known, self.items.device)) - scale).float().cpu()
+        near, words = (
+            torch.from_numpy(np.log1p(counts)).float()
+            for counts in (self.popular_matches.ambiguity(retrieval), self.words.lengths(retrieval))
+        )
+        return WordMatches(
+            ids.masked_fill(ids == len(self.items), MISSING), dense, self._word_share(retrieval, known)[1], near, words
+        )
+
+    def _word_share(self, retrieval: RetrievalRequests, known: Tensor) -> tuple[Tensor, Tensor]:
+        """BM25F scores of items (B, K), and as fractions of the query's best one."""
+        assert self.words is not None
+        matches = self.words.score(retrieval, known)
+        top = torch.from_numpy(self.words.scores(retrieval).maxima())[:, None]
+        return matches, matches / top.clamp(min=torch.finfo(torch.float32).tiny)
 
     def _items(
         self, retrieval: RetrievalRequests, leaves: Tensor, scores: Tensor, allowed: AllowedItems
@@ -338,10 +369,9 @@ class CandidateGenerator:
         if (retrieval.requests.request_queries >= 0).any():
             text = self.text.score(retrieval, there)
             if self.words is not None and self.popular_matches is not None:
-                matches = self.words.score(retrieval, known)
                 # The logarithm hides small differences between hundreds of matches: add the ratio to the best.
-                top = torch.from_numpy(self.words.scores(retrieval).maxima())[:, None]
-                words = [*log_scores(matches), matches / top.clamp(min=torch.finfo(torch.float32).tiny)]
+                matches, share = self._word_share(retrieval, known)
+                words = [*log_scores(matches), share]
                 # Of equal matches the popular one is meant; how much so depends on how little the query says.
                 words.append(self.popular_matches.score(retrieval, known))
                 for counts in (self.words.lengths(retrieval), self.popular_matches.ambiguity(retrieval)):

@@ -18,6 +18,7 @@ from genrec.model.collate import Collator, request_batches
 from genrec.model.query_features import QueryFeatureCache
 from genrec.ranking.candidates import MISSING, CandidateGenerator, Candidates, EncodedRequests
 from genrec.ranking.reranker import Reranker
+from genrec.ranking.word_mixture import WordMixture
 from genrec.retrieval.allowed import id_rows
 from genrec.retrieval.dense import ExactIndex
 from genrec.retrieval.lexical import Match
@@ -64,6 +65,11 @@ class Ranker:
         reader = copy.copy(self)
         reader.generator = self.generator.without_search()
         return reader
+
+    @property
+    def _mixture(self) -> WordMixture | None:
+        """Mixes words into the retrieval of searches; None where that was not fitted or does not help."""
+        return self.rerankers["search"].mixture
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -181,7 +187,9 @@ class Ranker:
         """Number of proven leading items of lists (B, k): all for an exact dense index, else those of the search."""
         length = (ids != MISSING).sum(1)
         if mode == "retrieve" and isinstance(self.generator.dense.index, ExactIndex):
-            return length
+            if self._mixture is None or found.matches is None:
+                return length
+            return np.where(found.matches.matched.numpy(), 0, length)  # the mixture's order is not proven
         certified = np.zeros_like(length)
         if mode == "generate" and found.proven is not None and self.generator.network.taste is None:
             certified = np.minimum(found.proven.cpu().numpy(), length)
@@ -197,6 +205,8 @@ class Ranker:
         elif mode == "retrieve":
             assert found.retrieved is not None
             ids, scores = found.retrieved
+            if self._mixture is not None and found.matches is not None:
+                ids, scores = (part.to(ids.device) for part in self._mixture.rank(found.matches))
         elif mode == "rank":
             assert found.ids is not None and found.ranked is not None
             scores, order = found.ranked.masked_fill(found.ids == MISSING, -torch.inf).sort(

@@ -29,6 +29,7 @@ from genrec.ranking.interactions import (
     linear_layer,
     n_members,
 )
+from genrec.ranking.word_mixture import WordMixture
 
 # Weight of the prior, in requests per squared standard deviation of a feature; a base is a good prior already.
 _PRIOR_STRENGTH, _PRIOR_STRENGTH_WITH_BASE = 5.0, 60.0
@@ -61,7 +62,7 @@ class Reranker:
     """A scoring function over candidate features; its scores compare candidates of one request.
 
     ``mean``, ``scale`` and ``weights`` have shape (len(FEATURES),), one more with ``base``, whose score is the last
-    feature; ``network`` is None for the linear form.
+    feature; ``network`` is None for the linear form. ``mixture``: what mixes words into the retrieval of searches.
     """
 
     weights: Tensor
@@ -69,6 +70,7 @@ class Reranker:
     scale: Tensor
     network: nn.Sequential | None = None
     base: Reranker | None = None
+    mixture: WordMixture | None = None
 
     def __post_init__(self) -> None:
         self._members = 1 if self.network is None else n_members(self.network)
@@ -194,6 +196,8 @@ class Reranker:
             state |= {f"network.{name}": value for name, value in self.network.state_dict().items()}
         if self.base is not None:
             state |= {f"base.{name}": value for name, value in self.base.state().items()}
+        if self.mixture is not None:
+            state["mixture"] = self.mixture.weights
         return {name: value.contiguous().cpu() for name, value in state.items()}
 
     @classmethod
@@ -212,7 +216,8 @@ class Reranker:
             network.eval()
         below = {name.removeprefix("base."): value for name, value in state.items() if name.startswith("base.")}
         base = cls.from_state(below) if below else None
-        return cls(state["weights"], state["mean"], state["scale"], network, base)
+        mixture = WordMixture(state["mixture"]) if "mixture" in state else None
+        return cls(state["weights"], state["mean"], state["scale"], network, base, mixture)
 
     def importance(self) -> dict[str, float]:
         """The linear weight of each feature per standard deviation, and that of the base's score."""

@@ -1,0 +1,110 @@
+"""Retrieval of searches: a mixture of the dense distribution over items and of one over the items that words name.
+
+``p(item) = (1 - g) p_dense(item) + g p_words(item)``, with ``p_words`` in proportion to ``exp(sharpness x share)`` over
+the items that share a word with the query; ``share`` is an item's BM25F score as a fraction of the query's best one.
+The gate ``g`` follows from how much the query says: how many items match nearly as well as the best one, and how many
+words it has. A title names one item, which then leads; a category's words name hundreds, of which dense retrieval knows
+the right ones. Four numbers, fitted by maximum likelihood on validation searches; they stay out where held-out ones
+do not gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from genrec.ranking.fitting import fit_weights
+
+MIN_SEARCHES = 100  # with fewer nothing is fitted
+START = (10.0, -1.0, 0.0, 0.0)
+SCALE = (10.0, 1.0, 1.0, 1.0)  # sizes of the four numbers, so that one step suits all
+RIDGE = 1e-3
+NEVER = -1e4  # a log-probability of nothing whose gradient is finite
+
+
+@dataclass(frozen=True)
+class WordMatches:
+    """Candidates of B requests as the mixture reads them, in rising order of ids, -1 where empty.
+
+    ``ids`` (B, K); ``dense`` (B, K) log-probabilities of dense retrieval; ``share`` (B, K), 0 without a common word;
+    ``near`` and ``words`` (B,): log(1 + items that match nearly as well as the best), log(1 + words of the query).
+    """
+
+    ids: Tensor
+    dense: Tensor
+    share: Tensor
+    near: Tensor
+    words: Tensor
+
+    @property
+    def matched(self) -> Tensor:
+        """Which requests have an item that shares a word: (B,) bool."""
+        return ((self.share > 0) & (self.ids >= 0)).any(1)
+
+    def take(self, rows: Tensor) -> WordMatches:
+        """Some requests."""
+        return WordMatches(*(getattr(self, name)[rows] for name in ("ids", "dense", "share", "near", "words")))
+
+
+@dataclass(frozen=True)
+class WordMixture:
+    """``weights`` (4,): sharpness, and the gate's constant and its weights of ``near`` and ``words``."""
+
+    weights: Tensor
+
+    def scores(self, matches: WordMatches) -> Tensor:
+        """Log-probabilities (B, K); of a request without a common word those of dense retrieval."""
+        return _scores(self.weights, matches)
+
+    def rank(self, matches: WordMatches) -> tuple[Tensor, Tensor]:
+        """Ids (B, K), -1 where empty, and scores, best first; of equal scores the lower id."""
+        scores = self.scores(matches).masked_fill(matches.ids < 0, -torch.inf)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        return matches.ids.gather(1, order), scores
+
+    @classmethod
+    def fit(cls, parts: Sequence[tuple[WordMatches, Tensor]], held: Sequence[Tensor]) -> WordMixture | None:
+        """The mixture that makes the targets of searches most probable; None where it does not help or they are few.
+
+        ``parts``: matches and which candidate is the target (B, K), one in each row. ``held`` (B,) bool: searches that
+        are not fitted but decide, by the mean reciprocal rank of their targets, whether the mixture is used at all.
+        """
+        fitted = [(matches.take(~out), hit[~out]) for (matches, hit), out in zip(parts, held, strict=True)]
+        judged = [(matches.take(out), hit[out]) for (matches, hit), out in zip(parts, held, strict=True)]
+        if min(sum(len(hit) for _, hit in some) for some in (fitted, judged)) < MIN_SEARCHES // 2:
+            return None
+        scale = torch.tensor(SCALE)
+
+        def loss(weights: Tensor) -> Tensor:
+            logs = [_scores(weights * scale, matches)[hit] for matches, hit in fitted]
+            return RIDGE * weights.square().sum() - torch.cat(logs).mean()
+
+        mixture = cls(fit_weights(torch.tensor(START) / scale, loss) * scale)
+        before = sum(float(_reciprocal_ranks(matches.dense, matches, hit).sum()) for matches, hit in judged)
+        after = sum(float(_reciprocal_ranks(mixture.scores(matches), matches, hit).sum()) for matches, hit in judged)
+        return mixture if after > before else None
+
+
+def _scores(weights: Tensor, matches: WordMatches) -> Tensor:
+    sharpness, constant, near, words = weights
+    gate = constant + near * matches.near + words * matches.words
+    gate = torch.where(matches.matched, gate, -torch.inf)[:, None]  # no word in common: dense retrieval alone
+    live = (matches.share > 0) & (matches.ids >= 0)
+    named = (sharpness * matches.share).masked_fill(~live, NEVER).log_softmax(1)
+    return torch.where(
+        matches.matched[:, None],
+        torch.logaddexp(
+            F.logsigmoid(-gate.clamp(min=NEVER)) + matches.dense, F.logsigmoid(gate.clamp(min=NEVER)) + named
+        ),
+        matches.dense,
+    )
+
+
+def _reciprocal_ranks(scores: Tensor, matches: WordMatches, hit: Tensor) -> Tensor:
+    """One over the rank of the target of each request: (B,)."""
+    scores = scores.masked_fill(matches.ids < 0, -torch.inf)
+    return 1 / (1 + (scores > scores[hit][:, None]).sum(1))

@@ -1,0 +1,117 @@
+"""Retrieval of searches mixes dense retrieval and words where that finds more, and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from genrec.generation.options import SearchOptions
+from genrec.pipeline.reranking import MIXTURE_FEATURES
+from genrec.ranking.features import FEATURES
+from genrec.ranking.reranker import Reranker
+from genrec.ranking.word_mixture import WordMatches, WordMixture
+
+N, K = 400, 12
+
+
+def searches(named: bool, seed: int = 0) -> tuple[WordMatches, torch.Tensor]:
+    """Searches whose target is the only item that has the query's words, if ``named``, else the best of the dense."""
+    draw = torch.Generator().manual_seed(seed)
+    dense = torch.randn(N, K, generator=draw).log_softmax(1)
+    hit = torch.zeros(N, K, dtype=torch.bool)
+    hit[torch.arange(N), torch.randint(K, (N,), generator=draw) if named else dense.argmax(1)] = True
+    share = hit.float() if named else torch.rand(N, K, generator=draw)
+    near = torch.log1p(share.gt(0.8).sum(1).float())
+    return WordMatches(torch.arange(K).expand(N, K), dense, share, near, torch.full((N,), 2.0).log1p()), hit
+
+
+def held(n: int = N) -> torch.Tensor:
+    return torch.arange(n) % 4 == 0
+
+
+def test_a_named_item_leads_and_words_stay_out_where_they_say_nothing():
+    matches, hit = searches(named=True)
+    mixture = WordMixture.fit([(matches, hit)], [held()])
+    assert mixture is not None
+    ids, scores = mixture.rank(matches)
+    assert (ids[:, 0] == hit.float().argmax(1)).float().mean() > 0.95
+    assert (scores[:, 1:] <= scores[:, :-1]).all()
+    assert WordMixture.fit([searches(named=False)], [held()]) is None
+
+
+def test_few_searches_fit_nothing():
+    matches, hit = searches(named=True)
+    rows = torch.arange(N) < 60
+    assert WordMixture.fit([(matches.take(rows), hit[rows])], [held()[:60]]) is None
+
+
+def test_the_gate_tells_names_from_words_of_many_items():
+    named, many = searches(named=True), searches(named=False, seed=1)
+    mixture = WordMixture.fit([named, many], [held(), held()])
+    assert mixture is not None
+    for matches, hit in (named, many):
+        first = mixture.rank(matches)[0][:, 0]
+        assert (first == hit.float().argmax(1)).float().mean() > 0.9
+
+
+def test_scores_are_the_logarithm_of_a_distribution_and_dense_without_a_common_word():
+    matches, _ = searches(named=False)
+    mixture = WordMixture(torch.tensor([8.0, 0.5, -0.2, 0.1]))
+    torch.testing.assert_close(mixture.scores(matches).exp().sum(1), torch.ones(N))
+    silent = replace(matches, share=torch.zeros(N, K))
+    assert torch.equal(mixture.scores(silent), matches.dense) and not silent.matched.any()
+
+
+def test_a_saved_reranker_keeps_its_mixture():
+    mixture = WordMixture(torch.tensor([8.0, 0.5, -0.2, 0.1]))
+    again = Reranker.from_state(replace(Reranker.default(), mixture=mixture).state())
+    assert again.mixture is not None and torch.equal(again.mixture.weights, mixture.weights)
+    assert Reranker.from_state(Reranker.default().state()).mixture is None
+
+
+@pytest.fixture(scope="module")
+def mixed(trained_run):
+    """A ranker without and one with a mixture, and searches and recommendations of the test split."""
+    ranker = trained_run.ranker("train")
+    mixture = WordMixture(torch.tensor([20.0, 8.0, 0.0, 0.0]))
+    plain, words = (dict(ranker.rerankers) for _ in range(2))
+    plain["search"] = replace(plain["search"], mixture=None)
+    words["search"] = replace(words["search"], mixture=mixture)
+    rankers = []
+    for rerankers in (plain, words):
+        own = trained_run.ranker("train")
+        own.rerankers = rerankers
+        rankers.append(own)
+    return *rankers, trained_run.dataset
+
+
+def test_retrieval_of_searches_reads_words_and_that_of_recommendations_does_not_change(mixed):
+    plain, words, data = mixed
+    options = SearchOptions(10, ("fused", "retrieve"))
+    requests = data.requests("test", "logged").take(np.arange(20))
+    before, after = plain.rank(requests, options), words.rank(requests, options)
+    assert np.array_equal(before["fused"].ids, after["fused"].ids)  # the re-ranker reads words anyway
+    texts = [requests.query_texts[query] for query in requests.request_queries]
+    best = np.maximum(words.generator.lexical.score(texts).max(1), 1e-9)[:, None]
+    was, share = (
+        words.generator.lexical.score_at(texts, np.maximum(lists["retrieve"].ids, 0)) / best
+        for lists in (before, after)
+    )
+    assert share[:, 0].mean() > was[:, 0].mean() + 0.05
+    alone = words.rank(requests, SearchOptions(10, ("retrieve",)))["retrieve"]
+    assert np.array_equal(alone.ids, after["retrieve"].ids)  # whether a mode fuses or not
+    for row, ids in enumerate(after["retrieve"].ids):
+        live = ids[ids >= 0]
+        assert len(set(live.tolist())) == len(live)
+        assert not set(live.tolist()) & set(requests.items[requests.offsets[row] : requests.offsets[row + 1]].tolist())
+    assert (after["retrieve"].n_proven[share.any(1)] == 0).all()
+    recommendations = data.requests("test").take(np.arange(20))
+    before, after = (ranker.rank(recommendations, options)["retrieve"] for ranker in (plain, words))
+    assert np.array_equal(before.ids, after.ids) and np.array_equal(before.n_proven, after.n_proven)
+
+
+def test_features_of_the_fit_are_those_that_matches_name():
+    assert set(MIXTURE_FEATURES) < set(FEATURES) and len(MIXTURE_FEATURES) == 4
