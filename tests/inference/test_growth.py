@@ -238,7 +238,7 @@ def test_an_item_that_comes_back_is_as_it_was(model, history, monkeypatch, large
     assert not in_trie(model) & {*best, *items}
     assert not {item for item, _ in code_search(model, history)[0]} & {*best, *items}
     model.remove_items([model.snapshot.item_ids[-1]])
-    model.add_items([{"item_id": item} for item in (*best, *items[::2]) if not model.snapshot.has(item)])
+    model.add_items([{"item_id": item} for item in dict.fromkeys((*best, *items[::2])) if not model.snapshot.has(item)])
     model.add_items([{"item_id": model.snapshot.item_ids[-1]}])
     model.add_items([{"item_id": item} for item in items if not model.snapshot.has(item)])
     after = code_search(model, history)
