@@ -121,8 +121,10 @@ class ModelConfig:
 
     dim: int = setting(128, "Width of the backbone; a multiple of twice `heads`.", ge=1)
     layers: int = setting(2, "Layers of the backbone.", ge=1)
-    heads: int = setting(4, "Attention heads.", ge=1)
-    dropout: float = setting(0.3, "Dropout of the backbone.", ge=0, le=1)
+    heads: int = setting(2, "Attention heads.", ge=1)
+    dropout: float | None = setting(
+        None, "Dropout; null: 0.5 where histories are short (on average below 30 events), else 0.2.", ge=0, le=1
+    )
     max_length: int = setting(50, "Events of history that are read.", ge=1)
     item_inputs: list[str] = setting(
         ["ids", "text", "codes"],
@@ -140,7 +142,7 @@ class ModelConfig:
     )
     time_bucket: float = setting(86400.0, "Seconds per unit of rotary time.", gt=0)
     anchors: int = setting(
-        8, "Neighbours, and top items of category and brand, of each recent event that a request attends to.", ge=0
+        0, "Neighbours, and top items of category and brand, of each recent event that a request attends to.", ge=0
     )
     user_tokens: bool = setting(
         False, "Add two tokens with the user's behaviour-built ID: of recent events and of all."
@@ -189,7 +191,7 @@ class TrainingConfig:
         0, "Next epochs that learn query to item and item to following item, without a user.", ge=0
     )
     patience: int = setting(3, "Epochs without improvement on validation before training stops.", ge=1)
-    batch_size: int = setting(128, "Sequences per optimiser step, over all devices and chunks.", ge=1)
+    batch_size: int = setting(64, "Sequences per optimiser step, over all devices and chunks.", ge=1)
     accumulate: int | None = setting(
         None,
         "Chunks of similar length that a step is computed in, with the same result; null: 4 on a CPU, else 1.",
@@ -222,7 +224,7 @@ class TrainingConfig:
     generate_share: float = setting(0.5, "Fraction of requests whose codes are learnt in a step.", ge=0, le=1)
     same_time: bool = setting(True, "A request may see other events of its own second.")
     negatives: int | None = setting(
-        None, "Negatives drawn per step; 0: the whole catalogue; null: all up to 4096 items, else 2048.", ge=0
+        None, "Negatives drawn per step; 0: the whole catalogue; null: all up to 16,384 items, else 2048.", ge=0
     )
     stride: int | None = setting(
         None, "New events per training window of a long sequence; null: half of `model.max_length`.", ge=1

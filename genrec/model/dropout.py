@@ -5,7 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+SHORT_HISTORIES, LONG_HISTORIES = 0.5, 0.2  # the rates by rule
+MEAN_HISTORY = 30  # events; shorter histories are short
 STEPS = 1 << 16  # one 64-bit draw decides four elements, each by 16 of its bits
+
+
+def dropout_rate(given: float | None, mean_history: float = 0.0) -> float:
+    """The rate of a network that learns histories of ``mean_history`` events, unless one is ``given``.
+
+    Measured: of logs with 9 events a user, .5 is better (Amazon Beauty), of those with 100 and more, .2 (MovieLens).
+    """
+    if given is not None:
+        return given
+    return SHORT_HISTORIES if mean_history < MEAN_HISTORY else LONG_HISTORIES
 
 
 class Dropout(nn.Module):

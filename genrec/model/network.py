@@ -19,7 +19,7 @@ from genrec.model.backbone import Backbone, Cache, sequence_mask, visible_contex
 from genrec.model.batch import Batch
 from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.model.device import scores
-from genrec.model.dropout import Dropout
+from genrec.model.dropout import Dropout, dropout_rate
 from genrec.model.embeddings import ItemEncoder, QueryEncoder
 from genrec.model.pair_features import initial_pair_weights, n_pair_features, pair_features
 from genrec.model.prior import RetrievalPrior
@@ -72,7 +72,7 @@ class GenerativeRecommender(nn.Module):
         super().__init__()
         catalogue = catalogue.share()  # it moves with this network alone
         self.config, self.catalogue, self.time_base = config, catalogue, time_base
-        dim = config.dim
+        dim, rate = config.dim, dropout_rate(config.dropout)
         self.item_encoder = ItemEncoder(catalogue, dim, config.item_inputs, config.item_dropout)
         self.query_encoder = QueryEncoder(catalogue.text.shape[1], dim)
         if self.item_encoder.project is not None:  # items with a text like the query's score high from the beginning
@@ -92,20 +92,20 @@ class GenerativeRecommender(nn.Module):
         if features:
             self.anchor_tables = AnchorTables(catalogue.n_items, config.anchors, bool(config.query_anchors))
             self.anchor_tokens = AnchorTokens(dim, config.heads, features)
-            self.early_anchors = AnchorAttention(dim, config.heads, config.dropout, features)
-            self.late_anchors = AnchorAttention(dim, config.heads, config.dropout, features)
+            self.early_anchors = AnchorAttention(dim, config.heads, rate, features)
+            self.late_anchors = AnchorAttention(dim, config.heads, rate, features)
         self.profile = None
         if config.user_tokens or config.summary_tokens:
             levels = catalogue.codes.shape[1]
             self.profile = Profile(dim, config.heads, n_actions, levels, config.user_tokens, config.summary_tokens)
-        self.input_norm, self.drop = nn.LayerNorm(dim), Dropout(config.dropout)
-        self.backbone = Backbone(dim, config.layers, config.heads, config.dropout)
+        self.input_norm, self.drop = nn.LayerNorm(dim), Dropout(rate)
+        self.backbone = Backbone(dim, config.layers, config.heads, rate)
         self.reasoning = Reasoning(dim, config.reasoning_steps, bool(config.stages)) if config.reasoning_steps else None
         self.ranking = None
         if config.ranking:
             stages = len(config.stages)
             initial = starting_weights(stages) if stages else initial_pair_weights(1, n_pair_features(features))
-            self.ranking = RankingHead(dim, initial, config.dropout)
+            self.ranking = RankingHead(dim, initial, rate)
             if not stages:  # turns scores over the whole catalogue into probabilities
                 last = self.ranking.score[-1]
                 assert isinstance(last, nn.Linear)
@@ -119,7 +119,7 @@ class GenerativeRecommender(nn.Module):
                 dim,
                 config.decoder_layers,
                 config.heads,
-                config.dropout,
+                rate,
                 config.temperature,
                 features,
                 config.pointer and features > 0,

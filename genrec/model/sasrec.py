@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from genrec.catalogue.catalogue import Catalogue
 from genrec.config.schema import ModelConfig
 from genrec.model.batch import Batch
+from genrec.model.dropout import dropout_rate
 from genrec.model.network import Encoded
 
 
@@ -40,7 +41,7 @@ class SASRec(nn.Module):
     def __init__(self, config: ModelConfig, catalogue: Catalogue, time_base: float):
         super().__init__()
         self.config, self.catalogue, self.time_base = config, catalogue.share(), time_base
-        dim, rate = config.dim, config.dropout
+        dim, rate = config.dim, dropout_rate(config.dropout)
         self.item_encoder = ItemTable(catalogue.n_items, dim)
         self.positions = nn.Embedding(config.max_length, dim)
         nn.init.normal_(self.positions.weight, std=0.02)

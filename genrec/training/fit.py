@@ -23,6 +23,7 @@ from genrec.data.dataset import TRAIN, Dataset
 from genrec.data.situation import Situation, resolved
 from genrec.errors import UserError
 from genrec.model.anchors import SPARE, AnchorTables
+from genrec.model.dropout import dropout_rate
 from genrec.model.network import GenerativeRecommender
 from genrec.model.prior import PRIOR_CATALOGUE
 from genrec.model.sasrec import SASRec
@@ -187,10 +188,12 @@ def trained_items(dataset: Dataset, plan: FitPlan) -> torch.Tensor | None:
 def with_rules(config: Config, dataset: Dataset) -> Config:
     """The config with the parts of the network that follow from the data.
 
-    ``model.query_anchors``: where there are queries. ``model.prior``: where the catalogue is small enough for a row of
-    all items for each request. ``model.situation``: what ``auto`` stands for.
+    ``model.dropout``: by the mean history. ``model.query_anchors``: where there are queries. ``model.prior``: where the
+    catalogue is small enough for a row of all items for each request. ``model.situation``: what ``auto`` stands for.
     """
     model = config.model
+    if model.dropout is None:
+        model = replace(model, dropout=dropout_rate(None, float(dataset.known_lengths(TRAIN).mean())))
     if model.query_anchors is None:
         model = replace(model, query_anchors=bool(dataset.query_texts))
     if model.prior is None:

@@ -30,7 +30,7 @@ from genrec.training.precision import softmax_precision
 from genrec.training.step_tensors import StepTensors
 from genrec.training.validation import Validation
 
-SMALL_CATALOGUE, NEGATIVES = 4096, 2048  # by rule: the whole softmax up to so many items, else so many drawn
+SMALL_CATALOGUE, NEGATIVES = 1 << 14, 2048  # by rule: the whole softmax up to so many items, else so many drawn
 WARMUP_STEPS, FINAL_RATE = 100, 0.02  # of the learning rate's schedule
 PROGRESSIVE_WEIGHT = 0.3  # of the mean over reasoning steps
 

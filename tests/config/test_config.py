@@ -101,7 +101,7 @@ def test_an_empty_file_is_the_default_config(tmp_path):
         "split.kind=random",
         "model.dim=0",
         "model.dim=-8",
-        "model.dim=12",
+        "model.dim=10",
         "model.temperature=0",
         "training.epochs=0",
         "training.generate_share=1.5",
