@@ -321,7 +321,8 @@ class PreferenceConfig:
     strengths: list[float] = setting(
         [1.0],
         "Weights of the value's logarithm against the decoder's log-probability (taste; distil by reward, ranking). "
-        "Each is tried; of those that the gate accepts, the one with the highest reward is kept.",
+        "Each is tried; of those that the gate accepts, the one with the highest reward nDCG of held-out impressions "
+        "is kept, in a log without impressions that with the highest reward.",
         ge=0,
         nonempty=True,
     )

@@ -11,7 +11,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 TARGET, BASE, MODEL = "preference", "model", "model_preferred"
 _CHUNK = 256  # requests at a time
+_FRONTIER = ("recall", "reward_ndcg", "reward")
 _TEACHER_ITEMS = 50  # candidates of the re-ranker as teacher
 _RERANKER_FLOOR = -30.0  # score of a missing candidate
 
@@ -200,7 +201,7 @@ class Stage:
             row |= after.means() | {"reward": self._list_reward(trainer, after), "kept": decision.kept}
             tried.append((decision, curves, row, {name: value.clone() for name, value in decoder.state_dict().items()}))
         kept = [one for one in tried if one[0].kept]
-        best = max(kept, key=lambda one: one[2]["reward"]) if kept else tried[-1]
+        best = max(kept, key=lambda one: _merit(one[2])) if kept else tried[-1]
         decoder.load_state_dict(best[3])
         self.set_taste(best[2]["strength"] if kept else None)
         self.policy.version += 1
@@ -368,6 +369,12 @@ class Stage:
             (folder / "report.md").write_text(_page(decision, quality, frontier))
 
 
+def _merit(row: dict) -> float:
+    """What a row of the frontier is chosen by: feedback of people, and a model's opinion only where there is none."""
+    measured = row.get("reward_ndcg", nan)
+    return row["reward"] if isnan(measured) else measured
+
+
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.contiguous().cpu() for name, value in module.state_dict().items()}
 
@@ -379,11 +386,14 @@ def _page(decision: GateDecision, quality: dict, frontier: list[dict]) -> str:
     for part, towers in quality.items():
         for name, row in towers.items():
             lines.append(f"| {part} | {name} | {row['auc']:.4f} | {row['gauc']:.4f} | {row['error']:.4f} |")
-    lines += ["", "| strength | recall | reward of the lists | shown in the beam, GAUC: decoder, taught | |"]
-    lines += ["|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| strength | recall | reward nDCG | reward of the lists | shown in the beam, GAUC: decoder, taught | |",
+    ]
+    lines += ["|---|---|---|---|---|---|"]
     for row in frontier:
         beam = row.get("beam")
         judged = "" if beam is None or not beam["users"] else f"{beam['decoder']:.4f}, {beam['taught']:.4f}"
-        values = " | ".join(f"{row[name]:.4f}" if name in row else "not trained" for name in ("recall", "reward"))
+        values = " | ".join(f"{row[name]:.4f}" if name in row else "-" for name in _FRONTIER)
         lines.append(f"| {row['strength']:g} | {values} | {judged} | {'kept' if row.get('kept') else 'refused'} |")
     return "\n".join(lines) + "\n"
