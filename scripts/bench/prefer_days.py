@@ -38,7 +38,7 @@ from genrec.preference.stage import Stage
 from genrec.runs.run import Run
 
 log = logging.getLogger("bench")
-K, BEAM, ARMS = 10, 50, ("none", "stage", "greedy", "oracle")
+K, BEAM, ARMS = 10, 50, ("none", "stage", "oracle", "greedy")
 TEMPERATURE = 2.0  # of exploration
 
 
