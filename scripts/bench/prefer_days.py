@@ -173,26 +173,27 @@ def run_days(run: Path, out: Path, days: int, seeds: int, rate: float, share: fl
                 log.info("seed %d %s day %d: %.4f purchases a list", seed, name, day + 1, value.mean())
                 write_json(saved, {"rows": rows})
             log.info("seed %d %s: accepted in %d of %d nights", seed, name, arm.accepted, days)
-    report(out, rows, days)
+            report(out, rows, days)
 
 
 def report(out: Path, rows: list[dict], days: int) -> None:
     """The table of days, paired differences to ``none`` over all days, and the figure."""
+    arms = [arm for arm in ARMS if any(row["arm"] == arm and row["day"] == days for row in rows)]
     mean = {(row["arm"], row["day"], row["seed"]): float(np.mean(row["purchases"])) for row in rows}
     seeds = sorted({row["seed"] for row in rows})
-    curves = {arm: [np.mean([mean[arm, day, seed] for seed in seeds]) for day in range(1, days + 1)] for arm in ARMS}
-    print("| day | " + " | ".join(ARMS) + " |\n|---|" + "---|" * len(ARMS))
+    curves = {arm: [np.mean([mean[arm, day, seed] for seed in seeds]) for day in range(1, days + 1)] for arm in arms}
+    print("| day | " + " | ".join(arms) + " |\n|---|" + "---|" * len(arms))
     for day in range(days):
-        print(f"| {day + 1} | " + " | ".join(f"{curves[arm][day]:.4f}" for arm in ARMS) + " |")
-    every = {arm: np.concatenate([row["purchases"] for row in rows if row["arm"] == arm]) for arm in ARMS}
-    for arm in ARMS[1:]:
+        print(f"| {day + 1} | " + " | ".join(f"{curves[arm][day]:.4f}" for arm in arms) + " |")
+    every = {arm: np.concatenate([row["purchases"] for row in rows if row["arm"] == arm]) for arm in arms}
+    for arm in arms[1:]:
         difference = paired_test(every[arm], every["none"], 0)
         base = every["none"].mean()
         print(arm, " ".join(f"{100 * value / base:+.1f} %" for value in difference[:3]))
 
     def draw(figure: Figure, theme: Theme) -> None:
         axes = figure.add_subplot()
-        for colour, arm in zip(theme.series, ARMS, strict=False):
+        for colour, arm in zip(theme.series, arms, strict=False):
             axes.plot(range(1, days + 1), curves[arm], color=colour, marker="o", label=arm)
         axes.set(xlabel="day", ylabel="true purchases per list", title="Ten days of closed loop")
         axes.grid(True, axis="y")
