@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import logging
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from genrec.config.load import load_config
 from genrec.data.dataset import TRAIN, VALID
 from genrec.data.sequences import Windows, make_windows
 from genrec.errors import UserError
+from genrec.model import dropout
 from genrec.model.anchors import AnchorTables
 from genrec.model.collate import Collator, request_batches
 from genrec.model.query_features import QueryFeatures
@@ -381,3 +383,16 @@ def test_queries_are_looked_up_once_for_all_fits_up_to_a_split(job, monkeypatch)
         fit_module.find_named_items(data, ids, tables, lexical)
         named.append(data.collator.features.named)
     assert named[0] is named[1] and named[2] is not named[0] and len(looked_up) == 2
+
+
+def test_dropout_follows_the_mean_history_unless_given(prepared_run, monkeypatch):
+    dataset, config = prepared_run.dataset, prepared_run.config
+
+    def rate(given):
+        return with_rules(replace(config, model=replace(config.model, dropout=given)), dataset).model.dropout
+
+    mean = dataset.known_lengths(TRAIN).mean()
+    monkeypatch.setattr(dropout, "MEAN_HISTORY", mean + 1)
+    assert rate(None) == dropout.SHORT_HISTORIES and rate(0.1) == 0.1 and rate(0.0) == 0.0
+    monkeypatch.setattr(dropout, "MEAN_HISTORY", mean - 1)
+    assert rate(None) == dropout.LONG_HISTORIES
