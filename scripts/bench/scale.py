@@ -173,7 +173,9 @@ def fit(run, options: argparse.Namespace) -> Values:
         fitting.make_trainer = limited
         name = "decoder" if one.backbone else "backbone"
         with measured(values, f"fit of the {name}"):
-            fitting.fit(one.config, run.dataset, run.ids, run.folder / one.name, one.resolved(run.folder))
+            fitting.fit(
+                one.config, run.dataset, run.ids, run.folder / one.name, one.resolved(run.folder), lambda: run.lexical
+            )
         parts = fitting.CPU_PARTS
         whole = [sum(clock.steps[begin : begin + parts]) for begin in range(parts, len(clock.steps), parts)]
         values[f"{name} step ms"] = float(np.median(whole)) * 1000
@@ -187,7 +189,7 @@ def rerank(run, options: argparse.Namespace) -> Values:
 
     values: Values = {}
     reranking.MAX_REQUESTS.update(recommendation=options.requests, search=options.requests)
-    reranking.MAX_TRAINING_REQUESTS = options.requests
+    reranking.MAX_TRAINING_REQUESTS.update(recommendation=options.requests, search=options.requests)
     with measured(values, "re-ranker"):
         reranking.fit_reranker(run)
     return values
