@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, StringConstraints
@@ -343,7 +344,7 @@ class ImpressionsBody(_Body):
     def stored(self) -> list[StoredImpression]:
         """The impressions to keep; without a time they happened now. ``UserError`` for too few propensities."""
         when = int(time.time()) if self.timestamp is None else self.timestamp
-        propensities = self.propensities or [None] * len(self.items)
+        propensities: Sequence[float | None] = self.propensities or [None] * len(self.items)
         if len(propensities) != len(self.items):
             raise UserError(f"propensities: {len(propensities)} for {len(self.items)} items; give one for each item")
         return [
