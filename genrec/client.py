@@ -22,11 +22,12 @@ class ServerError(Exception):
 
 @dataclass(frozen=True)
 class Item:
-    """One answer."""
+    """One answer; ``propensity``: its chance to stand in its slot, where the server explores."""
 
     item_id: str
     title: str | None
     score: float
+    propensity: float | None = None
     attributes: dict[str, Any] | None = None
     reason: dict[str, Any] | None = None
 

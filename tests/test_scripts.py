@@ -35,7 +35,7 @@ def test_joint_against_separate(tmp_path, tiny_overrides, monkeypatch, capsys):
 
 @pytest.mark.parametrize("sampling", ["packed", "single"])
 def test_sampling(prepared_run, monkeypatch, capsys, sampling):
-    how = ["--sampling", sampling, "--epochs", "2", "--dim", "8", "--test"]
+    how = ["--sampling", sampling, "--epochs", "2", "--dim", "8", "--dropout", "0.1", "--rate", "0.01", "--test"]
     threads = torch.get_num_threads()
     monkeypatch.setattr(sys, "argv", ["sampling", str(prepared_run.folder), *how])
     try:

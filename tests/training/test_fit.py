@@ -345,7 +345,7 @@ def test_node_vectors_of_some_nodes_equal_those_of_all(job):
 
 
 @pytest.mark.parametrize(
-    ("negatives", "items", "used"), [(None, 4096, 0), (None, 5000, 2048), (0, 9000, 0), (7, 100, 7)]
+    ("negatives", "items", "used"), [(None, 1 << 14, 0), (None, 20_000, 2048), (0, 90_000, 0), (7, 100, 7)]
 )
 def test_negatives_by_rule(job, negatives, items, used):
     config = copy.deepcopy(job[0])
