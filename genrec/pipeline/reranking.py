@@ -93,8 +93,9 @@ def _fit_counts(run: Run, ranker: Ranker) -> dict[str, Reranker]:
     """The ranking functions of counts by task; none where no training request has its target among the candidates."""
     text = run.ids.catalogue.text.cpu().numpy()
     parts: dict[str, list[tuple[Candidates, Tensor]]] = {task: [] for task in TASKS}
-    with Progress("candidates for the re-ranker, training requests", sum(MAX_TRAINING_REQUESTS.values())) as progress:
-        lists = counted_lists(ranker, run.dataset, text, MAX_TRAINING_REQUESTS, run.config.seed, progress.advance)
+    limits = MAX_TRAINING_REQUESTS | ({} if run.dataset.query_texts else {"search": 0})
+    with Progress("candidates for the re-ranker, training requests", sum(limits.values())) as progress:
+        lists = counted_lists(ranker, run.dataset, text, limits, run.config.seed, progress.advance)
         for task, found, targets in lists:
             parts[task].append((found, targets))
     fitted = {task: Reranker.fit_counts(lists, run.config.seed) for task, lists in parts.items()}
