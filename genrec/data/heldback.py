@@ -39,14 +39,6 @@ def held_back(dataset: Dataset, limit: int, seed: int) -> Iterator[tuple[Dataset
             return
 
 
-def held_back_searches(log: Dataset, limit: int, seed: int) -> Requests:
-    """The searches that led to the events held back from ``log``, at most ``limit``; see ``held_back``."""
-    chosen = (np.asarray(log.split) == HELD_BACK) & (np.asarray(log.queries) >= 0)
-    events = np.flatnonzero(chosen & (np.asarray(log.actions) >= log.target_level))
-    events = np.sort(np.random.default_rng(seed).permutation(events)[:limit])
-    return log.requests_before(events, np.asarray(log.queries)[events].astype(np.int64))
-
-
 def _without(dataset: Dataset, events: np.ndarray) -> Dataset:
     """The dataset with ``events`` in no split that is fitted on or asked for."""
     log = copy.copy(dataset)

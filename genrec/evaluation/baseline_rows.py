@@ -12,7 +12,7 @@ import numpy as np
 
 from genrec.artifacts.checkpoint import Arrays
 from genrec.data.dataset import TRAIN, VALID, Requests
-from genrec.data.heldback import held_back, held_back_searches
+from genrec.data.heldback import held_back
 from genrec.evaluation.answerers import Scorer, query_texts, ranked_by_scores
 from genrec.evaluation.baselines import DenseText, stack
 from genrec.evaluation.baselines.search import BASELINES, chosen_settings, fitted, usable
@@ -114,47 +114,40 @@ class Baselines:
         return trees.rank(sources, requests, k), raw
 
     def _fit_stack(self, valid: Requests, kind: str | None, networked: bool) -> stack.Stack:
-        """The stack; it learns from training requests too, as our re-rankers do."""
-        seed, searches = self.run.config.seed, kind is not None
-        sources, held = self._sources(TRAIN, searches, networked), self._held_examples[searches]
+        """The stack; for recommendations it learns from training requests too, as our re-ranker does."""
+        seed, sources = self.run.config.seed, self._sources(TRAIN, kind is not None, networked)
+        if kind is not None:
+            return stack.Stack(seed).fit(sources, valid)
         if not networked:
-            return stack.Stack(seed).fit(sources, valid, held)
-        return stack.Stack(seed, stack.Stack(seed).fit_examples(held) if held else None).fit(sources, valid)
+            return stack.Stack(seed).fit(sources, valid, self._held_examples)
+        base = stack.Stack(seed).fit_examples(self._held_examples) if self._held_examples else None
+        return stack.Stack(seed, base).fit(sources, valid)
 
     @cached_property
-    def _held_examples(self) -> dict[bool, list[stack.Example]]:
-        """Training recommendations (False) and searches (True), with sources fitted on logs without their events."""
-        config, made = self.run.config, dict[bool, list[stack.Example]]({False: [], True: []})
-        left = stack.FIT_REQUESTS
+    def _held_examples(self) -> list[stack.Example]:
+        """Training requests with the sources, fitted on logs that lack the events of those requests."""
+        text, config = self.run.ids.catalogue.text.cpu().numpy(), self.run.config
+        made: list[stack.Example] = []
         for part, requests in held_back(self.run.dataset, stack.FIT_REQUESTS, config.seed):
-            models = {
+            scorers: dict[str, Scorer] = {
                 BASELINES[name][0]: partial(_score, fitted(name, self.chosen[name], part, TRAIN))
                 for name in usable(self.names, part)
             }
-            features = CandidateFeatures.build(part, self._item_text, TRAIN, collaborative=False)
-            searched = held_back_searches(part, left, config.seed)
-            left -= len(searched)
-            for searches, some in ((False, requests), (True, searched)):
-                scorers = models | self._text_scorers(TRAIN, searches)
-                made[searches] += stack.examples(stack.Sources(scorers, features, config.model.request_time), some)
+            scorers["text of the last event"] = lambda chunk: last_text(chunk, text)
+            features = CandidateFeatures.build(part, text, TRAIN, collaborative=False)
+            made += stack.examples(stack.Sources(scorers, features, config.model.request_time), requests)
         return made
 
-    @cached_property
-    def _item_text(self) -> np.ndarray:
-        return self.run.ids.catalogue.text.cpu().numpy()
-
-    def _text_scorers(self, last: int, searches: bool) -> dict[str, Scorer]:
-        """The stack's sources that read text: those of a search read its query, else the last event's is read."""
-        if searches:
-            return {name: scorer for name, (_, scorer) in self.scorers(last, True).items()}
-        return {"text of the last event": partial(_last_text, self._item_text)}
-
     def _sources(self, last: int, searches: bool, networked: bool) -> stack.Sources:
+        text = self.run.ids.catalogue.text.cpu().numpy()
         scorers = {name: scorer for name, (_, scorer) in self.scorers(last, False).items()}
-        scorers |= self._text_scorers(last, searches)
+        if searches:
+            scorers |= {name: scorer for name, (_, scorer) in self.scorers(last, True).items()}
+        else:
+            scorers["text of the last event"] = lambda chunk: last_text(chunk, text)
         if networked:
             scorers["our retrieval"] = self.run.network_scorer("model", "train+valid" if last == VALID else "train")
-        features = CandidateFeatures.build(self.run.dataset, self._item_text, last, collaborative=False)
+        features = CandidateFeatures.build(self.run.dataset, text, last, collaborative=False)
         return stack.Sources(scorers, features, self.run.config.model.request_time)
 
 
@@ -169,7 +162,3 @@ def kept_row(keep: Keep, name: str, inputs: str, make: Callable[[], Lists]) -> I
 
 def _score(model: Any, requests: Requests) -> np.ndarray:
     return model.score(requests.histories)
-
-
-def _last_text(text: np.ndarray, requests: Requests) -> np.ndarray:
-    return last_text(requests, text)

@@ -25,14 +25,14 @@ from genrec.runs.stages import RERANKER_KIND, reranker_key
 log = logging.getLogger(__name__)
 MAX_REQUESTS = {"recommendation": 25_000, "search": 10_000}
 MAX_UPDATE_REQUESTS = {"recommendation": 4_000, "search": 2_000}
-MAX_TRAINING_REQUESTS = {"recommendation": 20_000, "search": 8_000}
+MAX_TRAINING_REQUESTS = 20_000
 MIXTURE_FEATURES = ("retrieved", "lexical_share", "near_matches", "query_words")  # as ``WordMatches`` names them
 
 
 def fit_reranker(run: Run, present: dict[str, Reranker] | None = None) -> None:
     """Fit one ranking function for recommendations and one for searches, on validation requests.
 
-    Each reads the score of a ranking function of counts, fitted on training requests.
+    That for recommendations reads the score of a ranking function of counts, fitted on training requests.
     ``present``: those of the run that is updated, from whose weights the fit starts; it then reads fewer requests.
     """
     target, key = run.folder / "reranker", reranker_key(run.folder, run.config)
@@ -42,8 +42,9 @@ def fit_reranker(run: Run, present: dict[str, Reranker] | None = None) -> None:
     rng = np.random.default_rng(run.config.seed)
     limits = MAX_REQUESTS if present is None else MAX_UPDATE_REQUESTS
     kinds: dict[str, list[str | None]] = dict(zip(TASKS, ([None], list(run.dataset.query_kinds)), strict=True))
-    rerankers, bases = {}, _fit_counts(run, ranker) if present is None else {}
+    rerankers = {}
     for task, tasks in kinds.items():
+        base = _fit_counts(run, ranker) if present is None and task == "recommendation" else None
         parts, queries = [], []
         for kind in tasks:
             requests = run.dataset.requests("valid", kind)
@@ -54,9 +55,7 @@ def fit_reranker(run: Run, present: dict[str, Reranker] | None = None) -> None:
                     rows = with_hits(found, targets)
                     parts.append((found, targets[rows]))
                     queries.append(torch.from_numpy(chunk.request_queries.astype(np.int64))[rows.cpu()])
-        rerankers[task] = Reranker.fit(
-            parts, run.config.seed, queries, present[task] if present else None, bases.get(task)
-        )
+        rerankers[task] = Reranker.fit(parts, run.config.seed, queries, present[task] if present else None, base)
         _report(task, rerankers[task], parts)
         if task == "search":
             rerankers[task] = replace(rerankers[task], mixture=fit_mixture(parts, queries, run.config.seed))
@@ -89,20 +88,15 @@ def fit_mixture(parts: list[tuple[Candidates, Tensor]], queries: list[Tensor], s
     return mixture
 
 
-def _fit_counts(run: Run, ranker: Ranker) -> dict[str, Reranker]:
-    """The ranking functions of counts by task; none where no training request has its target among the candidates."""
+def _fit_counts(run: Run, ranker: Ranker) -> Reranker | None:
+    """The ranking function of counts; None where no training request has its target among the candidates."""
     text = run.ids.catalogue.text.cpu().numpy()
-    parts: dict[str, list[tuple[Candidates, Tensor]]] = {task: [] for task in TASKS}
-    limits = MAX_TRAINING_REQUESTS | ({} if run.dataset.query_texts else {"search": 0})
-    with Progress("candidates for the re-ranker, training requests", sum(limits.values())) as progress:
-        lists = counted_lists(ranker, run.dataset, text, limits, run.config.seed, progress.advance)
-        for task, found, targets in lists:
-            parts[task].append((found, targets))
-    fitted = {task: Reranker.fit_counts(lists, run.config.seed) for task, lists in parts.items()}
-    for task, reranker in fitted.items():
-        if reranker is not None:
-            _report(f"{task}, training requests", reranker, parts[task])
-    return {task: reranker for task, reranker in fitted.items() if reranker is not None}
+    with Progress("candidates for the re-ranker, training requests", MAX_TRAINING_REQUESTS) as progress:
+        parts = list(counted_lists(ranker, run.dataset, text, MAX_TRAINING_REQUESTS, run.config.seed, progress.advance))
+    reranker = Reranker.fit_counts(parts, run.config.seed)
+    if reranker is not None:
+        _report("training requests", reranker, parts)
+    return reranker
 
 
 def _report(task: str, reranker: Reranker, parts: list[tuple[Candidates, Tensor]]) -> None:

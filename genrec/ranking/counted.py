@@ -8,7 +8,7 @@ request that is answered.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genrec.config.schema import DecodingConfig
 from genrec.data.dataset import TRAIN, Dataset
-from genrec.data.heldback import held_back, held_back_searches
+from genrec.data.heldback import held_back
 from genrec.generation.options import SearchOptions
 from genrec.ranking.candidates import COLLABORATIVE, Candidates
 from genrec.ranking.features import FEATURES, CandidateFeatures, log_rank
@@ -24,32 +24,27 @@ from genrec.ranking.ranker import Ranker
 from genrec.ranking.reranker import with_hits
 
 NETWORK_FEATURES = ("generated", "in_beam", "retrieved", "retrieved_rank", "ranking")
-QUERY_SCORES = ("text", "lexical", "popular_match", "query_hits")  # what proposes items for a search; else all zeros
 
 
 def counted_lists(
     ranker: Ranker,
     dataset: Dataset,
     text: np.ndarray,
-    limits: Mapping[str, int],
+    limit: int,
     seed: int,
     progress: Callable[[int], None] | None = None,
-) -> Iterator[tuple[str, Candidates, Tensor]]:
-    """Yield (task, candidates, targets (B,)) in chunks, of at most ``limits[task]`` training requests of each task.
+) -> Iterator[tuple[Candidates, Tensor]]:
+    """Yield chunks of candidates and targets (B,), of at most ``limit`` training requests.
 
     The events of those requests are missing from all counts. ``text`` (n_items, text_dim): the items' text vectors.
     """
-    left = limits["search"]
-    for log, recommended in held_back(dataset, limits["recommendation"], seed):
+    for log, requests in held_back(dataset, limit, seed):
         counting = copy.copy(ranker)
         counting.generator = ranker.generator.counting(CandidateFeatures.build(log, text, TRAIN))
-        searched = held_back_searches(log, left, seed)
-        left -= len(searched)
-        for task, requests in (("recommendation", recommended), ("search", searched)):
-            for _, chunk, found in counting.candidates(requests, SearchOptions(), progress):
-                targets = torch.from_numpy(chunk.targets.astype(np.int64)).to(found.union()[0].device)
-                targets = targets[with_hits(found, targets)]
-                yield task, *without_network(found, targets, ranker.settings)
+        for _, chunk, found in counting.candidates(requests, SearchOptions(), progress):
+            targets = torch.from_numpy(chunk.targets.astype(np.int64)).to(found.union()[0].device)
+            targets = targets[with_hits(found, targets)]
+            yield without_network(found, targets, ranker.settings)
 
 
 def without_network(found: Candidates, targets: Tensor, decoding: DecodingConfig) -> tuple[Candidates, Tensor]:
@@ -65,7 +60,6 @@ def without_network(found: Candidates, targets: Tensor, decoding: DecodingConfig
         (column["last_text"], decoding.text_neighbours),
         (column["ease"], COLLABORATIVE),
         (column["als"], COLLABORATIVE),
-        *((column[name], decoding.text) for name in QUERY_SCORES),
     ):
         proposed |= (log_rank(scores, ids >= 0).expm1() < width) & (scores > scores.amin(1, keepdim=True))
     kept = (proposed & (ids == targets[:, None])).any(1)

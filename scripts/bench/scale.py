@@ -189,7 +189,7 @@ def rerank(run, options: argparse.Namespace) -> Values:
 
     values: Values = {}
     reranking.MAX_REQUESTS.update(recommendation=options.requests, search=options.requests)
-    reranking.MAX_TRAINING_REQUESTS.update(recommendation=options.requests, search=options.requests)
+    reranking.MAX_TRAINING_REQUESTS = options.requests
     with measured(values, "re-ranker"):
         reranking.fit_reranker(run)
     return values

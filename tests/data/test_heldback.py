@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from genrec.data.dataset import TRAIN, VALID
-from genrec.data.heldback import EVENTS, FOLDS, HELD_BACK, held_back, held_back_searches
+from genrec.data.heldback import EVENTS, FOLDS, HELD_BACK, held_back
 from genrec.ranking.features import CandidateFeatures
 
 
@@ -80,15 +80,3 @@ def _copy(log):
     other = copy.copy(log)
     other._known_lengths = {}
     return other
-
-
-def test_searches_held_back_have_the_query_of_their_event(prepared_run, parts):
-    data, (log, requests) = prepared_run.dataset, parts[0]
-    searches = held_back_searches(log, 1 << 30, 0)
-    held = np.flatnonzero(np.asarray(log.split) == HELD_BACK)
-    events = held[np.asarray(data.queries)[held] >= 0]
-    assert 0 < len(searches) < len(requests) and (searches.targets == np.asarray(data.items)[events]).all()
-    assert (searches.request_queries == np.asarray(data.queries)[events]).all()
-    assert (np.diff(searches.offsets) == events - np.asarray(data.offsets)[data.user_of(events)]).all()
-    few = held_back_searches(log, len(events) // 2, 0)
-    assert len(few) == len(events) // 2 and set(few.targets) <= set(searches.targets)

@@ -102,24 +102,14 @@ def test_a_target_that_the_network_alone_proposes_is_no_lesson():
 
 def test_lists_of_training_requests_are_the_same_each_time_and_know_no_target(trained_run):
     run, text = trained_run, trained_run.ids.catalogue.text.cpu().numpy()
-    ranker, limits = run.ranker("train", fused=False), {"recommendation": 60, "search": 40}
-    first, second = (list(counted_lists(ranker, run.dataset, text, limits, 3)) for _ in range(2))
-    for task in limits:
-        assert 5 < sum(len(targets) for name, _, targets in first if name == task) <= limits[task]
-    for (task, one, targets), (name, other, same) in zip(first, second, strict=True):
+    ranker = run.ranker("train", fused=False)
+    first, second = (list(counted_lists(ranker, run.dataset, text, 60, 3)) for _ in range(2))
+    assert sum(len(targets) for _, targets in first) > 5
+    for (one, targets), (other, same) in zip(first, second, strict=True):
         assert torch.equal(one.ids, other.ids) and torch.equal(one.features, other.features)
-        assert torch.equal(targets, same) and task == name
+        assert torch.equal(targets, same)
         assert not one.features[..., [FEATURES.index(name) for name in NETWORK_FEATURES]].any()
-        assert bool(one.features[..., FEATURES.index("text")].any()) == (task == "search")
     assert ranker.generator.searcher is not None  # the ranker that answers is not changed
-
-
-def test_a_target_that_only_its_words_propose_teaches_a_search():
-    features = torch.zeros(1, 4, len(FEATURES))
-    features[..., FEATURES.index("lexical")] = torch.tensor([-7.0, -7.0, 1.0, -7.0])
-    ids = torch.arange(4).repeat(1, 1)
-    assert without_network(Candidates(ids, features), torch.tensor([2]), DecodingConfig())[1].tolist() == [2]
-    assert without_network(Candidates(ids, features), torch.tensor([1]), DecodingConfig())[1].tolist() == []
 
 
 def test_windowed_transitions_equal_their_definition():
