@@ -69,15 +69,20 @@ def encoder_key(config: TextConfig) -> str:
     return fingerprint(to_dict(config))
 
 
-def item_texts(items: pl.DataFrame) -> list[str]:
-    """One text per item: title, brand, category words and text."""
-    parts = [
+_HEAD = pl.concat_str(
+    [
         pl.col("title").fill_null(""),
         pl.col("brand").fill_null(""),
         pl.col("category").list.join(" ", ignore_nulls=True).fill_null(""),
-        pl.col("text").fill_null(""),
-    ]
-    return items.select(pl.concat_str(parts, separator=" "))["title"].to_list()
+    ],
+    separator=" ",
+).alias("head")
+_BODY = pl.col("text").fill_null("").alias("body")
+
+
+def item_texts(items: pl.DataFrame) -> list[str]:
+    """One text per item: title, brand, category words and text."""
+    return items.select(pl.concat_str([_HEAD, _BODY], separator=" "))["head"].to_list()
 
 
 def heads_and_bodies(items: pl.DataFrame) -> tuple[list[str], list[str]]:
@@ -85,9 +90,7 @@ def heads_and_bodies(items: pl.DataFrame) -> tuple[list[str], list[str]]:
 
     An item with a text alone has that as its head.
     """
-    parts = [pl.col("title").fill_null(""), pl.col("brand").fill_null("")]
-    parts.append(pl.col("category").list.join(" ", ignore_nulls=True).fill_null(""))
-    texts = items.select(pl.concat_str(parts, separator=" ").alias("head"), pl.col("text").fill_null("").alias("body"))
+    texts = items.select(_HEAD, _BODY)
     bare = pl.col("head").str.strip_chars() == ""
     texts = texts.select(
         pl.when(bare).then("body").otherwise("head").alias("head"), pl.when(bare).then(pl.lit("")).otherwise("body")

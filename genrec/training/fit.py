@@ -191,9 +191,8 @@ def with_rules(config: Config, dataset: Dataset) -> Config:
     ``model.dropout``: by the mean history. ``model.query_anchors``: where there are queries. ``model.prior``: where the
     catalogue is small enough for a row of all items for each request. ``model.situation``: what ``auto`` stands for.
     """
-    model = config.model
-    if model.dropout is None:
-        model = replace(model, dropout=dropout_rate(None, float(dataset.known_lengths(TRAIN).mean())))
+    mean_history = float(dataset.known_lengths(TRAIN).mean())
+    model = replace(config.model, dropout=dropout_rate(config.model.dropout, mean_history))
     if model.query_anchors is None:
         model = replace(model, query_anchors=bool(dataset.query_texts))
     if model.prior is None:

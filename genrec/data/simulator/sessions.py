@@ -139,8 +139,7 @@ def play_round(
     kept = np.ones(items.shape, dtype=bool)
     for slot in range(1, size):
         kept[:, slot] = (items[:, slot : slot + 1] != items[:, :slot]).all(axis=1)
-    attention = 1 / (1 + 0.06 * np.arange(size))
-    stage = draw_stages(logit, attention, kept, rng)
+    stage = draw_stages(logit, attention(size), kept, rng)
     clicked = stage > 0
     rows = np.flatnonzero(clicked.any(axis=1))
     last = size - 1 - np.argmax(clicked[rows, ::-1], axis=1)
@@ -163,12 +162,17 @@ def play_round(
     }
 
 
-def draw_stages(logit: np.ndarray, attention: np.ndarray, kept: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def attention(slots: int) -> np.ndarray:
+    """The factor of a click's chance in each slot from the first: (slots,)."""
+    return 1 / (1 + 0.06 * np.arange(slots))
+
+
+def draw_stages(logit: np.ndarray, factor: np.ndarray, kept: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """How far down the chain each impression goes: 0 impression, 1 click, 2 cart, 3 purchase.
 
-    ``logit`` of a click and ``kept`` (row, slot), ``attention`` (slot,).
+    ``logit`` of a click and ``kept`` (row, slot), ``factor`` (slot,) as of ``attention``.
     """
-    chance = attention / (1 + np.exp(-logit))
+    chance = factor / (1 + np.exp(-logit))
     click = kept & (rng.random(logit.shape, dtype=np.float32) < chance)
     # What is liked more is also bought more.
     cart = click & (rng.random(logit.shape, dtype=np.float32) < 0.1 + 0.4 / (1 + np.exp(-logit)))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genrec.data.simulator.sessions import BIAS, INTENT, RESEMBLANCE, TASTE
+from genrec.data.simulator.sessions import BIAS, INTENT, RESEMBLANCE, TASTE, attention
 from genrec.data.simulator.simulate import SAME_SESSION
 from genrec.data.simulator.world import FOLLOW, STAY, World
 
@@ -61,11 +61,11 @@ def _value(
     )
     meets = np.take_along_axis(later, leaf, 1)  # the new session is about the item's category
     same = (SAME_SESSION * known)[:, None]
-    attention = live / (1 + 0.06 * np.arange(lists.shape[1]))
+    weight = live * attention(lists.shape[1])
     totals = []
     for outcome in (_click, purchase_chance):
         new = meets * outcome(liked + INTENT) + (1 - meets) * outcome(liked)
-        totals.append((attention * (same * outcome(running) + (1 - same) * new)).sum(1))
+        totals.append((weight * (same * outcome(running) + (1 - same) * new)).sum(1))
     return totals[0], totals[1]
 
 

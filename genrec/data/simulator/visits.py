@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from genrec.data.schema import EVENT_SCHEMA, IMPRESSION_SCHEMA, PROPENSITY, conform
-from genrec.data.simulator.sessions import ACTIONS, BIAS, EPOCH, INTENT, TASTE, draw_stages
+from genrec.data.simulator.sessions import ACTIONS, BIAS, EPOCH, INTENT, TASTE, attention, draw_stages
 from genrec.data.simulator.value import purchase_chance
 from genrec.data.simulator.world import FOLLOW, STAY, World
 
@@ -61,9 +61,9 @@ def react(world: World, visits: Visits, lists: np.ndarray, seed: int) -> tuple[n
     taste = TASTE * world.taste(visits.users, visits.when)
     logit = BIAS + np.einsum("nd,nkd->nk", taste, world.item_vectors[item])
     logit += INTENT * (world.item_leaf[item] == visits.leaf[:, None])
-    attention = 1 / (1 + 0.06 * np.arange(lists.shape[1]))
-    stages = draw_stages(logit, attention, live, np.random.default_rng([seed, 1, int(visits.times.min(initial=0))]))
-    expected = (live * attention * purchase_chance(logit)).sum(1)
+    factor = attention(lists.shape[1])
+    stages = draw_stages(logit, factor, live, np.random.default_rng([seed, 1, int(visits.times.min(initial=0))]))
+    expected = (live * factor * purchase_chance(logit)).sum(1)
     return np.where(live, stages, -1), expected
 
 
