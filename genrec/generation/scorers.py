@@ -136,10 +136,12 @@ class CachedScorer:
         states = self.pool[-1].flatten(0, 1)
         rows = (slots + self.batch * self.pool[-1].shape[1]).flatten()
         flat = children.flatten()
-        if isinstance(self.vectors, NodeVectors):
-            parts = [self.vectors.products(flat, states, rows)]
-        elif states.device.type == "cpu":
-            parts = [owned_products(states, self.vectors, rows, flat)]
+        if states.device.type == "cpu":
+            parts = [
+                self.vectors.products(flat, states, rows)
+                if isinstance(self.vectors, NodeVectors)
+                else owned_products(states, self.vectors, rows, flat)
+            ]
         else:  # plain look-ups, which a CUDA graph can hold
             parts = [
                 torch.linalg.vecdot(self.vectors.index_select(0, child), states.index_select(0, row))
@@ -177,7 +179,7 @@ class CachedScorer:
 def generate(
     decoder: CodeDecoder,
     memory: Memory,
-    vectors: Tensor,
+    vectors: Tensor | NodeVectors,
     trie: CatalogueTrie,
     width: int,
     allowed: Tensor | Constraint | None = None,

@@ -76,7 +76,7 @@ class BundleRun(Run):
         """As ``Run.indexes``."""
         return self.folder / INDEXES
 
-    def ranker(self, fitted_on: str | None = None, fused: bool = True, trains: bool = False):
+    def ranker(self, fitted_on: str | None = None, fused: bool = True):
         """As ``Run.ranker``, for the one fit the bundle holds."""
         held = self.manifest["info"]["fitted_on"]
         if fitted_on not in (None, held):
@@ -84,7 +84,7 @@ class BundleRun(Run):
                 f"--fitted-on: {self.folder} is a bundle of the model fitted on {held}, not on {fitted_on}; "
                 "export another one"
             )
-        return super().ranker(held, fused, trains)
+        return super().ranker(held, fused)
 
 
 def is_bundle(folder: str | Path) -> bool:
@@ -234,7 +234,7 @@ def _pack_weights(run: Run, part: Path) -> None:
     """
     path, trie = part / "model.safetensors", run.ids.catalogue.trie
     weights = load_file(path)
-    if NODES in weights:
+    if len(weights.get(NODES, ())) == trie.n_nodes:
         read = read_nodes(trie)
         weights[NODES] = torch.zeros_like(weights[NODES]).index_copy_(0, read, weights[NODES][read])
     if run.dataset.n_items > HALF_ITEMS:

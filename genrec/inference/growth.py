@@ -96,7 +96,7 @@ def _fit_decoder(clone: GenerativeRecommender, old: CatalogueTrie, new: Catalogu
     decoder.code_row = torch.cat([decoder.code_row[:1], rows])
     decoder.codes = nn.Embedding.from_pretrained(_with_zeros(decoder.codes.weight, int(missing)))
     vectors, row = decoder.nodes.weight, decoder.node_row
-    had = torch.arange(old.n_nodes, device=device) if row is None else (row < len(vectors) - 1).nonzero()[:, 0]
+    had = torch.arange(old.n_nodes, device=device) if decoder.own_nodes is None else decoder.own_nodes
     if row is None:
         decoder.nodes = nn.Embedding.from_pretrained(vectors.new_zeros(new.n_nodes, vectors.shape[1]))
         row = torch.arange(new.n_nodes, device=device)

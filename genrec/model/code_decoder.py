@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genrec.catalogue.trie import CatalogueTrie
+from genrec.catalogue.trie import LARGE_TRIE, CatalogueTrie
 from genrec.model.anchors import Anchors, AnchorTokens
 from genrec.model.dropout import Dropout
 from genrec.model.node_vectors import NodeVectors, means_of, node_means, read_nodes, row_of_nodes
@@ -101,7 +101,8 @@ class CodeDecoder(nn.Module):
 
     code_row: Tensor  # (n_nodes,) row of each node's code in the code table
     code_start: Tensor  # (levels + 1,) first row of each level in the code table; the last row is the root's
-    node_row: Tensor | None  # (n_nodes,) row of each node in ``nodes``, None where every node has its own
+    own_nodes: Tensor | None  # (m,) the nodes that have a row in ``nodes``; None in small tries, where all have one
+    node_row: Tensor | None  # (n_nodes,) row of each node in ``nodes``; with ``own_nodes``
 
     def __init__(
         self,
@@ -139,65 +140,69 @@ class CodeDecoder(nn.Module):
         rows = trie.node_code.clamp(min=0) + code_start[node_level.clamp(min=0)]
         self.register_buffer("code_row", torch.where(node_level < 0, code_start[-1], rows), persistent=False)
         self.register_buffer("code_start", code_start, persistent=False)
+        self.register_buffer("own_nodes", None, persistent=False)
         self.register_buffer("node_row", None, persistent=False)
         self.codes = nn.Embedding(int(code_start[-1]) + 1, dim)
-        self.nodes = nn.Embedding(trie.n_nodes, dim)
+        self.nodes = nn.Embedding(0, dim)
+        if trie.n_nodes > LARGE_TRIE:
+            self.keep_read(trie)
+        else:
+            self.nodes = nn.Embedding(trie.n_nodes, dim)
         # Own vectors of nodes that left the trie with their last item, by the codes on the way up from the node.
         self.departed: dict[tuple[int, ...], Tensor] = {}
-        for table in (self.codes, self.nodes):
-            nn.init.normal_(table.weight, std=0.02)
+        own = len(self.nodes.weight) if self.own_nodes is None else len(self.own_nodes)
+        for table in (self.codes.weight, self.nodes.weight[:own]):
+            nn.init.normal_(table, std=0.02)
         self.project = nn.Linear(dim, dim, bias=False)
         # A child is scored by the request's likeness to the items below it before anything is learnt.
         for linear in (self.project, *self.heads):
             nn.init.eye_(linear.weight)
         self.node_norm = nn.LayerNorm(dim)
 
-    def node_vectors(
-        self, trie: CatalogueTrie, items: Tensor, nodes: Tensor | None = None, means: Tensor | None = None
+    def means(self, trie: CatalogueTrie, items: Tensor) -> Tensor:
+        """The mean of item vectors (n_items, dim) below each node, in the rows of ``nodes``."""
+        if self.own_nodes is None or self.node_row is None:
+            return node_means(trie, items)
+        return means_of(trie, items, self.own_nodes, self.node_row)
+
+    def some_node_vectors(
+        self, trie: CatalogueTrie, items: Tensor, nodes: Tensor, means: Tensor | None = None
     ) -> Tensor:
-        """Vectors of all trie nodes, or of ``nodes`` (N,) alone: (n_nodes or N, dim).
+        """Vectors of trie ``nodes`` (N,): (N, dim). Of nodes that no search reads they have no meaning in large tries.
 
-        ``items`` (n_items, dim) are item vectors; ``means`` their ``node_means``, where the caller keeps them.
+        ``items`` (n_items, dim) are item vectors; ``means`` those of ``means``, where the caller keeps them.
         """
-        if nodes is None and len(self.code_row) > BLOCK and not torch.is_grad_enabled():
-            return self._all_node_vectors(trie, items, means)
-        rows = slice(None) if nodes is None else nodes
-        vectors = self.codes(self.code_row[rows]) + (self.nodes.weight if nodes is None else self.nodes(nodes))
-        if means is None and nodes is None:  # fewer items than nodes: project before the mean
-            vectors = vectors + node_means(trie, self.project(items))
-        else:
-            means = node_means(trie, items) if means is None else means
-            vectors = vectors + self.project(means[rows])
-        return self.node_norm(vectors)
+        rows = nodes if self.node_row is None else self.node_row[nodes].long()
+        means = self.means(trie, items) if means is None else means
+        return self.node_norm(self.codes(self.code_row[nodes]) + self.nodes(rows) + self.project(means[rows]))
 
-    def _all_node_vectors(self, trie: CatalogueTrie, items: Tensor, means: Tensor | None) -> Tensor:
-        """``node_vectors`` of a large trie, written over the means block by block."""
-        vectors = node_means(trie, self.project(items)) if means is None else self.project(means)
-        for begin in range(0, len(vectors), BLOCK):
-            rows = slice(begin, begin + BLOCK)
-            vectors[rows] = self.node_norm(vectors[rows] + self.codes(self.code_row[rows]) + self.nodes.weight[rows])
-        return vectors
+    def node_vectors(self, trie: CatalogueTrie, items: Tensor, means: Tensor | None = None) -> Tensor | NodeVectors:
+        """What searches read: the vectors of all trie nodes (n_nodes, dim), in large tries of ``own_nodes`` alone.
 
-    def keep_read(self, trie: CatalogueTrie) -> Tensor:
-        """Make room for own vectors of the nodes alone that searches read, for a decoder that is loaded to answer.
+        ``items`` and ``means`` as in ``some_node_vectors``.
+        """
+        # There are fewer items than nodes: project before the mean.
+        vectors = self.means(trie, self.project(items)) if means is None else self.project(means)
+        code_row = self.code_row if self.own_nodes is None else F.pad(self.code_row[self.own_nodes], (0, 1))
+        if torch.is_grad_enabled() or len(vectors) <= BLOCK:
+            vectors = self.node_norm(self.codes(code_row) + self.nodes.weight + vectors)
+        else:  # written over the means block by block
+            for begin in range(0, len(vectors), BLOCK):
+                rows = slice(begin, begin + BLOCK)
+                vectors[rows] = self.node_norm(self.codes(code_row[rows]) + self.nodes.weight[rows] + vectors[rows])
+        if self.node_row is None:
+            return vectors
+        vectors[-1] = 0
+        return NodeVectors(vectors, self.node_row)
 
-        Returns these nodes (m,), whose vectors the caller writes into the first rows of ``nodes``.
+    def keep_read(self, trie: CatalogueTrie) -> None:
+        """Give own vectors, which begin as zeros, to the nodes of a trie alone that searches read.
+
+        All others share the last row of ``nodes``, which stays 0.
         """
         read, dim = read_nodes(trie), self.nodes.weight.shape[1]
-        self.node_row = row_of_nodes(trie, read)
-        self.nodes = nn.Embedding.from_pretrained(self.nodes.weight.new_zeros(len(read) + 1, dim))
-        return read
-
-    def search_vectors(self, trie: CatalogueTrie, items: Tensor) -> Tensor | NodeVectors:
-        """What searches read: ``node_vectors`` of all nodes, or with ``keep_read`` of those alone."""
-        if self.node_row is None:
-            return self.node_vectors(trie, items)
-        read = read_nodes(trie)
-        table = means_of(trie, self.project(items), read, self.node_row)
-        for begin in range(0, len(read), BLOCK):
-            rows, nodes = slice(begin, min(begin + BLOCK, len(read))), read[begin : begin + BLOCK]
-            table[rows] = self.node_norm(table[rows] + self.codes(self.code_row[nodes]) + self.nodes.weight[rows])
-        return NodeVectors(table, self.node_row)
+        self.own_nodes, self.node_row = read, row_of_nodes(trie, read)
+        self.nodes = nn.Embedding.from_pretrained(self.nodes.weight.new_zeros(len(read) + 1, dim), freeze=False)
 
     @property
     def _layers(self) -> Iterator[DecoderLayer]:

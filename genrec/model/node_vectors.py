@@ -99,7 +99,7 @@ def means_of(trie: CatalogueTrie, items: Tensor, nodes: Tensor, rows: Tensor) ->
     means[0] = items.sum(0)  # the root
     for level in range(trie.depth):
         row = rows[path[:, level]]
-        own = (row < len(nodes)).nonzero()[:, 0]
+        own = (row < len(nodes)).nonzero()[:, 0] if row.device.type == "cpu" else row  # a device would be waited for
         if 2 * len(own) < len(row):
             means.index_add_(0, row[own], items[own])
         else:

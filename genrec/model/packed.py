@@ -50,6 +50,11 @@ def unpacked(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
+def table_length(weights: Mapping[str, Tensor], name: str) -> int:
+    """The number of rows of a table that ``packed`` may have packed, 0 where there is none."""
+    return int(weights[name + ROWS][-1]) if name + ROWS in weights else len(weights.get(name, ()))
+
+
 def table_rows(weights: Mapping[str, Tensor], name: str, chosen: Tensor) -> Tensor:
     """The rows ``chosen`` (n,), rising, of a table that ``packed`` may have packed, without making all of it."""
     if name in weights:

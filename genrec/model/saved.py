@@ -9,21 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from genrec.artifacts.folders import open_artifact, read_json
 from genrec.catalogue.catalogue import Catalogue
 from genrec.catalogue.semantic_ids import SemanticIds
-from genrec.catalogue.trie import LARGE_TRIE
 from genrec.config.load import config_from_dict
 from genrec.config.schema import Config
 from genrec.data.situation import Situation
 from genrec.errors import UserError
 from genrec.model.network import GenerativeRecommender
-from genrec.model.packed import table_rows, unpacked
+from genrec.model.packed import table_length, table_rows, unpacked
 from genrec.model.sasrec import SASRec
 from genrec.model.taste import Taste
 
@@ -60,13 +59,8 @@ def build_network(
     return GenerativeRecommender(config.model, catalogue, n_actions, time_base, generate, situation)
 
 
-def load_network(
-    folder: Path, dataset_actions: int, ids: SemanticIds, answers: bool = False
-) -> tuple[GenerativeRecommender | SASRec, Config]:
-    """The network of a model folder, in evaluation mode, with the config it was fitted with.
-
-    ``answers``: it is not trained further, so that of a large catalogue only the nodes that searches read are kept.
-    """
+def load_network(folder: Path, dataset_actions: int, ids: SemanticIds) -> tuple[GenerativeRecommender | SASRec, Config]:
+    """The network of a model folder, in evaluation mode, with the config it was fitted with."""
     manifest = open_artifact(folder, KIND)
     config = config_from_dict(read_json(folder / RESOLVED), str(folder / RESOLVED))
     info = manifest["info"]
@@ -85,11 +79,16 @@ def load_network(
         network.taste = Taste(len(weights[TASTE]), ids.catalogue.text.shape[1])
     if PRIOR in weights:
         weights[PRIOR] = weights[PRIOR].view(1)  # a scalar in earlier models
-    decoder = network.decoder if answers and isinstance(network, GenerativeRecommender) else None
-    if decoder is not None and ids.catalogue.trie.n_nodes > LARGE_TRIE:
-        own = table_rows(weights, NODES, decoder.keep_read(ids.catalogue.trie))
+    decoder = network.decoder if isinstance(network, GenerativeRecommender) else None
+    if (
+        decoder is not None
+        and decoder.own_nodes is not None
+        and table_length(weights, NODES) > len(decoder.nodes.weight)
+    ):
+        # Saved by a version that kept vectors of all nodes.
+        own = table_rows(weights, NODES, decoder.own_nodes)
         weights = {name: value for name, value in weights.items() if not name.startswith(NODES)}
-        weights[NODES] = torch.cat([own, own.new_zeros(1, own.shape[1])])
+        weights[NODES] = F.pad(own, (0, 0, 0, 1))
     try:
         network.load_state_dict(unpacked(weights))
     except RuntimeError as error:  # a folder of a version whose network had other parts

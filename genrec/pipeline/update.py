@@ -73,7 +73,7 @@ def update(folder: str | Path, new_log: str | Path, steps: int = STEPS, replay: 
     if str(added) in run.config.data.append:
         raise UserError(f"--log: {added} is part of {folder} already")
     fitted_on = run.default_fit()
-    present = run.ranker(fitted_on, trains=True)
+    present = run.ranker(fitted_on)
     if not isinstance(present.generator.network, GenerativeRecommender):
         raise UserError(f"{folder} holds no network that can be updated")
     candidate = _prepare(run, added)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from genrec.catalogue.subtree_mass import SubtreeMass
+from genrec.catalogue.trie import CatalogueTrie
 from genrec.data.dataset import Requests
 from genrec.generation.beam import leaf_items
 from genrec.generation.sampling import Samples, sample_items
@@ -19,7 +20,7 @@ from genrec.model.batch import Batch
 from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.model.collate import Collator
 from genrec.model.network import Encoded, GenerativeRecommender
-from genrec.model.node_vectors import node_means
+from genrec.model.node_vectors import NodeVectors
 from genrec.objectives.generation import path_log_probabilities, path_losses
 from genrec.objectives.walked_nodes import NodeRows, walked_nodes
 from genrec.ranking.ranker import seen_mask
@@ -63,8 +64,8 @@ class Policy:
         with torch.no_grad():
             self.items = network.item_encoder()
             self.index = network.item_index(self.items)
-            self.means = node_means(self.trie, self.items)
-        self._vectors: tuple[int, Tensor] | None = None
+            self.means = self.decoder.means(self.trie, self.items)
+        self._vectors: tuple[int, Tensor | NodeVectors] | None = None
         self.version = 0  # rises with every change of the decoder
         self.set_reference()
         self.decoder.requires_grad_(True)
@@ -73,7 +74,7 @@ class Policy:
         """Take the decoder as it is now as the reference."""
         self.reference = copy.deepcopy(self.decoder).requires_grad_(False)
         with torch.no_grad():
-            self.reference_vectors = self.reference.node_vectors(self.trie, self.items, means=self.means)
+            self.reference_vectors = self.reference.node_vectors(self.trie, self.items, self.means)
 
     @property
     def decoder(self) -> CodeDecoder:
@@ -99,17 +100,17 @@ class Policy:
         """What a decoder reads of the requests."""
         return self.network.decoder_memory(inputs.encoded, decoder=decoder)
 
-    def vectors(self) -> Tensor:
-        """All node vectors of the policy as it is now, without a gradient."""
+    def vectors(self) -> Tensor | NodeVectors:
+        """The node vectors of the policy as it is now, without a gradient."""
         if self._vectors is None or self._vectors[0] != self.version:
             with torch.no_grad():
-                self._vectors = self.version, self.decoder.node_vectors(self.trie, self.items, means=self.means)
+                self._vectors = self.version, self.decoder.node_vectors(self.trie, self.items, self.means)
         return self._vectors[1]
 
     def steps(self, inputs: PolicyRequests, paths: Tensor) -> Tensor:
         """Log-probability of each step of walks (B, K, L) under the policy, with gradients: (B, K, L)."""
         nodes, columns = walked_nodes(self.trie, paths.flatten(0, 1))
-        vectors = self.decoder.node_vectors(self.trie, self.items, nodes, self.means)
+        vectors = self.decoder.some_node_vectors(self.trie, self.items, nodes, self.means)
         return _steps(self.decoder, self.memory(inputs), vectors, self.trie, paths, columns)
 
     @torch.no_grad()
@@ -124,7 +125,7 @@ class Policy:
         batch, walks, levels = paths.shape
         flat = paths.flatten(0, 1)
         nodes, columns = walked_nodes(self.trie, flat)
-        vectors = self.decoder.node_vectors(self.trie, self.items, nodes, self.means)
+        vectors = self.decoder.some_node_vectors(self.trie, self.items, nodes, self.means)
         memory = self.memory(inputs)
         states, _ = self.decoder.hidden(memory, vectors, columns[_entered(paths)])
         rows = torch.arange(batch, device=paths.device).repeat_interleave(walks)
@@ -177,9 +178,16 @@ def _entered(paths: Tensor) -> Tensor:
 
 
 def _steps(
-    decoder: CodeDecoder, memory: Memory, vectors: Tensor, trie, paths: Tensor, columns: Tensor | NodeRows | None
+    decoder: CodeDecoder,
+    memory: Memory,
+    vectors: Tensor | NodeVectors,
+    trie: CatalogueTrie,
+    paths: Tensor,
+    columns: Tensor | NodeRows | None,
 ) -> Tensor:
     entered = _entered(paths)
+    if isinstance(vectors, NodeVectors):
+        columns, vectors = vectors.rows, vectors.table
     states, _ = decoder.hidden(memory, vectors, entered if columns is None else columns[entered])
     rows = torch.arange(len(paths), device=paths.device).repeat_interleave(paths.shape[1])
     biases = [bias.take(rows) for bias in memory.biases]

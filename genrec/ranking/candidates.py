@@ -170,7 +170,7 @@ class CandidateGenerator:
         self.nodes = self.searcher = None
         if network.decoder is not None:
             with torch.inference_mode():
-                self.nodes = network.decoder.search_vectors(network.catalogue.trie, self.items)
+                self.nodes = network.decoder.node_vectors(network.catalogue.trie, self.items)
             self.searcher = Searcher(network.decoder, self.nodes, network.catalogue.trie, self.settings)
 
     def _set_sources(self) -> None:

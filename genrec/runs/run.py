@@ -139,8 +139,8 @@ class Run:
             self.stages.require("model")
         raise UserError(f"{self.folder} holds no trained model; run: genrec train CONFIG")
 
-    def ranker(self, fitted_on: str = "train", fused: bool = True, trains: bool = False) -> Ranker:
-        """Everything needed to answer requests with one of the fits; ``trains``: its network is trained further.
+    def ranker(self, fitted_on: str = "train", fused: bool = True) -> Ranker:
+        """Everything needed to answer requests with one of the fits.
 
         ``UserError`` if a part is not current.
         """
@@ -151,9 +151,7 @@ class Run:
         for name in ("dataset", "semantic_ids", model, "candidate_features", *(["reranker"] if fused else [])):
             stages.require(name)
         device, n_actions = compute_device(self.config.training.accelerator), len(self.dataset.actions_chain)
-        network, fitted_config = load_network(
-            self.folder / model, n_actions, self.ids, not trains and device.type == "cpu"
-        )
+        network, fitted_config = load_network(self.folder / model, n_actions, self.ids)
         network = network.to(device)
         facts = ItemFacts.from_table(self.dataset.item_table, self.ids.catalogue.text.cpu().numpy())
         features = CandidateFeatures.load(self.folder / "candidate_features" / f"{table}.npz", facts)

@@ -35,8 +35,8 @@ def generation_loss(
 ) -> Tensor:
     """Mean negative log-probability of the targets' semantic IDs, plus the distillation from the retrieval head.
 
-    ``live`` are rows and columns (N,) of requests with a target, ``targets`` (B, R). ``means`` (n_nodes, dim) of the
-    item vectors below each node, where the caller has kept them. ``ignored`` (n_nodes,) bool: nodes that are no wrong
+    ``live`` are rows and columns (N,) of requests with a target, ``targets`` (B, R). ``means`` are the
+    decoder's of the item vectors, where the caller has kept them. ``ignored`` (n_nodes,) bool: nodes that are no wrong
     answers.
     """
     decoder, trie = network.decoder, network.catalogue.trie
@@ -62,7 +62,7 @@ def generation_loss(
         paths = torch.stack([paths[0], trie.item_path[drawn_items]])  # and a walk that the teacher drew
     entered = torch.cat([torch.zeros_like(paths[..., :1]), paths[..., :-1]], dim=-1)
     nodes, index = (sampled_nodes if trie.n_nodes > LARGE_TRIE else walked_nodes)(trie, paths.flatten(0, 1))
-    vectors = decoder.node_vectors(trie, encoded.items, nodes, means)
+    vectors = decoder.some_node_vectors(trie, encoded.items, nodes, means)
     states, _ = decoder.hidden(memory, vectors, index[entered].transpose(0, 1))
     states, scale, count = states.transpose(0, 1).flatten(0, 1), decoder.log_scale.exp(), len(row)
     request = torch.arange(count, device=row.device).repeat(len(paths))  # of each walk

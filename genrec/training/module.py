@@ -17,7 +17,6 @@ from genrec.model.anchors import Anchors
 from genrec.model.batch import Batch
 from genrec.model.device import seed
 from genrec.model.network import Encoded, GenerativeRecommender
-from genrec.model.node_vectors import node_means
 from genrec.objectives.generation import nodes_without
 from genrec.objectives.retrieval import Candidates, draw_candidates, full_softmax, sampled_softmax
 from genrec.training.auxiliary_losses import hard_contrast, progressive_loss, ranking_loss
@@ -254,7 +253,8 @@ class TrainingModule(L.LightningModule):
             if self.frozen is None:
                 self.network.eval()
                 items = self.network.item_encoder()
-                self.frozen = items, node_means(self.network.catalogue.trie, items)
+                assert self.network.decoder is not None
+                self.frozen = items, self.network.decoder.means(self.network.catalogue.trie, items)
             if not self.network.training:
                 self.network.train()
             encoded = self.network.encode(batch, self.frozen[0], self.network.choose_anchors(batch, leave_out=True))

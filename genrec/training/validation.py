@@ -12,6 +12,7 @@ from genrec.generation.scorers import generate
 from genrec.model.device import scores as float_scores
 from genrec.model.device import to_device
 from genrec.model.network import GenerativeRecommender
+from genrec.model.node_vectors import NodeVectors
 from genrec.objectives.ranking import area_under_curve
 from genrec.training.data_module import ValidationBatch
 from genrec.training.distributed import gather
@@ -31,7 +32,7 @@ class Validation:
         self.ranks: dict[str, list[Tensor]] = {}  # of the targets, by kind of request and answer
         self.logits: list[Tensor] = []  # (n, stages) of impressions
         self.reached: list[Tensor] = []
-        self.vectors: tuple[Tensor, Tensor | None] | None = None
+        self.vectors: tuple[Tensor, Tensor | NodeVectors | None] | None = None
 
     def add(self, part: ValidationBatch) -> None:
         """Answer a batch."""

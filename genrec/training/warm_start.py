@@ -8,6 +8,7 @@ from torch import Tensor
 
 from genrec.data.dataset import Dataset
 from genrec.data.sequences import Windows
+from genrec.model.code_decoder import CodeDecoder
 from genrec.model.network import GenerativeRecommender
 from genrec.training.plan import WarmStart
 
@@ -49,10 +50,23 @@ def _row_maps(new: GenerativeRecommender, old: GenerativeRecommender) -> dict[st
         nodes = _same(new.catalogue.trie.item_path[:n_old], old.catalogue.trie.item_path)
         root = torch.zeros(1, dtype=torch.long)
         nodes = torch.cat([root, nodes[0]]), torch.cat([root, nodes[1]])
-        maps["decoder.nodes.weight"] = nodes
+        maps["decoder.nodes.weight"] = _own_rows(new.decoder, old.decoder, *nodes)
         new_rows, old_rows = new.decoder.code_row.cpu()[nodes[0]], old.decoder.code_row.cpu()[nodes[1]]
         maps["decoder.codes.weight"] = new_rows, old_rows
     return maps
+
+
+def _own_rows(new: CodeDecoder, old: CodeDecoder, nodes: Tensor, old_nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of nodes (n,) and old nodes (n,) in the tables of own vectors, of those that have one in both."""
+    rows = [
+        node if decoder.node_row is None else decoder.node_row.cpu().long()[node]
+        for decoder, node in ((new, nodes), (old, old_nodes))
+    ]
+    kept = torch.ones_like(nodes, dtype=torch.bool)
+    for decoder, row in zip((new, old), rows, strict=True):
+        if decoder.own_nodes is not None:
+            kept &= row < len(decoder.own_nodes)
+    return rows[0][kept], rows[1][kept]
 
 
 def _same(new: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:

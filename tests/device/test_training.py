@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from genrec.data.impressions import load_impressions, stage_indices
+from genrec.model import code_decoder
 from genrec.model.collate import Collator
 from genrec.model.query_features import QueryFeatures
 from genrec.training import generation_losses
@@ -63,7 +64,8 @@ def test_a_step_stays_on_its_device(name, one_device, read_backs, collated, on_m
 def test_a_step_that_draws_siblings_stays_on_its_device(
     one_device, read_backs, collated, on_meta, with_settings, monkeypatch
 ):
-    monkeypatch.setattr(generation_losses, "LARGE_TRIE", 0)
+    for module in (generation_losses, code_decoder):
+        monkeypatch.setattr(module, "LARGE_TRIE", 0)
     config = with_settings()
     module = on_meta(config)
     with one_device.OneDevice():

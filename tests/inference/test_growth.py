@@ -46,7 +46,7 @@ def same(ours, theirs):
 
 def test_nodes_that_no_search_reads_are_left_out(model, history, monkeypatch):
     """With the same answers, but for rounding, also after the trie has grown."""
-    monkeypatch.setattr("genrec.model.saved.LARGE_TRIE", 0)
+    monkeypatch.setattr("genrec.model.code_decoder.LARGE_TRIE", 0)
     other = type(model)(model.run)
     nodes = other.ranker.generator.nodes
     assert isinstance(nodes, NodeVectors) and len(nodes.table) < len(nodes)
@@ -191,7 +191,7 @@ def code_search(model, history):
 
 @pytest.mark.parametrize("large_trie", [0, 1 << 30])
 def test_a_removed_item_is_as_if_it_had_never_been_added(model, history, monkeypatch, large_trie):
-    monkeypatch.setattr("genrec.model.saved.LARGE_TRIE", large_trie)
+    monkeypatch.setattr("genrec.model.code_decoder.LARGE_TRIE", large_trie)
     model, never = type(model)(model.run), type(model)(model.run)
     for one in (model, never):
         one.add_items(things(0, 5))
@@ -230,7 +230,7 @@ def test_a_removed_item_is_as_if_it_had_never_been_added(model, history, monkeyp
 @pytest.mark.parametrize("large_trie", [0, 1 << 30])
 def test_an_item_that_comes_back_is_as_it_was(model, history, monkeypatch, large_trie):
     """With the trained vectors of the nodes that left with it."""
-    monkeypatch.setattr("genrec.model.saved.LARGE_TRIE", large_trie)
+    monkeypatch.setattr("genrec.model.code_decoder.LARGE_TRIE", large_trie)
     model = type(model)(model.run)
     items, (before, n_proven) = model.snapshot.item_ids[: model.snapshot.n_items // 2], code_search(model, history)
     best = [item for item, _ in before[:3]]

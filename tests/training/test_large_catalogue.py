@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from genrec.catalogue.trie import build_trie
+from genrec.model import code_decoder
 from genrec.model.collate import Collator
 from genrec.model.query_features import QueryFeatures
 from genrec.objectives import walked_nodes as walked_nodes_module
@@ -19,6 +20,7 @@ from genrec.training import generation_losses
 from genrec.training.fit import fill_anchors, new_network
 from genrec.training.generation_losses import candidate_teacher, dense_teacher
 from genrec.training.optimizer import TouchedRowsAdamW, clip_gradients
+from genrec.training.warm_start import copy_weights
 
 ROWS, DIM = 50, 4
 
@@ -122,6 +124,32 @@ def test_drawn_candidates_estimate_the_dense_teacher(prepared_run, monkeypatch):
         for _ in range(60)
     ]
     assert (torch.stack(masses).mean(0) - dense).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("decoder_alone", [False, True])
+def test_nodes_that_no_search_reads_need_no_vectors_to_learn(prepared_run, monkeypatch, decoder_alone):
+    """The same loss and gradients with a table of the read nodes alone, and the same answers."""
+    whole, batch = prepared(prepared_run, True)
+    monkeypatch.setattr(code_decoder, "LARGE_TRIE", 0)
+    read, _ = prepared(prepared_run, True)
+    assert copy_weights(read, whole) == [] and len(read.decoder.nodes.weight) < len(whole.decoder.nodes.weight)
+    settings, live = prepared_run.config.training, (batch.targets >= 0).nonzero(as_tuple=True)
+    gradients = []
+    for network in (whole, read):
+        torch.manual_seed(1)
+        encoded = network.encode(batch)
+        means = network.decoder.means(network.catalogue.trie, encoded.items) if decoder_alone else None
+        loss = generation_losses.generation_loss(network, encoded, live, batch.targets, settings, means)
+        loss.backward()
+        table, own = network.decoder.nodes.weight.grad, network.decoder.own_nodes
+        gradients.append((loss.detach(), network.item_encoder.ids.weight.grad, table if own is None else table[:-1]))
+        assert own is None or not table[-1].any()
+    own = read.decoder.own_nodes
+    unread = torch.ones(len(gradients[0][2]), dtype=torch.bool).index_fill(0, own, False)
+    assert unread.any() and not gradients[0][2][unread].any()
+    torch.testing.assert_close(gradients[1][0], gradients[0][0])
+    torch.testing.assert_close(gradients[1][1], gradients[0][1], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(gradients[1][2], gradients[0][2][own], rtol=1e-4, atol=1e-7)
 
 
 def prepared(run, pointer: bool):

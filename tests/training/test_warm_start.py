@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
+import pytest
 import torch
 
 from genrec.data.sequences import make_windows
+from genrec.model import code_decoder
 from genrec.model.saved import build_network
 from genrec.training.fit import with_rules
 from genrec.training.plan import FitPlan, WarmStart, model_key
 from genrec.training.warm_start import choose_windows, copy_weights
 
 
-def test_weights_follow_items_codes_and_nodes(prepared_run, network):
+@pytest.mark.parametrize("large_trie", [0, 1 << 30])
+def test_weights_follow_items_codes_and_nodes(prepared_run, network, monkeypatch, large_trie):
+    monkeypatch.setattr(code_decoder, "LARGE_TRIE", large_trie)
     old_ids, config = prepared_run.ids, with_rules(prepared_run.config, prepared_run.dataset)
     new = pl.DataFrame({"title": ["red lamp", "steel kettle", "blue tent"], "brand": [None, "Vox", None]})
     catalogue = old_ids.append(new).ids.catalogue
@@ -29,7 +33,10 @@ def test_weights_follow_items_codes_and_nodes(prepared_run, network):
         nodes = old_ids.catalogue.trie.item_path, made.catalogue.trie.item_path[:n_old]
         for table in (network.decoder.nodes, network.decoder.codes):
             assert table.weight.std() > 0
-        torch.testing.assert_close(made.decoder.nodes(nodes[1]), network.decoder.nodes(nodes[0]))
+        own = [own_vectors(one.decoder, path) for one, path in ((network, nodes[0]), (made, nodes[1]))]
+        learnt = own[1].any(-1)  # of nodes that no search reads there is none
+        torch.testing.assert_close(own[1][learnt], own[0][learnt])
+        assert learnt.all() == (large_trie > 0)
         codes = [one.decoder.codes(one.decoder.code_row[path]) for one, path in ((network, nodes[0]), (made, nodes[1]))]
         torch.testing.assert_close(codes[1], codes[0])
     decoder = made.decoder.null.clone()
@@ -39,6 +46,10 @@ def test_weights_follow_items_codes_and_nodes(prepared_run, network):
     copy_weights(made, network, "decoder.")
     torch.testing.assert_close(made.decoder.null, decoder)
     assert not made.request.any()  # not named by the prefix
+
+
+def own_vectors(decoder, nodes):
+    return decoder.nodes(nodes if decoder.node_row is None else decoder.node_row[nodes])
 
 
 def test_steps_read_new_windows_first_and_replay_the_rest(prepared_run):
