@@ -291,9 +291,9 @@ class PreferenceConfig:
     """
 
     phases: list[str] = setting(
-        ["grpo", "dpo"],
-        "Training phases in order, see genrec/preference/phases.py.",
-        choices=("distil", "guided-dpo", "grpo", "plackett-luce", "dpo", "taste"),
+        ["taste"],
+        "Phases in order, see genrec/preference/phases.py.",
+        choices=("taste", "distil", "grpo", "plackett-luce", "dpo"),
         nonempty=True,
     )
     levels: dict[str, float] = setting(
@@ -314,12 +314,12 @@ class PreferenceConfig:
     anchor: float = setting(0.5, "Weight of supervised learning on the chosen item.", ge=0)
     kl: float = setting(0.05, "Weight of the divergence from the reference (grpo).", ge=0)
     teacher: str = setting(
-        "dense",
-        "Teacher over the beam: retrieval head, re-ranker, ranking head or reward model (distil).",
-        choices=("dense", "fused", "ranking", "reward"),
+        "fused",
+        "Teacher: the re-ranker over its candidates, or ranking head or reward model over the beam (distil).",
+        choices=("fused", "ranking", "reward"),
     )
     strengths: list[float] = setting(
-        [1.0],
+        [1.0, 2.0, 3.0],
         "Weights of the value's logarithm against the decoder's log-probability (taste; distil by reward, ranking). "
         "Each is tried; of those that the gate accepts, the one with the highest reward nDCG of held-out impressions "
         "is kept, in a log without impressions that with the highest reward.",

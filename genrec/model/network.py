@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from genrec.catalogue.catalogue import Catalogue
 from genrec.config.schema import ModelConfig
+from genrec.data.dataset import Requests
 from genrec.data.rates import starting_weights
 from genrec.data.situation import Situation
 from genrec.model.anchors import AnchorAttention, Anchors, AnchorTables, AnchorTokens
@@ -316,6 +317,13 @@ class GenerativeRecommender(nn.Module):
         return memory
 
     @torch.no_grad()
+    def in_taste_order(self, requests: Requests, ids: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Generated items (B, K) and their log-probabilities with the factor of the taste, best first.
+
+        As they are where the network has no taste.
+        """
+        return (ids, scores) if self.taste is None else self.taste.reordered(self.catalogue.text, requests, ids, scores)
+
     def item_scores(self, states: Tensor, items: Tensor) -> Tensor:
         """The retrieval head's logits (N, n_items) of request states (N, dim) over ``items`` (n_items, dim)."""
         lengths = torch.linalg.vector_norm(items, dim=-1).clamp(min=NORM_EPSILON)

@@ -2,7 +2,7 @@
 
 The log-odds of a click are a bilinear form of the mean text vector of the history and that of the item, another one of
 the last item and the item, and the item's own level. All people share its few thousand weights, which are fitted on
-impressions by ``genrec/preference/taste.py``. What a policy chose to show matters little to it, as people compare
+impressions by ``genrec/preference/taste_fit.py``. What a policy chose to show matters little to it, as people compare
 within a slate: so it tells good items of the beam from others where a reward model of more freedom repeats the log.
 
 As a factor of generation, ``probability x chance ** strength`` orders the generated list: what maximises the logarithm

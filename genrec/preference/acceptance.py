@@ -25,6 +25,7 @@ AUC_TOLERANCE = 0.005  # maximum loss of AUC, GAUC and reward nDCG; three seeds 
 BREADTH_TOLERANCE = (
     0.1  # maximum relative loss of coverage and diversity, as far as an editor of lists would not notice
 )
+_HITS, _BREADTH = ("recall", "ndcg"), ("coverage", "diversity")
 _CHUNK = 128
 
 
@@ -151,10 +152,9 @@ def decide(before: Measured, after: Measured, tolerance: float, seed: int) -> Ga
     ``AUC_TOLERANCE``; coverage and diversity by the fraction ``BREADTH_TOLERANCE``. A measure that became NaN is a
     fault.
 
-    Where the log states propensities, recommendations are judged by exposure-weighted recall and nDCG: they may not
-    fall significantly. They estimate what people would choose, with more noise than ``tolerance``. The plain ones
-    measure agreement with the logging policy: what people would choose and it seldom showed counts as a miss. Either
-    may fall by ``BREADTH_TOLERANCE``.
+    Where the log states propensities, recommendations are judged by exposure-weighted recall and nDCG instead, which
+    estimate what people would choose, with more noise than ``tolerance``: they may fall by ``BREADTH_TOLERANCE``, but
+    not significantly. The plain ones then only measure agreement with the logging policy, a kind of breadth.
     """
     rows, old, new = [], before.means(), after.means()
     for name, value in old.items():
@@ -164,10 +164,10 @@ def decide(before: Measured, after: Measured, tolerance: float, seed: int) -> Ga
             if both.any():
                 _, row.low, row.high, row.p = paired_test(after.paired[name][both], before.paired[name][both], seed)
         exposed = name.startswith(WEIGHTED) or f"{WEIGHTED} {name}" in old
-        row.fault = _exposure_fault(row) if exposed else _fault(row, tolerance)
+        row.fault = _fault(row, tolerance, exposed)
         rows.append(row)
     faults = [row.fault for row in rows if row.fault]
-    better = [row.name for row in rows if row.name not in ("coverage", "diversity") and row.after > row.before]
+    better = [row.name for row in rows if row.name not in _BREADTH and row.after > row.before]
     if faults:
         return GateDecision(False, faults, rows)
     if not better:
@@ -175,32 +175,22 @@ def decide(before: Measured, after: Measured, tolerance: float, seed: int) -> Ga
     return GateDecision(True, [f"better: {', '.join(better)}; nothing fell beyond its tolerance"], rows)
 
 
-def _exposure_fault(row: GateRow) -> str | None:
-    """The fault of a measure where the log states propensities, plain or weighted."""
-    text = f"{row.name} fell from {row.before:.4f} to {row.after:.4f}"
-    if row.after < row.before * (1 - BREADTH_TOLERANCE):
-        return f"{text}, by more than {BREADTH_TOLERANCE:.0%}"
-    if row.name.startswith(WEIGHTED) and row.high is not None and row.high < 0:
-        return f"{text}, surely below 0 [{row.low:+.4f}, {row.high:+.4f}]"
-    return None
-
-
-def _fault(row: GateRow, tolerance: float) -> str | None:
+def _fault(row: GateRow, tolerance: float, exposed: bool) -> str | None:
+    """Why a measure refuses the new decoder; ``exposed``: recall or nDCG of a log that states propensities."""
     if math.isnan(row.before):
         return None
     if math.isnan(row.after):
         return f"{row.name} is no number any more"
-    text = f"{row.name} fell from {row.before:.4f} to {row.after:.4f}"
-    if row.name.split()[-1] in ("recall", "ndcg"):
-        if row.after < row.before * (1 - tolerance):
-            return f"{text}, by more than {tolerance:.0%}"
-        if row.low is not None and row.high is not None and row.high < 0:
-            return f"{text}, surely below 0 [{row.low:+.4f}, {row.high:+.4f}]"
-        return None
-    if row.name in ("coverage", "diversity"):
-        fell = row.after < row.before * (1 - BREADTH_TOLERANCE)
-        return f"{text}, by more than {BREADTH_TOLERANCE:.0%}" if fell else None
-    return f"{text}, by more than {AUC_TOLERANCE}" if row.after < row.before - AUC_TOLERANCE else None
+    text, kind = f"{row.name} fell from {row.before:.4f} to {row.after:.4f}", row.name.split()[-1]
+    if kind not in _HITS + _BREADTH:
+        return f"{text}, by more than {AUC_TOLERANCE}" if row.after < row.before - AUC_TOLERANCE else None
+    limit = BREADTH_TOLERANCE if exposed or kind in _BREADTH else tolerance
+    if row.after < row.before * (1 - limit):
+        return f"{text}, by more than {limit:.0%}"
+    certain = kind in _HITS and (not exposed or row.name.startswith(WEIGHTED))
+    if certain and row.low is not None and row.high is not None and row.high < 0:
+        return f"{text}, surely below 0 [{row.low:+.4f}, {row.high:+.4f}]"
+    return None
 
 
 def markdown(decision: GateDecision) -> str:

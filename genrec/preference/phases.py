@@ -1,11 +1,11 @@
 """The phases of the stage: what one step of each learns from a batch of requests.
 
-``distil``: soft targets of a teacher at every code level, with the chosen item as a hard target. ``guided-dpo``:
-list-wise DPO where the reward model would reorder the decoder's own beam. ``grpo``: items drawn from the decoder and
-valued by the rewards, with an advantage per code position. ``plackett-luce``: whole lists drawn from the beam and
-valued by their discounted reward and diversity. ``dpo``: list-wise DPO on the log: the chosen item against ignored
-impressions, lower stages and wrong items of the beam. ``taste`` trains nothing: the list that the decoder generates is
-ordered by ``probability x chance of a click ** strength`` (``genrec/model/taste.py``), here and in every answer.
+``taste`` trains nothing: the list that the decoder generates is ordered by ``probability x chance of a click **
+strength`` (``genrec/model/taste.py``), here and in every answer. ``distil``: a teacher's order of candidates, with the
+chosen item as a hard target. ``grpo``: items drawn from the decoder and valued by the rewards, with an advantage per
+code position. ``plackett-luce``: whole lists drawn from the beam and valued by their discounted reward and diversity.
+``dpo``: list-wise DPO on the log: the chosen item against ignored impressions, lower stages and wrong items of the
+beam.
 
 The reference of a phase is the decoder as it was when the phase began. Its beam gives the candidates.
 """
@@ -19,12 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genrec.catalogue.subtree_mass import SubtreeMass
 from genrec.config.schema import PreferenceConfig
 from genrec.errors import UserError
 from genrec.model.collate import Collator
 from genrec.model.device import generator_on
-from genrec.objectives.distillation import candidate_kl, draw_items, margin_mse
+from genrec.objectives.distillation import candidate_kl, margin_mse
 from genrec.objectives.group_relative import policy_loss, position_advantages, prefix_matches
 from genrec.objectives.list_preference import listwise_dpo
 from genrec.objectives.plackett_luce import discounted_gain, list_policy_loss, sample_lists
@@ -94,10 +93,8 @@ class PhaseTrainer:
             return rows[self.targets >= 0]
         if over_beam and teacher == "ranking":
             self._search_beams(self._ranking_chances)
-        elif over_beam or phase in ("guided-dpo", "plackett-luce"):
+        elif over_beam or phase == "plackett-luce":
             self._search_beams(lambda inputs, ids: self.predict(inputs, ids)[0])
-        if phase == "guided-dpo":
-            return rows[self._reordered().any(1).numpy()]
         if over_beam or phase == "plackett-luce":
             return rows[((self.beams >= 0).sum(1) > 1).numpy()]
         return rows
@@ -139,12 +136,6 @@ class PhaseTrainer:
         rows = torch.arange(len(ids), device=ids.device)
         return network.rank(inputs.encoded, rows, torch.zeros_like(rows), ids, rates_before)[..., -1].sigmoid()
 
-    def _reordered(self) -> Tensor:
-        """(N, W): items of the beam that precede the one with the highest value."""
-        live = self.beams >= 0
-        best = self.values.masked_fill(~live, -torch.inf).argmax(1, keepdim=True)
-        return live & (torch.arange(self.beams.shape[1]) < best)
-
     def step(self, phase: str, rows: np.ndarray, generator: torch.Generator) -> Outcome:
         """Loss of a batch of requests, and what to log of it."""
         inputs = self.policy.encode(
@@ -166,23 +157,15 @@ class PhaseTrainer:
 
     def _distil(self, inputs: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
         targets, known = self._chosen(inputs, rows)
-        if self.settings.teacher == "dense":
-            drawn = draw_items(inputs.dense, generator_on(inputs.device, generator))
-            paths = self._paths(torch.stack([torch.where(known, targets, drawn), drawn], dim=1))
-            steps, divergence = self.policy.distilled(
-                inputs, paths, SubtreeMass.of_items(self.policy.trie, inputs.dense)
-            )
-            hard, taught = self._anchor(steps[:, 0].sum(-1), known), divergence.sum(-1).mean()
-        else:
-            ids, teacher = self._candidate_teacher(inputs, rows)
-            live = ids >= 0
-            every = self.policy.steps(inputs, self._paths(torch.cat([ids, targets[:, None]], dim=1))).sum(-1)
-            student, hard = every[:, :-1], self._anchor(every[:, -1], known)
-            taught = candidate_kl(student, teacher, live)
-            if self.settings.teacher in BY_VALUE:
-                # The teacher holds the decoder's own probabilities: chosen items would only be learnt by heart again.
-                return taught, {"hard": float(hard.detach()), "taught": float(taught.detach())}
-            taught = taught + _MARGIN_WEIGHT * margin_mse(student, teacher, live)
+        ids, teacher = self._candidate_teacher(inputs, rows)
+        live = ids >= 0
+        every = self.policy.steps(inputs, self._paths(torch.cat([ids, targets[:, None]], dim=1))).sum(-1)
+        student, hard = every[:, :-1], self._anchor(every[:, -1], known)
+        taught = candidate_kl(student, teacher, live)
+        if self.settings.teacher in BY_VALUE:
+            # The teacher holds the decoder's own probabilities: chosen items would only be learnt by heart again.
+            return taught, {"hard": float(hard.detach()), "taught": float(taught.detach())}
+        taught = taught + _MARGIN_WEIGHT * margin_mse(student, teacher, live)
         loss = (1 - SOFT_WEIGHT) * hard + SOFT_WEIGHT * taught
         return loss, {"hard": float(hard.detach()), "taught": float(taught.detach())}
 
@@ -253,17 +236,6 @@ class PhaseTrainer:
             every[:, -1], known
         )
         return loss, {"gain": float(gain.mean()), "list_diversity": float(spread.mean())}
-
-    def _guided_dpo(self, inputs: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
-        """The beam's item of highest reward is the better one; those the decoder ranks before it are the worse ones."""
-        ids, values = self.beams[rows], self.values[rows].numpy()
-        before = self._reordered()[rows]
-        best = np.where(ids.numpy() >= 0, values, -np.inf).argmax(1)
-        own = np.arange(len(rows))
-        weights = adaptive_margins(values[own, best][:, None], np.where(before.numpy(), values, np.nan), WEIGHT_LIMIT)
-        columns = torch.cat([ids[own, best][:, None], ids], dim=1)
-        live = torch.cat([torch.ones(len(rows), 1, dtype=torch.bool), before], dim=1)
-        return self._dpo_loss(inputs, rows, columns, live, np.concatenate([np.ones((len(rows), 1)), weights], axis=1))
 
     def _dpo(self, inputs: PolicyRequests, rows: np.ndarray, generator: torch.Generator) -> Outcome:
         columns, live, weights = self.interaction_lists(rows, generator)

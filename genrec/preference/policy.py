@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genrec.catalogue.subtree_mass import SubtreeMass
 from genrec.catalogue.trie import CatalogueTrie
 from genrec.data.dataset import Requests
 from genrec.generation.beam import leaf_items
@@ -21,7 +20,7 @@ from genrec.model.code_decoder import CodeDecoder, Memory
 from genrec.model.collate import Collator
 from genrec.model.network import Encoded, GenerativeRecommender
 from genrec.model.node_vectors import NodeVectors
-from genrec.objectives.generation import path_log_probabilities, path_losses
+from genrec.objectives.generation import path_log_probabilities
 from genrec.objectives.walked_nodes import NodeRows, walked_nodes
 from genrec.ranking.ranker import seen_mask
 
@@ -120,21 +119,6 @@ class Policy:
             self.reference, self.memory(inputs, self.reference), self.reference_vectors, self.trie, paths, None
         )
 
-    def distilled(self, inputs: PolicyRequests, paths: Tensor, teacher: SubtreeMass) -> tuple[Tensor, Tensor]:
-        """``path_losses`` of walks (B, K, L): log-probabilities and KLs from the teacher, (B, K, L) each."""
-        batch, walks, levels = paths.shape
-        flat = paths.flatten(0, 1)
-        nodes, columns = walked_nodes(self.trie, flat)
-        vectors = self.decoder.some_node_vectors(self.trie, self.items, nodes, self.means)
-        memory = self.memory(inputs)
-        states, _ = self.decoder.hidden(memory, vectors, columns[_entered(paths)])
-        rows = torch.arange(batch, device=paths.device).repeat_interleave(walks)
-        biases = [bias.take(rows) for bias in memory.biases]
-        losses = path_losses(
-            states.flatten(0, 1), self.decoder.log_scale.exp(), vectors, flat, teacher, columns, rows, biases
-        )
-        return losses[0].view(batch, walks, levels), losses[1].view(batch, walks, levels)
-
     @torch.no_grad()
     def item_log_probabilities(self, inputs: PolicyRequests, ids: Tensor) -> Tensor:
         """Log-probabilities of items (B, K), -inf for -1; items of one leaf share its probability evenly.
@@ -168,8 +152,7 @@ class Policy:
             scores = scores.masked_fill((ids < 0) | seen.gather(1, ids.clamp(min=0)), -torch.inf)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         ids = ids.gather(1, order).masked_fill(scores.isneginf(), -1)
-        taste = self.network.taste
-        return (ids, scores) if taste is None else taste.reordered(self.text, inputs.requests, ids, scores)
+        return self.network.in_taste_order(inputs.requests, ids, scores)
 
 
 def _entered(paths: Tensor) -> Tensor:

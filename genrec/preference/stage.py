@@ -54,7 +54,7 @@ from genrec.preference.reward_model import (
     fit_reward_model,
 )
 from genrec.preference.rewards import check_rewards
-from genrec.preference.taste import fit_taste
+from genrec.preference.taste_fit import fit_taste
 from genrec.preference.training import learn
 from genrec.ranking.candidates import MISSING, CandidateGenerator
 from genrec.ranking.ranker import Ranker
@@ -222,7 +222,7 @@ class Stage:
             "grpo" in self.settings.phases and self.settings.rewards.get("model", 0) > 0,
         )
         by_value = "distil" in phases and self.settings.teacher == "reward"
-        return bool(grpo or by_value or {"guided-dpo", "plackett-luce", TASTE} & set(phases))
+        return bool(grpo or by_value or {"plackett-luce", TASTE} & set(phases))
 
     def work(self, strength: float | None = None) -> Path:
         """The folder of checkpoints; that of one strength lies in it."""

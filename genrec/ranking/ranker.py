@@ -198,10 +198,7 @@ class Ranker:
     def _order(self, mode: str, found: Candidates, chunk: Requests, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         if mode == "generate":
             assert found.generated is not None
-            ids, scores = found.generated
-            network = self.generator.network
-            if network.taste is not None:
-                ids, scores = network.taste.reordered(network.catalogue.text, chunk, ids, scores)
+            ids, scores = self.generator.network.in_taste_order(chunk, *found.generated)
         elif mode == "retrieve":
             assert found.retrieved is not None
             ids, scores = found.retrieved

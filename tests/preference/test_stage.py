@@ -155,7 +155,7 @@ def test_strengths_make_a_frontier_and_the_best_accepted_one_is_kept(copied_run,
         *FAST, "preference.tolerance=1", "preference.phases=[distil]", "preference.teacher=reward",
         "preference.strengths=[0,4]", "preference.anchor=0", "preference.learning_rate=0.005", "preference.epochs=2",
     )  # fmt: skip
-    monkeypatch.setattr(acceptance, "_fault", lambda row, tolerance: None)
+    monkeypatch.setattr(acceptance, "_fault", lambda *_: None)
     decision = stage_prefer(run)
     weak, strong = read_json(run.folder / "preference" / "report.json")["frontier"]
     assert (weak["strength"], strong["strength"]) == (0, 4) and strong["reward"] > weak["reward before"]
@@ -179,11 +179,11 @@ def test_a_stopped_stage_ends_with_the_same_decoder(copied_run, monkeypatch):
     more = (
         *FAST,
         "training.checkpoint_minutes=1e-6",
-        "preference.phases=[grpo,guided-dpo]",
+        "preference.phases=[grpo,plackett-luce]",
         "preference.tolerance=1",
     )
     actual = []
-    for name, stop_at in (("whole", None), ("stopped", ("guided-dpo", 2))):
+    for name, stop_at in (("whole", None), ("stopped", ("plackett-luce", 2))):
         run = copied_run(*more, name=name)
         if stop_at:
             step, calls = PhaseTrainer.step, {"n": 0}
@@ -198,7 +198,7 @@ def test_a_stopped_stage_ends_with_the_same_decoder(copied_run, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 stage_prefer(run)
             monkeypatch.setattr(PhaseTrainer, "step", step)
-            assert list(run.folder.glob(".preference-*/*/2-guided-dpo/step-*/state.ckpt"))
+            assert list(run.folder.glob(".preference-*/*/2-plackett-luce/step-*/state.ckpt"))
             assert not (run.folder / "preference").exists()
         stage_prefer(run)
         actual.append(read_json(run.folder / "preference" / "report.json"))
@@ -209,7 +209,7 @@ def test_a_stopped_stage_ends_with_the_same_decoder(copied_run, monkeypatch):
 def test_two_processes_train_one_decoder(copied_run, tmp_path, monkeypatch):
     """Each takes half of a step's requests; one of them writes the result, which is nearly that of a process alone."""
     monkeypatch.undo()  # the processes take steps of their own size
-    more = ("preference.phases=[guided-dpo]", "preference.max_requests=256", "preference.learning_rate=0.001")
+    more = ("preference.phases=[dpo]", "preference.max_requests=256", "preference.learning_rate=0.001")
     alone, together = copied_run(*more, name="alone"), copied_run(name="together")
     stage_prefer(alone)
     in_processes([sys.executable, "-m", "genrec.cli", "prefer", str(together.folder), *more], 2, tmp_path)
@@ -251,7 +251,7 @@ def test_a_log_without_impressions_learns_from_events_and_its_own_wrong_beams(co
     run = copied_run(
         *FAST,
         "preference.max_requests=256",
-        "preference.phases=[distil,guided-dpo,plackett-luce,dpo]",
+        "preference.phases=[distil,plackett-luce,dpo]",
         "preference.teacher=fused",
     )
     run.dataset.__dict__["impressions"] = None

@@ -16,7 +16,7 @@ from genrec.preference import stage as stage_module
 from genrec.preference.acceptance import GateDecision
 from genrec.preference.beam_reward import BeamAgreement
 from genrec.preference.stage import MODEL, Stage, stage_prefer
-from genrec.preference.taste import fit_taste
+from genrec.preference.taste_fit import fit_taste
 
 FAST = ("preference.max_requests=400",)
 
@@ -58,6 +58,21 @@ def test_histories_and_items_by_hand(trained_run):
                 expected = expected + taste.own[item]
             torch.testing.assert_close(actual[row, column], expected, rtol=1e-4, atol=1e-5)
     assert (taste(text, requests, ids, torch.arange(3)) == actual).all()  # the slot has no weight yet
+
+
+def test_a_log_without_propensities_is_refused_what_only_exposure_would_excuse(copied_run, monkeypatch):
+    """Beyond any doubt too strong a factor: the log's own recall falls, and nothing is left behind."""
+    monkeypatch.setattr(BeamAgreement, "fault", None)
+    run = copied_run(*FAST, "preference.phases=[taste]", "preference.strengths=[30]")
+    vars(run.dataset)["impressions"] = run.dataset.impressions.drop("propensity")
+    before = run.ranker().rank(requests := run.dataset.requests("valid"), SearchOptions(10, ("generate",)))["generate"]
+    decision = stage_prefer(run)
+    assert not decision.kept and any(reason.startswith("recall fell") for reason in decision.reasons), decision
+    assert not any("exposure" in row.name for row in decision.rows)
+    assert not (run.folder / MODEL).exists() and run.fitted == ["train", "train+valid"]
+    np.testing.assert_array_equal(
+        run.ranker().rank(requests, SearchOptions(10, ("generate",)))["generate"].ids, before.ids
+    )
 
 
 @pytest.mark.parametrize("kept", [True, False])
