@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,12 @@ def test_growth_with_the_catalogue_is_per_tenfold():
     written = module["table"]({1_000: {"load s": 2.0}, 10_000: {"load s": 3.0, "bundle GB": 0.5}}).splitlines()
     assert written[0] == "| | 1,000 | 10,000 | per tenfold |"
     assert written[2:] == ["| load s | 2 | 3 | 1.50 |", "| bundle GB |  | 0.5 |  |"]
+
+
+def test_the_tour_is_the_best_path():
+    module = runpy.run_path(str(SCRIPTS / "bench" / "rank_strategies.py"), run_name="rank_strategies")
+    odds = torch.randn(3, 5, 5, generator=torch.Generator().manual_seed(0))
+    steps = torch.nn.functional.logsigmoid(odds)
+    for row, path in enumerate(module["tour"](odds).tolist()):
+        values = {order: sum(float(steps[row, i, j]) for i, j in pairwise(order)) for order in permutations(range(5))}
+        assert tuple(path) == max(values, key=values.get)

@@ -3,7 +3,7 @@ row.
 
     python scripts/bench/prefer.py RUN [--rows 'rerank|distil|grpo|...'] [--seeds 2] [--output rows.json]
     [preference.key=value ...]
-    python scripts/bench/prefer.py RUN --days 10 [--seeds 3] [--visits 0.25] [--share 0.1] [--output FOLDER]
+    python scripts/bench/prefer.py RUN --days 10 [--seeds 3] [--visits 0.25] [--share 0.1] [--repeats] [--output FOLDER]
 
 The second form lets policies serve simulated days in a closed loop: see ``prefer_days.py``.
 
@@ -45,7 +45,7 @@ from genrec.preference.training import learn
 from genrec.runs.run import Run
 
 log = logging.getLogger("bench")
-ROWS = "rerank|distil|grpo|plackett-luce|guided-dpo|dpo|distil+grpo+dpo"
+ROWS = "rerank|taste[strengths=[1]]|taste[strengths=[2]]|distil|grpo|plackett-luce|dpo"
 
 
 class Bench:
@@ -200,13 +200,14 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=0)
     parser.add_argument("--visits", type=float, default=0.25, help="mean visits of a person and day")
     parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--repeats", action="store_true", help="days: lists may hold what a person has had")
     arguments = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("genrec.preference.training").setLevel(logging.INFO)
     torch.set_flush_denormal(True)
     if arguments.days:
         out = arguments.output or arguments.run.with_name(arguments.run.name + ".days")
-        shape = arguments.days, arguments.seeds, arguments.visits, arguments.share
+        shape = arguments.days, arguments.seeds, arguments.visits, arguments.share, arguments.repeats
         run_days(arguments.run, out, *shape, arguments.overrides)
         return
     bench = Bench(

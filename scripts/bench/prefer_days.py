@@ -1,13 +1,14 @@
 """Simulated days of closed loop: serve, log with propensities, update the policy, serve.
 
-    python scripts/bench/prefer.py RUN --days 10 [--seeds 3] [--visits 0.25] [--share 0.1] [--output FOLDER]
-    [preference.key=value ...]
+    python scripts/bench/prefer.py RUN --days 10 [--seeds 3] [--visits 0.25] [--share 0.1] [--repeats]
+    [--output FOLDER] [preference.key=value ...]
 
 RUN was trained on a log of the simulator. After that log each arm answers the same visits by its own lists, and logs
 what people do: ``none``, the trained policy as it is; ``greedy``, its beam in the order of a reward model that is
 fitted anew each night; ``stage``, the policy as the preference stage leaves it each night where its gate accepts; and
 ``oracle``, the best lists by the latent truth. ``greedy`` and ``stage`` explore a share of their slots, which they pay
-for. The frozen network reads the histories of the day in every arm.
+for. The frozen network reads the histories of the day in every arm. Lists leave out what a person has had, as served
+ones do, so the best items of a small catalogue run out; with ``--repeats`` they may show it again.
 """
 
 from __future__ import annotations
@@ -45,8 +46,11 @@ TEMPERATURE = 2.0  # of exploration
 class Arm:
     """A policy with its own log. ``none`` and ``oracle`` do not learn."""
 
-    def __init__(self, name: str, base: Run, world: World, out: Path, seed: int, exploration: Exploration):
+    def __init__(
+        self, name: str, base: Run, world: World, out: Path, seed: int, exploration: Exploration, repeats: bool
+    ):
         self.name, self.base, self.world, self.folder, self.seed = name, base, world, out / name, seed
+        self.repeats = repeats
         self.exploration = exploration
         self.learns = name in ("greedy", "stage")
         self.days: list[Path] = []
@@ -94,7 +98,9 @@ class Arm:
         requests = data.requests_at(users, offsets[users + 1], visits.times, none, none, data.query_texts)
         if self.name == "oracle":
             seen = np.zeros((len(users), len(world.item_leaf)), bool)
-            seen[np.repeat(np.arange(len(users)), np.diff(requests.offsets)), numbers[requests.items]] = True
+            seen[
+                np.repeat(np.arange(len(users)), np.diff(requests.offsets)), numbers[requests.items]
+            ] = not self.repeats
             leaf = self.leaf_before[visits.users]
             return best_lists(world, visits.users, visits.when, leaf, seen, K), np.full((len(users), K), np.nan)
         ids, scores = self.ordered_beams(requests, users)
@@ -113,7 +119,7 @@ class Arm:
         stage = self.stage
         all_ids, all_scores = np.full((len(users), BEAM), -1, np.int64), np.full((len(users), BEAM), -np.inf)
         for rows, inputs in chunks(stage.policy, stage.collator, requests, 256, users):
-            ids, scores = (part[:, :BEAM] for part in stage.policy.beam(inputs, BEAM))
+            ids, scores = (part[:, :BEAM] for part in stage.policy.beam(inputs, BEAM, not self.repeats))
             if self.name == "greedy" and self.model is not None:
                 features = stage.features(inputs.requests, inputs.users, inputs.batch, ids, inputs.state)
                 value = self.model.reward(self.model.predict(features), stage.settings.reward)
@@ -155,7 +161,9 @@ def last_leaves(base: Run, world: World) -> np.ndarray:
     return leaf
 
 
-def run_days(run: Path, out: Path, days: int, seeds: int, rate: float, share: float, overrides: list[str]) -> None:
+def run_days(
+    run: Path, out: Path, days: int, seeds: int, rate: float, share: float, repeats: bool, overrides: list[str]
+) -> None:
     """Run every seed and write ``days.json``, the table and the figure to ``out``; arms that it holds are kept."""
     base, saved = Run.open(run, overrides), out / "days.json"
     rows = read_json(saved)["rows"] if saved.is_file() else []
@@ -165,7 +173,7 @@ def run_days(run: Path, out: Path, days: int, seeds: int, rate: float, share: fl
     world, first = make_world(config), config.days
     for seed in range(seeds):
         for name in [arm for arm in ARMS if (seed, arm) not in complete]:
-            arm = Arm(name, base, world, out / f"seed-{seed}", seed, Exploration(share, TEMPERATURE))
+            arm = Arm(name, base, world, out / f"seed-{seed}", seed, Exploration(share, TEMPERATURE), repeats)
             for day in range(days):
                 arm.night()
                 value = arm.day(first + day, first, rate)
@@ -182,9 +190,13 @@ def report(out: Path, rows: list[dict], days: int) -> None:
     mean = {(row["arm"], row["day"], row["seed"]): float(np.mean(row["purchases"])) for row in rows}
     seeds = sorted({row["seed"] for row in rows})
     curves = {arm: [np.mean([mean[arm, day, seed] for seed in seeds]) for day in range(1, days + 1)] for arm in arms}
-    print("| day | " + " | ".join(arms) + " |\n|---|" + "---|" * len(arms))
+    ratios = {arm: np.divide(curves[arm], curves["none"]) for arm in arms[1:]}
+    print(
+        "| day | " + " | ".join(arms + [f"{arm} / none" for arm in ratios]) + " |\n|---|" + "---|" * (2 * len(arms) - 1)
+    )
     for day in range(days):
-        print(f"| {day + 1} | " + " | ".join(f"{curves[arm][day]:.4f}" for arm in arms) + " |")
+        values = [f"{curves[arm][day]:.4f}" for arm in arms] + [f"{ratio[day]:.3f}" for ratio in ratios.values()]
+        print(f"| {day + 1} | " + " | ".join(values) + " |")
     every = {arm: np.concatenate([row["purchases"] for row in rows if row["arm"] == arm]) for arm in arms}
     for arm in arms[1:]:
         difference = paired_test(every[arm], every["none"], 0)
@@ -192,11 +204,16 @@ def report(out: Path, rows: list[dict], days: int) -> None:
         print(arm, " ".join(f"{100 * value / base:+.1f} %" for value in difference[:3]))
 
     def draw(figure: Figure, theme: Theme) -> None:
-        axes = figure.add_subplot()
+        left, right = figure.subplots(1, 2)
         for colour, arm in zip(theme.series, arms, strict=False):
-            axes.plot(range(1, days + 1), curves[arm], color=colour, marker="o", label=arm)
-        axes.set(xlabel="day", ylabel="true purchases per list", title="Ten days of closed loop")
-        axes.grid(True, axis="y")
-        axes.legend()
+            left.plot(range(1, days + 1), curves[arm], color=colour, marker="o", label=arm)
+            if arm in ratios and arm != "oracle":
+                right.plot(range(1, days + 1), ratios[arm], color=colour, marker="o", label=f"{arm} / none")
+        left.set(xlabel="day", ylabel="true purchases per list", ylim=(0, None))
+        right.set(xlabel="day", ylabel="ratio to no stage")
+        right.axhline(1, color=theme.series[0])
+        for axes in (left, right):
+            axes.grid(True, axis="y")
+            axes.legend()
 
-    save_figure(out / "days.png", (6, 3.4), draw)
+    save_figure(out / "days.png", (9, 3.4), draw)
