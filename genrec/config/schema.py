@@ -319,7 +319,7 @@ class PreferenceConfig:
         choices=("fused", "ranking", "reward"),
     )
     strengths: list[float] = setting(
-        [1.0, 2.0, 3.0],
+        [0.2, 0.5, 1.0, 2.0, 3.0],
         "Weights of the value's logarithm against the decoder's log-probability (taste; distil by reward, ranking). "
         "Each is tried; of those that the gate accepts, the one with the highest reward nDCG of held-out impressions "
         "is kept, in a log without impressions that with the highest reward.",
