@@ -36,7 +36,7 @@ from genrec.inference.requests import (
 )
 from genrec.inference.snapshot import AddedItemIds, CatalogueSnapshot
 from genrec.inference.suggestions import Suggester, Suggestion
-from genrec.memory import return_memory
+from genrec.memory import return_memory, reused_memory
 from genrec.ranking.ranker import Ranker
 from genrec.runs.run import Run
 
@@ -68,7 +68,8 @@ class Recommender:
 
         Raises ``UserError`` when it is missing, half-written, changed, or of another version.
         """
-        return cls(open_run(folder), fitted_on, store)
+        with reused_memory():
+            return cls(open_run(folder), fitted_on, store)
 
     @classmethod
     def fit(

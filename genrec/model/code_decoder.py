@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genrec.catalogue.trie import LARGE_TRIE, CatalogueTrie
+from genrec.memory import zeros_on_demand
 from genrec.model.anchors import Anchors, AnchorTokens
 from genrec.model.dropout import Dropout
 from genrec.model.node_vectors import NodeVectors, means_of, node_means, read_nodes, row_of_nodes
@@ -200,9 +201,10 @@ class CodeDecoder(nn.Module):
 
         All others share the last row of ``nodes``, which stays 0.
         """
-        read, dim = read_nodes(trie), self.nodes.weight.shape[1]
+        read, old = read_nodes(trie), self.nodes.weight
         self.own_nodes, self.node_row = read, row_of_nodes(trie, read)
-        self.nodes = nn.Embedding.from_pretrained(self.nodes.weight.new_zeros(len(read) + 1, dim), freeze=False)
+        zeros = zeros_on_demand(len(read) + 1, old.shape[1], like=old)
+        self.nodes = nn.Embedding.from_pretrained(zeros, freeze=False)
 
     @property
     def _layers(self) -> Iterator[DecoderLayer]:

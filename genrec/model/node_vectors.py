@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from genrec.catalogue.trie import CatalogueTrie
+from genrec.memory import zeros_on_demand
 from genrec.retrieval.products import owned_products
 
 
@@ -93,7 +94,11 @@ def means_of(trie: CatalogueTrie, items: Tensor, nodes: Tensor, rows: Tensor) ->
 
     Each level of ``trie.item_path`` adds the items to their nodes. Most items have no such node on the last levels.
     """
-    items, path, means = items[: trie.n_items], trie.item_path, items.new_zeros(len(nodes) + 1, items.shape[1])
+    items, path, means = (
+        items[: trie.n_items],
+        trie.item_path,
+        zeros_on_demand(len(nodes) + 1, items.shape[1], like=items),
+    )
     if trie.n_held < trie.n_items:
         items, path = items[trie.held], path[trie.held]
     means[0] = items.sum(0)  # the root

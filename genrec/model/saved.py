@@ -89,8 +89,10 @@ def load_network(folder: Path, dataset_actions: int, ids: SemanticIds) -> tuple[
         own = table_rows(weights, NODES, decoder.own_nodes)
         weights = {name: value for name, value in weights.items() if not name.startswith(NODES)}
         weights[NODES] = F.pad(own, (0, 0, 0, 1))
+    types = {name: tensor.dtype for name, tensor in network.state_dict().items()}
+    weights = {name: tensor.to(types.get(name, tensor.dtype)) for name, tensor in unpacked(weights).items()}
     try:
-        network.load_state_dict(unpacked(weights))
+        network.load_state_dict(weights, assign=True)  # nothing is copied, and a large table is read when it is used
     except RuntimeError as error:  # a folder of a version whose network had other parts
         raise UserError(f"{folder}: its weights do not fit this version of genrec; train it again") from error
     return network.eval(), config

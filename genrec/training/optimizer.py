@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+
+from genrec.memory import zeros_on_demand
 
 LARGE_TABLE = 1 << 17  # rows; the gradients of larger tables are sparse
 
@@ -56,7 +57,9 @@ class TouchedRowsAdamW(torch.optim.AdamW):
         rows, values, state = gradient.indices()[0], gradient.values(), self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
-            state["exp_avg"], state["exp_avg_sq"] = _untouched(parameter), _untouched(parameter)
+            state["exp_avg"], state["exp_avg_sq"] = (
+                zeros_on_demand(*parameter.shape, like=parameter) for _ in range(2)
+            )
             state["touched"] = torch.zeros(len(parameter), device=parameter.device)  # the last step of each row
         state["step"] += 1
         step, (beta1, beta2), rate = float(state["step"]), group["betas"], float(group["lr"])
@@ -68,13 +71,6 @@ class TouchedRowsAdamW(torch.optim.AdamW):
         weights = parameter[rows] * (1 - rate * group["weight_decay"]) ** idle
         scale = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])
         parameter[rows] = weights - rate / (1 - beta1**step) * mean / scale
-
-
-def _untouched(parameter: Tensor) -> Tensor:
-    """Zeros like a parameter. NumPy takes no memory for rows of zeros before they are written."""
-    if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
-        return torch.zeros_like(parameter)
-    return torch.from_numpy(np.zeros(tuple(parameter.shape), np.float32))
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> None:
