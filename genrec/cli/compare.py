@@ -21,7 +21,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="Instead: baselines, product-search, session-search, sampled, cold-user, cold-items, "
-            "personalisation or ranking."
+            "personalisation, text-relevance or ranking."
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Draws of the random items, protocol sampled only.")] = 1,

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from genrec.artifacts.folders import atomic_folder, write_json
+from genrec.artifacts.folders import atomic_folder, fingerprint, write_json
+from genrec.config.load import to_dict
 from genrec.data.dataset import TRAIN, VALID, Requests
 from genrec.errors import UserError
 from genrec.evaluation import personalisation as personal
@@ -33,10 +34,11 @@ from genrec.evaluation.metrics import PAD, difference_text, paired_test, per_req
 from genrec.evaluation.protocol import OUR_NAMES, Evaluation
 from genrec.evaluation.protocol_result import FUSED, ProtocolResult
 from genrec.evaluation.qrels import qrels_metrics
+from genrec.evaluation.text_relevance import text_relevance, text_scorers
 from genrec.generation.options import SearchOptions
 from genrec.ranking.ranker import Ranker
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
-from genrec.runs.stages import RESULTS_KIND, results_key
+from genrec.runs.stages import RESULTS_KIND, RESULTS_VERSION, results_key
 
 SAMPLED_KS = (1, 5, 10)
 
@@ -272,6 +274,22 @@ class Protocols:
             )
         return results
 
+    def text_relevance(self) -> list[ProtocolResult]:
+        """The judged items of each query ranked by text alone, of a tokenized run; compared with BM25."""
+        if self.data.judgments is None:
+            raise UserError(
+                "protocol text-relevance: the log has no judgments; it needs judged queries, as reader esci reads them"
+            )
+        ids = self.run.ids
+        scorers = text_scorers(self.lexical, ids.catalogue.text.cpu().numpy(), ids.encoder)
+        values, notes = text_relevance(self.data.item_table, self.data.judgments, scorers)
+        note = "nobody's history and no training on queries"
+        result = ProtocolResult("text-relevance", "Text relevance", self.run.config.seed, [note, *notes])
+        result.subject = "dense text + BM25"
+        for model, metrics in values.items():
+            result.add(model, metrics)
+        return [result]
+
     def personalisation(self, requests: int = 0) -> list[ProtocolResult]:
         """The same query with the user's history, without one, and with somebody else's.
 
@@ -313,6 +331,7 @@ class Protocols:
         return self.data.requests("valid").take(np.zeros(0, np.int64))
 
 
+UNTRAINED = ("baselines", "text-relevance")  # what a tokenized run can be measured by
 PROTOCOLS: dict[str, Callable[..., list[Any]]] = {
     "baselines": Protocols.baselines,
     "product-search": Protocols.product_search,
@@ -321,6 +340,7 @@ PROTOCOLS: dict[str, Callable[..., list[Any]]] = {
     "cold-user": Protocols.cold_user,
     "cold-items": Protocols.cold_items,
     "personalisation": Protocols.personalisation,
+    "text-relevance": Protocols.text_relevance,
     "ranking": lambda protocols: impression_ranking(protocols.run, protocols.ranker, protocols.split, protocols.last),
 }
 
@@ -351,7 +371,11 @@ def run_protocol(run, name: str, split: str = "test", fitted: str = "train", **o
         }
         for one in results
     ]
-    key = results_key(run.stages, run.config, split, name, fitted, options)
+    if name in UNTRAINED:
+        made_from = run.stages.require("semantic_ids")["key"], to_dict(run.config.evaluation), run.config.seed
+        key = fingerprint(RESULTS_VERSION, split, name, fitted, options, *made_from)
+    else:
+        key = results_key(run.stages, run.config, split, name, fitted, options)
     with atomic_folder(run.results(split, name), RESULTS_KIND, key) as folder:
         for one in results:
             if one.figure:

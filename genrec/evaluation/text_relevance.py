@@ -59,9 +59,12 @@ def text_relevance(
     return results, notes
 
 
-def text_scorers(items: pl.DataFrame, encoder: TextEncoder) -> dict[str, TextScorer]:
-    """BM25, the text encoder's cosine, and their sum with BM25 divided by the query's best; no training on queries."""
-    lexical, dense = LexicalIndex.fit(items), DenseText().fit(encoder.encode_items(items))
+def text_scorers(lexical: LexicalIndex, vectors: np.ndarray, encoder: TextEncoder) -> dict[str, TextScorer]:
+    """BM25, the text encoder's cosine, and their sum with BM25 divided by the query's best; no training on queries.
+
+    ``vectors`` (n_items, text_dim): the items' text vectors.
+    """
+    dense = DenseText().fit(vectors)
 
     def cosine(texts: Sequence[str]) -> np.ndarray:
         return dense.score(encoder.encode(texts, "query"))

@@ -15,7 +15,7 @@ from genrec.generation.options import SearchOptions
 from genrec.progress import Progress
 from genrec.ranking.candidates import Candidates
 from genrec.ranking.counted import counted_lists
-from genrec.ranking.features import FEATURES
+from genrec.ranking.features import FEATURES, TITLE_FEATURES
 from genrec.ranking.ranker import Ranker
 from genrec.ranking.reranker import Reranker, hold_out, with_hits
 from genrec.ranking.word_mixture import WordMatches, WordMixture
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 MAX_REQUESTS = {"recommendation": 25_000, "search": 10_000}
 MAX_UPDATE_REQUESTS = {"recommendation": 4_000, "search": 2_000}
 MAX_TRAINING_REQUESTS = 20_000
-MIXTURE_FEATURES = ("retrieved", "lexical_share", "near_matches", "query_words")  # as ``WordMatches`` names them
 
 
 def fit_reranker(run: Run, present: dict[str, Reranker] | None = None) -> None:
@@ -76,16 +75,23 @@ def fit_mixture(parts: list[tuple[Candidates, Tensor]], queries: list[Tensor], s
     lists = []
     for found, targets in parts:
         ids, features = (part.cpu() for part in found.union())
-        dense, share, near, words = (features[..., FEATURES.index(name)] for name in MIXTURE_FEATURES)
-        matches = WordMatches(ids, dense, share, near[:, 0], words[:, 0])
+        matches = mixture_inputs(ids, features)
         lists.append((matches, (ids == targets.cpu()[:, None]) & (ids >= 0)))
     mixture = WordMixture.fit(lists, out.split([len(targets) for _, targets in parts]))
     if mixture is None:
         log.info("retrieval of searches: words add nothing")
     else:
-        log.info("retrieval of searches: words mixed in; sharpness %.1f, gate %.2f, near %.2f, words %.2f",
-                 *mixture.weights.tolist())  # fmt: skip
+        log.info("retrieval of searches: words mixed in; share %.1f, title %.1f, order %.1f; gate %.2f, near %.2f, "
+                 "words %.2f, whole %.2f", *mixture.weights.tolist())  # fmt: skip
     return mixture
+
+
+def mixture_inputs(ids: Tensor, features: Tensor) -> WordMatches:
+    """What the mixture reads of candidates (B, K) with their features (B, K, len(FEATURES))."""
+    column = {name: features[..., index] for index, name in enumerate(FEATURES)}
+    title = torch.stack([column[name] for name in TITLE_FEATURES], dim=-1)
+    near, words = column["near_matches"][:, 0], column["query_words"][:, 0]
+    return WordMatches(ids, column["retrieved"], column["lexical_share"], title, near, words)
 
 
 def _fit_counts(run: Run, ranker: Ranker) -> Reranker | None:

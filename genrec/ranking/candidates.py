@@ -22,7 +22,15 @@ from genrec.model.batch import Batch
 from genrec.model.device import to_device
 from genrec.model.embeddings import BLOCK
 from genrec.model.network import Encoded, GenerativeRecommender
-from genrec.ranking.features import FEATURES, SOURCE_FEATURES, CandidateFeatures, log_rank, log_scores
+from genrec.ranking.features import (
+    FEATURES,
+    SOURCE_FEATURES,
+    WORD_FEATURES,
+    CandidateFeatures,
+    log_rank,
+    log_scores,
+)
+from genrec.ranking.word_features import WordFeatures
 from genrec.ranking.word_mixture import WordMatches
 from genrec.retrieval.allowed import AllowedItems
 from genrec.retrieval.dense import DenseRetriever, FaissIndex
@@ -267,20 +275,9 @@ class CandidateGenerator:
         ids = _distinct(torch.cat([retrieved.cpu(), proposed], dim=1), len(self.items))
         known = ids.clamp(max=len(self.items) - 1)
         dense = (self.dense.score(retrieval, to_device(known, self.items.device)) - scale).float().cpu()
-        near, words = (
-            torch.from_numpy(np.log1p(counts)).float()
-            for counts in (self.popular_matches.ambiguity(retrieval), self.words.lengths(retrieval))
-        )
-        return WordMatches(
-            ids.masked_fill(ids == len(self.items), MISSING), dense, self._word_share(retrieval, known)[1], near, words
-        )
-
-    def _word_share(self, retrieval: RetrievalRequests, known: Tensor) -> tuple[Tensor, Tensor]:
-        """BM25F scores of items (B, K), and as fractions of the query's best one."""
-        assert self.words is not None
-        matches = self.words.score(retrieval, known)
-        top = torch.from_numpy(self.words.scores(retrieval).maxima())[:, None]
-        return matches, matches / top.clamp(min=torch.finfo(torch.float32).tiny)
+        said = WordFeatures.of(retrieval, known, self.words, self.popular_matches)
+        ids = ids.masked_fill(ids == len(self.items), MISSING)
+        return WordMatches(ids, dense, said.share, said.title, said.near, said.words)
 
     def _items(
         self, retrieval: RetrievalRequests, leaves: Tensor, scores: Tensor, allowed: AllowedItems
@@ -364,18 +361,17 @@ class CandidateGenerator:
         """
         nothing = torch.zeros(known.shape)
         similar, following = (torch.from_numpy(part.at(known.numpy())) for part in self.cooccurrence.parts(retrieval))
-        words, taken = [nothing] * 6, [nothing] * 2
+        words, taken = [nothing] * len(WORD_FEATURES), [nothing] * 2
         text = nothing
         if (retrieval.requests.request_queries >= 0).any():
             text = self.text.score(retrieval, there)
             if self.words is not None and self.popular_matches is not None:
+                said = WordFeatures.of(retrieval, known, self.words, self.popular_matches)
                 # The logarithm hides small differences between hundreds of matches: add the ratio to the best.
-                matches, share = self._word_share(retrieval, known)
-                words = [*log_scores(matches), share]
+                words = [*log_scores(said.score), said.share, *said.title.unbind(-1)]
                 # Of equal matches the popular one is meant; how much so depends on how little the query says.
                 words.append(self.popular_matches.score(retrieval, known))
-                for counts in (self.words.lengths(retrieval), self.popular_matches.ambiguity(retrieval)):
-                    words.append(torch.from_numpy(np.log1p(counts)).float()[:, None].expand(known.shape))
+                words += [value[:, None].expand(known.shape) for value in (said.words, said.near)]
             if self.query_items is not None:
                 taken = list(log_scores(self.query_items.score(retrieval, known)))
         searched = _search_features(there, result.generated)

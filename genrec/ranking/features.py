@@ -37,6 +37,16 @@ WINDOWS = (100, 20)  # popularity windows: this fraction of the log's time span
 _FLOOR = 1e-3  # added before the logarithm of sparse scores
 ROOM = 1 << 23  # numbers gathered at a time
 
+TITLE_FEATURES = ("title_words", "title_order", "title_neighbours", "title_whole")
+WORD_FEATURES = (
+    "lexical",
+    "matches_words",
+    "lexical_share",
+    *TITLE_FEATURES,
+    "popular_match",
+    "query_words",
+    "near_matches",
+)
 SOURCE_FEATURES = (
     "generated",
     "in_beam",
@@ -46,12 +56,7 @@ SOURCE_FEATURES = (
     "transition",
     "transits",
     "text",
-    "lexical",
-    "matches_words",
-    "lexical_share",
-    "popular_match",
-    "query_words",
-    "near_matches",
+    *WORD_FEATURES,
     "query_hits",
     "has_query_hits",
 )

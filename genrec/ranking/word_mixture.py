@@ -1,17 +1,19 @@
 """Retrieval of searches: a mixture of the dense distribution over items and of one over the items that words name.
 
-``p(item) = (1 - g) p_dense(item) + g p_words(item)``, with ``p_words`` in proportion to ``exp(sharpness x share)`` over
-the items that share a word with the query; ``share`` is an item's BM25F score as a fraction of the query's best one.
-The gate ``g`` follows from how much the query says: how many items match nearly as well as the best one, and how many
-words it has. A title names one item, which then leads; a category's words name hundreds, of which dense retrieval knows
-the right ones. Four numbers, fitted by maximum likelihood on validation searches; they stay out where held-out ones
-do not gain.
+``p(item) = (1 - g) p_dense(item) + g p_words(item)``, with ``p_words`` in proportion to
+``exp(a share + b title + c order)`` over the items that share a word with the query: ``share`` is an item's BM25F score
+as a fraction of the query's best one, ``title`` and ``order`` are the fractions of the query that its title has as
+typed and in this order.
+The gate ``g`` follows from how much the query says: how many items match nearly as well as the best one, how many words
+it has, and whether some title has all of them. A title names one item, which then leads; a category's words name
+hundreds, of which dense retrieval knows the right ones. Seven numbers, fitted by maximum likelihood on validation
+searches; they stay out where held-out ones do not gain.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -20,8 +22,8 @@ from torch.nn import functional as F
 from genrec.ranking.fitting import fit_weights
 
 MIN_SEARCHES = 100  # with fewer nothing is fitted
-START = (10.0, -1.0, 0.0, 0.0)
-SCALE = (10.0, 1.0, 1.0, 1.0)  # sizes of the four numbers, so that one step suits all
+START = (10.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0)
+SCALE = (10.0, 10.0, 10.0, 1.0, 1.0, 1.0, 1.0)  # sizes of the numbers, so that one step suits all
 RIDGE = 1e-3
 NEVER = -1e4  # a log-probability of nothing whose gradient is finite
 
@@ -31,28 +33,37 @@ class WordMatches:
     """Candidates of B requests as the mixture reads them, in rising order of ids, -1 where empty.
 
     ``ids`` (B, K); ``dense`` (B, K) log-probabilities of dense retrieval; ``share`` (B, K), 0 without a common word;
-    ``near`` and ``words`` (B,): log(1 + items that match nearly as well as the best), log(1 + words of the query).
+    ``title`` (B, K, 4), ``near`` and ``words`` (B,) as in ``WordFeatures``.
     """
 
     ids: Tensor
     dense: Tensor
     share: Tensor
+    title: Tensor
     near: Tensor
     words: Tensor
 
     @property
+    def named(self) -> Tensor:
+        """Which candidates share a word: (B, K) bool."""
+        return (self.share > 0) & (self.ids >= 0)
+
+    @property
     def matched(self) -> Tensor:
         """Which requests have an item that shares a word: (B,) bool."""
-        return ((self.share > 0) & (self.ids >= 0)).any(1)
+        return self.named.any(1)
 
     def take(self, rows: Tensor) -> WordMatches:
         """Some requests."""
-        return WordMatches(*(getattr(self, name)[rows] for name in ("ids", "dense", "share", "near", "words")))
+        return WordMatches(*(getattr(self, part.name)[rows] for part in fields(self)))
 
 
 @dataclass(frozen=True)
 class WordMixture:
-    """``weights`` (4,): sharpness, and the gate's constant and its weights of ``near`` and ``words``."""
+    """``weights`` (7,): of share, title and order, then the gate's constant and its weights of near, words and whole.
+
+    Whole is 1 where some title has all words of the query.
+    """
 
     weights: Tensor
 
@@ -90,11 +101,12 @@ class WordMixture:
 
 
 def _scores(weights: Tensor, matches: WordMatches) -> Tensor:
-    sharpness, constant, near, words = weights
-    gate = constant + near * matches.near + words * matches.words
+    live, title = matches.named, matches.title
+    whole = ((title[..., 3] > 0) & live).any(1).float()
+    gate = weights[3] + weights[4] * matches.near + weights[5] * matches.words + weights[6] * whole
     gate = torch.where(matches.matched, gate, -torch.inf)[:, None]  # no word in common: dense retrieval alone
-    live = (matches.share > 0) & (matches.ids >= 0)
-    named = (sharpness * matches.share).masked_fill(~live, NEVER).log_softmax(1)
+    said = weights[0] * matches.share + weights[1] * title[..., 0] + weights[2] * title[..., 1]
+    named = said.masked_fill(~live, NEVER).log_softmax(1)
     return torch.where(
         matches.matched[:, None],
         torch.logaddexp(

@@ -17,6 +17,7 @@ import polars as pl
 import scipy.sparse as sp
 
 from genrec.errors import UserError
+from genrec.retrieval.title_words import TitleWords
 from genrec.text.analysis import analyzer, detect_language, words_of
 from genrec.text.fields import item_fields
 
@@ -31,10 +32,14 @@ Alternatives = Sequence[tuple[int, float]]
 
 @dataclass
 class FieldCounts:
-    """Occurrences of words in items: ``words`` distinct words, ``counts`` a matrix (n_items, n_words) per field."""
+    """Occurrences of words in items: ``words`` distinct words, ``counts`` a matrix (n_items, n_words) per field.
+
+    ``titles``: the words of the first field in their order.
+    """
 
     words: list[str]
     counts: dict[str, sp.csr_matrix]
+    titles: TitleWords | None = None
 
     @classmethod
     def of(cls, fields: Mapping[str, Sequence[str]]) -> FieldCounts:
@@ -48,12 +53,13 @@ class FieldCounts:
                     columns.extend([index.setdefault(word, len(index)) for word in words_of(text)])
                 offsets.append(len(columns))
             rows[field] = np.frombuffer(columns, np.int64), np.frombuffer(offsets, np.int64)
-        counts = {}
+        counts, titles = {}, None
         for field, (ids, starts) in rows.items():
+            titles = titles or TitleWords.of(list(index), ids, starts)
             matrix = sp.csr_matrix((np.ones(len(ids), np.float32), ids, starts), shape=(len(starts) - 1, len(index)))
             matrix.sum_duplicates()
             counts[field] = matrix
-        return cls(list(index), counts)
+        return cls(list(index), counts, titles)
 
     def by_term(self, terms: np.ndarray, n_terms: int) -> dict[str, sp.csr_matrix]:
         """The same with words of one term added up: (n_items, n_terms) per field. ``terms`` (n_words,)."""

@@ -21,6 +21,7 @@ from genrec.retrieval.bm25 import BM25, HEAD, FieldCounts
 from genrec.retrieval.match_judge import MatchJudge
 from genrec.retrieval.query_reading import QueryReader, ReadQuery
 from genrec.retrieval.synonyms import Synonyms
+from genrec.retrieval.title_words import TitleWords
 from genrec.retrieval.vocabulary import Vocabulary
 from genrec.text.fields import item_fields
 
@@ -44,7 +45,7 @@ class LexicalIndex:
     """Matches queries with the words of items. Immutable: ``grow``, ``refit`` and ``without`` make new ones.
 
     ``popularity`` (n,) are training events per item of the fit: of misspelt and half-typed words the more wanted one
-    counts.
+    counts. ``titles``: the words of titles in their order, without which no title says anything of a query.
     """
 
     def __init__(
@@ -55,7 +56,9 @@ class LexicalIndex:
         synonyms: Synonyms | None = None,
         logged: frozenset[str] = frozenset(),
         judge: MatchJudge | None = None,
+        titles: TitleWords | None = None,
     ):
+        self.titles = titles
         self.index, self.vocabularies, self.popularity = index, list(vocabularies), popularity
         self.synonyms: Synonyms = synonyms or {}
         self.logged = logged
@@ -90,7 +93,7 @@ class LexicalIndex:
         n_items = next(iter(counted.counts.values())).shape[0]
         popularity = np.zeros(n_items, np.float32) if popularity is None else popularity.astype(np.float32)
         index.index(counted, np.log1p(popularity))
-        return cls(index, [_vocabulary(index, counted, popularity)], popularity)
+        return cls(index, [_vocabulary(index, counted, popularity)], popularity, titles=counted.titles)
 
     @property
     def n_items(self) -> int:
@@ -105,20 +108,25 @@ class LexicalIndex:
         vocabularies = [*self.vocabularies, _vocabulary(index, counted, added)]
         while len(vocabularies) > 2 and len(vocabularies[-2]) <= len(vocabularies[-1]):
             vocabularies[-2:] = [vocabularies[-2].joined(vocabularies[-1])]
-        return LexicalIndex(index, vocabularies, self.popularity, self.synonyms, self.logged, self.judge)
+        titles = None if self.titles is None or counted.titles is None else self.titles.grown(counted.titles)
+        return LexicalIndex(index, vocabularies, self.popularity, self.synonyms, self.logged, self.judge, titles)
 
     def refit(self, items: pl.DataFrame) -> LexicalIndex:
         """The same settings over changed items, as many as before."""
         popularity = np.concatenate([self.popularity, np.zeros(len(items) - len(self.popularity), np.float32)])
         fitted = LexicalIndex.fit(items, popularity, self.index)
         fitted.index.removed = self.index.removed
-        return LexicalIndex(fitted.index, fitted.vocabularies, popularity, self.synonyms, self.logged, self.judge)
+        return LexicalIndex(
+            fitted.index, fitted.vocabularies, popularity, self.synonyms, self.logged, self.judge, fitted.titles
+        )
 
     def without(self, removed: np.ndarray) -> LexicalIndex:
         """A version whose queries do not find the ``removed`` (n_items,) items: words that others lack are unknown."""
         index = copy.copy(self.index)
         index.removed = removed if removed.any() else None
-        return LexicalIndex(index, self.vocabularies, self.popularity, self.synonyms, self.logged, self.judge)
+        return LexicalIndex(
+            index, self.vocabularies, self.popularity, self.synonyms, self.logged, self.judge, self.titles
+        )
 
     def read(self, text: str) -> ReadQuery:
         """How the catalogue's words read a query."""
@@ -180,6 +188,12 @@ class LexicalIndex:
                 result[row] = self.index.score_at(groups, ids[row])
         return result
 
+    def title_match(self, queries: Sequence[str], ids: np.ndarray) -> np.ndarray:
+        """How much of each query the titles of items (B, K) say as typed: see ``TitleWords.match``."""
+        if self.titles is None:
+            return np.zeros((*ids.shape, 3), np.float32)
+        return self.titles.match(queries, ids)
+
     def save(self, path: Path) -> None:
         """Write an npz file that ``load`` reads: the items of the fit, without added ones."""
         settings, arrays = self.index.state()
@@ -196,6 +210,7 @@ class LexicalIndex:
             "word_terms": words.terms,
             "word_mass": words.mass,
             "popularity": self.popularity[: self.index.n_fitted],
+            **({} if self.titles is None else self.titles.first(self.index.n_fitted).state()),
         }
         with open(path, "wb") as file:
             np.savez(file, **stored)
@@ -217,7 +232,8 @@ class LexicalIndex:
                 for term, others in document["synonyms"].items()
             }
             judge = MatchJudge.from_state(document["judge"])
-            return cls(index, [vocabulary], popularity, synonyms, frozenset(document["logged"]), judge)
+            titles = TitleWords.from_state(arrays) if "title_words" in arrays else None
+            return cls(index, [vocabulary], popularity, synonyms, frozenset(document["logged"]), judge, titles)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path}: not a saved lexical index ({error}); run genrec train again") from error
 

@@ -60,7 +60,7 @@ def fit_lexical(dataset: Dataset, language: str, seed: int) -> LexicalIndex:
         len(counted.words), language, index.k1, index.b,
         ", ".join(f"{field} {weight:g}" for field, weight in index.weights.items()), len(synonyms),
     )  # fmt: skip
-    return LexicalIndex(*parts, judge)
+    return LexicalIndex(*parts, judge, lexical.titles)
 
 
 def validation_searches(dataset: Dataset, seed: int) -> tuple[list[str], np.ndarray]:

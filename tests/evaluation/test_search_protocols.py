@@ -9,9 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from genrec.artifacts.folders import read_json
 from genrec.data.dataset import TEST, VALID, Dataset
 from genrec.errors import UserError
 from genrec.evaluation.answerers import answered, best_popularity_weight, by_scores, candidate_mask, with_popularity
+from genrec.evaluation.protocol_rows import run_protocol
 from genrec.evaluation.qrels import qrels_metrics
 from genrec.evaluation.search_protocols import (
     last_interacted,
@@ -218,3 +220,31 @@ def test_valid_topics_see_less(shop):
         shop.item_index["b"],
     ]
     assert VALID == 1
+
+
+def test_text_relevance_of_a_tokenized_run(genrec, tmp_path):
+    folder = tmp_path / "log"
+    folder.mkdir()
+    judged = [("red lamp", 1, 100), ("red lamp", 2, 0), ("red lamp", 3, 10), ("blue cup", 2, 100), ("blue cup", 1, 0)]
+    (folder / "judgments.tsv").write_text(
+        "query\tasin\tgain\n" + "".join(f"{query}\tB{item}\t{gain}\n" for query, item, gain in judged)
+    )
+    titles = ("Red lamp", "Blue cup", "Lamp", "Green table", "White chair", "Red chair", "Blue table", "Lamp shade")
+    (folder / "products.ndjson").write_text(
+        "".join(f'{{"asin": "B{number}", "title": "{title}"}}\n' for number, title in enumerate(titles, 1))
+    )
+    settings = ["data.reader=esci", f"data.path={folder}", "data.keep_unseen_items=true"]
+    settings += [f"output={tmp_path}", "name=judged", "text.dim=8", "semantic_ids.level_sizes=[2,2]"]
+    (tmp_path / "config.yaml").write_text("name: judged\n")
+    assert genrec("tokenize", tmp_path / "config.yaml", *settings)[0] == 0
+    code, out, _ = genrec("evaluate", tmp_path / "judged", "--protocol", "text-relevance")
+    assert code == 0 and "BM25" in out
+    tables = read_json(tmp_path / "judged" / "results_text-relevance" / "tables.json")["tables"]
+    assert [row["model"] for row in tables[0]["rows"]] == ["BM25", "dense text", "dense text + BM25"]
+    assert tables[0]["rows"][0]["metrics"]["ndcg"] == 1 and len(tables[0]["comparisons"]) == 2
+    assert any("2 queries, 5 judgments" in note for note in tables[0]["notes"])
+
+
+def test_text_relevance_needs_judgments(trained_run):
+    with pytest.raises(UserError, match="text-relevance: the log has no judgments"):
+        run_protocol(trained_run, "text-relevance")

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from genrec.generation.options import SearchOptions
-from genrec.pipeline.reranking import MIXTURE_FEATURES
-from genrec.ranking.features import FEATURES
+from genrec.pipeline.reranking import mixture_inputs
 from genrec.ranking.reranker import Reranker
 from genrec.ranking.word_mixture import WordMatches, WordMixture
 
@@ -25,7 +24,8 @@ def searches(named: bool, seed: int = 0) -> tuple[WordMatches, torch.Tensor]:
     hit[torch.arange(N), torch.randint(K, (N,), generator=draw) if named else dense.argmax(1)] = True
     share = hit.float() if named else torch.rand(N, K, generator=draw)
     near = torch.log1p(share.gt(0.8).sum(1).float())
-    return WordMatches(torch.arange(K).expand(N, K), dense, share, near, torch.full((N,), 2.0).log1p()), hit
+    title, words = torch.zeros(N, K, 4), torch.full((N,), 2.0).log1p()
+    return WordMatches(torch.arange(K).expand(N, K), dense, share, title, near, words), hit
 
 
 def held(n: int = N) -> torch.Tensor:
@@ -59,14 +59,14 @@ def test_the_gate_tells_names_from_words_of_many_items():
 
 def test_scores_are_the_logarithm_of_a_distribution_and_dense_without_a_common_word():
     matches, _ = searches(named=False)
-    mixture = WordMixture(torch.tensor([8.0, 0.5, -0.2, 0.1]))
+    mixture = WordMixture(torch.tensor([8.0, 2.0, 1.0, 0.5, -0.2, 0.1, 1.0]))
     torch.testing.assert_close(mixture.scores(matches).exp().sum(1), torch.ones(N))
     silent = replace(matches, share=torch.zeros(N, K))
     assert torch.equal(mixture.scores(silent), matches.dense) and not silent.matched.any()
 
 
 def test_a_saved_reranker_keeps_its_mixture():
-    mixture = WordMixture(torch.tensor([8.0, 0.5, -0.2, 0.1]))
+    mixture = WordMixture(torch.tensor([8.0, 2.0, 1.0, 0.5, -0.2, 0.1, 1.0]))
     again = Reranker.from_state(replace(Reranker.default(), mixture=mixture).state())
     assert again.mixture is not None and torch.equal(again.mixture.weights, mixture.weights)
     assert Reranker.from_state(Reranker.default().state()).mixture is None
@@ -76,7 +76,7 @@ def test_a_saved_reranker_keeps_its_mixture():
 def mixed(trained_run):
     """A ranker without and one with a mixture, and searches and recommendations of the test split."""
     ranker = trained_run.ranker("train")
-    mixture = WordMixture(torch.tensor([20.0, 8.0, 0.0, 0.0]))
+    mixture = WordMixture(torch.tensor([20.0, 0.0, 0.0, 8.0, 0.0, 0.0, 0.0]))
     plain, words = (dict(ranker.rerankers) for _ in range(2))
     plain["search"] = replace(plain["search"], mixture=None)
     words["search"] = replace(words["search"], mixture=mixture)
@@ -113,5 +113,28 @@ def test_retrieval_of_searches_reads_words_and_that_of_recommendations_does_not_
     assert np.array_equal(before.ids, after.ids) and np.array_equal(before.n_proven, after.n_proven)
 
 
-def test_features_of_the_fit_are_those_that_matches_name():
-    assert set(MIXTURE_FEATURES) < set(FEATURES) and len(MIXTURE_FEATURES) == 4
+def test_what_is_fitted_is_what_requests_read(mixed):
+    _, words, data = mixed
+    requests = data.requests("test", "logged").take(np.arange(20))
+    for _, _, found in words.candidates(requests, SearchOptions(10, ("fused", "retrieve"))):
+        fitted, read = mixture_inputs(*found.union()), found.matches
+        assert read is not None and read.title[..., 3].any()
+        torch.testing.assert_close(fitted.near, read.near)
+        torch.testing.assert_close(fitted.words, read.words)
+        for row, ids in enumerate(read.ids):
+            both = (fitted.ids[row][:, None] == ids) & (ids >= 0)
+            left, right = both.nonzero().T
+            assert len(left) > 5
+            for name in ("dense", "share", "title"):
+                torch.testing.assert_close(getattr(fitted, name)[row][left], getattr(read, name)[row][right])
+
+
+def test_of_equal_matches_the_title_with_the_words_as_typed_leads():
+    matches, _ = searches(named=False)
+    title = torch.zeros(N, K, 4)
+    title[:, 5] = 1
+    equal = replace(matches, dense=torch.zeros(N, K).log_softmax(1), share=torch.ones(N, K), title=title)
+    mixture = WordMixture(torch.tensor([8.0, 2.0, 0.0, 1.0, 0.0, 0.0, 0.0]))
+    assert (mixture.rank(equal)[0][:, 0] == 5).all()
+    surer = WordMixture(torch.tensor([8.0, 2.0, 0.0, 1.0, 0.0, 0.0, 3.0]))  # the gate reads that a title has all words
+    assert (surer.scores(equal)[:, 5] > mixture.scores(equal)[:, 5]).all()
