@@ -7,7 +7,7 @@ uses a language model where we use structured columns and a dictionary mined fro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -37,6 +37,7 @@ MAX_MINED = 50_000
 BRAND_IN_TEXT = 0.2  # a brand that fewer of the titles with its word belong to is a common word ("Color", "Simple")
 PRICE_BANDS = (0, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000)
 _CATEGORY_TYPES = {word: kind for word, kind in SEEDS.items() if kind in ("audience", "scene", "season", "location")}
+_ITEM_BLOCK = 1 << 16  # items whose columns are cut into keywords at a time
 _MATCH_BLOCK = 20_000  # texts joined for one pass of the automaton
 
 
@@ -61,12 +62,10 @@ class KeywordDictionary:
 
         Rank of a mined keyword: the clicked pairs whose query and item both have it, then its own score (see ``mine``).
         """
-        named = structured_keywords(items)
-        counts = (
-            named.group_by("keyword", "type")
-            .agg(pl.col("row").n_unique().alias("items"))
-            .filter(pl.col("items") <= max(len(items) // 2, 1))
-        )
+        kinds = ("keyword", "type")
+        parts = [matches.group_by(kinds).agg(pl.len().alias("items")) for _, matches in _structured_blocks(items)]
+        counts = pl.concat(parts).group_by(kinds).agg(pl.col("items").sum())
+        counts = counts.filter(pl.col("items") <= max(len(items) // 2, 1))
         counts = counts.sort("items", "keyword", "type", descending=[True, False, False]).unique(
             "keyword", keep="first", maintain_order=True
         )
@@ -200,13 +199,23 @@ class KeywordDictionary:
 
     def _in_columns(self, items: pl.DataFrame, limit: int | None = None) -> sp.csr_matrix:
         known = self.table.with_row_index("id").filter(pl.col("structured"))
-        matches = structured_keywords(items).join(known, on=["keyword", "type"], how="inner", maintain_order="left")
-        if limit:
-            matches = matches.filter(pl.int_range(pl.len()).over("row") < limit)
-        row, keyword = matches["row"].to_numpy(), matches["id"].to_numpy().astype(np.int64)
+        rows, ids = [], []
+        for begin, matches in _structured_blocks(items):
+            matches = matches.join(known, on=["keyword", "type"], how="inner", maintain_order="left")
+            if limit:
+                matches = matches.filter(pl.int_range(pl.len()).over("row") < limit)
+            rows.append(matches["row"].to_numpy() + begin)
+            ids.append(matches["id"].to_numpy().astype(np.int64))
+        row, keyword = np.concatenate(rows), np.concatenate(ids)
         matrix = sp.csr_matrix((np.ones(len(row), bool), (row, keyword)), shape=(len(items), len(self)))
         matrix.sum_duplicates()
         return matrix
+
+
+def _structured_blocks(items: pl.DataFrame) -> Iterator[tuple[int, pl.DataFrame]]:
+    """The first item of each block of items, and their ``structured_keywords``, whose rows begin at 0 in each."""
+    for begin in range(0, max(len(items), 1), _ITEM_BLOCK):
+        yield begin, structured_keywords(items.slice(begin, _ITEM_BLOCK))
 
 
 def structured_keywords(items: pl.DataFrame) -> pl.DataFrame:

@@ -244,3 +244,16 @@ def test_words_give_types(phrase, kind):
 
 def test_there_are_eighteen_types():
     assert len(set(ATTRIBUTES)) == 18 and set(COLUMN_TYPES.values()) < set(ATTRIBUTES)
+
+
+def test_items_cut_in_blocks_give_the_same_keywords(monkeypatch):
+    items, clicked = catalogue(), pl.DataFrame({"query": ["red shoes", "tea"], "item": [1, 2]})
+    whole = KeywordDictionary.build(items, clicked)
+    monkeypatch.setattr("genrec.semantic_ids.keywords._ITEM_BLOCK", 7)
+    blocks = KeywordDictionary.build(items, clicked)
+    assert blocks.table.equals(whole.table)
+    for limit in (None, 2):
+        cut = blocks._in_columns(items, limit)
+        monkeypatch.setattr("genrec.semantic_ids.keywords._ITEM_BLOCK", 1 << 16)
+        assert (cut != whole._in_columns(items, limit)).nnz == 0 and cut.nnz
+        monkeypatch.setattr("genrec.semantic_ids.keywords._ITEM_BLOCK", 7)
