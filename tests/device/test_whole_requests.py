@@ -139,7 +139,7 @@ def test_the_preference_stage_trains_on_the_device(teacher, copied_run, simulate
     for name in ("save", "keep"):
         monkeypatch.setattr(training.Checkpoints, name, lambda *_: None)
     phase_names = "distil" if teacher == "fused" else "distil,dpo,grpo,plackett-luce"
-    more = (f"preference.phases=[{phase_names}]", f"preference.teacher={teacher}")
+    more = (f"preference.phases=[{phase_names}]", f"preference.teacher={teacher}", "preference.strengths=[1]")
     decision = stage_prefer(copied_run("preference.max_requests=200", *more))
     assert decision.rows and all(np.isfinite([row.before, row.after]).all() for row in decision.rows)
 
