@@ -17,6 +17,7 @@ from genrec.config.load import to_dict
 from genrec.config.schema import Config
 from genrec.data.dataset import TRAIN, Dataset
 from genrec.errors import UserError
+from genrec.memory import return_memory
 from genrec.semantic_ids.collisions import resolve_collisions
 from genrec.semantic_ids.drift import drift_baseline
 from genrec.semantic_ids.item_vectors import TEXT, item_vectors
@@ -76,6 +77,8 @@ def _write(
     settings = config.semantic_ids
     behaviour = BehaviourSpace(dataset.histories(TRAIN), dataset.n_items, config.seed)
     tables = item_vectors(dataset.item_table, words, behaviour, settings.behaviour_share, scratch)
+    del behaviour
+    return_memory()  # of keywords and counts, before the codebooks take most
     space, vectors = tables.space, tables.joint
     without = _without_vector(vectors)
     quantized = Quantized.from_arrays(
