@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from genrec.errors import UserError
 from genrec.ranking.candidates import MISSING, Candidates
-from genrec.ranking.features import FEATURES
+from genrec.ranking.features import FEATURES, TITLE_FEATURES
 from genrec.ranking.fitting import fit_network, fit_weights, list_loss
 from genrec.ranking.interactions import (
     HIDDEN,
@@ -46,6 +46,9 @@ _PRIOR = {
 }
 _PRIOR_WITH_BASE = {"counts": 1.0, "generated": 0.1, "retrieved": 0.2}
 BASE = "counts"  # the score of the re-ranker of counts alone
+# What a title has of a query never speaks against an item in the linear form: where searches seldom quote titles, a few
+# lists would say so by chance, and decide the searches that do.
+_NEVER_AGAINST = [FEATURES.index(name) for name in TITLE_FEATURES]
 _CLIP = 6.0  # standard deviations; limits the effect of rare extreme values
 _EPOCHS, _RATE = 10, 3e-3
 _MEMBERS, _MEMBER_EPOCHS = 3, 5  # networks of a re-ranker of counts, whose outputs are averaged
@@ -283,12 +286,19 @@ class _Lists:
         if present is not None:
             prior = present.weights
 
+        kept = torch.ones_like(prior)
+
         def loss(weights: Tensor) -> Tensor:
             distance = (weights - prior).square().sum()
-            fit = list_loss(self.features @ weights, self.live, self.target)
+            fit = list_loss(self.features @ (weights * kept), self.live, self.target)
             return fit + strength / len(self.target) * distance
 
-        return fit_weights(prior, loss)
+        weights = fit_weights(prior, loss)
+        against = [column for column in _NEVER_AGAINST if weights[column] < 0]
+        if not against:
+            return weights
+        kept[against] = 0
+        return fit_weights(prior * kept, loss) * kept
 
     def fit_network(
         self, start: Tensor, rows: Tensor, present: Reranker | None, epochs: int = _EPOCHS

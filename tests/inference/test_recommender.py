@@ -394,9 +394,7 @@ def test_items_added_one_by_one_equal_items_added_at_once(model, history, monkey
         )
         actual = ids(model.search("zyx thing", k=10, mode=mode))
         assert actual == ids(other.search("zyx thing", k=10, mode=mode))
-    # Fused finds pending items; which is first follows from a re-ranker of few lists, whose searches quote no titles.
-    assert actual[0] in {item["item_id"] for item in items}
-    assert {"n0", "n4", "n8", "n12", "n16"} & set(actual)
+    assert actual[0] in {"n0", "n4", "n8", "n12", "n16"}  # fused; it finds pending items
     inside = ids(model.recommend(history=history, k=9, filters=Filters(category=["C2"])))
     assert set(inside) == {"n2", "n7", "n12", "n17"}
     generated = set(ids(model.recommend(history=first, k=grown.n_items, mode="generate")))

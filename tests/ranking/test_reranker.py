@@ -47,6 +47,16 @@ def test_the_deciding_feature_gets_the_weight(fitted):
     assert others.abs().max() < 0.5
 
 
+def test_words_in_a_title_never_speak_against_an_item():
+    """In the linear form, where the lists say so by chance; the others are fitted as if the feature were not there."""
+    parts, column = [constructed(150, 20, 0)], FEATURES.index("title_order")
+    parts[0][0].features[..., column] = -parts[0][0].features[..., DECISIVE] / 3
+    weights = Reranker.fit(parts).weights
+    parts[0][0].features[..., column] = 0
+    assert weights[column] == 0 and weights[DECISIVE] > 1
+    torch.testing.assert_close(weights, Reranker.fit(parts).weights, rtol=0.05, atol=0.02)
+
+
 def test_fit_beats_the_default_on_new_requests(fitted):
     part = constructed(300, 20, 7)
     assert hits(fitted, part) > hits(Reranker.default(), part) + 0.2
