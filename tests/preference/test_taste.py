@@ -75,6 +75,18 @@ def test_a_log_without_propensities_is_refused_what_only_exposure_would_excuse(c
     )
 
 
+def test_a_wrong_taste_is_refused_by_recall_where_no_impression_can_judge_it(copied_run, monkeypatch):
+    right = Taste.log_chance
+    monkeypatch.setattr(Taste, "log_chance", lambda self, *inputs: -right(self, *inputs))
+    run = copied_run(*FAST, "preference.phases=[taste]", "preference.strengths=[30]")
+    run.dataset.__dict__["impressions"] = None
+    decision = stage_prefer(run)
+    assert {row.name for row in decision.rows}.isdisjoint({"auc", "gauc", "reward_ndcg"})
+    assert not decision.kept and any(reason.startswith("recall fell") for reason in decision.reasons), decision
+    assert not (run.folder / MODEL).exists()
+    assert "beam" not in read_json(run.folder / "preference" / "report.json")["frontier"][0]
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_answers_of_the_preferred_fit_are_in_its_order(copied_run, monkeypatch, kept):
     monkeypatch.setattr(BeamAgreement, "fault", None)  # a hundred people teach no taste worth having
