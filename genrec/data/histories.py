@@ -94,14 +94,15 @@ class Histories:
         return Histories(counted[self.offsets], self.items[keep])
 
     def transitions(self, n_items: int) -> sp.csr_matrix:
-        """(n_items, n_items) float64: how often the column's item came right after the row's, the two different."""
+        """(n_items, n_items) float32: how often the column's item came right after the row's, the two different."""
         import scipy.sparse as sp  # here, as in to_csr
 
         before, after = self.items[:-1], self.items[1:]
-        adjacent = (self.ages[:-1] > 0) & (before != after)  # age 0 is the last of its history: no event follows it
-        moves = sp.coo_matrix(
-            (np.ones(int(adjacent.sum())), (before[adjacent], after[adjacent])), shape=(n_items, n_items)
-        )
+        adjacent = before != after
+        last = self.offsets[1:-1] - 1  # no event follows the last of a history
+        adjacent[last[last >= 0]] = False
+        pairs = before[adjacent], after[adjacent]
+        moves = sp.coo_matrix((np.ones(len(pairs[0]), np.float32), pairs), shape=(n_items, n_items))
         return moves.tocsr()  # sums what came twice
 
     def to_csr(

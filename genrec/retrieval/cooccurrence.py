@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from genrec.retrieval.sparse import product, table_arrays, table_of
 
 FORMAT_VERSION = 1
 TRANSITION_WEIGHTS = ("count", "log")
+BLOCK_VALUES = 1 << 23  # of a table at a time
 MAX_PAIRS = 1 << 27  # pairs of a table: 8 bytes each
 MIN_NEIGHBOURS = 64
 MAX_HISTORY = 500  # newest events of a user that are counted, as co-occurrence costs their square
@@ -55,10 +56,7 @@ class CooccurrenceTransition:
         train = train.last_n(self.max_history)
         width = max(MAX_PAIRS // max(n_items, 1), MIN_NEIGHBOURS)
         self.similar = _similar(train, n_items, width)
-        moves = train.transitions(n_items)
-        if self.transitions == "log":
-            moves.data = np.log1p(moves.data)
-        self.following = _cut_both_ways((0.5 * moves + 0.25 * moves.T).tocsr().astype(np.float32), width)
+        self.following = _cut_both_ways(_following(train.transitions(n_items), self.transitions == "log"), width)
         return self
 
     def score(self, histories: Histories) -> np.ndarray:
@@ -158,10 +156,34 @@ def strongest_of_rows(matrix: sp.csr_matrix, width: int) -> sp.csr_matrix:
     return sp.csr_matrix((matrix.data[kept], matrix.indices[kept], offsets), shape=matrix.shape)
 
 
+def _following(moves: sp.csr_matrix, log: bool) -> sp.csr_matrix:
+    """1/2 (T + 1/2 T^T) of counts T: (n_items, n_items) float32. Some rows at a time, which bounds the memory."""
+    back, blocks = moves.T.tocsr(), []
+    for rows in _row_blocks(moves):
+        forth, other = (part[rows].astype(np.float64) for part in (moves, back))
+        for part in (forth, other) if log else ():
+            part.data = np.log1p(part.data)
+        blocks.append((0.5 * forth + 0.25 * other).astype(np.float32))
+    return sp.vstack(blocks, format="csr")
+
+
 def _cut_both_ways(matrix: sp.csr_matrix, width: int) -> sp.csr_matrix:
     """The values that are among the ``width`` highest of their row or of their column, with their mirror images."""
     if not (np.diff(matrix.indptr) > width).any():
         return matrix
     kept = strongest_of_rows(matrix, width)
-    kept.data = np.ones_like(kept.data)
-    return matrix.multiply(kept.maximum(kept.T)).tocsr()
+    kept.data = np.ones(kept.nnz, np.int8)
+    mirrored, blocks = kept.T.tocsr(), []
+    for rows in _row_blocks(matrix):
+        blocks.append(matrix[rows].multiply(kept[rows].maximum(mirrored[rows])).tocsr())
+    return sp.vstack(blocks, format="csr")
+
+
+def _row_blocks(matrix: sp.csr_matrix) -> Iterator[slice]:
+    """Ranges of rows with about ``BLOCK_VALUES`` values each."""
+    begin = 0
+    while begin < matrix.shape[0]:
+        stop = int(np.searchsorted(matrix.indptr, matrix.indptr[begin] + BLOCK_VALUES, side="right")) - 1
+        stop = min(max(stop, begin + 1), matrix.shape[0])
+        yield slice(begin, stop)
+        begin = stop
