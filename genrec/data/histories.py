@@ -99,8 +99,8 @@ class Histories:
 
         before, after = self.items[:-1], self.items[1:]
         adjacent = before != after
-        last = self.offsets[1:-1] - 1  # no event follows the last of a history
-        adjacent[last[last >= 0]] = False
+        last = self.offsets[1:-1] - 1  # no event follows the last of a history; the first and last ones may be empty
+        adjacent[last[(last >= 0) & (last < len(adjacent))]] = False
         pairs = before[adjacent], after[adjacent]
         moves = sp.coo_matrix((np.ones(len(pairs[0]), np.float32), pairs), shape=(n_items, n_items))
         return moves.tocsr()  # sums what came twice

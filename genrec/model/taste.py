@@ -65,9 +65,13 @@ class Taste(nn.Module):
         owner = np.repeat(np.arange(len(lengths)), lengths)
         newest = np.arange(len(owner)) >= requests.offsets[1:][owner] - _NEWEST
         items = torch.from_numpy(requests.items[newest].astype(np.int64)).to(device)
-        total = torch.zeros(len(lengths), text.shape[1], device=device)
-        total.index_add_(0, torch.from_numpy(owner[newest]).to(device), text[items].float())
-        counts = torch.from_numpy(np.minimum(lengths, _NEWEST)).float().to(device)
+        read = np.minimum(lengths, _NEWEST)
+        counts = torch.from_numpy(read).float().to(device)
+        if text.dtype == torch.float32:  # without a copy of each event's vector
+            total = F.embedding_bag(items, text, torch.from_numpy(np.cumsum(read) - read).to(device), mode="sum")
+        else:
+            total = torch.zeros(len(lengths), text.shape[1], device=device)
+            total.index_add_(0, torch.from_numpy(owner[newest]).to(device), text[items].float())
         last = torch.zeros_like(total)
         some = np.flatnonzero(lengths)
         final = torch.from_numpy(requests.items[requests.offsets[1:][some] - 1].astype(np.int64)).to(device)

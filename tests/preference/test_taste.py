@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,17 @@ def test_it_tells_clicks_of_a_slate_apart_and_follows_its_seed(trained_run):
     assert auc(odds[live], stages[live] >= stage.levels.click) > 0.65  # a hundred people: it knows its own slates
     one, two, other = (fit_taste(text, train, stage.levels.click, seed) for seed in (1, 1, 2))
     assert torch.equal(one.person.weight, two.person.weight) and not torch.equal(one.person.weight, other.person.weight)
+
+
+def test_a_history_is_summed_alike_in_half_precision(trained_run):
+    requests = trained_run.dataset.requests("valid").take(np.arange(12))
+    cut = requests.offsets.copy()
+    cut[1:4] = cut[4]  # the first has all events of four, the next three none
+    requests = dataclasses.replace(requests, offsets=cut)
+    text = torch.randn(trained_run.dataset.n_items, 6).half()
+    for half, whole in zip(Taste._history(text, requests), Taste._history(text.float(), requests), strict=True):
+        torch.testing.assert_close(half, whole, rtol=1e-4, atol=1e-4)
+    assert not Taste._history(text.float(), requests)[0][1:4].any()
 
 
 def test_histories_and_items_by_hand(trained_run):
