@@ -171,9 +171,14 @@ def _cut_both_ways(matrix: sp.csr_matrix, width: int) -> sp.csr_matrix:
     """The values that are among the ``width`` highest of their row or of their column, with their mirror images."""
     if not (np.diff(matrix.indptr) > width).any():
         return matrix
-    kept = strongest_of_rows(matrix, width)
-    kept.data = np.ones(kept.nnz, np.int8)
-    mirrored, blocks = kept.T.tocsr(), []
+    strong, blocks = [], []
+    for rows in _row_blocks(matrix):
+        part = strongest_of_rows(matrix[rows], width)
+        part.data = np.ones(part.nnz, np.int8)
+        strong.append(part)
+    kept = sp.vstack(strong, format="csr")
+    del strong
+    mirrored = kept.T.tocsr()
     for rows in _row_blocks(matrix):
         blocks.append(matrix[rows].multiply(kept[rows].maximum(mirrored[rows])).tocsr())
     return sp.vstack(blocks, format="csr")
