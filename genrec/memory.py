@@ -26,16 +26,17 @@ def return_memory() -> None:
 
 @contextmanager
 def reused_memory() -> Iterator[None]:
-    """A context in which freed blocks of any size are used again, and given back at its end.
+    """A context in which freed blocks of up to a gigabyte are used again, and given back at its end.
 
     glibc otherwise gives back each large block at once, and every further one begins with pages that the system has to
-    clear: a third of the time of loading a large catalogue.
+    clear: a third of the time of loading a large catalogue. It holds for the whole process while the context lasts.
     """
     option = _glibc("mallopt")
     if option is None:
         yield
         return
-    option(_MMAP_THRESHOLD, _ALWAYS)
+    if not option(_MMAP_THRESHOLD, _ALWAYS):  # older versions take no more
+        option(_MMAP_THRESHOLD, _USUAL)
     option(_TRIM_THRESHOLD, _ALWAYS)
     try:
         yield
