@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from genrec.data.histories import Histories
 from genrec.errors import UserError
-from genrec.retrieval.neighbours import cooccurring_items, row_of, strongest, users_by_items
+from genrec.retrieval.neighbours import cooccurring_items, row_blocks, row_of, strongest, users_by_items
 from genrec.retrieval.sparse import product, table_arrays, table_of
 
 FORMAT_VERSION = 1
@@ -159,8 +159,8 @@ def strongest_of_rows(matrix: sp.csr_matrix, width: int) -> sp.csr_matrix:
 def _following(moves: sp.csr_matrix, log: bool) -> sp.csr_matrix:
     """1/2 (T + 1/2 T^T) of counts T: (n_items, n_items) float32. Some rows at a time, which bounds the memory."""
     back, blocks = moves.T.tocsr(), []
-    for rows in _row_blocks(moves):
-        forth, other = (part[rows].astype(np.float64) for part in (moves, back))
+    for begin, end in row_blocks(np.diff(moves.indptr), BLOCK_VALUES):
+        forth, other = (part[begin:end].astype(np.float64) for part in (moves, back))
         for part in (forth, other) if log else ():
             part.data = np.log1p(part.data)
         blocks.append((0.5 * forth + 0.25 * other).astype(np.float32))
@@ -169,26 +169,16 @@ def _following(moves: sp.csr_matrix, log: bool) -> sp.csr_matrix:
 
 def _cut_both_ways(matrix: sp.csr_matrix, width: int) -> sp.csr_matrix:
     """The values that are among the ``width`` highest of their row or of their column, with their mirror images."""
-    if not (np.diff(matrix.indptr) > width).any():
+    counts = np.diff(matrix.indptr)
+    if not (counts > width).any():
         return matrix
-    strong, blocks = [], []
-    for rows in _row_blocks(matrix):
+    parts, strong = [slice(*rows) for rows in row_blocks(counts, BLOCK_VALUES)], []
+    for rows in parts:
         part = strongest_of_rows(matrix[rows], width)
         part.data = np.ones(part.nnz, np.int8)
         strong.append(part)
     kept = sp.vstack(strong, format="csr")
     del strong
     mirrored = kept.T.tocsr()
-    for rows in _row_blocks(matrix):
-        blocks.append(matrix[rows].multiply(kept[rows].maximum(mirrored[rows])).tocsr())
+    blocks = [matrix[rows].multiply(kept[rows].maximum(mirrored[rows])).tocsr() for rows in parts]
     return sp.vstack(blocks, format="csr")
-
-
-def _row_blocks(matrix: sp.csr_matrix) -> Iterator[slice]:
-    """Ranges of rows with about ``BLOCK_VALUES`` values each."""
-    begin = 0
-    while begin < matrix.shape[0]:
-        stop = int(np.searchsorted(matrix.indptr, matrix.indptr[begin] + BLOCK_VALUES, side="right")) - 1
-        stop = min(max(stop, begin + 1), matrix.shape[0])
-        yield slice(begin, stop)
-        begin = stop

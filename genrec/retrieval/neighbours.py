@@ -102,7 +102,7 @@ def cooccurring_items(had: sp.csr_matrix) -> Iterator[tuple[int, sp.csr_matrix]]
     turned, n_items = had.T.tocsr(), had.shape[1]
     work = turned @ np.diff(had.indptr).astype(np.int64)  # at least the pairs of each item
     with Progress("co-occurrence, items", n_items, enabled=work.sum() > LONG * PAIRS) as progress:
-        for begin, end in _blocks(work):
+        for begin, end in row_blocks(work, PAIRS):
             together = (turned[begin:end] @ had).tocsr()
             own = together.indices == row_of(together) + begin
             together.data[own] = 0
@@ -180,7 +180,7 @@ def items_after_words(
     taken = sp.csr_matrix((np.ones(len(queries), np.float32), (queries, items)), shape=(len(offsets) - 1, n_items))
     turned = texts.T.tocsr()
     ids, number = np.full((n_words, width), -1, np.int32), np.zeros((n_words, width), np.float32)
-    for begin, end in _blocks(turned @ np.diff(taken.indptr).astype(np.int64)):
+    for begin, end in row_blocks(turned @ np.diff(taken.indptr).astype(np.int64), PAIRS):
         after = (turned[begin:end] @ taken).tocsr()
         chosen = strongest(after.data, after.indptr, width)
         word = row_of(after)[chosen] + begin
@@ -190,12 +190,12 @@ def items_after_words(
     return WordTable(ids, number, np.log1p(len(queries) / np.maximum(searches, 1)).astype(np.float32))
 
 
-def _blocks(work: np.ndarray) -> Iterator[tuple[int, int]]:
-    """First and last row, exclusive, of blocks whose ``work`` (n,) is at most ``PAIRS`` together, or that of a row."""
+def row_blocks(work: np.ndarray, limit: int) -> Iterator[tuple[int, int]]:
+    """First and last row, exclusive, of blocks whose ``work`` (n,) is at most ``limit`` together, or that of a row."""
     done, begin = np.cumsum(work), 0
     while begin < len(work):
         before = done[begin - 1] if begin else 0
-        end = max(begin + 1, int(np.searchsorted(done, before + PAIRS, side="right")))
+        end = max(begin + 1, int(np.searchsorted(done, before + limit, side="right")))
         yield begin, end
         begin = end
 
