@@ -1,7 +1,8 @@
-"""CPU seconds of a training epoch of our backbone beside RecTools' SASRec, on the same events and at the same width.
+"""CPU seconds of a training epoch of our backbone and of RecTools' SASRec, on the same events and at the same width.
 
     pip install rectools                    # with a NumPy and a pandas that it knows; its results are not read here
-    genrec run configs/amazon-beauty.yaml data.path=... model.dim=64 "training.tasks=[recommendation]" "queries.synthetic=[]"
+    genrec run configs/amazon-beauty.yaml data.path=... model.dim=64 \\
+        "training.tasks=[recommendation]" "queries.synthetic=[]"
     python scripts/bench/training_rectools.py runs/amazon-beauty
 
 Both learn from the training events alone, by the softmax over all items, with two layers, two heads and dropout .5, on
