@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from genrec.data.histories import Histories
 from genrec.errors import UserError
 from genrec.retrieval.neighbours import cooccurring_items, row_blocks, row_of, strongest, users_by_items
-from genrec.retrieval.sparse import product, table_arrays, table_of
+from genrec.retrieval.sparse import kept_values, product, stacked, table_arrays, table_of
 
 FORMAT_VERSION = 1
 TRANSITION_WEIGHTS = ("count", "log")
@@ -56,7 +56,7 @@ class CooccurrenceTransition:
         train = train.last_n(self.max_history)
         width = max(MAX_PAIRS // max(n_items, 1), MIN_NEIGHBOURS)
         self.similar = _similar(train, n_items, width)
-        self.following = _cut_both_ways(_following(train.transitions(n_items), self.transitions == "log"), width)
+        self.following = _following(train.transitions(n_items), self.transitions == "log", width)
         return self
 
     def score(self, histories: Histories) -> np.ndarray:
@@ -134,12 +134,12 @@ def _similar(train: Histories, n_items: int, width: int) -> sp.csr_matrix:
     """D^-1/2 C D^-1/2, of each row the ``width`` highest values: (n_items, n_items) float32."""
     had = users_by_items(train, n_items)
     scale = 1 / np.sqrt(np.asarray(had.sum(axis=0), np.float64).ravel() + 1)
-    blocks = []
-    for begin, together in cooccurring_items(had):
+
+    def scaled(begin: int, together: sp.csr_matrix) -> sp.csr_matrix:
         rows = slice(begin, begin + together.shape[0])
-        scaled = (sp.diags(scale[rows]) @ together @ sp.diags(scale)).tocsr().astype(np.float32)
-        blocks.append(strongest_of_rows(scaled, width))
-    return sp.vstack(blocks, format="csr")
+        return (sp.diags(scale[rows]) @ together @ sp.diags(scale)).tocsr().astype(np.float32)
+
+    return stacked(strongest_of_rows(scaled(*block), width) for block in cooccurring_items(had))
 
 
 def strongest_of_rows(matrix: sp.csr_matrix, width: int) -> sp.csr_matrix:
@@ -147,38 +147,49 @@ def strongest_of_rows(matrix: sp.csr_matrix, width: int) -> sp.csr_matrix:
     if not (np.diff(matrix.indptr) > width).any():
         return matrix
     matrix.sort_indices()
-    kept = strongest(matrix.data, matrix.indptr, width)
-    row = row_of(matrix)[kept]
-    order = np.lexsort((matrix.indices[kept], -matrix.data[kept], row))
-    rank = np.arange(len(order)) - np.searchsorted(row, row)
-    kept = np.sort(kept[order[rank < width]])
-    offsets = np.searchsorted(kept, matrix.indptr)
-    return sp.csr_matrix((matrix.data[kept], matrix.indices[kept], offsets), shape=matrix.shape)
+    keep, rows = np.zeros(matrix.nnz, bool), row_of(matrix)
+    chosen = strongest(matrix.data, matrix.indptr, width)
+    keep[chosen] = True
+    tied = chosen[np.bincount(rows[chosen], minlength=matrix.shape[0])[rows[chosen]] > width]
+    tied = tied[np.lexsort((matrix.indices[tied], -matrix.data[tied], rows[tied]))]
+    rank = np.arange(len(tied)) - np.searchsorted(rows[tied], rows[tied])
+    keep[tied[rank >= width]] = False
+    return kept_values(matrix, keep)
 
 
-def _following(moves: sp.csr_matrix, log: bool) -> sp.csr_matrix:
-    """1/2 (T + 1/2 T^T) of counts T: (n_items, n_items) float32. Some rows at a time, which bounds the memory."""
-    back, blocks = moves.T.tocsr(), []
-    for begin, end in row_blocks(np.diff(moves.indptr), BLOCK_VALUES):
-        forth, other = (part[begin:end].astype(np.float64) for part in (moves, back))
-        for part in (forth, other) if log else ():
-            part.data = np.log1p(part.data)
-        blocks.append((0.5 * forth + 0.25 * other).astype(np.float32))
-    return sp.vstack(blocks, format="csr")
+def _following(moves: sp.csr_matrix, log: bool, width: int) -> sp.csr_matrix:
+    """1/2 (T + 1/2 T^T) of counts T: (n_items, n_items) float32.
 
-
-def _cut_both_ways(matrix: sp.csr_matrix, width: int) -> sp.csr_matrix:
-    """The values that are among the ``width`` highest of their row or of their column, with their mirror images."""
-    counts = np.diff(matrix.indptr)
-    if not (counts > width).any():
-        return matrix
-    parts, strong = [slice(*rows) for rows in row_blocks(counts, BLOCK_VALUES)], []
+    Kept are values among the ``width`` highest of their row or of their column, with their mirror images. Some rows at
+    a time, and twice rather than kept in between, which bounds the memory.
+    """
+    back, n_items = moves.T.tocsr(), moves.shape[0]
+    parts = [slice(*rows) for rows in row_blocks(np.diff(moves.indptr), BLOCK_VALUES)]
+    # The lowest value that is kept of each row, and the last column where it is.
+    least, last = np.full(n_items, -np.inf, np.float32), np.full(n_items, n_items)
     for rows in parts:
-        part = strongest_of_rows(matrix[rows], width)
-        part.data = np.ones(part.nnz, np.int8)
-        strong.append(part)
-    kept = sp.vstack(strong, format="csr")
-    del strong
-    mirrored = kept.T.tocsr()
-    blocks = [matrix[rows].multiply(kept[rows].maximum(mirrored[rows])).tocsr() for rows in parts]
-    return sp.vstack(blocks, format="csr")
+        part = _summed(moves, back, rows, log)
+        cut = np.flatnonzero(np.diff(part.indptr) > width)
+        part = strongest_of_rows(part, width)
+        place = part.indptr[cut][:, None] + np.arange(width)
+        values = part.data[place]
+        least[cut + rows.start] = values.min(1)
+        last[cut + rows.start] = np.where(values == values.min(1, keepdims=True), part.indices[place], -1).max(1)
+
+    def strong(values: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+        return (values > least[row]) | ((values == least[row]) & (column <= last[row]))
+
+    def block(rows: slice) -> sp.csr_matrix:
+        part, mirrored = _summed(moves, back, rows, log), _summed(back, moves, rows, log)
+        row, column = row_of(part) + rows.start, part.indices
+        return kept_values(part, strong(part.data, row, column) | strong(mirrored.data, column, row))
+
+    return stacked(block(rows) for rows in parts)
+
+
+def _summed(forth: sp.csr_matrix, back: sp.csr_matrix, rows: slice, log: bool) -> sp.csr_matrix:
+    """Some rows of 1/2 (T + 1/2 T^T), where ``forth`` is T and ``back`` is T^T."""
+    own, other = (part[rows].astype(np.float64) for part in (forth, back))
+    for part in (own, other) if log else ():
+        part.data = np.log1p(part.data)
+    return (0.5 * own + 0.25 * other).tocsr().astype(np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import scipy.sparse as sp
@@ -28,6 +28,28 @@ def product(left: sp.csr_matrix, table: sp.csr_matrix) -> sp.csr_matrix:
     named = sp.csr_matrix((left.data, column, left.indptr), shape=(left.shape[0], len(rows)))
     small = (named @ narrow).tocsr()
     return sp.csr_matrix((small.data, columns[small.indices], small.indptr), shape=(left.shape[0], table.shape[1]))
+
+
+def kept_values(table: sp.csr_matrix, keep: np.ndarray) -> sp.csr_matrix:
+    """The stored values for which ``keep`` (nnz,) bool is true."""
+    offsets = np.concatenate([[0], np.cumsum(keep)])[table.indptr]
+    return sp.csr_matrix((table.data[keep], table.indices[keep], offsets), shape=table.shape)
+
+
+def stacked(blocks: Iterable[sp.csr_matrix]) -> sp.csr_matrix:
+    """At least one block of rows, one below the other, as by ``scipy.sparse.vstack``.
+
+    Blocks are read one at a time into arrays that grow where they lie, so that nothing is in memory twice.
+    """
+    lengths, data, indices, columns = [], np.empty(0, np.float32), np.empty(0, np.int32), 0
+    for block in blocks:
+        begin, columns = len(data), block.shape[1]
+        for array, values in ((data, block.data), (indices, block.indices)):
+            array.resize(begin + len(values), refcheck=False)
+            array[begin:] = values
+        lengths.append(np.diff(block.indptr))
+    offsets = np.concatenate([[0], *lengths]).cumsum()
+    return sp.csr_matrix((data, indices, offsets), shape=(len(offsets) - 1, columns))
 
 
 def table_arrays(name: str, table: sp.csr_matrix) -> dict[str, np.ndarray]:

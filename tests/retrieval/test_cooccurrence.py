@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from genrec.data.histories import Histories
 from genrec.retrieval import cooccurrence
@@ -54,3 +55,23 @@ def test_tables_made_some_rows_at_a_time_are_the_same(histories, monkeypatch):
     monkeypatch.setattr(cooccurrence, "BLOCK_VALUES", 17)
     blocks = CooccurrenceTransition(transitions="log").fit(histories, 40)
     assert (whole.following != blocks.following).nnz == (whole.similar != blocks.similar).nnz == 0 < whole.following.nnz
+
+
+def test_of_equal_values_the_lowest_columns_are_kept():
+    values = np.array([[0, 2, 1, 1, 1], [3, 0, 0, 0, 0], [1, 1, 1, 1, 1], [5, 4, 3, 2, 1]], np.float32)
+    kept = cooccurrence.strongest_of_rows(sp.csr_matrix(values), 2).toarray()
+    np.testing.assert_array_equal(kept, [[0, 2, 1, 0, 0], [3, 0, 0, 0, 0], [1, 1, 0, 0, 0], [5, 4, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_transitions_are_cut_as_a_whole_table_would_be(histories, log):
+    moves = histories.transitions(40)
+    counts = moves.toarray().astype(np.float64)
+    counts = np.log1p(counts) if log else counts
+    full = (0.5 * counts + 0.25 * counts.T).astype(np.float32)
+    strong = np.zeros(full.shape, bool)
+    for row in range(40):
+        best = np.argsort(-full[row], kind="stable")[:4]
+        strong[row, best] = full[row, best] > 0
+    table = cooccurrence._following(moves, log, 4)
+    np.testing.assert_array_equal(table.toarray(), np.where(strong | strong.T, full, 0))

@@ -29,3 +29,14 @@ def test_both_ways_are_equal(monkeypatch, dtype, named):
     assert narrow.dtype == wide.dtype and narrow.shape == wide.shape
     assert np.array_equal(narrow.toarray(), wide.toarray())
     assert np.array_equal(narrow.toarray(), (left @ table).toarray())
+
+
+def test_blocks_are_stacked_as_scipy_stacks_them():
+    draw = np.random.default_rng(0)
+    blocks = [sp.random(rows, 50, density, "csr", np.float32, draw) for rows, density in ((3, 0.2), (0, 0), (7, 0.5))]
+    ours, theirs = sparse.stacked(iter(blocks)), sp.vstack(blocks, format="csr")
+    assert ours.shape == theirs.shape
+    for name in ("data", "indices", "indptr"):
+        mine, other = getattr(ours, name), getattr(theirs, name)
+        assert mine.dtype == other.dtype
+        np.testing.assert_array_equal(mine, other)
