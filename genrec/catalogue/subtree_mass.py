@@ -49,15 +49,26 @@ class SubtreeMass:
         live = ids >= 0
         position = torch.where(live, trie.item_position[ids.clamp(min=0)], trie.n_items)
         position, order = position.sort(dim=1)
-        mass = torch.where(live, log_probabilities.detach().double(), -torch.inf).gather(1, order).exp()
-        request = torch.arange(len(ids), device=ids.device)[:, None]
-        return cls(trie, F.pad(mass.cumsum(1), (1, 0)), (request * (trie.n_items + 1) + position).flatten())
+        return cls.of_positions(trie, position, log_probabilities.masked_fill(~live, -torch.inf).gather(1, order))
+
+    @classmethod
+    def of_positions(cls, trie: CatalogueTrie, positions: Tensor, log_probabilities: Tensor) -> SubtreeMass:
+        """As ``of_candidates`` for ``positions`` (N, K) in ``trie.leaf_items``, rising in a row, n_items for padding.
+
+        Of a position that comes twice all but one have to be -inf, as padding.
+        """
+        mass = log_probabilities.detach().double().exp()
+        request = torch.arange(len(positions), device=positions.device)[:, None]
+        return cls(trie, F.pad(mass.cumsum(1), (1, 0)), (request * (trie.n_items + 1) + positions).flatten())
 
     def draw(self) -> Tensor:
-        """One item per request, drawn from a teacher over all items: (N,)."""
+        """One item per request, drawn from the teacher: (N,)."""
         total = self.running[:, -1:]
-        position = torch.searchsorted(self.running, torch.rand_like(total) * total, right=True)[:, 0] - 1
-        return self.trie.leaf_items[position.clamp(max=self.trie.n_items - 1)]
+        column = torch.searchsorted(self.running, torch.rand_like(total) * total, right=True) - 1
+        column = column.clamp(max=self.running.shape[1] - 2)
+        if self.keys is None:
+            return self.trie.leaf_items[column[:, 0]]
+        return self._items(self.keys.view(len(column), -1).gather(1, column)[:, 0])
 
     def first_level(self) -> Tensor:
         """The mass below each node of the first level: (N, nodes) float64."""

@@ -175,7 +175,9 @@ class CodeDecoder(nn.Module):
         """
         rows = nodes if self.node_row is None else self.node_row[nodes].long()
         means = self.means(trie, items) if means is None else means
-        return self.node_norm(self.codes(self.code_row[nodes]) + self.nodes(rows) + self.project(means[rows]))
+        return self.node_norm(
+            self.codes(self.code_row[nodes]) + self.nodes(rows) + self.project(F.embedding(rows, means))
+        )
 
     def node_vectors(self, trie: CatalogueTrie, items: Tensor, means: Tensor | None = None) -> Tensor | NodeVectors:
         """What searches read: the vectors of all trie nodes (n_nodes, dim), in large tries of ``own_nodes`` alone.

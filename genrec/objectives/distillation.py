@@ -10,12 +10,6 @@ import torch
 from torch import Tensor
 
 
-def draw_items(log_probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One column per row, drawn from log-probabilities (N, K): (N,). A row needs one finite entry."""
-    weights = (log_probabilities - log_probabilities.amax(1, keepdim=True)).exp()
-    return torch.multinomial(weights, 1, generator=generator)[:, 0]
-
-
 def margin_mse(student: Tensor, teacher: Tensor, live: Tensor | None = None) -> Tensor:
     """Mean squared difference of the two models' margins, column 0 against every other.
 

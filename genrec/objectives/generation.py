@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from genrec.catalogue.subtree_mass import SubtreeMass
 from genrec.catalogue.trie import CatalogueTrie
@@ -119,7 +120,7 @@ class _Paths:
         start, stop = self.trie.level_bounds[1:3]
         states = self.states[:, 0] * self.scale[0]
         nodes = torch.arange(start, stop, device=states.device)
-        logits = scores(states, self.vectors[self._vectors(nodes)])
+        logits = scores(states, F.embedding(self._vectors(nodes), self.vectors))
         for bias in self.biases:
             logits = logits + bias.for_rows(nodes.expand(len(states), -1))
         logs = logits.log_softmax(-1)

@@ -14,7 +14,6 @@ from genrec.config.schema import TrainingConfig
 from genrec.model.device import scores as float_scores
 from genrec.model.device import to_device
 from genrec.model.network import Encoded, GenerativeRecommender
-from genrec.objectives.distillation import draw_items
 from genrec.objectives.generation import path_log_probabilities, path_losses
 from genrec.objectives.walked_nodes import sampled_nodes, walked_nodes
 
@@ -53,13 +52,11 @@ def generation_loss(
     if settings.distill_weight and settings.retrieve_weight:
         if memory.prior is not None and decoder.pointer is None:
             teacher = memory.prior.mass
-            drawn_items = teacher.draw()
         elif trie.n_items <= TAUGHT_CATALOGUE:
             teacher, teacher_loss = dense_teacher(network, encoded, row, column, targets)
-            drawn_items = teacher.draw()
         else:
-            teacher, teacher_loss, drawn_items = candidate_teacher(network, encoded, row, column, targets)
-        paths = torch.stack([paths[0], trie.item_path[drawn_items]])  # and a walk that the teacher drew
+            teacher, teacher_loss = candidate_teacher(network, encoded, row, column, targets)
+        paths = torch.stack([paths[0], trie.item_path[teacher.draw()]])  # and a walk that the teacher drew
     entered = torch.cat([torch.zeros_like(paths[..., :1]), paths[..., :-1]], dim=-1)
     nodes, index = (sampled_nodes if trie.n_nodes > LARGE_TRIE else walked_nodes)(trie, paths.flatten(0, 1))
     vectors = decoder.some_node_vectors(trie, encoded.items, nodes, means)
@@ -110,38 +107,59 @@ def dense_teacher(
 
 def candidate_teacher(
     network: GenerativeRecommender, encoded: Encoded, row: Tensor, column: Tensor, targets: Tensor
-) -> tuple[SubtreeMass, Tensor, Tensor]:
-    """As ``dense_teacher`` over candidates, at a cost that does not depend on the catalogue; also an item it drew (N,).
+) -> tuple[SubtreeMass, Tensor]:
+    """As ``dense_teacher`` over candidates, at a cost that does not depend on the catalogue.
 
     Candidates are the request's anchors and target, and ``TEACHER_DRAWS`` uniform draws that all requests share. A
     drawn item stands for the items that were not drawn: its probability is multiplied by one over its chance.
     """
     decoder, trie, state = network.decoder, network.catalogue.trie, encoded.requests[row, column]
     assert decoder is not None
-    n_items, device = trie.n_items, state.device
-    draws = torch.randint(n_items, (TEACHER_DRAWS,), device=device)
-    own, live = targets[:, None], torch.ones_like(targets, dtype=torch.bool)[:, None]
+    n_items, own = trie.n_items, targets[:, None]
+    draws = torch.randint(n_items, (TEACHER_DRAWS,), device=state.device).sort().values  # in the order of leaves
+    place = trie.item_position[own]
     anchors = None if encoded.anchors is None else encoded.anchors.take(row, column)
     if anchors is not None:
-        own, live = torch.cat([own, anchors.ids[:, 0]], 1), torch.cat([live, anchors.live[:, 0]], 1)
+        own = torch.cat([own, anchors.ids[:, 0]], 1)
+        place = torch.where(F.pad(anchors.live[:, 0], (1, 0), value=True), trie.item_position[own], n_items)
     with torch.no_grad():
-        known = network.relevance(state, own, encoded.items)
-        drawn = float_scores(network.retrieval_vectors(state), network.item_index(encoded.items[draws]))
-        scores = torch.cat([known, drawn + math.log(n_items / TEACHER_DRAWS)], dim=1).float()
-    ids = torch.cat([torch.where(live, own, n_items), draws.expand(len(state), -1)], dim=1)
-    ids, order = ids.sort(dim=1, stable=True)  # of repeats the first stays: anchors stand before draws
-    exists = (ids < n_items) & F.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)
-    logs = scores.gather(1, order).masked_fill(~exists, -torch.inf).log_softmax(-1)
-    loss = logs.new_zeros(())
+        known = network.relevance(state, own, encoded.items).float()
+        index = network.item_index(F.embedding(trie.leaf_items[draws], encoded.items))
+        drawn = float_scores(network.retrieval_vectors(state), index) + math.log(n_items / TEACHER_DRAWS)
+    position, scores = merged(draws, drawn, place, known, n_items)
+    logs, loss = scores.log_softmax(-1), scores.new_zeros(())
     if decoder.pointer is not None:
         assert anchors is not None
-        detached = state[:, None].detach()
+        detached, ids = state[:, None].detach(), trie.leaf_items[position.clamp(max=n_items - 1)]
         with torch.no_grad():
             relevance = network.relevance(detached, anchors.ids, encoded.items)
-        copy_bias = decoder.pointer.items(detached, anchors, relevance, n_items)
-        gained = logs + copy_bias.for_rows(ids)
-        total, target = gained.logsumexp(1), ids.eq(targets[:, None]).long().argmax(1)
+        gained = logs + decoder.pointer.items(detached, anchors, relevance, n_items).for_rows(ids)
+        total, target = gained.logsumexp(1), ids.eq(targets[:, None]).long().argmax(1)  # an own one is before draws
         loss = (total - gained.gather(1, target[:, None])[:, 0]).mean()
         logs = (gained - total[:, None]).detach()
-    items = ids.gather(1, draw_items(logs)[:, None])[:, 0]
-    return SubtreeMass.of_candidates(trie, ids.masked_fill(~exists, -1), logs), loss, items
+    return SubtreeMass.of_positions(trie, position, logs), loss
+
+
+def merged(draws: Tensor, drawn: Tensor, place: Tensor, known: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+    """Positions (N, D + A), rising, and scores of shared ``draws`` (D,), which rise, and of ``place`` (N, A).
+
+    ``drawn`` (N, D) and ``known`` (N, A) are their scores. Of a position that comes twice one keeps its score, before
+    draws one of ``place``; the others get -inf, as do places that are ``padding``. Sorting all would cost several times
+    as much.
+    """
+    (place, order), (n_own, n_draws) = place.sort(dim=1, stable=True), (place.shape[1], len(draws))
+    again = F.pad(place[:, 1:] == place[:, :-1], (1, 0)) | (place == padding)
+    known = known.gather(1, order).masked_fill(again, -torch.inf)
+    before = torch.searchsorted(draws, place)  # draws before each
+    same = draws[before.clamp(max=n_draws - 1)] == place
+    twice = F.pad(draws[1:] == draws[:-1], (1, 1)).expand(len(place), -1)
+    twice = twice.scatter(1, torch.where(same, before, n_draws), True)[:, :-1]
+    drawn = drawn.masked_fill(twice, -torch.inf)
+    is_own = torch.zeros(len(place), n_own + n_draws, dtype=torch.long, device=place.device)
+    is_own = is_own.scatter(1, before + torch.arange(n_own, device=place.device), 1)
+    passed = is_own.cumsum(1)
+    source = torch.where(
+        is_own > 0, passed + (n_draws - 1), torch.arange(is_own.shape[1], device=place.device) - passed
+    )
+    positions = torch.cat([draws.expand(len(place), -1), place], dim=1).gather(1, source)
+    return positions, torch.cat([drawn, known], dim=1).gather(1, source)

@@ -65,12 +65,15 @@ class TouchedRowsAdamW(torch.optim.AdamW):
         step, (beta1, beta2), rate = float(state["step"]), group["betas"], float(group["lr"])
         idle = (step - state["touched"][rows])[:, None]
         state["touched"][rows] = step
-        mean = state["exp_avg"][rows] * beta1**idle + (1 - beta1) * values
-        square = state["exp_avg_sq"][rows] * beta2**idle + (1 - beta2) * values.square()
-        state["exp_avg"][rows], state["exp_avg_sq"][rows] = mean, square
-        weights = parameter[rows] * (1 - rate * group["weight_decay"]) ** idle
-        scale = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])
-        parameter[rows] = weights - rate / (1 - beta1**step) * mean / scale
+        # In place, and rows by index_select and index_copy: indexing takes two to three times as long.
+        first, second = state["exp_avg"], state["exp_avg_sq"]
+        mean = first.index_select(0, rows).mul_(beta1**idle).add_(values, alpha=1 - beta1)
+        square = second.index_select(0, rows).mul_(beta2**idle).addcmul_(values, values, value=1 - beta2)
+        first.index_copy_(0, rows, mean)
+        second.index_copy_(0, rows, square)
+        change = mean.div_(square.div_(1 - beta2**step).sqrt_().add_(group["eps"]))
+        weights = parameter.index_select(0, rows).mul_((1 - rate * group["weight_decay"]) ** idle)
+        parameter.index_copy_(0, rows, weights.sub_(change, alpha=rate / (1 - beta1**step)))
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from genrec.catalogue.subtree_mass import SubtreeMass
 from genrec.catalogue.trie import build_trie
-from genrec.objectives.distillation import candidate_kl, draw_items, margin_mse
+from genrec.objectives.distillation import candidate_kl, margin_mse
 from genrec.objectives.generation import path_log_probabilities, path_losses
 from genrec.objectives.walked_nodes import walked_nodes
 
@@ -151,11 +151,14 @@ def test_small_subtrees_keep_their_digits(trie):
     torch.testing.assert_close(share, torch.tensor([below], dtype=torch.float64), rtol=1e-6, atol=0)
 
 
-def test_drawn_items_follow_the_teacher():
-    logs = torch.tensor([[0.5, 0.25, 0.25, 0.0], [0.0, 0.0, 1.0, 0.0]]).log()
-    drawn = draw_items(logs.repeat_interleave(4000, 0), torch.Generator().manual_seed(1)).view(2, 4000)
-    share = torch.nn.functional.one_hot(drawn, 4).float().mean(1)
-    assert (share - logs.exp()).abs().max() < 0.03 and (drawn[1] == 2).all()
+def test_a_teacher_over_candidates_draws_by_its_mass(trie):
+    torch.manual_seed(0)
+    ids = torch.tensor([[3, 9, 14, 20], [30, -1, 2, 8]])
+    chances = torch.tensor([[0.5, 0.25, 0.25, 0.0], [0.0, 0.7, 1.0, 0.0]])
+    teacher = SubtreeMass.of_candidates(trie, ids.repeat(4000, 1), chances.log().repeat(4000, 1))
+    drawn = teacher.draw().view(4000, 2)
+    shares = [(drawn[:, 0] == item).float().mean() for item in ids[0]]
+    assert (torch.stack(shares) - chances[0]).abs().max() < 0.03 and (drawn[:, 1] == 2).all()
 
 
 def test_a_teacher_over_all_items_draws_by_its_mass(trie):

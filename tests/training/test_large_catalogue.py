@@ -100,12 +100,26 @@ def test_a_teacher_over_all_items_as_candidates_is_the_dense_one(prepared_run, m
     every = torch.arange(trie.n_items)
     monkeypatch.setattr(generation_losses, "TEACHER_DRAWS", trie.n_items)
     monkeypatch.setattr(generation_losses.torch, "randint", lambda high, shape, device=None: every)
-    candidates, loss, drawn = candidate_teacher(network, encoded, row, column, targets)
+    candidates, loss = candidate_teacher(network, encoded, row, column, targets)
     requests = torch.arange(len(row)).repeat_interleave(trie.n_nodes)
     nodes = torch.arange(trie.n_nodes).repeat(len(row))
     torch.testing.assert_close(candidates.below(requests, nodes), dense.below(requests, nodes), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(loss, dense_loss, rtol=1e-4, atol=1e-5)
-    assert drawn.shape == targets.shape and ((drawn >= 0) & (drawn < trie.n_items)).all()
+
+
+def test_own_candidates_are_merged_into_sorted_draws():
+    draws, place = torch.tensor([1, 4, 4, 7, 9]), torch.tensor([[4, 0, 20], [8, 4, 8], [9, 20, 3]])
+    drawn, known = torch.arange(15.0).view(3, 5), 100 + torch.arange(9.0).view(3, 3)
+    positions, scores = generation_losses.merged(draws, drawn, place, known, padding=20)
+    assert torch.equal(positions, torch.cat([draws.expand(3, -1), place], dim=1).sort(dim=1).values)
+    rows = [dict(zip(row[kept].tolist(), score[kept].tolist(), strict=True))
+            for row, score in zip(positions, scores, strict=True) for kept in [score.isfinite()]]  # fmt: skip
+    assert rows == [
+        {0: 101, 1: 0, 4: 100, 7: 3, 9: 4},
+        {1: 5, 4: 104, 7: 8, 8: 103, 9: 9},
+        {1: 10, 3: 108, 4: 11, 7: 13, 9: 106},
+    ]
+    assert scores.isfinite().sum(1).tolist() == [5, 5, 5]
 
 
 def test_drawn_candidates_estimate_the_dense_teacher(prepared_run, monkeypatch):
