@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from genrec.config.schema import ModelConfig
 from genrec.data.augment import Shuffle, shuffled
 from genrec.data.dataset import Dataset, Requests
 from genrec.data.impressions import ImpressionLog
+from genrec.data.queries import mix
 from genrec.data.sequences import Windows
 from genrec.data.situation import SituationReader
 from genrec.model.batch import Batch, BatchImpressions
@@ -24,6 +26,7 @@ from genrec.model.query_features import QueryFeatures
 # from 32 on).
 LENGTH_MULTIPLE = 32
 MIN_QUERIES = 4  # rows of an inference batch's query table, for the same reason
+TEXT_SEARCHES = 0.3  # fraction of a training's searches that ask by an item's text, where texts are aligned
 
 
 class Collator:
@@ -54,7 +57,7 @@ class Collator:
     @property
     def described(self) -> np.ndarray:
         """Ids of items with a known word in their text, rising."""
-        return np.flatnonzero(self.features.text[self.n_queries :].any(1))
+        return np.flatnonzero(self._has_text)
 
     def items(self, ids: np.ndarray) -> Batch:
         """A training batch of requests without history: the text of each item (B,) searches for the item."""
@@ -75,12 +78,14 @@ class Collator:
         recommends: bool = True,
         cold_searches: bool = False,
         same_time: bool = True,
+        texts_seed: int | None = None,
     ) -> Batch:
         """A training batch: a recommendation request for each predicted event with a history, a search for each query.
 
         ``recommend_searches`` false (logged queries) makes no recommendation requests of search events;
         ``recommends`` false makes none at all. ``shuffle`` permutes events. ``cold_searches`` true hides the history
         from searches and leaves out impressions. ``same_time`` false hides events of the same second from a request.
+        With ``texts_seed``, ``TEXT_SEARCHES`` of the searches, drawn by event, ask by the target's own text, if known.
         """
         start, first, stop = windows.start[rows], windows.first[rows], windows.stop[rows]
         slate_row, slate_index, slate_position = self._impressions_in(rows[:0] if cold_searches else rows, start)
@@ -94,6 +99,8 @@ class Collator:
         row, event, query, position, visible = self._requests_in(
             source, start, first, stop, recommend_searches, searches, recommends, same_time
         )
+        if texts_seed is not None:
+            query = self._by_text(query, source.items[event], in_log[row] + event - start[row], texts_seed)
         column, n_columns = _columns(np.concatenate([row, slate_row]), len(rows))
         slate_column, column = column[len(row) :], column[: len(row)]
         shape = (len(rows), n_columns)
@@ -130,6 +137,15 @@ class Collator:
         if len(slate_row) and self.impressions is not None:
             batch.impressions = _batch_impressions(self.impressions, slate_row, slate_column, slate_index)
         return batch
+
+    def _by_text(self, query: np.ndarray, items: np.ndarray, events: np.ndarray, seed: int) -> np.ndarray:
+        """Queries (n,), of drawn searches that of the text of ``items`` (n,): the same for any division of a step."""
+        drawn = mix(events.astype(np.uint64) + mix(np.array([seed], np.uint64))) < TEXT_SEARCHES * 2.0**64
+        return np.where((query >= 0) & drawn & self._has_text[items], self.n_queries + items.astype(np.int64), query)
+
+    @cached_property
+    def _has_text(self) -> np.ndarray:
+        return self.features.text[self.n_queries :].any(1)
 
     def _situations(self, data: Dataset, events: np.ndarray, slates: np.ndarray) -> np.ndarray:
         """Rows of the situation in which ``events`` (n,) and logged requests ``slates`` (m,) happened: (n + m, F)."""

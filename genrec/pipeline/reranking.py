@@ -15,10 +15,11 @@ from genrec.generation.options import SearchOptions
 from genrec.progress import Progress
 from genrec.ranking.candidates import Candidates
 from genrec.ranking.counted import counted_lists
-from genrec.ranking.features import FEATURES, TITLE_FEATURES
+from genrec.ranking.features import FACET_FEATURES, FEATURES, RELATED_FEATURES, TITLE_FEATURES
 from genrec.ranking.ranker import Ranker
 from genrec.ranking.reranker import Reranker, hold_out, with_hits
-from genrec.ranking.word_mixture import WordMatches, WordMixture
+from genrec.ranking.word_features import WordFeatures
+from genrec.ranking.word_mixture import GATE, ITEM, WordMatches, WordMixture
 from genrec.runs.run import TASKS, Run
 from genrec.runs.stages import RERANKER_KIND, reranker_key
 
@@ -48,8 +49,10 @@ def fit_reranker(run: Run, present: dict[str, Reranker] | None = None) -> None:
         for kind in tasks:
             requests = run.dataset.requests("valid", kind)
             keep = rng.permutation(len(requests))[: limits[task] // max(len(tasks), 1)]
+            # In a log of searches it shows whether people search again for what they had.
+            options = SearchOptions(exclude_seen=kind != "logged")
             with Progress(f"candidates for the re-ranker, {kind or task}", len(keep)) as progress:
-                for _, chunk, found in ranker.candidates(requests.take(keep), SearchOptions(), progress.advance):
+                for _, chunk, found in ranker.candidates(requests.take(keep), options, progress.advance):
                     targets = torch.from_numpy(chunk.targets.astype(np.int64)).to(found.union()[0].device)
                     rows = with_hits(found, targets)
                     parts.append((found, targets[rows]))
@@ -81,17 +84,23 @@ def fit_mixture(parts: list[tuple[Candidates, Tensor]], queries: list[Tensor], s
     if mixture is None:
         log.info("retrieval of searches: words add nothing")
     else:
-        log.info("retrieval of searches: words mixed in; share %.1f, title %.1f, order %.1f; gate %.2f, near %.2f, "
-                 "words %.2f, whole %.2f", *mixture.weights.tolist())  # fmt: skip
+        weights = ", ".join(
+            f"{name} {value:.2f}" for name, value in zip((*ITEM, *GATE), mixture.weights.tolist(), strict=True)
+        )
+        log.info("retrieval of searches: words mixed in; %s", weights)
     return mixture
 
 
 def mixture_inputs(ids: Tensor, features: Tensor) -> WordMatches:
     """What the mixture reads of candidates (B, K) with their features (B, K, len(FEATURES))."""
     column = {name: features[..., index] for index, name in enumerate(FEATURES)}
-    title = torch.stack([column[name] for name in TITLE_FEATURES], dim=-1)
+    title, facets, related = (
+        torch.stack([column[name] for name in names], dim=-1)
+        for names in (TITLE_FEATURES, FACET_FEATURES, RELATED_FEATURES)
+    )
     near, words = column["near_matches"][:, 0], column["query_words"][:, 0]
-    return WordMatches(ids, column["retrieved"], column["lexical_share"], title, near, words)
+    said = WordFeatures(column["lexical"], column["lexical_share"], title, facets, near, words)
+    return WordMatches.of(ids, column["retrieved"], said, related, column["popularity"])
 
 
 def _fit_counts(run: Run, ranker: Ranker) -> Reranker | None:

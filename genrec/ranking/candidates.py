@@ -24,6 +24,7 @@ from genrec.model.embeddings import BLOCK
 from genrec.model.network import Encoded, GenerativeRecommender
 from genrec.ranking.features import (
     FEATURES,
+    RELATED_FEATURES,
     SOURCE_FEATURES,
     WORD_FEATURES,
     CandidateFeatures,
@@ -271,13 +272,15 @@ class CandidateGenerator:
         if not (retrieval.requests.request_queries >= 0).any():
             return None
         assert self.words is not None and self.popular_matches is not None
-        proposed = self.words.top(retrieval, max(retrieved.shape[1], self.settings.text), allowed)[0]
-        ids = _distinct(torch.cat([retrieved.cpu(), proposed], dim=1), len(self.items))
+        width = max(retrieved.shape[1], self.settings.text)
+        proposed = [source.top(retrieval, width, allowed)[0] for source in (self.words, self.popular_matches)]
+        ids = _distinct(torch.cat([retrieved.cpu(), *proposed], dim=1), len(self.items))
         known = ids.clamp(max=len(self.items) - 1)
         dense = (self.dense.score(retrieval, to_device(known, self.items.device)) - scale).float().cpu()
         said = WordFeatures.of(retrieval, known, self.words, self.popular_matches)
         ids = ids.masked_fill(ids == len(self.items), MISSING)
-        return WordMatches(ids, dense, said.share, said.title, said.near, said.words)
+        related = torch.zeros(*ids.shape, 2) if self.query_items is None else self.query_items.related(retrieval, known)
+        return WordMatches.of(ids, dense, said, related, self.popular.score(retrieval, known))
 
     def _items(
         self, retrieval: RetrievalRequests, leaves: Tensor, scores: Tensor, allowed: AllowedItems
@@ -361,19 +364,20 @@ class CandidateGenerator:
         """
         nothing = torch.zeros(known.shape)
         similar, following = (torch.from_numpy(part.at(known.numpy())) for part in self.cooccurrence.parts(retrieval))
-        words, taken = [nothing] * len(WORD_FEATURES), [nothing] * 2
+        words, taken = [nothing] * len(WORD_FEATURES), [nothing] * (2 + len(RELATED_FEATURES))
         text = nothing
         if (retrieval.requests.request_queries >= 0).any():
             text = self.text.score(retrieval, there)
             if self.words is not None and self.popular_matches is not None:
                 said = WordFeatures.of(retrieval, known, self.words, self.popular_matches)
                 # The logarithm hides small differences between hundreds of matches: add the ratio to the best.
-                words = [*log_scores(said.score), said.share, *said.title.unbind(-1)]
+                words = [*log_scores(said.score), said.share, *said.title.unbind(-1), *said.facets.unbind(-1)]
                 # Of equal matches the popular one is meant; how much so depends on how little the query says.
                 words.append(self.popular_matches.score(retrieval, known))
                 words += [value[:, None].expand(known.shape) for value in (said.words, said.near)]
             if self.query_items is not None:
-                taken = list(log_scores(self.query_items.score(retrieval, known)))
+                related = self.query_items.related(retrieval, known)
+                taken = [*log_scores(self.query_items.score(retrieval, known)), *related.unbind(-1)]
         searched = _search_features(there, result.generated)
         retrieved = self.dense.score(retrieval, there) - scale
         return [*searched, retrieved, *log_scores(similar), *log_scores(following), text, *words, *taken]

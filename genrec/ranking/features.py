@@ -38,11 +38,14 @@ _FLOOR = 1e-3  # added before the logarithm of sparse scores
 ROOM = 1 << 23  # numbers gathered at a time
 
 TITLE_FEATURES = ("title_words", "title_order", "title_neighbours", "title_whole")
+FACET_FEATURES = ("category_words", "category_named", "category_levels", "category_whole", "facets_named")
+RELATED_FEATURES = ("longer_queries", "shorter_queries")
 WORD_FEATURES = (
     "lexical",
     "matches_words",
     "lexical_share",
     *TITLE_FEATURES,
+    *FACET_FEATURES,
     "popular_match",
     "query_words",
     "near_matches",
@@ -59,6 +62,7 @@ SOURCE_FEATURES = (
     *WORD_FEATURES,
     "query_hits",
     "has_query_hits",
+    *RELATED_FEATURES,
 )
 ITEM_FEATURES = ("popularity", "short_popularity", "long_popularity", "age", "unborn")
 HISTORY_FEATURES = (

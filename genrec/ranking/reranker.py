@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from genrec.errors import UserError
 from genrec.ranking.candidates import MISSING, Candidates
-from genrec.ranking.features import FEATURES, TITLE_FEATURES
+from genrec.ranking.features import FACET_FEATURES, FEATURES, TITLE_FEATURES
 from genrec.ranking.fitting import fit_network, fit_weights, list_loss
 from genrec.ranking.interactions import (
     HIDDEN,
@@ -46,9 +46,9 @@ _PRIOR = {
 }
 _PRIOR_WITH_BASE = {"counts": 1.0, "generated": 0.1, "retrieved": 0.2}
 BASE = "counts"  # the score of the re-ranker of counts alone
-# What a title has of a query never speaks against an item in the linear form: where searches seldom quote titles, a few
-# lists would say so by chance, and decide the searches that do.
-_NEVER_AGAINST = [FEATURES.index(name) for name in TITLE_FEATURES]
+# What title and facets have of a query never speaks against an item in the linear form: where searches seldom name
+# them, a few lists would say so by chance, and decide the searches that do.
+_NEVER_AGAINST = [FEATURES.index(name) for name in (*TITLE_FEATURES, *FACET_FEATURES)]
 _CLIP = 6.0  # standard deviations; limits the effect of rare extreme values
 _EPOCHS, _RATE = 10, 3e-3
 _MEMBERS, _MEMBER_EPOCHS = 3, 5  # networks of a re-ranker of counts, whose outputs are averaged

@@ -1,13 +1,12 @@
 """Retrieval of searches: a mixture of the dense distribution over items and of one over the items that words name.
 
-``p(item) = (1 - g) p_dense(item) + g p_words(item)``, with ``p_words`` in proportion to
-``exp(a share + b title + c order)`` over the items that share a word with the query: ``share`` is an item's BM25F score
-as a fraction of the query's best one, ``title`` and ``order`` are the fractions of the query that its title has as
-typed and in this order.
+``p(item) = (1 - g) p_dense(item) + g p_words(item)``, with ``p_words`` log-linear in ``ITEM`` over the items that share
+a word with the query: how well they match by BM25F, how much of the query their title and category have, how much of
+their searches said more or less, how popular they are.
 The gate ``g`` follows from how much the query says: how many items match nearly as well as the best one, how many words
-it has, and whether some title has all of them. A title names one item, which then leads; a category's words name
-hundreds, of which dense retrieval knows the right ones. Seven numbers, fitted by maximum likelihood on validation
-searches; they stay out where held-out ones do not gain.
+it has, whether some title has all of them, and whether some category does. A title names one item, which then leads; a
+category's words name hundreds, of which dense retrieval knows the right ones. The numbers are fitted by maximum
+likelihood on validation searches; they stay out where held-out ones do not gain.
 """
 
 from __future__ import annotations
@@ -20,10 +19,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genrec.ranking.fitting import fit_weights
+from genrec.ranking.word_features import WordFeatures
 
 MIN_SEARCHES = 100  # with fewer nothing is fitted
-START = (10.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0)
-SCALE = (10.0, 10.0, 10.0, 1.0, 1.0, 1.0, 1.0)  # sizes of the numbers, so that one step suits all
+# Of an item: BM25F as a fraction of the query's best; fractions of the query that its title has as typed, that stand in
+# this order, that its category has, and that levels have which the query names as a whole; fractions of its searches
+# that had more and fewer words; log(1 + events).
+ITEM = ("share", "title_words", "title_order", "category_words", "category_named", "longer", "shorter", "popularity")
+GATE = ("constant", "near", "words", "whole_title", "whole_category")
+START = (10.0, *[0.0] * 7, -1.0, *[0.0] * 4)
+SCALE = (*[10.0] * 5, *[1.0] * 8)  # sizes of the numbers, so that one step suits all
 RIDGE = 1e-3
 NEVER = -1e4  # a log-probability of nothing whose gradient is finite
 
@@ -32,21 +37,32 @@ NEVER = -1e4  # a log-probability of nothing whose gradient is finite
 class WordMatches:
     """Candidates of B requests as the mixture reads them, in rising order of ids, -1 where empty.
 
-    ``ids`` (B, K); ``dense`` (B, K) log-probabilities of dense retrieval; ``share`` (B, K), 0 without a common word;
-    ``title`` (B, K, 4), ``near`` and ``words`` (B,) as in ``WordFeatures``.
+    ``ids`` (B, K); ``dense`` (B, K) log-probabilities of dense retrieval; ``items`` (B, K, len(ITEM)), whose share is 0
+    without a common word; ``gate`` (B, len(GATE)).
     """
 
     ids: Tensor
     dense: Tensor
-    share: Tensor
-    title: Tensor
-    near: Tensor
-    words: Tensor
+    items: Tensor
+    gate: Tensor
+
+    @classmethod
+    def of(cls, ids: Tensor, dense: Tensor, said: WordFeatures, related: Tensor, popularity: Tensor) -> WordMatches:
+        """The matches of candidates ``ids`` (B, K) with their word features.
+
+        ``related`` (B, K, 2): searches in more and in fewer words; ``popularity`` (B, K).
+        """
+        live = (said.share > 0) & (ids >= 0)
+        whole = [((part > 0) & live).any(1).float() for part in (said.title[..., 3], said.facets[..., 3])]
+        items = [said.share, *said.title[..., :2].unbind(-1), *said.facets[..., :2].unbind(-1)]
+        items += [*related.unbind(-1), popularity]
+        gate = [torch.ones_like(said.near), said.near, said.words, *whole]
+        return cls(ids, dense, torch.stack(items, dim=-1), torch.stack(gate, dim=-1))
 
     @property
     def named(self) -> Tensor:
         """Which candidates share a word: (B, K) bool."""
-        return (self.share > 0) & (self.ids >= 0)
+        return (self.items[..., 0] > 0) & (self.ids >= 0)
 
     @property
     def matched(self) -> Tensor:
@@ -60,10 +76,7 @@ class WordMatches:
 
 @dataclass(frozen=True)
 class WordMixture:
-    """``weights`` (7,): of share, title and order, then the gate's constant and its weights of near, words and whole.
-
-    Whole is 1 where some title has all words of the query.
-    """
+    """``weights`` (len(ITEM) + len(GATE),): of what makes an item the one that is named, then of the gate."""
 
     weights: Tensor
 
@@ -101,11 +114,10 @@ class WordMixture:
 
 
 def _scores(weights: Tensor, matches: WordMatches) -> Tensor:
-    live, title = matches.named, matches.title
-    whole = ((title[..., 3] > 0) & live).any(1).float()
-    gate = weights[3] + weights[4] * matches.near + weights[5] * matches.words + weights[6] * whole
+    live = matches.named
+    gate = matches.gate @ weights[len(ITEM) :]
     gate = torch.where(matches.matched, gate, -torch.inf)[:, None]  # no word in common: dense retrieval alone
-    said = weights[0] * matches.share + weights[1] * title[..., 0] + weights[2] * title[..., 1]
+    said = matches.items @ weights[: len(ITEM)]
     named = said.masked_fill(~live, NEVER).log_softmax(1)
     return torch.where(
         matches.matched[:, None],

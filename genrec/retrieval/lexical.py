@@ -18,6 +18,8 @@ import scipy.sparse as sp
 
 from genrec.errors import UserError
 from genrec.retrieval.bm25 import BM25, HEAD, FieldCounts
+from genrec.retrieval.facet_words import N_FEATURES as FACET_FEATURES
+from genrec.retrieval.facet_words import FacetWords
 from genrec.retrieval.match_judge import MatchJudge
 from genrec.retrieval.query_reading import QueryReader, ReadQuery
 from genrec.retrieval.synonyms import Synonyms
@@ -45,7 +47,8 @@ class LexicalIndex:
     """Matches queries with the words of items. Immutable: ``grow``, ``refit`` and ``without`` make new ones.
 
     ``popularity`` (n,) are training events per item of the fit: of misspelt and half-typed words the more wanted one
-    counts. ``titles``: the words of titles in their order, without which no title says anything of a query.
+    counts. ``titles``: the words of titles in their order, and ``facets``: brand, levels of the category, attributes;
+    without them they say nothing of a query.
     """
 
     def __init__(
@@ -57,8 +60,9 @@ class LexicalIndex:
         logged: frozenset[str] = frozenset(),
         judge: MatchJudge | None = None,
         titles: TitleWords | None = None,
+        facets: FacetWords | None = None,
     ):
-        self.titles = titles
+        self.titles, self.facets = titles, facets
         self.index, self.vocabularies, self.popularity = index, list(vocabularies), popularity
         self.synonyms: Synonyms = synonyms or {}
         self.logged = logged
@@ -85,15 +89,22 @@ class LexicalIndex:
             from genrec.text.analysis import detect_language
 
             index.language = detect_language(text for texts in item_fields(items).values() for text in texts[:1000])
-        return cls.of(index, FieldCounts.of(item_fields(items)), popularity)
+        facets = FacetWords.of(items, index.language)
+        return cls.of(index, FieldCounts.of(item_fields(items)), popularity, facets)
 
     @classmethod
-    def of(cls, index: BM25, counted: FieldCounts, popularity: np.ndarray | None = None) -> LexicalIndex:
+    def of(
+        cls,
+        index: BM25,
+        counted: FieldCounts,
+        popularity: np.ndarray | None = None,
+        facets: FacetWords | None = None,
+    ) -> LexicalIndex:
         """The same from counted words, which ``index`` has not seen yet."""
         n_items = next(iter(counted.counts.values())).shape[0]
         popularity = np.zeros(n_items, np.float32) if popularity is None else popularity.astype(np.float32)
         index.index(counted, np.log1p(popularity))
-        return cls(index, [_vocabulary(index, counted, popularity)], popularity, titles=counted.titles)
+        return cls(index, [_vocabulary(index, counted, popularity)], popularity, titles=counted.titles, facets=facets)
 
     @property
     def n_items(self) -> int:
@@ -109,7 +120,10 @@ class LexicalIndex:
         while len(vocabularies) > 2 and len(vocabularies[-2]) <= len(vocabularies[-1]):
             vocabularies[-2:] = [vocabularies[-2].joined(vocabularies[-1])]
         titles = None if self.titles is None or counted.titles is None else self.titles.grown(counted.titles)
-        return LexicalIndex(index, vocabularies, self.popularity, self.synonyms, self.logged, self.judge, titles)
+        facets = None if self.facets is None else self.facets.grown(FacetWords.of(items, index.language))
+        return LexicalIndex(
+            index, vocabularies, self.popularity, self.synonyms, self.logged, self.judge, titles, facets
+        )
 
     def refit(self, items: pl.DataFrame) -> LexicalIndex:
         """The same settings over changed items, as many as before."""
@@ -117,15 +131,16 @@ class LexicalIndex:
         fitted = LexicalIndex.fit(items, popularity, self.index)
         fitted.index.removed = self.index.removed
         return LexicalIndex(
-            fitted.index, fitted.vocabularies, popularity, self.synonyms, self.logged, self.judge, fitted.titles
-        )
+            fitted.index, fitted.vocabularies, popularity, self.synonyms, self.logged, self.judge, fitted.titles,
+            fitted.facets,
+        )  # fmt: skip
 
     def without(self, removed: np.ndarray) -> LexicalIndex:
         """A version whose queries do not find the ``removed`` (n_items,) items: words that others lack are unknown."""
         index = copy.copy(self.index)
         index.removed = removed if removed.any() else None
         return LexicalIndex(
-            index, self.vocabularies, self.popularity, self.synonyms, self.logged, self.judge, self.titles
+            index, self.vocabularies, self.popularity, self.synonyms, self.logged, self.judge, self.titles, self.facets
         )
 
     def read(self, text: str) -> ReadQuery:
@@ -194,6 +209,12 @@ class LexicalIndex:
             return np.zeros((*ids.shape, 3), np.float32)
         return self.titles.match(queries, ids)
 
+    def facet_match(self, queries: Sequence[str], ids: np.ndarray) -> np.ndarray:
+        """What of each query, as read, the facets of items (B, K) say: see ``FacetWords.match``."""
+        if self.facets is None:
+            return np.zeros((*ids.shape, FACET_FEATURES), np.float32)
+        return self.facets.match([(self.read(text).corrected or text) if text else "" for text in queries], ids)
+
     def save(self, path: Path) -> None:
         """Write an npz file that ``load`` reads: the items of the fit, without added ones."""
         settings, arrays = self.index.state()
@@ -211,6 +232,7 @@ class LexicalIndex:
             "word_mass": words.mass,
             "popularity": self.popularity[: self.index.n_fitted],
             **({} if self.titles is None else self.titles.first(self.index.n_fitted).state()),
+            **({} if self.facets is None else self.facets.first(self.index.n_fitted).state()),
         }
         with open(path, "wb") as file:
             np.savez(file, **stored)
@@ -233,7 +255,8 @@ class LexicalIndex:
             }
             judge = MatchJudge.from_state(document["judge"])
             titles = TitleWords.from_state(arrays) if "title_words" in arrays else None
-            return cls(index, [vocabulary], popularity, synonyms, frozenset(document["logged"]), judge, titles)
+            facets = FacetWords.from_state(arrays, index.language) if "item_facets" in arrays else None
+            return cls(index, [vocabulary], popularity, synonyms, frozenset(document["logged"]), judge, titles, facets)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path}: not a saved lexical index ({error}); run genrec train again") from error
 

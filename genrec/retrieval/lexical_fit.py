@@ -16,6 +16,7 @@ import scipy.sparse as sp
 from genrec.data.dataset import TRAIN, Dataset
 from genrec.data.everyday_queries import misspelt
 from genrec.retrieval.bm25 import BM25, FieldCounts
+from genrec.retrieval.facet_words import FacetWords
 from genrec.retrieval.lexical import LexicalIndex
 from genrec.retrieval.match_judge import MatchJudge, match_features, shuffled
 from genrec.retrieval.sources import SparseScores
@@ -50,7 +51,7 @@ def fit_lexical(dataset: Dataset, language: str, seed: int) -> LexicalIndex:
     texts, targets = validation_searches(dataset, seed)
     index = tuned(counted, texts, targets, BM25(language=language), seed)
     choices = QueryChoices.of(dataset)
-    lexical = LexicalIndex.of(index, counted, popularity)
+    lexical = LexicalIndex.of(index, counted, popularity, FacetWords.of(dataset.item_table, language))
     synonyms = find_synonyms(choices, index.terms, index.segments[0], language)
     logged = logged_terms(choices, language, index)
     parts = (index, lexical.vocabularies, lexical.popularity, synonyms, frozenset(logged))
@@ -60,7 +61,7 @@ def fit_lexical(dataset: Dataset, language: str, seed: int) -> LexicalIndex:
         len(counted.words), language, index.k1, index.b,
         ", ".join(f"{field} {weight:g}" for field, weight in index.weights.items()), len(synonyms),
     )  # fmt: skip
-    return LexicalIndex(*parts, judge, lexical.titles)
+    return LexicalIndex(*parts, judge, lexical.titles, lexical.facets)
 
 
 def validation_searches(dataset: Dataset, seed: int) -> tuple[list[str], np.ndarray]:

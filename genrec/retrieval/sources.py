@@ -248,6 +248,14 @@ class QueryItemRetriever(SparseRetriever):
             "query items", lambda: SparseScores(self.counts.sparse_scores(requests.requests.request_texts))
         )
 
+    def related(self, requests: RetrievalRequests, ids: Tensor) -> Tensor:
+        """How much of the searches for items (B, K) said more than the query, and less: (B, K, 2), on the CPU."""
+        longer, shorter = requests.once(
+            "related queries",
+            lambda: tuple(map(SparseScores, self.counts.related_scores(requests.requests.request_texts))),
+        )
+        return torch.from_numpy(np.stack([part.at(ids.cpu().numpy()) for part in (longer, shorter)], axis=-1))
+
 
 class LastItemNeighbours:
     """Items whose text is near that of the history's last item, for requests without a query.

@@ -32,7 +32,7 @@ class TitleWords:
         lengths = np.minimum(np.diff(offsets), LONGEST)
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         kept = np.arange(starts[-1]) + np.repeat(offsets[:-1] - starts[:-1], lengths)
-        return cls(_hashes(vocabulary)[words[kept]], starts)
+        return cls(word_hashes(vocabulary)[words[kept]], starts)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -53,7 +53,7 @@ class TitleWords:
         for row, text in enumerate(queries):
             words = list(dict.fromkeys(words_of(text)))[:MAX_WORDS] if text else []
             if words:
-                hashes, step = _hashes(words), max(CELLS // (LONGEST * len(words)), 1)
+                hashes, step = word_hashes(words), max(CELLS // (LONGEST * len(words)), 1)
                 for begin in range(0, ids.shape[1], step):
                     some = slice(begin, begin + step)
                     result[row, some] = self._match(hashes, ids[row, some])
@@ -91,6 +91,6 @@ class TitleWords:
         return TitleWords(self.words[: self.offsets[n_items]], self.offsets[: n_items + 1])
 
 
-def _hashes(words: Sequence[str]) -> np.ndarray:
+def word_hashes(words: Sequence[str]) -> np.ndarray:
     """A hash of each word that is the same on every machine: (n,) uint32. Two words share one once in 2^32 times."""
     return np.fromiter((zlib.crc32(word.encode()) for word in words), np.uint32, len(words))

@@ -164,6 +164,9 @@ class WindowBatches(EpochBatches):
         self.batches = epoch_batches(windows, pairs or training.batch_size, seed, epoch, counts)
         self.recommend_searches = recommends_searches(data, searches)
         self.epoch, self.rank, self.world, self.parts = epoch, rank, world, training.accumulate or 1
+        # What aligns texts in the first epochs goes on in all: the queries of a log are soon known by heart, and an
+        # unknown query would be answered worse than before.
+        self.texts_seed = step_seed(seed, epoch, 0, -1) if training.align_epochs else None
 
     def __len__(self) -> int:
         return len(self.batches) * self.parts
@@ -191,6 +194,7 @@ class WindowBatches(EpochBatches):
             recommends=self.recommends,
             cold_searches=self.cold_searches,
             same_time=self.same_time,
+            texts_seed=self.texts_seed,
         )
 
 

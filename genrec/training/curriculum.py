@@ -1,6 +1,7 @@
 """Staged training as a curriculum over how requests are built, with one loss (OneSearch, arXiv 2509.03236, 2.5).
 
-``align``        the text of an item, without history -> the item: every item equally often, items without events too
+``align``        the text of an item, without history -> the item: every item equally often, items without events too;
+               a part of the searches of later epochs ask by the text of their item, too (``TEXT_SEARCHES``)
 ``co-occur``     a query, without history -> its item; and one event -> the item that followed
 ``personalise``  the whole history, with or without a query
 

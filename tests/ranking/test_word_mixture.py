@@ -11,7 +11,8 @@ import torch
 from genrec.generation.options import SearchOptions
 from genrec.pipeline.reranking import mixture_inputs
 from genrec.ranking.reranker import Reranker
-from genrec.ranking.word_mixture import WordMatches, WordMixture
+from genrec.ranking.word_features import WordFeatures
+from genrec.ranking.word_mixture import GATE, ITEM, WordMatches, WordMixture
 
 N, K = 400, 12
 
@@ -23,9 +24,23 @@ def searches(named: bool, seed: int = 0) -> tuple[WordMatches, torch.Tensor]:
     hit = torch.zeros(N, K, dtype=torch.bool)
     hit[torch.arange(N), torch.randint(K, (N,), generator=draw) if named else dense.argmax(1)] = True
     share = hit.float() if named else torch.rand(N, K, generator=draw)
+    said = word_features(share)
+    return WordMatches.of(torch.arange(K).expand(N, K), dense, said, torch.zeros(N, K, 2), torch.zeros(N, K)), hit
+
+
+def word_features(share: torch.Tensor, title: float = 0.0, category: float = 0.0, item: int = 5) -> WordFeatures:
+    """Features of BM25F alone, but that title and category of one ``item`` have the query's words in part."""
     near = torch.log1p(share.gt(0.8).sum(1).float())
-    title, words = torch.zeros(N, K, 4), torch.full((N,), 2.0).log1p()
-    return WordMatches(torch.arange(K).expand(N, K), dense, share, title, near, words), hit
+    titles, facets = torch.zeros(N, K, 4), torch.zeros(N, K, 5)
+    titles[:, item], facets[:, item] = title, category
+    return WordFeatures(share, share, titles, facets, near, torch.full((N,), 2.0).log1p())
+
+
+def mixture_of(**weights: float) -> WordMixture:
+    return WordMixture(torch.tensor([weights.get(name, 0.0) for name in (*ITEM, *GATE)]))
+
+
+SOME = {"share": 8.0, "title_words": 2.0, "constant": 0.5, "near": -0.2, "words": 0.1, "whole_title": 1.0}
 
 
 def held(n: int = N) -> torch.Tensor:
@@ -59,14 +74,14 @@ def test_the_gate_tells_names_from_words_of_many_items():
 
 def test_scores_are_the_logarithm_of_a_distribution_and_dense_without_a_common_word():
     matches, _ = searches(named=False)
-    mixture = WordMixture(torch.tensor([8.0, 2.0, 1.0, 0.5, -0.2, 0.1, 1.0]))
+    mixture = mixture_of(**SOME)
     torch.testing.assert_close(mixture.scores(matches).exp().sum(1), torch.ones(N))
-    silent = replace(matches, share=torch.zeros(N, K))
+    silent = replace(matches, items=torch.zeros_like(matches.items))
     assert torch.equal(mixture.scores(silent), matches.dense) and not silent.matched.any()
 
 
 def test_a_saved_reranker_keeps_its_mixture():
-    mixture = WordMixture(torch.tensor([8.0, 2.0, 1.0, 0.5, -0.2, 0.1, 1.0]))
+    mixture = mixture_of(**SOME)
     again = Reranker.from_state(replace(Reranker.default(), mixture=mixture).state())
     assert again.mixture is not None and torch.equal(again.mixture.weights, mixture.weights)
     assert Reranker.from_state(Reranker.default().state()).mixture is None
@@ -76,7 +91,7 @@ def test_a_saved_reranker_keeps_its_mixture():
 def mixed(trained_run):
     """A ranker without and one with a mixture, and searches and recommendations of the test split."""
     ranker = trained_run.ranker("train")
-    mixture = WordMixture(torch.tensor([20.0, 0.0, 0.0, 8.0, 0.0, 0.0, 0.0]))
+    mixture = mixture_of(share=20.0, constant=8.0)
     plain, words = (dict(ranker.rerankers) for _ in range(2))
     plain["search"] = replace(plain["search"], mixture=None)
     words["search"] = replace(words["search"], mixture=mixture)
@@ -118,23 +133,33 @@ def test_what_is_fitted_is_what_requests_read(mixed):
     requests = data.requests("test", "logged").take(np.arange(20))
     for _, _, found in words.candidates(requests, SearchOptions(10, ("fused", "retrieve"))):
         fitted, read = mixture_inputs(*found.union()), found.matches
-        assert read is not None and read.title[..., 3].any()
-        torch.testing.assert_close(fitted.near, read.near)
-        torch.testing.assert_close(fitted.words, read.words)
+        assert read is not None and (read.gate[:, 3:] > 0).any()
+        torch.testing.assert_close(fitted.gate[:, :3], read.gate[:, :3])
         for row, ids in enumerate(read.ids):
             both = (fitted.ids[row][:, None] == ids) & (ids >= 0)
             left, right = both.nonzero().T
             assert len(left) > 5
-            for name in ("dense", "share", "title"):
+            for name in ("dense", "items"):
                 torch.testing.assert_close(getattr(fitted, name)[row][left], getattr(read, name)[row][right])
 
 
-def test_of_equal_matches_the_title_with_the_words_as_typed_leads():
+@pytest.mark.parametrize("field", ["title", "category"])
+def test_of_equal_matches_the_item_whose_field_has_the_query_leads(field):
     matches, _ = searches(named=False)
-    title = torch.zeros(N, K, 4)
-    title[:, 5] = 1
-    equal = replace(matches, dense=torch.zeros(N, K).log_softmax(1), share=torch.ones(N, K), title=title)
-    mixture = WordMixture(torch.tensor([8.0, 2.0, 0.0, 1.0, 0.0, 0.0, 0.0]))
+    said = word_features(torch.ones(N, K), **{field: 1.0})
+    equal = WordMatches.of(matches.ids, torch.zeros(N, K).log_softmax(1), said, torch.zeros(N, K, 2), torch.zeros(N, K))
+    mixture = mixture_of(share=8.0, constant=1.0, **{f"{field}_words": 2.0})
     assert (mixture.rank(equal)[0][:, 0] == 5).all()
-    surer = WordMixture(torch.tensor([8.0, 2.0, 0.0, 1.0, 0.0, 0.0, 3.0]))  # the gate reads that a title has all words
+    # The gate reads that a field has all words.
+    surer = mixture_of(share=8.0, constant=1.0, **{f"{field}_words": 2.0, f"whole_{field}": 3.0})
     assert (surer.scores(equal)[:, 5] > mixture.scores(equal)[:, 5]).all()
+
+
+def test_of_equal_matches_the_popular_one_leads():
+    matches, _ = searches(named=False)
+    popularity = torch.zeros(N, K)
+    popularity[:, 3] = 1
+    equal = WordMatches.of(
+        matches.ids, torch.zeros(N, K).log_softmax(1), word_features(torch.ones(N, K)), torch.zeros(N, K, 2), popularity
+    )
+    assert (mixture_of(share=8.0, constant=1.0, popularity=1.0).rank(equal)[0][:, 0] == 3).all()
