@@ -13,6 +13,7 @@ from genrec.artifacts.folders import read_json
 from genrec.config.load import load_config
 from genrec.data.dataset import TRAIN, VALID
 from genrec.errors import UserError
+from genrec.model.collate import TEXT_SEARCHES
 from genrec.training.batches import EpochLoader
 from genrec.training.curriculum import (
     ALIGN,
@@ -237,3 +238,23 @@ def test_windows_of_long_histories_overlap_by_half_unless_stated(job):
         made[stride] = len(windows)
         assert (windows.stop - windows.first).sum() == data.known_lengths(TRAIN).sum()
     assert made[None] == made[3] < made[1]
+
+
+def test_a_part_of_later_searches_asks_by_the_text_of_the_target_where_texts_are_aligned(job):
+    config, data, ids = copy.deepcopy(job[0]), job[1], job[2]
+
+    def searched(align: int, chunks: int, epoch: int = 2) -> list[tuple[int, bytes]]:
+        config.training.align_epochs, config.training.accumulate = align, chunks
+        curriculum = Curriculum(data, training_collator(data, ids, config), config, TRAIN, True, True)
+        pairs = []
+        for part in EpochLoader(curriculum.batches(epoch, 0, 1)):
+            batch = part.batch
+            asks = (batch.targets >= 0) & (batch.request_queries > 0)
+            texts = batch.query_text[batch.request_queries[asks] - 1].numpy()
+            pairs += zip(batch.targets[asks].tolist(), map(bytes, texts), strict=True)
+        return sorted(pairs)
+
+    own = [text.tobytes() for text in ids.encoder.encode([_text(data, item) for item in range(data.n_items)])]
+    fraction = [np.mean([text == own[item] for item, text in searched(align, 1)]) for align in (0, 1)]
+    assert fraction[0] < 0.02 and abs(fraction[1] - TEXT_SEARCHES) < 0.08
+    assert searched(1, 1) == searched(1, 3) != searched(1, 1, epoch=3)
