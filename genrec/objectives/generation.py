@@ -69,10 +69,12 @@ def path_losses(
     requests: Tensor | None = None,
     biases: Sequence[CopyBias | RetrievalPrior] = (),
     ignored: Tensor | None = None,
+    observed: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each step, and KL(teacher || decoder) over the children it chose from.
 
-    Two (N, levels) tensors.
+    Two (N, levels) tensors. ``observed``: log-probabilities are wanted of that many first paths alone, and KLs of the
+    others alone; what the tensors hold besides has no meaning.
 
     Arguments are those of ``path_log_probabilities``. ``requests`` (N,) is the teacher's row of each path, by default
     its own. ``ignored`` nodes stay in the KL: unlike an observation, the teacher knows whether such a node is right.
@@ -81,7 +83,7 @@ def path_losses(
     """
     requests = torch.arange(len(paths), device=paths.device) if requests is None else requests
     walk = _Paths(states, scale, vectors, teacher.trie, paths, row, biases, ignored)
-    return walk.losses(teacher, requests)
+    return walk.losses(teacher, requests, observed)
 
 
 @dataclass(frozen=True)
@@ -97,14 +99,16 @@ class _Paths:
     biases: Sequence[CopyBias | RetrievalPrior]
     ignored: Tensor | None
 
-    def losses(self, teacher: SubtreeMass | None = None, requests: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def losses(
+        self, teacher: SubtreeMass | None = None, requests: Tensor | None = None, observed: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and KLs, (N, levels) each; without a teacher the KLs are 0."""
         counts = self.trie.child_count[self.paths[:, :-1]]
         several = counts > 1
         if isinstance(self.row, SampledNodes):
             counts = self.row.children(self.trie, self.paths[:, :-1])[1]
         sizes = read_back(torch.stack([several.sum(0), torch.where(several, counts, 0).sum(0)], dim=1))
-        levels = [self._first(teacher, requests)]
+        levels = [self._first(teacher, requests, observed)]
         for level in range(1, self.paths.shape[1]):
             n_open, n_children = sizes[2 * level - 2], sizes[2 * level - 1]
             open_paths = torch.nonzero_static(several[:, level - 1], size=n_open)[:, 0]
@@ -115,7 +119,9 @@ class _Paths:
     def _vectors(self, nodes: Tensor) -> Tensor:
         return nodes if self.row is None else self.row[nodes]
 
-    def _first(self, teacher: SubtreeMass | None, requests: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _first(
+        self, teacher: SubtreeMass | None, requests: Tensor | None, observed: int | None
+    ) -> tuple[Tensor, Tensor]:
         """The step from the root: one dense product with all nodes of the first level."""
         start, stop = self.trie.level_bounds[1:3]
         states = self.states[:, 0] * self.scale[0]
@@ -123,14 +129,20 @@ class _Paths:
         logits = scores(states, F.embedding(self._vectors(nodes), self.vectors))
         for bias in self.biases:
             logits = logits + bias.for_rows(nodes.expand(len(states), -1))
-        logs = logits.log_softmax(-1)
-        kept = logs if self.ignored is None else logs.masked_fill(self.ignored[nodes], -torch.inf).log_softmax(-1)
-        own = kept.gather(1, (self.paths[:, 0] - start)[:, None])[:, 0]
+        seen = logits if observed is None else logits[:observed]
+        if self.ignored is not None:
+            seen = seen.masked_fill(self.ignored[nodes], -torch.inf)
+        own = seen.gather(1, (self.paths[: len(seen), 0] - start)[:, None])[:, 0] - seen.logsumexp(1)
+        own = F.pad(own, (0, len(logits) - len(own)))
         if teacher is None or requests is None:
             return own, torch.zeros_like(own)
-        mass = teacher.first_level()[requests]
+        taught = logits if observed is None else logits[observed:]
+        mass = teacher.first_level()[requests[len(logits) - len(taught) :]]
         target = mass / mass.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-        return own, _divergence(target.to(logs.dtype), logs).sum(1)
+        target = target.to(logits.dtype)
+        entropy = torch.special.xlogy(target, target).sum(1)
+        divergence = entropy - (target * taught).sum(1) + target.sum(1) * taught.logsumexp(1)
+        return own, F.pad(divergence, (len(logits) - len(taught), 0))
 
     def _step(
         self, level: int, open_paths: Tensor, n_children: int, teacher: SubtreeMass | None, requests: Tensor | None

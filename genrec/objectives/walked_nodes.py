@@ -62,7 +62,7 @@ def walked_nodes(trie: CatalogueTrie, paths: Tensor) -> tuple[Tensor, Tensor | N
     others. On a CPU the cost of a large trie follows the paths, not the trie.
     """
     if paths.device.type == "cpu" and trie.n_nodes > LARGE_TRIE:
-        nodes = _listed(trie, paths)
+        nodes, _ = _listed(trie, paths)
         return nodes, NodeRows(nodes)
     walked = _marked(trie, paths)
     row = walked.cumsum(0)
@@ -72,28 +72,29 @@ def walked_nodes(trie: CatalogueTrie, paths: Tensor) -> tuple[Tensor, Tensor | N
 def sampled_nodes(trie: CatalogueTrie, paths: Tensor, siblings: int = SIBLINGS) -> tuple[Tensor, SampledNodes]:
     """As ``walked_nodes``, of nodes behind the first level only those of ``paths`` and a sample of their siblings."""
     if paths.device.type == "cpu":
-        nodes = _listed(trie, paths)
-        drawn = _drawn(trie, nodes, siblings)
+        nodes, counts = _listed(trie, paths)
+        chance = F.pad((siblings / counts).repeat_interleave(counts), (1, 0), value=1.0)
+        drawn = _drawn(trie, nodes, chance)
         kept = drawn.index_fill(0, torch.searchsorted(nodes, paths.flatten()), True)
         return nodes[kept], SampledNodes(nodes[kept], drawn[kept], siblings)
-    drawn = _marked(trie, paths) & _drawn(trie, torch.arange(trie.n_nodes, device=paths.device), siblings)
+    chance = siblings / trie.child_count[trie.node_parent.clamp(min=0)]
+    drawn = _marked(trie, paths) & _drawn(trie, torch.arange(trie.n_nodes, device=paths.device), chance)
     kept = drawn.index_fill(0, paths.flatten(), True)
     nodes = torch.nonzero_static(kept, size=read_back(kept.sum()[None])[0])[:, 0]
     return nodes, SampledNodes(nodes, drawn[nodes], siblings)
 
 
-def _drawn(trie: CatalogueTrie, nodes: Tensor, siblings: int) -> Tensor:
-    """A draw of ``nodes`` (M,), each with its chance among its siblings: (M,) bool; the first level always."""
-    chance = siblings / trie.child_count[trie.node_parent[nodes].clamp(min=0)]
+def _drawn(trie: CatalogueTrie, nodes: Tensor, chance: Tensor) -> Tensor:
+    """A draw of ``nodes`` (M,), each by its ``chance`` (M,) among its siblings: (M,) bool; the first level always."""
     return (torch.rand(len(nodes), device=nodes.device) < chance) | (nodes < trie.level_bounds[2])
 
 
-def _listed(trie: CatalogueTrie, paths: Tensor) -> Tensor:
-    """The walked nodes (M,), rising, at a cost that follows the paths."""
+def _listed(trie: CatalogueTrie, paths: Tensor) -> tuple[Tensor, Tensor]:
+    """The walked nodes (M,), rising, and the number of children of each parent; at a cost that follows the paths."""
     parents = F.pad(paths[:, :-1].flatten(), (1, 0)).unique()  # the root is the parent of every first step
     counts = trie.child_count[parents]
     begin = (trie.child_start[parents] - (counts.cumsum(0) - counts)).repeat_interleave(counts)
-    return F.pad(begin + torch.arange(len(begin)), (1, 0))
+    return F.pad(begin + torch.arange(len(begin)), (1, 0)), counts
 
 
 def _marked(trie: CatalogueTrie, paths: Tensor) -> Tensor:

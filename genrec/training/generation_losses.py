@@ -66,7 +66,7 @@ def generation_loss(
     paths, biases = paths.flatten(0, 1), [bias.take(request) for bias in memory.biases]
     if teacher is None:
         return -path_log_probabilities(states, scale, vectors, trie, paths, index, biases, ignored).sum(-1).mean()
-    steps, divergence = path_losses(states, scale, vectors, paths, teacher, index, request, biases, ignored)
+    steps, divergence = path_losses(states, scale, vectors, paths, teacher, index, request, biases, ignored, count)
     distance = settings.distill_weight * divergence[count:].sum(-1).mean()
     return -steps[:count].sum(-1).mean() + distance + teacher_loss
 

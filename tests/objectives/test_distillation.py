@@ -116,6 +116,17 @@ def test_a_certain_teacher_gives_cross_entropy_and_chosen_equals_the_generation_
     torch.testing.assert_close(chosen, path_log_probabilities(states[before(paths)], scale, vectors, trie, paths))
 
 
+def test_observed_and_drawn_walks_need_one_loss_each(trie, student):
+    states, scale, vectors = student
+    paths, teacher = trie.item_path[torch.arange(8)], SubtreeMass.of_items(trie, teacher_logits(8))
+    given = states[before(paths)], scale, vectors, paths, teacher
+    for ignored in (None, torch.arange(trie.n_nodes) == trie.level_bounds[2] - 1):
+        chosen, divergence = path_losses(*given, ignored=ignored)
+        some, others = path_losses(*given, ignored=ignored, observed=5)
+        torch.testing.assert_close(some[:5], chosen[:5])
+        torch.testing.assert_close(others[5:], divergence[5:])
+
+
 def test_candidates_are_a_teacher_that_knows_nothing_else(trie, student):
     states, scale, vectors = student
     generator = torch.Generator().manual_seed(8)
