@@ -30,9 +30,21 @@ def n_members(network: nn.Sequential) -> int:
     members = len(weight) // HIDDEN
     if members < 2 or len(weight) % HIDDEN:
         return 1
-    blocks = weight.view(members, HIDDEN, members, HIDDEN)
-    apart = ~torch.eye(members, dtype=torch.bool, device=weight.device)
-    return 1 if blocks.transpose(1, 2)[apart].any() else members
+    return 1 if weight[~_own_blocks(members, weight.device)].any() else members
+
+
+def keep_apart(network: nn.Sequential) -> None:
+    """Fit the members of an ``averaged`` network further as members: their units stay unconnected."""
+    members, weight = n_members(network), linear_layer(network, 3).weight
+    if members > 1:
+        own = _own_blocks(members, weight.device)
+        weight.register_hook(lambda gradient: gradient * own)
+
+
+def _own_blocks(members: int, device: torch.device) -> Tensor:
+    """Which weights between the hidden layers join units of one member: (members x HIDDEN, members x HIDDEN)."""
+    member = torch.arange(members * HIDDEN, device=device) // HIDDEN
+    return member[:, None] == member
 
 
 def hidden_states(network: nn.Sequential, x: Tensor, members: int) -> Tensor:

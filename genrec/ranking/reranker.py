@@ -1,11 +1,12 @@
 """Re-ranker: scores candidates by their features, fitted on validation requests by a list-wise softmax over the target.
 
-Two forms compete on held-out validation requests. The linear form is regularised towards prior weights, so it needs few
-requests. The other form adds a small network for feature interactions. Recommendation and search have separate
-re-rankers. As in GRank (arXiv 2510.15299), one target-aware function orders the proposals of all sources.
+The linear form is regularised towards prior weights, so it needs few requests. The other form adds a small network for
+feature interactions; the two compete on held-out requests. Recommendation and search have separate re-rankers. As in
+GRank (arXiv 2510.15299), one target-aware function orders the proposals of all sources.
 
 Validation requests are few. A re-ranker of counts alone is therefore fitted before on training requests
-(``counted.py``), and its score is one more feature, ``BASE``, of the one that also reads what the network says.
+(``counted.py``), and its score is one more feature, ``BASE``, of the one that also reads what the network says. That
+one is the mean of several networks wherever its requests are not too few for them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from genrec.ranking.interactions import (
     averaged,
     hidden_states,
     interaction_network,
+    keep_apart,
     linear_layer,
     n_members,
 )
@@ -51,7 +53,7 @@ BASE = "counts"  # the score of the re-ranker of counts alone
 _NEVER_AGAINST = [FEATURES.index(name) for name in (*TITLE_FEATURES, *FACET_FEATURES)]
 _CLIP = 6.0  # standard deviations; limits the effect of rare extreme values
 _EPOCHS, _RATE = 10, 3e-3
-_MEMBERS, _MEMBER_EPOCHS = 3, 5  # networks of a re-ranker of counts, whose outputs are averaged
+_MEMBERS, _MEMBER_EPOCHS = 3, 5  # networks of a re-ranker of counts and of one over it, whose outputs are averaged
 _BATCH = 128
 _BLOCK = 1024  # lists standardised at a time
 _ROWS = 1024  # candidates scored at a time on a CPU: what a network computes of them stays in the cache
@@ -110,6 +112,9 @@ class Reranker:
         linear = lists.fit_linear(cls.default(base), scale, present)
         if len(lists.target) < (_MIN_REQUESTS if base is None else _MIN_REQUESTS_WITH_BASE):
             return present or cls(linear, mean, scale, None, base)
+        if base is not None and present is None:
+            weights, network = lists.fit_members(linear, seed)
+            return cls(weights, mean, scale, network, base)
         order = torch.randperm(len(lists.target), generator=torch.Generator().manual_seed(seed))
         kept, held = hold_out(order, lists.query)
         if not min(len(kept), len(held)):  # one query alone
@@ -130,8 +135,7 @@ class Reranker:
     def fit_counts(cls, parts: list[tuple[Candidates, Tensor]], seed: int = 0) -> Reranker | None:
         """A re-ranker of counts, for ``base``: fitted on lists of training requests, ``parts`` as in ``fit``.
 
-        The mean of several networks: one alone depends on its seed, and so does a choice between it and the linear
-        form, which is all there is where lists are few. None without any.
+        The mean of several networks, or the linear form where lists are few. None without any.
         """
         lists = _Lists.collect(parts, [torch.full_like(targets, -1) for _, targets in parts], None)
         if lists is None:
@@ -140,13 +144,8 @@ class Reranker:
         linear = lists.fit_linear(cls.default(), scale, None)
         if len(lists.target) < _MIN_REQUESTS_WITH_BASE:
             return cls(linear, mean, scale)
-        every, members = torch.arange(len(lists.target)), []
-        with torch.random.fork_rng(devices=[]):
-            for member in range(_MEMBERS):
-                torch.manual_seed(seed + member)
-                members.append(lists.fit_network(linear, every, None, _MEMBER_EPOCHS))
-        weights = torch.stack([weights for weights, _ in members]).mean(0)
-        return cls(weights, mean, scale, averaged([network for _, network in members]))
+        weights, network = lists.fit_members(linear, seed)
+        return cls(weights, mean, scale, network)
 
     def scores(self, features: Tensor) -> Tensor:
         """Scores (...) of candidate features (..., len(FEATURES))."""
@@ -310,6 +309,7 @@ class _Lists:
         weights, network = nn.Parameter(start.clone()), interaction_network(self.features.shape[-1], HIDDEN)
         if present is not None and present.network is not None:
             weights, network = nn.Parameter(present.weights.clone()), copy.deepcopy(present.network)
+            keep_apart(network)
 
         def loss(part: Tensor) -> Tensor:
             x = self.features[part]
@@ -317,6 +317,19 @@ class _Lists:
 
         fit_network([weights, *network.train().parameters()], loss, rows, _RATE, epochs, _BATCH)
         return weights.detach(), network.eval()
+
+    def fit_members(self, start: Tensor, seed: int) -> tuple[Tensor, nn.Sequential]:
+        """The mean of ``_MEMBERS`` forms with a network, each fitted on all lists from linear weights ``start``.
+
+        One alone depends on its seed, and so does a choice between it and the linear form.
+        """
+        every, members = torch.arange(len(self.target)), []
+        with torch.random.fork_rng(devices=[]):
+            for member in range(_MEMBERS):
+                torch.manual_seed(seed + member)
+                members.append(self.fit_network(start, every, None, _MEMBER_EPOCHS))
+        weights = torch.stack([weights for weights, _ in members]).mean(0)
+        return weights, averaged([network for _, network in members])
 
     @torch.no_grad()
     def quality(self, weights: Tensor, network: nn.Sequential | None, rows: Tensor) -> float:

@@ -13,6 +13,8 @@ from genrec.ranking import reranker
 from genrec.ranking.candidates import Candidates
 from genrec.ranking.counted import NETWORK_FEATURES, counted_lists, without_network
 from genrec.ranking.features import FEATURES, CandidateFeatures
+from genrec.ranking.fitting import fit_network
+from genrec.ranking.interactions import HIDDEN, averaged, interaction_network, keep_apart, n_members
 from genrec.ranking.reranker import BASE, Reranker
 from genrec.retrieval.windowed import DECAY, LAG_DECAY, POWER, WINDOW, WindowedTransitions
 
@@ -60,6 +62,25 @@ def test_the_networks_of_counts_are_averaged_and_few_lists_are_linear(monkeypatc
     alone = [Reranker.fit_counts([part], 5 + member).scores(other) for member in range(3)]
     assert (alone[0] - alone[1]).abs().max() > 0.01
     torch.testing.assert_close(whole, torch.stack(alone).mean(0))
+
+
+def test_over_a_base_many_lists_fit_averaged_networks(base, monkeypatch):
+    monkeypatch.setattr(reranker, "_MIN_REQUESTS_WITH_BASE", 100)
+    fitted = Reranker.fit([lists(300, 8, 2.0, 1.0)], 5, base=base)
+    assert fitted.base is base and n_members(fitted.network) == 3
+    part = lists(1000, 2, 2.0, 1.0)
+    assert hits(fitted, part) > hits(base, part) + 0.03
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_averaged_networks_stay_apart_when_they_are_fitted_further(members):
+    network = averaged([interaction_network(5, HIDDEN) for _ in range(members)])
+    keep_apart(network)
+    weight = network[3].weight
+    before, rows = weight.detach().clone(), torch.randn(40, 5)
+    weights = list(network.train().parameters())
+    fit_network(weights, lambda part: network(rows[part]).mean(), torch.arange(40), 0.1, 2, 8)
+    assert not torch.equal(weight, before) and n_members(network) == members
 
 
 def test_the_base_reads_no_network(base):
