@@ -259,6 +259,7 @@ class DecodingConfig:
     )
     cooccurrence: int = setting(100, "Candidates from co-occurrence.", ge=0)
     windowed: int = setting(50, "Candidates from windowed transitions.", ge=0)
+    recent: int = setting(50, "Candidates that are popular at the time of the request.", ge=0)
     text: int = setting(50, "Candidates from BM25 for a search.", ge=0)
     text_neighbours: int = setting(
         30, "Candidates by text similarity to the last item, for a recommendation; they include cold items.", ge=0

@@ -46,6 +46,7 @@ from genrec.retrieval.sources import (
     LastItemNeighbours,
     PopularMatchRetriever,
     QueryItemRetriever,
+    RecentRetriever,
     SparseRetriever,
     WindowedRetriever,
     WordRetriever,
@@ -194,6 +195,8 @@ class CandidateGenerator:
         self.windowed = None if features.windowed is None else WindowedRetriever(features.windowed)
         self.ease = None if features.ease is None else EaseRetriever(features.ease)
         self.factors = None if features.factors is None else FactorRetriever(features.factors)
+        own_time = self.network.config.request_time
+        self.recent = None if features.recent is None else RecentRetriever(features.recent, own_time)
         self.words = None if lexical is None else WordRetriever(lexical)
         self.query_items = None if features.query_items is None else QueryItemRetriever(features.query_items)
         self.popular_matches = None if self.words is None else PopularMatchRetriever(self.words, popularity)
@@ -209,6 +212,7 @@ class CandidateGenerator:
             (self.windowed, decoding.windowed),
             (self.ease, COLLABORATIVE),
             (self.factors, COLLABORATIVE),
+            (self.recent, decoding.recent),
             (LastItemNeighbours(self.text), decoding.text_neighbours),
         ]
         self.history_sources = [(source, width) for source, width in sources if source is not None and width]
@@ -316,12 +320,14 @@ class CandidateGenerator:
         columns["retrieved_rank"] = log_rank(columns["retrieved"], result.ids >= 0)
         columns["cooccurrence_rank"] = log_rank(self.cooccurrence.score(retrieval, known), live)
         columns["ranking"] = torch.zeros(ids.shape)
-        for name, source in (("windowed", self.windowed), ("ease", self.ease), ("als", self.factors)):
+        counts = self.windowed, self.recent  # of which the logarithm is a feature
+        named = ("windowed", self.windowed), ("ease", self.ease), ("als", self.factors), ("recent", self.recent)
+        for name, source in named:
             if source is None:
                 columns[name] = columns[f"{name}_rank"] = torch.zeros(ids.shape)
             else:
                 scores = source.score(retrieval, known)
-                columns[name] = log_scores(scores)[0] if source is self.windowed else scores
+                columns[name] = log_scores(scores)[0] if source in counts else scores
                 columns[f"{name}_rank"] = log_rank(scores, live)
         if self.network.ranking is not None:
             row = torch.arange(len(ids), device=device)

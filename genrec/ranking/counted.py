@@ -60,6 +60,7 @@ def without_network(found: Candidates, targets: Tensor, decoding: DecodingConfig
         (column["last_text"], decoding.text_neighbours),
         (column["ease"], COLLABORATIVE),
         (column["als"], COLLABORATIVE),
+        (column["recent"], decoding.recent),
     ):
         proposed |= (log_rank(scores, ids >= 0).expm1() < width) & (scores > scores.amin(1, keepdim=True))
     kept = (proposed & (ids == targets[:, None])).any(1)

@@ -27,6 +27,7 @@ from genrec.retrieval.collaborative import EaseWeights, ItemFactors
 from genrec.retrieval.cooccurrence import CooccurrenceTransition
 from genrec.retrieval.products import pair_products
 from genrec.retrieval.query_items import QueryItemCounts
+from genrec.retrieval.recent import RecentPopularity
 from genrec.retrieval.sources import SparseScores
 from genrec.retrieval.sparse import product
 from genrec.retrieval.windowed import WindowedTransitions
@@ -95,6 +96,8 @@ RANK_FEATURES = (
     "ease_rank",
     "als",
     "als_rank",
+    "recent",
+    "recent_rank",
 )
 HEAD_FEATURES = ("ranking",)  # the ranking head's logit, 0 without a head
 FEATURES = SOURCE_FEATURES + ITEM_FEATURES + HISTORY_FEATURES + RANK_FEATURES + HEAD_FEATURES
@@ -114,13 +117,15 @@ class CandidateFeatures:
         windowed: WindowedTransitions | None = None,
         ease: EaseWeights | None = None,
         factors: ItemFactors | None = None,
+        recent: RecentPopularity | None = None,
     ):
         """``keys`` (n_events,) int64, sorted: item x (span + 1) + seconds since ``origin``, one per event.
 
-        ``query_items``: counts of the items chosen after each query. Without ``windowed`` transitions, ``ease`` or
-        ``factors`` their features are constant.
+        ``query_items``: counts of the items chosen after each query. Without ``windowed`` transitions, ``ease``,
+        ``factors`` or ``recent`` popularity their features are constant.
         """
         self.query_items, self.windowed, self.ease, self.factors = query_items, windowed, ease, factors
+        self.recent = recent
         self.cooccurrence, self.facts, self.keys, self.origin, self.span = cooccurrence, facts, keys, origin, span
         n_items = len(facts.brand)
         bounds = np.searchsorted(keys, np.arange(n_items + 1, dtype=np.int64) * (span + 1))
@@ -165,6 +170,7 @@ class CandidateFeatures:
             WindowedTransitions.fit(histories, dataset.n_items),
             EaseWeights.fit(histories, dataset.n_items) if collaborative else None,
             ItemFactors.fit(histories, dataset.n_items) if collaborative else None,
+            RecentPopularity.fit(items, times, dataset.n_items),
         )
 
     def state(self) -> dict[str, np.ndarray]:
@@ -177,7 +183,7 @@ class CandidateFeatures:
             **(self.query_items.state() if self.query_items else {}),
             **{
                 name: array
-                for table in (self.windowed, self.ease, self.factors)
+                for table in (self.windowed, self.ease, self.factors, self.recent)
                 if table is not None
                 for name, array in table.state().items()
             },
@@ -199,6 +205,7 @@ class CandidateFeatures:
             WindowedTransitions.from_state(state),
             EaseWeights.from_state(state),
             ItemFactors.from_state(state),
+            RecentPopularity.from_state(state, len(facts.brand)),
         )
 
     def save(self, path: Path) -> None:

@@ -9,6 +9,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from genrec.data.dataset import Requests
 from genrec.retrieval.allowed import EMPTY, AllowedItems, contains
 from genrec.retrieval.bm25 import HEAD
 from genrec.retrieval.collaborative import EaseWeights, ItemFactors
@@ -18,12 +19,14 @@ from genrec.retrieval.lexical import LexicalIndex
 from genrec.retrieval.products import pair_products
 from genrec.retrieval.protocol import RetrievalRequests
 from genrec.retrieval.query_items import QueryItemCounts
+from genrec.retrieval.recent import RecentPopularity
 from genrec.retrieval.top_k import best
 from genrec.retrieval.windowed import WindowedTransitions
 
 NEARLY = 0.8  # of a query's best BM25 score: nearly as good a match
 NEARLY_ALONE = 0.5  # the same for a query of one word, which says little about which of its items is meant
 SPAN = 1 << 40  # above every item id: row x SPAN + item is a key of both
+NEVER = np.iinfo(np.int64).min  # a time before every event
 ROOM = 1 << 22  # entries of a padded block of sparse rows
 FULL = 8  # scores of which one in so many is not zero are kept as a plain array too, at most four times as large
 
@@ -164,6 +167,22 @@ class EaseRetriever(SparseRetriever):
     def scores(self, requests: RetrievalRequests) -> SparseScores:
         """As ``SparseRetriever.scores``; items with a negative score are not proposed."""
         return requests.once("ease", lambda: SparseScores(self.table.scores(requests.requests.histories)))
+
+
+class RecentRetriever(SparseRetriever):
+    """Items that many people took shortly before the request's reference time, for requests without a query."""
+
+    def __init__(self, popularity: RecentPopularity, own_time: bool):
+        """``own_time``: a request's reference time is its own, not that of its last event."""
+        self.popularity, self.own_time = popularity, own_time
+
+    def scores(self, requests: RetrievalRequests) -> SparseScores:
+        """As ``SparseRetriever.scores``."""
+        return requests.once("recent", lambda: SparseScores(self._scores(requests.requests)))
+
+    def _scores(self, requests: Requests) -> sp.csr_matrix:
+        until = np.where(requests.request_queries < 0, requests.reference_times(self.own_time), NEVER)
+        return self.popularity.scores(until)
 
 
 class FactorRetriever:

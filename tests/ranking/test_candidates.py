@@ -131,7 +131,7 @@ def test_items_with_text_like_the_last_event_are_proposed_without_a_query(
     exclude = torch.zeros(data.n_items, dtype=torch.bool)
     exclude[::3] = True
     options = SearchOptions(k=2, allowed=AllowedItems(mask=~exclude))
-    few = {"beam": 2, "dense": 2, "cooccurrence": 0}
+    few = {"beam": 2, "dense": 2, "cooccurrence": 0, "recent": 0}
     without, having = (generator(prepared_run, network, **few, text_neighbours=count) for count in (0, 4))
     before, after = (made.propose(made.encode(batch, requests), options).ids for made in (without, having))
     text, more = prepared_run.ids.catalogue.text, 0
@@ -148,3 +148,29 @@ def test_items_with_text_like_the_last_event_are_proposed_without_a_query(
     new = replace(requests, offsets=np.zeros_like(requests.offsets))
     asks = RetrievalRequests(new, torch.zeros(12, 16), torch.zeros(12, text.shape[1]))
     assert (LastItemNeighbours(having.text).top(asks, 4, AllowedItems())[0] == MISSING).all()
+
+
+def test_what_many_people_take_at_the_time_is_proposed(prepared_run, network, requested):
+    """A request without a query reads the counts of the moment before its last event; searches read none."""
+    data = prepared_run.dataset
+    requests = data.requests("test").take(np.arange(40))
+    batch = Collator(
+        prepared_run.config.model, QueryFeatures.build(data.query_texts, prepared_run.ids.encoder)
+    ).requests(requests)
+    made = generator(prepared_run, network, recent=5)
+    found = made.propose(made.encode(batch, requests), SearchOptions(k=2))
+    recent = made.features.recent
+    column = FEATURES.index("recent")
+    for row, until in enumerate(requests.reference_times(False).tolist()):
+        moment = int(np.searchsorted(recent.times, until, side="right")) - 1
+        counts = recent.table[moment].toarray()[0] if moment >= 0 else np.zeros(data.n_items)
+        best = [item for item in np.argsort(-counts, kind="stable")[:5].tolist() if counts[item] > 0]
+        ids = found.ids[row].tolist()
+        assert set(best) <= set(ids)
+        live = found.ids[row] >= 0
+        expected = torch.log(torch.from_numpy(counts[found.ids[row][live]]).float() + 1e-3)
+        torch.testing.assert_close(found.features[row, live, column], expected)
+    searches, search_batch = requested
+    alone = generator(prepared_run, network, recent=0)
+    actual = [one.propose(one.encode(search_batch, searches), SearchOptions(k=2)).ids for one in (alone, made)]
+    assert torch.equal(*actual)
