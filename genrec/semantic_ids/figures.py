@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -69,15 +69,17 @@ def plot_prefixes(report: dict[str, Any], path: str | Path) -> None:
     save_figure(Path(path), (3.4 * (len(pairs) + 1), 2.7), draw)
 
 
-def code_tree(codes: np.ndarray, texts: Sequence[str], keywords: pl.Series | None = None) -> list[dict[str, Any]]:
+def code_tree(
+    codes: np.ndarray, texts: Callable[[np.ndarray], Sequence[str]], keywords: pl.Series | None = None
+) -> list[dict[str, Any]]:
     """The fullest nodes of the first level and their fullest children, with the words that set them apart.
 
-    `codes` (n, L), `texts` one per item; `keywords`, a list of core keywords per item, replace its text where
+    `codes` (n, L), `texts` those of some rows; `keywords`, a list of core keywords per item, replace its text where
     given. Each node: `code`, `items`, `words`, `example` (the shortest text of its items) and `children` on the first
     level. A word's weight at a node is p(word | node) log(p(word | node) / p(word | siblings)): frequent below the node
     and rare in the rest of its parent. At most 12 nodes of 4 children.
     """
-    counts, words = _word_counts(texts) if keywords is None else _keyword_counts(keywords)
+    counts, words = _word_counts(texts(np.arange(len(codes)))) if keywords is None else _keyword_counts(keywords)
     everywhere = np.asarray(counts.mean(axis=0)).ravel()
     _, prefixes = prefix_ids(codes)
     first = prefixes[:, 0]
@@ -111,8 +113,8 @@ def code_tree(codes: np.ndarray, texts: Sequence[str], keywords: pl.Series | Non
     return tree
 
 
-def _example(texts: Sequence[str], rows: np.ndarray) -> str:
-    return min((texts[row] for row in rows[:200] if texts[row]), key=len, default="")
+def _example(texts: Callable[[np.ndarray], Sequence[str]], rows: np.ndarray) -> str:
+    return min((text for text in texts(rows[:200]) if text), key=len, default="")
 
 
 def plot_tree(tree: list[dict[str, Any]], path: str | Path, n_first: int) -> None:

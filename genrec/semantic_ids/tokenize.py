@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import polars as pl
 from safetensors.numpy import save_file
 
 from genrec.artifacts.checkpoint import StageCheckpoint
@@ -25,7 +26,7 @@ from genrec.semantic_ids.prefixes import prefix_ids
 from genrec.semantic_ids.quantizers import Codebooks, Quantized, encode, fit_quantizer
 from genrec.semantic_ids.report import prefix_agreement, quality_report, summary
 from genrec.semantic_ids.space import BehaviourSpace, ItemSpace
-from genrec.semantic_ids.text_space import TextSpace
+from genrec.semantic_ids.text_space import ITEM_KEYWORDS, TextSpace
 from genrec.text.encoder import encoder_key, item_texts
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,6 @@ def tokenize(config: Config, dataset: Dataset, target: Path, words: TextSpace | 
     if is_current(target, KIND, key):
         log.info("tokenize: up to date (%s)", target)
         return target
-    words = words or TextSpace.fit(config, dataset)
     info: dict[str, Any] = {}
     checkpoint = StageCheckpoint(target, key)
     with atomic_folder(target, KIND, key, info) as folder, TemporaryDirectory(dir=folder) as scratch:
@@ -62,7 +62,7 @@ def tokenize(config: Config, dataset: Dataset, target: Path, words: TextSpace | 
 def _write(
     config: Config,
     dataset: Dataset,
-    words: TextSpace,
+    words: TextSpace | None,
     folder: Path,
     scratch: Path,
     checkpoint: StageCheckpoint,
@@ -72,9 +72,12 @@ def _write(
 
     ``checkpoint`` keeps the codebooks, which take longest, should the stage be stopped.
     """
-    from genrec.semantic_ids.figures import code_tree, plot_codebook_use, plot_prefixes, plot_tree
+    from genrec.semantic_ids.figures import plot_codebook_use, plot_prefixes, plot_tree
 
     settings = config.semantic_ids
+    words = words or TextSpace.fit(config, dataset)
+    words.save(folder)
+    words = replace(words, item_keywords=words.item_keywords.clear())  # from here on they are read from the folder
     behaviour = BehaviourSpace(dataset.histories(TRAIN), dataset.n_items, config.seed)
     tables = item_vectors(dataset.item_table, words, behaviour, settings.behaviour_share, scratch)
     del behaviour
@@ -92,7 +95,7 @@ def _write(
         "collision_resolution": resolution,
         "items_without_vector": without,
         "queries": query_agreement(dataset, words, space, codebooks, codes),
-        "tree": code_tree(codes, item_texts(dataset.item_table), words.names_of(dataset.item_table["item_id"])),
+        "tree": _tree(codes, dataset.item_table, replace(words, item_keywords=pl.read_parquet(folder / ITEM_KEYWORDS))),
     }
     info |= quantized.notes | {
         "collisions_before": resolution["collisions_before"],
@@ -100,7 +103,6 @@ def _write(
         "independent_coding_rate": report["independent_coding_rate"],
         "items_without_vector": without,
     }
-    words.save(folder)
     (scratch / TEXT).rename(folder / TEXT)
     np.save(folder / "codes.npy", codes.astype(np.int32))
     codebooks.save(folder / "codebooks.safetensors", checkpoint.key)
@@ -111,6 +113,13 @@ def _write(
     plot_prefixes(report, folder / "prefixes.png")
     plot_tree(report["tree"], folder / "tree.png", report["distinct_prefixes"][0])
     log.info("tokenize: %s, codes %s; %s", settings.quantizer, info["sizes"], summary(report))
+
+
+def _tree(codes: np.ndarray, items: pl.DataFrame, words: TextSpace) -> list[dict[str, Any]]:
+    """See ``code_tree``."""
+    from genrec.semantic_ids.figures import code_tree
+
+    return code_tree(codes, lambda rows: item_texts(items[rows.tolist()]), words.names_of(items["item_id"]))
 
 
 def _without_vector(vectors: np.ndarray) -> int:

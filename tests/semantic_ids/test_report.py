@@ -73,6 +73,10 @@ def test_prefix_agreement_counts_common_prefixes():
     assert result["random"] == [pytest.approx(0.5 * 0.75 + 0.5 * 0.25), pytest.approx(0.25 * 0.75 + 0.5 * 0.25)]
 
 
+def texts_of(texts):
+    return lambda rows: [texts[row] for row in rows]
+
+
 def test_the_tree_names_nodes_by_their_own_words(tmp_path):
     texts = [
         "red lipstick x1",
@@ -83,7 +87,7 @@ def test_the_tree_names_nodes_by_their_own_words(tmp_path):
         "dry shampoo x6",
     ]
     codes = np.array([[3, 0], [3, 0], [5, 1], [5, 2], [5, 2], [5, 2]])
-    tree = code_tree(codes, texts)
+    tree = code_tree(codes, texts_of(texts))
     assert [(node["code"], node["items"]) for node in tree] == [(5, 4), (3, 2)]
     assert tree[0]["words"][0] in ("shampoo", "dry") and "lipstick" not in tree[0]["words"]
     assert set(tree[1]["words"]) == {"lipstick", "red"}
@@ -100,7 +104,7 @@ def test_children_are_named_by_contrast_with_their_siblings():
     """ "shampoo" is rare in the catalogue and common to both children: it names the parent, not them."""
     texts = ["shampoo dry"] * 3 + ["shampoo oily"] * 3 + ["lamp"] * 6
     codes = np.array([[0, 0]] * 3 + [[0, 1]] * 3 + [[1, 0]] * 6)
-    tree = code_tree(codes, texts)
+    tree = code_tree(codes, texts_of(texts))
     parent = next(node for node in tree if node["code"] == 0)
     assert "shampoo" in parent["words"]
     assert [child["words"] for child in parent["children"]] == [["dry"], ["oily"]]
@@ -111,14 +115,14 @@ def test_keywords_name_nodes_before_words_do():
     keywords = pl.Series(
         [["opi nail lacquer", "opi"], ["opi nail lacquer", "opi"], ["dry shampoo"], []], dtype=pl.List(pl.String)
     )
-    tree = code_tree(np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), ["nothing of this"] * 4, keywords)
+    tree = code_tree(np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), texts_of(["nothing of this"] * 4), keywords)
     assert tree[0]["words"] in (["opi"], ["opi nail lacquer"])  # the one says the other
     assert tree[1]["words"] == [] and tree[1]["children"][0]["words"] == ["dry shampoo"]  # one item of two has it
 
 
 @pytest.mark.parametrize("keywords", [None, pl.Series([[], []], dtype=pl.List(pl.String))])
 def test_a_catalogue_without_words_has_a_tree(tmp_path, keywords):
-    tree = code_tree(np.array([[0], [1]]), ["", ""], keywords)
+    tree = code_tree(np.array([[0], [1]]), texts_of(["", ""]), keywords)
     assert [node["words"] for node in tree] == [[], []]
     plot_tree(tree, tmp_path / "tree.png", 2)
 

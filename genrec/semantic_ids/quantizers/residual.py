@@ -15,7 +15,7 @@ Source: OneSearch (arXiv 2509.03236), section on keyword-enhanced hierarchical q
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -62,12 +62,12 @@ def fit_codebooks(
     Source: OneSearch, RQ-OPQ. Raises UserError for empty or non-finite vectors and for sizes that make no codebook.
     """
     _check_sizes(level_sizes, opq_subcodebooks, opq_size)
-    points = drawn_sample(vectors, sample, seed)
-    residual = points.copy() if normalise or np.may_share_memory(points, vectors) else points
-    whole = points if normalise else None
-    del points
-    codebooks, codes = _fit(residual, whole, level_sizes, opq_subcodebooks, opq_size, seed, iterations, balanced)
-    del residual, whole
+    residual = drawn_sample(vectors, sample, seed)
+    residual = residual.copy() if np.may_share_memory(residual, vectors) else residual
+    drawn = sampled_rows(len(vectors), sample, seed)
+    points = (lambda rows: vectors[drawn[rows]]) if normalise else None
+    codebooks, codes = _fit(residual, points, level_sizes, opq_subcodebooks, opq_size, seed, iterations, balanced)
+    del residual
     if len(codes) < len(vectors):
         codes = encode_balanced(codebooks, vectors) if balanced else encode(codebooks, vectors)
     return codebooks, codes
@@ -75,7 +75,7 @@ def fit_codebooks(
 
 def _fit(
     residual: np.ndarray,
-    points: np.ndarray | None,
+    points: Callable[[slice], np.ndarray] | None,
     level_sizes: Sequence[int],
     n_sub: int,
     opq_size: int,
@@ -85,7 +85,8 @@ def _fit(
 ) -> tuple[Codebooks, np.ndarray]:
     """Codebooks and codes of vectors ``residual`` (n, d), which become what they leave over.
 
-    ``points``: the same vectors, where residuals are to be normalised.
+    ``points``: reads some rows of the same vectors again, where residuals are to be normalised; a copy would take as
+    much memory as they do.
     """
     n, normalise = len(residual), points is not None
     codebooks = Codebooks([], width=residual.shape[1])
@@ -112,7 +113,8 @@ def _fit(
         fine = [opq_codes(codebooks, block) for _, block in blocks(residual)]
         codes = np.column_stack([codes, np.concatenate(fine)])
     if points is not None:
-        np.copyto(residual, points)
+        for rows, _ in blocks(residual):
+            residual[rows] = points(rows)
         codebooks.scales = _scales(codebooks, residual, codes)
     return codebooks, codes
 
@@ -218,11 +220,15 @@ def drawn_sample(vectors: np.ndarray, sample: int, seed: int) -> np.ndarray:
     if np.ndim(vectors) != 2 or 0 in vectors.shape:
         raise UserError(f"vectors have shape {np.shape(vectors)}; expected (n, d) with n and d at least 1")
     if len(vectors) > sample:
-        rows = np.sort(np.random.default_rng(seed).choice(len(vectors), sample, replace=False))
-        vectors = np.asarray(vectors[rows])
+        vectors = np.asarray(vectors[sampled_rows(len(vectors), sample, seed)])
     for _ in blocks(vectors):
         pass  # refuses rows that are not finite
     return np.ascontiguousarray(vectors, np.float32)
+
+
+def sampled_rows(n: int, sample: int, seed: int) -> np.ndarray:
+    """The rows of `drawn_sample` among n."""
+    return np.arange(n) if n <= sample else np.sort(np.random.default_rng(seed).choice(n, sample, replace=False))
 
 
 def _check_sizes(level_sizes: Sequence[int], opq_subcodebooks: int, opq_size: int) -> None:

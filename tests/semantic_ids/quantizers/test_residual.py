@@ -18,6 +18,7 @@ from genrec.semantic_ids.quantizers import (
     reconstruction_error,
 )
 from genrec.semantic_ids.quantizers import codebooks as codebooks_module
+from genrec.semantic_ids.quantizers.residual import sampled_rows
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,15 @@ def test_tiny_catalogues(n, duplicates, d, clustered):
     assert fresh.shape == (n, 5) and np.isfinite(reconstruct(codebooks, fresh)).all()
     if duplicates:
         assert np.allclose(reconstruct(codebooks, fresh), vectors, atol=1e-2)
+
+
+def test_a_sample_is_fitted_as_it_would_be_alone(clustered):
+    vectors = clustered(300, 8)
+    drawn = vectors[sampled_rows(300, 100, seed=0)]
+    part, _ = fit_codebooks(vectors, (8, 4), 2, 4, seed=0, normalise=True, sample=100)
+    whole, _ = fit_codebooks(drawn, (8, 4), 2, 4, seed=0, normalise=True)
+    for name, values in whole.to_arrays().items():
+        assert np.array_equal(part.to_arrays()[name], values), name
 
 
 def test_sizes_beyond_the_catalogue_are_clamped(capfd, clustered):
