@@ -145,7 +145,7 @@ class Collator:
 
     @cached_property
     def _has_text(self) -> np.ndarray:
-        return self.features.text[self.n_queries :].any(1)
+        return np.asarray(self.features.text[self.n_queries :].any(1))
 
     def _situations(self, data: Dataset, events: np.ndarray, slates: np.ndarray) -> np.ndarray:
         """Rows of the situation in which ``events`` (n,) and logged requests ``slates`` (m,) happened: (n + m, F)."""

@@ -53,7 +53,8 @@ BASE = "counts"  # the score of the re-ranker of counts alone
 _NEVER_AGAINST = [FEATURES.index(name) for name in (*TITLE_FEATURES, *FACET_FEATURES)]
 _CLIP = 6.0  # standard deviations; limits the effect of rare extreme values
 _EPOCHS, _RATE = 10, 3e-3
-_MEMBERS, _MEMBER_EPOCHS = 3, 5  # networks of a re-ranker of counts and of one over it, whose outputs are averaged
+_MEMBERS = 3  # networks whose outputs are averaged, in a re-ranker of counts and in one over it
+_COUNTS_EPOCHS = 5  # of the networks of counts; more learn the training requests by heart
 _BATCH = 128
 _BLOCK = 1024  # lists standardised at a time
 _ROWS = 1024  # candidates scored at a time on a CPU: what a network computes of them stays in the cache
@@ -113,7 +114,7 @@ class Reranker:
         if len(lists.target) < (_MIN_REQUESTS if base is None else _MIN_REQUESTS_WITH_BASE):
             return present or cls(linear, mean, scale, None, base)
         if base is not None and present is None:
-            weights, network = lists.fit_members(linear, seed)
+            weights, network = lists.fit_members(linear, seed, _EPOCHS)
             return cls(weights, mean, scale, network, base)
         order = torch.randperm(len(lists.target), generator=torch.Generator().manual_seed(seed))
         kept, held = hold_out(order, lists.query)
@@ -144,7 +145,7 @@ class Reranker:
         linear = lists.fit_linear(cls.default(), scale, None)
         if len(lists.target) < _MIN_REQUESTS_WITH_BASE:
             return cls(linear, mean, scale)
-        weights, network = lists.fit_members(linear, seed)
+        weights, network = lists.fit_members(linear, seed, _COUNTS_EPOCHS)
         return cls(weights, mean, scale, network)
 
     def scores(self, features: Tensor) -> Tensor:
@@ -318,7 +319,7 @@ class _Lists:
         fit_network([weights, *network.train().parameters()], loss, rows, _RATE, epochs, _BATCH)
         return weights.detach(), network.eval()
 
-    def fit_members(self, start: Tensor, seed: int) -> tuple[Tensor, nn.Sequential]:
+    def fit_members(self, start: Tensor, seed: int, epochs: int) -> tuple[Tensor, nn.Sequential]:
         """The mean of ``_MEMBERS`` forms with a network, each fitted on all lists from linear weights ``start``.
 
         One alone depends on its seed, and so does a choice between it and the linear form.
@@ -327,7 +328,7 @@ class _Lists:
         with torch.random.fork_rng(devices=[]):
             for member in range(_MEMBERS):
                 torch.manual_seed(seed + member)
-                members.append(self.fit_network(start, every, None, _MEMBER_EPOCHS))
+                members.append(self.fit_network(start, every, None, epochs))
         weights = torch.stack([weights for weights, _ in members]).mean(0)
         return weights, averaged([network for _, network in members])
 

@@ -43,7 +43,9 @@ class FacetWords:
             table.with_columns(pl.lit(name == CATEGORY).alias("category")) for name, table in item_facets(items).items()
         ]
         empty = pl.DataFrame(schema={"item": pl.Int64, "text": pl.String, "category": pl.Boolean})
-        rows = pl.concat([empty, *(part.cast(dict(empty.schema)) for part in parts)])
+        rows = pl.concat(
+            [empty, *(part.select(pl.col(name).cast(kind) for name, kind in empty.schema.items()) for part in parts)]
+        )
         distinct = rows.select("text", "category").unique(maintain_order=True).with_row_index("facet")
         listed = [_terms(text, language) for text in distinct["text"]]
         hashed = word_hashes([word for words in listed for word in words])
@@ -139,8 +141,14 @@ class FacetWords:
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray], language: str) -> FacetWords:
         """Inverse of ``state``."""
-        names = ("facet_terms", "facet_term_offsets", "facet_is_category", "item_facets", "item_facet_offsets")
-        return cls(*(state[name] for name in names), language)
+        return cls(
+            state["facet_terms"],
+            state["facet_term_offsets"],
+            state["facet_is_category"],
+            state["item_facets"],
+            state["item_facet_offsets"],
+            language,
+        )
 
     def first(self, n_items: int) -> FacetWords:
         """The first ``n_items`` items."""
