@@ -54,7 +54,8 @@ _NEVER_AGAINST = [FEATURES.index(name) for name in (*TITLE_FEATURES, *FACET_FEAT
 _CLIP = 6.0  # standard deviations; limits the effect of rare extreme values
 _EPOCHS, _RATE = 10, 3e-3
 _MEMBERS = 3  # networks whose outputs are averaged, in a re-ranker of counts and in one over it
-_COUNTS_EPOCHS = 5  # of the networks of counts; more learn the training requests by heart
+_FEW_EPOCHS = 5  # of the networks of counts, and over a base where lists are few: more learn them by heart
+_MANY = 4000  # lists from which on networks over a base are fitted for ``_EPOCHS``
 _BATCH = 128
 _BLOCK = 1024  # lists standardised at a time
 _ROWS = 1024  # candidates scored at a time on a CPU: what a network computes of them stays in the cache
@@ -114,7 +115,8 @@ class Reranker:
         if len(lists.target) < (_MIN_REQUESTS if base is None else _MIN_REQUESTS_WITH_BASE):
             return present or cls(linear, mean, scale, None, base)
         if base is not None and present is None:
-            weights, network = lists.fit_members(linear, seed, _EPOCHS)
+            many = len(lists.target) >= _MANY
+            weights, network = lists.fit_members(linear, seed, _EPOCHS if many else _FEW_EPOCHS)
             return cls(weights, mean, scale, network, base)
         order = torch.randperm(len(lists.target), generator=torch.Generator().manual_seed(seed))
         kept, held = hold_out(order, lists.query)
@@ -145,7 +147,7 @@ class Reranker:
         linear = lists.fit_linear(cls.default(), scale, None)
         if len(lists.target) < _MIN_REQUESTS_WITH_BASE:
             return cls(linear, mean, scale)
-        weights, network = lists.fit_members(linear, seed, _COUNTS_EPOCHS)
+        weights, network = lists.fit_members(linear, seed, _FEW_EPOCHS)
         return cls(weights, mean, scale, network)
 
     def scores(self, features: Tensor) -> Tensor:
