@@ -197,17 +197,44 @@ def open_artifact(folder: Path, kind: str, verify: bool = False) -> dict:
     manifest = read_json(folder / MANIFEST)
     if manifest.get("kind") != kind:
         raise UserError(f"{folder} holds a {manifest.get('kind')}, not a {kind}")
-    if verify and "digest" in manifest and manifest["digest"] != manifest_digest(manifest):
-        raise UserError(
-            f"{folder / MANIFEST} is not what was written (checksum differs); delete {folder} and make it again"
-        )
+    if verify:
+        _check_digest(folder, manifest)
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():
             raise UserError(f"{path} is missing; delete {folder} and run again")
         if path.stat().st_size != expected["bytes"] or (verify and _checksum(path) != expected["sha256"]):
-            raise UserError(f"{path} is not what was written (size or checksum differ); delete {folder} and run again")
+            raise _changed(folder, path)
     return manifest
+
+
+@contextmanager
+def verified_meanwhile(folder: Path, kind: str) -> Iterator[dict]:
+    """As ``open_artifact`` with ``verify``, but a thread compares the checksums of files while the context lasts.
+
+    The end of the context waits for it. A changed file is named before any error that reading it may have caused.
+    """
+    manifest = open_artifact(folder, kind)
+    _check_digest(folder, manifest)
+    with ThreadPoolExecutor(1) as pool:  # hashing leaves Python's lock
+        sums = pool.map(_checksum, [folder / name for name in manifest["files"]])
+        try:
+            yield manifest
+        finally:
+            for (name, expected), found in zip(manifest["files"].items(), sums, strict=True):
+                if found != expected["sha256"]:
+                    raise _changed(folder, folder / name)
+
+
+def _check_digest(folder: Path, manifest: dict) -> None:
+    if "digest" in manifest and manifest["digest"] != manifest_digest(manifest):
+        raise UserError(
+            f"{folder / MANIFEST} is not what was written (checksum differs); delete {folder} and make it again"
+        )
+
+
+def _changed(folder: Path, path: Path) -> UserError:
+    return UserError(f"{path} is not what was written (size or checksum differ); delete {folder} and run again")
 
 
 def check_version(folder: Path) -> None:

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -26,7 +27,15 @@ import polars as pl
 import torch
 from safetensors.torch import load_file, save_file
 
-from genrec.artifacts.folders import MANIFEST, atomic_folder, fingerprint, open_artifact, read_json, write_json
+from genrec.artifacts.folders import (
+    MANIFEST,
+    atomic_folder,
+    fingerprint,
+    open_artifact,
+    read_json,
+    verified_meanwhile,
+    write_json,
+)
 from genrec.artifacts.stages import Stage, StageGraph
 from genrec.catalogue.semantic_ids import SemanticIds
 from genrec.catalogue.trie import CatalogueTrie
@@ -104,9 +113,17 @@ def open_run(folder: str | Path) -> Run:
 
     Raises ``UserError`` when the folder is neither, is not whole, was changed, or is a bundle of a newer format.
     """
+    with opened_run(folder) as run:
+        return run
+
+
+@contextmanager
+def opened_run(folder: str | Path) -> Iterator[Run]:
+    """As ``open_run``; the bytes of a bundle are checked while the context lasts, at the latest at its end."""
     folder = Path(folder)
     if not is_bundle(folder):
-        return Run.open(folder)
+        yield Run.open(folder)
+        return
     info = read_json(folder / MANIFEST).get("info", {})
     version = info.get("bundle_format")
     if not isinstance(version, int) or version > BUNDLE_FORMAT:
@@ -114,8 +131,8 @@ def open_run(folder: str | Path) -> Run:
             f"{folder} has bundle format {version}, this genrec reads up to {BUNDLE_FORMAT}; install a newer genrec, "
             "or export it again"
         )
-    manifest = open_artifact(folder, KIND, verify=True)
-    return BundleRun(folder, Run.open(folder).config, manifest)
+    with verified_meanwhile(folder, KIND) as manifest:
+        yield BundleRun(folder, Run.open(folder).config, manifest)
 
 
 def export(

@@ -16,7 +16,7 @@ from genrec.data.dataset import TRAIN, VALID, Requests
 from genrec.errors import UserError
 from genrec.inference.answering import answer_all, similar_items
 from genrec.inference.baselines import baseline_lists
-from genrec.inference.bundle import BundleRun, export, open_run
+from genrec.inference.bundle import BundleRun, export, opened_run
 from genrec.inference.explain import Explanation, Walk, explain, walk
 from genrec.inference.exploration import Exploration
 from genrec.inference.filters import Category, Filters, facet
@@ -68,8 +68,8 @@ class Recommender:
 
         Raises ``UserError`` when it is missing, half-written, changed, or of another version.
         """
-        with reused_memory():
-            return cls(open_run(folder), fitted_on, store)
+        with reused_memory(), opened_run(folder) as run:
+            return cls(run, fitted_on, store)
 
     @classmethod
     def fit(

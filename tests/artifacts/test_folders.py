@@ -22,6 +22,7 @@ from genrec.artifacts.folders import (
     open_artifact,
     read_json,
     recover,
+    verified_meanwhile,
     write_json,
 )
 from genrec.errors import UserError, machine_limit
@@ -97,6 +98,21 @@ def test_a_changed_byte_is_found_when_asked(folder):
     (folder / "other.bin").write_bytes(bytes(99) + b"x")
     assert open_artifact(folder, "thing")  # the quick look compares sizes alone
     refused(folder, r"other\.bin is not what was written", verify=True)
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError])
+def test_a_changed_byte_is_found_while_the_folder_is_read(folder, error):
+    with verified_meanwhile(folder, "thing") as manifest:
+        assert manifest["key"] == "key"
+    (folder / "other.bin").write_bytes(bytes(99) + b"x")
+    with pytest.raises(UserError, match=r"other\.bin is not what was written"), verified_meanwhile(folder, "thing"):
+        if error:  # as reading the changed file may raise
+            raise error
+
+
+def test_an_error_of_a_whole_folder_stays_what_it_is(folder):
+    with pytest.raises(RuntimeError, match="own"), verified_meanwhile(folder, "thing"):
+        raise RuntimeError("own")
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
