@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 MAX_REQUESTS = {"recommendation": 25_000, "search": 10_000}
 MAX_UPDATE_REQUESTS = {"recommendation": 4_000, "search": 2_000}
 MAX_TRAINING_REQUESTS = 20_000
+POPULARITY = ("popularity", "short_popularity")  # what the word mixture reads of it
 
 
 def fit_reranker(run: Run, present: dict[str, Reranker] | None = None) -> None:
@@ -84,8 +85,9 @@ def fit_mixture(parts: list[tuple[Candidates, Tensor]], queries: list[Tensor], s
     if mixture is None:
         log.info("retrieval of searches: words add nothing")
     else:
+        within = (f"{name} in category" for name in ITEM)
         weights = ", ".join(
-            f"{name} {value:.2f}" for name, value in zip((*ITEM, *GATE), mixture.weights.tolist(), strict=True)
+            f"{name} {value:.2f}" for name, value in zip((*ITEM, *within, *GATE), mixture.weights.tolist(), strict=True)
         )
         log.info("retrieval of searches: words mixed in; %s", weights)
     return mixture
@@ -94,13 +96,13 @@ def fit_mixture(parts: list[tuple[Candidates, Tensor]], queries: list[Tensor], s
 def mixture_inputs(ids: Tensor, features: Tensor) -> WordMatches:
     """What the mixture reads of candidates (B, K) with their features (B, K, len(FEATURES))."""
     column = {name: features[..., index] for index, name in enumerate(FEATURES)}
-    title, facets, related = (
+    title, facets, related, popularity = (
         torch.stack([column[name] for name in names], dim=-1)
-        for names in (TITLE_FEATURES, FACET_FEATURES, RELATED_FEATURES)
+        for names in (TITLE_FEATURES, FACET_FEATURES, RELATED_FEATURES, POPULARITY)
     )
     near, words = column["near_matches"][:, 0], column["query_words"][:, 0]
     said = WordFeatures(column["lexical"], column["lexical_share"], title, facets, near, words)
-    return WordMatches.of(ids, column["retrieved"], said, related, column["popularity"])
+    return WordMatches.of(ids, column["retrieved"], said, related, popularity)
 
 
 def _fit_counts(run: Run, ranker: Ranker) -> Reranker | None:

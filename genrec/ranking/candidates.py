@@ -284,7 +284,9 @@ class CandidateGenerator:
         said = WordFeatures.of(retrieval, known, self.words, self.popular_matches)
         ids = ids.masked_fill(ids == len(self.items), MISSING)
         related = torch.zeros(*ids.shape, 2) if self.query_items is None else self.query_items.related(retrieval, known)
-        return WordMatches.of(ids, dense, said, related, self.popular.score(retrieval, known))
+        until = retrieval.requests.reference_times(self.network.config.request_time)
+        popularity = self.features.item_features(known.numpy(), until)[:2]
+        return WordMatches.of(ids, dense, said, related, torch.from_numpy(np.stack(popularity, axis=-1)).float())
 
     def _items(
         self, retrieval: RetrievalRequests, leaves: Tensor, scores: Tensor, allowed: AllowedItems

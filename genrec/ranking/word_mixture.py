@@ -2,7 +2,9 @@
 
 ``p(item) = (1 - g) p_dense(item) + g p_words(item)``, with ``p_words`` log-linear in ``ITEM`` over the items that share
 a word with the query: how well they match by BM25F, how much of the query their title and category have, how much of
-their searches said more or less, how popular they are.
+their searches said more or less, how popular they are, how probable by dense retrieval. It has weights of its own for
+queries of which some category has all words: within a category other things tell items apart. Where searches are few,
+both sets of weights are nearly the same.
 The gate ``g`` follows from how much the query says: how many items match nearly as well as the best one, how many words
 it has, whether some title has all of them, and whether some category does. A title names one item, which then leads; a
 category's words name hundreds, of which dense retrieval knows the right ones. The numbers are fitted by maximum
@@ -23,13 +25,18 @@ from genrec.ranking.word_features import WordFeatures
 
 MIN_SEARCHES = 100  # with fewer nothing is fitted
 # Of an item: BM25F as a fraction of the query's best; fractions of the query that its title has as typed, that stand in
-# this order, that its category has, and that levels have which the query names as a whole; fractions of its searches
-# that had more and fewer words; log(1 + events).
-ITEM = ("share", "title_words", "title_order", "category_words", "category_named", "longer", "shorter", "popularity")
+# this order, that its category has, and that levels have which the query names as a whole; whether its category has the
+# whole query; fractions of its searches that had more and fewer words; log(1 + events), of all time and of the last
+# (``WINDOWS``); the log-probability of dense retrieval, which tells the items of a category apart.
+ITEM = (
+    "share", "title_words", "title_order", "category_words", "category_named", "category_whole", "longer", "shorter",
+    "popularity", "short_popularity", "dense",
+)  # fmt: skip
 GATE = ("constant", "near", "words", "whole_title", "whole_category")
-START = (10.0, *[0.0] * 7, -1.0, *[0.0] * 4)
-SCALE = (*[10.0] * 5, *[1.0] * 8)  # sizes of the numbers, so that one step suits all
+START = (*[10.0, *[0.0] * 10] * 2, -1.0, *[0.0] * 4)
+SCALE = (*[*[10.0] * 6, *[1.0] * 5] * 2, *[1.0] * 5)  # sizes of the numbers, so that one step suits all
 RIDGE = 1e-3
+APART = 30.0  # over the number of searches: how much both sets of weights are held together
 NEVER = -1e4  # a log-probability of nothing whose gradient is finite
 
 
@@ -50,12 +57,13 @@ class WordMatches:
     def of(cls, ids: Tensor, dense: Tensor, said: WordFeatures, related: Tensor, popularity: Tensor) -> WordMatches:
         """The matches of candidates ``ids`` (B, K) with their word features.
 
-        ``related`` (B, K, 2): searches in more and in fewer words; ``popularity`` (B, K).
+        ``related`` (B, K, 2): searches in more and in fewer words; ``popularity`` (B, K, 2): of all time and the last.
         """
         live = (said.share > 0) & (ids >= 0)
         whole = [((part > 0) & live).any(1).float() for part in (said.title[..., 3], said.facets[..., 3])]
-        items = [said.share, *said.title[..., :2].unbind(-1), *said.facets[..., :2].unbind(-1)]
-        items += [*related.unbind(-1), popularity]
+        category = said.facets[..., 0], said.facets[..., 1], said.facets[..., 3]
+        items = [said.share, *said.title[..., :2].unbind(-1), *category]
+        items += [*related.unbind(-1), *popularity.unbind(-1), dense]
         gate = [torch.ones_like(said.near), said.near, said.words, *whole]
         return cls(ids, dense, torch.stack(items, dim=-1), torch.stack(gate, dim=-1))
 
@@ -76,7 +84,10 @@ class WordMatches:
 
 @dataclass(frozen=True)
 class WordMixture:
-    """``weights`` (len(ITEM) + len(GATE),): of what makes an item the one that is named, then of the gate."""
+    """What makes an item the one that is named, and the gate.
+
+    ``weights`` (2 x len(ITEM) + len(GATE),): for queries of which no category has all words, for the others, the gate.
+    """
 
     weights: Tensor
 
@@ -104,8 +115,10 @@ class WordMixture:
         scale = torch.tensor(SCALE)
 
         def loss(weights: Tensor) -> Tensor:
-            logs = [_scores(weights * scale, matches)[hit] for matches, hit in fitted]
-            return RIDGE * weights.square().sum() - torch.cat(logs).mean()
+            logs = torch.cat([_scores(weights * scale, matches)[hit] for matches, hit in fitted])
+            usual, of_category = weights[: 2 * len(ITEM)].split(len(ITEM))
+            apart = APART * (of_category - usual).square().sum() / len(logs)
+            return RIDGE * weights.square().sum() + apart - logs.mean()
 
         mixture = cls(fit_weights(torch.tensor(START) / scale, loss) * scale)
         before = sum(float(_reciprocal_ranks(matches.dense, matches, hit).sum()) for matches, hit in judged)
@@ -115,9 +128,11 @@ class WordMixture:
 
 def _scores(weights: Tensor, matches: WordMatches) -> Tensor:
     live = matches.named
-    gate = matches.gate @ weights[len(ITEM) :]
+    gate = matches.gate @ weights[2 * len(ITEM) :]
     gate = torch.where(matches.matched, gate, -torch.inf)[:, None]  # no word in common: dense retrieval alone
-    said = matches.items @ weights[: len(ITEM)]
+    in_category = matches.gate[:, GATE.index("whole_category"), None] > 0
+    said, of_category = (matches.items @ part for part in weights[: 2 * len(ITEM)].split(len(ITEM)))
+    said = torch.where(in_category, of_category, said)
     named = said.masked_fill(~live, NEVER).log_softmax(1)
     return torch.where(
         matches.matched[:, None],

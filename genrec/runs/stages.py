@@ -23,7 +23,7 @@ from genrec.semantic_ids.tokenize import KIND as IDS_KIND
 from genrec.semantic_ids.tokenize import tokenize_key
 from genrec.training.plan import FitPlan, model_key
 
-RERANKER_KIND, RERANKER_VERSION = "reranker", 19
+RERANKER_KIND, RERANKER_VERSION = "reranker", 20
 FEATURES_KIND, FEATURES_VERSION = "candidate_features", 11
 PREFERENCE_KIND, PREFERENCE_VERSION = "preference", 2
 RESULTS_KIND, RESULTS_VERSION = "results", 1

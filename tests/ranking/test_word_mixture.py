@@ -25,7 +25,7 @@ def searches(named: bool, seed: int = 0) -> tuple[WordMatches, torch.Tensor]:
     hit[torch.arange(N), torch.randint(K, (N,), generator=draw) if named else dense.argmax(1)] = True
     share = hit.float() if named else torch.rand(N, K, generator=draw)
     said = word_features(share)
-    return WordMatches.of(torch.arange(K).expand(N, K), dense, said, torch.zeros(N, K, 2), torch.zeros(N, K)), hit
+    return WordMatches.of(torch.arange(K).expand(N, K), dense, said, torch.zeros(N, K, 2), torch.zeros(N, K, 2)), hit
 
 
 def word_features(share: torch.Tensor, title: float = 0.0, category: float = 0.0, item: int = 5) -> WordFeatures:
@@ -37,7 +37,7 @@ def word_features(share: torch.Tensor, title: float = 0.0, category: float = 0.0
 
 
 def mixture_of(**weights: float) -> WordMixture:
-    return WordMixture(torch.tensor([weights.get(name, 0.0) for name in (*ITEM, *GATE)]))
+    return WordMixture(torch.tensor([weights.get(name, 0.0) for name in (*ITEM, *ITEM, *GATE)]))
 
 
 SOME = {"share": 8.0, "title_words": 2.0, "constant": 0.5, "near": -0.2, "words": 0.1, "whole_title": 1.0}
@@ -147,7 +147,9 @@ def test_what_is_fitted_is_what_requests_read(mixed):
 def test_of_equal_matches_the_item_whose_field_has_the_query_leads(field):
     matches, _ = searches(named=False)
     said = word_features(torch.ones(N, K), **{field: 1.0})
-    equal = WordMatches.of(matches.ids, torch.zeros(N, K).log_softmax(1), said, torch.zeros(N, K, 2), torch.zeros(N, K))
+    equal = WordMatches.of(
+        matches.ids, torch.zeros(N, K).log_softmax(1), said, torch.zeros(N, K, 2), torch.zeros(N, K, 2)
+    )
     mixture = mixture_of(share=8.0, constant=1.0, **{f"{field}_words": 2.0})
     assert (mixture.rank(equal)[0][:, 0] == 5).all()
     # The gate reads that a field has all words.
@@ -157,9 +159,22 @@ def test_of_equal_matches_the_item_whose_field_has_the_query_leads(field):
 
 def test_of_equal_matches_the_popular_one_leads():
     matches, _ = searches(named=False)
-    popularity = torch.zeros(N, K)
+    popularity = torch.zeros(N, K, 2)
     popularity[:, 3] = 1
     equal = WordMatches.of(
         matches.ids, torch.zeros(N, K).log_softmax(1), word_features(torch.ones(N, K)), torch.zeros(N, K, 2), popularity
     )
     assert (mixture_of(share=8.0, constant=1.0, popularity=1.0).rank(equal)[0][:, 0] == 3).all()
+
+
+def test_queries_that_name_a_category_have_weights_of_their_own():
+    matches, _ = searches(named=False)
+    popularity = torch.zeros(N, K, 2)
+    popularity[:, 3] = 1
+    dense = torch.zeros(N, K).log_softmax(1)
+    weights = mixture_of(share=8.0, constant=1.0).weights.clone()
+    weights[len(ITEM) + ITEM.index("popularity")] = 5.0  # within a category alone
+    for category, first in ((1.0, 3), (0.0, 0)):
+        said = word_features(torch.ones(N, K), category=category)
+        equal = WordMatches.of(matches.ids, dense, said, torch.zeros(N, K, 2), popularity)
+        assert (WordMixture(weights).rank(equal)[0][:, 0] == first).all()
