@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genrec.catalogue.growing import append_rows, with_room
+from genrec.catalogue.growing import append_rows
 from genrec.config.schema import DecodingConfig
 from genrec.data.dataset import Requests
 from genrec.generation.beam import leaf_items, proven, unread_bound
@@ -20,7 +19,7 @@ from genrec.generation.engine import Searcher
 from genrec.generation.options import SearchOptions
 from genrec.model.batch import Batch
 from genrec.model.device import to_device
-from genrec.model.embeddings import BLOCK
+from genrec.model.item_tables import item_tables
 from genrec.model.network import Encoded, GenerativeRecommender
 from genrec.ranking.features import (
     FEATURES,
@@ -30,6 +29,7 @@ from genrec.ranking.features import (
     CandidateFeatures,
     log_rank,
     log_scores,
+    search_features,
 )
 from genrec.ranking.word_features import WordFeatures
 from genrec.ranking.word_mixture import WordMatches
@@ -51,6 +51,7 @@ from genrec.retrieval.sources import (
     WindowedRetriever,
     WordRetriever,
 )
+from genrec.retrieval.top_k import distinct_ids
 from genrec.timing import stage
 
 COLLABORATIVE = 50  # candidates of EASE^R, and of ALS
@@ -112,12 +113,12 @@ class CandidateGenerator:
         popularity = np.log1p(features.counts).astype(np.float32)
         self.popular = PopularItems(popularity)
         with torch.inference_mode():
-            self.items, self.index = _item_tables(network)
+            self.items, self.index = item_tables(network)
             text = network.catalogue.text.to(self.items.device)
         self._set_searcher()
         saved = None if indexes is None else indexes / ITEM_INDEX, None if indexes is None else indexes / TEXT_INDEX
-        self.dense = _retriever(self.index, lambda requests: requests.vectors, decoding.index, saved[0])
-        self.text = _retriever(text, lambda requests: requests.query_text, decoding.index, saved[1])
+        self.dense = DenseRetriever.open(self.index, lambda requests: requests.vectors, decoding.index, saved[0])
+        self.text = DenseRetriever.open(text, lambda requests: requests.query_text, decoding.index, saved[1])
         self.similar_texts = None  # what the network's anchors read of a query
         if network.anchor_tables is not None and network.anchor_tables.queries is not None:
             tables = network.anchor_tables
@@ -278,7 +279,7 @@ class CandidateGenerator:
         assert self.words is not None and self.popular_matches is not None
         width = max(retrieved.shape[1], self.settings.text)
         proposed = [source.top(retrieval, width, allowed)[0] for source in (self.words, self.popular_matches)]
-        ids = _distinct(torch.cat([retrieved.cpu(), *proposed], dim=1), len(self.items))
+        ids = distinct_ids(torch.cat([retrieved.cpu(), *proposed], dim=1), len(self.items))
         known = ids.clamp(max=len(self.items) - 1)
         dense = (self.dense.score(retrieval, to_device(known, self.items.device)) - scale).float().cpu()
         said = WordFeatures.of(retrieval, known, self.words, self.popular_matches)
@@ -314,7 +315,7 @@ class CandidateGenerator:
         count; its ids go to the device once, and so do the features that were counted.
         """
         device, n_items = self.items.device, len(self.items)
-        ids = _distinct(self._proposals(result, retrieval, allowed, allowed_there), n_items)
+        ids = distinct_ids(self._proposals(result, retrieval, allowed, allowed_there), n_items)
         live, known = ids < n_items, ids.clamp(max=n_items - 1)
         there = to_device(known, device)
         result.ids = torch.where(to_device(live, device), there, MISSING)
@@ -386,58 +387,6 @@ class CandidateGenerator:
             if self.query_items is not None:
                 related = self.query_items.related(retrieval, known)
                 taken = [*log_scores(self.query_items.score(retrieval, known)), *related.unbind(-1)]
-        searched = _search_features(there, result.generated)
+        searched = search_features(there, result.generated)
         retrieved = self.dense.score(retrieval, there) - scale
         return [*searched, retrieved, *log_scores(similar), *log_scores(following), text, *words, *taken]
-
-
-def _item_tables(network: GenerativeRecommender) -> tuple[Tensor, Tensor]:
-    """The vectors of all items and those of the index, with room for more; of a large catalogue made in blocks."""
-    n_items = network.catalogue.n_items
-    if n_items <= BLOCK:
-        items = with_room(network.item_encoder())
-        return items, with_room(network.item_index(items))
-    tables: list[Tensor] = []
-    for begin in range(0, n_items, BLOCK):
-        rows = torch.arange(begin, min(begin + BLOCK, n_items), device=network.catalogue.codes.device)
-        block = network.item_encoder(rows)
-        parts = block, network.item_index(block)
-        if begin:
-            tables = [append_rows(table, part) for table, part in zip(tables, parts, strict=True)]
-        else:
-            tables = [with_room(part, n_items - len(part)) for part in parts]
-    return tables[0], tables[1]
-
-
-def _retriever(
-    vectors: Tensor, queries: Callable[[RetrievalRequests], Tensor], kind: str, saved: Path | None
-) -> DenseRetriever:
-    """A retriever with the index that was saved for the same vectors, else with a new one."""
-    index = None if saved is None or vectors.device.type != "cpu" else FaissIndex.load(saved, vectors)
-    return DenseRetriever(vectors, queries, kind, index)
-
-
-def _distinct(ids: Tensor, empty: int) -> Tensor:
-    """Each row's distinct ids of (B, N) in rising order, ``empty`` behind them; -1 is no id."""
-    ids = torch.where(ids >= 0, ids, empty).sort(dim=1).values
-    repeated = torch.zeros_like(ids, dtype=torch.bool)
-    repeated[:, 1:] = ids[:, 1:] == ids[:, :-1]
-    ids = torch.where(repeated, empty, ids).sort(dim=1).values
-    return ids[:, : max(int((ids < empty).sum(1).max()), 1)]
-
-
-def _search_features(known: Tensor, generated: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    """Two features (B, K): the log-probability in the search, and whether the search found the candidate.
-
-    A candidate that the search did not find gets the row's lowest log-probability minus 1.
-    """
-    if generated is None:
-        return torch.full(known.shape, -1.0, device=known.device), torch.zeros(known.shape, device=known.device)
-    ids, scores = generated
-    live = ids >= 0
-    lowest = torch.where(live, scores, torch.inf).min(1, keepdim=True).values
-    floor = torch.where(lowest.isfinite(), lowest, 0.0)
-    column = torch.searchsorted(known, ids.clamp(min=0)).clamp_(max=known.shape[1] - 1)
-    beam = torch.full(known.shape, -torch.inf, device=known.device)
-    beam.scatter_reduce_(1, column, scores.masked_fill(~live, -torch.inf), "amax")
-    return torch.where(beam.isfinite(), beam, floor - 1), beam.isfinite().float()

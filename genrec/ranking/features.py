@@ -343,6 +343,23 @@ def log_rank(scores: Tensor, live: Tensor) -> Tensor:
     return above.clamp(min=0).float().log1p()
 
 
+def search_features(known: Tensor, generated: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Two features (B, K): the log-probability in the search, and whether the search found the candidate.
+
+    A candidate that the search did not find gets the row's lowest log-probability minus 1.
+    """
+    if generated is None:
+        return torch.full(known.shape, -1.0, device=known.device), torch.zeros(known.shape, device=known.device)
+    ids, scores = generated
+    live = ids >= 0
+    lowest = torch.where(live, scores, torch.inf).min(1, keepdim=True).values
+    floor = torch.where(lowest.isfinite(), lowest, 0.0)
+    column = torch.searchsorted(known, ids.clamp(min=0)).clamp_(max=known.shape[1] - 1)
+    beam = torch.full(known.shape, -torch.inf, device=known.device)
+    beam.scatter_reduce_(1, column, scores.masked_fill(~live, -torch.inf), "amax")
+    return torch.where(beam.isfinite(), beam, floor - 1), beam.isfinite().float()
+
+
 def _newest_first(histories: Histories, width: int) -> np.ndarray:
     """(B, width) item ids, the newest in column 0, -1 where a history is shorter."""
     newest = histories.last_n(width)

@@ -60,6 +60,14 @@ class DenseRetriever:
         self.index = dense_index(kind, vectors) if index is None else index
         self._subsets = WeakIdKeyDictionary()  # by mask, which requests share: the ids of its items
 
+    @classmethod
+    def open(
+        cls, vectors: Tensor, queries: Callable[[RetrievalRequests], Tensor], kind: str, saved: Path | None
+    ) -> DenseRetriever:
+        """A retriever with the index that was ``saved`` for the same vectors, else with a new one of ``kind``."""
+        index = None if saved is None or vectors.device.type != "cpu" else FaissIndex.load(saved, vectors)
+        return cls(vectors, queries, kind, index)
+
     def grown(self, vectors: Tensor) -> DenseRetriever:
         """A retriever over ``vectors``, which begin with this one's; the index stays, and covers them all."""
         index = self.index

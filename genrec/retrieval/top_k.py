@@ -38,6 +38,15 @@ def best(ids: Tensor, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return ids.gather(1, columns).masked_fill(scores.isneginf(), -1), scores
 
 
+def distinct_ids(ids: Tensor, empty: int) -> Tensor:
+    """Each row's distinct ids of (B, N) in rising order, ``empty`` behind them; -1 is no id."""
+    ids = torch.where(ids >= 0, ids, empty).sort(dim=1).values
+    repeated = torch.zeros_like(ids, dtype=torch.bool)
+    repeated[:, 1:] = ids[:, 1:] == ids[:, :-1]
+    ids = torch.where(repeated, empty, ids).sort(dim=1).values
+    return ids[:, : max(int((ids < empty).sum(1).max()), 1)]
+
+
 def sort_keys(scores: Tensor, ids: Tensor) -> Tensor:
     """int64 keys in the order of float32 scores, equal scores by falling id: one top-k then orders both."""
     bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0 into 0
