@@ -267,7 +267,8 @@ class DecodingConfig:
     batch_size: int = setting(256, "Requests that are answered together.", ge=1)
 
 
-BASELINES = ("popularity", "itemknn", "cooccurrence", "ease", "als", "sasrec", "bm25", "text", "stack")
+BASELINES = ("popularity", "itemknn", "cooccurrence", "ease", "als", "sasrec", "bsarec", "bm25", "text", "stack")
+SEQUENCE_ROWS = {"sasrec": "SASRec", "bsarec": "BSARec"}  # baselines that are networks of their own
 
 
 @dataclass
@@ -276,12 +277,12 @@ class EvaluationConfig:
 
     ks: list[int] = setting([5, 10, 20], "Cut-offs of Recall and nDCG.", ge=1, nonempty=True)
     baselines: list[str] = setting(
-        list(BASELINES),
+        [name for name in BASELINES if name != "bsarec"],
         "Rows of the table beside the model; `stack` (the classic stack, and that with our retrieval): extra `stack`.",
         choices=BASELINES,
     )
     max_requests: int = setting(0, "Maximum requests of a kind, drawn at random; 0 is all.", ge=0)
-    sasrec: dict[str, Any] = setting({}, "Overrides of `model` and `training` for the SASRec row.")
+    sasrec: dict[str, Any] = setting({}, "Overrides of `model` and `training` for the SASRec and BSARec rows.")
 
 
 @dataclass

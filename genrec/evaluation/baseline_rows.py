@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from genrec.artifacts.checkpoint import Arrays
+from genrec.config.schema import SEQUENCE_ROWS
 from genrec.data.dataset import TRAIN, VALID, Requests
 from genrec.data.heldback import held_back
 from genrec.evaluation.answerers import Scorer, query_texts, ranked_by_scores
@@ -45,7 +46,7 @@ class Baselines:
     def __init__(self, run: Any, fits: bool = True):
         """``fits`` false leaves out what ``genrec train`` makes."""
         self.run, self.fits = run, fits
-        self.names = [name for name in run.config.evaluation.baselines if fits or name != "sasrec"]
+        self.names = [name for name in run.config.evaluation.baselines if fits or name not in SEQUENCE_ROWS]
         self.stacks: dict[tuple[str | None, bool], stack.Stack] = {}
         self._scorers: dict[tuple[int, bool], dict[str, tuple[str, Scorer]]] = {}
 
@@ -88,8 +89,9 @@ class Baselines:
         """
         last, searches = VALID if fit == "train+valid" else TRAIN, kind is not None
         scorers = dict(self.scorers(last, searches))
-        if "sasrec" in self.names and not searches:
-            scorers["SASRec, cross-entropy"] = "ids", self.run.network_scorer("sasrec", fit)
+        for name, label in SEQUENCE_ROWS.items():
+            if name in self.names and not searches:
+                scorers[f"{label}, cross-entropy"] = "ids", self.run.network_scorer(name, fit)
         for name, (inputs, scorer) in scorers.items():
             lists = partial(ranked_by_scores, scorer, requests, k, self.run.dataset.n_items, not searches)
             yield from kept_row(keep, name, inputs, lists)

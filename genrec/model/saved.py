@@ -23,13 +23,14 @@ from genrec.data.situation import Situation
 from genrec.errors import UserError
 from genrec.model.network import GenerativeRecommender
 from genrec.model.packed import table_length, table_rows, unpacked
-from genrec.model.sasrec import SASRec
+from genrec.model.sasrec import BSARec, SASRec
 from genrec.model.taste import Taste
 
 KIND = "model"
 IDS, NODES = "item_encoder.ids.weight", "decoder.nodes.weight"  # tables with a row for each item and each node
 PRIOR = "decoder.prior_weight"
 TASTE = "taste.own"
+SEQUENCE_BASELINES = {"sasrec": SASRec, "bsarec": BSARec}
 RESOLVED = "resolved.json"  # the config with all values chosen by rule; config.json holds what the user wrote
 
 
@@ -53,9 +54,9 @@ def build_network(
     kind: str, config: Config, catalogue: Catalogue, n_actions: int, time_base: float, generate: bool,
     situation: Situation | None = None,
 ) -> GenerativeRecommender | SASRec:  # fmt: skip
-    """A network of a kind, ``genrec`` or ``sasrec``, with fresh weights; ``situation`` as the former takes it."""
-    if kind == "sasrec":
-        return SASRec(config.model, catalogue, time_base)
+    """A network of a kind, ``genrec``, ``sasrec`` or ``bsarec``, with fresh weights; the first reads ``situation``."""
+    if kind in SEQUENCE_BASELINES:
+        return SEQUENCE_BASELINES[kind](config.model, catalogue, time_base)
     return GenerativeRecommender(config.model, catalogue, n_actions, time_base, generate, situation)
 
 

@@ -26,10 +26,10 @@ from genrec.runs.stages import (
     FEATURES_KIND,
     RESULTS_KIND,
     Fit,
+    baseline_fits,
     features_key,
     model_fits,
     results_key,
-    sasrec_fits,
 )
 from genrec.semantic_ids.tokenize import tokenize
 from genrec.training.distributed import leader_first
@@ -75,11 +75,11 @@ def stage_tokenize(run: Run) -> None:
 
 
 def fit_network(run: Run) -> None:
-    """Fit our network, the counts behind candidate features, and the SASRec baseline: all but the re-ranker."""
+    """Fit our network, the counts behind candidate features, and baselines that are networks: all but the re-ranker."""
     if not run.dataset.info["events"]:
         raise UserError(f"{run.folder / 'dataset'} has no events, only a catalogue; give a log with events")
     _fit_model(run)
-    _fit(run, sasrec_fits(run.config, run.dataset.n_items))
+    _fit(run, baseline_fits(run.config, run.dataset.n_items))
 
 
 def fit_model_and_reranker(run: Run) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from genrec.artifacts.folders import MANIFEST, atomic_folder, is_current, open_artifact, read_json, write_json
 from genrec.config.load import to_dict
-from genrec.config.schema import Config
+from genrec.config.schema import SEQUENCE_ROWS, Config
 from genrec.data.prepare.pipeline import prepare
 from genrec.errors import UserError
 from genrec.model.network import GenerativeRecommender
@@ -123,7 +123,7 @@ def _prepare(run: Run, added: Path) -> Run:
     config = copy.deepcopy(run.config)
     config.data.append = [*config.data.append, str(added)]
     config.training.refit = False  # yesterday alone is held out
-    config.evaluation.baselines = [name for name in config.evaluation.baselines if name != "sasrec"]
+    config.evaluation.baselines = [name for name in config.evaluation.baselines if name not in SEQUENCE_ROWS]
     if (folder / "config.json").is_file() and read_json(folder / "config.json")["data"]["append"] != config.data.append:
         shutil.rmtree(folder)  # the rest of an update with another log
     if not (folder / "dataset" / MANIFEST).is_file():

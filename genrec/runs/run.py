@@ -168,7 +168,7 @@ class Run:
     def network_scorer(self, name: str, fitted_on: str) -> Callable[[Requests], np.ndarray]:
         """Scores over the catalogue, requests -> (N, n_items), of the retrieval head of a network.
 
-        ``name``: ``model``, our network, or ``sasrec``, the baseline.
+        ``name``: ``model``, our network, or ``sasrec`` or ``bsarec``, the baselines.
         """
         folder = name if fitted_on == "train" else f"{name}_refit"
         self.stages.require(folder)

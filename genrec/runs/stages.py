@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from genrec.artifacts.folders import fingerprint, open_artifact, read_json
 from genrec.artifacts.stages import Stage, StageGraph
 from genrec.config.load import check_keys, to_dict
-from genrec.config.schema import Config
+from genrec.config.schema import SEQUENCE_ROWS, Config
 from genrec.data.dataset import KIND as DATASET_KIND
 from genrec.data.dataset import VALID, Dataset
 from genrec.data.prepare.pipeline import checksum_index, prepare_key
@@ -65,12 +65,14 @@ def model_fits(config: Config) -> list[Fit]:
     return _fits("model", config, FitPlan(searches="search" in tasks, recommends="recommendation" in tasks))
 
 
-def sasrec_fits(config: Config, n_items: int) -> list[Fit]:
-    """The fits of the SASRec baseline; none without that row."""
-    if "sasrec" not in config.evaluation.baselines:
-        return []
-    plan = FitPlan(generate=False, searches=False, network="sasrec")
-    return _fits("sasrec", sasrec_config(config, n_items), plan)
+def baseline_fits(config: Config, n_items: int) -> list[Fit]:
+    """The fits of the baselines that are networks; none without their rows."""
+    fits = []
+    for name in SEQUENCE_ROWS:
+        if name in config.evaluation.baselines:
+            plan = FitPlan(generate=False, searches=False, network=name)
+            fits += _fits(name, sasrec_config(config, n_items), plan)
+    return fits
 
 
 def _fits(name: str, config: Config, plan: FitPlan) -> list[Fit]:
@@ -88,7 +90,7 @@ def _fits(name: str, config: Config, plan: FitPlan) -> list[Fit]:
 
 
 def sasrec_config(config: Config, n_items: int) -> Config:
-    """The settings of the SASRec row: what its authors and later studies found best, then ``evaluation.sasrec``.
+    """The settings of the SASRec and BSARec rows: what later studies found best, then ``evaluation.sasrec``.
 
     Up to ``WHOLE_SOFTMAX`` items the softmax runs over all of them, which is what makes the row strong.
     """
@@ -153,7 +155,7 @@ def run_stages(folder: Path, config: Config) -> StageGraph:
     ]
     fits = model_fits(config)
     if (folder / "dataset" / "manifest.json").is_file():
-        fits += sasrec_fits(config, read_json(folder / "dataset" / "manifest.json")["info"]["items"])
+        fits += baseline_fits(config, read_json(folder / "dataset" / "manifest.json")["info"]["items"])
     for fit in fits:
         stages.append(Stage(fit.name, MODEL_KIND, _fit_key(folder, fit, key), fit.inputs))
     graph = StageGraph(folder, stages)
@@ -185,7 +187,7 @@ def results_key(graph: StageGraph, config: Config, split: str, *extra: Any) -> s
 
     ``extra``: what else the tables depend on, such as the name of a protocol.
     """
-    rows = [name for name in graph.stages if name.startswith(("model", "sasrec")) and graph.fault(name) is None]
+    rows = [name for name in graph.stages if name.startswith(("model", *SEQUENCE_ROWS)) and graph.fault(name) is None]
     keys = {name: graph.require(name)["key"] for name in ("reranker", *rows)}
     settings = to_dict(config.evaluation), _search_settings(config), config.seed
     return fingerprint(RESULTS_VERSION, split, keys, *settings, *extra)

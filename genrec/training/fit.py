@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from genrec.artifacts.folders import atomic_folder, is_current, open_artifact, write_json
 from genrec.catalogue.semantic_ids import SemanticIds
 from genrec.config.load import to_dict
-from genrec.config.schema import Config, TrainingConfig
+from genrec.config.schema import SEQUENCE_ROWS, Config, TrainingConfig
 from genrec.data.dataset import TRAIN, Dataset
 from genrec.data.situation import Situation, resolved
 from genrec.errors import UserError
@@ -57,7 +57,7 @@ from genrec.training.warm_start import copy_weights
 __all__ = ["FitPlan", "fit", "model_key", "new_network"]
 
 log = logging.getLogger(__name__)
-EPOCHS = {"genrec": BACKBONE_EPOCHS, "sasrec": SASREC_EPOCHS}
+EPOCHS = {"genrec": BACKBONE_EPOCHS, **dict.fromkeys(SEQUENCE_ROWS, SASREC_EPOCHS)}
 DECODER_LEARNING_RATE = 2e-3  # of the frozen-backbone stage
 CPU_PARTS = 4  # micro-batches of a step, by rule: on a CPU padding costs as much as content
 
@@ -178,11 +178,11 @@ def fitted_situation(config: Config, dataset: Dataset, plan: FitPlan) -> Situati
 def trained_items(dataset: Dataset, plan: FitPlan) -> torch.Tensor | None:
     """The items with an event up to the fit's last split, rising; None where that is all of them.
 
-    Other items are no wrong answers for our network, which finds them by text and codes. SASRec knows ids alone and
-    keeps them as negatives: their vectors are never learnt.
+    Other items are no wrong answers for our network, which finds them by text and codes. Baselines know ids alone and
+    keep them as negatives: their vectors are never learnt.
     """
     counts = dataset.item_counts(plan.last)
-    return None if plan.network == "sasrec" or counts.all() else torch.from_numpy(np.flatnonzero(counts))
+    return None if plan.network in SEQUENCE_ROWS or counts.all() else torch.from_numpy(np.flatnonzero(counts))
 
 
 def with_rules(config: Config, dataset: Dataset) -> Config:

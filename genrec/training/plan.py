@@ -11,7 +11,7 @@ import numpy as np
 
 from genrec.artifacts.folders import fingerprint, open_artifact
 from genrec.config.load import to_dict
-from genrec.config.schema import Config
+from genrec.config.schema import SEQUENCE_ROWS, Config
 from genrec.data.dataset import TRAIN
 from genrec.model.saved import KIND
 
@@ -63,7 +63,7 @@ class FitPlan:
     generate: bool = True
     searches: bool = True
     recommends: bool = True
-    network: str = "genrec"  # or sasrec, the baseline
+    network: str = "genrec"  # or a baseline, of ``SEQUENCE_ROWS``
     backbone_folder: Path | None = None  # a fitted model without a decoder: only the decoder is fitted, on top of it
     warm_start: WarmStart | None = None  # how the weights came about is no part of the key
     report: Callable[[int, float], None] | None = None  # gets epoch (from 0) and quality; may raise to stop the fit
@@ -72,7 +72,7 @@ class FitPlan:
     def label(self) -> str:
         """What progress lines call this fit."""
         if self.network != "genrec":
-            name = "SASRec baseline"
+            name = f"{SEQUENCE_ROWS[self.network]} baseline"
         elif self.backbone_folder is not None:
             name = "code decoder"
         else:
