@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from genrec.errors import UserError
 from genrec.inference.answering import answer_all, similar_items
 from genrec.inference.baselines import baseline_lists
 from genrec.inference.bundle import BundleRun, export, opened_run
+from genrec.inference.changing_catalogue import ChangingCatalogue
 from genrec.inference.explain import Explanation, Walk, explain, walk
 from genrec.inference.exploration import Exploration
 from genrec.inference.filters import Category, Filters, facet
@@ -34,16 +34,14 @@ from genrec.inference.requests import (
     StoredUsers,
     query_words,
 )
-from genrec.inference.snapshot import AddedItemIds, CatalogueSnapshot
+from genrec.inference.snapshot import CatalogueSnapshot
 from genrec.inference.suggestions import Suggester, Suggestion
-from genrec.memory import return_memory, reused_memory
+from genrec.memory import reused_memory
 from genrec.ranking.ranker import Ranker
 from genrec.runs.run import Run
 
-Items = pl.DataFrame | Sequence[Mapping[str, Any]]
 
-
-class Recommender:
+class Recommender(ChangingCatalogue):
     """Recommends, searches and ranks with a run folder or a bundle; items may be changed meanwhile.
 
     ``fitted_on``: ``train`` or ``train+valid``; by default the refit where there is one. ``store``: where users'
@@ -56,9 +54,8 @@ class Recommender:
         self.fitted_on = fitted_on or run.default_fit()
         self.dataset = run.dataset
         ranker, removed = run.ranker(self.fitted_on), np.zeros(self.dataset.n_items, bool)
-        self._snapshot = CatalogueSnapshot(self.dataset.item_table, run.ids, ranker, removed)
+        super().__init__(CatalogueSnapshot(self.dataset.item_table, run.ids, ranker, removed))
         vars(run).pop("ids", None)  # the run would keep the first state's trie in memory for ever
-        self._changing, self._merging = threading.Lock(), threading.Lock()
         # Reads the known queries for suggestions: a later snapshot would give them other vectors.
         self._base = ranker.without_search()
 
@@ -108,11 +105,6 @@ class Recommender:
     def ranker(self) -> Ranker:
         """What ranks the present catalogue."""
         return self._snapshot.ranker
-
-    @property
-    def snapshot(self) -> CatalogueSnapshot:
-        """The present state of the catalogue."""
-        return self._snapshot
 
     # --- lists ---
 
@@ -311,84 +303,7 @@ class Recommender:
         histories = [one.history for one in requests]
         return build_requests(self.dataset, snapshot, users, times, queries, histories, stored, strict)
 
-    # --- the catalogue ---
-
-    def add_items(self, items: Items, commit: Callable[[AddedItemIds], None] | None = None) -> AddedItemIds:
-        """Add items: encoded with the fixed codebooks, nothing is trained.
-
-        Columns are those of ``genrec/data/schema.py``; ``item_id`` is required. They can be recommended, searched,
-        ranked and read in histories as soon as this returns; a bundle on disk is not changed. In a catalogue of more
-        than 131,072 items the code search (mode ``generate``) finds them after ``merge_items``, which a thread calls
-        once 2 % of the catalogue are new; all other candidate sources do at once. An item that exists already stays as
-        it is; a removed one comes back with the columns given. ``commit`` makes the change durable: it is called before
-        anybody sees the change, and nothing changes where it raises. Raises ``UserError`` for a missing, empty or
-        double id.
-        """
-        with self._changing:
-            snapshot, added = self._snapshot.add(_table(items))
-            if commit is not None:
-                commit(added)
-            self._snapshot = snapshot
-        self._merge_if_due()
-        return added
-
-    def _merge_if_due(self) -> None:
-        if self._snapshot.merge_due and not self._merging.locked():
-            threading.Thread(target=self._merge_due_items, name="merge of changed items", daemon=True).start()
-
-    def _merge_due_items(self) -> None:
-        while self._snapshot.merge_due:
-            self.merge_items()
-
-    def merge_items(self) -> CatalogueSnapshot:
-        """Let the code search find all items that are added by now, and take removed ones out of it.
-
-        The time follows the size of the catalogue.
-        Requests are answered and items change meanwhile.
-        """
-        with self._merging:
-            before = self._snapshot.ids
-            snapshot = self._merge()
-        if snapshot.ids is not before:
-            del before
-            return_memory()
-        return snapshot
-
-    def _merge(self) -> CatalogueSnapshot:
-        while True:
-            snapshot = self._snapshot
-            merged = snapshot.merged()
-            with self._changing:
-                if self._snapshot.text_version == snapshot.text_version:  # node vectors are means of item vectors
-                    if merged is not snapshot:
-                        self._snapshot = self._snapshot.with_search_of(merged)
-                    return self._snapshot
-
-    def update_items(self, items: Items, commit: Callable[[], None] | None = None) -> None:
-        """Replace the given columns of known items; ``commit`` as in ``add_items``. ``UserError`` for an unknown item.
-
-        A new title, text, brand or category gives the item a new text vector; its codes stay until the next ``genrec
-        tokenize``.
-        """
-        self._change(lambda snapshot: snapshot.update(_table(items)), commit)
-
-    def remove_items(self, item_ids: Sequence[str], commit: Callable[[], None] | None = None) -> None:
-        """Never recommend these again; they still count in histories.
-
-        They leave the code tree at once, in a large catalogue (see ``add_items``) with the next merge. ``commit`` as in
-        ``add_items``. ``UserError`` for an unknown item.
-        """
-        self._change(lambda snapshot: snapshot.remove(list(item_ids)), commit)
-        self._merge_if_due()
-
-    def _change(
-        self, change: Callable[[CatalogueSnapshot], CatalogueSnapshot], commit: Callable[[], None] | None
-    ) -> None:
-        with self._changing:
-            snapshot = change(self._snapshot)
-            if commit is not None:
-                commit()
-            self._snapshot = snapshot
+    # --- what is known ---
 
     def history(self, user: str | None = None, history: History | None = None) -> list[dict[str, Any]]:
         """What is read of a user or history, oldest first: item_id, title, timestamp, action and query."""
@@ -421,15 +336,6 @@ class Recommender:
         if filters is not None:
             mask &= filters.mask(snapshot.table, snapshot.categories)
         return {name: facet(snapshot.table, mask, name, limit) for name in fields}
-
-
-def _table(items: Items) -> pl.DataFrame:
-    if isinstance(items, pl.DataFrame):
-        return items
-    try:
-        return pl.DataFrame(list(items), infer_schema_length=None)
-    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:  # Polars raises all of these
-        raise UserError("items: the values of a column must be of one type") from error
 
 
 def _with_category(filters: Filters | None, category: Category | None) -> Filters | None:

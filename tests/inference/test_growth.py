@@ -135,7 +135,7 @@ def test_enough_added_items_are_merged_by_themselves(model, large, monkeypatch):
             self.start = target
             threads.append(target)
 
-    monkeypatch.setattr("genrec.inference.recommender.threading.Thread", Now)
+    monkeypatch.setattr("genrec.inference.changing_catalogue.threading.Thread", Now)
     n = model.snapshot.n_items
     monkeypatch.setattr("genrec.catalogue.semantic_ids.PENDING", 4 / n)
     model.add_items(things(0, 4))
@@ -266,7 +266,7 @@ def test_enough_removed_items_leave_by_themselves(model, large, monkeypatch):
         def __init__(self, target, **_):
             self.start = target
 
-    monkeypatch.setattr("genrec.inference.recommender.threading.Thread", Now)
+    monkeypatch.setattr("genrec.inference.changing_catalogue.threading.Thread", Now)
     monkeypatch.setattr("genrec.catalogue.semantic_ids.PENDING", 4 / model.snapshot.n_items)
     gone = model.snapshot.item_ids[:5]
     model.remove_items(gone[:4])

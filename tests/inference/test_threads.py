@@ -19,7 +19,7 @@ WINDOW = {
 }
 # Functions that build the next catalogue beside the one that calls read.
 GROWTH = {
-    ("recommender.py", "add_items"),
+    ("changing_catalogue.py", "add_items"),
     ("snapshot.py", "add"),
     ("snapshot.py", "_extended"),
     ("growth.py", "grow"),
