@@ -126,7 +126,7 @@ class CachedScorer:
         """As ``Scorer.root_logits``."""
         logits = self.pool[-1][:, 0] @ self.vectors[first:last].T
         for bias in self.memory.biases:
-            logits = logits + bias.for_rows(torch.arange(first, last, device=logits.device).expand(len(logits), -1))
+            logits = logits + bias.for_range(first, last)
         return logits
 
     def child_logits(self, children: Tensor, slots: Tensor) -> Tensor:

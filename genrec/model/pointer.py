@@ -41,6 +41,13 @@ class CopyBias:
         match = torch.searchsorted(own, nodes).clamp(max=own.shape[1] - 1)
         return torch.where(own.gather(1, match) == nodes, bonus.gather(1, match), 0.0)
 
+    def for_range(self, start: int, stop: int) -> Tensor:
+        """The bonus of all nodes from ``start`` to before ``stop``: (B x R, stop - start); nothing is looked up."""
+        own, bonus = self.nodes.flatten(0, 1), self.bonus.flatten(0, 1)
+        first = F.pad(own[:, 1:] != own[:, :-1], (1, 0), value=True)
+        column = torch.where(first & (own >= start) & (own < stop), own - start, stop - start)
+        return bonus.new_zeros(len(own), stop - start + 1).scatter(1, column, bonus)[:, :-1]
+
     def for_pairs(self, rows: Tensor, nodes: Tensor) -> Tensor:
         """The bonus of nodes (M,), each for one of the B x R ``rows`` (M,): (M,)."""
         own = self.nodes.flatten(0, 1)

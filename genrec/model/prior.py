@@ -44,6 +44,11 @@ class RetrievalPrior:
         rows = torch.arange(len(nodes), device=nodes.device) if self.rows is None else self.rows
         return self._gain(rows[:, None].expand_as(nodes), nodes)
 
+    def for_range(self, start: int, stop: int) -> Tensor:
+        """What all nodes from ``start`` to before ``stop`` gain: (N, stop - start)."""
+        n = len(self.mass.running if self.rows is None else self.rows)
+        return self.for_rows(torch.arange(start, stop, device=self.weight.device).expand(n, -1))
+
     def for_pairs(self, rows: Tensor, nodes: Tensor) -> Tensor:
         """What nodes (M,) gain, each for one of the ``rows`` (M,): (M,)."""
         return self._gain(rows if self.rows is None else self.rows[rows], nodes)

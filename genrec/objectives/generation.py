@@ -128,7 +128,7 @@ class _Paths:
         nodes = torch.arange(start, stop, device=states.device)
         logits = scores(states, F.embedding(self._vectors(nodes), self.vectors))
         for bias in self.biases:
-            logits = logits + bias.for_rows(nodes.expand(len(states), -1))
+            logits = logits + bias.for_range(start, stop)
         seen = logits if observed is None else logits[:observed]
         if self.ignored is not None:
             seen = seen.masked_fill(self.ignored[nodes], -torch.inf)

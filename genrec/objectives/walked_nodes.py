@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from genrec.catalogue.trie import LARGE_TRIE, CatalogueTrie
 from genrec.model.device import read_back
 
-SIBLINGS = 64  # children of a node that are drawn, on average; nodes with fewer keep all
+SIBLINGS = 32  # children of a node that are drawn, on average; nodes with fewer keep all
 
 
 class NodeRows:
