@@ -101,7 +101,7 @@ def test_calls_while_items_are_added(model):
     """Whoever calls while items come sees one catalogue: with the item from then on, without it before."""
     history, query = model.snapshot.item_ids[2:5], model.dataset.query_texts[0]
     before = model.search(query, history=history, k=80)
-    started, added, errors, meanwhile = threading.Event(), threading.Event(), [], []
+    (started, added, ended), errors = (threading.Event() for _ in range(3)), []
 
     def ask() -> None:
         try:
@@ -111,16 +111,22 @@ def test_calls_while_items_are_added(model):
                 assert len(items) in ((81,) if late else (80, 81))
                 assert late or len(items) == 81 or items == [answer.item_id for answer in before]
                 model.suggest(history=["added", *history], k=3)
-                meanwhile.append(during and not added.is_set())
+                if during:
+                    ended.set()
                 if late:
                     model.explain("added", history=history, query=query)
                     return
         except BaseException as error:
             errors.append(error)
 
+    def wait_for(event: threading.Event) -> None:
+        if not event.wait(120):
+            errors.append(AssertionError("no call ended while the item was being added"))
+
     def add() -> None:
         started.set()
-        model.add_items([{"item_id": "added", "title": "Blue wool scarf"}])
+        # Nobody sees the item before a call has ended that began while it was being added.
+        model.add_items([{"item_id": "added", "title": "Blue wool scarf"}], lambda _: wait_for(ended))
         added.set()
 
     askers = [threading.Thread(target=ask) for _ in range(3)]
@@ -132,4 +138,3 @@ def test_calls_while_items_are_added(model):
         for thread in [adding, *askers]:
             thread.join()
     assert not errors, errors[0]
-    assert any(meanwhile), "no call ended while the item was being added"
