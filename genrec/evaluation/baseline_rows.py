@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from genrec.artifacts.checkpoint import Arrays
-from genrec.config.schema import SEQUENCE_ROWS
 from genrec.data.dataset import TRAIN, VALID, Requests
 from genrec.data.heldback import held_back
 from genrec.evaluation.answerers import Scorer, query_texts, ranked_by_scores
@@ -46,7 +45,7 @@ class Baselines:
     def __init__(self, run: Any, fits: bool = True):
         """``fits`` false leaves out what ``genrec train`` makes."""
         self.run, self.fits = run, fits
-        self.names = [name for name in run.config.evaluation.baselines if fits or name not in SEQUENCE_ROWS]
+        self.names = list(run.config.evaluation.baselines)
         self.stacks: dict[tuple[str | None, bool], stack.Stack] = {}
         self._scorers: dict[tuple[int, bool], dict[str, tuple[str, Scorer]]] = {}
 
@@ -89,9 +88,8 @@ class Baselines:
         """
         last, searches = VALID if fit == "train+valid" else TRAIN, kind is not None
         scorers = dict(self.scorers(last, searches))
-        for name, label in SEQUENCE_ROWS.items():
-            if name in self.names and not searches:
-                scorers[f"{label}, cross-entropy"] = "ids", self.run.network_scorer(name, fit)
+        if self.fits and not searches:
+            scorers |= {name: ("ids", scorer) for name, scorer in self.run.baseline_scorers(fit).items()}
         for name, (inputs, scorer) in scorers.items():
             lists = partial(ranked_by_scores, scorer, requests, k, self.run.dataset.n_items, not searches)
             yield from kept_row(keep, name, inputs, lists)

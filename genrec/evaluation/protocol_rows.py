@@ -12,7 +12,6 @@ import numpy as np
 
 from genrec.artifacts.folders import atomic_folder, fingerprint, write_json
 from genrec.config.load import to_dict
-from genrec.config.schema import SEQUENCE_ROWS
 from genrec.data.dataset import TRAIN, VALID, Requests
 from genrec.errors import UserError
 from genrec.evaluation import personalisation as personal
@@ -258,9 +257,7 @@ class Protocols:
             scorers = {"BM25": lambda chunk: self.lexical.score(query_texts(chunk))}
             if kind is None:
                 scorers = {"text of the last event": lambda chunk: protocols.last_text(chunk, text)}
-                for name, label in SEQUENCE_ROWS.items():
-                    if name in self.run.config.evaluation.baselines:
-                        scorers[f"{label}, cross-entropy"] = self.run.network_scorer(name, self.fitted)
+                scorers |= self.run.baseline_scorers(self.fitted)
             rows |= {
                 name: top_k(np.asarray(scorer(requests), np.float64), 20, requests.histories)[0]
                 for name, scorer in scorers.items()

@@ -286,7 +286,7 @@ class CandidateGenerator:
         ids = ids.masked_fill(ids == len(self.items), MISSING)
         related = torch.zeros(*ids.shape, 2) if self.query_items is None else self.query_items.related(retrieval, known)
         until = retrieval.requests.reference_times(self.network.config.request_time)
-        popularity = self.features.item_features(known.numpy(), until)[:2]
+        popularity = self.features.popularity(known.numpy(), until)
         return WordMatches.of(ids, dense, said, related, torch.from_numpy(np.stack(popularity, axis=-1)).float())
 
     def _items(

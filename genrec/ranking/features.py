@@ -239,10 +239,19 @@ class CandidateFeatures:
         counts = np.searchsorted(self.keys, base + stop) - begin
         return counts[row[:, None], items] if every else counts
 
+    def popularity(self, items: np.ndarray, until: np.ndarray) -> list[np.ndarray]:
+        """The first two of ``item_features``: popularity, and that of the shortest window."""
+        until = np.minimum(until, self.origin + self.span + 1)
+        return [np.log1p(self.counts[items]), self._windowed(items, until, WINDOWS[0])]
+
+    def _windowed(self, items: np.ndarray, until: np.ndarray, part: int) -> np.ndarray:
+        """log(1 + events) of ``items`` (B, K) in the last of ``part`` equal parts of the log before ``until`` (B,)."""
+        return np.log1p(self.window_counts(items, until, max(self.span // part, 1)))
+
     def item_features(self, items: np.ndarray, until: np.ndarray) -> list[np.ndarray]:
         """``ITEM_FEATURES`` of candidates (B, K) at reference times (B,). The log's end stands for every later time."""
         until = np.minimum(until, self.origin + self.span + 1)
-        windows = [np.log1p(self.window_counts(items, until, max(self.span // part, 1))) for part in WINDOWS]
+        windows = [self._windowed(items, until, part) for part in WINDOWS]
         # Days, on a log scale; an item whose first event is later than the request has a negative age.
         age = ((until[:, None] - self.origin) - self.first[items]) / 86400.0
         return [np.log1p(self.counts[items]), *windows, np.sign(age) * np.log1p(np.abs(age)), age < 0]

@@ -15,7 +15,7 @@ from genrec.artifacts.folders import MANIFEST, check_version, read_json, write_j
 from genrec.artifacts.stages import StageGraph
 from genrec.catalogue.semantic_ids import SemanticIds
 from genrec.config.load import config_from_dict, load_config, to_dict, with_overrides
-from genrec.config.schema import Config
+from genrec.config.schema import SEQUENCE_ROWS, Config
 from genrec.data.dataset import TRAIN, VALID, Dataset, Requests
 from genrec.data.situation import SituationReader
 from genrec.errors import UserError
@@ -164,6 +164,11 @@ class Run:
             }
         reader = SituationReader.of(network, self.dataset)
         return Ranker(generator, fitted_config.model, self.ids.encoder, self.config.decoding, rerankers, reader)
+
+    def baseline_scorers(self, fitted_on: str) -> dict[str, Callable[[Requests], np.ndarray]]:
+        """``network_scorer`` of the baselines that the config asks for and that are networks, by the name of a row."""
+        rows = {name: label for name, label in SEQUENCE_ROWS.items() if name in self.config.evaluation.baselines}
+        return {f"{label}, cross-entropy": self.network_scorer(name, fitted_on) for name, label in rows.items()}
 
     def network_scorer(self, name: str, fitted_on: str) -> Callable[[Requests], np.ndarray]:
         """Scores over the catalogue, requests -> (N, n_items), of the retrieval head of a network.

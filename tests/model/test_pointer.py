@@ -64,16 +64,11 @@ def requested(pointing, prepared_run):
 def test_a_range_of_nodes_gains_what_its_nodes_gain():
     nodes = torch.tensor([[[1, 3, 3, 7, 9]], [[0, 2, 5, 9, 9]]])  # a node twice; 9: padding
     bonus = torch.tensor([[[0.5, 1.0, 1.0, 2.0, 3.0]], [[4.0, 5.0, 6.0, 7.0, 7.0]]]).requires_grad_()
-    gradients = []
+    bias = CopyBias(nodes, bonus)
     for first, last in ((1, 8), (0, 3), (3, 4)):
-        every = torch.arange(first, last).expand(2, -1)
-        ranges, rows = (
-            part(CopyBias(nodes, bonus))
-            for part in (lambda bias: bias.for_range(first, last), lambda bias: bias.for_rows(every))  # noqa: B023
-        )
+        ranges, rows = bias.for_range(first, last), bias.for_rows(torch.arange(first, last).expand(2, -1))
         assert torch.equal(ranges, rows) and ranges.any()
-        gradients.append([torch.autograd.grad((part**2).sum(), bonus)[0] for part in (ranges, rows)])
-    assert all(torch.equal(*pair) for pair in gradients)
+        assert torch.equal(*(torch.autograd.grad((part**2).sum(), bonus)[0] for part in (ranges, rows)))
 
 
 def test_the_bonus_of_a_node_is_that_of_the_anchors_below_it(pointing, requested):
